@@ -62,7 +62,11 @@ def scene_batch(rng, images, labels, batch: int) -> tuple[list, np.ndarray]:
         size = (SCENE_SIDE, SCENE_SIDE)
         image = cv2.warpAffine(images[i], matrix, size, borderMode=cv2.BORDER_REFLECT)
         label = cv2.warpAffine(
-            labels[i], matrix, size, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT,
+            labels[i],
+            matrix,
+            size,
+            flags=cv2.INTER_NEAREST,
+            borderMode=cv2.BORDER_CONSTANT,
             borderValue=255,
         )
         xs.append(jitter(rng, image))
@@ -92,7 +96,9 @@ def score(model, images, labels) -> np.ndarray:
             logits = model(to_input(list(images[start : start + 16])))[0]
             pred = logits.argmax(axis=1).numpy()
             pairs = labels[start : start + 16].astype(np.int64) * NUM_CLASSES + pred
-            confusion += np.bincount(pairs.ravel(), minlength=NUM_CLASSES**2).reshape(confusion.shape)
+            confusion += np.bincount(pairs.ravel(), minlength=NUM_CLASSES**2).reshape(
+                confusion.shape
+            )
     hit = np.diag(confusion)
     return hit / np.maximum(1, confusion.sum(0) + confusion.sum(1) - hit)
 
@@ -151,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, default=Path("output/small_weights"))
     parser.add_argument("--scenes", type=int, default=6000)
-    parser.add_argument("--digit_steps", type=int, default=500)
+    parser.add_argument("--digit_steps", type=int, default=900)
     parser.add_argument("--scene_steps", type=int, default=6000)
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -160,6 +166,7 @@ def main() -> None:
         write_digit_scenes(root, count=args.scenes, val_count=240, size=SCENE_SIDE, seed=1)
 
     paddle.seed(0)
+
     def crops_of(split):
         paths = sorted((root / "classes" / split).glob("*/*.jpg"))
         return [read_rgb(p) for p in paths], np.array([int(p.parent.name) for p in paths])
@@ -175,22 +182,34 @@ def main() -> None:
         return float((paddle.concat(out).numpy() == val_crops[1]).mean())
 
     hours = run_stage(
-        "digits", classifier, args.digit_steps, 1e-3,
-        lambda rng: digit_batch(rng, *train_crops, 64), F.cross_entropy, args.work_dir, top1,
+        "digits",
+        classifier,
+        args.digit_steps,
+        1.5e-3,
+        lambda rng: digit_batch(rng, *train_crops, 64),
+        F.cross_entropy,
+        args.work_dir,
+        top1,
     )
 
     from paddleseg.models import SegFormer
 
     backbone = PaleTransformer(VARIANTS["pale_nano"], features_only=True)
-    kept = {k: v for k, v in classifier.state_dict().items() if not k.startswith(("norm.", "head."))}
+    kept = {
+        k: v for k, v in classifier.state_dict().items() if not k.startswith(("norm.", "head."))
+    }
     backbone.set_state_dict(kept)
     model = SegFormer(NUM_CLASSES, backbone, embedding_dim=128)
     train, val = load_scenes(root, "train"), load_scenes(root, "val")
     hours += run_stage(
-        "scenes", model, args.scene_steps, 1e-3,
+        "scenes",
+        model,
+        args.scene_steps,
+        1e-3,
         lambda rng: scene_batch(rng, *train, 8),
         lambda logits, y: F.cross_entropy(logits[0], y, ignore_index=255, axis=1),
-        args.work_dir, lambda m: float(score(m, *val).mean()),
+        args.work_dir,
+        lambda m: float(score(m, *val).mean()),
     )
 
     state = {k: v.numpy().astype(np.float16) for k, v in backbone.state_dict().items()}
@@ -204,7 +223,9 @@ def main() -> None:
                 "file": str(out),
                 "hours": round(hours, 2),
                 "top1 on val digits": round(top1(classifier), 4),
-                "mIoU on val scenes, weights rounded to float16": round(float(score(model, *val).mean()), 4),
+                "mIoU on val scenes, weights rounded to float16": round(
+                    float(score(model, *val).mean()), 4
+                ),
             },
             indent=2,
         )

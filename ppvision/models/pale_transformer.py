@@ -6,7 +6,7 @@ derives them); heads, drop path and initial values are our choice. `pale_nano` i
 design, small enough to train on two CPU cores.
 
     variant     C    depths      heads       parameters   multiply-adds at 224
-    pale_nano   32   1, 2, 2, 1   2, 2, 4, 8     1,978,568      428,387,840
+    pale_nano   32   1, 2, 2, 1   2, 2, 4, 8     1,978,600      428,131,840
     pale_tiny   64   2, 2, 16, 2  2, 4, 8, 16   21,748,712    4,202,551,296
     pale_small  96   2, 2, 16, 2  2, 4, 8, 16   48,308,200    8,977,204,224
     pale_base   128  2, 2, 16, 2  4, 8, 16, 32  85,324,776   15,534,108,672
@@ -192,7 +192,7 @@ class PaleTransformer(nn.Layer):
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The output of each stage, before any norm: `[B, C_i, H / s, W / s]`, s = 4, 8, 16, 32."""
         features = []
-        for merge, blocks in zip(self.merges, self.stages, strict=True):
+        for merge, blocks in zip(self.merges, self.stages):  # noqa: B905 (to_static has no strict)
             x = merge(x)
             for block in blocks:
                 if self.recompute and self.training:
@@ -205,7 +205,7 @@ class PaleTransformer(nn.Layer):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         features = self.forward_features(x)
         if self.features_only:
-            return [norm(f) for norm, f in zip(self.feature_norms, features, strict=True)]
+            return [norm(f) for norm, f in zip(self.feature_norms, features)]  # noqa: B905
         tokens = self.norm(features[-1])  # [B, 8C, H/32, W/32]
         return self.head(tokens.mean(axis=[2, 3]))  # [B, num_classes]
 
@@ -213,7 +213,9 @@ class PaleTransformer(nn.Layer):
 def _init_weights(layer: nn.Layer) -> None:
     """Our choice, after Swin and CSWin: truncated normal (0.02) for pointwise layers; convolutions
     that look around keep their variance (Kaiming)."""
-    if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]):
+    if isinstance(layer, nn.Linear) or (
+        isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]
+    ):
         nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
     elif isinstance(layer, nn.Conv2D):
         nn.initializer.KaimingNormal()(layer.weight)
@@ -248,7 +250,9 @@ def multiply_adds(
     size = config.pale_size if pale_size is None else pale_size
     rows, columns = size if isinstance(size, Sequence) else (size, size)
     total, previous, h, w = 0, in_channels, height, width
-    for stage, (channels, depth) in enumerate(zip(config.stage_channels, config.depths, strict=True)):
+    for stage, (channels, depth) in enumerate(
+        zip(config.stage_channels, config.depths, strict=True)
+    ):
         kernel_size, stride = (7, 4) if stage == 0 else (3, 2)
         h, w = -(-h // stride), -(-w // stride)
         total += h * w * channels * previous * kernel_size**2
@@ -262,5 +266,13 @@ def multiply_adds(
     return total if num_classes is None else total + previous * num_classes
 
 
-__all__ = ["STRIDES", "VARIANTS", "Mlp", "PaleBlock", "PaleConfig", "PaleTransformer", "PatchMerging"]
+__all__ = [
+    "STRIDES",
+    "VARIANTS",
+    "Mlp",
+    "PaleBlock",
+    "PaleConfig",
+    "PaleTransformer",
+    "PatchMerging",
+]
 __all__ += ["SeparableConv", "multiply_adds"]

@@ -48,6 +48,9 @@ def _padding(length: int | Tensor, multiple: int) -> int | Tensor:
     return (multiple - length % multiple) % multiple
 
 
+# Helpers that ask whether a size is a number or a tensor (an exported graph's own input size) stay
+# plain Python: to_static would make both answers branches of the graph, which differ in type.
+@paddle.jit.not_to_static
 def _pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tensor) -> Tensor:
     """Zero-pad `[B, C, H, W]` at the bottom and on the right."""
     if isinstance(pad_height, int) and isinstance(pad_width, int):
@@ -57,8 +60,11 @@ def _pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tens
     return F.pad(x, _int_vector([0, pad_width, 0, pad_height]))
 
 
+@paddle.jit.not_to_static
 def _int_vector(items: list[int | Tensor]) -> Tensor:
-    parts = [paddle.full([1], i, "int32") if isinstance(i, int) else i.astype("int32") for i in items]
+    parts = [
+        paddle.full([1], i, "int32") if isinstance(i, int) else i.astype("int32") for i in items
+    ]
     return paddle.concat([part.reshape([1]) for part in parts])
 
 
@@ -85,17 +91,20 @@ def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
     pale_size = _checked_pale_size(pale_size)
     if x.ndim != 4:
         raise ValueError(f"x: expected a [B, C, H, W] tensor, got {x.ndim} axes: {list(x.shape)}.")
+    pad = _padding(x.shape[axis], pale_size)
+    x = _pad_bottom_right(x, pad, 0) if axis == _HEIGHT else _pad_bottom_right(x, 0, pad)
+    return _to_groups(x, pale_size, axis)
+
+
+def _to_groups(x: Tensor, pale_size: int, axis: int) -> Tensor:
+    """`pale_partition` of a length that `pale_size` divides."""
     channels, height, width = x.shape[1], x.shape[2], x.shape[3]
     if axis == _HEIGHT:
-        pad = _padding(height, pale_size)
-        x = _pad_bottom_right(x, pad, 0)
-        groups = (height + pad) // pale_size
+        groups = height // pale_size
         x = x.reshape([-1, channels, pale_size, groups, width])  # [B, C, s, N, W]
         x = x.transpose([0, 3, 1, 2, 4])  # [B, N, C, s, W]
         return x.reshape([-1, channels, pale_size * width])  # [B*N, C, s*W]
-    pad = _padding(width, pale_size)
-    x = _pad_bottom_right(x, 0, pad)
-    groups = (width + pad) // pale_size
+    groups = width // pale_size
     x = x.reshape([-1, channels, height * pale_size, groups])  # [B, C, H*s, N]
     x = x.transpose([0, 3, 1, 2])  # [B, N, C, H*s]
     return x.reshape([-1, channels, height * pale_size])  # [B*N, C, H*s]
@@ -119,23 +128,29 @@ def pale_merge(groups: Tensor, pale_size: int, axis: int, height: int, width: in
     """
     axis = _grouped_axis(axis)
     pale_size = _checked_pale_size(pale_size)
-    channels = groups.shape[1]
     _check_groups(groups, pale_size, axis, height, width)
+    padded_height, padded_width = height, width
     if axis == _HEIGHT:
-        padded = height + _padding(height, pale_size)
-        count = padded // pale_size
-        x = groups.reshape([-1, count, channels, pale_size, width])  # [B, N, C, s, W]
+        padded_height = height + _padding(height, pale_size)
+    else:
+        padded_width = width + _padding(width, pale_size)
+    x = _from_groups(groups, pale_size, axis, padded_height, padded_width)
+    return _crop(x, padded_height, padded_width, height, width)
+
+
+def _from_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> Tensor:
+    """`pale_merge` of a length that `pale_size` divides."""
+    channels = groups.shape[1]
+    if axis == _HEIGHT:
+        x = groups.reshape([-1, height // pale_size, channels, pale_size, width])  # [B, N, C, s, W]
         x = x.transpose([0, 2, 3, 1, 4])  # [B, C, s, N, W]
-        x = x.reshape([-1, channels, padded, width])  # [B, C, s*N, W]
-        return _crop(x, padded, width, height, width)
-    padded = width + _padding(width, pale_size)
-    count = padded // pale_size
-    x = groups.reshape([-1, count, channels, height * pale_size])  # [B, N, C, H*s]
-    x = x.transpose([0, 2, 3, 1])  # [B, C, H*s, N]
-    x = x.reshape([-1, channels, height, padded])  # [B, C, H, s*N]
-    return _crop(x, height, padded, height, width)
+    else:
+        x = groups.reshape([-1, width // pale_size, channels, height * pale_size])  # [B, N, C, H*s]
+        x = x.transpose([0, 2, 3, 1])  # [B, C, H*s, N]
+    return x.reshape([-1, channels, height, width])  # [B, C, H, W]
 
 
+@paddle.jit.not_to_static
 def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> None:
     if not (isinstance(height, int) and isinstance(width, int)):
         return  # sizes known only when the exported graph runs
@@ -150,6 +165,7 @@ def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width:
         )
 
 
+@paddle.jit.not_to_static
 def _crop(
     x: Tensor,
     padded_height: int | Tensor,
@@ -186,13 +202,14 @@ def grouped_attention(
     channels = query.shape[1]
     head_dim = channels // num_heads
     tokens = query.shape[2]
-    query, key, value = (
-        x.reshape([-1, num_heads, head_dim, tokens])  # [G, heads, d, T]
-        for x in (query, key, value)
-    )
+    split = [-1, num_heads, head_dim, tokens]
+    query, key, value = query.reshape(split), key.reshape(split), value.reshape(split)
     if fused:
-        query, key, value = (x.transpose([0, 3, 1, 2]) for x in (query, key, value))  # [G, T, heads, d]
-        mask = None if bias is None else bias.expand([-1, num_heads, tokens, -1]).astype(query.dtype)
+        last = [0, 3, 1, 2]  # [G, heads, d, T] -> [G, T, heads, d]
+        query, key, value = query.transpose(last), key.transpose(last), value.transpose(last)
+        mask = (
+            None if bias is None else bias.expand([-1, num_heads, tokens, -1]).astype(query.dtype)
+        )
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out = out.transpose([0, 2, 3, 1])  # [G, heads, d, T]
     else:
@@ -244,7 +261,8 @@ class PaleAttention(nn.Layer):
     the pale size before q, k and v, and cut before the output projection.
 
     Raises:
-        ValueError: channels that the heads do not divide, an odd number of heads, a pale size below 1.
+        ValueError: channels that the heads do not divide, an odd number of heads, a pale size
+            below 1.
 
     Every pointwise layer is a 1x1 convolution, for oneDNN: `benchmark/results/pointwise_layers.csv`
     holds what that is worth in Paddle Inference against the same network with Linear.
@@ -262,13 +280,16 @@ class PaleAttention(nn.Layer):
         super().__init__()
         if num_heads < 2 or num_heads % 2:
             raise ValueError(
-                f"num_heads: expected an even number (half for rows, half for columns), got {num_heads}."
+                "num_heads: expected an even number (half for rows, half for columns), "
+                f"got {num_heads}."
             )
         if channels % num_heads:
             raise ValueError(
                 f"channels: expected a multiple of num_heads={num_heads}, got {channels}."
             )
-        rows, columns = pale_size if isinstance(pale_size, (tuple, list)) else (pale_size, pale_size)
+        rows, columns = (
+            pale_size if isinstance(pale_size, (tuple, list)) else (pale_size, pale_size)
+        )
         self.pale_size = (_checked_pale_size(rows), _checked_pale_size(columns))
         self.num_heads = num_heads
         self.mask_padding = mask_padding
@@ -300,14 +321,14 @@ class PaleAttention(nn.Layer):
         branches = []
         for axis, size, start in ((_HEIGHT, rows, 0), (_WIDTH, columns, half)):
             parts = [
-                pale_partition(t[:, start : start + half], size, axis) for t in (query, key, value)
+                _to_groups(t[:, start : start + half], size, axis) for t in (query, key, value)
             ]  # [B*N, C/2, T] each
             bias = None
             if real is not None:
-                bias = (1.0 - pale_partition(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
+                bias = (1.0 - _to_groups(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
                 bias = bias.unsqueeze(1)  # [B*N, 1, 1, T]
             out = grouped_attention(*parts, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
-            branches.append(pale_merge(out, size, axis, padded_height, padded_width))
+            branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
         return self.project(_crop(out, padded_height, padded_width, height, width))
 

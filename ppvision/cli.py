@@ -1,0 +1,324 @@
+"""The command line: verbs to functions, nothing else."""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+logger = logging.getLogger("ppvision")
+
+# What a user can mend: shown as one message, without a traceback (PPVISION_TRACEBACK=1 shows it).
+_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, RuntimeError)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", force=True
+    )
+    args = _parser().parse_args(argv)
+    try:
+        return args.verb(args) or 0
+    except _USER_ERRORS as error:
+        if os.environ.get("PPVISION_TRACEBACK"):
+            raise
+        print(f"ppvision: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ppvision: stopped", file=sys.stderr)
+        return 130
+
+
+# -- verbs -------------------------------------------------------------------------------------
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from ppvision.doctor import run_doctor
+
+    return run_doctor(sys.stdout)
+
+
+def list_zoo(args: argparse.Namespace) -> None:
+    from ppvision.zoo import list_models, model_card
+
+    print(f"{'model':12} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
+    for name in list_models(args.pattern):
+        card = model_card(name)
+        print(f"{name:12} {card.parameters:>12,} {card.gflops:>11.3f}  {card.measured}")
+        for weights in card.weights:
+            print(f"{'':12} weights: {weights}")
+
+
+def data(args: argparse.Namespace) -> None:
+    from ppvision.data import converters
+    from ppvision.data.digit_scenes import write_digit_scenes
+
+    if args.name == "digit-scenes":
+        summary = write_digit_scenes(
+            args.output,
+            count=args.count,
+            val_count=args.val_count,
+            size=args.size,
+            max_digits=args.max_digits,
+            seed=args.seed,
+            photos=args.photos,
+        )
+    else:
+        if args.source is None:
+            raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
+        if args.name == "dsb2018":
+            summary = converters.convert_dsb2018(args.source, args.output, border=args.border)
+        elif args.name == "camvid":
+            summary = converters.convert_camvid(args.source, args.output)
+        else:
+            summary = converters.convert_cifar10(args.source, args.output)
+    print(f"{args.output}: {summary}")
+
+
+def train(args: argparse.Namespace) -> None:
+    import paddle
+
+    from ppvision.engine.run_folder import RunFolder
+    from ppvision.engine.trainer import TrainOptions
+
+    _set_device(args.device)
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        paddle.distributed.init_parallel_env()
+    job = _job(
+        args,
+        batch_size=args.batch_size,
+        iters=args.iters,
+        learning_rate=args.learning_rate,
+        epochs=args.epochs,
+    )
+    folder = RunFolder(Path(args.save_dir or f"output/{job.name}"))
+    seed = args.seed if args.seed is not None else job.config.dic.get("seed", 0)
+    options = TrainOptions(
+        iters=job.config.iters,
+        batch_size=job.config.batch_size,
+        log_iters=args.log_iters,
+        save_interval=args.save_interval,
+        keep_checkpoint_max=args.keep_checkpoint_max,
+        num_workers=args.num_workers,
+        seed=seed,
+        precision=args.precision,
+        use_ema=args.use_ema,
+        resume=args.resume,
+    )
+    progress = job.train(
+        folder,
+        options,
+        do_eval=args.do_eval,
+        use_vdl=args.use_vdl,
+        device=args.device,
+        model_path=args.model_path,
+    )
+    if paddle.distributed.get_rank() == 0:
+        best = (
+            f"; best score {progress.best_score:.4f} at step {progress.best_step}, "
+            f"model {folder.best_model}"
+            if progress.best_step >= 0
+            else ""
+        )
+        print(f"run folder {folder.root}{best}")
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    _set_device(args.device)
+    job = _job(args)
+    job.check_data("val_dataset")
+    how = {
+        "aug_eval": args.aug_eval or None,
+        "scales": args.scales,
+        "flip_horizontal": args.flip_horizontal or None,
+        "flip_vertical": args.flip_vertical or None,
+        "is_slide": args.is_slide or None,
+        "crop_size": args.crop_size,
+        "stride": args.stride,
+    }
+    if args.model_dir:
+        scores = job.evaluate_exported(args.model_dir, **how)
+    else:
+        scores = job.evaluate(job.load(args.model_path), **how)
+    print(scores.table(job.class_names))
+
+
+def predict(args: argparse.Namespace) -> int:
+    from ppvision.tasks.segmentation import predict_to_folder
+
+    _set_device(args.device)
+    if args.model_dir:
+        from ppvision.deploy import Predictor
+
+        predictor = Predictor(args.model_dir)
+        names = predictor.classes
+        failures = predict_to_folder(
+            lambda path: predictor(path).label_map, args.image_path, args.save_dir, names
+        )
+    else:
+        if args.config is None:
+            raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
+        job = _job(args)
+        model = job.load(args.model_path)
+        failures = predict_to_folder(
+            lambda path: job.predict_image(model, path),
+            args.image_path,
+            args.save_dir,
+            job.class_names,
+        )
+    print(f"overlays, class maps and predictions.json: {args.save_dir}")
+    for failure in failures:
+        print(f"not predicted: {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def export(args: argparse.Namespace) -> None:
+    job = _job(args)
+    folder = job.export(
+        job.load(args.model_path),
+        args.save_dir or f"inference/{job.name}",
+        input_shape=args.input_shape,
+        output_op=args.output_op,
+        model_format=args.format,
+    )
+    print(f"exported model: {folder}")
+
+
+# -- arguments ---------------------------------------------------------------------------------
+
+
+def _job(args: argparse.Namespace, **overrides: object):
+    from ppvision.tasks.segmentation import Segmentation
+
+    return Segmentation(args.config, args.opts or [], **overrides)
+
+
+def _set_device(device: str) -> None:
+    import paddle
+
+    kind = device.split(":")[0]
+    if kind == "gpu" and not paddle.is_compiled_with_cuda():
+        raise ValueError(
+            "--device gpu: this Paddle was built for CPU. Install requirements-gpu.txt (README, "
+            "'On a GPU') or pass --device cpu."
+        )
+    paddle.set_device(device)
+
+
+def _size(text: str) -> int | None:
+    """A length in pixels, or None / -1 for one that is not fixed."""
+    if text.lower() in ("none", "-1"):
+        return None
+    try:
+        value = int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number or None, got {text!r}") from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = _size(text)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ppvision",
+        description="Pale Transformer, Semantic Diffusion Network and layered quantization for "
+        "PaddlePaddle.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    verb = verbs.add_parser("doctor", help="versions, conflicts, what will and won't work")
+    verb.set_defaults(verb=doctor)
+
+    verb = verbs.add_parser("list", help="the zoo as a table")
+    verb.add_argument("pattern", nargs="?", default="*", help="such as 'pale*'")
+    verb.set_defaults(verb=list_zoo)
+
+    verb = verbs.add_parser("data", help="make or convert a data set")
+    verb.add_argument("name", choices=["digit-scenes", "dsb2018", "camvid", "cifar10"])
+    verb.add_argument("--output", required=True, help="folder to make")
+    verb.add_argument("--source", help="what you have (dsb2018, camvid, cifar10)")
+    verb.add_argument("--count", type=_positive, default=1200, help="training scenes")
+    verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
+    verb.add_argument("--size", type=_positive, default=112, help="side of a scene in pixels")
+    verb.add_argument("--max_digits", type=_positive, default=4, help="most digits a scene")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--photos", help="folder of photographs for the background")
+    verb.add_argument("--border", type=int, default=0, help="dsb2018: a third class this wide")
+    verb.set_defaults(verb=data)
+
+    verb = verbs.add_parser("train", help="train a model")
+    _add_config(verb)
+    verb.add_argument("--save_dir", help="run folder (output/<config name>)")
+    length = verb.add_mutually_exclusive_group()
+    length.add_argument("--iters", type=_positive, help="optimiser steps")
+    length.add_argument("--epochs", type=_positive, help="passes over the training data")
+    verb.add_argument("--batch_size", type=_positive, help="samples per step and process")
+    verb.add_argument("--learning_rate", type=float)
+    verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
+    verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
+    verb.add_argument("--use_ema", action="store_true", help="average the weights")
+    verb.add_argument("-r", "--resume", help="auto, or a checkpoint's folder")
+    verb.add_argument("--seed", type=int, help="default 0")
+    verb.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32")
+    verb.add_argument("--num_workers", type=int, default=0, help="processes that read data")
+    verb.add_argument("--save_interval", type=_positive, default=1000)
+    verb.add_argument("--keep_checkpoint_max", type=_positive, default=3)
+    verb.add_argument("--log_iters", type=_positive, default=10)
+    verb.add_argument("--model_path", help="weights to start from")
+    verb.set_defaults(verb=train)
+
+    verb = verbs.add_parser("eval", help="score a model")
+    _add_config(verb)
+    _add_model(verb)
+    verb.add_argument("--aug_eval", action="store_true", help="several scales and flips")
+    verb.add_argument("--scales", type=float, nargs="+")
+    verb.add_argument("--flip_horizontal", action="store_true")
+    verb.add_argument("--flip_vertical", action="store_true")
+    verb.add_argument("--is_slide", action="store_true", help="sliding window")
+    verb.add_argument("--crop_size", type=_positive, nargs=2, metavar=("W", "H"))
+    verb.add_argument("--stride", type=_positive, nargs=2, metavar=("W", "H"))
+    verb.set_defaults(verb=evaluate)
+
+    verb = verbs.add_parser("predict", help="predict pictures")
+    _add_config(verb, required=False)
+    _add_model(verb)
+    verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
+    verb.add_argument("--save_dir", default="output/predict")
+    verb.set_defaults(verb=predict)
+
+    verb = verbs.add_parser("export", help="write a model for Paddle Inference or ONNX")
+    _add_config(verb)
+    verb.add_argument("--model_path", required=True)
+    verb.add_argument("--save_dir", help="folder (inference/<config name>)")
+    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle")
+    verb.add_argument(
+        "--input_shape",
+        type=_size,
+        nargs=4,
+        default=[None, 3, None, None],
+        metavar=("N", "C", "H", "W"),
+        help="None for what may change",
+    )
+    verb.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    verb.set_defaults(verb=export)
+    return parser
+
+
+def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
+    verb.add_argument("-c", "--config", required=required, help="PaddleSeg YAML")
+    verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
+    verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
+
+
+def _add_model(verb: argparse.ArgumentParser) -> None:
+    model = verb.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model_path", help=".pdparams or .safetensors, run eagerly")
+    model.add_argument("--model_dir", help="an exported folder, run by Paddle Inference")

@@ -1,0 +1,78 @@
+"""What happens beside a training step: log lines, numbers and pictures for people."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from ppvision.dashboard import Dashboard
+
+logger = logging.getLogger("ppvision")
+
+
+class Callback:
+    """Told about a run; every method may be left out. Rank 0 alone has callbacks."""
+
+    def on_log(self, step: int, numbers: dict[str, float]) -> None:
+        """Every `log_iters` steps; `numbers` by tag: means since the last line."""
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
+        """After every evaluation; `scores` by tag."""
+
+    def on_end(self) -> None:
+        """Once, also when the run stops with an error."""
+
+
+class ProgressLog(Callback):
+    """One line every `log_iters` steps: loss, learning rate, speed, time left."""
+
+    def __init__(self, total: int, batch_size: int) -> None:
+        self.total = total
+        self.batch_size = batch_size
+
+    def on_log(self, step: int, numbers: dict[str, float]) -> None:
+        cost = numbers["Train/batch_cost"]
+        left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) * cost))
+        logger.info(
+            f"[TRAIN] iter: {step}/{self.total}, loss: {numbers['Train/loss']:.4f}, "
+            f"lr: {numbers['Train/lr']:.6f}, batch_cost: {cost:.4f} s, "
+            f"reader_cost: {numbers['Train/reader_cost']:.4f} s, "
+            f"ips: {self.batch_size / max(cost, 1e-9):.2f} samples/s, time left: {left}"
+        )
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
+        line = ", ".join(f"{tag.split('/')[-1]}: {value:.4f}" for tag, value in scores.items())
+        logger.info(f"[EVAL] iter: {step}/{self.total}, {line}")
+
+
+class DashboardLog(Callback):
+    """The same numbers in `metrics.csv` and VisualDL; pictures of fixed validation samples.
+
+    Args:
+        dashboard: where they go.
+        pictures: gives panels `[H, W, 3]` uint8 RGB by name, or None for no pictures.
+    """
+
+    def __init__(
+        self, dashboard: Dashboard, pictures: Callable[[], dict[str, np.ndarray]] | None
+    ) -> None:
+        self.dashboard = dashboard
+        self.pictures = pictures
+
+    def on_log(self, step: int, numbers: dict[str, float]) -> None:
+        self._scalars(step, numbers)
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
+        if self.pictures is not None:
+            for name, panel in self.pictures().items():
+                self.dashboard.image(f"Evaluate/{name}", panel, step)
+        self._scalars(step, scores)
+
+    def _scalars(self, step: int, numbers: dict[str, float]) -> None:
+        for tag, value in numbers.items():
+            self.dashboard.scalar(tag, value, step)
+        self.dashboard.flush()
+
+    def on_end(self) -> None:
+        self.dashboard.close()

@@ -1,0 +1,172 @@
+"""Checkpoints: complete or not there, and without pickle.
+
+checkpoints/step_N/
+    model.safetensors       every parameter and statistic
+    optimizer.safetensors   every moment, under the name of its parameter in the model
+    ema.safetensors         the averaged model, when there is one
+    state.json              step, schedule, loss scaling, best score, and the files' sha256
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.zoo.weights import WeightsError, assign_weights, read_weights, save_weights
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is incomplete, damaged or of another model."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands, beside its arrays."""
+
+    step: int = 0
+    best_score: float = -1.0
+    best_step: int = -1
+    schedule: dict = field(default_factory=dict)
+    scaler: dict = field(default_factory=dict)
+
+
+def arrays_of(layer: nn.Layer) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
+
+
+def _optimizer_arrays(
+    model: nn.Layer, optimizer: paddle.optimizer.Optimizer
+) -> dict[str, np.ndarray]:
+    """Moments under `sublayer.path|moment`: Paddle's own keys hold process-wide counters."""
+    paths = {p.name: path for path, p in model.named_parameters()}
+    arrays = {}
+    for key, value in optimizer.state_dict().items():
+        if not isinstance(value, paddle.Tensor):
+            continue
+        name = max((n for n in paths if key.startswith(n + "_")), key=len, default=None)
+        if name is None:
+            raise CheckpointError(f"optimizer: expected a moment of a parameter, got {key!r}.")
+        arrays[f"{paths[name]}|{key[len(name) + 1 :]}"] = value.numpy()
+    return arrays
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    progress: Progress,
+    ema: nn.Layer | None,
+    keep: int,
+) -> Path:
+    """Write `folder/step_N`: everything beside it first, then renamed; then drop the oldest.
+
+    Args:
+        folder: the run's `checkpoints`.
+        model, optimizer, progress, ema: what a resume needs.
+        keep: checkpoints to keep, at least 1.
+    """
+    final = folder / f"step_{progress.step}"
+    partial = folder / f".step_{progress.step}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        parts = {"model": arrays_of(model), "optimizer": _optimizer_arrays(model, optimizer)}
+        if ema is not None:
+            parts["ema"] = arrays_of(ema)
+        hashes = {}
+        for name, arrays in parts.items():
+            path = partial / f"{name}.safetensors"
+            save_weights(arrays, path)
+            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        state = {"format": 1, "files": hashes, **vars(progress)}
+        with (partial / "state.json").open("w", encoding="utf-8") as file:
+            json.dump(state, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        partial.replace(final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name)]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _read_state(path: Path) -> dict:
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        files = state["files"]
+        for name, expected in files.items():
+            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            if found != expected:
+                raise CheckpointError(f"{path / name}: expected sha256 {expected}, got {found}.")
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a complete checkpoint ({error}).") from error
+    return state
+
+
+def find_checkpoint(folder: Path, resume: str) -> Path | None:
+    """The checkpoint that `--resume` means: `auto` takes the newest, None when there is none.
+
+    Raises:
+        FileNotFoundError: a path that is not there.
+    """
+    if resume == "auto":
+        found = list_checkpoints(folder)
+        return found[-1] if found else None
+    path = Path(resume)
+    if not path.is_dir():
+        near = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
+        raise FileNotFoundError(
+            f"resume: expected `auto` or a checkpoint's folder, got {resume!r}. "
+            f"In {folder}: {near}."
+        )
+    return path
+
+
+def load_checkpoint(
+    path: Path, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: nn.Layer | None
+) -> Progress:
+    """Put a checkpoint into a model, its optimizer and its averaged copy.
+
+    Raises:
+        CheckpointError: damaged, or of another model or optimizer.
+    """
+    state = _read_state(path)
+    try:
+        assign_weights(model, read_weights(path / "model.safetensors"), str(path))
+        if ema is not None:
+            if "ema.safetensors" not in state["files"]:
+                raise CheckpointError(f"{path}: expected averaged weights (--use_ema), got none.")
+            assign_weights(ema, read_weights(path / "ema.safetensors"), f"{path} (ema)")
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    names = {path_: p.name for path_, p in model.named_parameters()}
+    moments = {}
+    for key, array in read_weights(path / "optimizer.safetensors").items():
+        parameter, moment = key.rsplit("|", 1)
+        if parameter not in names:
+            raise CheckpointError(
+                f"{path}: optimizer holds {parameter!r}, which the model has not."
+            )
+        moments[f"{names[parameter]}_{moment}"] = paddle.to_tensor(array)
+    if state["schedule"]:
+        moments["LR_Scheduler"] = state["schedule"]
+    optimizer.set_state_dict(moments)
+    known = Progress.__dataclass_fields__
+    return Progress(**{k: v for k, v in state.items() if k in known})

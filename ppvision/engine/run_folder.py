@@ -1,0 +1,70 @@
+"""One folder per run, `--save_dir`: what lies where, and who may write there."""
+
+import csv
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run's folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.csv"
+
+    @property
+    def vdl(self) -> Path:
+        return self.root / "vdl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def best_model(self) -> Path:
+        return self.root / "best_model" / "model.pdparams"
+
+    def open(self, config: dict, resume: bool) -> None:
+        """Make the folder and write the resolved configuration.
+
+        Raises:
+            FileExistsError: the folder holds files and the run is not to be resumed.
+        """
+        if not resume and self.root.exists() and any(self.root.iterdir()):
+            raise FileExistsError(
+                f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
+                "Go on with it (--resume auto), name another one (--save_dir) or remove it."
+            )
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its name, then rename it: never half a file under the name."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_metrics(path: Path) -> list[tuple[int, str, float]]:
+    """The rows `(step, tag, value)` of a `metrics.csv`; a line cut short at its end is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append((int(row["step"]), row["tag"], float(row["value"])))
+            except (TypeError, ValueError):
+                break  # the last line of a run that was killed while writing it
+    return rows

@@ -1,0 +1,88 @@
+"""Randomness that a resumed run can repeat.
+
+The data loader reads ahead, so the global generators' state at a checkpoint says nothing about
+which samples were drawn. Every sample is therefore seeded from (seed, epoch, index) and every step
+from (seed, step, rank).
+"""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import paddle
+
+
+def derived_seed(*numbers: int) -> int:
+    """A 32-bit seed from any numbers; close numbers give unrelated seeds."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def seed_step(seed: int, step: int, rank: int = 0) -> None:
+    """Seed Paddle's generators (dropout, stochastic depth) for one step."""
+    paddle.seed(derived_seed(seed, step, rank))
+
+
+class SeededDataset(paddle.io.Dataset):
+    """A data set whose samples do not depend on when, or in which process, they are read.
+
+    It is indexed by `(epoch, index)`, as `SeededBatches` hands them out.
+    """
+
+    def __init__(self, dataset: paddle.io.Dataset, seed: int) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> object:
+        epoch, index = key
+        value = derived_seed(self.seed, epoch, index)
+        random.seed(value)
+        np.random.seed(value)
+        return self.dataset[index]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+class SeededBatches(paddle.io.BatchSampler):
+    """The batches of one rank from step `start` to step `stop`, over as many epochs as that takes.
+
+    The order is that of `paddle.io.DistributedBatchSampler` (shuffled, short last batch dropped),
+    which PaddleSeg uses: with seed 0 both give the same batches.
+
+    Raises:
+        ValueError: fewer samples than one batch on every rank needs.
+    """
+
+    def __init__(
+        self, dataset: paddle.io.Dataset, batch_size: int, seed: int, start: int, stop: int
+    ) -> None:
+        self.sampler = paddle.io.DistributedBatchSampler(
+            dataset, batch_size=batch_size, shuffle=True, drop_last=True
+        )
+        self.per_epoch = len(self.sampler)
+        if self.per_epoch == 0:
+            raise ValueError(
+                f"train_dataset: expected at least batch_size={batch_size} samples for each of "
+                f"{self.sampler.nranks} process(es), got {len(dataset)}. Lower --batch_size."
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start = start
+        self.stop = stop
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.start
+        while step < self.stop:
+            epoch, skip = divmod(step, self.per_epoch)
+            self.sampler.set_epoch((self.seed + epoch) % 2**32)
+            for position, batch in enumerate(self.sampler):
+                if position < skip:
+                    continue
+                yield [(epoch, index) for index in batch]
+                step += 1
+                if step == self.stop:
+                    return
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)

@@ -1,0 +1,179 @@
+"""Reading PaddleSeg configurations: safely, and stopping at the first wrong name."""
+
+import importlib
+import inspect
+from pathlib import Path
+
+import yaml
+
+from ppvision.zoo.registry import nearest
+
+# What a segmentation config may hold at its top. All but `task`, `imports` and `seed` are
+# PaddleSeg's.
+TOP_LEVEL_KEYS = (
+    "task",
+    "imports",
+    "seed",
+    "batch_size",
+    "iters",
+    "train_dataset",
+    "val_dataset",
+    "optimizer",
+    "lr_scheduler",
+    "loss",
+    "distill_loss",
+    "model",
+    "test_config",
+    "to_static_training",
+)
+TASKS = ("classification", "segmentation", "detection")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be read, or that names something unknown."""
+
+
+def read_yaml(path: str | Path) -> dict:
+    """Read one YAML file and the files of its `_base_`, safely.
+
+    Raises:
+        ConfigError: no such file, not YAML, not a mapping, or a `_base_` that leads back to itself.
+    """
+    return _read(Path(path), ())
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> dict:
+    path = path.resolve()
+    if path in chain:
+        raise ConfigError(f"config: {path} is its own _base_ (through {chain[-1]}).")
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigError(
+            f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: {path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")
+    bases = content.pop("_base_", [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = merge(merged, _read(path.parent / base, (*chain, path)))
+    return merge(merged, content)
+
+
+def merge(base: dict, over: dict) -> dict:
+    """`over` laid upon `base`, key by key; `_inherited_: False` in a mapping replaces it whole."""
+    over = dict(over)
+    if not over.pop("_inherited_", True):
+        return over
+    result = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merge(result[key], value) if both else value
+    return result
+
+
+def apply_options(config: dict, options: list[str]) -> None:
+    """Apply `--opts a.b=value`, in place. Values are YAML; list entries go by number.
+
+    Raises:
+        ConfigError: not `key=value`, or a path that leads nowhere.
+    """
+    for option in options:
+        path, separator, text = option.partition("=")
+        if not separator or not path:
+            raise ConfigError(f"--opts: expected key=value, got {option!r}.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
+        *parents, last = path.split(".")
+        node = config
+        for key in parents:
+            node = _child(node, key, path)
+        if isinstance(node, list):
+            _child(node, last, path)
+            node[int(last)] = value
+        elif isinstance(node, dict):
+            node[last] = value
+        else:
+            raise ConfigError(f"--opts {path}: expected a mapping before {last!r}, got {node!r}.")
+
+
+def _child(node: object, key: str, path: str) -> object:
+    if isinstance(node, dict):
+        if key in node:
+            return node[key]
+        raise ConfigError(f"--opts {path}: no {key!r} in the config. {nearest(key, list(node))}")
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return node[int(key)]
+    size = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
+    raise ConfigError(f"--opts {path}: expected an entry {key!r}, got {size}.")
+
+
+def check_top_level(config: dict) -> None:
+    """Raise `ConfigError` for a key or task that is not known."""
+    for key in config:
+        if key not in TOP_LEVEL_KEYS:
+            raise ConfigError(
+                f"config: expected only known keys, got {key!r}. {nearest(key, TOP_LEVEL_KEYS)}"
+            )
+    task = config.get("task", "segmentation")
+    if task not in TASKS:
+        raise ConfigError(f"config: task: got {task!r}. {nearest(task, TASKS)}")
+
+
+def import_modules(names: list[str]) -> None:
+    """Import the modules of a config's `imports`, which register components of their own.
+
+    Raises:
+        ConfigError: one that does not import.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"config: imports: {name!r} does not import ({error}). "
+                "Put its folder on PYTHONPATH."
+            ) from error
+
+
+def check_components(node: object, known: dict[str, object], where: str = "") -> None:
+    """Check every `type:` below `node`, and the arguments given with it.
+
+    Args:
+        node: part of a config.
+        known: components by name.
+        where: the part's path, for messages.
+
+    Raises:
+        ConfigError: an unknown type or argument; the message names the closest ones.
+    """
+    if isinstance(node, list):
+        for number, item in enumerate(node):
+            check_components(item, known, f"{where}.{number}")
+    if not isinstance(node, dict):
+        return
+    if "type" in node:
+        name = node["type"]
+        if name not in known:
+            raise ConfigError(f"config: {where}.type: got {name!r}. {nearest(name, list(known))}")
+        _check_arguments(known[name], node, where)
+    for key, value in node.items():
+        check_components(value, known, f"{where}.{key}")
+
+
+def _check_arguments(component: object, node: dict, where: str) -> None:
+    parameters = inspect.signature(component).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return  # passes on what it does not name itself
+    names = [p.name for p in parameters]
+    for key in node:
+        if key != "type" and key not in names:
+            raise ConfigError(
+                f"config: {where}: {node['type']} takes no {key!r}. {nearest(key, names)}"
+            )

@@ -1,0 +1,75 @@
+"""Pictures that show what a segmentation model does."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+GAP = 4  # pixels of white between the parts of a panel
+OVERLAY = 0.5  # weight of the class colours over the picture
+WRONG, IGNORED = (255, 40, 40), (128, 128, 128)
+
+
+def voc_palette() -> np.ndarray:
+    """The 256 colours of PASCAL VOC, `[256, 3]` uint8 RGB: class 0 black."""
+    palette = np.zeros((256, 3), np.uint8)
+    for index in range(256):
+        for bit in range(8):
+            for channel in range(3):
+                palette[index, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return palette
+
+
+PALETTE = voc_palette()
+
+
+def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it."""
+    colours = PALETTE[label.astype(np.uint8)]
+    return (image * (1 - OVERLAY) + colours * OVERLAY).astype(np.uint8)
+
+
+def errors(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
+) -> np.ndarray:
+    """The picture in grey, wrong pixels in red, ignored ones in grey."""
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
+    shown[(label != prediction) & (label != ignore_index)] = WRONG
+    shown[label == ignore_index] = IGNORED
+    return shown
+
+
+def panel(
+    image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
+) -> np.ndarray:
+    """`input | label | prediction | errors` side by side, `[H, 4W + gaps, 3]` uint8 RGB.
+
+    Args:
+        image: `[H, W, 3]` uint8 RGB.
+        label: `[H, W]` classes.
+        prediction: `[H, W]` classes.
+        ignore_index: the label that does not count.
+    """
+    shown = np.where(label == ignore_index, 0, label)
+    parts = [
+        image,
+        overlay(image, shown),
+        overlay(image, prediction),
+        errors(image, label, prediction, ignore_index),
+    ]
+    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
+    row = [part for picture in parts for part in (picture, gap)][:-1]
+    return np.concatenate(row, axis=1)
+
+
+def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:
+    """Write `overlay/<name>.png` and the class map `labels/<name>.png` (palette PNG)."""
+    paths = {part: folder / part / f"{name}.png" for part in ("overlay", "labels")}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(overlay(image, prediction)).save(paths["overlay"])
+    classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
+    classes.putpalette(PALETTE.ravel().tolist())
+    classes.save(paths["labels"])

@@ -1,0 +1,421 @@
+"""Segmentation: PaddleSeg's builder, data, losses and metrics under our engine."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+
+import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
+
+# isort: split
+from paddleseg.core import evaluate as paddleseg_evaluate
+from paddleseg.core import infer
+from paddleseg.core.train import loss_computation
+from paddleseg.cvlibs import Config, SegBuilder, manager
+from paddleseg.transforms import Compose
+from paddleseg.utils import metrics
+from paddleseg.utils import utils as paddleseg_utils
+
+from ppvision.dashboard import Dashboard
+from ppvision.data.checks import check_segmentation_list
+from ppvision.deploy import Predictor, export_model
+from ppvision.engine.callbacks import DashboardLog, ProgressLog
+from ppvision.engine.checkpoint import Progress
+from ppvision.engine.run_folder import RunFolder
+from ppvision.engine.trainer import Trainer, TrainOptions
+from ppvision.tasks.config import (
+    ConfigError,
+    apply_options,
+    check_components,
+    check_top_level,
+    import_modules,
+    read_yaml,
+)
+from ppvision.tasks.pictures import panel, save_prediction
+from ppvision.zoo import load_weights
+
+logger = logging.getLogger("ppvision")
+
+PICTURES = 4  # validation samples shown in the dashboard
+
+
+class _CheckedConfig(Config):
+    """PaddleSeg's Config around a dictionary that is read and checked already."""
+
+    def __init__(self, content: dict) -> None:
+        self.dic = content
+        try:
+            self._build_default_checker().apply_all_rules(self)
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"config: {error}") from error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found; classes in their order."""
+
+    miou: float
+    accuracy: float
+    kappa: float
+    class_iou: np.ndarray
+    class_precision: np.ndarray
+
+    def table(self, names: list[str]) -> str:
+        width = max(len("class"), *(len(name) for name in names))
+        lines = [f"{'class':{width}}  IoU     precision"]
+        for name, iou, precision in zip(names, self.class_iou, self.class_precision, strict=True):
+            lines.append(f"{name:{width}}  {iou:.4f}  {precision:.4f}")
+        lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
+        return "\n".join(lines)
+
+
+class Segmentation:
+    """One configured job.
+
+    Args:
+        config_path: PaddleSeg YAML.
+        options: `--opts` entries.
+        batch_size, iters, learning_rate: override the config's.
+        epochs: passes over the training data, in place of `iters`.
+
+    Raises:
+        ConfigError: a config that does not read, or that names something unknown.
+    """
+
+    def __init__(
+        self,
+        config_path: str | Path,
+        options: list[str] = (),
+        *,
+        batch_size: int | None = None,
+        iters: int | None = None,
+        learning_rate: float | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        content = read_yaml(config_path)
+        apply_options(content, list(options))
+        check_top_level(content)
+        for key, value in (("batch_size", batch_size), ("iters", iters)):
+            if value is not None:
+                content[key] = value
+        if learning_rate is not None:
+            content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
+        import_modules(content.get("imports", []))
+        self._check_components(content)
+        self.name = Path(config_path).stem
+        self.config = _CheckedConfig(content)
+        self.builder = SegBuilder(self.config)
+        if epochs is not None:
+            ranks = paddle.distributed.get_world_size()
+            per_epoch = len(self.builder.train_dataset) // (self.config.batch_size * ranks)
+            content["iters"] = epochs * max(1, per_epoch)
+
+    @staticmethod
+    def _check_components(content: dict) -> None:
+        registers = (
+            manager.MODELS,
+            manager.BACKBONES,
+            manager.DATASETS,
+            manager.TRANSFORMS,
+            manager.LOSSES,
+        )
+        known = {k: v for register in registers for k, v in register.components_dict.items()}
+        for part in ("train_dataset", "val_dataset", "model", "loss", "distill_loss"):
+            if part in content:
+                check_components(content[part], known, part)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """From `classes.txt` in the data set's folder, one name a line; else the numbers."""
+        cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
+        count = self.config.model_cfg.get("num_classes") or cfg.get("num_classes")
+        path = Path(cfg.get("dataset_root", "")) / "classes.txt"
+        if path.is_file():
+            names = path.read_text(encoding="utf-8").split("\n")
+            names = [name.strip() for name in names if name.strip()]
+            if len(names) == count:
+                return names
+            logger.warning(f"{path}: expected {count} names, got {len(names)}; using numbers")
+        return [str(index) for index in range(count)]
+
+    def check_data(self, *parts: str) -> None:
+        """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
+
+        Raises:
+            DataError: one report of everything that is wrong.
+        """
+        for part in parts:
+            cfg = getattr(self.config, f"{part}_cfg")
+            if not cfg:
+                raise ConfigError(f"config: expected a {part}, got none.")
+            if cfg["type"] == "Dataset":
+                mode = cfg.get("mode")
+                if f"{mode}_path" not in cfg:
+                    raise ConfigError(
+                        f"config: {part}: expected mode train, val or test and its list file "
+                        f"(train_path, ...), got mode {mode!r}."
+                    )
+                check_segmentation_list(
+                    cfg[f"{mode}_path"],
+                    cfg["dataset_root"],
+                    cfg["num_classes"],
+                    ignore_index=cfg.get("ignore_index", 255),
+                    separator=cfg.get("separator", " "),
+                )
+
+    def load(self, model_path: str | Path) -> paddle.nn.Layer:
+        """The configured model with weights from a file or the zoo, strictly."""
+        load_weights(self.builder.model, model_path)
+        return self.builder.model
+
+    # -- train ---------------------------------------------------------------------------------
+
+    def train(
+        self,
+        folder: RunFolder,
+        options: TrainOptions,
+        *,
+        do_eval: bool,
+        use_vdl: bool,
+        device: str = "cpu",
+        model_path: str | Path | None = None,
+    ) -> Progress:
+        """Train as configured; returns the best score and its step."""
+        self.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
+        rank = paddle.distributed.get_rank()
+        paddle.seed(options.seed)  # initial weights, the same on every rank
+        model = self.builder.model
+        if model_path is not None and options.resume is None:
+            load_weights(model, model_path)
+        model = paddleseg_utils.convert_sync_batchnorm(model, device)
+        if rank == 0:
+            resolved = {**self.config.dic, "run": asdict(options)}
+            folder.open(resolved, resume=options.resume is not None)
+        if paddle.distributed.get_world_size() > 1:
+            paddle.distributed.barrier()
+
+        trainer = Trainer(
+            model,
+            self.builder.optimizer,
+            self.builder.train_dataset,
+            self._losses,
+            self._scores_by_tag if do_eval else None,
+            folder,
+            options,
+        )
+        if rank == 0:
+            world = paddle.distributed.get_world_size()
+            dashboard = Dashboard(folder, use_vdl, trainer.progress.step)
+            dashboard.text("config", "```\n" + folder.config.read_text() + "\n```")
+            pictures = (lambda: self.pictures(model)) if do_eval and use_vdl else None
+            trainer.callbacks += [
+                ProgressLog(options.iters, options.batch_size * world),
+                DashboardLog(dashboard, pictures),
+            ]
+        return trainer.fit()
+
+    def _losses(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
+        model = network._layers if isinstance(network, paddle.DataParallel) else network
+        images = batch["img"]
+        if getattr(model, "data_format", "NCHW") == "NHWC":
+            images = images.transpose([0, 2, 3, 1])
+        logits = network(images)
+        losses = self.builder.loss
+        if hasattr(model, "loss_computation"):
+            return model.loss_computation(logits, losses, batch)
+        edges = batch["edge"].astype("int64") if "edge" in batch else None
+        return loss_computation(
+            logits_list=logits, labels=batch["label"].astype("int64"), edges=edges, losses=losses
+        )
+
+    # -- evaluate ------------------------------------------------------------------------------
+
+    def evaluate(self, model: paddle.nn.Layer, **how: object) -> Scores:
+        """Score a model on the val split by PaddleSeg's own evaluation.
+
+        Args:
+            model: with PaddleSeg's interface: a list of logits.
+            **how: `aug_eval, scales, flip_horizontal, flip_vertical, is_slide, crop_size, stride`;
+                they go over the config's `test_config`.
+        """
+        options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
+        if options.get("is_slide") and not (options.get("crop_size") and options.get("stride")):
+            raise ConfigError("--is_slide: expected --crop_size W H and --stride W H as well.")
+        miou, accuracy, iou, precision, kappa = paddleseg_evaluate(
+            model, self.builder.val_dataset, print_detail=False, **options
+        )
+        return Scores(float(miou), float(accuracy), float(kappa), iou, precision)
+
+    def _scores_by_tag(self, model: paddle.nn.Layer) -> dict[str, float]:
+        scores = self.evaluate(model)
+        return {"Evaluate/mIoU": scores.miou, "Evaluate/Acc": scores.accuracy}
+
+    def evaluate_exported(self, model_dir: str | Path, **how: object) -> Scores:
+        """Score an exported model on the val split, through Paddle Inference."""
+        predictor = Predictor(model_dir)
+        if any(how.get(key) for key in ("aug_eval", "is_slide")):
+            raise ConfigError(
+                "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
+                "expected no --aug_eval or --is_slide. Use --model_path for them."
+            )
+        dataset = self.builder.val_dataset
+        totals = None
+        for image_path, label_path in dataset.file_list:
+            label = read_label(label_path)
+            prediction = predictor(image_path).label_map
+            areas = metrics.calculate_area(
+                paddle.to_tensor(prediction.astype(np.int64)[None]),
+                paddle.to_tensor(label.astype(np.int64)[None]),
+                dataset.num_classes,
+                dataset.ignore_index,
+            )
+            totals = (
+                areas if totals is None else [a + b for a, b in zip(totals, areas, strict=True)]
+            )
+        class_iou, miou = metrics.mean_iou(*totals)
+        accuracy, precision, _ = metrics.class_measurement(*totals)
+        kappa = metrics.kappa(*totals)
+        return Scores(float(miou), float(accuracy), float(kappa), class_iou, precision)
+
+    # -- predict -------------------------------------------------------------------------------
+
+    def predict_image(self, model: paddle.nn.Layer, path: str | Path) -> np.ndarray:
+        """The classes `[H, W]` of one picture, exactly as `evaluate` would score them."""
+        transforms = Compose(
+            self.builder.val_transforms,
+            img_channels=self.config.val_dataset_cfg.get("img_channels", 3),
+        )
+        data = transforms({"img": str(path)})
+        options = self.config.test_config
+        window = {k: options[k] for k in ("is_slide", "crop_size", "stride") if k in options}
+        model.eval()
+        with paddle.no_grad():
+            prediction, _ = infer.inference(
+                model,
+                paddle.to_tensor(data["img"][None]),  # [1, 3, H, W]
+                trans_info=data["trans_info"],
+                **window,
+            )
+        return prediction.numpy()[0, 0]
+
+    def pictures(self, model: paddle.nn.Layer) -> dict[str, np.ndarray]:
+        """Panels `input | label | prediction | errors` of fixed validation samples, by name."""
+        dataset = self.builder.val_dataset
+        files = getattr(dataset, "file_list", [])
+        chosen = np.linspace(0, len(files) - 1, min(PICTURES, len(files))).astype(int)
+        panels = {}
+        for index in chosen:
+            image_path, label_path = files[index]
+            prediction = self.predict_image(model, image_path)
+            panels[Path(image_path).stem] = panel(
+                read_rgb(image_path), read_label(label_path), prediction, dataset.ignore_index
+            )
+        return panels
+
+    # -- export --------------------------------------------------------------------------------
+
+    def export(
+        self,
+        model: paddle.nn.Layer,
+        folder: str | Path,
+        *,
+        input_shape: list[int | None],
+        output_op: str,
+        model_format: str,
+    ) -> Path:
+        """Write the model for deployment; see `ppvision.deploy.export_model`."""
+        return export_model(
+            model,
+            folder,
+            input_shape=input_shape,
+            output_op=output_op,
+            format=model_format,
+            transforms=self.config.val_dataset_cfg.get("transforms", []),
+            classes=self.class_names,
+            task="segmentation",
+        )
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """A picture `[H, W, 3]` uint8 RGB.
+
+    Raises:
+        ValueError: it does not decode.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"{path}: expected a picture, got a file that does not decode.")
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def read_label(path: str | Path) -> np.ndarray:
+    """A label map `[H, W]` as PaddleSeg reads it: palette pictures give their indices."""
+    from PIL import Image
+
+    return np.asarray(Image.open(path))
+
+
+def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
+    """Pictures of `--image_path`, each with the name of its result: a file, a folder (searched
+    deeply), or a list file (first column, relative to the list).
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: no picture in it.
+    """
+    path = Path(image_path)
+    if not path.exists():
+        raise FileNotFoundError(f"--image_path: expected a file or folder, found none at {path}.")
+    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
+        found = [(p, str(p.relative_to(path).with_suffix(""))) for p in files]
+    elif path.suffix.lower() in suffixes:
+        found = [(path, path.stem)]
+    else:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        names = [line[0] for line in lines if line]
+        found = [(path.parent / name, str(Path(name).with_suffix(""))) for name in names]
+    if not found:
+        raise ValueError(f"--image_path: expected pictures, found none in {path}.")
+    return found
+
+
+def predict_to_folder(
+    predict, image_path: str | Path, folder: str | Path, class_names: list[str]
+) -> list[str]:
+    """Write overlays, class maps and `predictions.json` for every picture.
+
+    Args:
+        predict: `(path) -> [H, W]` classes.
+        image_path: see `list_images`.
+        folder: where results go.
+        class_names: for the JSON's shares of pixels.
+
+    Returns:
+        One line for every picture that could not be read.
+    """
+    folder = Path(folder)
+    failures, report = [], {}
+    from tqdm import tqdm
+
+    for path, name in tqdm(list_images(image_path), desc="predict", unit="img", disable=None):
+        try:
+            image = read_rgb(path)
+        except ValueError as error:
+            failures.append(str(error))
+            continue
+        prediction = predict(path)
+        save_prediction(image, prediction, folder, name)
+        counts = np.bincount(prediction.ravel(), minlength=len(class_names))
+        report[str(path)] = {
+            class_names[i]: round(int(n) / prediction.size, 6) for i, n in enumerate(counts) if n
+        }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "predictions.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    return failures

@@ -1,0 +1,7 @@
+"""The zoo: models by name, their cards, and their weights."""
+
+import ppvision.zoo.pale  # noqa: F401  (registers)
+from ppvision.zoo.registry import create_model, list_models, model_card, register_model
+from ppvision.zoo.weights import load_weights
+
+__all__ = ["create_model", "list_models", "load_weights", "model_card", "register_model"]

@@ -1,0 +1,74 @@
+"""The Pale Transformers of the zoo and their cards."""
+
+from paddle import nn
+
+from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, multiply_adds
+from ppvision.zoo.registry import ModelCard, register_model
+from ppvision.zoo.weights import ZOO_WEIGHTS
+
+PAPER = (
+    "Wu, Wu, Tan, Guo: Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped "
+    "Attention. AAAI 2022, https://arxiv.org/abs/2112.14000"
+)
+_PUBLISHED = {
+    "pale_tiny": "ImageNet-1K top-1 83.4; ADE20K UPerNet mIoU 50.4 (single scale), 51.2 (multi); "
+    "COCO Mask R-CNN 1x AP 47.4 box, 42.7 mask",
+    "pale_small": "ImageNet-1K top-1 84.3; ADE20K UPerNet mIoU 51.2 (single scale), 52.2 (multi); "
+    "COCO Mask R-CNN 1x AP 48.4 box, 43.7 mask",
+    "pale_base": "ImageNet-1K top-1 84.9; ADE20K UPerNet mIoU 52.2 (single scale), 53.0 (multi); "
+    "COCO Mask R-CNN 1x AP 49.3 box, 44.2 mask",
+}
+_PARAMETERS = {
+    "pale_nano": 1_978_600,
+    "pale_tiny": 21_748_712,
+    "pale_small": 48_308_200,
+    "pale_base": 85_324_776,
+}
+
+
+def _card(name: str) -> ModelCard:
+    nano = name == "pale_nano"
+    return ModelCard(
+        name=name,
+        paper=PAPER + (" (this width and depth are ours)" if nano else ""),
+        parameters=_PARAMETERS[name],
+        gflops=round(multiply_adds(VARIANTS[name], 224, 224) / 1e9, 3),
+        recipe="benchmark/train_small_weights.py"
+        if nano
+        else f"configs/segmentation/upernet_{name}_ade20k_512x512_160k.yml",
+        published="none" if nano else _PUBLISHED[name],
+        measured="; ".join(w.score for w in ZOO_WEIGHTS.values()) if nano else "not trained here",
+        weights=ZOO_WEIGHTS if nano else {},
+    )
+
+
+def _register(name: str) -> None:
+    def build(
+        *,
+        num_classes: int = 1000,
+        features_only: bool = False,
+        in_channels: int = 3,
+        pale_size: int | tuple[int, int] | None = None,
+        drop_path_rate: float | None = None,
+        mask_padding: bool = True,
+        fused: bool | None = None,
+        recompute: bool = False,
+    ) -> nn.Layer:
+        return PaleTransformer(
+            VARIANTS[name],
+            num_classes=num_classes,
+            features_only=features_only,
+            in_channels=in_channels,
+            pale_size=pale_size,
+            drop_path_rate=drop_path_rate,
+            mask_padding=mask_padding,
+            fused=fused,
+            recompute=recompute,
+        )
+
+    build.__qualname__ = build.__name__ = name
+    register_model(_card(name))(build)
+
+
+for _name in VARIANTS:
+    _register(_name)

@@ -1,0 +1,144 @@
+"""The zoo's register: names to models, each with a card."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+
+from paddle import nn
+
+BuildModel = Callable[..., nn.Layer]
+
+
+@dataclass(frozen=True)
+class WeightsCard:
+    """One file of weights: what it is, how it came about and what it scored.
+
+    Attributes:
+        file: name inside the package's `zoo/weights` folder.
+        sha256: of the file.
+        parts: what it holds (`features`: the backbone as a feature pyramid).
+        data: what it was trained on.
+        command: the command that made it.
+        hours: how long that took, on `machine`.
+        machine: processor and core count.
+        score: what was measured, and on what.
+    """
+
+    file: str
+    sha256: str
+    parts: str
+    data: str
+    command: str
+    hours: float
+    machine: str
+    score: str
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What there is to know about a model before using it.
+
+    Attributes:
+        name: as `create_model` takes it.
+        paper: title, venue and address.
+        parameters: trainable ones, 1000 classes.
+        gflops: multiply-adds of one 224 x 224 picture, in 1e9 (the unit of the papers).
+        recipe: how to train it: a config's path, or what is known.
+        licence: of the code and of the weights.
+        published: scores that the paper reports; none of them was measured here.
+        measured: what this project measured, or "not trained here".
+        weights: weights that come with the package, by name.
+    """
+
+    name: str
+    paper: str
+    parameters: int
+    gflops: float
+    recipe: str
+    licence: str = "Apache-2.0"
+    published: str = "none"
+    measured: str = "not trained here"
+    weights: dict[str, WeightsCard] = field(default_factory=dict)
+
+
+_MODELS: dict[str, tuple[BuildModel, ModelCard]] = {}
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """`Did you mean ...?` for the closest of `known`, or all of them."""
+    close = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known: {', '.join(sorted(known))}."
+
+
+def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
+    """Decorator: enter a function that builds a model under `card.name`.
+
+    Raises:
+        ValueError: the name is taken by another function.
+    """
+
+    def enter(build: BuildModel) -> BuildModel:
+        known = _MODELS.get(card.name)
+        if known is not None and known[0].__qualname__ != build.__qualname__:
+            raise ValueError(
+                f"register_model: {card.name!r} is taken by {known[0].__module__}."
+                f"{known[0].__qualname__}; expected a new name."
+            )
+        _MODELS[card.name] = (build, card)
+        return build
+
+    return enter
+
+
+def _entry(name: str) -> tuple[BuildModel, ModelCard]:
+    if name not in _MODELS:
+        raise ValueError(
+            f"model: expected a name of the zoo, got {name!r}. {nearest(name, list(_MODELS))}"
+        )
+    return _MODELS[name]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names in the zoo that match a shell pattern such as `pale*`, sorted."""
+    return sorted(fnmatch.filter(_MODELS, pattern))
+
+
+def model_card(name: str) -> ModelCard:
+    """The card of a model.
+
+    Raises:
+        ValueError: no such model; the message names the closest ones.
+    """
+    return _entry(name)[1]
+
+
+def create_model(name: str, **options: object) -> nn.Layer:
+    """Build a model of the zoo, with fresh weights.
+
+    Args:
+        name: see `list_models`.
+        **options: the model's own; for Pale `num_classes=1000, features_only=False,
+            in_channels=3, pale_size=7, drop_path_rate, mask_padding=True, fused=None,
+            recompute=False` (see `PaleTransformer`).
+
+    Raises:
+        ValueError: no such model, an option's value out of range.
+        TypeError: no such option; the message names the closest ones.
+    """
+    build, _ = _entry(name)
+    known = [
+        p.name
+        for p in inspect.signature(build).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise TypeError(
+                f"create_model({name!r}): expected options among {', '.join(known)}; got "
+                f"{option!r}. {nearest(option, known)}"
+            )
+    return build(**options)

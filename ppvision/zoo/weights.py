@@ -1,0 +1,213 @@
+"""Reading and writing weights: strict, and without executing anything.
+
+Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read by an unpickler that
+knows arrays and plain containers only.
+"""
+
+import fnmatch
+import hashlib
+import io
+import os
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from paddle import nn
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ppvision.zoo.registry import WeightsCard, nearest
+
+WEIGHTS_FOLDER = Path(__file__).parent / "weights"
+
+ZOO_WEIGHTS: dict[str, WeightsCard] = {}
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, or that do not fit the model."""
+
+
+# What a .pdparams written by paddle.save may name: arrays, their types, and ordered dicts.
+_ALLOWED_GLOBALS = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+}
+_ARRAY_BUILDERS = {("_reconstruct", 3), ("_frombuffer", 4), ("scalar", 2)}
+
+
+def _numpy_builder(module: str, name: str) -> object | None:
+    """numpy's own array builders, whichever private module this numpy keeps them in."""
+    known = {
+        "_reconstruct": np.empty(0).__reduce__()[0],
+        "scalar": np.float64(0).__reduce__()[0],
+        "_frombuffer": np.empty(1).__reduce_ex__(5)[0],
+    }
+    if name in known and module.startswith(("numpy.core.", "numpy._core.")):
+        return known[name]
+    return None
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> object:
+        found = _ALLOWED_GLOBALS.get((module, name)) or _numpy_builder(module, name)
+        if found is None:
+            raise WeightsError(
+                f"expected arrays and plain containers only, found {module}.{name}, which would "
+                "run code. Do not use this file; ask its author for safetensors."
+            )
+        return found
+
+
+def read_pdparams(path: str | Path) -> dict[str, np.ndarray]:
+    """Read a `.pdparams` file without executing what it may name.
+
+    Returns:
+        Arrays by parameter name.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: not a pickle of arrays by name, or cut short.
+    """
+    data = Path(path).read_bytes()
+    try:
+        content = _ArraysOnly(io.BytesIO(data)).load()
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    except Exception as error:  # a hostile or cut pickle can raise anything
+        raise WeightsError(
+            f"{path}: expected a .pdparams file as paddle.save writes it, got one that does not "
+            f"read ({type(error).__name__}). It may be cut short: fetch it again."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected arrays by name, got a {type(content).__name__}.")
+    content = {k: v for k, v in content.items() if k != "StructuredToParameterName@@"}
+    arrays = {}
+    for name, value in content.items():
+        # Paddle pickles a tensor as (its name, its array).
+        if isinstance(value, tuple) and len(value) == 2:
+            value = value[1]
+        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype == object:
+            raise WeightsError(
+                f"{path}: expected arrays by name, got {type(value).__name__} under {name!r}. "
+                "A checkpoint with an optimizer is not a file of weights."
+            )
+        arrays[name] = value
+    return arrays
+
+
+def read_weights(path: str | Path) -> dict[str, np.ndarray]:
+    """Arrays by name from safetensors, `.pdparams`, or the name of weights in the zoo.
+
+    Raises:
+        FileNotFoundError: neither a file nor a name in the zoo.
+        WeightsError: a file that does not read, or whose sha256 is not the card's.
+    """
+    card = ZOO_WEIGHTS.get(str(path))
+    if card is not None:
+        path = WEIGHTS_FOLDER / card.file
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != card.sha256:
+            raise WeightsError(
+                f"{path}: expected sha256 {card.sha256}, got {found}. Install ppvision again."
+            )
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"weights: expected a file or a name of the zoo, got {str(path)!r}. "
+            + nearest(path.name, list(ZOO_WEIGHTS))
+        )
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(str(path))
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise WeightsError(
+                f"{path}: expected safetensors, got a file that does not read ({error}). "
+                "It may be cut short: fetch it again."
+            ) from error
+    return read_pdparams(path)
+
+
+def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Write arrays by name as safetensors: beside the file first, then renamed over it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def load_weights(
+    net: nn.Layer,
+    path: str | Path,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> None:
+    """Load weights into a model; everything must fit, but for what is allowed by name.
+
+    Args:
+        net: the model. It is not touched unless everything fits.
+        path: `.safetensors`, `.pdparams`, or the name of weights in the zoo.
+        allow_missing: shell patterns of the model's names that the file need not hold.
+        allow_unexpected: shell patterns of the file's names that the model need not have.
+
+    Raises:
+        FileNotFoundError: no such file.
+        WeightsError: a file that does not read; or one report of every missing, unexpected and
+            wrongly shaped entry.
+    """
+    assign_weights(net, read_weights(path), str(path), allow_missing, allow_unexpected)
+
+
+def assign_weights(
+    net: nn.Layer,
+    arrays: Mapping[str, np.ndarray],
+    source: str,
+    allow_missing: Sequence[str] = (),
+    allow_unexpected: Sequence[str] = (),
+) -> None:
+    """`load_weights` for arrays that are read already; `source` names them in errors."""
+    own = net.state_dict()
+
+    def unless(names: list[str], patterns: Sequence[str]) -> list[str]:
+        return [n for n in names if not any(fnmatch.fnmatch(n, p) for p in patterns)]
+
+    missing = unless([n for n in own if n not in arrays], allow_missing)
+    unexpected = unless([n for n in arrays if n not in own], allow_unexpected)
+    shapes = [
+        f"{n}: expected {list(own[n].shape)}, got {list(a.shape)}"
+        for n, a in arrays.items()
+        if n in own and list(own[n].shape) != list(a.shape)
+    ]
+    if missing or unexpected or shapes:
+        groups = (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        lines = [f"{source} does not fit {type(net).__name__}:"]
+        for title, items in groups:
+            if items:
+                lines.append(f"  {title} ({len(items)}):")
+                lines += [f"    {item}" for item in items[:8]]
+                if len(items) > 8:
+                    lines.append(f"    ... and {len(items) - 8} more")
+        lines.append(
+            "Build the model that the file was saved from, or name what may differ with "
+            "allow_missing and allow_unexpected."
+        )
+        raise WeightsError("\n".join(lines))
+    fitting = {}
+    for name, array in arrays.items():
+        if name in own:
+            fitting[name] = array.astype(_numpy_dtype(own[name]))
+    net.set_state_dict(fitting)
+
+
+def _numpy_dtype(tensor) -> np.dtype:
+    return np.dtype(str(tensor.dtype).replace("paddle.", ""))

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Predict pictures with an exported model:  bash scripts/predict.sh MODEL_DIR IMAGE [flags of `ppvision predict`]
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+source "$root/scripts/setup.sh"
+
+[ $# -ge 2 ] || { sed -n '2s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
+model_dir=$1 image=$2
+shift 2
+exec python -m ppvision predict --model_dir "$model_dir" --image_path "$image" "$@"
