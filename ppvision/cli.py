@@ -14,9 +14,7 @@ _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError,
 
 def run(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stdout, format="%(asctime)s %(message)s", force=True
-    )
+    _log_to(sys.stdout)
     args = _parser().parse_args(argv)
     try:
         return args.verb(args) or 0
@@ -28,6 +26,15 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("ppvision: stopped", file=sys.stderr)
         return 130
+
+
+def _log_to(stream) -> None:
+    """Our own handler: libraries set the root logger's level as they please."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 # -- verbs -------------------------------------------------------------------------------------
@@ -51,7 +58,7 @@ def list_zoo(args: argparse.Namespace) -> None:
 
 
 def data(args: argparse.Namespace) -> None:
-    from ppvision.data import converters
+    from ppvision.data.converters import CONVERTERS
     from ppvision.data.digit_scenes import write_digit_scenes
 
     if args.name == "digit-scenes":
@@ -67,12 +74,8 @@ def data(args: argparse.Namespace) -> None:
     else:
         if args.source is None:
             raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
-        if args.name == "dsb2018":
-            summary = converters.convert_dsb2018(args.source, args.output, border=args.border)
-        elif args.name == "camvid":
-            summary = converters.convert_camvid(args.source, args.output)
-        else:
-            summary = converters.convert_cifar10(args.source, args.output)
+        options = {"border": args.border} if args.name == "dsb2018" else {}
+        summary = CONVERTERS[args.name](args.source, args.output, **options)
     print(f"{args.output}: {summary}")
 
 
@@ -152,9 +155,8 @@ def predict(args: argparse.Namespace) -> int:
         from ppvision.deploy import Predictor
 
         predictor = Predictor(args.model_dir)
-        names = predictor.classes
         failures = predict_to_folder(
-            lambda path: predictor(path).label_map, args.image_path, args.save_dir, names
+            predictor, args.image_path, args.save_dir, predictor.manifest.classes
         )
     else:
         if args.config is None:
@@ -183,6 +185,25 @@ def export(args: argparse.Namespace) -> None:
         model_format=args.format,
     )
     print(f"exported model: {folder}")
+
+
+def bench(args: argparse.Namespace) -> None:
+    from ppvision.deploy.bench import bench_exported, table
+
+    eager = None
+    if args.model_path:
+        if args.config is None:
+            raise ValueError("bench: expected --config with --model_path (the eager model).")
+        eager = _job(args).load(args.model_path)
+    rows = bench_exported(
+        args.model_dir,
+        threads=args.threads,
+        batch=args.batch,
+        size=tuple(args.size) if args.size else None,
+        repeats=args.repeats,
+        eager=eager,
+    )
+    print(table(rows))
 
 
 # -- arguments ---------------------------------------------------------------------------------
@@ -242,9 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=list_zoo)
 
     verb = verbs.add_parser("data", help="make or convert a data set")
-    verb.add_argument("name", choices=["digit-scenes", "dsb2018", "camvid", "cifar10"])
+    verb.add_argument("name", choices=["digit-scenes", "dsb2018", "camvid", "bccd", "cifar10"])
     verb.add_argument("--output", required=True, help="folder to make")
-    verb.add_argument("--source", help="what you have (dsb2018, camvid, cifar10)")
+    verb.add_argument("--source", help="what you have (all but digit-scenes)")
     verb.add_argument("--count", type=_positive, default=1200, help="training scenes")
     verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
     verb.add_argument("--size", type=_positive, default=112, help="side of a scene in pixels")
@@ -309,6 +330,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
     verb.set_defaults(verb=export)
+
+    verb = verbs.add_parser("bench", help="latency and memory of exported models")
+    _add_config(verb, required=False)
+    verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
+    verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
+    verb.add_argument("--threads", type=_positive, default=os.cpu_count())
+    verb.add_argument("--batch", type=_positive, default=1)
+    verb.add_argument("--size", type=_positive, nargs=2, metavar=("H", "W"), help="of the input")
+    verb.add_argument("--repeats", type=_positive, default=30)
+    verb.set_defaults(verb=bench)
     return parser
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from visualdl import LogWriter
+from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
 from ppvision.engine.run_folder import RunFolder, read_metrics
@@ -61,13 +62,15 @@ class Dashboard:
 def _open_vdl(folder: Path, start_step: int) -> LogWriter:
     """A writer into one new record file that takes over earlier ones up to `start_step`."""
     earlier = sorted(folder.glob("vdlrecords.*"))
-    records = [record for path in earlier for record in RecordReader(str(path)).get_all()]
-    for path in earlier:
-        path.unlink()
+    stored = [data for path in earlier for data in RecordReader(str(path)).get_all()]
     writer = LogWriter(logdir=str(folder))
-    for record in records:
-        if all(value.id <= start_step for value in record.values):
+    for data in stored:
+        record = record_pb2.Record.FromString(data)
+        if all(0 < value.id <= start_step for value in record.values):  # 0: texts, written anew
             writer._get_file_writer().add_record(record)
+    for path in earlier:
+        if path != Path(writer.file_name):
+            path.unlink()
     return writer
 
 

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Look at runs in a browser:  bash scripts/dashboard.sh RUN_FOLDER...
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [ $# -ge 1 ] || { sed -n '2s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 exec python -m ppvision.dashboard "$@"

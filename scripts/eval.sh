@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Score a model:  bash scripts/eval.sh CONFIG --model_path FILE | --model_dir FOLDER [flags of `ppvision eval`]
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [ $# -ge 1 ] || { sed -n '2s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 config=$1

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Predict pictures with an exported model:  bash scripts/predict.sh MODEL_DIR IMAGE [flags of `ppvision predict`]
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [ $# -ge 2 ] || { sed -n '2s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 model_dir=$1 image=$2

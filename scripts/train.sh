@@ -3,8 +3,7 @@
 #   NPROC=2 bash scripts/train.sh CONFIG ...     data-parallel, 2 processes
 # Scores while it trains (--do_eval) and records for VisualDL (--use_vdl).
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-source "$root/scripts/setup.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 [ $# -ge 1 ] || { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 config=$1
@@ -15,6 +14,6 @@ if [ "${NPROC:-1}" -gt 1 ]; then
         *) backend=(--nproc_per_node "$NPROC" --backend gloo) ;; # Paddle's CPU transport
     esac
     exec python -m paddle.distributed.launch "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \
-        "$root/ppvision/__main__.py" train --config "$config" --do_eval --use_vdl "$@"
+        "$ppvision_root/ppvision/__main__.py" train --config "$config" --do_eval --use_vdl "$@"
 fi
 exec python -m ppvision train --config "$config" --do_eval --use_vdl "$@"

@@ -1,0 +1,1 @@
+"""Data: scenes that need no download, converters, and checks before a training starts."""

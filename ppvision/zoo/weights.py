@@ -202,12 +202,6 @@ def assign_weights(
             "allow_missing and allow_unexpected."
         )
         raise WeightsError("\n".join(lines))
-    fitting = {}
     for name, array in arrays.items():
         if name in own:
-            fitting[name] = array.astype(_numpy_dtype(own[name]))
-    net.set_state_dict(fitting)
-
-
-def _numpy_dtype(tensor) -> np.dtype:
-    return np.dtype(str(tensor.dtype).replace("paddle.", ""))
+            own[name].set_value(array.astype(own[name].numpy().dtype))

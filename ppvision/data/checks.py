@@ -1,0 +1,297 @@
+"""Check a segmentation data set before the first step, and name every file that is wrong.
+
+Reads what PaddleSeg's `Dataset` reads, by its rules: `image label` lines, images through OpenCV in
+colour (grey is repeated, transparency dropped, the EXIF rotation applied), label maps through PIL
+(a palette PNG gives its indices). PaddleSeg itself finds most of these faults in the middle of a
+training, as a broadcast error, a loss of NaN or not at all.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ppvision.data.files import DEEP_MODES, DataError, decode_picture, read_list
+from ppvision.data.writing import progress
+
+SHOWN = 10  # problems of each kind that the error lists
+CHECKS_VERSION = 1  # raise it when a check changes, so that stored verdicts are not used
+EXIF_ORIENTATION = 0x0112
+QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """One line of the list: what it is called in errors, and its files."""
+
+    where: str
+    image: Path
+    label: Path | None
+
+
+@dataclass
+class _Finding:
+    """What one pair showed: problems as (kind, text), and pixels by label value."""
+
+    problems: list[tuple[str, str]] = field(default_factory=list)
+    pixels: Counter = field(default_factory=Counter)
+
+
+def check_segmentation_list(
+    list_file: str | Path,
+    dataset_root: str | Path,
+    num_classes: int,
+    ignore_index: int = 255,
+    separator: str = " ",
+    need_labels: bool = True,
+) -> dict:
+    """Check every line and file of a PaddleSeg list; raise one error that groups all problems.
+
+    Every picture is decoded to its end, in several threads. The verdict on a set without problems
+    is kept in `~/.cache/ppvision/checked` (`PPVISION_CACHE` replaces `~/.cache/ppvision`) and
+    holds until the list, an argument, or the size or time of a file changes. With several
+    processes call it in one of them.
+
+    Args:
+        list_file: the list, one `image<separator>label` per line.
+        dataset_root: folder that the list's paths start from.
+        num_classes: label values are 0 to `num_classes - 1`.
+        ignore_index: the label value of pixels that do not count.
+        separator: what stands between the two paths.
+        need_labels: whether every line must name a label (training, evaluation); labels that are
+            named are checked either way.
+
+    Returns:
+        `images` and `labels` (how many), `class_pixels` (pixels of each class over the whole set,
+        a list of length `num_classes`) and `ignored_pixels`.
+
+    Raises:
+        DataError: anything that training would stumble over, the first ten of each kind with line
+            number and file, the count of the rest, and what to do.
+    """
+    list_file, root = Path(list_file), Path(dataset_root)
+    if not list_file.is_file() and (root / list_file).is_file():
+        raise DataError(
+            f"{list_file}: expected a list file, found none; there is one at {root / list_file}. "
+            "List paths start from the current folder, not from dataset_root."
+        )
+    lines = read_list(list_file, separator)
+    if not root.is_dir():
+        raise DataError(f"dataset_root: expected a folder, found none at {root}. Check the path.")
+    if not lines:
+        raise DataError(f"{list_file}: the data set is empty: the list has no line. Fill it.")
+
+    pairs, problems = _parse(lines, root, separator, need_labels)
+    settings = [CHECKS_VERSION, str(root.resolve()), num_classes, ignore_index, separator]
+    stamp = _stamp([*settings, need_labels, lines], pairs)
+    if (summary := _stored_verdict(stamp)) is not None:
+        logger.info("%s: unchanged since it was last checked, not decoded again", list_file)
+        return summary
+
+    check = partial(_check_pair, num_classes=num_classes, ignore_index=ignore_index)
+    pixels: Counter = Counter()
+    with ThreadPoolExecutor() as pool:
+        try:
+            for finding in progress(pool.map(check, pairs), f"check {list_file.name}", len(pairs)):
+                problems += finding.problems
+                pixels += finding.pixels
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest first
+            raise
+    nothing_else = ignore_index != 0 and set(pixels) <= {0, ignore_index}
+    if num_classes > 1 and pixels[ignore_index] and nothing_else:
+        problems.append(
+            ("only background", f"every label pixel is 0 or {ignore_index} (which is ignored)")
+        )
+    if problems:
+        raise DataError(_report(list_file, len(lines), problems, num_classes, ignore_index))
+    summary = {
+        "images": len(pairs),
+        "labels": sum(pair.label is not None for pair in pairs),
+        "class_pixels": [pixels[value] for value in range(num_classes)],
+        "ignored_pixels": pixels[ignore_index] if ignore_index not in range(num_classes) else 0,
+    }
+    _store_verdict(stamp, summary)
+    return summary
+
+
+def _parse(
+    lines: list[tuple[int, list[str]]], root: Path, separator: str, need_labels: bool
+) -> tuple[list[_Pair], list[tuple[str, str]]]:
+    pairs, problems = [], []
+    for number, fields in lines:
+        where = f"line {number}"
+        if fields == [""]:
+            problems.append(("empty line", where))
+        elif len(fields) > 2:
+            text = f"{where}: {separator.join(fields)!r} has {len(fields)} fields"
+            problems.append(("too many fields", text))
+        elif len(fields) == 1 and need_labels:
+            problems.append(("no label", f"{where}: {fields[0]!r}"))
+        else:
+            label = root / fields[1] if len(fields) == 2 else None
+            pairs.append(_Pair(where, root / fields[0], label))
+    return pairs, problems
+
+
+def _check_pair(pair: _Pair, num_classes: int, ignore_index: int) -> _Finding:
+    finding = _Finding()
+    image_size = _checked_image(pair, finding)
+    if pair.label is not None:
+        label = _checked_label(pair, finding, num_classes, ignore_index)
+        if label is not None and image_size is not None and label.shape != image_size:
+            finding.problems.append(
+                (
+                    "sizes differ",
+                    f"{pair.where}: image {pair.image} is {image_size[1]} x {image_size[0]}, "
+                    f"label {pair.label} is {label.shape[1]} x {label.shape[0]}",
+                )
+            )
+    return finding
+
+
+def _decoded(path: Path, what: str, where: str, finding: _Finding) -> Image.Image | None:
+    if not path.is_file():
+        finding.problems.append((f"missing {what}", f"{where}: {path}"))
+        return None
+    try:
+        return decode_picture(path, str(path))
+    except DataError as error:
+        finding.problems.append((f"{what} does not decode", f"{where}: {error}"))
+        return None
+
+
+def _checked_image(pair: _Pair, finding: _Finding) -> tuple[int, int] | None:
+    """Height and width as OpenCV reads the image, or None when it does not."""
+    picture = _decoded(pair.image, "image", pair.where, finding)
+    if picture is None:
+        return None
+    if picture.mode in DEEP_MODES:
+        text = f"{pair.where}: {pair.image} (PIL mode {picture.mode})"
+        finding.problems.append(("image is not 8-bit", text))
+    if picture.format in ("JPEG", "PNG"):
+        turned = picture.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS
+        return picture.size if turned else picture.size[::-1]
+    # Of the rarer formats OpenCV reads fewer than PIL, and not everything in those.
+    pixels = cv2.imread(str(pair.image), cv2.IMREAD_COLOR)
+    if pixels is None:
+        text = f"{pair.where}: {pair.image}: OpenCV cannot read this {picture.format} file"
+        finding.problems.append(("image does not decode", text))
+        return None
+    return pixels.shape[:2]
+
+
+def _checked_label(
+    pair: _Pair, finding: _Finding, num_classes: int, ignore_index: int
+) -> np.ndarray | None:
+    """The label map `[H, W]`, or None when it is none."""
+    picture = _decoded(pair.label, "label", pair.where, finding)
+    if picture is None:
+        return None
+    label = np.asarray(picture)
+    if label.ndim != 2 or label.dtype.kind not in "iu":
+        text = f"{pair.where}: {pair.label} (PIL mode {picture.mode})"
+        finding.problems.append(("label is not an index map", text))
+        return None
+    for value, count in _value_counts(label):
+        finding.pixels[value] = count
+    wrong = {
+        value: count
+        for value, count in finding.pixels.items()
+        if value != ignore_index and not 0 <= value < num_classes
+    }
+    if wrong:
+        listed = ", ".join(f"{value} ({count} px)" for value, count in list(wrong.items())[:5])
+        more = f" and {len(wrong) - 5} more values" if len(wrong) > 5 else ""
+        text = f"{pair.where}: {pair.label}: {listed}{more}"
+        finding.problems.append(("label out of range", text))
+    return label
+
+
+def _value_counts(label: np.ndarray) -> Iterable[tuple[int, int]]:
+    if label.dtype == np.uint8:
+        counts = np.bincount(label.ravel())
+        values = np.flatnonzero(counts)
+        return zip(values.tolist(), counts[values].tolist(), strict=True)
+    values, counts = np.unique(label, return_counts=True)
+    return zip(values.tolist(), counts.tolist(), strict=True)
+
+
+def _report(
+    list_file: Path,
+    lines: int,
+    problems: list[tuple[str, str]],
+    num_classes: int,
+    ignore_index: int,
+) -> str:
+    advice = {
+        "empty line": "Remove it.",
+        "no label": "Every line needs an image and a label with the separator between them.",
+        "too many fields": "Expected two. For file names with the separator in them choose another "
+        "one, for example a tab, in the list and as the data set's separator.",
+        "missing image": "Paths start from dataset_root. Check both, or remove the line.",
+        "missing label": "Paths start from dataset_root. Check both, or remove the line.",
+        "image does not decode": "Copy the file again from its source, or remove the line.",
+        "label does not decode": "Copy the file again from its source, or remove the line.",
+        "image is not 8-bit": "It would be cut to its upper byte. Scale it to 8 bits.",
+        "sizes differ": "A label map has one pixel for each pixel of its image (turned as its EXIF "
+        "orientation says). Make the label again at the image's size.",
+        "label is not an index map": "Expected one 8-bit channel (or a palette PNG) whose values "
+        "are class numbers. Map the colours to class numbers first.",
+        "label out of range": f"Expected 0 to {num_classes - 1}, or {ignore_index} to ignore. "
+        "Raise num_classes, or give these pixels a class or the ignored value.",
+        "only background": f"Nothing but the background would be learned. Masks of 0 and "
+        f"{ignore_index} have to become masks of 0 and 1.",
+    }
+    kinds = Counter(kind for kind, _ in problems)
+    plural = "" if len(problems) == 1 else "s"
+    parts = [f"{list_file}: {len(problems)} problem{plural} in {lines} lines."]
+    for kind, sentence in advice.items():
+        if kind in kinds:
+            parts.append(f"{kind} ({kinds[kind]}): {sentence}")
+            texts = [text for other, text in problems if other == kind]
+            parts += [f"    {text}" for text in texts[:SHOWN]]
+            if len(texts) > SHOWN:
+                parts.append(f"    and {len(texts) - SHOWN} more")
+    return "\n  ".join(parts)
+
+
+def _stamp(settings: list, pairs: list[_Pair]) -> Path:
+    """Where the verdict on exactly these settings and files is kept."""
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    for pair in pairs:
+        for path in (pair.image, pair.label):
+            if path is not None and path.is_file():
+                status = path.stat()
+                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    cache = os.environ.get("PPVISION_CACHE") or Path.home() / ".cache" / "ppvision"
+    return Path(cache) / "checked" / f"{digest.hexdigest()}.json"
+
+
+def _stored_verdict(stamp: Path) -> dict | None:
+    try:
+        return json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not checked yet, or not readable: check
+        return None
+
+
+def _store_verdict(stamp: Path, summary: dict) -> None:
+    aside = stamp.with_suffix(f".{os.getpid()}")
+    try:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(json.dumps(summary), encoding="utf-8")
+        aside.replace(stamp)
+    except OSError as error:
+        logger.warning("the data set will be checked again next time: %s", error)

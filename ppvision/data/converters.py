@@ -1,0 +1,21 @@
+"""Turn data sets that the user has into the formats that ppvision trains on.
+
+All converters write `classes.txt`, `dataset.json` and the layout of digit-scenes: `images/`,
+`labels/`, `train.txt` and `val.txt` (PaddleSeg), `annotations/instances_*.json` (COCO, file names
+start from `images/`), `classes/{train,val}/NAME/` (class folders). Nothing is downloaded and no
+source is changed.
+"""
+
+from ppvision.data.bccd import convert_bccd
+from ppvision.data.camvid import convert_camvid
+from ppvision.data.cifar10 import convert_cifar10
+from ppvision.data.dsb2018 import convert_dsb2018
+
+CONVERTERS = {
+    "dsb2018": convert_dsb2018,
+    "camvid": convert_camvid,
+    "bccd": convert_bccd,
+    "cifar10": convert_cifar10,
+}
+
+__all__ = ["CONVERTERS", "convert_bccd", "convert_camvid", "convert_cifar10", "convert_dsb2018"]

@@ -1,0 +1,146 @@
+"""Nuclei of the Data Science Bowl 2018: PaddleSeg pairs and COCO instances."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ppvision.data.coco import CocoInstances
+from ppvision.data.files import DataError, decode_picture, rgb_pixels
+from ppvision.data.sources import (
+    SPLITS,
+    existing_source,
+    listed_samples,
+    make_pair_folders,
+    read_map,
+    write_pair_list,
+)
+from ppvision.data.writing import complete_folder, progress, write_description, write_picture
+
+VAL_EVERY = 5  # stage1_train has no split: one in five pictures, by sorted ID, is val
+
+
+@dataclass(frozen=True)
+class _Nuclei:
+    """One picture; its nuclei are numbered in one map, or have one mask each."""
+
+    name: str
+    image: Path
+    instance_map: Path | None = None
+    masks: tuple[Path, ...] = ()
+
+
+def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) -> dict:
+    """Convert nuclei of the Data Science Bowl 2018 to PaddleSeg pairs and COCO instances.
+
+    Args:
+        source: either `train.txt` and `val.txt` with `image instances` per line, where an instance
+            map is a PNG with one number per nucleus (0 background); or the original
+            `stage1_train` with `ID/images/*.png` and one `ID/masks/*.png` per nucleus, of which
+            one picture in five, by sorted ID, becomes val.
+        output: folder to make; it must not exist or be empty.
+        border: 0 for the classes background and nucleus; k for a third class, border, on every
+            pixel that has pixels of two different nuclei within k pixels (Euclidean).
+
+    Returns:
+        What `dataset.json` says. `dropped_masks` counts masks without a pixel of their own (where
+        masks of the original overlap, the later file has the pixel).
+
+    Raises:
+        FileNotFoundError: no such source.
+        FileExistsError: `output` is not empty.
+        DataError: names the list or file that is missing, empty, damaged or of another size.
+        ValueError: `border` is not a whole number from 0 on.
+    """
+    if isinstance(border, bool) or not isinstance(border, int) or border < 0:
+        raise ValueError(f"border: expected a whole number of pixels, 0 or more, got {border!r}.")
+    source = existing_source(source, "dsb2018")
+    original = source / "stage1_train" if (source / "stage1_train").is_dir() else source
+    if not (source / "train.txt").exists() and any(original.glob("*/masks")):
+        pictures = _stage1_pictures(original)
+    else:
+        pictures = {
+            split: [_Nuclei(s.name, s.image, s.label) for s in listed_samples(source, split)]
+            for split in SPLITS
+        }
+    summary = {
+        "name": "dsb2018",
+        "source": source.resolve().name,
+        "border": border,
+        "classes": ["background", "nucleus", *(["border"] if border else [])],
+    }
+    with complete_folder(output) as folder:
+        for split in SPLITS:
+            summary[split] = _write_split(folder, split, pictures[split], border)
+        write_description(folder, summary)
+    return summary
+
+
+def _stage1_pictures(source: Path) -> dict[str, list[_Nuclei]]:
+    pictures = []
+    for folder in sorted(path.parent for path in source.glob("*/masks")):
+        images, masks = sorted(folder.glob("images/*.png")), sorted(folder.glob("masks/*.png"))
+        if len(images) != 1 or not masks:
+            raise DataError(
+                f"{folder}: expected one PNG in images/ and at least one in masks/, found "
+                f"{len(images)} and {len(masks)}. Unpack stage1_train again."
+            )
+        pictures.append(_Nuclei(folder.name, images[0], masks=tuple(masks)))
+    if len(pictures) < 2:
+        raise DataError(f"{source}: expected at least 2 pictures, found {len(pictures)}.")
+    return {
+        "train": [picture for i, picture in enumerate(pictures) if i % VAL_EVERY],
+        "val": pictures[::VAL_EVERY],
+    }
+
+
+def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int) -> dict:
+    make_pair_folders(folder, split)
+    coco = CocoInstances({1: "nucleus"})
+    dropped = 0
+    for picture in progress(pictures, f"dsb2018 {split}"):
+        name = f"{split}/{picture.name}.png"
+        image = rgb_pixels(decode_picture(picture.image, str(picture.image)), str(picture.image))
+        instances = _read_instances(picture, image.shape[:2])
+        numbers = np.unique(instances[instances > 0])
+        if picture.instance_map is None:
+            dropped += len(picture.masks) - len(numbers)
+        write_picture(folder / "images" / name, image)
+        write_picture(folder / "labels" / name, nucleus_label(instances, border))
+        coco.add_image(name, *instances.shape)
+        for number in numbers:
+            coco.add_mask(instances == number, 1)
+    coco.write(folder / "annotations" / f"instances_{split}.json")
+    write_pair_list(folder, split, [f"{picture.name}.png" for picture in pictures])
+    nuclei = len(coco.annotations)
+    return {"images": len(pictures), "nuclei": nuclei, "dropped_masks": dropped}
+
+
+def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
+    """`[H, W]` whole numbers, 0 background, one number per nucleus."""
+    if picture.instance_map is not None:
+        return read_map(picture.instance_map, shape)
+    instances = np.zeros(shape, np.int32)
+    for number, path in enumerate(picture.masks, start=1):
+        instances[read_map(path, shape) > 0] = number
+    return instances
+
+
+def nucleus_label(instances: np.ndarray, border: int) -> np.ndarray:
+    """Class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2 border.
+
+    A pixel is border when pixels of two different instances lie within `border` pixels of it,
+    itself included; with 0 there is no border class.
+    """
+    label = (instances > 0).astype(np.uint8)
+    if border:
+        offsets = np.arange(-border, border + 1)
+        disc = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= border**2).astype(np.uint8)
+        # The largest and the smallest number within reach: two instances when they differ.
+        # float32 holds numbers up to 2^24, and an infinity for what is no instance.
+        numbers = instances.astype(np.float32)
+        largest = cv2.dilate(numbers, disc)
+        smallest = cv2.erode(np.where(numbers > 0, numbers, np.float32(np.inf)), disc)
+        label[smallest < largest] = 2
+    return label

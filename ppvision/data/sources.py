@@ -1,0 +1,99 @@
+"""What the converters share: reading a source's lists and maps, the layout they write."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ppvision.data.files import DataError, decode_picture, read_list
+from ppvision.data.writing import write_lines
+
+SPLITS = ("train", "val")
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture of a source and the map that labels it."""
+
+    name: str
+    image: Path
+    label: Path
+
+
+def existing_source(source: str | Path, name: str, file_allowed: bool = False) -> Path:
+    """The source as a path.
+
+    Raises:
+        FileNotFoundError: no such folder (or file, where one is allowed).
+    """
+    source = Path(source)
+    if not (source.is_dir() or (file_allowed and source.is_file())):
+        expected = "a folder or tar file" if file_allowed else "a folder"
+        raise FileNotFoundError(
+            f"source: expected {expected} with {name}, found none at {source}. Check the path."
+        )
+    return source
+
+
+def filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
+    """Line numbers and fields of `{split}.txt`, without its empty lines.
+
+    Raises:
+        DataError: no such list, or nothing in it.
+    """
+    path = folder / f"{split}.txt"
+    lines = [(number, fields) for number, fields in read_list(path) if fields != [""]]
+    if not lines:
+        raise DataError(f"{path}: the set is empty: the list names no picture. Fill it.")
+    return lines
+
+
+def listed_samples(source: Path, split: str) -> list[Sample]:
+    """The `image label` pairs of a list; a sample's name is its picture's without suffix.
+
+    Raises:
+        DataError: no such list, nothing in it, another number of fields, a name used twice.
+    """
+    samples: dict[str, Sample] = {}
+    for number, fields in filled_list(source, split):
+        where = f"{source / split}.txt, line {number}"
+        if len(fields) != 2:
+            raise DataError(f"{where}: expected `image label`, got {' '.join(fields)!r}.")
+        image, label = source / fields[0], source / fields[1]
+        if image.stem in samples:
+            raise DataError(f"{where}: the picture name {image.stem} is there twice. Rename one.")
+        samples[image.stem] = Sample(image.stem, image, label)
+    return list(samples.values())
+
+
+def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """A map of whole numbers `[H, W]`, checked to have its picture's size `shape`.
+
+    Raises:
+        DataError: it does not decode, has several channels or another size.
+    """
+    pixels = np.array(decode_picture(path, str(path)))
+    if pixels.ndim != 2 or pixels.dtype.kind not in "iub":
+        raise DataError(
+            f"{path}: expected one channel of whole numbers, got shape {list(pixels.shape)} of "
+            f"{pixels.dtype}. Map its colours to numbers first."
+        )
+    if pixels.shape != shape:
+        raise DataError(
+            f"{path}: expected the picture's size, {shape[1]} x {shape[0]}, got "
+            f"{pixels.shape[1]} x {pixels.shape[0]}. Make it again at that size."
+        )
+    return pixels
+
+
+def make_pair_folders(folder: Path, split: str) -> None:
+    """Make `images/{split}` and `labels/{split}`."""
+    for name in ("images", "labels"):
+        (folder / name / split).mkdir(parents=True)
+
+
+def write_pair_list(folder: Path, split: str, images: list[str]) -> None:
+    """Write PaddleSeg's `{split}.txt` for image files whose label is a PNG of the same name."""
+    lines = [f"images/{split}/{image} labels/{split}/{Path(image).stem}.png" for image in images]
+    write_lines(folder / f"{split}.txt", lines)

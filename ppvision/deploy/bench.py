@@ -1,0 +1,119 @@
+"""Latency and memory of exported models, side by side."""
+
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.deploy.predictor import Predictor
+
+DEFAULT_SIZE = 224  # pixels, where an export leaves height and width open
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One line of the table.
+
+    Attributes:
+        name: the folder, or `eager`.
+        median, low, high: milliseconds a batch: the median and the 10th and 90th percentile.
+        onednn: whether oneDNN ran it; None for the eager model and ONNX Runtime.
+        bytes: of the weights and the graph; None for the eager model.
+    """
+
+    name: str
+    median: float
+    low: float
+    high: float
+    onednn: bool | None
+    bytes: int | None
+
+
+def bench_exported(
+    folders: Sequence[str | Path],
+    *,
+    threads: int,
+    batch: int = 1,
+    size: tuple[int, int] | None = None,
+    repeats: int = 30,
+    eager: nn.Layer | None = None,
+) -> list[Latency]:
+    """Time exported models, and an eager one if given, on the same random input.
+
+    They run in turn in one loop, so that whatever else the machine does meets all of them alike.
+
+    Args:
+        folders: exported folders with the same input channels.
+        threads: CPU threads of every one.
+        batch: pictures at a time.
+        size: height and width of the input; None for the export's, or 224 where it is open.
+        repeats: timed runs of each.
+        eager: a model in Python.
+
+    Raises:
+        FileNotFoundError, ValueError: a folder that `Predictor` refuses.
+    """
+    predictors = {str(folder): Predictor(folder, threads=threads) for folder in folders}
+    shape = next(iter(predictors.values())).manifest.input_shape
+    height, width = size or (shape[2] or DEFAULT_SIZE, shape[3] or DEFAULT_SIZE)
+    x = np.random.default_rng(0).normal(size=(batch, shape[1], height, width)).astype(np.float32)
+
+    runs: dict[str, Callable[[], object]] = {
+        name: (lambda p=predictor: p.run(x)) for name, predictor in predictors.items()
+    }
+    if eager is not None:
+        eager.eval()
+        paddle.set_flags({"FLAGS_paddle_num_threads": threads})
+        tensor = paddle.to_tensor(x)
+
+        def run_eager() -> object:
+            with paddle.no_grad():
+                out = eager(tensor)
+                return (out[0] if isinstance(out, (list, tuple)) else out).numpy()
+
+        runs = {"eager": run_eager, **runs}
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(WARM_UP + repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number >= WARM_UP:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    rows = []
+    for name, values in times.items():
+        low, median, high = np.percentile(values, [10, 50, 90])
+        manifest = predictors[name].manifest if name in predictors else None
+        rows.append(
+            Latency(
+                name,
+                median,
+                low,
+                high,
+                None if manifest is None or manifest.format == "onnx" else predictors[name].onednn,
+                None if manifest is None else sum(f["bytes"] for f in manifest.files.values()),
+            )
+        )
+    return rows
+
+
+def table(rows: Sequence[Latency]) -> str:
+    """The rows as text; the last column is the first row's median over this one's."""
+    width = max(5, *(len(row.name) for row in rows))
+    lines = [f"{'model':{width}}  median ms  10..90 %          oneDNN  bytes       speed-up"]
+    for row in rows:
+        onednn = "-" if row.onednn is None else ("yes" if row.onednn else "no")
+        size = "-" if row.bytes is None else f"{row.bytes:,}"
+        spread = f"{row.low:.2f}..{row.high:.2f}"
+        lines.append(
+            f"{row.name:{width}}  {row.median:9.2f}  {spread:16}  {onednn:6}  {size:10}  "
+            f"{rows[0].median / row.median:.2f}"
+        )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    lines.append(f"peak memory of this process {peak:,.0f} MiB")
+    return "\n".join(lines)

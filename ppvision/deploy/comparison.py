@@ -1,0 +1,165 @@
+"""Running a model and its export side by side, and comparing them by the rule of `parity`."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.deploy import parity
+from ppvision.deploy.runtime import in_one_line, open_runtime
+from ppvision.deploy.transforms import Normalize, Transforms
+
+Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
+
+
+def eager_probes(
+    model: nn.Layer, task: str, shape: Sequence[int | None], pipeline: Transforms
+) -> list[Probe]:
+    """Inputs of the parity check with the model's own outputs, at sizes that the model takes.
+
+    Args:
+        model: in evaluation mode.
+        task: "features" keeps every output, any other the first.
+        shape: `[B, C, H, W]` of the export, None where any size is taken.
+        pipeline: its `Normalize` gives the pictures the magnitudes that the model will see.
+
+    Raises:
+        ValueError: the model runs at none of the sizes, or gives something else than finite
+            numbers in tensors.
+    """
+    mean, std = np.zeros(1), np.ones(1)
+    for transform in pipeline.transforms:
+        if isinstance(transform, Normalize):
+            mean, std = 255 * transform.mean, 255 * transform.std
+    failure = None
+    for shapes in parity.probe_shapes(shape):
+        inputs = [x for probed in shapes for x in parity.probe_batches(probed, mean, std)]
+        try:
+            with paddle.no_grad():
+                outputs = [model(paddle.to_tensor(x)) for x in inputs]
+        except Exception as error:  # whatever the model raises at a size that it does not take
+            failure = failure or (shapes[0], error)
+            continue
+        if failure is not None:
+            warnings.warn(
+                f"The model does not run on an input of {list(failure[0])} "
+                f"({in_one_line(failure[1])}); the export is checked on "
+                f"{[list(s) for s in shapes]} only.",
+                stacklevel=3,
+            )
+        arrays = [
+            _as_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
+        ]
+        return list(zip(inputs, arrays, strict=True))
+    size, error = failure
+    raise ValueError(
+        f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
+        f"it failed; on {list(size)} it raised {in_one_line(error)}"
+    ) from error
+
+
+def _as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+    tensors = list(output) if isinstance(output, (list, tuple)) else [output]
+    if task != "features":
+        tensors = tensors[:1]
+    if not tensors or not all(isinstance(t, Tensor) for t in tensors):
+        raise ValueError(
+            f"model: expected a tensor or a list of tensors, got {type(output).__name__}. "
+            "Wrap the model in a Layer that returns its logits."
+        )
+    arrays = [t.numpy() for t in tensors]
+    if not all(np.isfinite(a).all() for a in arrays):
+        raise ValueError(
+            f"model: gives numbers that are not finite for an input of {list(shape)}, so that "
+            "nothing can be compared. Check its weights."
+        )
+    return arrays
+
+
+def _warn_if_blind(probes: Sequence[Probe], tolerance: float) -> None:
+    largest = max(np.abs(array).max() for _, arrays in probes for array in arrays)
+    if largest <= tolerance:
+        warnings.warn(
+            f"The model's outputs are at most {largest:.3g}, below the parity bound {tolerance:.3g}"
+            ": the comparison with eager mode cannot fail and shows nothing. Export trained "
+            "weights.",
+            stacklevel=3,
+        )
+
+
+def compare(
+    probes: Sequence[Probe], raw: Path, final: Path, output_op: str, format: str, tolerance: float
+) -> tuple[float, bool | None]:
+    """Run an export on the probes, in every engine that it is meant for.
+
+    Args:
+        probes: from `eager_probes`.
+        raw: folder with the graph up to the logits (or features).
+        final: folder with the graph to be deployed, `output_op` included; `raw` when that is none.
+        output_op: "argmax", "softmax" or "none".
+        format: "paddle" or "onnx".
+        tolerance: the bound of the rule.
+
+    Returns:
+        The largest error of the logits, and whether oneDNN ran (None for ONNX).
+
+    Raises:
+        ParityError: above the bound in any engine.
+        RuntimeError: the graph does not run (but for oneDNN, which only warns).
+    """
+    _warn_if_blind(probes, tolerance)
+    if format == "onnx":
+        return _compare(probes, raw, final, output_op, format, tolerance, onednn=False), None
+    worst = _compare(probes, raw, final, output_op, format, tolerance, onednn=False)
+    try:
+        error = _compare(probes, raw, final, output_op, format, tolerance, onednn=True)
+    except parity.ParityError:
+        raise
+    except RuntimeError as failure:
+        warnings.warn(
+            f"{failure} The export runs without oneDNN, which is slower on a CPU.", stacklevel=3
+        )
+        return worst, False
+    return max(worst, error), True
+
+
+def _compare(
+    probes: Sequence[Probe],
+    raw: Path,
+    final: Path,
+    output_op: str,
+    format: str,
+    tolerance: float,
+    *,
+    onednn: bool,
+) -> float:
+    engine = "ONNX Runtime"
+    if format == "paddle":
+        engine = f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+    worst = 0.0
+    try:
+        raw_runtime = open_runtime(raw, format, onednn=onednn)
+        final_runtime = raw_runtime if final == raw else open_runtime(final, format, onednn=onednn)
+    except Exception as error:
+        raise RuntimeError(
+            f"{engine} does not load the exported graph ({in_one_line(error)})."
+        ) from error
+    for x, eager in probes:
+        where = f"{engine}, input {list(x.shape)}"
+        try:
+            raw_outputs = raw_runtime.run(x)
+            final_outputs = raw_outputs if final == raw else final_runtime.run(x)
+        except Exception as error:
+            raise RuntimeError(
+                f"{where}: the exported graph does not run ({in_one_line(error)})."
+            ) from error
+        worst = max(worst, parity.check_close(eager, raw_outputs, tolerance, where))
+        if output_op == "argmax":
+            parity.check_classes(eager[0], final_outputs[0], tolerance, where)
+        elif output_op == "softmax":
+            parity.check_close([parity.softmax(eager[0])], final_outputs, tolerance, where)
+    return worst

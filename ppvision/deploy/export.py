@@ -1,0 +1,200 @@
+"""From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.deploy import manifest as manifests
+from ppvision.deploy import parity
+from ppvision.deploy.comparison import compare, eager_probes
+from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.transforms import Transforms
+
+
+def export_model(
+    model: nn.Layer,
+    folder: str | Path,
+    *,
+    input_shape: Sequence[int | None],
+    output_op: str = "argmax",
+    format: str = "paddle",
+    transforms: Sequence[Mapping[str, Any]] = (),
+    classes: Sequence[str] = (),
+    task: str = "segmentation",
+    bits: int = 32,
+    name: str | None = None,
+) -> Path:
+    """Write a model for deployment, after comparing what was written with the model itself.
+
+    Args:
+        model: takes `[B, C, H, W]`, float32. It gives a tensor of logits (`[B, K]` for
+            classification, `[B, K, H, W]` for segmentation) or a list, of which the first entry is
+            taken (as in PaddleSeg) or, for task "features", every one. Traced in evaluation mode;
+            its own mode, parameters and buffers stay as they are.
+        folder: the new folder. One that `export_model` wrote is replaced once the new export is
+            complete; any other that holds files is an error.
+        input_shape: `[B, C, H, W]`; None for a batch, height or width that may be any. Where it is
+            known, give it: a fixed size runs faster.
+        output_op: put into the graph behind the model, over the class axis: "argmax" (int32),
+            "softmax" or "none".
+        format: "paddle" (`model.json`, `model.pdiparams`) or "onnx" (`model.onnx`; needs
+            paddle2onnx and onnxruntime).
+        transforms: of the validation data, as in a PaddleSeg configuration; `Predictor` applies
+            them. Only those of `ppvision.deploy.transforms`.
+        classes: names of the K classes, or empty.
+        task: "segmentation", "classification" or "features" (`output_op` "none").
+        bits: of the weights, 32 or 2 to 8 for packed ones, whose parity bound is 1e-4, not 1e-3.
+        name: written into `deploy.yaml`. Default: the folder's.
+
+    Returns:
+        The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
+        and the largest error to eager mode that the check measured.
+
+    Raises:
+        ValueError: an argument that does not fit, or transforms that deployment cannot reproduce.
+        FileExistsError: `folder` holds files that are not an export.
+        ParityError: the written graph gives other numbers than the model.
+        RuntimeError: tracing, conversion or the first run failed; the cause is attached.
+        After any of them nothing new stands under `folder`, and an older export is still there.
+
+    The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
+    or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
+    where the batch is. oneDNN that fails to run is reported by a warning and in `deploy.yaml`;
+    oneDNN that gives other numbers is a ParityError.
+    """
+    shape = _checked_shape(input_shape)
+    for argument, value, known in (
+        ("task", task, manifests.TASKS),
+        ("output_op", output_op, manifests.OUTPUT_OPS),
+        ("format", format, tuple(manifests.FILES)),
+    ):
+        if value not in known:
+            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
+    if task == "features" and output_op != "none":
+        raise ValueError(
+            f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
+        )
+    if bits != 32 and bits not in range(2, 9):
+        raise ValueError(f"bits: expected 32 or 2 to 8, got {bits!r}.")
+    pipeline = Transforms(transforms)
+    if pipeline.transforms and shape[1] != 3:
+        raise ValueError(
+            f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
+            "Leave them away and prepare the input yourself (Predictor.run)."
+        )
+    tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+
+    folder = Path(folder).resolve()
+    with _evaluation_mode(model), _replacing(folder) as work:
+        probes = eager_probes(model, task, shape, pipeline)
+        if task != "features":
+            _check_logits(probes[0][1][0], task, output_op, classes)
+
+        graph = trace(model, shape, output_op, every_output=task == "features")
+        final = raw = work / "final"
+        if output_op == "none":
+            write_graph(graph, None, final, format)
+        else:
+            raw = work / "raw"
+            write_graph(graph, 0, raw, format)
+            write_graph(graph, 1, final, format)
+        error, onednn = compare(probes, raw, final, output_op, format, tolerance)
+
+        manifests.Manifest(
+            name=folder.name if name is None else name,
+            task=task,
+            format=format,
+            input_shape=shape,
+            output_op=output_op,
+            transforms=json.loads(json.dumps(list(transforms), default=float)),
+            num_classes=None if task == "features" else probes[0][1][0].shape[1],
+            classes=[str(label) for label in classes],
+            bits=bits,
+            files=manifests.describe_files(final, format),
+            max_error_to_eager=error,
+            checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
+            onednn=onednn,
+            paddle_version=paddle.__version__,
+        ).write(final)
+    return folder
+
+
+def _checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
+    shape = list(input_shape)
+    sizes = [n for n in shape if n is not None]
+    positive = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
+    if len(shape) != 4 or shape[1] is None or not positive:
+        raise ValueError(
+            "input_shape: expected [B, C, H, W], whole numbers above 0 with None for a batch, "
+            f"height or width that may be any (not for the channels), got {shape}."
+        )
+    return shape
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Layer) -> Iterator[None]:
+    """Evaluation mode inside, each sublayer's own mode again afterwards."""
+    before = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for layer, training in before:
+            layer.training = training
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded."""
+    if folder.exists() and not _may_be_replaced(folder):
+        raise FileExistsError(
+            f"folder: expected a new or empty folder, or an earlier export, got {folder}, which "
+            "holds other files. Name another one or remove it."
+        )
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
+    final, old = work / "final", work / "old"
+    final.mkdir(parents=True)
+    try:
+        yield work
+        if folder.exists():
+            folder.replace(old)
+        try:
+            final.replace(folder)
+        except OSError:
+            if old.exists():
+                old.replace(folder)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _may_be_replaced(folder: Path) -> bool:
+    if not folder.is_dir():
+        return False
+    present = {path.name for path in folder.iterdir()}
+    ours = {manifests.NAME, *(name for names in manifests.FILES.values() for name in names)}
+    return not present or (manifests.NAME in present and present <= ours)
+
+
+def _check_logits(logits: np.ndarray, task: str, output_op: str, classes: Sequence[str]) -> None:
+    axes = {"classification": "[B, K]", "segmentation": "[B, K, H, W]"}[task]
+    if logits.ndim != axes.count(",") + 1:
+        raise ValueError(
+            f"model: expected logits {axes} for task {task!r}, got {list(logits.shape)}."
+        )
+    if output_op == "argmax" and logits.shape[1] < 2:
+        raise ValueError(
+            "output_op: argmax needs at least 2 classes, the model has 1. Pass 'none'."
+        )
+    if len(classes) not in (0, logits.shape[1]):
+        raise ValueError(
+            f"classes: expected {logits.shape[1]} names, one per logit, got {len(classes)}."
+        )

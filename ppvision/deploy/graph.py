@@ -1,0 +1,107 @@
+"""Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import paddle
+from paddle import Tensor, nn
+from paddle.static import InputSpec
+
+INPUT_NAME = "x"
+
+# LayerNorm is one operator from ONNX opset 17 on.
+_ONNX_OPSET = 17
+
+
+class _Graph(nn.Layer):
+    """The model's outputs and, unless `output_op` is none, the final one behind them."""
+
+    def __init__(self, model: nn.Layer, output_op: str, every_output: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.output_op = output_op
+        self.every_output = every_output
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        outputs = self.model(x)
+        if not isinstance(outputs, (list, tuple)):
+            outputs = [outputs]
+        if self.every_output:
+            return list(outputs)
+        logits = outputs[0]
+        if self.output_op == "argmax":
+            return [logits, paddle.argmax(logits, axis=1, dtype="int32")]
+        if self.output_op == "softmax":
+            return [logits, nn.functional.softmax(logits, axis=1)]
+        return [logits]
+
+
+def trace(
+    model: nn.Layer, input_shape: Sequence[int | None], output_op: str, *, every_output: bool
+) -> nn.Layer:
+    """Trace `model`, which must be in evaluation mode, for inputs of `input_shape`.
+
+    Returns:
+        A layer for `write_graph`. Its outputs: the logits, or with `every_output` all that the
+        model gives; then, for "argmax" and "softmax", the result of `output_op` over axis 1.
+
+    Raises:
+        RuntimeError: the model cannot be traced; the cause is attached.
+    """
+    graph = _Graph(model, output_op, every_output)
+    graph.eval()
+    spec = InputSpec(list(input_shape), "float32", name=INPUT_NAME)
+    graph = paddle.jit.to_static(graph, input_spec=[spec], full_graph=True)
+    try:
+        with warnings.catch_warnings():
+            # ones_like and its kin ask a traced tensor for its device, which it has not.
+            warnings.filterwarnings("ignore", message="Value do not have 'place' interface")
+            graph.forward.concrete_program  # noqa: B018 (traces, and keeps the result)
+    except Exception as error:
+        raise RuntimeError(
+            f"The model cannot be traced into a static graph: {error}\n"
+            "Read sizes from x.shape, use whole-number arithmetic (//, %), and branch on nothing "
+            "but sizes and settings."
+        ) from error
+    return graph
+
+
+def write_graph(graph: nn.Layer, output: int | None, folder: Path, format: str) -> None:
+    """Write a traced graph, whole or cut down to one of its outputs, into `folder`.
+
+    Args:
+        graph: from `trace`.
+        output: the place of the output to keep, or None for all.
+        folder: made when missing.
+        format: "paddle" writes `model.json` and `model.pdiparams`, "onnx" writes `model.onnx`.
+
+    Raises:
+        RuntimeError: paddle2onnx cannot convert it; its own message stands in the log above.
+        ImportError: paddle2onnx is not installed.
+    """
+    prefix = folder / "model"
+    paddle.jit.save(graph, str(prefix), output_spec=None if output is None else [output])
+    if format == "onnx":
+        program, parameters = folder / "model.json", folder / "model.pdiparams"
+        prefix.with_suffix(".onnx").write_bytes(_to_onnx(program, parameters))
+        program.unlink()
+        parameters.unlink()
+
+
+def _to_onnx(program: Path, parameters: Path) -> bytes:
+    try:
+        import paddle2onnx
+    except ImportError as error:
+        raise ImportError(
+            "An ONNX export needs paddle2onnx, which is not installed: pip install paddle2onnx"
+        ) from error
+    try:
+        # Without a file name: with one, paddle2onnx runs Polygraphy, which may install packages.
+        return paddle2onnx.export(
+            str(program), str(parameters), save_file=None, opset_version=_ONNX_OPSET
+        )
+    except UnboundLocalError as error:  # paddle2onnx logs its failure and goes on without a result
+        raise RuntimeError(
+            "paddle2onnx cannot convert this model; its message stands above. Use format='paddle'."
+        ) from error

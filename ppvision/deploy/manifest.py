@@ -1,0 +1,128 @@
+"""`deploy.yaml`: what an exported folder holds, and how it is verified before use."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+NAME = "deploy.yaml"
+FORMAT_VERSION = 1
+
+TASKS = ("segmentation", "classification", "features")
+OUTPUT_OPS = ("argmax", "softmax", "none")
+FILES = {"paddle": ("model.json", "model.pdiparams"), "onnx": ("model.onnx",)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `deploy.yaml`."""
+
+    name: str
+    task: str  # one of TASKS
+    format: str  # "paddle" or "onnx"
+    input_shape: list[int | None]  # [B, C, H, W], None where any size is taken
+    output_op: str  # one of OUTPUT_OPS; it is inside the graph
+    transforms: list[dict[str, Any]]  # see ppvision.deploy.transforms
+    num_classes: int | None  # K of the logits; None for features
+    classes: list[str]  # their names, empty when not given
+    bits: int  # of the weights
+    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    max_error_to_eager: float  # largest error of the parity check, of logits or features
+    checked_shapes: list[list[int]]  # the inputs it was measured on
+    onednn: bool | None  # whether oneDNN ran the graph there; None for ONNX
+    paddle_version: str
+    format_version: int = FORMAT_VERSION
+
+    def write(self, folder: Path) -> None:
+        text = yaml.safe_dump(
+            asdict(self), sort_keys=False, allow_unicode=True, default_flow_style=None
+        )
+        (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def describe_files(folder: Path, format: str) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of each file of an export."""
+    return {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        for name in FILES[format]
+    }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `deploy.yaml`, then every file that it names.
+
+    Raises:
+        FileNotFoundError: no such folder, no `deploy.yaml`, or a file of the export is missing.
+        ValueError: `deploy.yaml` is not one of ours, or a file differs from it in size or sha256.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: expected a folder written by export_model, found no {NAME} in it."
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path}: not readable as YAML ({error}). Copy or export the folder again."
+        ) from error
+    manifest = _checked(path, content)
+    for name in FILES[manifest.format]:
+        _verify(folder / name, manifest.files[name])
+    return manifest
+
+
+def _checked(path: Path, content: Any) -> Manifest:
+    def problem(text: str) -> ValueError:
+        return ValueError(f"{path}: {text}. Copy or export the folder again.")
+
+    if not isinstance(content, Mapping):
+        raise problem(f"expected keys and values, got {type(content).__name__}")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise problem(
+            f"expected format_version {FORMAT_VERSION}, got {content.get('format_version')!r}; "
+            "another version of ppvision wrote it"
+        )
+    expected = {field.name for field in fields(Manifest)}
+    if missing := expected - content.keys():
+        raise problem(f"lacks {', '.join(sorted(missing))}")
+    if unknown := content.keys() - expected:
+        raise problem(f"has unknown keys {', '.join(sorted(map(str, unknown)))}")
+    for key, known in (("task", TASKS), ("format", FILES), ("output_op", OUTPUT_OPS)):
+        if content[key] not in tuple(known):
+            raise problem(f"expected {key} to be one of {', '.join(known)}, got {content[key]!r}")
+    shape = content["input_shape"]
+    if not isinstance(shape, list) or len(shape) != 4:
+        raise problem(f"expected input_shape [B, C, H, W], got {shape!r}")
+    files = content["files"]
+    for name in FILES[content["format"]]:
+        entry = files.get(name) if isinstance(files, Mapping) else None
+        if not isinstance(entry, Mapping) or not {"bytes", "sha256"} <= entry.keys():
+            raise problem(f"expected bytes and sha256 of {name} under files")
+    return Manifest(**content)
+
+
+def _verify(path: Path, expected: Mapping[str, Any]) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: named in {NAME}, but missing. Copy the whole folder again."
+        )
+    size = path.stat().st_size
+    if size != expected["bytes"]:
+        raise ValueError(
+            f"{path}: expected {expected['bytes']} bytes, got {size}; the file is incomplete or "
+            "changed. Copy or export it again."
+        )
+    if (digest := _sha256(path)) != expected["sha256"]:
+        raise ValueError(
+            f"{path}: expected sha256 {expected['sha256']}, got {digest}; the file is corrupt or "
+            "changed. Copy or export it again."
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,262 @@
+"""From a picture to a prediction, with an exported folder and nothing of the training code."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from ppvision.deploy.manifest import Manifest, read_manifest
+from ppvision.deploy.parity import softmax
+from ppvision.deploy.runtime import OnnxRuntime, PaddleRuntime, in_one_line, open_runtime
+from ppvision.deploy.transforms import Step, Transforms
+
+Picture = str | os.PathLike | np.ndarray
+
+
+@dataclass(frozen=True)
+class Classification:
+    """The class of one picture."""
+
+    class_id: int
+    name: str | None  # None when the export names no classes
+    probabilities: np.ndarray | None  # [K], float64; None when the graph gives the class alone
+
+
+Prediction = np.ndarray | Classification | list[np.ndarray]
+
+
+class Predictor:
+    """Runs a folder that `export_model` wrote.
+
+    Args:
+        folder: with `deploy.yaml`; size and sha256 of every file are verified.
+        threads: CPU threads. None: the runtime's default.
+        device: "cpu" or "gpu" (the first one).
+        use_onednn: None tries oneDNN on a CPU at load and, where it fails, warns and goes on
+            without it; True insists; False leaves it out. Only for Paddle exports.
+
+    Attributes:
+        manifest: the content of `deploy.yaml`.
+        onednn: whether oneDNN is used.
+
+    Raises:
+        FileNotFoundError: the folder or a file of it is missing.
+        ValueError: `deploy.yaml` or a file is corrupt, or the device is not there.
+        RuntimeError: `use_onednn=True` and oneDNN cannot run the graph.
+
+    One object serves one thread at a time.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        use_onednn: bool | None = None,
+    ) -> None:
+        if threads is not None and (isinstance(threads, bool) or threads < 1):
+            raise ValueError(f"threads: expected None or at least 1, got {threads!r}.")
+        folder = Path(folder)
+        self.manifest = read_manifest(folder)
+        self._transforms = Transforms(self.manifest.transforms)
+        self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
+        if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
+            raise ValueError(
+                "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
+                f"format={self.manifest.format!r}, device={device!r}. Leave it at None."
+            )
+
+        def open_with(onednn: bool) -> PaddleRuntime | OnnxRuntime:
+            return open_runtime(
+                folder, self.manifest.format, threads=threads, device=device, onednn=onednn
+            )
+
+        self._runtime = None
+        if use_onednn or (
+            use_onednn is None and self.manifest.format == "paddle" and device == "cpu"
+        ):
+            self._runtime = _try_onednn(open_with, self.manifest, insist=bool(use_onednn))
+        self.onednn = self._runtime is not None
+        if self._runtime is None:
+            self._runtime = open_with(False)
+
+    def __call__(
+        self, images: Picture | Sequence[Picture], batch_size: int = 1
+    ) -> Prediction | list[Prediction]:
+        """Predict one picture or a list of them.
+
+        Args:
+            images: a path, or an array `[H, W, 3]` of uint8, RGB; or a list of either. Files are
+                read as three channels: grey ones are repeated, transparency is dropped.
+            batch_size: with a list, pictures that have the same size after the transforms run up to
+                so many together (an export of a fixed batch runs in that batch).
+
+        Returns:
+            For one picture, and for a list a list in its order:
+            segmentation: classes `[H, W]` at the picture's own size, uint8 (int32 above 256
+            classes). Resizing and padding are undone as PaddleSeg does: logits and probabilities
+            by bilinear interpolation before the highest is taken, the classes of an "argmax"
+            export by the nearest one;
+            classification: a `Classification`;
+            features: the list of feature maps, each `[C, H', W']`.
+
+        Raises:
+            FileNotFoundError: no such picture.
+            ValueError: a file that is no picture, an array of another shape or type, a picture that
+                does not fit the export's fixed size.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
+        if not isinstance(images, (list, tuple)):
+            return self([images])[0]
+        if self.manifest.input_shape[1] != 3:
+            raise ValueError(
+                f"images: this export takes {self.manifest.input_shape[1]} channels, not RGB "
+                "pictures. Prepare the input yourself and call run."
+            )
+        batch_size = self.manifest.input_shape[0] or batch_size
+        results: list[Prediction | None] = [None] * len(images)
+        waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, list[Step]]]] = {}
+        for place, image in enumerate(images):
+            x, steps = self._transforms(_read(image))
+            group = waiting.setdefault(x.shape, [])
+            group.append((place, x, steps))
+            if len(group) == batch_size:
+                self._finish(waiting.pop(x.shape), results)
+        for group in waiting.values():
+            self._finish(group, results)
+        return results
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Run the graph alone.
+
+        Args:
+            batch: `[B, C, H, W]`, float32, already transformed.
+
+        Returns:
+            The graph's outputs: one for segmentation and classification, behind `output_op`; all
+            feature maps for "features".
+
+        Raises:
+            ValueError: another type or shape than the export takes.
+        """
+        expected = self.manifest.input_shape
+        fits = (
+            isinstance(batch, np.ndarray)
+            and batch.dtype == np.float32
+            and batch.ndim == 4
+            and batch.size > 0
+            and all(want in (None, got) for want, got in zip(expected, batch.shape, strict=True))
+        )
+        if not fits:
+            got = type(batch).__name__
+            if isinstance(batch, np.ndarray):
+                got = f"{batch.dtype} {list(batch.shape)}"
+            raise ValueError(
+                f"batch: expected a float32 array {expected} (None: any size), got {got}. "
+                "Set transforms at export so that every picture gets this size."
+            )
+        return self._runtime.run(batch)
+
+    def _finish(
+        self,
+        group: list[tuple[int, np.ndarray, list[Step]]],
+        results: list[Prediction | None],
+    ) -> None:
+        batch = np.stack([x for _, x, _ in group])
+        missing = (self.manifest.input_shape[0] or len(group)) - len(group)
+        if missing:  # fill an export's fixed batch; the copies' results are dropped
+            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+        outputs = self.run(batch)
+        for row, (place, _, steps) in enumerate(group):
+            results[place] = self._prediction([o[row : row + 1] for o in outputs], steps)
+
+    def _prediction(self, outputs: list[np.ndarray], steps: list[Step]) -> Prediction:
+        """From the outputs `[1, ...]` of one picture."""
+        task, output_op = self.manifest.task, self.manifest.output_op
+        if task == "features":
+            return [o[0] for o in outputs]
+        (output,) = outputs
+        if task == "classification":
+            return self._classification(output)
+        if output_op == "argmax":
+            classes = _undo(output[:, None].astype(np.float32), steps, "nearest")[0, 0]
+            return classes.astype(self._label_type)
+        scores = output
+        if output_op == "softmax":
+            # Logits but for a number per pixel, which all classes share: after interpolation the
+            # same class is highest as with the logits, and as in PaddleSeg.
+            scores = np.log(np.maximum(output, np.finfo(np.float32).tiny))
+        return _undo(scores, steps, "bilinear")[0].argmax(axis=0).astype(self._label_type)
+
+    def _classification(self, output: np.ndarray) -> Classification:
+        probabilities = None
+        if self.manifest.output_op == "argmax":
+            class_id = int(output[0])
+        else:
+            if self.manifest.output_op == "none":
+                output = softmax(output)
+            probabilities = output[0].astype(np.float64)
+            class_id = int(probabilities.argmax())
+        names = self.manifest.classes
+        return Classification(class_id, names[class_id] if names else None, probabilities)
+
+
+def _try_onednn(open_with, manifest: Manifest, *, insist: bool) -> PaddleRuntime | None:
+    """A runtime with oneDNN that has run once, or None and a warning."""
+    try:
+        runtime = open_with(True)
+        smallest = min(manifest.checked_shapes, key=np.prod)
+        runtime.run(np.zeros(smallest, "float32"))
+    except Exception as error:  # Paddle raises many kinds for an operator that oneDNN cannot run
+        reason = f"{manifest.name}: oneDNN cannot run it here ({in_one_line(error)})."
+        if insist:
+            raise RuntimeError(f"{reason} Pass use_onednn=None or False.") from error
+        warnings.warn(f"{reason} Going on without oneDNN, which is slower.", stacklevel=3)
+        return None
+    return runtime
+
+
+def _read(image: Picture) -> np.ndarray:
+    """A picture `[H, W, 3]`, uint8, RGB, from a path or an array."""
+    if isinstance(image, (str, os.PathLike)):
+        path = os.fspath(image)
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"image: expected a picture file, found none at {path}.")
+        # As PaddleSeg reads it: 3 channels, turned upright by its EXIF tag.
+        picture = cv2.imread(path, cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError(
+                f"image: {path} is not a picture that OpenCV reads. Convert it to PNG or JPEG."
+            )
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    if not isinstance(image, np.ndarray):
+        raise ValueError(
+            f"image: expected a path or a uint8 array [H, W, 3], got {type(image).__name__}."
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"image: expected a uint8 array [H, W, 3] (RGB, 0..255), got {image.dtype} "
+            f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
+            "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list."
+        )
+    return image
+
+
+def _undo(output: np.ndarray, steps: list[Step], mode: str) -> np.ndarray:
+    """Bring a prediction `[1, C, H', W']` back to the picture's size, as PaddleSeg does."""
+    for step in reversed(steps):
+        height, width = step.before
+        if step.kind == "padding":
+            output = output[:, :, :height, :width]
+        elif output.shape[2:] != step.before:
+            # Paddle's own interpolation: OpenCV's rounds differently, which moves borders.
+            output = F.interpolate(paddle.to_tensor(output), [height, width], mode=mode).numpy()
+    return output

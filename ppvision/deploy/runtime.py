@@ -1,0 +1,131 @@
+"""The two engines that run an exported graph, behind one `run`: Paddle Inference, ONNX Runtime."""
+
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import inference
+
+# Passes of the oneDNN pipeline that Paddle 3 gets wrong or that cost time; the rest is kept.
+# The first fails on the reshapes of attention ("type of outputs must be equal"); the second turns
+# Linear into an operator that has no oneDNN kernel (`benchmark/pointwise_layers.py` times it).
+_ONEDNN_PASSES_OFF = ("operator_reshape_onednn_fuse_pass", "matmul_add_act_fuse_pass")
+
+# Memory that the GPU pool reserves at the start, in MB; it grows when needed.
+_GPU_POOL_MB = 256
+
+
+class PaddleRuntime:
+    """Paddle Inference on a PIR model.
+
+    Args:
+        program: `model.json`.
+        parameters: `model.pdiparams`.
+        threads: CPU threads of the kernels. None: Paddle's default.
+        device: "cpu" or "gpu" (the first one).
+        onednn: use oneDNN kernels (CPU only). oneDNN keeps the kernels that it compiled last, 1024
+            of them unless the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise:
+            with pictures of ever new sizes, memory rises until that many are held.
+
+    Not for several threads at once: make one for each.
+    """
+
+    def __init__(
+        self,
+        program: Path,
+        parameters: Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        onednn: bool = False,
+    ) -> None:
+        has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+        _check_device(device, has_gpu, "paddlepaddle")
+        config = inference.Config(str(program), str(parameters))
+        config.disable_glog_info()
+        if device == "gpu":
+            config.enable_use_gpu(_GPU_POOL_MB, 0)
+        else:
+            config.disable_gpu()
+        if threads is not None:
+            config.set_cpu_math_library_num_threads(threads)
+        if onednn:
+            config.enable_onednn()
+            for name in _ONEDNN_PASSES_OFF:
+                config.delete_pass(name)
+        else:
+            config.disable_onednn()
+        self._predictor = inference.create_predictor(config)
+        (name,) = self._predictor.get_input_names()
+        self._input = self._predictor.get_input_handle(name)
+        self._outputs = [
+            self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
+        ]
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Run a float32 batch `[B, C, H, W]`; the outputs in the graph's order."""
+        self._input.reshape(batch.shape)
+        self._input.copy_from_cpu(np.ascontiguousarray(batch))
+        self._predictor.run()
+        return [output.copy_to_cpu() for output in self._outputs]
+
+
+class OnnxRuntime:
+    """ONNX Runtime on a `model.onnx`; the arguments are those of `PaddleRuntime`."""
+
+    def __init__(self, model: Path, *, threads: int | None = None, device: str = "cpu") -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ImportError(
+                "An ONNX export runs in ONNX Runtime, which is not installed: "
+                "pip install onnxruntime"
+            ) from error
+        has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        _check_device(device, has_gpu, "onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; paddle2onnx leaves unused constants, one line each
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
+        (self._input,) = (node.name for node in self._session.get_inputs())
+
+    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Run a float32 batch `[B, C, H, W]`; the outputs in the graph's order."""
+        return self._session.run(None, {self._input: batch})
+
+
+def open_runtime(
+    folder: Path,
+    format: str,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    onednn: bool = False,
+) -> PaddleRuntime | OnnxRuntime:
+    """The runtime of an export's model files; `onednn` is for format "paddle" only."""
+    if format == "onnx":
+        return OnnxRuntime(folder / "model.onnx", threads=threads, device=device)
+    return PaddleRuntime(
+        folder / "model.json",
+        folder / "model.pdiparams",
+        threads=threads,
+        device=device,
+        onednn=onednn,
+    )
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of a runtime, whose messages fill a page, for use inside another message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _check_device(device: str, has_gpu: bool, package: str) -> None:
+    if device not in ("cpu", "gpu"):
+        raise ValueError(f"device: expected 'cpu' or 'gpu', got {device!r}.")
+    if device == "gpu" and not has_gpu:
+        raise ValueError(
+            f"device: 'gpu' asked for, but the installed {package} finds none. Install the build "
+            f"of {package} for your GPU, or pass device='cpu'."
+        )

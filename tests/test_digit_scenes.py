@@ -1,0 +1,353 @@
+"""Digit scenes: the same seed gives the same files, and every label says what is in the picture."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from ppvision.data import digit_scenes
+from ppvision.data.coco import uncompressed_rle, visible_box
+from ppvision.data.digit_scenes import (
+    MAX_COVERED,
+    MIN_CONTRAST,
+    _contrasting_colour,
+    compose_scene,
+    load_digits,
+    load_photos,
+    write_digit_scenes,
+)
+from ppvision.data.files import DataError
+
+SMALL = {"count": 6, "val_count": 3, "size": 48, "max_digits": 5}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "set"
+    write_digit_scenes(folder, **SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train_sources():
+    return load_digits("train"), load_photos("train")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def pairs_of(folder: Path, split: str) -> list[list[str]]:
+    return [line.split(" ") for line in (folder / f"{split}.txt").read_text().splitlines()]
+
+
+def test_same_seed_same_bytes_other_seed_other_pictures(scenes, tmp_path):
+    write_digit_scenes(tmp_path / "again", **SMALL)
+    first, again = files_of(scenes), files_of(tmp_path / "again")
+    assert first == again
+    write_digit_scenes(tmp_path / "other", **SMALL, seed=1)
+    other = files_of(tmp_path / "other")
+    pictures = [name for name in first if name.startswith("images/")]
+    assert len(pictures) == 9
+    assert all(first[name] != other[name] for name in pictures)
+
+
+def test_scene_does_not_depend_on_how_many_there_are(scenes, tmp_path):
+    write_digit_scenes(tmp_path / "fewer", **{**SMALL, "count": 2, "val_count": 1})
+    first, fewer = files_of(scenes), files_of(tmp_path / "fewer")
+    pictures = [name for name in fewer if name.endswith((".jpg", ".png"))]
+    assert pictures
+    assert all(fewer[name] == first[name] for name in pictures)
+
+
+def test_train_and_val_share_no_digit():
+    train, train_classes = load_digits("train")
+    val, val_classes = load_digits("val")
+    assert len(train) == 4000
+    assert len(val) == 1000
+    assert not {tile.tobytes() for tile in train} & {tile.tobytes() for tile in val}
+    assert np.bincount(train_classes).tolist() == [400] * 10
+    assert np.bincount(val_classes).tolist() == [100] * 10
+
+
+def test_train_and_val_share_no_piece_of_a_photograph(tmp_path):
+    # Every column of this picture has its own colour, so a column says where it came from.
+    columns = np.zeros((40, 200, 3), np.uint8)
+    columns[:, :, 0] = np.arange(200)
+    Image.fromarray(columns).save(tmp_path / "columns.png")
+    (train,), (val,) = load_photos("train", tmp_path), load_photos("val", tmp_path)
+    assert set(train[:, :, 0].ravel()) == set(range(150))
+    assert set(val[:, :, 0].ravel()) == set(range(150, 200))
+
+
+def test_photographs_are_read_as_rgb(tmp_path):
+    Image.new("RGB", (120, 40), (250, 10, 20)).save(tmp_path / "red.png")
+    assert load_photos("train", tmp_path)[0][0, 0].tolist() == [250, 10, 20]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning:pycocotools")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_coco_masks_equal_the_label_map(scenes, split):
+    path = scenes / "annotations" / f"instances_{split}.json"
+    coco = COCO(str(path))
+    pairs = pairs_of(scenes, split)
+    assert len(coco.getImgIds()) == len(pairs)
+    annotations = 0
+    for image_id in coco.getImgIds():
+        record = coco.loadImgs(image_id)[0]
+        image, label_path = pairs[image_id - 1]
+        assert f"images/{record['file_name']}" == image
+        label = np.asarray(Image.open(scenes / label_path))
+        assert label.shape == (record["height"], record["width"])
+        rebuilt = np.zeros_like(label)
+        for annotation in coco.loadAnns(coco.getAnnIds(image_id)):
+            mask = coco.annToMask(annotation).astype(bool)  # pycocotools' own decoder
+            assert not rebuilt[mask].any(), "two instances claim one pixel"
+            rebuilt[mask] = annotation["category_id"]
+            rows, columns = np.nonzero(mask)
+            assert annotation["bbox"] == [
+                columns.min(),
+                rows.min(),
+                np.ptp(columns) + 1,
+                np.ptp(rows) + 1,
+            ]
+            assert annotation["area"] == mask.sum() > 0
+            annotations += 1
+        np.testing.assert_array_equal(rebuilt, label)
+    assert annotations == len(coco.anns) > 0
+
+
+def test_label_map_equals_instances_times_digits(train_sources):
+    for seed in range(20):
+        scene = compose_scene(np.random.default_rng(seed), *train_sources, 64, 6)
+        expected = np.zeros_like(scene.label)
+        for number, digit in enumerate(scene.digits, start=1):
+            expected[scene.instances == number] = digit + 1
+        np.testing.assert_array_equal(scene.label, expected)
+        assert scene.image.shape == (64, 64, 3)
+        assert scene.image.dtype == scene.label.dtype == np.uint8
+
+
+def test_no_listed_digit_is_covered_away(train_sources, monkeypatch):
+    """Crowded scenes: what is left of a digit is at least the share that the rule leaves it."""
+    placed = []
+    original = digit_scenes._contrasting_colour
+
+    def remember(rng, under):  # called once for each digit that is placed, with its whole area
+        placed.append(len(under))
+        return original(rng, under)
+
+    monkeypatch.setattr(digit_scenes, "_contrasting_colour", remember)
+    most = 0
+    for seed in range(30):
+        placed.clear()
+        scene = compose_scene(np.random.default_rng(seed), *train_sources, 32, 40)
+        visible = np.bincount(scene.instances.ravel(), minlength=len(placed) + 1)[1:]
+        assert len(visible) == len(placed) == len(scene.digits)
+        assert np.all(visible >= (1 - MAX_COVERED) * np.array(placed))
+        assert np.all(visible > 0)
+        most = max(most, len(placed))
+    assert most >= 4, "the scenes were not crowded: the test tested nothing"
+
+
+def test_hole_of_a_zero_is_background(train_sources):
+    tiles, classes = train_sources[0]
+    zeros = tiles[classes == 0], classes[classes == 0]
+    holes = 0
+    for seed in range(20):
+        scene = compose_scene(np.random.default_rng(seed), zeros, train_sources[1], 96, 1)
+        background = (scene.label == 0).astype(np.uint8)
+        regions, numbered = cv2.connectedComponents(background, connectivity=4)
+        outside = set(np.concatenate([numbered[0], numbered[-1], numbered[:, 0], numbered[:, -1]]))
+        holes += any(region not in outside for region in range(1, regions))
+    assert holes >= 15  # an open zero, or one cut by the border, has no hole
+
+
+def test_colour_contrasts_with_every_grey_and_is_found_soon():
+    class CountingRng:
+        """A generator that counts its draws and gives up where the loop would go on."""
+
+        def __init__(self, seed):
+            self.rng, self.draws = np.random.default_rng(seed), 0
+
+        def uniform(self, *args, **kwargs):
+            self.draws += 1
+            assert self.draws < 10_000, "the colour loop does not end"
+            return self.rng.uniform(*args, **kwargs)
+
+    for grey in [*range(0, 256, 5), 127.5]:
+        rng = CountingRng(int(grey))
+        under = np.full((4, 3), float(grey))
+        for _ in range(300):
+            assert abs(_contrasting_colour(rng, under).mean() - grey) >= MIN_CONTRAST
+        # One draw in six is far enough from grey 127.5 (the sum of three uniform draws is below
+        # 3 * 67.5 / 255 with probability 0.794^3 / 6 = 0.083), more from any other.
+        assert rng.draws / 300 < 7.5
+
+
+def test_size_and_most_digits_are_respected(train_sources):
+    counts = set()
+    for seed in range(40):
+        scene = compose_scene(np.random.default_rng(seed), *train_sources, 80, 3)
+        counts.add(len(scene.digits))
+        assert scene.label.shape == (80, 80)
+    assert counts == {1, 2, 3}
+
+
+def test_class_folders_hold_one_crop_per_annotation(scenes):
+    for split in ("train", "val"):
+        document = json.loads((scenes / "annotations" / f"instances_{split}.json").read_text())
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        expected = dict.fromkeys(names.values(), 0)
+        for annotation in document["annotations"]:
+            expected[names[annotation["category_id"]]] += 1
+        folders = (scenes / "classes" / split).iterdir()
+        assert {folder.name: len(list(folder.iterdir())) for folder in folders} == expected
+    for crop in (scenes / "classes").rglob("*.jpg"):
+        with Image.open(crop) as picture:
+            assert 24 <= picture.width == picture.height <= SMALL["size"]
+
+
+def test_description(scenes):
+    said = json.loads((scenes / "dataset.json").read_text())
+    assert said["seed"] == 0
+    assert (said["size"], said["max_digits"]) == (48, 5)
+    assert said["train"]["scenes"] == 6
+    assert said["val"]["scenes"] == 3
+    crops = len(list((scenes / "classes" / "train").rglob("*.jpg")))
+    assert said["train"]["digits"] == crops
+    assert (scenes / "classes.txt").read_text().split() == ["background", *"0123456789"]
+
+
+def test_paddleseg_reads_the_lists(scenes):
+    dataset_class = pytest.importorskip("paddleseg.datasets", exc_type=ImportError).Dataset
+    for mode, count in (("train", 6), ("val", 3)):
+        listed = {f"{mode}_path": str(scenes / f"{mode}.txt")}
+        dataset = dataset_class(
+            mode=mode, dataset_root=str(scenes), transforms=[], num_classes=11, **listed
+        )
+        assert len(dataset) == count
+        sample = dataset[0]
+        assert sample["img"].shape == (3, 48, 48)
+        written = np.asarray(Image.open(scenes / "labels" / mode / "000000.png"))
+        np.testing.assert_array_equal(np.squeeze(sample["label"]), written)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("count", 0),
+        ("val_count", 0),
+        ("size", 31),
+        ("size", 64.0),
+        ("max_digits", 0),
+        ("max_digits", 101),
+        ("seed", -1),
+    ],
+)
+def test_argument_out_of_range(tmp_path, name, value):
+    with pytest.raises(ValueError, match=rf"{name}: expected .*got {value}"):
+        write_digit_scenes(tmp_path / "set", **{**SMALL, name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_with_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="holds files"):
+        write_digit_scenes(tmp_path, **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_empty_folder_is_accepted(tmp_path):
+    write_digit_scenes(tmp_path / "set", count=1, size=32)
+    (tmp_path / "empty").mkdir()
+    write_digit_scenes(tmp_path / "empty", count=1, size=32)
+    assert files_of(tmp_path / "set") == files_of(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError])
+def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, interruption):
+    written = []
+
+    def fail_later(path, picture):
+        written.append(path)
+        if len(written) > 5:
+            raise interruption("stop")
+        path.write_bytes(b"")
+
+    monkeypatch.setattr(digit_scenes, "write_picture", fail_later)
+    with pytest.raises(interruption):
+        write_digit_scenes(tmp_path / "set", **SMALL)
+    assert len(written) == 6
+    assert not list(tmp_path.iterdir())
+
+
+def test_own_photographs_are_used(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (200, 100), (0, 200, 0)).save(photos / "green.jpg")
+    write_digit_scenes(tmp_path / "set", **SMALL, photos=photos)
+    image, label = pairs_of(tmp_path / "set", "train")[0]
+    pixels = np.asarray(Image.open(tmp_path / "set" / image)).astype(int)
+    under = np.asarray(Image.open(tmp_path / "set" / label)) == 0
+    far = cv2.erode(under.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+    red, green, blue = pixels[far].mean(axis=0)
+    assert green > 150 > 60 > max(red, blue)
+
+
+@pytest.mark.parametrize("content", ["missing", "empty", "broken", "truncated", "small"])
+def test_photographs_that_cannot_be_used(tmp_path, content):
+    photos = tmp_path / "photos"
+    if content != "missing":
+        photos.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (100, 200, 3), np.uint8)
+    if content == "broken":
+        (photos / "bad.jpg").write_text("no picture")
+    if content == "truncated":
+        Image.fromarray(noise).save(photos / "bad.jpg")
+        whole = (photos / "bad.jpg").read_bytes()
+        (photos / "bad.jpg").write_bytes(whole[: len(whole) // 2])
+    if content == "small":
+        Image.fromarray(noise[:, :60]).save(photos / "bad.png")
+    error, message = {
+        "missing": (FileNotFoundError, "found none"),
+        "empty": (FileNotFoundError, "found none"),
+        "broken": (DataError, "bad.jpg: does not decode"),
+        "truncated": (DataError, "bad.jpg: does not decode.*truncated"),
+        "small": (DataError, "bad.png is 60 x 100 pixels; expected at least 96 x 24"),
+    }[content]
+    with pytest.raises(error, match=message):
+        write_digit_scenes(tmp_path / "set", **SMALL, photos=photos)
+    assert not (tmp_path / "set").exists()
+
+
+def naive_rle(mask: np.ndarray) -> list[int]:
+    counts, current = [0], 0
+    for column in range(mask.shape[1]):
+        for row in range(mask.shape[0]):
+            if int(mask[row, column]) != current:
+                counts.append(0)
+                current = 1 - current
+            counts[-1] += 1
+    return counts
+
+
+def test_run_lengths_equal_the_definition():
+    rng = np.random.default_rng(0)
+    masks = [rng.random((h, w)) < p for h, w, p in ((3, 5, 0.5), (7, 2, 0.2), (1, 9, 0.8))]
+    masks += [np.zeros((2, 3), bool), np.ones((2, 3), bool), np.eye(4, dtype=bool)]
+    for mask in masks:
+        assert uncompressed_rle(mask) == {"size": list(mask.shape), "counts": naive_rle(mask)}
+
+
+def test_box_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one pixel"):
+        visible_box(np.zeros((4, 4), bool))

@@ -1,0 +1,354 @@
+"""The verbs on a small job, in this process and through the shell scripts."""
+
+import csv
+import json
+import os
+import re
+import subprocess
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from paddleseg.core import evaluate as stock_evaluate
+from PIL import Image
+from visualdl.proto import record_pb2
+from visualdl.reader.record_reader import RecordReader
+
+from ppvision.cli import run
+from ppvision.data.checks import DataError
+from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import read_metrics
+from ppvision.tasks.pictures import IGNORED, WRONG, errors, overlay, panel
+from ppvision.tasks.segmentation import Segmentation, list_images, read_label, read_rgb
+from tests.conftest import ROOT, small_config
+from tests.test_zoo import arrays_of
+
+
+def ppvision(*arguments) -> int:
+    return run([str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes):
+    """A run of 6 steps: `(config, run folder)`."""
+    import yaml
+
+    folder = tmp_path_factory.mktemp("trained")
+    config = folder / "job.yml"
+    config.write_text(yaml.safe_dump(small_config(scenes)))
+    code = ppvision(
+        *("train", "-c", config, "--save_dir", folder / "run", "--do_eval", "--use_vdl"),
+        *("--log_iters", 2, "--save_interval", 3, "--use_ema"),
+    )
+    assert code == 0
+    return config, folder / "run"
+
+
+def records(run_folder) -> list:
+    (path,) = (run_folder / "vdl").glob("vdlrecords.*")
+    stored = [record_pb2.Record.FromString(data) for data in RecordReader(str(path)).get_all()]
+    return [value for record in stored for value in record.values]
+
+
+def test_a_run_folder_holds_what_the_contract_names(trained):
+    _, folder = trained
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.yml", "metrics.csv", "vdl", "checkpoints", "best_model"),
+    }
+    assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step_3", "step_6"]
+    assert (folder / "best_model" / "model.pdparams").is_file()
+
+
+def test_csv_and_visualdl_hold_the_same_numbers(trained):
+    _, folder = trained
+    rows = read_metrics(folder / "metrics.csv")
+    tags = {tag for _, tag, _ in rows}
+    assert tags >= {
+        *("Train/loss", "Train/lr", "Train/batch_cost", "Train/reader_cost"),
+        *("Evaluate/mIoU", "Evaluate/Acc", "Evaluate/Ema_mIoU"),
+    }
+    assert [step for step, tag, _ in rows if tag == "Train/loss"] == [2, 4, 6]
+    seen = [(v.id, v.tag, v.value) for v in records(folder) if v.WhichOneof("one_value") == "value"]
+    assert len(seen) == len(rows)
+    for (step, tag, value), (vdl_step, vdl_tag, vdl_value) in zip(rows, seen, strict=True):
+        assert (step, tag) == (vdl_step, vdl_tag)
+        assert vdl_value == pytest.approx(value, rel=1e-6)
+
+
+def test_pictures_are_in_visualdl(trained):
+    _, folder = trained
+    images = [v for v in records(folder) if v.WhichOneof("one_value") == "image"]
+    assert {v.id for v in images} == {3, 6}
+    assert len(images) == 8  # 4 validation samples, twice
+    decoded = cv2.imdecode(np.frombuffer(images[0].image.encoded_image_string, np.uint8), 1)
+    assert decoded.shape == (56, 4 * 56 + 3 * 4, 3)
+
+
+def test_a_second_run_into_the_same_folder_is_refused(trained, capsys):
+    config, folder = trained
+    before = (folder / "metrics.csv").read_bytes()
+    assert ppvision("train", "-c", config, "--save_dir", folder) == 1
+    assert "holds a run" in capsys.readouterr().err
+    assert (folder / "metrics.csv").read_bytes() == before
+
+
+def test_resume_goes_on_and_doubles_no_point(trained, tmp_path):
+    config, folder = trained
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / "checkpoints" / "step_6")
+    arguments = ("--do_eval", "--use_vdl", "--log_iters", 2, "--save_interval", 3, "--use_ema")
+    code = ppvision("train", "-c", config, "--save_dir", copy, "--resume", "auto", *arguments)
+    assert code == 0
+    assert [p.name for p in list_checkpoints(copy / "checkpoints")] == ["step_3", "step_6"]
+    points = [(step, tag) for step, tag, _ in read_metrics(copy / "metrics.csv")]
+    assert len(points) == len(set(points))
+    in_vdl = [(v.id, v.tag) for v in records(copy) if v.WhichOneof("one_value") == "value"]
+    assert sorted(in_vdl) == sorted(points)
+    # The same weights as without the interruption (drop path and RandomDistort included).
+    whole = paddle.load(str(folder / "best_model" / "model.pdparams"))
+    again = paddle.load(str(copy / "best_model" / "model.pdparams"))
+    for name, tensor in whole.items():
+        np.testing.assert_array_equal(again[name].numpy(), tensor.numpy())
+
+
+def test_eval_equals_paddlesegs_and_a_count_by_hand(trained, scenes, capsys):
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    assert ppvision("eval", "-c", config, "--model_path", weights) == 0
+    printed = float(re.search(r"^mIoU (\S+)", capsys.readouterr().out, re.M)[1])
+    job = Segmentation(config)
+    model = job.load(weights)
+    stock = stock_evaluate(model, job.builder.val_dataset, print_detail=False)[0]
+    assert printed == pytest.approx(stock, abs=5e-5)
+
+    confusion = np.zeros((11, 11), np.int64)
+    for line in (scenes / "val.txt").read_text().splitlines():
+        image, label = (scenes / name for name in line.split())
+        x = (read_rgb(image) / 255.0 - 0.5) / 0.5
+        with paddle.no_grad():
+            logits = model(paddle.to_tensor(x.transpose(2, 0, 1)[None], "float32"))[0]
+        for truth, guess in zip(
+            read_label(label).ravel(), logits.numpy().argmax(1).ravel(), strict=True
+        ):
+            confusion[truth, guess] += 1
+    union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
+    expected = np.mean(np.diag(confusion) / np.maximum(union, 1))
+    assert printed == pytest.approx(expected, abs=5e-5)
+
+
+def test_augmented_and_sliding_evaluation(trained, capsys):
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    common = ("eval", "-c", config, "--model_path", weights)
+    assert ppvision(*common, "--aug_eval", "--scales", 0.75, 1.0, "--flip_horizontal") == 0
+    assert ppvision(*common, "--is_slide", "--crop_size", 40, 40, "--stride", 20, 20) == 0
+    assert ppvision(*common, "--is_slide") == 1
+    assert "--crop_size W H and --stride W H" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def exported(trained):
+    config, folder = trained
+    target = folder.parent / "inference"
+    weights = folder / "best_model" / "model.pdparams"
+    assert ppvision("export", "-c", config, "--model_path", weights, "--save_dir", target) == 0
+    return target
+
+
+def test_exported_eval_and_predict_agree_with_eager(trained, exported, scenes, tmp_path, capsys):
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    tables = []
+    for how in (("--model_path", weights), ("--model_dir", exported)):
+        capsys.readouterr()
+        assert ppvision("eval", "-c", config, *how) == 0
+        tables.append(capsys.readouterr().out.strip().splitlines()[-1])
+        images = ("--image_path", scenes / "val.txt", "--save_dir", tmp_path / how[0])
+        assert ppvision("predict", "-c", config, *how, *images) == 0
+    assert tables[0] == tables[1]
+    eager, deployed = (tmp_path / "--model_path", tmp_path / "--model_dir")
+    names = sorted(p.relative_to(eager) for p in eager.rglob("*.png"))
+    assert len(names) == 8  # an overlay and a class map of 4 scenes
+    for name in names:
+        assert (eager / name).read_bytes() == (deployed / name).read_bytes()
+    report = json.loads((deployed / "predictions.json").read_text())
+    assert all(sum(shares.values()) == pytest.approx(1, abs=1e-4) for shares in report.values())
+
+
+def test_predict_names_what_does_not_decode_and_goes_on(exported, scenes, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    good = scenes / "images" / "val" / "000000.jpg"
+    (folder / "good.jpg").write_bytes(good.read_bytes())
+    (folder / "bad.jpg").write_bytes(good.read_bytes()[:200])
+    code = ppvision(
+        *("predict", "--model_dir", exported, "--image_path", folder),
+        *("--save_dir", tmp_path / "out"),
+    )
+    assert code == 1
+    assert "bad.jpg: expected a picture" in capsys.readouterr().err
+    assert (tmp_path / "out" / "overlay" / "good.png").is_file()
+
+
+def test_lists_of_pictures(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--image_path"):
+        list_images(tmp_path / "absent")
+    with pytest.raises(ValueError, match="found none"):
+        list_images(tmp_path)
+    (tmp_path / "deep").mkdir()
+    for name in ("a.JPG", "deep/b.png", "notes.md"):
+        (tmp_path / name).write_bytes(b"")
+    assert [name for _, name in list_images(tmp_path)] == ["a", "deep/b"]
+    (tmp_path / "list.txt").write_text("deep/b.png deep/label.png\n\na.JPG\n")
+    assert [name for _, name in list_images(tmp_path / "list.txt")] == ["deep/b", "a"]
+
+
+def test_bad_data_is_found_before_the_first_step(config_file, scenes, tmp_path):
+    import shutil
+
+    folder = tmp_path / "scenes"
+    shutil.copytree(scenes, folder)
+    label = folder / "labels" / "train" / "000003.png"
+    Image.fromarray(np.full((56, 56), 40, np.uint8)).save(label)
+
+    def change(config):
+        for part, name in (("train_dataset", "train"), ("val_dataset", "val")):
+            config[part] |= {
+                "dataset_root": str(folder),
+                f"{name}_path": str(folder / f"{name}.txt"),
+            }
+
+    path = config_file(change)
+    with pytest.raises(DataError, match=r"000003\.png"):
+        Segmentation(path).check_data("train_dataset")
+    assert ppvision("train", "-c", path, "--save_dir", tmp_path / "run") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config_file, tmp_path, capsys):
+    def change(config):
+        config["lr_scheduler"]["learning_rate"] = 1e30
+
+    code = ppvision("train", "-c", config_file(change), "--save_dir", tmp_path / "run")
+    assert code == 1
+    assert "expected a finite number" in capsys.readouterr().err
+
+
+def test_half_precision_on_a_cpu_says_that_it_is_off(config_file, tmp_path, capsys):
+    arguments = ("--save_dir", tmp_path / "run", "--iters", 1, "--precision", "bf16")
+    assert ppvision("train", "-c", config_file(), *arguments) == 0
+    assert "bf16 needs a GPU; training in fp32" in capsys.readouterr().out
+
+
+def test_wrong_usage_says_what_was_expected(config_file, trained, tmp_path, capsys):
+    config, folder = trained
+    for arguments, message in (
+        (("train", "-c", tmp_path / "absent.yml"), "found none at"),
+        (("train", "-c", config, "--device", "gpu"), "requirements-gpu.txt"),
+        (("eval", "-c", config, "--model_path", tmp_path / "absent.pdparams"), "expected a file"),
+        (("eval", "-c", config, "--model_dir", tmp_path), "deploy.yaml"),
+        (
+            (
+                "train",
+                "-c",
+                config,
+                "--save_dir",
+                tmp_path / "r",
+                "--model_path",
+                folder / "config.yml",
+            ),
+            "config.yml",
+        ),
+        (
+            ("train", "-c", config, "--batch_size", 100, "--save_dir", tmp_path / "q"),
+            "Lower --batch",
+        ),
+    ):
+        assert ppvision(*arguments) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_panels():
+    image = np.full((2, 3, 3), 200, np.uint8)
+    label = np.array([[0, 1, 255], [0, 1, 1]])
+    prediction = np.array([[0, 1, 1], [1, 1, 0]])
+    wrong = errors(image, label, prediction, 255)
+    assert wrong[1, 0].tolist() == list(WRONG)
+    assert wrong[1, 2].tolist() == list(WRONG)
+    assert wrong[0, 2].tolist() == list(IGNORED)
+    assert wrong[0, 0].tolist() == [164, 164, 164]
+    assert overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [164, 100, 100]  # half dark red
+    assert panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
+
+
+def shell(*command, **environment) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(c) for c in command],
+        env={**os.environ, **{k: str(v) for k, v in environment.items()}},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_two_processes_train_as_one(config_file, tmp_path):
+    """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
+
+    def change(config):
+        config["imports"] = ["tests.report_weights"]
+
+    done = shell(
+        *("bash", ROOT / "scripts" / "train.sh", config_file(change)),
+        *("--save_dir", tmp_path / "run", "--iters", 3, "--batch_size", 2, "--save_interval", 3),
+        NPROC=2,
+        LOG_DIR=tmp_path / "logs",
+        PYTHONPATH=ROOT,
+        PPVISION_REPORT=tmp_path / "report",
+    )
+    logs = "\n".join(p.read_text() for p in (tmp_path / "logs").glob("workerlog.*"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    ranks = [np.load(tmp_path / f"report.{rank}.npz") for rank in (0, 1)]
+    assert set(ranks[0]) == set(ranks[1])
+    assert not np.array_equal(ranks[0]["|batch"], ranks[1]["|batch"])  # each has its own samples
+    compared = [name for name in ranks[0] if "|" not in name]
+    assert len(compared) > 100
+    for name in compared:
+        np.testing.assert_array_equal(ranks[0][name], ranks[1][name])
+    assert len(list((tmp_path / "run" / "vdl").iterdir())) == 1
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        steps = [row["step"] for row in csv.DictReader(file) if row["tag"] == "Train/loss"]
+    assert steps == ["3"]
+
+
+def test_the_scripts_export_and_predict(trained, scenes, tmp_path):
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    done = shell(
+        *("bash", ROOT / "scripts" / "export.sh", config, "--model_path", weights),
+        *("--save_dir", tmp_path / "m", "--input_shape", 1, 3, 56, 56),
+    )
+    assert done.returncode == 0, done.stderr
+    done = shell("bash", ROOT / "scripts" / "eval.sh", config, "--model_dir", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    assert "mIoU" in done.stdout
+    picture = scenes / "images" / "val" / "000001.jpg"
+    done = shell(
+        *("bash", ROOT / "scripts" / "predict.sh", tmp_path / "m", picture),
+        *("--save_dir", tmp_path / "p"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p" / "overlay" / "000001.png").is_file()
+
+
+def test_one_seed_gives_one_start(config_file):
+    weights = []
+    for seed in (5, 5, 6):
+        job = Segmentation(config_file())
+        paddle.seed(seed)
+        weights.append(arrays_of(job.builder.model)["linear_pred.weight"])
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert not np.array_equal(weights[0], weights[2])

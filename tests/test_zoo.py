@@ -1,0 +1,191 @@
+import os
+import pickle
+from collections import OrderedDict
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppvision
+from ppvision.zoo.registry import ModelCard, register_model
+from ppvision.zoo.weights import WEIGHTS_FOLDER, WeightsError, read_weights, save_weights
+
+
+def small() -> nn.Layer:
+    return nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Linear(5, 2))
+
+
+def arrays_of(model: nn.Layer) -> dict:
+    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a: nn.Layer, b: nn.Layer) -> None:
+    left, right = arrays_of(a), arrays_of(b)
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name])
+
+
+def test_lists_by_pattern():
+    assert ppvision.list_models("pale*") == ["pale_base", "pale_nano", "pale_small", "pale_tiny"]
+    assert ppvision.list_models("*_tiny") == ["pale_tiny"]
+    assert ppvision.list_models("resnet*") == []
+
+
+def test_a_wrong_name_or_option_names_the_nearest():
+    with pytest.raises(ValueError, match=r"got 'pale_tinny'. Did you mean pale_tiny"):
+        ppvision.create_model("pale_tinny")
+    with pytest.raises(ValueError, match=r"got 'swin'\. Known: pale_base"):
+        ppvision.model_card("swin")
+    with pytest.raises(TypeError, match=r"got 'num_class'. Did you mean num_classes"):
+        ppvision.create_model("pale_nano", num_class=3)
+
+
+def test_a_taken_name_is_refused():
+    def other(**options):
+        return small()
+
+    card = ModelCard("pale_nano", paper="", parameters=0, gflops=0.0, recipe="")
+    with pytest.raises(ValueError, match=r"'pale_nano' is taken by ppvision\.zoo\.pale"):
+        register_model(card)(other)
+
+
+def test_cards_say_what_was_measured():
+    for name in ppvision.list_models():
+        card = ppvision.model_card(name)
+        assert "2112.14000" in card.paper
+        assert card.gflops > 0
+        if name != "pale_nano":
+            assert card.measured == "not trained here"
+            assert "top-1" in card.published
+
+
+@pytest.mark.parametrize("suffix", [".pdparams", ".safetensors"])
+def test_weights_come_back_bit_for_bit(tmp_path, suffix):
+    source, target = small(), small()
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".pdparams":
+        paddle.save(source.state_dict(), str(path))
+    else:
+        save_weights(arrays_of(source), path)
+    ppvision.load_weights(target, path)
+    assert_same(source, target)
+
+
+def test_half_precision_weights_are_widened(tmp_path):
+    source, target = small(), small()
+    save_weights(
+        {k: v.astype(np.float16) for k, v in arrays_of(source).items()}, tmp_path / "h.safetensors"
+    )
+    ppvision.load_weights(target, tmp_path / "h.safetensors")
+    for name, array in arrays_of(target).items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, arrays_of(source)[name], rtol=1e-3, atol=1e-6)
+
+
+def test_one_report_of_all_that_does_not_fit_and_nothing_is_touched(tmp_path):
+    arrays = arrays_of(small())
+    arrays["0.weight"] = np.zeros((4, 3, 5, 5), np.float32)
+    arrays["extra"] = arrays.pop("2.bias")
+    save_weights(arrays, tmp_path / "bad.safetensors")
+    target = small()
+    before = arrays_of(target)
+    with pytest.raises(WeightsError) as caught:
+        ppvision.load_weights(target, tmp_path / "bad.safetensors")
+    for part in (
+        "missing (1):\n    2.bias",
+        "unexpected (1):\n    extra",
+        "0.weight: expected [4, 3, 3, 3], got [4, 3, 5, 5]",
+        "allow_missing",
+    ):
+        assert part in str(caught.value)
+    for name, array in arrays_of(target).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_exceptions_are_named(tmp_path):
+    arrays = arrays_of(small())
+    arrays["head.weight"] = np.zeros(3, np.float32)
+    del arrays["2.bias"]
+    save_weights(arrays, tmp_path / "w.safetensors")
+    target = small()
+    ppvision.load_weights(
+        target, tmp_path / "w.safetensors", allow_missing=["2.*"], allow_unexpected=["head.*"]
+    )
+    np.testing.assert_array_equal(target[0].weight.numpy(), arrays["0.weight"])
+
+
+class Hostile:
+    """A pickle that runs a command when it is read."""
+
+    def __init__(self, marker) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("place", ["value", "root"])
+def test_a_pickle_cannot_run_code(tmp_path, place):
+    marker = tmp_path / "ran"
+    hostile = Hostile(marker)
+    content = {"weight": hostile} if place == "value" else hostile
+    path = tmp_path / "evil.pdparams"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(WeightsError, match="system, which would run code"):
+        read_weights(path)
+    assert not marker.exists()
+
+
+def test_files_that_are_no_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a file or a name of the zoo"):
+        read_weights(tmp_path / "absent.pdparams")
+    whole = pickle.dumps(OrderedDict(weight=np.ones(1000, np.float32)))
+    cases = {
+        "cut.pdparams": whole[:-20],
+        "empty.pdparams": b"",
+        "text.pdparams": b"<html>not found</html>",
+        "list.pdparams": pickle.dumps([1, 2]),
+        "objects.pdparams": pickle.dumps({"a": np.array([None, "x"], dtype=object)}),
+        "optimizer.pdparams": pickle.dumps({"model": {"a": np.ones(2)}}),
+        "cut.safetensors": b"\x10\x00\x00\x00\x00\x00\x00\x00{",
+        "empty.safetensors": b"",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=name):
+            read_weights(tmp_path / name)
+
+
+def test_truncated_safetensors_is_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights({"a": np.ones(1000, np.float32)}, path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match="cut short"):
+        read_weights(path)
+
+
+def test_nothing_half_written(tmp_path):
+    class Unwritable:
+        def __array__(self, *args, **kwargs):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save_weights({"a": Unwritable()}, tmp_path / "w.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_the_zoo_are_small_and_as_their_cards_say():
+    cards = {
+        name: card
+        for model in ppvision.list_models()
+        for name, card in ppvision.model_card(model).weights.items()
+    }
+    for name, card in cards.items():
+        assert (WEIGHTS_FOLDER / card.file).stat().st_size <= 6 * 2**20
+        assert read_weights(name)  # checks the sha256
+        assert card.command
+        assert card.score
+        assert card.hours > 0
+    assert "pale_nano_digit_scenes" in cards
