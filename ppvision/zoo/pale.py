@@ -28,6 +28,7 @@ _PARAMETERS = {
 
 def _card(name: str) -> ModelCard:
     nano = name == "pale_nano"
+    weights = {key: card for key, card in ZOO_WEIGHTS.items() if card.model == name}
     return ModelCard(
         name=name,
         paper=PAPER + (" (this width and depth are ours)" if nano else ""),
@@ -37,8 +38,8 @@ def _card(name: str) -> ModelCard:
         if nano
         else f"configs/segmentation/upernet_{name}_ade20k_512x512_160k.yml",
         published="none" if nano else _PUBLISHED[name],
-        measured="; ".join(w.score for w in ZOO_WEIGHTS.values()) if nano else "not trained here",
-        weights=ZOO_WEIGHTS if nano else {},
+        measured="; ".join(card.score for card in weights.values()) or "not trained here",
+        weights=weights,
     )
 
 

@@ -16,9 +16,10 @@ class WeightsCard:
     """One file of weights: what it is, how it came about and what it scored.
 
     Attributes:
+        model: the model of the zoo that it is for.
         file: name inside the package's `zoo/weights` folder.
         sha256: of the file.
-        parts: what it holds (`features`: the backbone as a feature pyramid).
+        parts: what it holds beside that model.
         data: what it was trained on.
         command: the command that made it.
         hours: how long that took, on `machine`.
@@ -26,6 +27,7 @@ class WeightsCard:
         score: what was measured, and on what.
     """
 
+    model: str
     file: str
     sha256: str
     parts: str

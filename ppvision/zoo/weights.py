@@ -7,6 +7,7 @@ knows arrays and plain containers only.
 import fnmatch
 import hashlib
 import io
+import json
 import os
 import pickle
 from collections import OrderedDict
@@ -22,7 +23,11 @@ from ppvision.zoo.registry import WeightsCard, nearest
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 
-ZOO_WEIGHTS: dict[str, WeightsCard] = {}
+# The package's own weights; benchmark/train_small_weights.py writes each file and its card.
+ZOO_WEIGHTS: dict[str, WeightsCard] = {
+    path.stem: WeightsCard(**json.loads(path.read_text(encoding="utf-8")))
+    for path in sorted(WEIGHTS_FOLDER.glob("*.json"))
+}
 
 
 class WeightsError(ValueError):
