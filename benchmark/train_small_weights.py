@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
     parser.add_argument("--scenes", type=int, default=6000)
     parser.add_argument("--digit_steps", type=int, default=900)
-    parser.add_argument("--scene_steps", type=int, default=4500)
+    parser.add_argument("--scene_steps", type=int, default=5500)
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
     root = args.work_dir / "digit-scenes"

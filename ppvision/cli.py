@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 logger = logging.getLogger("ppvision")
@@ -15,6 +16,8 @@ _USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError,
 def run(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
     _log_to(sys.stdout)
+    # Paddle's BatchNorm says so in every training run; nobody can act on it.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     args = _parser().parse_args(argv)
     try:
         return args.verb(args) or 0
@@ -188,6 +191,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def bench(args: argparse.Namespace) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     from ppvision.deploy.bench import bench_exported, table
 
     eager = None
@@ -210,9 +214,9 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def _job(args: argparse.Namespace, **overrides: object):
-    from ppvision.tasks.segmentation import Segmentation
+    from ppvision.tasks import open_job
 
-    return Segmentation(args.config, args.opts or [], **overrides)
+    return open_job(args.config, args.opts or [], **overrides)
 
 
 def _set_device(device: str) -> None:

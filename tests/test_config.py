@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError, apply_options, merge, read_yaml
-from ppvision.tasks.segmentation import Segmentation
 from tests.conftest import ROOT
 
 
@@ -70,11 +70,11 @@ def test_options_reach_lists_and_keep_types():
 )
 def test_a_wrong_key_stops_at_once_and_names_the_nearest(config_file, change, message):
     with pytest.raises(ConfigError, match=message):
-        Segmentation(config_file(change))
+        open_job(config_file(change))
 
 
 def test_overrides(config_file):
-    job = Segmentation(
+    job = open_job(
         config_file(),
         ["model.embedding_dim=8"],
         batch_size=2,
@@ -99,7 +99,7 @@ def test_there_are_shipped_configs():
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_config_builds(path: Path):
     """Model, loss, schedule and optimiser; its data set is not here."""
-    job = Segmentation(path)
+    job = open_job(path)
     assert job.builder.loss["types"]
     assert len(job.builder.optimizer._param_groups) > 0
     assert job.builder.val_transforms

@@ -19,8 +19,9 @@ from ppvision.cli import run
 from ppvision.data.checks import DataError
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import read_metrics
+from ppvision.tasks import open_job
 from ppvision.tasks.pictures import IGNORED, WRONG, errors, overlay, panel
-from ppvision.tasks.segmentation import Segmentation, list_images, read_label, read_rgb
+from ppvision.tasks.segmentation import list_images, read_label, read_rgb
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 
@@ -120,7 +121,7 @@ def test_eval_equals_paddlesegs_and_a_count_by_hand(trained, scenes, capsys):
     weights = folder / "best_model" / "model.pdparams"
     assert ppvision("eval", "-c", config, "--model_path", weights) == 0
     printed = float(re.search(r"^mIoU (\S+)", capsys.readouterr().out, re.M)[1])
-    job = Segmentation(config)
+    job = open_job(config)
     model = job.load(weights)
     stock = stock_evaluate(model, job.builder.val_dataset, print_detail=False)[0]
     assert printed == pytest.approx(stock, abs=5e-5)
@@ -224,7 +225,7 @@ def test_bad_data_is_found_before_the_first_step(config_file, scenes, tmp_path):
 
     path = config_file(change)
     with pytest.raises(DataError, match=r"000003\.png"):
-        Segmentation(path).check_data("train_dataset")
+        open_job(path).check_data("train_dataset")
     assert ppvision("train", "-c", path, "--save_dir", tmp_path / "run") == 1
     assert not (tmp_path / "run").exists()
 
@@ -347,7 +348,7 @@ def test_the_scripts_export_and_predict(trained, scenes, tmp_path):
 def test_one_seed_gives_one_start(config_file):
     weights = []
     for seed in (5, 5, 6):
-        job = Segmentation(config_file())
+        job = open_job(config_file())
         paddle.seed(seed)
         weights.append(arrays_of(job.builder.model)["linear_pred.weight"])
     np.testing.assert_array_equal(weights[0], weights[1])

@@ -50,7 +50,8 @@ def bench_exported(
 
     Args:
         folders: exported folders with the same input channels.
-        threads: CPU threads of every one.
+        threads: CPU threads of every exported model. The eager one has those of `OMP_NUM_THREADS`,
+            which Paddle reads when it starts.
         batch: pictures at a time.
         size: height and width of the input; None for the export's, or 224 where it is open.
         repeats: timed runs of each.
@@ -69,7 +70,6 @@ def bench_exported(
     }
     if eager is not None:
         eager.eval()
-        paddle.set_flags({"FLAGS_paddle_num_threads": threads})
         tensor = paddle.to_tensor(x)
 
         def run_eager() -> object:

@@ -1,0 +1,25 @@
+"""Configured jobs, one module a task."""
+
+from pathlib import Path
+
+from ppvision.tasks.config import apply_options, import_modules, read_yaml, task_of
+
+
+def open_job(config_path: str | Path, options: list[str] = (), **overrides: object):
+    """Read a config and build the job of its task.
+
+    Args:
+        config_path: YAML.
+        options: `--opts` entries, `a.b=value`.
+        **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
+
+    Raises:
+        ConfigError: a config that does not read, or that names something unknown.
+    """
+    content = read_yaml(config_path)
+    apply_options(content, list(options))
+    task_of(content)
+    import_modules(content.get("imports", []))
+    from ppvision.tasks.segmentation import Segmentation
+
+    return Segmentation(content, Path(config_path).stem, **overrides)

@@ -1,33 +1,16 @@
-"""Reading PaddleSeg configurations: safely, and stopping at the first wrong name."""
+"""Reading configurations: safely, and stopping at the first wrong name."""
 
 import importlib
 import inspect
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from ppvision.zoo.registry import nearest
 
-# What a segmentation config may hold at its top. All but `task`, `imports` and `seed` are
-# PaddleSeg's.
-TOP_LEVEL_KEYS = (
-    "task",
-    "imports",
-    "seed",
-    "batch_size",
-    "iters",
-    "train_dataset",
-    "val_dataset",
-    "optimizer",
-    "lr_scheduler",
-    "loss",
-    "distill_loss",
-    "model",
-    "test_config",
-    "to_static_training",
-)
-TASKS = ("classification", "segmentation", "detection")
+TASKS = ("segmentation",)
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,16 +111,25 @@ def _child(node: object, key: str, path: str) -> object:
     raise ConfigError(f"--opts {path}: expected an entry {key!r}, got {size}.")
 
 
-def check_top_level(config: dict) -> None:
-    """Raise `ConfigError` for a key or task that is not known."""
+def check_keys(config: dict, known: Sequence[str]) -> None:
+    """Raise `ConfigError` for a key at the top that the task does not know."""
     for key in config:
-        if key not in TOP_LEVEL_KEYS:
+        if key not in known:
             raise ConfigError(
-                f"config: expected only known keys, got {key!r}. {nearest(key, TOP_LEVEL_KEYS)}"
+                f"config: expected only known keys, got {key!r}. {nearest(key, list(known))}"
             )
+
+
+def task_of(config: dict) -> str:
+    """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
+
+    Raises:
+        ConfigError: an unknown task.
+    """
     task = config.get("task", "segmentation")
     if task not in TASKS:
-        raise ConfigError(f"config: task: got {task!r}. {nearest(task, TASKS)}")
+        raise ConfigError(f"config: task: got {task!r}. {nearest(str(task), list(TASKS))}")
+    return task
 
 
 def import_modules(names: list[str]) -> None:

@@ -29,19 +29,29 @@ from ppvision.engine.callbacks import DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
-from ppvision.tasks.config import (
-    ConfigError,
-    apply_options,
-    check_components,
-    check_top_level,
-    import_modules,
-    read_yaml,
-)
+from ppvision.tasks.config import ConfigError, check_components, check_keys
 from ppvision.tasks.pictures import panel, save_prediction
 from ppvision.zoo import load_weights
 
 logger = logging.getLogger("ppvision")
 
+# What a config may hold at its top. All but `task`, `imports` and `seed` are PaddleSeg's.
+TOP_LEVEL_KEYS = (
+    "task",
+    "imports",
+    "seed",
+    "batch_size",
+    "iters",
+    "train_dataset",
+    "val_dataset",
+    "optimizer",
+    "lr_scheduler",
+    "loss",
+    "distill_loss",
+    "model",
+    "test_config",
+    "to_static_training",
+)
 PICTURES = 4  # validation samples shown in the dashboard
 
 
@@ -79,36 +89,33 @@ class Segmentation:
     """One configured job.
 
     Args:
-        config_path: PaddleSeg YAML.
-        options: `--opts` entries.
+        content: a config in PaddleSeg's terms, read and merged (`ppvision.tasks.open_job`).
+        name: of the config.
         batch_size, iters, learning_rate: override the config's.
         epochs: passes over the training data, in place of `iters`.
 
     Raises:
-        ConfigError: a config that does not read, or that names something unknown.
+        ConfigError: something that PaddleSeg does not know, with the nearest valid name.
     """
 
     def __init__(
         self,
-        config_path: str | Path,
-        options: list[str] = (),
+        content: dict,
+        name: str,
         *,
         batch_size: int | None = None,
         iters: int | None = None,
         learning_rate: float | None = None,
         epochs: int | None = None,
     ) -> None:
-        content = read_yaml(config_path)
-        apply_options(content, list(options))
-        check_top_level(content)
+        check_keys(content, TOP_LEVEL_KEYS)
         for key, value in (("batch_size", batch_size), ("iters", iters)):
             if value is not None:
                 content[key] = value
         if learning_rate is not None:
             content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
-        import_modules(content.get("imports", []))
         self._check_components(content)
-        self.name = Path(config_path).stem
+        self.name = name
         self.config = _CheckedConfig(content)
         self.builder = SegBuilder(self.config)
         if epochs is not None:
