@@ -51,7 +51,12 @@ def doctor(args: argparse.Namespace) -> int:
 
 def list_zoo(args: argparse.Namespace) -> None:
     from ppvision.zoo import list_models, model_card
+    from ppvision.zoo.registry import nearest
 
+    if not list_models(args.pattern):
+        raise ValueError(
+            f"list: no model matches {args.pattern!r}. {nearest(args.pattern, list_models())}"
+        )
     print(f"{'model':12} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
     for name in list_models(args.pattern):
         card = model_card(name)
@@ -60,25 +65,32 @@ def list_zoo(args: argparse.Namespace) -> None:
             print(f"{'':12} weights: {weights}")
 
 
+# Flags of `data` and the sets that have them.
+_DATA_FLAGS = {
+    "digit-scenes": ("count", "val_count", "size", "max_digits", "seed", "photos"),
+    "dsb2018": ("source", "border"),
+    "camvid": ("source",),
+    "bccd": ("source",),
+    "cifar10": ("source",),
+}
+
+
 def data(args: argparse.Namespace) -> None:
     from ppvision.data.converters import CONVERTERS
     from ppvision.data.digit_scenes import write_digit_scenes
 
+    flags = sorted({flag for known in _DATA_FLAGS.values() for flag in known})
+    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    for flag in given:
+        if flag not in _DATA_FLAGS[args.name]:
+            known = ", ".join(f"--{f}" for f in _DATA_FLAGS[args.name])
+            raise ValueError(f"data {args.name}: takes {known}; got --{flag}.")
     if args.name == "digit-scenes":
-        summary = write_digit_scenes(
-            args.output,
-            count=args.count,
-            val_count=args.val_count,
-            size=args.size,
-            max_digits=args.max_digits,
-            seed=args.seed,
-            photos=args.photos,
-        )
+        summary = write_digit_scenes(args.output, **given)
+    elif "source" not in given:
+        raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
     else:
-        if args.source is None:
-            raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
-        options = {"border": args.border} if args.name == "dsb2018" else {}
-        summary = CONVERTERS[args.name](args.source, args.output, **options)
+        summary = CONVERTERS[args.name](given.pop("source"), args.output, **given)
     print(f"{args.output}: {summary}")
 
 
@@ -157,7 +169,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.model_dir:
         from ppvision.deploy import Predictor
 
-        predictor = Predictor(args.model_dir)
+        predictor = Predictor(args.model_dir, threads=args.threads)
         failures = predict_to_folder(
             predictor, args.image_path, args.save_dir, predictor.manifest.classes
         )
@@ -270,13 +282,13 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("name", choices=["digit-scenes", "dsb2018", "camvid", "bccd", "cifar10"])
     verb.add_argument("--output", required=True, help="folder to make")
     verb.add_argument("--source", help="what you have (all but digit-scenes)")
-    verb.add_argument("--count", type=_positive, default=1200, help="training scenes")
+    verb.add_argument("--count", type=_positive, help="training scenes (1200)")
     verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
-    verb.add_argument("--size", type=_positive, default=112, help="side of a scene in pixels")
-    verb.add_argument("--max_digits", type=_positive, default=4, help="most digits a scene")
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--size", type=_positive, help="side of a scene in pixels (112)")
+    verb.add_argument("--max_digits", type=_positive, help="most digits a scene (4)")
+    verb.add_argument("--seed", type=int, help="of digit-scenes (0)")
     verb.add_argument("--photos", help="folder of photographs for the background")
-    verb.add_argument("--border", type=int, default=0, help="dsb2018: a third class this wide")
+    verb.add_argument("--border", type=int, help="dsb2018: a third class this wide (0)")
     verb.set_defaults(verb=data)
 
     verb = verbs.add_parser("train", help="train a model")
@@ -317,6 +329,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(verb)
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict")
+    verb.add_argument("--threads", type=_positive, default=os.cpu_count(), help="with --model_dir")
     verb.set_defaults(verb=predict)
 
     verb = verbs.add_parser("export", help="write a model for Paddle Inference or ONNX")

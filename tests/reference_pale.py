@@ -4,6 +4,8 @@ Nothing here groups, pads, transposes or batches: for each token it lists the to
 reads their keys and values, and sums. The separable convolutions are loops as well.
 """
 
+import math
+
 import numpy as np
 
 
@@ -91,3 +93,91 @@ def parameters_of(layer) -> dict:
         "v": separable(layer.value),
         "project": pointwise(layer.project),
     }
+
+
+def convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
+    """`x` `[C, H, W]` -> `[K, ceil(H / stride), ceil(W / stride)]`, zero beyond the map.
+
+    `weight` is `[K, C, k, k]` with odd k; as many channels as `x` has, or 1 for depthwise.
+    """
+    channels, height, width = x.shape
+    reach = weight.shape[2] // 2
+    out = np.zeros((len(weight), -(-height // stride), -(-width // stride)))
+    for row in range(out.shape[1]):
+        for column in range(out.shape[2]):
+            total = bias.copy()
+            for i in range(weight.shape[2]):
+                for j in range(weight.shape[3]):
+                    r, c = row * stride + i - reach, column * stride + j - reach
+                    if 0 <= r < height and 0 <= c < width:
+                        if weight.shape[1] == channels:
+                            total += weight[:, :, i, j] @ x[:, r, c]
+                        else:
+                            total += weight[:, 0, i, j] * x[:, r, c]
+            out[:, row, column] = total
+    return out
+
+
+def layer_norm(x: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Over the channels of `x` `[C, H, W]`, at each place on its own."""
+    out = np.zeros_like(x)
+    for row in range(x.shape[1]):
+        for column in range(x.shape[2]):
+            token = x[:, row, column]
+            variance = ((token - token.mean()) ** 2).mean()
+            out[:, row, column] = scale * (token - token.mean()) / np.sqrt(variance + 1e-5) + shift
+    return out
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the normal distribution function."""
+    return x * np.vectorize(lambda value: 0.5 * (1 + math.erf(value / math.sqrt(2))))(x)
+
+
+def pale_block(x: np.ndarray, block) -> np.ndarray:
+    """`x` `[C, H, W]` float64 -> the same, with the numbers of a `PaleBlock`."""
+    weights = _numbers(block)
+    attention = block.attention
+
+    def norm(name, tokens):
+        return layer_norm(tokens, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def pointwise(name, tokens):
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return np.einsum("kc,chw->khw", weight[:, :, 0, 0], tokens) + bias[:, None, None]
+
+    x = x + convolution(x, weights["position.weight"], weights["position.bias"], 1)
+    x = x + pale_attention(
+        norm("norm1", x),
+        parameters_of(attention),
+        attention.num_heads,
+        attention.pale_size,
+        attention.mask_padding,
+    )
+    return x + pointwise("mlp.2", gelu(pointwise("mlp.0", norm("norm2", x))))
+
+
+def pale_transformer(x: np.ndarray, model) -> list[np.ndarray]:
+    """One picture `[3, H, W]` -> the four feature maps, or `[logits]`, of a `PaleTransformer`."""
+    weights = _numbers(model)
+
+    def named(prefix):
+        return weights[f"{prefix}.weight"], weights[f"{prefix}.bias"]
+
+    features = []
+    for stage, blocks in enumerate(model.stages):
+        stride = 4 if stage == 0 else 2
+        x = layer_norm(
+            convolution(x, *named(f"merges.{stage}.0"), stride), *named(f"merges.{stage}.1")
+        )
+        for block in blocks:
+            x = pale_block(x, block)
+        features.append(x)
+    if model.features_only:
+        return [layer_norm(f, *named(f"feature_norms.{i}")) for i, f in enumerate(features)]
+    weight, bias = named("head")  # Paddle keeps a Linear's weight as [in, out]
+    return [layer_norm(x, *named("norm")).mean(axis=(1, 2)) @ weight + bias]
+
+
+def _numbers(layer) -> dict[str, np.ndarray]:
+    return {name: tensor.numpy().astype(np.float64) for name, tensor in layer.state_dict().items()}

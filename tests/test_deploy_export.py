@@ -1,6 +1,7 @@
 """export_model: what it writes, the comparison inside, and what it leaves alone or behind."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -8,7 +9,7 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import ParityError, export_model, parity
+from ppvision.deploy import ParityError, comparison, export_model, parity
 from ppvision.deploy.runtime import OnnxRuntime, open_runtime
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
@@ -285,18 +286,40 @@ def test_other_numbers_are_an_error_with_the_measured_figure(tmp_path, format, o
     assert list(tmp_path.iterdir()) == []
 
 
-def test_packed_models_are_held_to_a_tighter_bound(tmp_path):
-    class Slightly(Net):
-        def forward(self, x):
-            (y,) = super().forward(x)
-            y = y * 3
-            return [y if paddle.in_dynamic_mode() else y * 1.0005]
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+@pytest.mark.parametrize(
+    ("output_op", "module", "wrong", "message"),
+    [
+        ("argmax", paddle, paddle.argmin, "classes differ"),
+        ("softmax", nn.functional, nn.functional.log_softmax, "output 0 differs"),
+    ],
+)
+def test_a_wrong_output_op_behind_right_logits(
+    tmp_path, monkeypatch, format, output_op, module, wrong, message
+):
+    monkeypatch.setattr(module, output_op, wrong)
+    with pytest.raises(ParityError, match=message):
+        export_model(
+            Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op=output_op, format=format
+        )
+    assert list(tmp_path.iterdir()) == []
 
-    model = Slightly()
-    export_model(model, tmp_path / "float", input_shape=[1, 3, 16, 16], output_op="none")
-    with pytest.raises(ParityError) as caught:
-        export_model(model, tmp_path / "w4", input_shape=[1, 3, 16, 16], output_op="none", bits=4)
-    assert caught.value.tolerance == 1e-4
+
+@pytest.mark.parametrize("liar", [False, True])
+def test_each_engine_is_compared(tmp_path, monkeypatch, liar):
+    """Paddle Inference gives other numbers with oneDNN only, or without it only."""
+
+    def open_liar(folder, format, *, onednn):
+        runtime = open_runtime(folder, format, onednn=onednn)
+        run = runtime.run
+        runtime.run = lambda x: [(1.25 if onednn == liar else 1) * out for out in run(x)]
+        return runtime
+
+    monkeypatch.setattr(comparison, "open_runtime", open_liar)
+    engine = f"Inference {'with' if liar else 'without'} oneDNN"
+    with pytest.raises(ParityError, match=engine):
+        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op="none")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_untraceable_model(tmp_path):
@@ -316,6 +339,56 @@ def test_a_failed_export_keeps_the_earlier_one(tmp_path):
         export_model(Lies(), folder, input_shape=[1, 3, 16, 16])
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
+
+
+def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    replace, renamed = Path.replace, []
+
+    def fail(path, target):
+        renamed.append(path.name)
+        if path.name == "final":
+            raise OSError("no space")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        export_model(Net(), folder, input_shape=[1, 3, 20, 20])
+    assert "final" in renamed
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("where", ["before", "between"])
+def test_what_a_killed_export_left_is_cleared(tmp_path, where):
+    """Killed before its two renames, or between them, when the earlier export stands aside."""
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    left = tmp_path / ".net.ppvision-partial"
+    (left / "final").mkdir(parents=True)
+    (left / "final" / "model.json").write_text("half")
+    if where == "between":
+        folder.rename(left / "old")
+    with pytest.raises(ParityError):
+        export_model(Lies(), folder, input_shape=[1, 3, 16, 16])
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["net"]
+
+
+def test_the_work_folder_has_one_name(tmp_path, monkeypatch):
+    """So that the next export of the same folder finds what a killed one left."""
+    used = []
+
+    def killed(probes, raw, final, *arguments):
+        used.append(final)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppvision.deploy.export.compare", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    assert used == [tmp_path / ".net.ppvision-partial" / "final"]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_export_is_replaced(tmp_path):
@@ -390,7 +463,6 @@ def test_not_finite_models_are_refused(tmp_path):
         ({"task": "features"}, "Pass 'none'"),
         ({"task": "classification"}, r"logits \[B, K\]"),
         ({"classes": ["a", "b"]}, "expected 4 names"),
-        ({"bits": 16}, "32 or 2 to 8"),
         ({"transforms": [{"type": "RandomBlur"}]}, "RandomBlur"),
         ({"transforms": [NORMALIZE], "input_shape": [1, 4, 16, 16]}, "3 channels"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import Classification, Predictor, export_model, parity
+from ppvision.deploy import Classification, Predictor, export_model, parity, runtime
 from ppvision.deploy.transforms import Transforms
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -310,6 +310,12 @@ def test_flipped_bits(copy, name):
         (lambda m: m.update(task="painting"), "task to be one of"),
         (lambda m: m.update(format=["paddle"]), "format to be one of"),
         (lambda m: m.update(input_shape=[1, 3]), "input_shape"),
+        (lambda m: m.update(num_classes="x"), "num_classes to be a whole number.*got 'x'"),
+        (lambda m: m.update(num_classes=None), "num_classes to be a whole number.*got None"),
+        (lambda m: m.update(num_classes=0), "num_classes to be a whole number.*got 0"),
+        (lambda m: m.update(task="features"), "num_classes null for features, got 5"),
+        (lambda m: m.update(classes=["one"]), r"classes to be a list of 5 names.*got \['one'\]"),
+        (lambda m: m.update(classes="abcde"), "classes to be a list of 5 names.*got 'abcde'"),
         (lambda m: m["files"].pop("model.json"), "model.json under files"),
         (lambda m: m.update(transforms=[{"type": "RandomBlur"}]), "RandomBlur"),
     ],
@@ -373,11 +379,39 @@ def test_no_gpu_here(exported, format):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [({"device": "tpu"}, "'cpu' or 'gpu'"), ({"threads": 0}, "threads")]
+    ("arguments", "message"),
+    [
+        ({"device": "tpu"}, "'cpu' or 'gpu'"),
+        ({"threads": 0}, "threads: expected .*got 0"),
+        ({"threads": "2"}, "threads: expected .*got '2'"),
+        ({"threads": 1.5}, r"threads: expected .*got 1\.5"),
+        ({"threads": True}, "threads: expected .*got True"),
+    ],
 )
 def test_arguments_that_do_not_fit(exported, arguments, message):
     with pytest.raises(ValueError, match=message):
         Predictor(exported(), **arguments)
+
+
+@pytest.mark.parametrize("use_onednn", [False, True])
+def test_threads_reach_paddle_inference(exported, monkeypatch, use_onednn):
+    threads, create = [], runtime.inference.create_predictor
+
+    def see(config):
+        threads.append(config.cpu_math_library_num_threads())
+        return create(config)
+
+    monkeypatch.setattr(runtime.inference, "create_predictor", see)
+    for wanted in (2, 3):
+        Predictor(exported(), threads=wanted, use_onednn=use_onednn)
+    assert threads == [2, 3]
+
+
+def test_threads_reach_onnx_runtime(exported):
+    for wanted in (2, 3):
+        predictor = Predictor(exported(format="onnx"), threads=wanted)
+        options = predictor._runtime._session.get_session_options()
+        assert options.intra_op_num_threads == wanted
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])

@@ -136,6 +136,86 @@ def test_label_map_equals_instances_times_digits(train_sources):
         assert scene.image.dtype == scene.label.dtype == np.uint8
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """What compose_scene uses: its background, and opacity and colour of each placed digit."""
+    parts = {"background": None, "opacities": [], "colours": []}
+    background = digit_scenes._background
+    place, colour = digit_scenes._placed_tile, digit_scenes._contrasting_colour
+
+    def see_background(*arguments):
+        parts.update(background=background(*arguments), opacities=[], colours=[])
+        return parts["background"]
+
+    def see_tile(*arguments):
+        parts["tried"] = place(*arguments)
+        return parts["tried"]
+
+    def see_colour(*arguments):  # called once for each digit that is placed, after its last try
+        parts["opacities"].append(parts["tried"])
+        parts["colours"].append(colour(*arguments))
+        return parts["colours"][-1]
+
+    monkeypatch.setattr(digit_scenes, "_background", see_background)
+    monkeypatch.setattr(digit_scenes, "_placed_tile", see_tile)
+    monkeypatch.setattr(digit_scenes, "_contrasting_colour", see_colour)
+    return parts
+
+
+def test_a_digit_is_seen_under_its_mask_and_nothing_elsewhere(train_sources, seen):
+    for seed in range(20):
+        scene = compose_scene(np.random.default_rng(seed), *train_sources, 96, 1)
+        change = scene.image.astype(float) - seen["background"]
+        # Opacity is at least a half under the mask, and the colour MIN_CONTRAST = 60 away.
+        assert abs(change[scene.label > 0].mean()) > 30
+        # Grain alone: a deviation of at most 6 grey levels.
+        untouched = seen["opacities"][0] == 0
+        assert untouched.mean() > 0.3
+        assert np.abs(change[untouched]).mean() < 6
+
+
+def test_every_digit_shows_its_colour(train_sources, seen):
+    compared = 0
+    for seed in range(20):
+        scene = compose_scene(np.random.default_rng(seed), *train_sources, 96, 4)
+        assert len(seen["colours"]) == len(scene.digits)
+        for i, colour in enumerate(seen["colours"]):
+            pure = (scene.instances == i + 1) & (seen["opacities"][i] > 0.99)
+            for later in seen["opacities"][i + 1 :]:
+                pure &= later == 0
+            if pure.sum() >= 20:
+                shown = scene.image[pure].mean(axis=0)
+                np.testing.assert_allclose(shown, colour.clip(3, 252), atol=6)
+                compared += 1
+    assert compared > 20
+
+
+def test_scale_rotation_and_place_vary_within_their_bounds(train_sources, monkeypatch):
+    """Read off the matrices that reach OpenCV; the bounds are those of the module's text."""
+    matrices, warp = [], cv2.warpAffine
+
+    def see(tile, matrix, *arguments, **options):
+        assert tile.shape == (28, 28)
+        matrices.append(matrix.copy())
+        return warp(tile, matrix, *arguments, **options)
+
+    monkeypatch.setattr(digit_scenes.cv2, "warpAffine", see)
+    size = 100
+    for seed in range(150):
+        compose_scene(np.random.default_rng(seed), *train_sources, size, 1)
+    linear = np.stack(matrices)[:, :, :2]
+    height = 28 * np.sqrt(np.linalg.det(linear)) / size
+    angle = np.degrees(np.arctan2(linear[:, 0, 1], linear[:, 0, 0]))
+    centre = np.stack([matrix @ [13.5, 13.5, 1] for matrix in matrices]) / size
+    assert 0.35 <= height.min() < 0.4
+    assert 0.65 < height.max() <= 0.7
+    assert -25 <= angle.min() < -20
+    assert 20 < angle.max() <= 25
+    for place in centre.T:
+        assert 0.1 < place.min() < 0.25
+        assert 0.75 < place.max() < 0.9
+
+
 def test_no_listed_digit_is_covered_away(train_sources, monkeypatch):
     """Crowded scenes: what is left of a digit is at least the share that the rule leaves it."""
     placed = []
@@ -290,17 +370,31 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch, interruption)
     assert not list(tmp_path.iterdir())
 
 
-def test_own_photographs_are_used(tmp_path):
+@pytest.mark.parametrize("channel", [0, 1, 2], ids=["red", "green", "blue"])
+def test_own_photographs_are_used(tmp_path, channel):
     photos = tmp_path / "photos"
     photos.mkdir()
-    Image.new("RGB", (200, 100), (0, 200, 0)).save(photos / "green.jpg")
+    colour = [0, 0, 0]
+    colour[channel] = 200
+    Image.new("RGB", (200, 100), tuple(colour)).save(photos / "plain.png")
     write_digit_scenes(tmp_path / "set", **SMALL, photos=photos)
     image, label = pairs_of(tmp_path / "set", "train")[0]
     pixels = np.asarray(Image.open(tmp_path / "set" / image)).astype(int)
     under = np.asarray(Image.open(tmp_path / "set" / label)) == 0
     far = cv2.erode(under.astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
-    red, green, blue = pixels[far].mean(axis=0)
-    assert green > 150 > 60 > max(red, blue)
+    np.testing.assert_allclose(pixels[far].mean(axis=0), colour, atol=30)
+
+
+@pytest.mark.parametrize("output", ["photos", "photos/set", "photos/deep/set", "other/../photos/a"])
+def test_output_among_the_photographs_is_refused(tmp_path, output):
+    """Its training scenes would be read back as photographs of the validation split."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (200, 100), (0, 200, 0)).save(photos / "plain.png")
+    with pytest.raises(ValueError, match="output: expected a folder outside of the photographs"):
+        write_digit_scenes(tmp_path / output, **SMALL, photos=photos)
+    assert [path.name for path in photos.iterdir()] == ["plain.png"]
+    write_digit_scenes(tmp_path / "photos-set", count=1, size=32, photos=photos)  # beside it
 
 
 @pytest.mark.parametrize("content", ["missing", "empty", "broken", "truncated", "small"])

@@ -150,8 +150,17 @@ def test_every_model_gives_features_of_odd_sizes(name):
             assert np.isfinite(feature.numpy()).all()
 
 
-def test_recompute_changes_memory_not_numbers():
-    gradients = []
+def test_recompute_changes_memory_not_numbers(monkeypatch):
+    from paddle.distributed.fleet import utils
+
+    recomputed, original = [], utils.recompute
+
+    def counted(function, *args):
+        recomputed.append(function)
+        return original(function, *args)
+
+    monkeypatch.setattr(utils, "recompute", counted)
+    results = []
     for recompute in (False, True):
         paddle.seed(7)
         model = ppvision.create_model(
@@ -161,8 +170,11 @@ def test_recompute_changes_memory_not_numbers():
         paddle.seed(8)
         x = paddle.to_tensor(np.random.default_rng(0).normal(size=(2, 3, 64, 64)), "float32")
         model(x).square().sum().backward()
-        gradients.append([p.grad.numpy() for p in model.parameters() if not p.stop_gradient])
-    for plain, again in zip(*gradients, strict=True):
+        gradients = [p.grad.numpy() for p in model.parameters() if not p.stop_gradient]
+        statistics = [p.numpy() for p in model.parameters() if p.stop_gradient]
+        results.append(gradients + statistics)
+    assert len(recomputed) == sum(VARIANTS["pale_nano"].depths)
+    for plain, again in zip(*results, strict=True):
         np.testing.assert_allclose(again, plain, rtol=1e-4, atol=1e-5)
 
 

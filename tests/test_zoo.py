@@ -158,6 +158,57 @@ def test_files_that_are_no_weights(tmp_path):
             read_weights(tmp_path / name)
 
 
+def test_one_pattern_is_one_pattern(tmp_path):
+    save_weights({"unrelated": np.ones(1, np.float32)}, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"missing \(8\)"):
+        ppvision.load_weights(
+            small(), tmp_path / "w.safetensors", allow_missing="weigh*", allow_unexpected="un*"
+        )
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ones(2, np.uint16),  # how Paddle keeps bfloat16
+        np.ones(2, np.complex64),
+        np.array([True, False]),
+        np.array([1e300, 1.0]),
+        np.array(["a", "b"]),
+    ],
+    ids=lambda array: str(array.dtype),
+)
+def test_numbers_of_another_kind_are_refused_and_nothing_is_touched(tmp_path, array):
+    target = small()
+    before = arrays_of(target)
+    arrays = {k: v + 1 for k, v in before.items()} | {"2.bias": array}
+    path = tmp_path / "w.pdparams"
+    path.write_bytes(pickle.dumps(arrays))
+    with pytest.raises(WeightsError, match=r"wrong type \(1\):\n    2\.bias"):
+        ppvision.load_weights(target, path)
+    for name, values in arrays_of(target).items():
+        np.testing.assert_array_equal(values, before[name])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_every_protocol_of_paddle_save_is_read(tmp_path, protocol):
+    source, target = small(), small()
+    paddle.save(source.state_dict(), str(tmp_path / "m.pdparams"), protocol=protocol)
+    ppvision.load_weights(target, tmp_path / "m.pdparams")
+    assert_same(source, target)
+
+
+def test_a_changed_file_of_the_zoo_is_refused(tmp_path, monkeypatch):
+    import ppvision.zoo.weights as weights
+
+    card = weights.ZOO_WEIGHTS["pale_nano_digit_scenes"]
+    data = bytearray((WEIGHTS_FOLDER / card.file).read_bytes())
+    data[-1] ^= 1
+    (tmp_path / card.file).write_bytes(data)
+    monkeypatch.setattr(weights, "WEIGHTS_FOLDER", tmp_path)
+    with pytest.raises(WeightsError, match="expected sha256"):
+        read_weights("pale_nano_digit_scenes")
+
+
 def test_truncated_safetensors_is_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights({"a": np.ones(1000, np.float32)}, path)

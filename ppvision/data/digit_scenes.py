@@ -226,13 +226,14 @@ def write_digit_scenes(
         size: side of a scene in pixels, at least 32.
         max_digits: most digits a scene, 1 to 100.
         seed: the same arguments and seed give the same files.
-        photos: folder of photographs, or None for scikit-learn's two.
+        photos: folder of photographs, or None for scikit-learn's two. `output` must not lie in it:
+            scenes would be read as photographs.
 
     Returns:
         What `dataset.json` says: counts, instances, arguments.
 
     Raises:
-        ValueError: an argument out of its range.
+        ValueError: an argument out of its range, `output` inside `photos`.
         DataError: a photograph that does not decode or is too small.
         FileExistsError: `output` is not empty.
         FileNotFoundError: `photos` does not exist or holds no picture.
@@ -247,6 +248,11 @@ def write_digit_scenes(
     ):
         if not isinstance(value, int) or not least <= value <= most:
             raise ValueError(f"{name}: expected a whole number, {least} to {most}, got {value!r}.")
+    if photos is not None and Path(output).resolve().is_relative_to(Path(photos).resolve()):
+        raise ValueError(
+            f"output: expected a folder outside of the photographs, got {output} in {photos}, "
+            "where scenes would be read as photographs. Name another one."
+        )
     summary = {
         "name": "digit-scenes",
         "size": size,

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ from ppvision.deploy.comparison import compare, eager_probes
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.transforms import Transforms
 
+_OLD = "old"  # where an earlier export stands between the two renames that replace it
+
 
 def export_model(
     model: nn.Layer,
@@ -29,7 +30,6 @@ def export_model(
     transforms: Sequence[Mapping[str, Any]] = (),
     classes: Sequence[str] = (),
     task: str = "segmentation",
-    bits: int = 32,
     name: str | None = None,
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
@@ -51,7 +51,6 @@ def export_model(
             them. Only those of `ppvision.deploy.transforms`.
         classes: names of the K classes, or empty.
         task: "segmentation", "classification" or "features" (`output_op` "none").
-        bits: of the weights, 32 or 2 to 8 for packed ones, whose parity bound is 1e-4, not 1e-3.
         name: written into `deploy.yaml`. Default: the folder's.
 
     Returns:
@@ -82,15 +81,12 @@ def export_model(
         raise ValueError(
             f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
         )
-    if bits != 32 and bits not in range(2, 9):
-        raise ValueError(f"bits: expected 32 or 2 to 8, got {bits!r}.")
     pipeline = Transforms(transforms)
     if pipeline.transforms and shape[1] != 3:
         raise ValueError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
             "Leave them away and prepare the input yourself (Predictor.run)."
         )
-    tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
 
     folder = Path(folder).resolve()
     with _evaluation_mode(model), _replacing(folder) as work:
@@ -106,7 +102,7 @@ def export_model(
             raw = work / "raw"
             write_graph(graph, 0, raw, format)
             write_graph(graph, 1, final, format)
-        error, onednn = compare(probes, raw, final, output_op, format, tolerance)
+        error, onednn = compare(probes, raw, final, output_op, format, parity.FLOAT_TOLERANCE)
 
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -117,7 +113,7 @@ def export_model(
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=[str(label) for label in classes],
-            bits=bits,
+            bits=32,
             files=manifests.describe_files(final, format),
             max_error_to_eager=error,
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
@@ -153,27 +149,34 @@ def _evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded."""
+    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
+
+    It is called `.NAME.ppvision-partial`; what a killed run left there is removed.
+    """
+    work = folder.with_name(f".{folder.name}.ppvision-partial")
+    _clear(work, folder)
     if folder.exists() and not _may_be_replaced(folder):
         raise FileExistsError(
             f"folder: expected a new or empty folder, or an earlier export, got {folder}, which "
             "holds other files. Name another one or remove it."
         )
-    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.partial")
-    final, old = work / "final", work / "old"
+    final = work / "final"
     final.mkdir(parents=True)
     try:
         yield work
         if folder.exists():
-            folder.replace(old)
-        try:
-            final.replace(folder)
-        except OSError:
-            if old.exists():
-                old.replace(folder)
-            raise
+            folder.replace(work / _OLD)
+        final.replace(folder)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _clear(work, folder)
+
+
+def _clear(work: Path, folder: Path) -> None:
+    """Remove a work folder. An export that it holds because it was to be replaced goes back."""
+    old = work / _OLD
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _may_be_replaced(folder: Path) -> bool:

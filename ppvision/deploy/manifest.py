@@ -97,6 +97,14 @@ def _checked(path: Path, content: Any) -> Manifest:
     shape = content["input_shape"]
     if not isinstance(shape, list) or len(shape) != 4:
         raise problem(f"expected input_shape [B, C, H, W], got {shape!r}")
+    classes, count = content["classes"], content["num_classes"]
+    if content["task"] == "features":
+        if count is not None:
+            raise problem(f"expected num_classes null for features, got {count!r}")
+    elif isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise problem(f"expected num_classes to be a whole number above 0, got {count!r}")
+    if not isinstance(classes, list) or (count is not None and len(classes) not in (0, count)):
+        raise problem(f"expected classes to be a list of {count} names or empty, got {classes!r}")
     files = content["files"]
     for name in FILES[content["format"]]:
         entry = files.get(name) if isinstance(files, Mapping) else None

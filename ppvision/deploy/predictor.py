@@ -47,7 +47,8 @@ class Predictor:
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
-        ValueError: `deploy.yaml` or a file is corrupt, or the device is not there.
+        ValueError: `deploy.yaml` or a file is corrupt, the device is not there, or `threads` is no
+            whole number above 0.
         RuntimeError: `use_onednn=True` and oneDNN cannot run the graph.
 
     One object serves one thread at a time.
@@ -61,8 +62,11 @@ class Predictor:
         device: str = "cpu",
         use_onednn: bool | None = None,
     ) -> None:
-        if threads is not None and (isinstance(threads, bool) or threads < 1):
-            raise ValueError(f"threads: expected None or at least 1, got {threads!r}.")
+        whole = isinstance(threads, int) and not isinstance(threads, bool)
+        if threads is not None and (not whole or threads < 1):
+            raise ValueError(
+                f"threads: expected None or a whole number of at least 1, got {threads!r}."
+            )
         folder = Path(folder)
         self.manifest = read_manifest(folder)
         self._transforms = Transforms(self.manifest.transforms)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,13 +29,18 @@ class CheckpointError(ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its arrays."""
+    """Where a run stands, beside its arrays.
+
+    `sums` of the last `summed` steps wait for the next log line.
+    """
 
     step: int = 0
     best_score: float = -1.0
     best_step: int = -1
     schedule: dict = field(default_factory=dict)
     scaler: dict = field(default_factory=dict)
+    sums: dict = field(default_factory=dict)
+    summed: int = 0
 
 
 def arrays_of(layer: nn.Layer) -> dict[str, np.ndarray]:
@@ -147,7 +153,14 @@ def load_checkpoint(
     Raises:
         CheckpointError: damaged, or of another model or optimizer.
     """
-    state = _read_state(path)
+    try:
+        state = _read_state(path)
+    except CheckpointError as error:
+        older = [p.name for p in list_checkpoints(path.parent) if p != path]
+        raise CheckpointError(
+            f"{error} Go on from another one: "
+            + (f"--resume {path.parent / older[-1]}" if older else "there is none.")
+        ) from error
     try:
         assign_weights(model, read_weights(path / "model.safetensors"), str(path))
         if ema is not None:
@@ -167,6 +180,9 @@ def load_checkpoint(
         moments[f"{names[parameter]}_{moment}"] = paddle.to_tensor(array)
     if state["schedule"]:
         moments["LR_Scheduler"] = state["schedule"]
-    optimizer.set_state_dict(moments)
+    with warnings.catch_warnings():
+        # Paddle says this of every LinearWarmup, whose inner schedule it restores afterwards.
+        warnings.filterwarnings("ignore", message="There are some unused values in state_dict")
+        optimizer.set_state_dict(moments)
     known = Progress.__dataclass_fields__
     return Progress(**{k: v for k, v in state.items() if k in known})

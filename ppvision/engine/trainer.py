@@ -148,8 +148,6 @@ class Trainer:
             num_workers=options.num_workers,
             return_list=True,
         )
-        sums: dict[str, float] = {}
-        steps = 0
         self.model.train()
         clock = time.perf_counter()
         for batch in loader:
@@ -159,17 +157,23 @@ class Trainer:
             numbers = self._step(network, batch)
             numbers["Train/reader_cost"] = read
             numbers["Train/batch_cost"] = time.perf_counter() - clock
-            for tag, value in numbers.items():
-                sums[tag] = sums.get(tag, 0.0) + value
-            steps += 1
-            if step % options.log_iters == 0 or step == options.iters:
-                means = {tag: value / steps for tag, value in sums.items()}
-                means["Train/lr"] = numbers["Train/lr"]
-                self._tell("on_log", step, means)
-                sums, steps = {}, 0
+            self._log(numbers)
             if step % options.save_interval == 0 or step == options.iters:
                 self._evaluate_and_save()
             clock = time.perf_counter()
+
+    def _log(self, numbers: dict[str, float]) -> None:
+        """Every `log_iters` steps tell the callbacks the means since the last time."""
+        progress = self.progress
+        for tag, value in numbers.items():
+            progress.sums[tag] = progress.sums.get(tag, 0.0) + value
+        progress.summed += 1
+        if progress.step % self.options.log_iters and progress.step != self.options.iters:
+            return
+        means = {tag: value / progress.summed for tag, value in progress.sums.items()}
+        means["Train/lr"] = numbers["Train/lr"]
+        self._tell("on_log", progress.step, means)
+        progress.sums, progress.summed = {}, 0
 
     def _step(self, network: nn.Layer, batch: dict) -> dict[str, float]:
         seed_step(self.options.seed, self.progress.step, self.rank)

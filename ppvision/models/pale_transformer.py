@@ -15,7 +15,7 @@ Parameters are the trainable ones with 1000 classes; Paddle's `parameters()` als
 running statistics.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import paddle
@@ -196,7 +196,7 @@ class PaleTransformer(nn.Layer):
             x = merge(x)
             for block in blocks:
                 if self.recompute and self.training:
-                    x = paddle.distributed.fleet.utils.recompute(block, x)
+                    x = paddle.distributed.fleet.utils.recompute(_run_twice(block), x)
                 else:
                     x = block(x)
             features.append(x)
@@ -208,6 +208,28 @@ class PaleTransformer(nn.Layer):
             return [norm(f) for norm, f in zip(self.feature_norms, features)]  # noqa: B905
         tokens = self.norm(features[-1])  # [B, 8C, H/32, W/32]
         return self.head(tokens.mean(axis=[2, 3]))  # [B, num_classes]
+
+
+def _run_twice(block: nn.Layer) -> Callable[[Tensor], Tensor]:
+    """`block` for recompute: its second run leaves BatchNorm's running statistics alone."""
+    runs = 0
+
+    def run(x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            return block(x)
+        norms = [layer for layer in block.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+        momenta = [norm._momentum for norm in norms]
+        for norm in norms:
+            norm._momentum = 1.0  # keep all of the running statistic
+        try:
+            return block(x)
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm._momentum = momentum
+
+    return run
 
 
 def _init_weights(layer: nn.Layer) -> None:

@@ -233,7 +233,7 @@ def device_has_fused_attention() -> bool:
 class SeparableConv(nn.Sequential):
     """Depthwise 3x3 (no bias), BatchNorm, pointwise: the projection of q, k and v.
 
-    Shapes: `[B, C, H, W]` -> the same. Source: the paper, section 3.2, after CvT.
+    Shapes: `[B, C, H, W]` -> the same. Source: the paper, which follows CvT here.
     """
 
     def __init__(self, channels: int) -> None:

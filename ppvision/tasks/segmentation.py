@@ -3,6 +3,9 @@
 import inspect
 import json
 import logging
+import os
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import paddle
+from PIL import Image
+from tqdm import tqdm
 
 import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
 
@@ -24,10 +29,11 @@ from paddleseg.utils import utils as paddleseg_utils
 
 from ppvision.dashboard import Dashboard
 from ppvision.data.checks import check_segmentation_list
+from ppvision.data.files import DataError, decode_picture
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.callbacks import DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
-from ppvision.engine.run_folder import RunFolder
+from ppvision.engine.run_folder import RunFolder, write_text
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.tasks.config import ConfigError, check_components, check_keys
 from ppvision.tasks.pictures import panel, save_prediction
@@ -52,6 +58,7 @@ TOP_LEVEL_KEYS = (
     "test_config",
     "to_static_training",
 )
+PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 PICTURES = 4  # validation samples shown in the dashboard
 
 
@@ -77,6 +84,8 @@ class Scores:
     class_precision: np.ndarray
 
     def table(self, names: list[str]) -> str:
+        """The scores as text; `names` of the classes, or empty for numbers."""
+        names = names or [str(index) for index in range(len(self.class_iou))]
         width = max(len("class"), *(len(name) for name in names))
         lines = [f"{'class':{width}}  IoU     precision"]
         for name, iou, precision in zip(names, self.class_iou, self.class_precision, strict=True):
@@ -149,17 +158,21 @@ class Segmentation:
 
     @cached_property
     def class_names(self) -> list[str]:
-        """From `classes.txt` in the data set's folder, one name a line; else the numbers."""
+        """From `classes.txt` in the data set's folder, one name a line; empty where there is none.
+
+        Raises:
+            ConfigError: another number of names than classes.
+        """
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
-        count = self.config.model_cfg.get("num_classes") or cfg.get("num_classes")
         path = Path(cfg.get("dataset_root", "")) / "classes.txt"
-        if path.is_file():
-            names = path.read_text(encoding="utf-8").split("\n")
-            names = [name.strip() for name in names if name.strip()]
-            if len(names) == count:
-                return names
-            logger.warning(f"{path}: expected {count} names, got {len(names)}; using numbers")
-        return [str(index) for index in range(count)]
+        if not path.is_file():
+            logger.warning(f"class names: no {path}; classes go by number")
+            return []
+        names = [n.strip() for n in path.read_text(encoding="utf-8").splitlines() if n.strip()]
+        count = self.config.model_cfg.get("num_classes") or cfg.get("num_classes")
+        if len(names) != count:
+            raise ConfigError(f"{path}: expected {count} names, one a line, got {len(names)}.")
+        return names
 
     def check_data(self, *parts: str) -> None:
         """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
@@ -276,7 +289,7 @@ class Segmentation:
 
     def evaluate_exported(self, model_dir: str | Path, **how: object) -> Scores:
         """Score an exported model on the val split, through Paddle Inference."""
-        predictor = Predictor(model_dir)
+        predictor = Predictor(model_dir, threads=os.cpu_count())
         if any(how.get(key) for key in ("aug_eval", "is_slide")):
             raise ConfigError(
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
@@ -364,24 +377,30 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """A picture `[H, W, 3]` uint8 RGB.
 
     Raises:
-        ValueError: it does not decode.
+        DataError: no such file, not a picture, or cut off (OpenCV alone would fill it with grey).
     """
+    decode_picture(Path(path), str(path))
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
-        raise ValueError(f"{path}: expected a picture, got a file that does not decode.")
+        raise DataError(f"{path}: expected a picture that OpenCV reads. Save it as PNG or JPEG.")
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def read_label(path: str | Path) -> np.ndarray:
     """A label map `[H, W]` as PaddleSeg reads it: palette pictures give their indices."""
-    from PIL import Image
-
     return np.asarray(Image.open(path))
 
 
 def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
-    """Pictures of `--image_path`, each with the name of its result: a file, a folder (searched
-    deeply), or a list file (first column, relative to the list).
+    """Pictures of `--image_path`, each with the name of its result.
+
+    Args:
+        image_path: a picture, a folder (searched deeply), or a list file: one picture a line,
+            relative to the list; what follows a space, such as a label, is left out.
+
+    Returns:
+        `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
+        share one (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
 
     Raises:
         FileNotFoundError: no such path.
@@ -390,23 +409,43 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
     path = Path(image_path)
     if not path.exists():
         raise FileNotFoundError(f"--image_path: expected a file or folder, found none at {path}.")
-    suffixes = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes)
-        found = [(p, str(p.relative_to(path).with_suffix(""))) for p in files]
-    elif path.suffix.lower() in suffixes:
-        found = [(path, path.stem)]
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        found = [(p, p.relative_to(path)) for p in files]
+    elif path.suffix.lower() in PICTURE_SUFFIXES:
+        found = [(path, Path(path.name))]
     else:
-        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-        names = [line[0] for line in lines if line]
-        found = [(path.parent / name, str(Path(name).with_suffix(""))) for name in names]
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--image_path: expected a picture, a folder or a text file, got {path}."
+            ) from error
+        whole = [line if (path.parent / line).is_file() else line.split(" ")[0] for line in lines]
+        found = [(path.parent / name, Path(name)) for name in whole if name]
     if not found:
         raise ValueError(f"--image_path: expected pictures, found none in {path}.")
-    return found
+    return list(zip([p for p, _ in found], _result_names([n for _, n in found]), strict=True))
+
+
+def _result_names(names: list[Path]) -> list[str]:
+    inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
+    stems = Counter(str(name.with_suffix("")) for name in inside)
+    taken: Counter[str] = Counter()
+    results = []
+    for name in inside:
+        stem = str(name.with_suffix(""))
+        result = stem if stems[stem] == 1 else f"{stem}_{name.suffix[1:]}"
+        taken[result] += 1
+        results.append(result if taken[result] == 1 else f"{result}_{taken[result]}")
+    return results
 
 
 def predict_to_folder(
-    predict, image_path: str | Path, folder: str | Path, class_names: list[str]
+    predict: Callable[[Path], np.ndarray],
+    image_path: str | Path,
+    folder: str | Path,
+    class_names: list[str],
 ) -> list[str]:
     """Write overlays, class maps and `predictions.json` for every picture.
 
@@ -414,27 +453,28 @@ def predict_to_folder(
         predict: `(path) -> [H, W]` classes.
         image_path: see `list_images`.
         folder: where results go.
-        class_names: for the JSON's shares of pixels.
+        class_names: for the JSON's shares of pixels; empty for numbers.
 
     Returns:
-        One line for every picture that could not be read.
+        One line for every picture that could not be read or predicted.
     """
     folder = Path(folder)
     failures, report = [], {}
-    from tqdm import tqdm
-
     for path, name in tqdm(list_images(image_path), desc="predict", unit="img", disable=None):
         try:
             image = read_rgb(path)
-        except ValueError as error:
-            failures.append(str(error))
+            prediction = predict(path)
+        except (ValueError, OSError) as error:
+            text = str(error)
+            failures.append(text if str(path) in text else f"{path}: {text}")
             continue
-        prediction = predict(path)
         save_prediction(image, prediction, folder, name)
-        counts = np.bincount(prediction.ravel(), minlength=len(class_names))
+        counts = np.bincount(prediction.ravel())
         report[str(path)] = {
-            class_names[i]: round(int(n) / prediction.size, 6) for i, n in enumerate(counts) if n
+            class_names[i] if class_names else str(i): round(int(n) / prediction.size, 6)
+            for i, n in enumerate(counts)
+            if n
         }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "predictions.json").write_text(json.dumps(report, indent=2), encoding="utf-8")
+    write_text(folder / "predictions.json", json.dumps(report, indent=2) + "\n")
     return failures

@@ -40,7 +40,16 @@ _ALLOWED_GLOBALS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
 }
-_ARRAY_BUILDERS = {("_reconstruct", 3), ("_frombuffer", 4), ("scalar", 2)}
+
+
+def _latin1(text: object, encoding: object) -> bytes:
+    """`_codecs.encode` as pickle protocol 2 uses it for bytes, and nothing else."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise WeightsError(f"expected bytes written as latin1 text, got encoding {encoding!r}.")
+    return text.encode("latin1")
+
+
+_ALLOWED_GLOBALS["_codecs", "encode"] = _latin1
 
 
 def _numpy_builder(module: str, name: str) -> object | None:
@@ -127,6 +136,10 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         try:
             return load_file(str(path))
+        except TypeError as error:
+            raise WeightsError(
+                f"{path}: expected arrays of a type that NumPy has ({error}). Save it as float32."
+            ) from error
         except (SafetensorError, ValueError, KeyError) as error:
             raise WeightsError(
                 f"{path}: expected safetensors, got a file that does not read ({error}). "
@@ -168,7 +181,7 @@ def load_weights(
     Raises:
         FileNotFoundError: no such file.
         WeightsError: a file that does not read; or one report of every missing, unexpected and
-            wrongly shaped entry.
+            wrongly shaped or typed entry.
     """
     assign_weights(net, read_weights(path), str(path), allow_missing, allow_unexpected)
 
@@ -184,6 +197,7 @@ def assign_weights(
     own = net.state_dict()
 
     def unless(names: list[str], patterns: Sequence[str]) -> list[str]:
+        patterns = [patterns] if isinstance(patterns, str) else patterns
         return [n for n in names if not any(fnmatch.fnmatch(n, p) for p in patterns)]
 
     missing = unless([n for n in own if n not in arrays], allow_missing)
@@ -193,8 +207,26 @@ def assign_weights(
         for n, a in arrays.items()
         if n in own and list(own[n].shape) != list(a.shape)
     ]
-    if missing or unexpected or shapes:
-        groups = (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+    kinds, fitting = [], {}
+    for name, array in arrays.items():
+        if name in own:
+            wanted = own[name].numpy().dtype
+            if array.dtype.kind != wanted.kind:
+                # Paddle keeps bfloat16 as uint16, whose numbers mean nothing as they are.
+                hint = " (bfloat16?)" if array.dtype == np.uint16 else ""
+                kinds.append(f"{name}: expected {wanted}, got {array.dtype}{hint}")
+                continue
+            with np.errstate(over="ignore"):
+                fitting[name] = array.astype(wanted)
+            if not np.array_equal(np.isfinite(fitting[name]), np.isfinite(array)):
+                kinds.append(f"{name}: numbers beyond {wanted}")
+    if missing or unexpected or shapes or kinds:
+        groups = (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("wrong shape", shapes),
+            ("wrong type", kinds),
+        )
         lines = [f"{source} does not fit {type(net).__name__}:"]
         for title, items in groups:
             if items:
@@ -207,6 +239,5 @@ def assign_weights(
             "allow_missing and allow_unexpected."
         )
         raise WeightsError("\n".join(lines))
-    for name, array in arrays.items():
-        if name in own:
-            own[name].set_value(array.astype(own[name].numpy().dtype))
+    for name, array in fitting.items():
+        own[name].set_value(array)

@@ -1,0 +1,87 @@
+"""A run that a test can kill:  python -m tests.small_run FOLDER STEPS [slow]
+
+A small network with dropout on random samples, through the whole engine: checkpoints every 3 steps,
+averaged weights, scores. With `slow`, every step takes a little longer, so that a kill can hit one.
+"""
+
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.dashboard import Dashboard
+from ppvision.engine.callbacks import DashboardLog
+from ppvision.engine.run_folder import RunFolder
+from ppvision.engine.trainer import Trainer, TrainOptions
+
+
+class NoisyNumbers(paddle.io.Dataset):
+    """Samples that draw from both global generators, as augmentation does."""
+
+    def __getitem__(self, index: int) -> dict:
+        x = np.random.default_rng(index).normal(size=8)
+        x += np.random.normal(size=8) + random.random()
+        return {"x": x.astype(np.float32), "y": np.float32(np.sin(x.sum()))}
+
+    def __len__(self) -> int:
+        return 26  # 6 batches of 4, and 2 samples left over
+
+
+def losses(network: nn.Layer, batch: dict) -> list[paddle.Tensor]:
+    return [((network(batch["x"])[:, 0] - batch["y"]) ** 2).mean()]
+
+
+def build(folder: Path, steps: int, **options) -> Trainer:
+    paddle.seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1D(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1)
+    )
+    schedule = paddle.optimizer.lr.LinearWarmup(
+        paddle.optimizer.lr.PolynomialDecay(0.05, 30), 5, 0.0, 0.05
+    )
+    optimizer = paddle.optimizer.AdamW(schedule, parameters=model.parameters())
+    fixed = paddle.to_tensor(np.random.default_rng(1).normal(size=(5, 8)), "float32")
+
+    def evaluate(model: nn.Layer) -> dict[str, float]:
+        model.eval()
+        return {"Evaluate/score": 1 / (1 + float(model(fixed).square().mean()))}
+
+    run = RunFolder(folder)
+    run.open({"steps": steps}, resume=options.get("resume") is not None)
+    trainer = Trainer(
+        model,
+        optimizer,
+        NoisyNumbers(),
+        losses,
+        evaluate,
+        run,
+        TrainOptions(
+            iters=steps, batch_size=4, log_iters=2, save_interval=3, use_ema=True, **options
+        ),
+    )
+    trainer.callbacks.append(DashboardLog(Dashboard(run, True, trainer.progress.step), None))
+    return trainer
+
+
+def main() -> None:
+    folder, steps = Path(sys.argv[1]), int(sys.argv[2])
+    if "slow" in sys.argv:
+        whole = Trainer._step
+
+        def slow(self, network, batch):
+            time.sleep(0.03)
+            return whole(self, network, batch)
+
+        Trainer._step = slow
+    trainer = build(folder, steps, resume="auto")
+    print("training", flush=True)
+    trainer.fit()
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main()
