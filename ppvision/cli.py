@@ -3,14 +3,16 @@
 import argparse
 import logging
 import os
+import re
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
 logger = logging.getLogger("ppvision")
 
 # What a user can mend: shown as one message, without a traceback (PPVISION_TRACEBACK=1 shows it).
-_USER_ERRORS = (ValueError, TypeError, OSError, FloatingPointError, ImportError, RuntimeError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError)
 
 
 def run(argv: list[str]) -> int:
@@ -25,6 +27,17 @@ def run(argv: list[str]) -> int:
         if os.environ.get("PPVISION_TRACEBACK"):
             raise
         print(f"ppvision: {error}", file=sys.stderr)
+        return 1
+    except (AssertionError, LookupError, AttributeError) as error:
+        # From below us, most likely a config that PaddleSeg or Paddle takes badly.
+        if os.environ.get("PPVISION_TRACEBACK"):
+            raise
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        print(
+            f"ppvision: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}"
+            "). PPVISION_TRACEBACK=1 shows where it comes from.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("ppvision: stopped", file=sys.stderr)
@@ -112,6 +125,8 @@ def train(args: argparse.Namespace) -> None:
     )
     folder = RunFolder(Path(args.save_dir or f"output/{job.name}"))
     seed = args.seed if args.seed is not None else job.config.dic.get("seed", 0)
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"config: seed: expected a whole number of at least 0, got {seed!r}.")
     options = TrainOptions(
         iters=job.config.iters,
         batch_size=job.config.batch_size,
@@ -156,7 +171,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "stride": args.stride,
     }
     if args.model_dir:
-        scores = job.evaluate_exported(args.model_dir, **how)
+        scores = job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)
     else:
         scores = job.evaluate(job.load(args.model_path), **how)
     print(scores.table(job.class_names))
@@ -169,7 +184,7 @@ def predict(args: argparse.Namespace) -> int:
     if args.model_dir:
         from ppvision.deploy import Predictor
 
-        predictor = Predictor(args.model_dir, threads=args.threads)
+        predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
         failures = predict_to_folder(
             predictor, args.image_path, args.save_dir, predictor.manifest.classes
         )
@@ -191,6 +206,7 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def export(args: argparse.Namespace) -> None:
+    _set_device(args.device)
     job = _job(args)
     folder = job.export(
         job.load(args.model_path),
@@ -204,6 +220,7 @@ def export(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
+    _set_device(args.device)
     from ppvision.deploy.bench import bench_exported, table
 
     eager = None
@@ -217,6 +234,7 @@ def bench(args: argparse.Namespace) -> None:
         batch=args.batch,
         size=tuple(args.size) if args.size else None,
         repeats=args.repeats,
+        device=_kind(args.device),
         eager=eager,
     )
     print(table(rows))
@@ -231,11 +249,16 @@ def _job(args: argparse.Namespace, **overrides: object):
     return open_job(args.config, args.opts or [], **overrides)
 
 
+def _kind(device: str) -> str:
+    return device.split(":")[0]
+
+
 def _set_device(device: str) -> None:
     import paddle
 
-    kind = device.split(":")[0]
-    if kind == "gpu" and not paddle.is_compiled_with_cuda():
+    if not re.fullmatch(r"cpu|gpu(:\d+)?", device):
+        raise ValueError(f"--device: expected cpu, gpu or gpu:N, got {device!r}.")
+    if _kind(device) == "gpu" and not paddle.is_compiled_with_cuda():
         raise ValueError(
             "--device gpu: this Paddle was built for CPU. Install requirements-gpu.txt (README, "
             "'On a GPU') or pass --device cpu."
@@ -263,6 +286,22 @@ def _positive(text: str) -> int:
     return value
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from error
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ppvision",
@@ -286,9 +325,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
     verb.add_argument("--size", type=_positive, help="side of a scene in pixels (112)")
     verb.add_argument("--max_digits", type=_positive, help="most digits a scene (4)")
-    verb.add_argument("--seed", type=int, help="of digit-scenes (0)")
+    verb.add_argument("--seed", type=_count, help="of digit-scenes (0)")
     verb.add_argument("--photos", help="folder of photographs for the background")
-    verb.add_argument("--border", type=int, help="dsb2018: a third class this wide (0)")
+    verb.add_argument("--border", type=_count, help="dsb2018: a third class this wide (0)")
     verb.set_defaults(verb=data)
 
     verb = verbs.add_parser("train", help="train a model")
@@ -298,14 +337,14 @@ def _parser() -> argparse.ArgumentParser:
     length.add_argument("--iters", type=_positive, help="optimiser steps")
     length.add_argument("--epochs", type=_positive, help="passes over the training data")
     verb.add_argument("--batch_size", type=_positive, help="samples per step and process")
-    verb.add_argument("--learning_rate", type=float)
+    verb.add_argument("--learning_rate", type=_rate)
     verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
     verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
     verb.add_argument("--use_ema", action="store_true", help="average the weights")
     verb.add_argument("-r", "--resume", help="auto, or a checkpoint's folder")
-    verb.add_argument("--seed", type=int, help="default 0")
+    verb.add_argument("--seed", type=_count, help="default 0")
     verb.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32")
-    verb.add_argument("--num_workers", type=int, default=0, help="processes that read data")
+    verb.add_argument("--num_workers", type=_count, default=0, help="processes that read data")
     verb.add_argument("--save_interval", type=_positive, default=1000)
     verb.add_argument("--keep_checkpoint_max", type=_positive, default=3)
     verb.add_argument("--log_iters", type=_positive, default=10)

@@ -5,9 +5,11 @@ import csv
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
@@ -62,16 +64,26 @@ class Dashboard:
 def _open_vdl(folder: Path, start_step: int) -> LogWriter:
     """A writer into one new record file that takes over earlier ones up to `start_step`."""
     earlier = sorted(folder.glob("vdlrecords.*"))
-    stored = [data for path in earlier for data in RecordReader(str(path)).get_all()]
-    writer = LogWriter(logdir=str(folder))
-    for data in stored:
-        record = record_pb2.Record.FromString(data)
+    records = [record for path in earlier for record in _read_records(path)]
+    # Its own default name counts seconds: a resume within one second would add to the old file.
+    writer = LogWriter(logdir=str(folder), file_name=f"vdlrecords.{time.time_ns()}.log")
+    for record in records:
         if all(0 < value.id <= start_step for value in record.values):  # 0: texts, written anew
             writer._get_file_writer().add_record(record)
     for path in earlier:
-        if path != Path(writer.file_name):
-            path.unlink()
+        path.unlink()
     return writer
+
+
+def _read_records(path: Path) -> list[record_pb2.Record]:
+    """The records of a file, up to the first one that a killed run has cut short."""
+    records = []
+    for data in RecordReader(str(path)).get_all():
+        try:
+            records.append(record_pb2.Record.FromString(data))
+        except DecodeError:
+            break
+    return records
 
 
 def vdl_folders(runs: list[Path]) -> list[Path]:

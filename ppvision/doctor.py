@@ -514,11 +514,21 @@ def write_report(findings: Iterable[Finding], stream: TextIO) -> None:
     )
 
 
+SEVERAL = 4  # missing packages from which on a whole set-up is the better advice
+
+
 def run_doctor(stream: TextIO) -> int:
     """Write the report to `stream`; returns 1 when the main job would fail, otherwise 0."""
     print("ppvision doctor: reading versions, trying imports and a small export", file=stream)
     stream.flush()
     findings = diagnose(collect_environment())
+    missing = [f.name for f in findings if f.found == "not installed"]
+    if len(missing) >= SEVERAL:
+        print(
+            f"{len(missing)} packages are not installed. To get all of them at once, from the "
+            "project's folder:\n    bash scripts/setup.sh && source .venv/bin/activate",
+            file=stream,
+        )
     write_report(findings, stream)
     return exit_code(findings)
 

@@ -51,7 +51,8 @@ def build(folder: Path, steps: int, **options) -> Trainer:
         return {"Evaluate/score": 1 / (1 + float(model(fixed).square().mean()))}
 
     run = RunFolder(folder)
-    run.open({"steps": steps}, resume=options.get("resume") is not None)
+    run.check_new(resume=options.get("resume") is not None)
+    run.open({"steps": steps})
     trainer = Trainer(
         model,
         optimizer,

@@ -65,6 +65,12 @@ def test_options_reach_lists_and_keep_types():
         (lambda c: c.pop("model"), "No model specified"),
         (lambda c: c["val_dataset"].update(num_classes=5), "num_classes"),
         (lambda c: c.update(imports=["no_such_module_here"]), "'no_such_module_here' does not"),
+        (lambda c: c.update(task="detection"), "got 'detection'"),
+        (lambda c: c.update(optimizer=None), "optimizer: expected keys and values"),
+        (lambda c: c["model"].update(type=["SegFormer"]), r"model.type: got \['SegFormer'\]"),
+        (lambda c: c.update(test_config={"is_slid": True}), "Did you mean is_slide"),
+        (lambda c: c.update(test_config={"is_slide": True}), "crop_size and stride"),
+        (lambda c: c.update(test_config={"flip_vertical": True}), "expected aug_eval"),
         (lambda c: c["lr_scheduler"].update(type="Cosine"), r"lr_scheduler.type: got 'Cosine'"),
     ],
 )

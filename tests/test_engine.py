@@ -15,6 +15,7 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
+from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
 from ppvision.engine.run_folder import read_metrics
 from ppvision.engine.seeding import SeededBatches, SeededDataset
@@ -188,6 +189,64 @@ def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
         trainer.fit()
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert max(int(row["step"]) for row in csv.DictReader(file)) <= 4
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sample_that_does_not_read_stops_the_run_by_name(tmp_path, num_workers):
+    trainer = build(tmp_path / "run", STEPS, num_workers=num_workers)
+
+    class OneGone(NoisyNumbers):
+        file_list = tuple((f"picture_{i}.jpg",) for i in range(26))
+
+        def __getitem__(self, index):
+            if index == 7:
+                raise AttributeError("'NoneType' object has no attribute 'astype'")
+            return super().__getitem__(index)
+
+    trainer.dataset = OneGone()
+    with pytest.raises(RuntimeError, match=r"picture_7\.jpg.*NoneType"):
+        trainer.fit()
+
+
+def test_every_step_trains_whatever_came_before_it(tmp_path, monkeypatch):
+    """Evaluation, and whatever shows pictures, may leave the model in evaluation mode."""
+    trainer = build(tmp_path / "run", 7)
+    modes, whole = [], trainer.compute_losses
+
+    def watched(network, batch):
+        modes.append(network.training and all(layer.training for layer in network.sublayers()))
+        return whole(network, batch)
+
+    class LeavesEvaluationMode(Callback):
+        def on_evaluate(self, step, scores):
+            trainer.model.eval()
+
+    trainer.compute_losses = watched
+    trainer.callbacks.append(LeavesEvaluationMode())
+    trainer.fit()
+    assert modes == [True] * 7
+
+
+def test_an_evaluation_that_fails_costs_no_steps(tmp_path):
+    trainer = build(tmp_path / "run", STEPS)
+
+    def fails(model):
+        raise KeyError("no such option")
+
+    trainer.evaluate = fails
+    with pytest.raises(KeyError):
+        trainer.fit()
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_3"]
+
+
+def test_a_cut_record_does_not_block_a_resume(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    shutil.rmtree(folder / "checkpoints" / f"step_{STEPS}")
+    (record,) = (folder / "vdl").iterdir()
+    record.write_bytes(record.read_bytes()[:-7])
+    build(folder, STEPS, resume="auto").fit()
+    assert_same_end(folder, uninterrupted)
 
 
 def test_batches_are_those_of_paddle_and_go_on_anywhere():

@@ -12,6 +12,7 @@ import paddle
 import pytest
 from paddleseg.core import evaluate as stock_evaluate
 from PIL import Image
+from safetensors.numpy import load_file
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
@@ -21,7 +22,7 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.pictures import IGNORED, WRONG, errors, overlay, panel
-from ppvision.tasks.segmentation import list_images, read_label, read_rgb
+from ppvision.tasks.segmentation import list_images, read_rgb
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 
@@ -44,6 +45,10 @@ def trained(tmp_path_factory, scenes):
     )
     assert code == 0
     return config, folder / "run"
+
+
+def read_label(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
 
 
 def records(run_folder) -> list:
@@ -109,11 +114,52 @@ def test_resume_goes_on_and_doubles_no_point(trained, tmp_path):
     assert len(points) == len(set(points))
     in_vdl = [(v.id, v.tag) for v in records(copy) if v.WhichOneof("one_value") == "value"]
     assert sorted(in_vdl) == sorted(points)
-    # The same weights as without the interruption (drop path and RandomDistort included).
-    whole = paddle.load(str(folder / "best_model" / "model.pdparams"))
-    again = paddle.load(str(copy / "best_model" / "model.pdparams"))
-    for name, tensor in whole.items():
-        np.testing.assert_array_equal(again[name].numpy(), tensor.numpy())
+    # As without the interruption, to the bit: drop path, RandomDistort and pictures included.
+    for name in ("model", "ema", "optimizer"):
+        whole, again = (
+            load_file(run / "checkpoints" / "step_6" / f"{name}.safetensors")
+            for run in (folder, copy)
+        )
+        assert whole.keys() == again.keys()
+        for key, array in whole.items():
+            np.testing.assert_array_equal(again[key], array, err_msg=f"{name} {key}")
+    costs = ("Train/batch_cost", "Train/reader_cost")
+    rows = [
+        [row for row in read_metrics(run / "metrics.csv") if row[1] not in costs]
+        for run in (folder, copy)
+    ]
+    assert rows[0] == rows[1]
+
+
+def test_given_weights_are_the_start_also_with_resume_auto(trained, tmp_path, capsys):
+    """As the quickstart does it: `--model_path W --resume auto` into a new folder."""
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    losses = []
+    for name, flags in (("plain", ()), ("auto", ("--resume", "auto"))):
+        arguments = ("--save_dir", tmp_path / name, "--iters", 1, "--model_path", weights)
+        assert ppvision("train", "-c", config, *arguments, *flags) == 0
+        assert f"starting from {weights}" in capsys.readouterr().out
+        losses.append(
+            [v for _, t, v in read_metrics(tmp_path / name / "metrics.csv") if t[-4:] == "loss"]
+        )
+    assert losses[0] == losses[1]
+    assert ppvision("train", "-c", config, "--save_dir", tmp_path / "no", "--iters", 1) == 0
+    fresh = [v for _, t, v in read_metrics(tmp_path / "no" / "metrics.csv") if t[-4:] == "loss"]
+    assert fresh != losses[0]
+
+
+def test_a_run_that_cannot_start_leaves_nothing(config_file, tmp_path):
+    config, folder = config_file(), tmp_path / "run"
+    assert ppvision("train", "-c", config, "--save_dir", folder, "--batch_size", 100) == 1
+    assert ppvision("train", "-c", config, "--save_dir", folder, "--resume", tmp_path / "no") == 1
+    assert not folder.exists()
+
+
+def test_a_runs_own_config_is_a_config(trained, capsys):
+    _, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    assert ppvision("eval", "-c", folder / "config.yml", "--model_path", weights) == 0
 
 
 def test_eval_equals_paddlesegs_and_a_count_by_hand(trained, scenes, capsys):
@@ -178,6 +224,70 @@ def test_exported_eval_and_predict_agree_with_eager(trained, exported, scenes, t
         assert (eager / name).read_bytes() == (deployed / name).read_bytes()
     report = json.loads((deployed / "predictions.json").read_text())
     assert all(sum(shares.values()) == pytest.approx(1, abs=1e-4) for shares in report.values())
+
+
+def test_an_export_of_other_classes_is_refused(trained, exported, config_file, scenes, capsys):
+    def change(config):
+        config["test_config"] = {"is_slide": True, "crop_size": [40, 40], "stride": [20, 20]}
+
+    assert ppvision("eval", "-c", config_file(change), "--model_dir", exported) == 1
+    assert "Use --model_path" in capsys.readouterr().err
+
+    def fewer(config):
+        config["model"]["num_classes"] = 12
+        for part in ("train_dataset", "val_dataset"):
+            config[part]["num_classes"] = 12
+
+    (scenes / "classes.txt").rename(scenes / "classes.away")
+    try:
+        assert ppvision("eval", "-c", config_file(fewer), "--model_dir", exported) == 1
+    finally:
+        (scenes / "classes.away").rename(scenes / "classes.txt")
+    assert "expected a segmentation model of 12 classes" in capsys.readouterr().err
+
+
+def test_data_sets_that_renumber_their_labels(config_file, scenes, tmp_path, capsys):
+    """ADE20K's class subtracts 1 from its labels; both ways to evaluate have to."""
+    root = tmp_path / "ade"
+    for split, name in (("train", "training"), ("val", "validation")):
+        for kind in ("images", "annotations"):
+            (root / kind / name).mkdir(parents=True)
+        for line in (scenes / f"{split}.txt").read_text().splitlines():
+            image, label = (scenes / part for part in line.split())
+            (root / "images" / name / image.name).write_bytes(image.read_bytes())
+            numbers = Image.fromarray(read_label(label) + 1)
+            numbers.save(root / "annotations" / name / label.name)
+
+    def change(config):
+        config["model"]["num_classes"] = 150
+        for part in ("train_dataset", "val_dataset"):
+            config[part] = {
+                "type": "ADE20K",
+                "dataset_root": str(root),
+                "mode": config[part]["mode"],
+                "transforms": config[part]["transforms"],
+            }
+
+    config, run = config_file(change), tmp_path / "run"
+    flags = ("--iters", 4, "--save_interval", 4, "--do_eval")
+    assert ppvision("train", "-c", config, "--save_dir", run, *flags) == 0
+    weights = run / "best_model" / "model.pdparams"
+    assert (
+        ppvision("export", "-c", config, "--model_path", weights, "--save_dir", tmp_path / "m") == 0
+    )
+    capsys.readouterr()
+    tables = []
+    for how in (("--model_path", weights), ("--model_dir", tmp_path / "m")):
+        assert ppvision("eval", "-c", config, *how) == 0
+        tables.append(capsys.readouterr().out.strip().splitlines()[-1])
+    assert tables[0] == tables[1]
+
+    (root / "images" / "training" / "000002.jpg").write_bytes(b"junk")
+    assert ppvision("train", "-c", config, "--save_dir", tmp_path / "bad") == 1
+    assert "000002.jpg" in capsys.readouterr().err
+    gone = ("--opts", f"train_dataset.dataset_root={tmp_path}/gone")
+    assert ppvision("train", "-c", config, "--save_dir", tmp_path / "bad", *gone) == 1
+    assert "downloads nothing" in capsys.readouterr().err
 
 
 def test_predict_names_what_does_not_decode_and_goes_on(exported, scenes, tmp_path, capsys):

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +25,7 @@ from ppvision.data.files import DEEP_MODES, DataError, decode_picture, read_list
 from ppvision.data.writing import progress
 
 SHOWN = 10  # problems of each kind that the error lists
+ANY_CLASS = 2**16  # more classes than a label map of 16 bits can hold: no value is out of range
 CHECKS_VERSION = 1  # raise it when a check changes, so that stored verdicts are not used
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
@@ -94,17 +95,55 @@ def check_segmentation_list(
         raise DataError(f"{list_file}: the data set is empty: the list has no line. Fill it.")
 
     pairs, problems = _parse(lines, root, separator, need_labels)
-    settings = [CHECKS_VERSION, str(root.resolve()), num_classes, ignore_index, separator]
-    stamp = _stamp([*settings, need_labels, lines], pairs)
+    settings = [str(root.resolve()), num_classes, ignore_index, separator, need_labels, lines]
+    return _checked(str(list_file), pairs, problems, settings, num_classes, ignore_index)
+
+
+def check_pairs(name: str, file_list: Sequence[Sequence[str | None]]) -> dict:
+    """`check_segmentation_list` for a data set that finds its files itself, as ADE20K does.
+
+    What such a set makes of a label's values is its own affair: they are not checked.
+
+    Args:
+        name: how errors call the set.
+        file_list: `(image, label or None)` paths.
+
+    Returns:
+        `images` and `labels` (how many).
+
+    Raises:
+        DataError: as `check_segmentation_list`.
+    """
+    if not file_list:
+        raise DataError(f"{name}: the data set is empty. Check dataset_root.")
+    pairs = [
+        _Pair(f"sample {number}", Path(image), None if label is None else Path(label))
+        for number, (image, label) in enumerate(file_list)
+    ]
+    settings = [name, [[str(pair.image), str(pair.label)] for pair in pairs]]
+    summary = _checked(name, pairs, [], settings, ANY_CLASS, -1)
+    return {key: summary[key] for key in ("images", "labels")}
+
+
+def _checked(
+    name: str,
+    pairs: list[_Pair],
+    problems: list[tuple[str, str]],
+    settings: list,
+    num_classes: int,
+    ignore_index: int,
+) -> dict:
+    count = len(pairs) + len(problems)
+    stamp = _stamp([CHECKS_VERSION, *settings], pairs)
     if (summary := _stored_verdict(stamp)) is not None:
-        logger.info("%s: unchanged since it was last checked, not decoded again", list_file)
+        logger.info("%s: unchanged since it was last checked, not decoded again", name)
         return summary
 
     check = partial(_check_pair, num_classes=num_classes, ignore_index=ignore_index)
     pixels: Counter = Counter()
     with ThreadPoolExecutor() as pool:
         try:
-            for finding in progress(pool.map(check, pairs), f"check {list_file.name}", len(pairs)):
+            for finding in progress(pool.map(check, pairs), f"check {Path(name).name}", len(pairs)):
                 problems += finding.problems
                 pixels += finding.pixels
         except BaseException:
@@ -116,7 +155,7 @@ def check_segmentation_list(
             ("only background", f"every label pixel is 0 or {ignore_index} (which is ignored)")
         )
     if problems:
-        raise DataError(_report(list_file, len(lines), problems, num_classes, ignore_index))
+        raise DataError(_report(name, count, problems, num_classes, ignore_index))
     summary = {
         "images": len(pairs),
         "labels": sum(pair.label is not None for pair in pairs),
@@ -230,7 +269,7 @@ def _value_counts(label: np.ndarray) -> Iterable[tuple[int, int]]:
 
 
 def _report(
-    list_file: Path,
+    name: str,
     lines: int,
     problems: list[tuple[str, str]],
     num_classes: int,
@@ -257,7 +296,7 @@ def _report(
     }
     kinds = Counter(kind for kind, _ in problems)
     plural = "" if len(problems) == 1 else "s"
-    parts = [f"{list_file}: {len(problems)} problem{plural} in {lines} lines."]
+    parts = [f"{name}: {len(problems)} problem{plural} in {lines} lines."]
     for kind, sentence in advice.items():
         if kind in kinds:
             parts.append(f"{kind} ({kinds[kind]}): {sentence}")

@@ -42,6 +42,7 @@ def bench_exported(
     batch: int = 1,
     size: tuple[int, int] | None = None,
     repeats: int = 30,
+    device: str = "cpu",
     eager: nn.Layer | None = None,
 ) -> list[Latency]:
     """Time exported models, and an eager one if given, on the same random input.
@@ -55,12 +56,15 @@ def bench_exported(
         batch: pictures at a time.
         size: height and width of the input; None for the export's, or 224 where it is open.
         repeats: timed runs of each.
+        device: "cpu" or "gpu", of the exported models.
         eager: a model in Python.
 
     Raises:
         FileNotFoundError, ValueError: a folder that `Predictor` refuses.
     """
-    predictors = {str(folder): Predictor(folder, threads=threads) for folder in folders}
+    predictors = {
+        str(folder): Predictor(folder, threads=threads, device=device) for folder in folders
+    }
     shape = next(iter(predictors.values())).manifest.input_shape
     height, width = size or (shape[2] or DEFAULT_SIZE, shape[3] or DEFAULT_SIZE)
     x = np.random.default_rng(0).normal(size=(batch, shape[1], height, width)).astype(np.float32)

@@ -34,8 +34,8 @@ class RunFolder:
     def best_model(self) -> Path:
         return self.root / "best_model" / "model.pdparams"
 
-    def open(self, config: dict, resume: bool) -> None:
-        """Make the folder and write the resolved configuration.
+    def check_new(self, resume: bool) -> None:
+        """Raise before anything is written if a new run would meet an older one.
 
         Raises:
             FileExistsError: the folder holds files and the run is not to be resumed.
@@ -45,6 +45,9 @@ class RunFolder:
                 f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
                 "Go on with it (--resume auto), name another one (--save_dir) or remove it."
             )
+
+    def open(self, config: dict) -> None:
+        """Make the folder and write the resolved configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 

@@ -7,9 +7,11 @@ from (seed, step, rank).
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import paddle
+from paddle.io.dataloader.collate import default_collate_fn
 
 
 def derived_seed(*numbers: int) -> int:
@@ -20,6 +22,29 @@ def derived_seed(*numbers: int) -> int:
 def seed_step(seed: int, step: int, rank: int = 0) -> None:
     """Seed Paddle's generators (dropout, stochastic depth) for one step."""
     paddle.seed(derived_seed(seed, step, rank))
+
+
+UNREADABLE = "ppvision: unreadable sample"
+
+
+@dataclass(frozen=True)
+class UnreadableSample:
+    """Stands for a sample that raised while it was read.
+
+    Paddle's loader hangs for ever when a sample raises in the thread that reads ahead, so the error
+    travels as a value, and the trainer raises it.
+    """
+
+    message: str
+
+
+def collate(samples: list) -> object:
+    """Paddle's own batching; one unreadable sample makes the batch `{UNREADABLE: message}`."""
+    for sample in samples:
+        if isinstance(sample, UnreadableSample):
+            # The loader wants an array in every batch.
+            return {UNREADABLE: sample.message, "none": np.zeros(1, np.float32)}
+    return default_collate_fn(samples)
 
 
 class SeededDataset(paddle.io.Dataset):
@@ -38,7 +63,15 @@ class SeededDataset(paddle.io.Dataset):
         value = derived_seed(self.seed, epoch, index)
         random.seed(value)
         np.random.seed(value)
-        return self.dataset[index]
+        try:
+            return self.dataset[index]
+        except Exception as error:  # whatever a data set or transform may raise
+            files = getattr(self.dataset, "file_list", None)
+            name = f" ({files[index][0]})" if files else ""
+            return UnreadableSample(
+                f"train_dataset: sample {index}{name} could not be read: "
+                f"{type(error).__name__}: {error}"
+            )
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -19,7 +19,13 @@ from ppvision.engine.checkpoint import (
     save_checkpoint,
 )
 from ppvision.engine.run_folder import RunFolder
-from ppvision.engine.seeding import SeededBatches, SeededDataset, seed_step
+from ppvision.engine.seeding import (
+    UNREADABLE,
+    SeededBatches,
+    SeededDataset,
+    collate,
+    seed_step,
+)
 
 logger = logging.getLogger("ppvision")
 
@@ -29,6 +35,10 @@ EMA_DECAY = 0.999  # PaddleSeg's
 # As PaddleSeg's train(): additions and norms in half precision, interpolation in float32.
 _AMP_WHITE = {"elementwise_add", "batch_norm", "sync_batch_norm"}
 _AMP_BLACK = {"bilinear_interp_v2"}
+
+
+class DataReadError(RuntimeError):
+    """A sample that could not be read while training."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,9 @@ class Trainer:
         )
         if options.resume is not None:
             self._resume(options.resume)
+        self.batches = SeededBatches(
+            dataset, options.batch_size, options.seed, self.progress.step, options.iters
+        )
 
     def _resume(self, resume: str) -> None:
         path = find_checkpoint(self.folder.checkpoints, resume)
@@ -127,6 +140,7 @@ class Trainer:
 
         Raises:
             FloatingPointError: the loss is not finite.
+            DataReadError: a sample could not be read; the message names it.
         """
         try:
             self._fit()
@@ -142,15 +156,15 @@ class Trainer:
             network = paddle.DataParallel(self.model)
         loader = paddle.io.DataLoader(
             SeededDataset(self.dataset, options.seed),
-            batch_sampler=SeededBatches(
-                self.dataset, options.batch_size, options.seed, self.progress.step, options.iters
-            ),
+            batch_sampler=self.batches,
             num_workers=options.num_workers,
+            collate_fn=collate,
             return_list=True,
         )
-        self.model.train()
         clock = time.perf_counter()
         for batch in loader:
+            if isinstance(batch, dict) and UNREADABLE in batch:
+                raise DataReadError(batch[UNREADABLE])
             read = time.perf_counter() - clock
             self.progress.step += 1
             step = self.progress.step
@@ -176,6 +190,7 @@ class Trainer:
         progress.sums, progress.summed = {}, 0
 
     def _step(self, network: nn.Layer, batch: dict) -> dict[str, float]:
+        self.model.train()  # evaluation and pictures leave it in evaluation mode
         seed_step(self.options.seed, self.progress.step, self.rank)
         with self._precision():
             losses = self.compute_losses(network, batch)
@@ -223,34 +238,42 @@ class Trainer:
                 average.set_value(source[name])
 
     def _evaluate_and_save(self) -> None:
-        step = self.progress.step
+        # Saved before and after: an evaluation that fails must not cost the steps before it.
         if self.evaluate is not None:
-            scores = dict(self.evaluate(self.model))
-            best_of, score = self.model, next(iter(scores.values()))
-            if self.ema is not None:
-                averaged = self.evaluate(self.ema)
-                scores |= {tag.replace("/", "/Ema_", 1): v for tag, v in averaged.items()}
-                if next(iter(averaged.values())) > score:
-                    best_of, score = self.ema, next(iter(averaged.values()))
-            self.model.train()
-            if score > self.progress.best_score:
-                self.progress.best_score, self.progress.best_step = float(score), step
-                if self.rank == 0:
-                    self._save_best(best_of)
-            self._tell("on_evaluate", step, scores)
-        if self.rank == 0:
-            schedule = self.optimizer._learning_rate
-            if isinstance(schedule, paddle.optimizer.lr.LRScheduler):
-                self.progress.schedule = schedule.state_dict()
-            self.progress.scaler = self.scaler.state_dict()
-            save_checkpoint(
-                self.folder.checkpoints,
-                self.model,
-                self.optimizer,
-                self.progress,
-                self.ema,
-                self.options.keep_checkpoint_max,
-            )
+            self._save()
+            self._evaluate()
+        self._save()
+
+    def _evaluate(self) -> None:
+        step = self.progress.step
+        scores = dict(self.evaluate(self.model))
+        best_of, score = self.model, next(iter(scores.values()))
+        if self.ema is not None:
+            averaged = self.evaluate(self.ema)
+            scores |= {tag.replace("/", "/Ema_", 1): v for tag, v in averaged.items()}
+            if next(iter(averaged.values())) > score:
+                best_of, score = self.ema, next(iter(averaged.values()))
+        if score > self.progress.best_score:
+            self.progress.best_score, self.progress.best_step = float(score), step
+            if self.rank == 0:
+                self._save_best(best_of)
+        self._tell("on_evaluate", step, scores)
+
+    def _save(self) -> None:
+        if self.rank != 0:
+            return
+        schedule = self.optimizer._learning_rate
+        if isinstance(schedule, paddle.optimizer.lr.LRScheduler):
+            self.progress.schedule = schedule.state_dict()
+        self.progress.scaler = self.scaler.state_dict()
+        save_checkpoint(
+            self.folder.checkpoints,
+            self.model,
+            self.optimizer,
+            self.progress,
+            self.ema,
+            self.options.keep_checkpoint_max,
+        )
 
     def _save_best(self, model: nn.Layer) -> None:
         path = self.folder.best_model

@@ -55,6 +55,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
     if not isinstance(content, dict):
         raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")
     bases = content.pop("_base_", [])
+    if not isinstance(bases, (str, list)) or not all(isinstance(b, str) for b in bases):
+        raise ConfigError(f"config: {path}: _base_: expected a file or a list, got {bases!r}.")
     merged: dict = {}
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(path.parent / base, (*chain, path)))
@@ -132,18 +134,18 @@ def task_of(config: dict) -> str:
     return task
 
 
-def import_modules(names: list[str]) -> None:
+def import_modules(names: str | list[str]) -> None:
     """Import the modules of a config's `imports`, which register components of their own.
 
     Raises:
         ConfigError: one that does not import.
     """
-    for name in names:
+    for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # a module of the user's can raise anything
             raise ConfigError(
-                f"config: imports: {name!r} does not import ({error}). "
+                f"config: imports: {name!r} does not import ({type(error).__name__}: {error}). "
                 "Put its folder on PYTHONPATH."
             ) from error
 
@@ -166,8 +168,10 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
         return
     if "type" in node:
         name = node["type"]
-        if name not in known:
-            raise ConfigError(f"config: {where}.type: got {name!r}. {nearest(name, list(known))}")
+        if not isinstance(name, str) or name not in known:
+            raise ConfigError(
+                f"config: {where}.type: got {name!r}. {nearest(str(name), list(known))}"
+            )
         _check_arguments(known[name], node, where)
     for key, value in node.items():
         check_components(value, known, f"{where}.{key}")

@@ -13,7 +13,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import paddle
-from PIL import Image
 from tqdm import tqdm
 
 import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
@@ -28,7 +27,7 @@ from paddleseg.utils import metrics
 from paddleseg.utils import utils as paddleseg_utils
 
 from ppvision.dashboard import Dashboard
-from ppvision.data.checks import check_segmentation_list
+from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.data.files import DataError, decode_picture
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.callbacks import DashboardLog, ProgressLog
@@ -38,6 +37,7 @@ from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.tasks.config import ConfigError, check_components, check_keys
 from ppvision.tasks.pictures import panel, save_prediction
 from ppvision.zoo import load_weights
+from ppvision.zoo.registry import nearest
 
 logger = logging.getLogger("ppvision")
 
@@ -53,10 +53,9 @@ TOP_LEVEL_KEYS = (
     "optimizer",
     "lr_scheduler",
     "loss",
-    "distill_loss",
     "model",
     "test_config",
-    "to_static_training",
+    "run",  # in the config.yml of a run folder: how it was run; not read
 )
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 PICTURES = 4  # validation samples shown in the dashboard
@@ -124,10 +123,12 @@ class Segmentation:
         if learning_rate is not None:
             content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
         self._check_components(content)
+        self._check_test_config(content.get("test_config") or {})
         self.name = name
         self.config = _CheckedConfig(content)
         self.builder = SegBuilder(self.config)
         if epochs is not None:
+            self.check_data("train_dataset")
             ranks = paddle.distributed.get_world_size()
             per_epoch = len(self.builder.train_dataset) // (self.config.batch_size * ranks)
             content["iters"] = epochs * max(1, per_epoch)
@@ -139,9 +140,13 @@ class Segmentation:
             "val_dataset": (manager.DATASETS, manager.TRANSFORMS),
             "model": (manager.MODELS, manager.BACKBONES, manager.LOSSES),
             "loss": (manager.LOSSES,),
-            "distill_loss": (manager.LOSSES,),
             "optimizer": (manager.OPTIMIZERS,),
         }
+        for part in (*registers, "lr_scheduler", "test_config"):
+            if part in content and not isinstance(content[part], dict):
+                raise ConfigError(
+                    f"config: {part}: expected keys and values, got {content[part]!r}."
+                )
         for part, kinds in registers.items():
             if part in content:
                 known = {k: v for kind in kinds for k, v in kind.components_dict.items()}
@@ -155,6 +160,23 @@ class Segmentation:
         for key in ("warmup_iters", "warmup_start_lr"):  # PaddleSeg's own
             schedule.pop(key, None)
         check_components(schedule, schedules, "lr_scheduler")
+
+    @staticmethod
+    def _check_test_config(options: dict) -> None:
+        known = list(inspect.signature(paddleseg_evaluate).parameters)[2:]
+        for key in options:
+            if key not in known:
+                raise ConfigError(f"config: test_config: got {key!r}. {nearest(key, known)}")
+        if options.get("is_slide") and not (options.get("crop_size") and options.get("stride")):
+            raise ConfigError(
+                "is_slide: expected crop_size and stride (width, height) as well "
+                "(--crop_size W H and --stride W H)."
+            )
+        if not options.get("is_slide") and (options.get("crop_size") or options.get("stride")):
+            raise ConfigError("crop_size, stride: expected is_slide with them (--is_slide).")
+        scaled = [k for k in ("scales", "flip_horizontal", "flip_vertical") if options.get(k)]
+        if scaled and not options.get("aug_eval"):
+            raise ConfigError(f"{', '.join(scaled)}: expected aug_eval with them (--aug_eval).")
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -198,6 +220,15 @@ class Segmentation:
                     ignore_index=cfg.get("ignore_index", 255),
                     separator=cfg.get("separator", " "),
                 )
+                continue
+            # PaddleSeg's own data sets would start a download for a folder that is not there.
+            root = cfg.get("dataset_root")
+            if root is None or not Path(root).is_dir():
+                raise ConfigError(
+                    f"config: {part}: expected dataset_root, the folder of {cfg['type']}, got "
+                    f"{root!r}, which is not there. ppvision downloads nothing."
+                )
+            check_pairs(f"{part} ({cfg['type']})", getattr(self.builder, part).file_list)
 
     def load(self, model_path: str | Path) -> paddle.nn.Layer:
         """The configured model with weights from a file or the zoo, strictly."""
@@ -220,17 +251,13 @@ class Segmentation:
         rank = paddle.distributed.get_rank()
         if rank == 0:
             self.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
+            folder.check_new(options.resume is not None)
         paddle.seed(options.seed)  # initial weights, the same on every rank
         model = self.builder.model
-        if model_path is not None and options.resume is None:
-            load_weights(model, model_path)
+        if model_path is not None:
+            load_weights(model, model_path)  # a checkpoint, where there is one, goes over it
+            logger.info(f"weights: starting from {model_path}")
         model = paddleseg_utils.convert_sync_batchnorm(model, device)
-        if rank == 0:
-            resolved = {**self.config.dic, "run": asdict(options)}
-            folder.open(resolved, resume=options.resume is not None)
-        if paddle.distributed.get_world_size() > 1:
-            paddle.distributed.barrier()
-
         trainer = Trainer(
             model,
             self.builder.optimizer,
@@ -240,6 +267,11 @@ class Segmentation:
             folder,
             options,
         )
+        # Nothing is written before all of this has been built.
+        if rank == 0:
+            folder.open(self.config.dic | {"run": asdict(options)})
+        if paddle.distributed.get_world_size() > 1:
+            paddle.distributed.barrier()
         if rank == 0:
             world = paddle.distributed.get_world_size()
             dashboard = Dashboard(folder, use_vdl, trainer.progress.step)
@@ -276,8 +308,7 @@ class Segmentation:
                 they go over the config's `test_config`.
         """
         options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
-        if options.get("is_slide") and not (options.get("crop_size") and options.get("stride")):
-            raise ConfigError("--is_slide: expected --crop_size W H and --stride W H as well.")
+        self._check_test_config(options)
         miou, accuracy, iou, precision, kappa = paddleseg_evaluate(
             model, self.builder.val_dataset, print_detail=False, **options
         )
@@ -287,19 +318,33 @@ class Segmentation:
         scores = self.evaluate(model)
         return {"Evaluate/mIoU": scores.miou, "Evaluate/Acc": scores.accuracy}
 
-    def evaluate_exported(self, model_dir: str | Path, **how: object) -> Scores:
-        """Score an exported model on the val split, through Paddle Inference."""
-        predictor = Predictor(model_dir, threads=os.cpu_count())
-        if any(how.get(key) for key in ("aug_eval", "is_slide")):
+    def evaluate_exported(
+        self, model_dir: str | Path, *, device: str = "cpu", **how: object
+    ) -> Scores:
+        """Score an exported model on the val split, through Paddle Inference.
+
+        Raises:
+            ConfigError: sliding window or several scales, which an export cannot do, or an export
+                of another task or number of classes.
+        """
+        options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
+        if options.get("aug_eval") or options.get("is_slide"):
             raise ConfigError(
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
-                "expected no --aug_eval or --is_slide. Use --model_path for them."
+                "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
+        predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
         dataset = self.builder.val_dataset
+        manifest = predictor.manifest
+        if (manifest.task, manifest.num_classes) != ("segmentation", dataset.num_classes):
+            raise ConfigError(
+                f"eval --model_dir: expected a segmentation model of {dataset.num_classes} "
+                f"classes, got {manifest.task} of {manifest.num_classes} in {model_dir}."
+            )
         totals = None
-        for image_path, label_path in dataset.file_list:
-            label = read_label(label_path)
-            prediction = predictor(image_path)
+        for index in tqdm(range(len(dataset)), desc="eval", unit="img", disable=None):
+            label = self._label(index)
+            prediction = predictor(dataset.file_list[index][0])
             areas = metrics.calculate_area(
                 paddle.to_tensor(prediction.astype(np.int64)[None]),
                 paddle.to_tensor(label.astype(np.int64)[None]),
@@ -313,6 +358,10 @@ class Segmentation:
         accuracy, precision, _ = metrics.class_measurement(*totals)
         kappa = metrics.kappa(*totals)
         return Scores(float(miou), float(accuracy), float(kappa), class_iou, precision)
+
+    def _label(self, index: int) -> np.ndarray:
+        """The label map `[H, W]` of a val sample, as its data set class numbers the classes."""
+        return np.asarray(self.builder.val_dataset[index]["label"]).squeeze()
 
     # -- predict -------------------------------------------------------------------------------
 
@@ -342,10 +391,10 @@ class Segmentation:
         chosen = np.linspace(0, len(files) - 1, min(PICTURES, len(files))).astype(int)
         panels = {}
         for index in chosen:
-            image_path, label_path = files[index]
+            image_path = files[index][0]
             prediction = self.predict_image(model, image_path)
             panels[Path(image_path).stem] = panel(
-                read_rgb(image_path), read_label(label_path), prediction, dataset.ignore_index
+                read_rgb(image_path), self._label(index), prediction, dataset.ignore_index
             )
         return panels
 
@@ -384,11 +433,6 @@ def read_rgb(path: str | Path) -> np.ndarray:
     if image is None:
         raise DataError(f"{path}: expected a picture that OpenCV reads. Save it as PNG or JPEG.")
     return np.ascontiguousarray(image[:, :, ::-1])
-
-
-def read_label(path: str | Path) -> np.ndarray:
-    """A label map `[H, W]` as PaddleSeg reads it: palette pictures give their indices."""
-    return np.asarray(Image.open(path))
 
 
 def list_images(image_path: str | Path) -> list[tuple[Path, str]]:

@@ -73,7 +73,7 @@ def nearest(name: str, known: list[str]) -> str:
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(sorted(known))}."
+    return f"Known: {', '.join(sorted(known)) or 'none'}."
 
 
 def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
