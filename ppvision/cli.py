@@ -110,8 +110,8 @@ def data(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     import paddle
 
-    from ppvision.engine.run_folder import RunFolder
     from ppvision.engine.trainer import TrainOptions
+    from ppvision.run_folder import RunFolder
 
     _set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
@@ -178,7 +178,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from ppvision.tasks.segmentation import predict_to_folder
+    from ppvision.tasks.prediction import predict_to_folder
 
     _set_device(args.device)
     if args.model_dir:

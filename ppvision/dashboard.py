@@ -14,7 +14,7 @@ from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
-from ppvision.engine.run_folder import RunFolder, read_metrics
+from ppvision.run_folder import RunFolder, read_metrics
 
 
 class Dashboard:

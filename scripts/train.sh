@@ -8,9 +8,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 [ $# -ge 1 ] || { sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 config=$1
 shift
+[[ ${NPROC:-1} =~ ^[1-9][0-9]*$ ]] || {
+    echo "NPROC: expected a number of processes, got '$NPROC'" >&2
+    exit 2
+}
 if [ "${NPROC:-1}" -gt 1 ]; then
     case " $* " in
-        *" --device gpu"*) backend=(--devices "$(seq -s, 0 $((NPROC - 1)))") ;;
+        *" --device gpu"* | *" --device=gpu"*) backend=(--devices "$(seq -s, 0 $((NPROC - 1)))") ;;
         *) backend=(--nproc_per_node "$NPROC" --backend gloo) ;; # Paddle's CPU transport
     esac
     exec python -m paddle.distributed.launch "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \

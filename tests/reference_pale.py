@@ -1,7 +1,7 @@
-"""PS-Attention by the paper's definition, token by token, in float64: slow and independent.
+"""PS-Attention by the paper's definition, and the network around it, in float64: slow, independent.
 
 Nothing here groups, pads, transposes or batches: for each token it lists the tokens of its pale,
-reads their keys and values, and sums. The separable convolutions are loops as well.
+reads their keys and values, and sums. Convolutions and norms are loops as well.
 """
 
 import math

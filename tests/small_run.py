@@ -15,8 +15,8 @@ from paddle import nn
 
 from ppvision.dashboard import Dashboard
 from ppvision.engine.callbacks import DashboardLog
-from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
+from ppvision.run_folder import RunFolder
 
 
 class NoisyNumbers(paddle.io.Dataset):

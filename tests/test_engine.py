@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
-from ppvision.engine.run_folder import read_metrics
 from ppvision.engine.seeding import SeededBatches, SeededDataset
+from ppvision.run_folder import read_metrics
 from tests.conftest import ROOT
 from tests.small_run import NoisyNumbers, build
 from tests.test_segmentation import records

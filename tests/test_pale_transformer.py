@@ -4,8 +4,16 @@ import pytest
 from paddle import nn
 
 import ppvision
-from ppvision.models.pale_transformer import VARIANTS, PaleConfig, PaleTransformer, multiply_adds
-from ppvision.nn import PaleAttention
+from ppvision.models.pale_transformer import (
+    VARIANTS,
+    PaleBlock,
+    PaleConfig,
+    PaleTransformer,
+    multiply_adds,
+)
+from ppvision.nn import DropPath, PaleAttention
+from ppvision.nn.pale_attention import device_has_fused_attention
+from tests.reference_pale import pale_block, pale_transformer
 
 # From the paper's table (docs/pale.md): trainable parameters, with BatchNorm's statistics, and
 # multiply-adds at 224.
@@ -115,6 +123,52 @@ def test_published_downstream_costs(name, upernet, mask_rcnn):
         assert ours / 1e9 == pytest.approx(published, rel=0.01)
 
 
+def randomised(model: nn.Layer) -> nn.Layer:
+    """Give every parameter and statistic a value that matters; evaluation mode."""
+    rng = np.random.default_rng(0)
+    for name, tensor in model.state_dict().items():
+        values = rng.normal(size=tensor.shape).astype("float32")
+        if name.endswith("_variance"):
+            values = np.abs(values) + 0.5
+        elif tensor.ndim > 1:  # a variance of one where many inputs are summed
+            fan_in = tensor.shape[0] if tensor.ndim == 2 else np.prod(tensor.shape[1:])
+            values /= np.sqrt(fan_in)
+        tensor.set_value(values)
+    model.eval()
+    return model
+
+
+def assert_close(outputs: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for out, reference in zip(outputs, expected, strict=True):
+        assert out.shape == reference.shape
+        assert np.abs(reference).max() > 0.5
+        # GELU by its tanh formula is 3e-5 off or more; float32 itself 2e-7.
+        assert np.abs(out - reference).max() / np.abs(reference).max() < 1e-5
+
+
+def test_block_equals_the_definition():
+    block = randomised(PaleBlock(8, 4, (3, 2), 4, 0.0, mask_padding=True, fused=None))
+    x = np.random.default_rng(1).normal(size=(2, 8, 7, 9))
+    out = block(paddle.to_tensor(x, "float32")).numpy()
+    assert_close(list(out), [pale_block(picture, block) for picture in x])
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_backbone_equals_the_definition(features_only):
+    config = PaleConfig(8, (1, 1, 1, 1), (2, 2, 2, 2), 0.0, pale_size=3)
+    model = randomised(PaleTransformer(config, num_classes=5, features_only=features_only))
+    x = np.random.default_rng(2).normal(size=(3, 32, 40))
+    out = model(paddle.to_tensor(x[None], "float32"))
+    outputs = [o.numpy()[0] for o in (out if features_only else [out])]
+    assert len(outputs) == (4 if features_only else 1)
+    assert_close(outputs, pale_transformer(x, model))
+
+
+@pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this Paddle has CUDA")
+def test_fused_attention_is_not_taken_on_a_cpu():
+    assert device_has_fused_attention() is False
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_model_trains_one_step(name):
     """A gradient for every parameter at step 0, and none of them zero after one step."""
@@ -188,6 +242,38 @@ def test_stochastic_depth_rises_to_the_given_rate_and_rests_in_evaluation():
     np.testing.assert_array_equal(nano(x).numpy(), nano(x).numpy())
     nano.train()
     assert np.abs((nano(x) - nano(x)).numpy()).max() > 0
+
+
+def test_drop_path_keeps_the_expectation_and_drops_whole_samples():
+    paddle.seed(0)
+    layer = DropPath(0.3)
+    layer.train()
+    kept = layer(paddle.ones([20_000, 2, 3])).numpy()
+    assert (kept == kept[:, :1, :1]).all()  # one draw a sample
+    values, counts = np.unique(kept[:, 0, 0], return_counts=True)
+    np.testing.assert_allclose(values, [0, 1 / 0.7], rtol=1e-6)
+    # The deviation of the mean is sqrt(0.3 / 0.7 / 20000) = 0.0046.
+    assert kept.mean() == pytest.approx(1, abs=0.025)
+    assert counts[0] / counts.sum() == pytest.approx(0.3, abs=0.02)
+
+
+def test_drop_path_stands_on_both_branches():
+    """Each sample of a block is one of four: attention kept or not, MLP kept or not."""
+    paddle.seed(0)
+    block = randomised(PaleBlock(8, 2, 3, 4, 0.5, mask_padding=True, fused=None))
+    x = paddle.randn([1, 8, 4, 5])
+    positioned = x + block.position(x)
+    attended = positioned + 2 * block.attention(block.norm1(positioned))  # 2 = 1 / (1 - 0.5)
+    expected = [
+        *(positioned, positioned + 2 * block.mlp(block.norm2(positioned))),
+        *(attended, attended + 2 * block.mlp(block.norm2(attended))),
+    ]
+    block.drop_path.train()  # BatchNorm stays in evaluation mode
+    out = block(x.expand([64, -1, -1, -1])).numpy()
+    nearest = np.stack([np.abs(out - e.numpy()).max(axis=(1, 2, 3)) for e in expected])
+    assert nearest.min(axis=0).max() < 1e-3
+    # 16 of 64 of each kind are expected, with a deviation of 3.5.
+    assert np.bincount(nearest.argmin(axis=0), minlength=4).min() >= 4
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,10 @@ from visualdl.reader.record_reader import RecordReader
 from ppvision.cli import run
 from ppvision.data.checks import DataError
 from ppvision.engine.checkpoint import list_checkpoints
-from ppvision.engine.run_folder import read_metrics
+from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.pictures import IGNORED, WRONG, errors, overlay, panel
-from ppvision.tasks.segmentation import list_images, read_rgb
+from ppvision.tasks.prediction import list_images, read_rgb
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 

@@ -18,7 +18,6 @@ from ppvision.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
@@ -26,6 +25,7 @@ from ppvision.engine.seeding import (
     collate,
     seed_step,
 )
+from ppvision.run_folder import RunFolder
 
 logger = logging.getLogger("ppvision")
 
