@@ -10,6 +10,7 @@ import yaml
 from paddle import nn
 
 from ppvision.deploy import ParityError, comparison, export_model, parity
+from ppvision.deploy.graph import _trace_tables
 from ppvision.deploy.runtime import OnnxRuntime, open_runtime
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
@@ -327,9 +328,12 @@ def test_untraceable_model(tmp_path):
         def forward(self, x):
             return [self.up(self.down(x)) * x.numpy().astype("float64").tolist()[0][0][0][0]]
 
+    noted = [set(table) for table in _trace_tables()]
     with pytest.raises(RuntimeError, match="cannot be traced"):
         export_model(Looks(), tmp_path / "net", input_shape=[None, 3, None, None])
     assert list(tmp_path.iterdir()) == []
+    # What Paddle noted of the failed program would reach a later one at the same address.
+    assert [set(table) for table in _trace_tables()] == noted
 
 
 def test_a_failed_export_keeps_the_earlier_one(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import paddle
 from paddle import Tensor, nn
+from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
 INPUT_NAME = "x"
@@ -53,18 +54,30 @@ def trace(
     graph.eval()
     spec = InputSpec(list(input_shape), "float32", name=INPUT_NAME)
     graph = paddle.jit.to_static(graph, input_spec=[spec], full_graph=True)
+    recorded = [set(table) for table in _trace_tables()]
     try:
         with warnings.catch_warnings():
             # ones_like and its kin ask a traced tensor for its device, which it has not.
             warnings.filterwarnings("ignore", message="Value do not have 'place' interface")
             graph.forward.concrete_program  # noqa: B018 (traces, and keeps the result)
     except Exception as error:
+        # Paddle forgets what it has noted of a program once that is complete. Of one that failed it
+        # would hand the notes to whichever later program has the same hash (its address).
+        for table, known in zip(_trace_tables(), recorded, strict=True):
+            for key in set(table) - known:
+                del table[key]
         raise RuntimeError(
             f"The model cannot be traced into a static graph: {error}\n"
             "Read sizes from x.shape, use whole-number arithmetic (//, %), and branch on nothing "
             "but sizes and settings."
         ) from error
     return graph
+
+
+def _trace_tables() -> list[dict]:
+    recorder = parameter_recorder._global_parameter_recorder
+    inplace = parameter_recorder._global_inplace_map
+    return [recorder.params_dict, recorder.tensor2value, inplace.params_dict]
 
 
 def write_graph(graph: nn.Layer, output: int | None, folder: Path, format: str) -> None:
