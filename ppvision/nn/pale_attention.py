@@ -267,9 +267,9 @@ class PaleAttention(nn.Layer):
         ValueError: channels that the heads do not divide, an odd number of heads, a pale size
             below 1.
 
-    Every pointwise layer is a 1x1 convolution, for oneDNN. pale_tiny at 224, batch 1, 2 threads of an
-    AMD EPYC with 2 cores, in Paddle Inference: 126 ms, against 157 with Linear, 247 with Linear and
-    `matmul_add_act_fuse_pass` (which `Predictor` deletes), 271 and 304 without oneDNN
+    Every pointwise layer is a 1x1 convolution, for oneDNN. pale_tiny at 224, batch 1, 2 threads of
+    an AMD EPYC with 2 cores, in Paddle Inference: 126 ms, against 157 with Linear, 247 with Linear
+    and `matmul_add_act_fuse_pass` (which `Predictor` deletes), 271 and 304 without oneDNN
     (`python benchmark/pointwise_layers.py`, `benchmark/results/pointwise_layers.csv`).
     """
 
