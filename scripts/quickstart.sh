@@ -30,7 +30,7 @@ ppvision eval --config "$config" --model_path "$weights" --opts "${paths[@]}" | 
 
 step "train: PaddleSeg's parts, from the zoo's weights"
 ppvision train --config "$config" --model_path "$weights" --save_dir "$run" --resume auto \
-    --do_eval --use_vdl --save_interval 200 --log_iters 20 --opts "${paths[@]}"
+    --do_eval --use_vdl --save_interval 100 --log_iters 20 --opts "${paths[@]}"
 best=$run/best_model/model.pdparams
 
 step "after: the best model on the val split, 11 classes"
