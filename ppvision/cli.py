@@ -1,6 +1,7 @@
 """The command line: verbs to functions, nothing else."""
 
 import argparse
+import functools
 import logging
 import os
 import re
@@ -81,6 +82,7 @@ def list_zoo(args: argparse.Namespace) -> None:
 # Flags of `data` and the sets that have them.
 _DATA_FLAGS = {
     "digit-scenes": ("count", "val_count", "size", "max_digits", "seed", "photos"),
+    "digits": (),
     "dsb2018": ("source", "border"),
     "camvid": ("source",),
     "bccd": ("source",),
@@ -91,15 +93,18 @@ _DATA_FLAGS = {
 def data(args: argparse.Namespace) -> None:
     from ppvision.data.converters import CONVERTERS
     from ppvision.data.digit_scenes import write_digit_scenes
+    from ppvision.data.digits import write_digits
 
     flags = sorted({flag for known in _DATA_FLAGS.values() for flag in known})
     given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
     for flag in given:
         if flag not in _DATA_FLAGS[args.name]:
-            known = ", ".join(f"--{f}" for f in _DATA_FLAGS[args.name])
+            known = ", ".join(f"--{f}" for f in _DATA_FLAGS[args.name]) or "only --output"
             raise ValueError(f"data {args.name}: takes {known}; got --{flag}.")
     if args.name == "digit-scenes":
         summary = write_digit_scenes(args.output, **given)
+    elif args.name == "digits":
+        summary = write_digits(args.output)
     elif "source" not in given:
         raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
     else:
@@ -110,9 +115,11 @@ def data(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     import paddle
 
-    from ppvision.engine.trainer import TrainOptions
     from ppvision.run_folder import RunFolder
+    from ppvision.tasks.training import run_training, train_options
 
+    if args.histograms and not args.use_vdl:
+        raise ValueError("--histograms: are shown in VisualDL; expected --use_vdl with it.")
     _set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         paddle.distributed.init_parallel_env()
@@ -124,26 +131,24 @@ def train(args: argparse.Namespace) -> None:
         epochs=args.epochs,
     )
     folder = RunFolder(Path(args.save_dir or f"output/{job.name}"))
-    seed = args.seed if args.seed is not None else job.config.dic.get("seed", 0)
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"config: seed: expected a whole number of at least 0, got {seed!r}.")
-    options = TrainOptions(
-        iters=job.config.iters,
-        batch_size=job.config.batch_size,
+    options = train_options(
+        job,
         log_iters=args.log_iters,
         save_interval=args.save_interval,
         keep_checkpoint_max=args.keep_checkpoint_max,
         num_workers=args.num_workers,
-        seed=seed,
+        seed=args.seed,
         precision=args.precision,
         use_ema=args.use_ema,
         resume=args.resume,
     )
-    progress = job.train(
+    progress = run_training(
+        job,
         folder,
         options,
         do_eval=args.do_eval,
         use_vdl=args.use_vdl,
+        histograms=args.histograms,
         device=args.device,
         model_path=args.model_path,
     )
@@ -161,7 +166,7 @@ def evaluate(args: argparse.Namespace) -> None:
     _set_device(args.device)
     job = _job(args)
     job.check_data("val_dataset")
-    how = {
+    flags = {
         "aug_eval": args.aug_eval or None,
         "scales": args.scales,
         "flip_horizontal": args.flip_horizontal or None,
@@ -170,6 +175,9 @@ def evaluate(args: argparse.Namespace) -> None:
         "crop_size": args.crop_size,
         "stride": args.stride,
     }
+    how = {flag: value for flag, value in flags.items() if value is not None}
+    if how and job.content.get("task") == "classification":
+        raise ValueError(f"eval: --{', --'.join(how)}: for segmentation only.")
     if args.model_dir:
         scores = job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)
     else:
@@ -178,28 +186,25 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from ppvision.tasks.prediction import predict_to_folder
+    from ppvision.tasks.prediction import classify_to_folder, predict_to_folder
 
     _set_device(args.device)
     if args.model_dir:
         from ppvision.deploy import Predictor
 
         predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
-        failures = predict_to_folder(
-            predictor, args.image_path, args.save_dir, predictor.manifest.classes
-        )
+        task, names = predictor.manifest.task, predictor.manifest.classes
+        predictions = predictor
     else:
         if args.config is None:
             raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
         job = _job(args)
         model = job.load(args.model_path)
-        failures = predict_to_folder(
-            lambda path: job.predict_image(model, path),
-            args.image_path,
-            args.save_dir,
-            job.class_names,
-        )
-    print(f"overlays, class maps and predictions.json: {args.save_dir}")
+        task, names = job.content.get("task", "segmentation"), job.class_names
+        predictions = functools.partial(job.predict_image, model)
+    write = classify_to_folder if task == "classification" else predict_to_folder
+    failures = write(predictions, args.image_path, args.save_dir, names)
+    print(f"pictures and predictions.json: {args.save_dir}")
     for failure in failures:
         print(f"not predicted: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -318,9 +323,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(verb=list_zoo)
 
     verb = verbs.add_parser("data", help="make or convert a data set")
-    verb.add_argument("name", choices=["digit-scenes", "dsb2018", "camvid", "bccd", "cifar10"])
+    verb.add_argument("name", choices=list(_DATA_FLAGS))
     verb.add_argument("--output", required=True, help="folder to make")
-    verb.add_argument("--source", help="what you have (all but digit-scenes)")
+    verb.add_argument("--source", help="what you have (all but digits, digit-scenes)")
     verb.add_argument("--count", type=_positive, help="training scenes (1200)")
     verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
     verb.add_argument("--size", type=_positive, help="side of a scene in pixels (112)")
@@ -340,6 +345,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--learning_rate", type=_rate)
     verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
     verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
+    verb.add_argument(
+        "--histograms", action="store_true", help="record the weights' distributions as well"
+    )
     verb.add_argument("--use_ema", action="store_true", help="average the weights")
     verb.add_argument("-r", "--resume", help="auto, or a checkpoint's folder")
     verb.add_argument("--seed", type=_count, help="default 0")
@@ -400,7 +408,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
-    verb.add_argument("-c", "--config", required=required, help="PaddleSeg YAML")
+    verb.add_argument("-c", "--config", required=required, help="YAML of the job")
     verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
     verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
 

@@ -1,11 +1,15 @@
 """What a run shows: VisualDL for people with a browser, `metrics.csv` for those without."""
 
 import argparse
+import contextlib
 import csv
+import io
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,9 @@ from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
-from ppvision.run_folder import RunFolder, read_metrics
+from ppvision.run_folder import RunFolder, read_metrics, write_text
+
+HISTOGRAM_BUCKETS = 30
 
 
 class Dashboard:
@@ -25,30 +31,57 @@ class Dashboard:
         use_vdl: also write a VisualDL record (one file; the server shows only the newest of a
             folder).
         start_step: what an earlier run from here recorded after this step is dropped.
+        evaluated: as `start_step`, for everything but the tags `Train/...`: an evaluation that was
+            cut short is done again. Default: `start_step`.
     """
 
-    def __init__(self, folder: RunFolder, use_vdl: bool, start_step: int = 0) -> None:
-        kept = [row for row in read_metrics(folder.metrics) if row[0] <= start_step]
-        self._file = folder.metrics.open("w", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(("step", "tag", "value"))
-        self._csv.writerows((step, tag, repr(value)) for step, tag, value in kept)
-        self._vdl = _open_vdl(folder.vdl, start_step) if use_vdl else None
+    def __init__(
+        self,
+        folder: RunFolder,
+        use_vdl: bool,
+        start_step: int = 0,
+        evaluated: int | None = None,
+    ) -> None:
+        evaluated = start_step if evaluated is None else evaluated
+
+        def kept(step: int, tag: str) -> bool:
+            return step <= (start_step if tag.startswith("Train/") else evaluated)
+
+        rows = [row for row in read_metrics(folder.metrics) if kept(row[0], row[1])]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("step", "tag", "value"))
+        writer.writerows((step, tag, repr(value)) for step, tag, value in rows)
+        write_text(folder.metrics, text.getvalue())
+        self._file = folder.metrics.open("a", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._vdl = _open_vdl(folder.vdl, kept) if use_vdl else None
         self.flush()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._csv.writerow((step, tag, repr(float(value))))
         if self._vdl is not None:
-            self._vdl.add_scalar(tag.replace("%", "percent"), float(value), step)
+            self._vdl.add_scalar(_shown(tag), float(value), step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """`image` is `[H, W, 3]` uint8 RGB."""
         if self._vdl is not None:
-            self._vdl.add_image(tag.replace("%", "percent"), image, step)
+            self._vdl.add_image(_shown(tag), image, step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """The distribution of any number of values."""
+        if self._vdl is not None:
+            self._vdl.add_histogram(_shown(tag), values.ravel(), step, buckets=HISTOGRAM_BUCKETS)
 
     def text(self, tag: str, text: str) -> None:
         if self._vdl is not None:
             self._vdl.add_text(tag, text, 0)
+
+    def settings(self, values: dict[str, float | int | str], scores: list[str]) -> None:
+        """The run's row of the page that compares settings: `values`, and the last point of each
+        scalar in `scores`."""
+        if self._vdl is not None:
+            self._vdl.add_hparams(values, scores)
 
     def flush(self) -> None:
         self._file.flush()
@@ -61,28 +94,59 @@ class Dashboard:
             self._vdl.close()
 
 
-def _open_vdl(folder: Path, start_step: int) -> LogWriter:
-    """A writer into one new record file that takes over earlier ones up to `start_step`."""
+def _shown(tag: str) -> str:
+    """VisualDL's page cannot ask for a tag with a percent sign."""
+    return tag.replace("%", "percent")
+
+
+def _open_vdl(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
+    """A writer into one new record file that takes over what is kept of the one before it.
+
+    Raises:
+        OSError: no room for the new file; the old one is as it was.
+    """
+    aside = folder / "unfinished"
+    if aside.exists():  # of a run killed in the lines below
+        shutil.rmtree(aside)
     earlier = sorted(folder.glob("vdlrecords.*"))
-    records = [record for path in earlier for record in _read_records(path)]
+    # Only the newest: it took over what the others held, and should have replaced them.
+    records = [
+        record
+        for path in earlier[-1:]
+        for record in _points(path)
+        if all(kept(value.id, value.tag) for value in record.values)
+    ]
     # Its own default name counts seconds: a resume within one second would add to the old file.
-    writer = LogWriter(logdir=str(folder), file_name=f"vdlrecords.{time.time_ns()}.log")
+    name = f"vdlrecords.{time.time_ns()}.log"
+    copy = LogWriter(logdir=str(aside), file_name=name)
     for record in records:
-        if all(0 < value.id <= start_step for value in record.values):  # 0: texts, written anew
-            writer._get_file_writer().add_record(record)
+        copy._get_file_writer().add_record(record)
+    copy.close()
+    if records:
+        # VisualDL prints its write errors and goes on.
+        if len(_points(aside / name)) != len(records):
+            raise OSError(f"dashboard: could not write {aside / name}: is the disk full?")
+        (aside / name).rename(folder / name)
+    shutil.rmtree(aside)
     for path in earlier:
         path.unlink()
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that the file exists
+        writer = LogWriter(logdir=str(folder), file_name=name)
+        writer._get_file_writer()
     return writer
 
 
-def _read_records(path: Path) -> list[record_pb2.Record]:
-    """The records of a file, up to the first one that a killed run has cut short."""
+def _points(path: Path) -> list[record_pb2.Record]:
+    """The records of a file, up to the first one that a killed run has cut short; without texts and
+    settings, which every start of a run writes anew."""
     records = []
     for data in RecordReader(str(path)).get_all():
         try:
-            records.append(record_pb2.Record.FromString(data))
+            record = record_pb2.Record.FromString(data)
         except DecodeError:
             break
+        if not {v.WhichOneof("one_value") for v in record.values} & {"text", "hparam", "meta_data"}:
+            records.append(record)
     return records
 
 

@@ -53,10 +53,37 @@ class RunFolder:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside its name, then rename it: never half a file under the name."""
+    """Write a file beside its name, sync it, then rename it: never half a file under the name."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
+    """One line `a.b: old -> new` for every value that differs, but for how the run is run."""
+    lines = []
+    for key in [*before, *(k for k in now if k not in before)]:
+        if not where and key == "run":
+            continue
+        path = f"{where}.{key}" if where else str(key)
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += config_differences(old, new, path)
+        elif old != new:
+            lines.append(f"{path}: {old!r} -> {new!r}")
+    return lines
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:

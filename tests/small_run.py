@@ -64,7 +64,10 @@ def build(folder: Path, steps: int, **options) -> Trainer:
             iters=steps, batch_size=4, log_iters=2, save_interval=3, use_ema=True, **options
         ),
     )
-    trainer.callbacks.append(DashboardLog(Dashboard(run, True, trainer.progress.step), None))
+    progress = trainer.progress
+    trainer.callbacks.append(
+        DashboardLog(Dashboard(run, True, progress.step, progress.evaluated), None)
+    )
     return trainer
 
 
@@ -73,9 +76,9 @@ def main() -> None:
     if "slow" in sys.argv:
         whole = Trainer._step
 
-        def slow(self, network, batch):
+        def slow(self, network, batches):
             time.sleep(0.03)
-            return whole(self, network, batch)
+            return whole(self, network, batches)
 
         Trainer._step = slow
     trainer = build(folder, steps, resume="auto")

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from ppvision.tasks import open_job
-from ppvision.tasks.config import ConfigError, apply_options, merge, read_yaml
+from ppvision.tasks.config import ConfigError, apply_options, read_yaml
 from tests.conftest import ROOT
 
 
@@ -13,7 +13,13 @@ def test_bases_are_merged_and_replaced(tmp_path):
         "_base_: base.yml\na: {y: 5}\nb: {_inherited_: False, w: 6}\n"
     )
     assert read_yaml(tmp_path / "top.yml") == {"a": {"x": 1, "y": 5}, "b": {"w": 6}, "c": 4}
-    assert merge({"a": 1}, {"a": {"b": 2}}) == {"a": {"b": 2}}
+    (tmp_path / "other.yml").write_text("_base_: top.yml\nc: {d: 2}\n")
+    merged = read_yaml(tmp_path / "other.yml")
+    assert merged["c"] == {"d": 2}
+    places = {key: merged.place(key).split("/")[-1] for key in "abc"}
+    assert places == {"a": "top.yml:2)", "b": "top.yml:3)", "c": "other.yml:2)"}
+    assert merged["a"].place("x").endswith("base.yml:1)")
+    assert merged["a"].place("y").endswith("top.yml:2)")
 
 
 @pytest.mark.parametrize(

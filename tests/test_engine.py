@@ -172,8 +172,14 @@ def test_checkpoints_hold_no_pickle_and_only_as_many_as_wanted(uninterrupted):
     assert [p.name for p in list_checkpoints(folder)] == ["step_24", "step_27", "step_30"]
     state = json.loads((folder / "step_30" / "state.json").read_text())
     assert state["step"] == 30
-    assert set(state["files"]) == {f"{n}.safetensors" for n in ("model", "optimizer", "ema")}
-    assert {p.suffix for p in (folder / "step_30").iterdir()} == {".safetensors", ".json"}
+    arrays = {f"{n}.safetensors" for n in ("model", "optimizer", "ema")}
+    assert set(state["files"]) == {*arrays, "config.yml"}
+    assert {p.name for p in (folder / "step_30").iterdir()} == {*state["files"], "state.json"}
+    assert (state["epoch"], state["batch"], state["batches_per_epoch"]) == (5, 0, 6)
+    assert state["evaluated"] == 30
+    assert state["best_score"] == max(
+        value for _, tag, value in read_metrics(uninterrupted / "metrics.csv") if "Train" not in tag
+    )
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tmp_path):

@@ -9,6 +9,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
+# Picture files as users name them, found in a folder without regard to case.
+READABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
 # What PIL calls pictures of more than 8 bits a channel.
 DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 

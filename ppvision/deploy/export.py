@@ -15,7 +15,7 @@ from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
 from ppvision.deploy.comparison import compare, eager_probes
 from ppvision.deploy.graph import trace, write_graph
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy.transforms import CenterCrop, Transforms
 
 _OLD = "old"  # where an earlier export stands between the two renames that replace it
 
@@ -82,6 +82,11 @@ def export_model(
             f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
         )
     pipeline = Transforms(transforms)
+    if task == "segmentation" and any(isinstance(t, CenterCrop) for t in pipeline.transforms):
+        raise ValueError(
+            "transforms: CenterCrop leaves parts of the picture without a class; expected none for "
+            "segmentation. Resize or pad instead."
+        )
     if pipeline.transforms and shape[1] != 3:
         raise ValueError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "

@@ -29,7 +29,7 @@ _INTERPOLATIONS = {
 class Step(NamedTuple):
     """One change of size, to be undone on the prediction in reverse order."""
 
-    kind: str  # "resize" or "padding"
+    kind: str  # "resize", "padding" or "crop" (which cannot be undone)
     before: Size
 
 
@@ -248,6 +248,29 @@ class PaddingByAspectRatio:
         return Padding((width, height), self.value)(image)
 
 
+class CenterCrop:
+    """Cut out the middle. PaddleSeg has none: for classification, where nothing is undone.
+
+    Args:
+        target_size: [width, height], at most the picture's size.
+    """
+
+    def __init__(self, target_size: Sequence[int]) -> None:
+        self.target_size = _width_height("CenterCrop", target_size)
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
+        height, width = image.shape[:2]
+        new_width, new_height = self.target_size
+        if new_width > width or new_height > height:
+            raise ValueError(
+                f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
+                f"height), got {width}x{height}. Put a resize before CenterCrop."
+            )
+        top, left = (height - new_height) // 2, (width - new_width) // 2
+        cut = image[top : top + new_height, left : left + new_width]
+        return cut, Step("crop", (height, width))
+
+
 class Normalize:
     """`(x / 255 - mean) / std`, per channel or with one value for all.
 
@@ -284,6 +307,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
         LimitLong,
         Padding,
         PaddingByAspectRatio,
+        CenterCrop,
         Normalize,
     )
 }

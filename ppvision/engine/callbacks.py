@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from paddle import nn
 
 from ppvision.dashboard import Dashboard
 
@@ -19,6 +20,9 @@ class Callback:
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
         """After every evaluation; `scores` by tag."""
+
+    def on_save(self, step: int) -> None:
+        """After every checkpoint, before the evaluation that belongs to it."""
 
     def on_end(self) -> None:
         """Once, also when the run stops with an error."""
@@ -52,13 +56,24 @@ class DashboardLog(Callback):
     Args:
         dashboard: where they go.
         pictures: gives panels `[H, W, 3]` uint8 RGB by name, or None for no pictures.
+        weights: whose distributions to show at every checkpoint, or None for no histograms.
     """
 
     def __init__(
-        self, dashboard: Dashboard, pictures: Callable[[], dict[str, np.ndarray]] | None
+        self,
+        dashboard: Dashboard,
+        pictures: Callable[[], dict[str, np.ndarray]] | None,
+        weights: nn.Layer | None = None,
     ) -> None:
         self.dashboard = dashboard
         self.pictures = pictures
+        self.weights = weights
+
+    def on_save(self, step: int) -> None:
+        if self.weights is not None:
+            for name, parameter in self.weights.named_parameters():
+                self.dashboard.histogram(f"Weights/{name}", parameter.numpy(), step)
+            self.dashboard.flush()
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
         self._scalars(step, numbers)

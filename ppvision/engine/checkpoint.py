@@ -4,12 +4,13 @@ checkpoints/step_N/
     model.safetensors       every parameter and statistic
     optimizer.safetensors   every moment, under the name of its parameter in the model
     ema.safetensors         the averaged model, when there is one
-    state.json              step, schedule, loss scaling, best score, and the files' sha256
+    config.yml              the resolved config of the run
+    state.json              step, epoch and batch, schedule, loss scaling, best score, and the
+                            files' sha256
 """
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -18,8 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import paddle
+import yaml
 from paddle import nn
 
+from ppvision.run_folder import sync_folder, write_text
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights, save_weights
 
 
@@ -31,10 +34,16 @@ class CheckpointError(ValueError):
 class Progress:
     """Where a run stands, beside its arrays.
 
-    `sums` of the last `summed` steps wait for the next log line.
+    After `step` steps, `batch` batches of epoch `epoch` (from 0) are done. What follows a
+    checkpoint (evaluation, pictures) last came to its end at step `evaluated`. `sums` of
+    the last `summed` steps wait for the next log line.
     """
 
     step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    batches_per_epoch: int = 0
+    evaluated: int = 0
     best_score: float = -1.0
     best_step: int = -1
     schedule: dict = field(default_factory=dict)
@@ -70,6 +79,7 @@ def save_checkpoint(
     progress: Progress,
     ema: nn.Layer | None,
     keep: int,
+    config: dict,
 ) -> Path:
     """Write `folder/step_N`: everything beside it first, then renamed; then drop the oldest.
 
@@ -77,34 +87,68 @@ def save_checkpoint(
         folder: the run's `checkpoints`.
         model, optimizer, progress, ema: what a resume needs.
         keep: checkpoints to keep, at least 1.
+        config: written beside them.
+
+    Raises:
+        OSError: the disk is full, for one; nothing of the new checkpoint is left, the older ones
+            are as they were, and the message names the newest.
     """
     final = folder / f"step_{progress.step}"
     partial = folder / f".step_{progress.step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        parts = {"model": arrays_of(model), "optimizer": _optimizer_arrays(model, optimizer)}
-        if ema is not None:
-            parts["ema"] = arrays_of(ema)
-        hashes = {}
-        for name, arrays in parts.items():
-            path = partial / f"{name}.safetensors"
-            save_weights(arrays, path)
-            hashes[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        state = {"format": 1, "files": hashes, **vars(progress)}
-        with (partial / "state.json").open("w", encoding="utf-8") as file:
-            json.dump(state, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
+        partial.mkdir(parents=True)
+        _write_parts(partial, model, optimizer, progress, ema, config)
         if final.exists():
             shutil.rmtree(final)
         partial.replace(final)
-    except BaseException:
+        sync_folder(folder)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            older = [str(path) for path in list_checkpoints(folder)]
+            rest = f"Complete is {older[-1]}" if older else "There is no older one"
+            raise OSError(
+                error.errno,
+                f"checkpoint: could not write {final} ({error.strerror or error}). {rest}. Make "
+                "room, then go on with --resume auto",
+            ) from error
         raise
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def _write_parts(
+    folder: Path,
+    model: nn.Layer,
+    optimizer: paddle.optimizer.Optimizer,
+    progress: Progress,
+    ema: nn.Layer | None,
+    config: dict,
+) -> None:
+    parts = {"model": arrays_of(model), "optimizer": _optimizer_arrays(model, optimizer)}
+    if ema is not None:
+        parts["ema"] = arrays_of(ema)
+    for name, arrays in parts.items():
+        save_weights(arrays, folder / f"{name}.safetensors")
+    write_text(folder / "config.yml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    hashes = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.iterdir())
+    }
+    _write_state(folder, hashes, progress)
+
+
+def _write_state(folder: Path, hashes: dict[str, str], progress: Progress) -> None:
+    state = {"format": 1, "files": hashes, **vars(progress)}
+    write_text(folder / "state.json", json.dumps(state, indent=2))
+
+
+def update_progress(path: Path, progress: Progress) -> None:
+    """Write the progress of a checkpoint anew, such as the score of an evaluation since."""
+    files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
+    _write_state(path, files, progress)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -143,6 +187,12 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             f"In {folder}: {near}."
         )
     return path
+
+
+def read_config(path: Path) -> dict:
+    """The config that a checkpoint was written under; empty where it has none."""
+    file = path / "config.yml"
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
 
 
 def load_checkpoint(

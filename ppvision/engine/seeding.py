@@ -1,12 +1,13 @@
 """Randomness that a resumed run can repeat.
 
 The data loader reads ahead, so the global generators' state at a checkpoint says nothing about
-which samples were drawn. Every sample is therefore seeded from (seed, epoch, index) and every step
-from (seed, step, rank).
+which samples were drawn. Every sample is therefore seeded from (seed, epoch, index) and every batch
+of a step from (seed, batch, rank). What mixes the samples of a batch (mixup) draws while it is put
+together, right after its last sample, and so repeats as well.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,19 @@ def derived_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def seed_step(seed: int, step: int, rank: int = 0) -> None:
-    """Seed Paddle's generators (dropout, stochastic depth) for one step."""
-    paddle.seed(derived_seed(seed, step, rank))
+def seed_batch(seed: int, batch: int, rank: int = 0) -> None:
+    """Seed Paddle's generators (dropout, stochastic depth) for one batch of one rank."""
+    paddle.seed(derived_seed(seed, batch, rank))
+
+
+def sample_name(dataset: paddle.io.Dataset, index: int) -> str:
+    """What a person finds sample `index` by: its file, or its number where there is none.
+
+    The file is the first entry of `dataset.file_list[index]` (PaddleSeg) or of
+    `dataset.samples[index]`.
+    """
+    files = getattr(dataset, "file_list", None) or getattr(dataset, "samples", None)
+    return str(files[index][0]) if files else f"sample {index}"
 
 
 UNREADABLE = "ppvision: unreadable sample"
@@ -38,13 +49,18 @@ class UnreadableSample:
     message: str
 
 
-def collate(samples: list) -> object:
-    """Paddle's own batching; one unreadable sample makes the batch `{UNREADABLE: message}`."""
+def collate(samples: list, batched: Callable[[list], object] = default_collate_fn) -> object:
+    """A batch of samples; one unreadable sample makes the batch `{UNREADABLE: message}`.
+
+    Args:
+        samples: of one batch.
+        batched: what puts them together. Default: Paddle's own batching.
+    """
     for sample in samples:
         if isinstance(sample, UnreadableSample):
             # The loader wants an array in every batch.
             return {UNREADABLE: sample.message, "none": np.zeros(1, np.float32)}
-    return default_collate_fn(samples)
+    return batched(samples)
 
 
 class SeededDataset(paddle.io.Dataset):
@@ -66,11 +82,9 @@ class SeededDataset(paddle.io.Dataset):
         try:
             return self.dataset[index]
         except Exception as error:  # whatever a data set or transform may raise
-            files = getattr(self.dataset, "file_list", None)
-            name = f" ({files[index][0]})" if files else ""
             return UnreadableSample(
-                f"train_dataset: sample {index}{name} could not be read: "
-                f"{type(error).__name__}: {error}"
+                f"train_dataset: sample {index} ({sample_name(self.dataset, index)}) could not be "
+                f"read: {type(error).__name__}: {error}"
             )
 
     def __len__(self) -> int:
@@ -78,7 +92,7 @@ class SeededDataset(paddle.io.Dataset):
 
 
 class SeededBatches(paddle.io.BatchSampler):
-    """The batches of one rank from step `start` to step `stop`, over as many epochs as that takes.
+    """The batches `start` to `stop` of one rank, over as many epochs as that takes.
 
     The order is that of `paddle.io.DistributedBatchSampler` (shuffled, short last batch dropped),
     which PaddleSeg uses: with seed 0 both give the same batches.
@@ -105,17 +119,23 @@ class SeededBatches(paddle.io.BatchSampler):
         self.stop = stop
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step = self.start
-        while step < self.stop:
-            epoch, skip = divmod(step, self.per_epoch)
+        return self._from(self.start)
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def at(self, number: int) -> list[tuple[int, int]]:
+        """Batch `number` (counted from 0 over the whole run)."""
+        return next(self._from(number))
+
+    def _from(self, number: int) -> Iterator[list[tuple[int, int]]]:
+        while number < self.stop:
+            epoch, skip = divmod(number, self.per_epoch)
             self.sampler.set_epoch((self.seed + epoch) % 2**32)
             for position, batch in enumerate(self.sampler):
                 if position < skip:
                     continue
                 yield [(epoch, index) for index in batch]
-                step += 1
-                if step == self.stop:
+                number += 1
+                if number == self.stop:
                     return
-
-    def __len__(self) -> int:
-        return max(0, self.stop - self.start)

@@ -4,37 +4,48 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import paddle
 from paddle import Tensor, nn
+from paddle.io.dataloader.collate import default_collate_fn
 
 from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import (
     Progress,
     find_checkpoint,
     load_checkpoint,
+    read_config,
     save_checkpoint,
+    update_progress,
 )
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
     SeededDataset,
     collate,
-    seed_step,
+    sample_name,
+    seed_batch,
 )
-from ppvision.run_folder import RunFolder
+from ppvision.run_folder import RunFolder, config_differences
 
 logger = logging.getLogger("ppvision")
 
 PRECISIONS = ("fp32", "fp16", "bf16")
-EMA_DECAY = 0.999  # PaddleSeg's
 
 # As PaddleSeg's train(): additions and norms in half precision, interpolation in float32.
 _AMP_WHITE = {"elementwise_add", "batch_norm", "sync_batch_norm"}
 _AMP_BLACK = {"bilinear_interp_v2"}
+
+# `(network, batch) -> losses`, whose sum counts.
+ForwardPass = Callable[[nn.Layer, object], Sequence[Tensor]]
+
+# Logged as they are; of the others the mean since the last line.
+_LATEST = ("Train/lr", "Train/grad_norm")
 
 
 class DataReadError(RuntimeError):
@@ -47,7 +58,9 @@ class TrainOptions:
 
     Attributes:
         iters: optimiser steps in all.
-        batch_size: samples per step and process.
+        batch_size: samples per batch and process.
+        accumulate: batches whose mean gradient makes one step.
+        clip_norm: bound of the gradient's global norm, or None.
         log_iters: steps between two log lines.
         save_interval: steps between two evaluations and checkpoints.
         keep_checkpoint_max: checkpoints to keep.
@@ -55,11 +68,17 @@ class TrainOptions:
         seed: of samples and steps.
         precision: fp32, or fp16 / bf16 mixed precision (O1).
         use_ema: also average the weights, and evaluate the average.
+        ema_decay: share of the average that stays, a step. Default: PaddleSeg's.
         resume: `auto`, a checkpoint's folder, or None.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     iters: int
     batch_size: int
+    accumulate: int = 1
+    clip_norm: float | None = None
     log_iters: int = 10
     save_interval: int = 1000
     keep_checkpoint_max: int = 3
@@ -67,7 +86,29 @@ class TrainOptions:
     seed: int = 0
     precision: str = "fp32"
     use_ema: bool = False
+    ema_decay: float = 0.999
     resume: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("iters", "batch_size", "accumulate", "log_iters", "save_interval"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed: expected a whole number of at least 0, got {self.seed!r}.")
+        for name, low, high in (("clip_norm", 0, math.inf), ("ema_decay", 0, 1)):
+            value = getattr(self, name)
+            if value is None and name == "clip_norm":
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not low < value < high:
+                raise ValueError(
+                    f"{name}: expected a number above {low} and below {high}, got {value!r}."
+                )
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+            )
 
 
 class Trainer:
@@ -77,11 +118,20 @@ class Trainer:
         model: the network, without any data-parallel wrapper.
         optimizer: over its parameters.
         dataset: training samples.
-        compute_losses: `(network, batch) -> losses`; their sum is minimised.
+        compute_losses: one forward pass, or several by name. Several run one after another, each
+            with its own backward pass, so that memory holds one at a time; the mean of their losses
+            is minimised, and each is logged as `Train/loss_<name>`.
         evaluate: `(model) -> scores by tag`, the first of which decides the best model; None for no
             evaluation. Every rank calls it.
         folder: the run's.
         options: see `TrainOptions`.
+        config: what the run was configured with; kept in every checkpoint, and compared with it at
+            a resume.
+        batched: puts samples together. Default: Paddle's own batching.
+
+    Raises:
+        ValueError: too few samples for one batch, or clipping asked for twice.
+        CheckpointError: see `load_checkpoint`.
     """
 
     def __init__(
@@ -89,14 +139,16 @@ class Trainer:
         model: nn.Layer,
         optimizer: paddle.optimizer.Optimizer,
         dataset: paddle.io.Dataset,
-        compute_losses: Callable[[nn.Layer, dict], Sequence[Tensor]],
+        compute_losses: ForwardPass | Mapping[str, ForwardPass],
         evaluate: Callable[[nn.Layer], dict[str, float]] | None,
         folder: RunFolder,
         options: TrainOptions,
+        config: dict | None = None,
+        batched: Callable[[list], object] = default_collate_fn,
     ) -> None:
-        if options.precision not in PRECISIONS:
+        if options.clip_norm is not None and optimizer._grad_clip is not None:
             raise ValueError(
-                f"precision: expected one of {', '.join(PRECISIONS)}, got {options.precision!r}."
+                "clip_norm: the optimiser clips already (grad_clip_cfg). Leave one of the two."
             )
         self.model = model
         self.optimizer = optimizer
@@ -104,6 +156,8 @@ class Trainer:
         self.compute_losses = compute_losses
         self.evaluate = evaluate
         self.folder = folder
+        self.config = config or {}
+        self.batched = batched
         if options.precision != "fp32" and paddle.get_device() == "cpu":
             # Paddle has no half-precision kernels for CPUs.
             logger.warning(f"precision: {options.precision} needs a GPU; training in fp32")
@@ -111,6 +165,7 @@ class Trainer:
         self.options = options
         self.callbacks: list[Callback] = []
         self.rank = paddle.distributed.get_rank()
+        self.ranks = paddle.distributed.get_world_size()
         self.ema = deepcopy(model) if options.use_ema else None
         self.progress = Progress()
         self.scaler = paddle.amp.GradScaler(
@@ -118,9 +173,13 @@ class Trainer:
         )
         if options.resume is not None:
             self._resume(options.resume)
-        self.batches = SeededBatches(
-            dataset, options.batch_size, options.seed, self.progress.step, options.iters
-        )
+        self.batches = self._batches(self.progress.step, options.iters)
+        self._tell_of_other_data()
+
+    def _batches(self, start: int, stop: int) -> SeededBatches:
+        """The batches of steps `start` to `stop`."""
+        options, k = self.options, self.options.accumulate
+        return SeededBatches(self.dataset, options.batch_size, options.seed, start * k, stop * k)
 
     def _resume(self, resume: str) -> None:
         path = find_checkpoint(self.folder.checkpoints, resume)
@@ -131,6 +190,18 @@ class Trainer:
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         logger.info(f"resume: going on from {path}, step {self.progress.step}")
+        if self.config:
+            for line in config_differences(read_config(path), self.config):
+                logger.warning(f"resume: another config than the checkpoint's: {line}")
+
+    def _tell_of_other_data(self) -> None:
+        before, now = self.progress.batches_per_epoch, self.batches.per_epoch
+        if before not in (0, now):
+            logger.warning(
+                f"resume: an epoch had {before} batches and has {now} now (other data, batch size "
+                "or number of processes): the run goes on, but not as if nothing had happened"
+            )
+        self.progress.batches_per_epoch = now
 
     def fit(self) -> Progress:
         """Train to the last step.
@@ -139,8 +210,10 @@ class Trainer:
             The best score and its step, among others.
 
         Raises:
-            FloatingPointError: the loss is not finite.
+            FloatingPointError: the loss or the gradient is not finite; a checkpoint of the moment
+                before is written, and the message names it and the batch's files.
             DataReadError: a sample could not be read; the message names it.
+            OSError: a checkpoint could not be written; the message names the one to go on from.
         """
         try:
             self._fit()
@@ -152,58 +225,125 @@ class Trainer:
     def _fit(self) -> None:
         options = self.options
         network = self.model
-        if paddle.distributed.get_world_size() > 1:
+        if self.ranks > 1:
             network = paddle.DataParallel(self.model)
         loader = paddle.io.DataLoader(
             SeededDataset(self.dataset, options.seed),
             batch_sampler=self.batches,
             num_workers=options.num_workers,
-            collate_fn=collate,
+            collate_fn=partial(collate, batched=self.batched),
             return_list=True,
         )
-        clock = time.perf_counter()
+        if self._evaluation_is_owed:
+            self._save_and_evaluate()
+        waiting, read = [], 0.0
+        clock = began = time.perf_counter()
         for batch in loader:
             if isinstance(batch, dict) and UNREADABLE in batch:
                 raise DataReadError(batch[UNREADABLE])
-            read = time.perf_counter() - clock
-            self.progress.step += 1
-            step = self.progress.step
-            numbers = self._step(network, batch)
-            numbers["Train/reader_cost"] = read
-            numbers["Train/batch_cost"] = time.perf_counter() - clock
-            self._log(numbers)
-            if step % options.save_interval == 0 or step == options.iters:
-                self._evaluate_and_save()
+            read += time.perf_counter() - clock
+            waiting.append(batch)
+            if len(waiting) == options.accumulate:
+                self.progress.step += 1
+                numbers = self._step(network, waiting)
+                numbers["Train/reader_cost"] = read
+                numbers["Train/batch_cost"] = time.perf_counter() - began
+                self._log(numbers)
+                if self._is_due(options.save_interval):
+                    self._save_and_evaluate()
+                waiting, read = [], 0.0
+                began = time.perf_counter()
             clock = time.perf_counter()
+
+    def _is_due(self, interval: int) -> bool:
+        return self.progress.step % interval == 0 or self.progress.step == self.options.iters
 
     def _log(self, numbers: dict[str, float]) -> None:
         """Every `log_iters` steps tell the callbacks the means since the last time."""
         progress = self.progress
+        latest = {tag: numbers.pop(tag) for tag in _LATEST if tag in numbers}
         for tag, value in numbers.items():
             progress.sums[tag] = progress.sums.get(tag, 0.0) + value
         progress.summed += 1
-        if progress.step % self.options.log_iters and progress.step != self.options.iters:
+        if not self._is_due(self.options.log_iters):
             return
         means = {tag: value / progress.summed for tag, value in progress.sums.items()}
-        means["Train/lr"] = numbers["Train/lr"]
-        self._tell("on_log", progress.step, means)
+        if self.ranks > 1:
+            total = paddle.to_tensor(list(means.values()), "float64")
+            paddle.distributed.all_reduce(total)
+            means = dict(zip(means, (total / self.ranks).tolist(), strict=True))
+        self._tell("on_log", progress.step, means | latest)
         progress.sums, progress.summed = {}, 0
 
-    def _step(self, network: nn.Layer, batch: dict) -> dict[str, float]:
+    # -- one step ------------------------------------------------------------------------------
+
+    def _step(self, network: nn.Layer, batches: list) -> dict[str, float]:
+        """Forward and backward over the batches, then one update."""
         self.model.train()  # evaluation and pictures leave it in evaluation mode
-        seed_step(self.options.seed, self.progress.step, self.rank)
+        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        passes = self.compute_losses
+        if not isinstance(passes, Mapping):
+            passes = {"": passes}
+        share = 1 / (len(passes) * len(batches))
+        numbers: dict[str, float] = {"Train/loss": 0.0}
+        for k, batch in enumerate(batches):
+            number = (self.progress.step - 1) * len(batches) + k
+            seed_batch(self.options.seed, number, self.rank)
+            for name, forward in passes.items():
+                last = k == len(batches) - 1 and name == next(reversed(passes))
+                with self._gradients_exchanged(network, last):
+                    losses = self._forward(network, batch, forward)
+                    loss = sum(losses)
+                    value = float(loss)
+                    if not math.isfinite(value):
+                        self._stop_for("loss", value, statistics)
+                    self.scaler.scale(loss if share == 1 else loss * share).backward()
+                numbers["Train/loss"] += value * share
+                parts = {f"_{i}": float(part) for i, part in enumerate(losses)}
+                if len(passes) > 1:
+                    parts = {f"_{name}": value}
+                for suffix, part in parts.items() if len(parts) * len(passes) > 1 else ():
+                    tag = f"Train/loss{suffix}"
+                    numbers[tag] = numbers.get(tag, 0.0) + part / len(batches)
+        norm = self._clip()
+        if norm is not None and not self.scaler.is_enable():
+            numbers["Train/grad_norm"] = norm
+            if not math.isfinite(norm):
+                self._stop_for("gradient norm", norm, statistics)
+        numbers["Train/lr"] = self.optimizer.get_lr()
+        self._update(loss)
+        return numbers
+
+    def _forward(self, network: nn.Layer, batch: object, forward: ForwardPass) -> Sequence[Tensor]:
         with self._precision():
-            losses = self.compute_losses(network, batch)
-            loss = sum(losses)
-        value = float(loss)
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"loss: expected a finite number, got {value} at step {self.progress.step}, "
-                f"learning rate {self.optimizer.get_lr():g}. Lower the learning rate, or look at "
-                "the labels and the loss's settings."
-            )
-        rate = self.optimizer.get_lr()
-        self.scaler.scale(loss).backward()
+            return forward(network, batch)
+
+    def _precision(self) -> contextlib.AbstractContextManager:
+        if self.options.precision == "fp32":
+            return contextlib.nullcontext()
+        dtype = {"fp16": "float16", "bf16": "bfloat16"}[self.options.precision]
+        return paddle.amp.auto_cast(
+            level="O1", dtype=dtype, custom_white_list=_AMP_WHITE, custom_black_list=_AMP_BLACK
+        )
+
+    @staticmethod
+    def _gradients_exchanged(network: nn.Layer, last: bool) -> contextlib.AbstractContextManager:
+        """Data-parallel gradients are exchanged once a step, in its last backward pass."""
+        if last or not isinstance(network, paddle.DataParallel):
+            return contextlib.nullcontext()
+        return network.no_sync()
+
+    def _clip(self) -> float | None:
+        """Bound the gradient; its norm before, where it is bounded or about to be logged."""
+        bound = self.options.clip_norm
+        if bound is None and not self._is_due(self.options.log_iters):
+            return None
+        self.scaler.unscale_(self.optimizer)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
+        return float(norm)
+
+    def _update(self, loss: Tensor) -> None:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         schedule = self.optimizer._learning_rate
@@ -214,22 +354,10 @@ class Trainer:
         self.model.clear_gradients()
         if self.ema is not None:
             self._update_ema()
-        numbers = {"Train/loss": value, "Train/lr": rate}
-        if len(losses) > 1:
-            numbers |= {f"Train/loss_{i}": float(part) for i, part in enumerate(losses)}
-        return numbers
-
-    def _precision(self) -> contextlib.AbstractContextManager:
-        if self.options.precision == "fp32":
-            return contextlib.nullcontext()
-        dtype = {"fp16": "float16", "bf16": "bfloat16"}[self.options.precision]
-        return paddle.amp.auto_cast(
-            level="O1", dtype=dtype, custom_white_list=_AMP_WHITE, custom_black_list=_AMP_BLACK
-        )
 
     @paddle.no_grad()
     def _update_ema(self) -> None:
-        decay = min(1 - 1 / (self.progress.step + 1), EMA_DECAY)
+        decay = min(1 - 1 / (self.progress.step + 1), self.options.ema_decay)
         source = self.model.state_dict()
         for name, average in self.ema.state_dict().items():
             if paddle.is_floating_point(average):
@@ -237,12 +365,47 @@ class Trainer:
             else:
                 average.set_value(source[name])
 
-    def _evaluate_and_save(self) -> None:
-        # Saved before and after: an evaluation that fails must not cost the steps before it.
+    def _stop_for(self, what: str, value: float, statistics: list[Tensor]) -> None:
+        """Keep the state before this step, then raise with all that helps to find the cause."""
+        step = self.progress.step
+        self.model.clear_gradients()
+        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+            buffer.set_value(before)  # the forward pass has put its numbers into BatchNorm's
+        self.progress.step = step - 1
+        keys = [key for batch in self._batches(step - 1, step) for key in batch]
+        names = "\n  ".join(sample_name(self.dataset, index) for _, index in keys)
+        finite = all(bool(paddle.isfinite(p).all()) for p in self.model.parameters())
+        if not finite:
+            state = "The weights before it are not finite either: go on from an older checkpoint."
+        elif self.rank == 0:
+            path = self._save()
+            state = f"The state before it: {path} (--resume {path} repeats the step)."
+        else:
+            state = f"This is rank {self.rank}, which saves nothing."
+        raise FloatingPointError(
+            f"{what}: expected a finite number, got {value} at step {step}, learning rate "
+            f"{self.optimizer.get_lr():g}. {state} Lower the learning rate, bound the gradient "
+            f"(clip_norm), or look at these samples and their labels:\n  {names}"
+        )
+
+    # -- scores and checkpoints ----------------------------------------------------------------
+
+    def _save_and_evaluate(self) -> None:
+        # Saved first: an evaluation that fails must not cost the steps before it.
+        path = self._save()
+        self._tell("on_save", self.progress.step)
         if self.evaluate is not None:
-            self._save()
             self._evaluate()
-        self._save()
+        self.progress.evaluated = self.progress.step
+        if path is not None:
+            update_progress(path, self.progress)
+
+    @property
+    def _evaluation_is_owed(self) -> bool:
+        """Whether the run was stopped between a checkpoint and the end of its evaluation."""
+        progress = self.progress
+        due = progress.step > 0 and self._is_due(self.options.save_interval)
+        return due and progress.evaluated < progress.step
 
     def _evaluate(self) -> None:
         step = self.progress.step
@@ -259,20 +422,24 @@ class Trainer:
                 self._save_best(best_of)
         self._tell("on_evaluate", step, scores)
 
-    def _save(self) -> None:
+    def _save(self) -> Path | None:
         if self.rank != 0:
-            return
+            return None
+        progress = self.progress
+        done = progress.step * self.options.accumulate
+        progress.epoch, progress.batch = divmod(done, progress.batches_per_epoch)
         schedule = self.optimizer._learning_rate
         if isinstance(schedule, paddle.optimizer.lr.LRScheduler):
-            self.progress.schedule = schedule.state_dict()
-        self.progress.scaler = self.scaler.state_dict()
-        save_checkpoint(
+            progress.schedule = schedule.state_dict()
+        progress.scaler = self.scaler.state_dict()
+        return save_checkpoint(
             self.folder.checkpoints,
             self.model,
             self.optimizer,
-            self.progress,
+            progress,
             self.ema,
             self.options.keep_checkpoint_max,
+            self.config | {"run": asdict(self.options)},
         )
 
     def _save_best(self, model: nn.Layer) -> None:
@@ -282,10 +449,10 @@ class Trainer:
         paddle.save(model.state_dict(), str(partial))
         partial.replace(path)
 
-    def _tell(self, event: str, step: int, numbers: dict[str, float]) -> None:
+    def _tell(self, event: str, *arguments: object) -> None:
         if self.rank == 0:
             for callback in self.callbacks:
-                getattr(callback, event)(step, numbers)
+                getattr(callback, event)(*arguments)
 
 
 __all__ = ["PRECISIONS", "TrainOptions", "Trainer"]

@@ -18,8 +18,10 @@ def open_job(config_path: str | Path, options: list[str] = (), **overrides: obje
     """
     content = read_yaml(config_path)
     apply_options(content, list(options))
-    task_of(content)
+    task = task_of(content)
     import_modules(content.get("imports", []))
-    from ppvision.tasks.segmentation import Segmentation
-
-    return Segmentation(content, Path(config_path).stem, **overrides)
+    if task == "classification":
+        from ppvision.tasks.classification import Classification as Job
+    else:
+        from ppvision.tasks.segmentation import Segmentation as Job
+    return Job(content, Path(config_path).stem, **overrides)

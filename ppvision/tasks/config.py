@@ -3,18 +3,38 @@
 import importlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import yaml
 
 from ppvision.zoo.registry import nearest
 
-TASKS = ("segmentation",)
+TASKS = ("classification", "segmentation")
+
+
+class Located(dict):
+    """A mapping that knows where each of its keys was written: `where[key]` is `file:line`."""
+
+    def __init__(self, content: dict, where: dict[object, str]) -> None:
+        super().__init__(content)
+        self.where = where
+
+    def place(self, key: object) -> str:
+        """` (file:line)` of a key, or nothing where it is not known."""
+        return f" ({self.where[key]})" if key in self.where else ""
+
+
+def plain(node: object) -> object:
+    """The same without the places: dictionaries and lists as any library expects them."""
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(item) for item in node] if isinstance(node, list) else node
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
+    """Safe: a tag that would make a Python object is refused. Mappings are `Located`, a key may
+    stand only once, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
 
 
 _Loader.add_implicit_resolver(
@@ -22,24 +42,55 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _load(text: str) -> object:
-    return yaml.load(text, Loader=_Loader)
+def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Located:
+    where: dict[object, str] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
+            continue
+        key = loader.construct_object(key_node, deep=True)
+        if isinstance(key, Hashable):
+            mark = key_node.start_mark
+            place = f"{mark.name}:{mark.line + 1}"
+            if key in where:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is written twice, before at {where[key]}", mark
+                )
+            where[key] = place
+    loader.flatten_mapping(node)
+    return Located(yaml.SafeLoader.construct_mapping(loader, node, deep=True), where)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _load(text: str, name: str) -> object:
+    loader = _Loader(text)
+    loader.name = name
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be read, or that names something unknown."""
 
 
-def read_yaml(path: str | Path) -> dict:
+def read_yaml(path: str | Path) -> Located:
     """Read one YAML file and the files of its `_base_`, safely.
 
+    Returns:
+        The merged content; every mapping knows the file and line of its keys.
+
     Raises:
-        ConfigError: no such file, not YAML, not a mapping, or a `_base_` that leads back to itself.
+        ConfigError: no such file, not YAML, a tag that is not safe, a key that is written twice,
+            not a mapping, or a `_base_` that leads back to itself.
     """
     return _read(Path(path), ())
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> dict:
+def _read(path: Path, chain: tuple[Path, ...]) -> Located:
+    shown = path
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"config: {path} is its own _base_ (through {chain[-1]}).")
@@ -49,28 +100,28 @@ def _read(path: Path, chain: tuple[Path, ...]) -> dict:
             f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
         )
     try:
-        content = _load(path.read_text(encoding="utf-8"))
+        content = _load(path.read_text(encoding="utf-8"), str(shown))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {path} is not YAML: {error}") from error
+        raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")
     bases = content.pop("_base_", [])
     if not isinstance(bases, (str, list)) or not all(isinstance(b, str) for b in bases):
         raise ConfigError(f"config: {path}: _base_: expected a file or a list, got {bases!r}.")
-    merged: dict = {}
+    merged = Located({}, {})
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(path.parent / base, (*chain, path)))
+        merged = merge(merged, _read(shown.parent / base, (*chain, path)))
     return merge(merged, content)
 
 
-def merge(base: dict, over: dict) -> dict:
+def merge(base: Located, over: Located) -> Located:
     """`over` laid upon `base`, key by key; `_inherited_: False` in a mapping replaces it whole."""
-    over = dict(over)
+    over = Located(over, over.where)
     if not over.pop("_inherited_", True):
         return over
-    result = dict(base)
+    result = Located(base, base.where | over.where)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        both = isinstance(value, Located) and isinstance(result.get(key), Located)
         result[key] = merge(result[key], value) if both else value
     return result
 
@@ -86,7 +137,7 @@ def apply_options(config: dict, options: list[str]) -> None:
         if not separator or not path:
             raise ConfigError(f"--opts: expected key=value, got {option!r}.")
         try:
-            value = _load(text)
+            value = _load(text, f"--opts {path}")
         except yaml.YAMLError as error:
             raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
         *parents, last = path.split(".")
@@ -98,6 +149,8 @@ def apply_options(config: dict, options: list[str]) -> None:
             node[int(last)] = value
         elif isinstance(node, dict):
             node[last] = value
+            if isinstance(node, Located):
+                node.where[last] = f"--opts {option}"
         else:
             raise ConfigError(f"--opts {path}: expected a mapping before {last!r}, got {node!r}.")
 
@@ -113,12 +166,24 @@ def _child(node: object, key: str, path: str) -> object:
     raise ConfigError(f"--opts {path}: expected an entry {key!r}, got {size}.")
 
 
-def check_keys(config: dict, known: Sequence[str]) -> None:
-    """Raise `ConfigError` for a key at the top that the task does not know."""
+def _place(node: dict, key: object) -> str:
+    return node.place(key) if isinstance(node, Located) else ""
+
+
+def check_keys(config: dict, known: Sequence[str], where: str = "") -> None:
+    """Raise `ConfigError` for a key of a mapping that is not known.
+
+    Args:
+        config: the mapping.
+        known: its possible keys.
+        where: the mapping's path in the config, for messages; empty for the top.
+    """
     for key in config:
         if key not in known:
             raise ConfigError(
-                f"config: expected only known keys, got {key!r}. {nearest(key, list(known))}"
+                f"config{_place(config, key)}: {where + ': ' if where else ''}expected only known "
+                f"keys, got {key!r}. "
+                f"{nearest(str(key), list(known))}"
             )
 
 
@@ -130,7 +195,9 @@ def task_of(config: dict) -> str:
     """
     task = config.get("task", "segmentation")
     if task not in TASKS:
-        raise ConfigError(f"config: task: got {task!r}. {nearest(str(task), list(TASKS))}")
+        raise ConfigError(
+            f"config{_place(config, 'task')}: task: got {task!r}. {nearest(str(task), list(TASKS))}"
+        )
     return task
 
 
@@ -170,7 +237,8 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
         name = node["type"]
         if not isinstance(name, str) or name not in known:
             raise ConfigError(
-                f"config: {where}.type: got {name!r}. {nearest(str(name), list(known))}"
+                f"config{_place(node, 'type')}: {where}.type: got {name!r}. "
+                f"{nearest(str(name), list(known))}"
             )
         _check_arguments(known[name], node, where)
     for key, value in node.items():
@@ -185,5 +253,6 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
     for key in node:
         if key != "type" and key not in names:
             raise ConfigError(
-                f"config: {where}: {node['type']} takes no {key!r}. {nearest(key, names)}"
+                f"config{_place(node, key)}: {where}: {node['type']} takes no {key!r}. "
+                f"{nearest(str(key), names)}"
             )

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 GAP = 4  # pixels of white between the parts of a panel
+CAPTION = 20  # pixels of height of a line of text
 OVERLAY = 0.5  # weight of the class colours over the picture
 WRONG, IGNORED = (255, 40, 40), (128, 128, 128)
 
@@ -62,6 +63,34 @@ def panel(
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
     row = [part for picture in parts for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
+
+
+def labelled(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:
+    """A picture with its class above and the predicted one below it, red where they differ.
+
+    Args:
+        image: `[H, W, 3]` uint8 RGB.
+        side: of the square that the picture is fitted into, in pixels.
+        label, prediction: names of classes.
+
+    Returns:
+        `[side + 40, side + gap, 3]` uint8 RGB.
+    """
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    fitted = cv2.resize(
+        image, size, interpolation=cv2.INTER_NEAREST if scale > 1 else cv2.INTER_AREA
+    )
+    tile = np.full((side + 2 * CAPTION, side + GAP, 3), 255, np.uint8)
+    tile[CAPTION : CAPTION + size[1], : size[0]] = fitted
+    colour = (0, 120, 0) if label == prediction else WRONG
+    for text, bottom in ((label, CAPTION - 6), (prediction, side + 2 * CAPTION - 6)):
+        shade = (0, 0, 0) if bottom < CAPTION else colour
+        cv2.putText(
+            tile, text[:16], (2, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.45, shade, 1, cv2.LINE_AA
+        )
+    return tile
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from ppvision.data.files import DataError, decode_picture
+from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
+from ppvision.deploy.predictor import Classification
 from ppvision.run_folder import write_text
-from ppvision.tasks.pictures import save_prediction
+from ppvision.tasks.pictures import labelled, save_prediction
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
@@ -48,9 +50,9 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
     if not path.exists():
         raise FileNotFoundError(f"--image_path: expected a file or folder, found none at {path}.")
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURE_SUFFIXES)
+        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
         found = [(p, p.relative_to(path)) for p in files]
-    elif path.suffix.lower() in PICTURE_SUFFIXES:
+    elif path.suffix.lower() in READABLE_SUFFIXES:
         found = [(path, Path(path.name))]
     else:
         try:
@@ -96,23 +98,74 @@ def predict_to_folder(
     Returns:
         One line for every picture that could not be read or predicted.
     """
-    folder = Path(folder)
-    failures, report = [], {}
-    for path, name in tqdm(list_images(image_path), desc="predict", unit="img", disable=None):
-        try:
-            image = read_rgb(path)
-            prediction = predict(path)
-        except (ValueError, OSError) as error:
-            text = str(error)
-            failures.append(text if str(path) in text else f"{path}: {text}")
-            continue
-        save_prediction(image, prediction, folder, name)
+    report = {}
+
+    def write(path: Path, name: str) -> None:
+        image, prediction = read_rgb(path), predict(path)
+        save_prediction(image, prediction, Path(folder), name)
         counts = np.bincount(prediction.ravel())
         report[str(path)] = {
             class_names[i] if class_names else str(i): round(int(n) / prediction.size, 6)
             for i, n in enumerate(counts)
             if n
         }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "predictions.json", json.dumps(report, indent=2) + "\n")
+
+    failures = _for_every_picture(image_path, write)
+    _write_report(folder, report)
     return failures
+
+
+def classify_to_folder(
+    predict: Callable[[Path], Classification],
+    image_path: str | Path,
+    folder: str | Path,
+    class_names: list[str],
+) -> list[str]:
+    """Write `overlay/<name>.png` with the class below the picture, and `predictions.json`: class,
+    its number, its probability and the five likeliest classes of every picture.
+
+    Args:
+        predict: `(path) -> Classification`.
+        image_path, folder: as `predict_to_folder`.
+        class_names: empty for numbers.
+
+    Returns:
+        One line for every picture that could not be read or predicted.
+    """
+    report = {}
+
+    def named(class_id: int) -> str:
+        return class_names[class_id] if class_names else str(class_id)
+
+    def write(path: Path, name: str) -> None:
+        image, found = read_rgb(path), predict(path)
+        entry = {"class": named(found.class_id), "class_id": found.class_id}
+        if found.probabilities is not None:
+            likeliest = np.argsort(-found.probabilities, kind="stable")[:5]
+            shares = {named(int(k)): round(float(found.probabilities[k]), 6) for k in likeliest}
+            entry |= {"probability": shares[entry["class"]], "top5": shares}
+        report[str(path)] = entry
+        picture = labelled(image, CLASSIFIED_SIDE, "", entry["class"])
+        target = Path(folder) / "overlay" / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(target)
+
+    failures = _for_every_picture(image_path, write)
+    _write_report(folder, report)
+    return failures
+
+
+def _for_every_picture(image_path: str | Path, write: Callable[[Path, str], None]) -> list[str]:
+    failures = []
+    for path, name in tqdm(list_images(image_path), desc="predict", unit="img", disable=None):
+        try:
+            write(path, name)
+        except (ValueError, OSError) as error:
+            text = str(error)
+            failures.append(text if str(path) in text else f"{path}: {text}")
+    return failures
+
+
+def _write_report(folder: str | Path, report: dict) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_text(Path(folder) / "predictions.json", json.dumps(report, indent=2) + "\n")

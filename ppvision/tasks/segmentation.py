@@ -3,12 +3,13 @@
 import inspect
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import paddle
+from paddle.io.dataloader.collate import default_collate_fn
 from tqdm import tqdm
 
 import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
@@ -20,30 +21,20 @@ from paddleseg.core.train import loss_computation
 from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 from paddleseg.utils import metrics
-from paddleseg.utils import utils as paddleseg_utils
 
-from ppvision.dashboard import Dashboard
 from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.deploy import Predictor, export_model
-from ppvision.engine.callbacks import DashboardLog, ProgressLog
-from ppvision.engine.checkpoint import Progress
-from ppvision.engine.trainer import Trainer, TrainOptions
-from ppvision.run_folder import RunFolder
-from ppvision.tasks.config import ConfigError, check_components, check_keys
+from ppvision.tasks.config import ConfigError, Located, check_components, check_keys, plain
 from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo import load_weights
-from ppvision.zoo.registry import nearest
 
 logger = logging.getLogger("ppvision")
 
-# What a config may hold at its top. All but `task`, `imports` and `seed` are PaddleSeg's.
+# What a config may hold at its top: what the engine reads, and PaddleSeg's own.
 TOP_LEVEL_KEYS = (
-    "task",
-    "imports",
-    "seed",
-    "batch_size",
-    "iters",
+    *ENGINE_KEYS,
     "train_dataset",
     "val_dataset",
     "optimizer",
@@ -51,7 +42,6 @@ TOP_LEVEL_KEYS = (
     "loss",
     "model",
     "test_config",
-    "run",  # in the config.yml of a run folder: how it was run; not read
 )
 PICTURES = 4  # validation samples shown in the dashboard
 
@@ -89,7 +79,7 @@ class Scores:
 
 
 class Segmentation:
-    """One configured job.
+    """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
 
     Args:
         content: a config in PaddleSeg's terms, read and merged (`ppvision.tasks.open_job`).
@@ -103,7 +93,7 @@ class Segmentation:
 
     def __init__(
         self,
-        content: dict,
+        content: Located,
         name: str,
         *,
         batch_size: int | None = None,
@@ -120,16 +110,15 @@ class Segmentation:
         self._check_components(content)
         self._check_test_config(content.get("test_config") or {})
         self.name = name
-        self.config = _CheckedConfig(content)
+        self.content = plain(content)
+        self.config = _CheckedConfig(self.content)
         self.builder = SegBuilder(self.config)
         if epochs is not None:
             self.check_data("train_dataset")
-            ranks = paddle.distributed.get_world_size()
-            per_epoch = len(self.builder.train_dataset) // (self.config.batch_size * ranks)
-            content["iters"] = epochs * max(1, per_epoch)
+            self.content["iters"] = steps_of(epochs, self.builder.train_dataset, self.content)
 
     @staticmethod
-    def _check_components(content: dict) -> None:
+    def _check_components(content: Located) -> None:
         registers = {
             "train_dataset": (manager.DATASETS, manager.TRANSFORMS),
             "val_dataset": (manager.DATASETS, manager.TRANSFORMS),
@@ -140,7 +129,8 @@ class Segmentation:
         for part in (*registers, "lr_scheduler", "test_config"):
             if part in content and not isinstance(content[part], dict):
                 raise ConfigError(
-                    f"config: {part}: expected keys and values, got {content[part]!r}."
+                    f"config{content.place(part)}: {part}: expected keys and values, got "
+                    f"{content[part]!r}."
                 )
         for part, kinds in registers.items():
             if part in content:
@@ -159,9 +149,7 @@ class Segmentation:
     @staticmethod
     def _check_test_config(options: dict) -> None:
         known = list(inspect.signature(paddleseg_evaluate).parameters)[2:]
-        for key in options:
-            if key not in known:
-                raise ConfigError(f"config: test_config: got {key!r}. {nearest(key, known)}")
+        check_keys(options, known, "test_config")
         if options.get("is_slide") and not (options.get("crop_size") and options.get("stride")):
             raise ConfigError(
                 "is_slide: expected crop_size and stride (width, height) as well "
@@ -232,53 +220,33 @@ class Segmentation:
 
     # -- train ---------------------------------------------------------------------------------
 
-    def train(
-        self,
-        folder: RunFolder,
-        options: TrainOptions,
-        *,
-        do_eval: bool,
-        use_vdl: bool,
-        device: str = "cpu",
-        model_path: str | Path | None = None,
-    ) -> Progress:
-        """Train as configured; returns the best score and its step."""
-        rank = paddle.distributed.get_rank()
-        if rank == 0:
-            self.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
-            folder.check_new(options.resume is not None)
-        paddle.seed(options.seed)  # initial weights, the same on every rank
-        model = self.builder.model
-        if model_path is not None:
-            load_weights(model, model_path)  # a checkpoint, where there is one, goes over it
-            logger.info(f"weights: starting from {model_path}")
-        model = paddleseg_utils.convert_sync_batchnorm(model, device)
-        trainer = Trainer(
-            model,
-            self.builder.optimizer,
-            self.builder.train_dataset,
-            self._losses,
-            self._scores_by_tag if do_eval else None,
-            folder,
-            options,
-        )
-        # Nothing is written before all of this has been built.
-        if rank == 0:
-            folder.open(self.config.dic | {"run": asdict(options)})
-        if paddle.distributed.get_world_size() > 1:
-            paddle.distributed.barrier()
-        if rank == 0:
-            world = paddle.distributed.get_world_size()
-            dashboard = Dashboard(folder, use_vdl, trainer.progress.step)
-            dashboard.text("config", "```\n" + folder.config.read_text() + "\n```")
-            pictures = (lambda: self.pictures(model)) if do_eval and use_vdl else None
-            trainer.callbacks += [
-                ProgressLog(options.iters, options.batch_size * world),
-                DashboardLog(dashboard, pictures),
-            ]
-        return trainer.fit()
+    score_tags = ("Evaluate/mIoU", "Evaluate/Acc")
 
-    def _losses(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
+    @property
+    def iters(self) -> int:
+        return self.config.iters
+
+    @property
+    def batch_size(self) -> int:
+        return self.config.batch_size
+
+    @property
+    def model(self) -> paddle.nn.Layer:
+        return self.builder.model
+
+    @property
+    def optimizer(self) -> paddle.optimizer.Optimizer:
+        return self.builder.optimizer
+
+    @property
+    def train_dataset(self) -> paddle.io.Dataset:
+        return self.builder.train_dataset
+
+    def batched(self, samples: list) -> object:
+        return default_collate_fn(samples)
+
+    def losses(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
+        """As in PaddleSeg's train(): the model's own losses, or the config's on its logits."""
         model = network._layers if isinstance(network, paddle.DataParallel) else network
         images = batch["img"]
         if getattr(model, "data_format", "NCHW") == "NHWC":
@@ -309,9 +277,10 @@ class Segmentation:
         )
         return Scores(float(miou), float(accuracy), float(kappa), iou, precision)
 
-    def _scores_by_tag(self, model: paddle.nn.Layer) -> dict[str, float]:
+    def scores(self, model: paddle.nn.Layer) -> dict[str, float]:
+        """`evaluate`, by tag."""
         scores = self.evaluate(model)
-        return {"Evaluate/mIoU": scores.miou, "Evaluate/Acc": scores.accuracy}
+        return dict(zip(self.score_tags, (scores.miou, scores.accuracy), strict=True))
 
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", **how: object

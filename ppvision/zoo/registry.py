@@ -118,6 +118,12 @@ def model_card(name: str) -> ModelCard:
     return _entry(name)[1]
 
 
+def model_options(name: str) -> list[str]:
+    """Names of the options that `create_model` takes for a model."""
+    parameters = inspect.signature(_entry(name)[0]).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
 def create_model(name: str, **options: object) -> nn.Layer:
     """Build a model of the zoo, with fresh weights.
 
@@ -132,11 +138,7 @@ def create_model(name: str, **options: object) -> nn.Layer:
         TypeError: no such option; the message names the closest ones.
     """
     build, _ = _entry(name)
-    known = [
-        p.name
-        for p in inspect.signature(build).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    ]
+    known = model_options(name)
     for option in options:
         if option not in known:
             raise TypeError(

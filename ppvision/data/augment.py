@@ -1,0 +1,297 @@
+"""Augmentation of classified pictures, where `paddle.vision.transforms` has none.
+
+Random numbers come from Python's `random` and NumPy's global generator, which the engine seeds for
+every sample; a batch is mixed right after its last sample was read, from the same generators.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+from paddle.io.dataloader.collate import default_collate_fn
+from paddle.vision.transforms import functional as V
+
+# The strength of each operation of RandAugment at the highest magnitude.
+MAGNITUDES = 10
+MAX_ROTATION = 30.0  # degrees
+MAX_SHEAR = 0.3
+MAX_TRANSLATION = 0.45  # of the side
+MAX_ENHANCEMENT = 0.9  # brightness, contrast, saturation and sharpness: factor 1 -/+ this
+MAX_POSTERIZED_BITS = 4  # bits that posterize takes away
+
+Operation = Callable[[np.ndarray, float, int], np.ndarray]
+
+
+def _affine(image: np.ndarray, matrix: Sequence[Sequence[float]], fill: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.warpAffine(
+        image, np.asarray(matrix, np.float64), (width, height), borderValue=(fill,) * 3
+    )
+
+
+def _rotate(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    height, width = image.shape[:2]
+    center = ((width - 1) / 2, (height - 1) / 2)
+    return _affine(image, cv2.getRotationMatrix2D(center, strength * MAX_ROTATION, 1.0), fill)
+
+
+def _shear_x(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    shear = strength * MAX_SHEAR
+    return _affine(image, [[1, shear, -shear * (image.shape[0] - 1) / 2], [0, 1, 0]], fill)
+
+
+def _shear_y(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    shear = strength * MAX_SHEAR
+    return _affine(image, [[1, 0, 0], [shear, 1, -shear * (image.shape[1] - 1) / 2]], fill)
+
+
+def _translate_x(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    shift = strength * MAX_TRANSLATION * image.shape[1]
+    return _affine(image, [[1, 0, shift], [0, 1, 0]], fill)
+
+
+def _translate_y(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    shift = strength * MAX_TRANSLATION * image.shape[0]
+    return _affine(image, [[1, 0, 0], [0, 1, shift]], fill)
+
+
+def _brightness(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return V.adjust_brightness(image, 1 + strength * MAX_ENHANCEMENT)
+
+
+def _contrast(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return V.adjust_contrast(image, 1 + strength * MAX_ENHANCEMENT)
+
+
+def _away_from(other: np.ndarray, image: np.ndarray, factor: float) -> np.ndarray:
+    """`other` at factor 0, `image` at 1, beyond it above."""
+    mixed = other + (image.astype(np.float32) - other) * factor
+    return mixed.round().clip(0, 255).astype(np.uint8)
+
+
+def _saturation(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32)
+    return _away_from(grey, image, 1 + strength * MAX_ENHANCEMENT)
+
+
+def _sharpness(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    smooth = cv2.blur(image, (3, 3)).astype(np.float32)
+    return _away_from(smooth, image, 1 + strength * MAX_ENHANCEMENT)
+
+
+def _autocontrast(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    low = image.min(axis=(0, 1)).astype(np.float32)
+    spread = np.maximum(1, image.max(axis=(0, 1)) - low)
+    return ((image - low) * (255 / spread)).round().clip(0, 255).astype(np.uint8)
+
+
+def _equalize(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return np.dstack([cv2.equalizeHist(np.ascontiguousarray(c)) for c in cv2.split(image)])
+
+
+def _posterize(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    gone = round(MAX_POSTERIZED_BITS * strength)
+    return image & np.uint8(256 - 2**gone)
+
+
+def _solarize(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return np.where(image >= 256 - round(256 * strength), 255 - image, image)
+
+
+def _invert(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return 255 - image
+
+
+def _identity(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
+    return image
+
+
+# Operations whose strength goes either way, -1 to 1; and those with a strength of 0 to 1 or none.
+SIGNED: dict[str, Operation] = {
+    "rotate": _rotate,
+    "shear_x": _shear_x,
+    "shear_y": _shear_y,
+    "translate_x": _translate_x,
+    "translate_y": _translate_y,
+    "brightness": _brightness,
+    "contrast": _contrast,
+    "saturation": _saturation,
+    "sharpness": _sharpness,
+}
+UNSIGNED: dict[str, Operation] = {
+    "identity": _identity,
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "posterize": _posterize,
+    "solarize": _solarize,
+    "invert": _invert,
+}
+
+
+class RandAugment:
+    """`num_ops` random operations of one strength.
+
+    Args:
+        num_ops: operations a picture. Default 2.
+        magnitude: strength, 0 to 10. Default 9.
+        magnitude_std: its spread (normal). Default 0.5, as in the recipes of Swin and CSWin.
+        fill: grey level of what comes in from outside. Default 128.
+
+    Shapes: `[H, W, 3]` uint8 RGB -> the same.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Cubuk et al., "RandAugment", 2020. The greatest strengths follow the paper's lists; the
+    choice of `invert` and of signs is ours.
+    """
+
+    def __init__(
+        self, num_ops: int = 2, magnitude: float = 9, magnitude_std: float = 0.5, fill: int = 128
+    ) -> None:
+        if not 0 <= magnitude <= MAGNITUDES:
+            raise ValueError(f"RandAugment: expected magnitude 0 to {MAGNITUDES}, got {magnitude}.")
+        if num_ops < 1 or magnitude_std < 0 or not 0 <= fill <= 255:
+            raise ValueError(
+                "RandAugment: expected num_ops of at least 1, magnitude_std of at least 0, fill 0 "
+                f"to 255, got {num_ops}, {magnitude_std}, {fill}."
+            )
+        self.num_ops = num_ops
+        self.magnitude = magnitude
+        self.magnitude_std = magnitude_std
+        self.fill = fill
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        for _ in range(self.num_ops):
+            name = random.choice([*SIGNED, *UNSIGNED])
+            level = random.gauss(self.magnitude, self.magnitude_std)
+            strength = min(max(level, 0.0), MAGNITUDES) / MAGNITUDES
+            if name in SIGNED:
+                image = SIGNED[name](image, strength * random.choice((-1, 1)), self.fill)
+            else:
+                image = UNSIGNED[name](image, strength, self.fill)
+        return image
+
+
+class RandomErasing:
+    """Replace a random rectangle by normal noise, for pictures that are normalised already.
+
+    `paddle.vision` has one, but its noise is meant for 0 to 255.
+
+    Args:
+        prob: share of the pictures. Default 0.25.
+        scale: smallest and largest area, as a share of the picture. Default (0.02, 1 / 3).
+        ratio: smallest height / width; the largest is its inverse. Default 0.3.
+
+    Shapes: `[H, W, 3]` float -> the same.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", 2020; noise per pixel as in the
+    recipes of Swin and CSWin.
+    """
+
+    def __init__(
+        self, prob: float = 0.25, scale: Sequence[float] = (0.02, 1 / 3), ratio: float = 0.3
+    ) -> None:
+        if not 0 <= prob <= 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio <= 1:
+            raise ValueError(
+                "RandomErasing: expected prob in [0, 1], 0 < scale[0] <= scale[1] <= 1 and ratio "
+                f"in (0, 1], got {prob}, {list(scale)}, {ratio}."
+            )
+        self.prob = prob
+        self.scale = tuple(scale)
+        self.ratio = ratio
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        if not np.issubdtype(image.dtype, np.floating):
+            raise ValueError(
+                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it behind "
+                "Normalize."
+            )
+        if random.random() >= self.prob:
+            return image
+        height, width = image.shape[:2]
+        for _ in range(10):  # a rectangle may not fit: try again, as the paper does
+            area = random.uniform(*self.scale) * height * width
+            ratio = math.exp(random.uniform(math.log(self.ratio), -math.log(self.ratio)))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < h < height and 0 < w < width:
+                top, left = random.randint(0, height - h), random.randint(0, width - w)
+                image = image.copy()
+                image[top : top + h, left : left + w] = np.random.normal(size=(h, w, 3))
+                break
+        return image
+
+
+class MixBatch:
+    """Put samples together, with mixup or CutMix of the batch with itself, and smooth the targets.
+
+    Args:
+        num_classes: K.
+        mixup: alpha of mixup's beta distribution; 0 never mixes. Default 0.
+        cutmix: alpha of CutMix's; 0 never cuts. Default 0.
+        label_smoothing: share of a target spread evenly over all classes. Default 0.
+
+    Of the two, one is drawn for every batch, with equal odds when both are on. Shapes: samples
+    `([3, H, W] float32, class number)` -> `[B, 3, H, W]` and targets `[B, K]`, both float32.
+
+    Raises:
+        ValueError: a value out of its range.
+
+    Source: Zhang et al., "mixup", 2018; Yun et al., "CutMix", 2019.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1:
+            raise ValueError(
+                "expected mixup and cutmix of at least 0 and label_smoothing in [0, 1), got "
+                f"{mixup}, {cutmix}, {label_smoothing}."
+            )
+        self.num_classes = num_classes
+        self.mixup = mixup
+        self.cutmix = cutmix
+        self.label_smoothing = label_smoothing
+
+    def __call__(self, samples: list) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = (np.asarray(part) for part in default_collate_fn(samples))
+        targets = np.full(
+            (len(labels), self.num_classes), self.label_smoothing / self.num_classes, np.float32
+        )
+        targets[np.arange(len(labels)), labels] += 1 - self.label_smoothing
+        methods = [
+            method
+            for method, alpha in ((self._mix, self.mixup), (self._cut, self.cutmix))
+            if alpha > 0
+        ]
+        if methods:
+            images, kept = random.choice(methods)(images)
+            targets = targets * kept + targets[::-1] * (1 - kept)
+        return images, targets.astype(np.float32)
+
+    def _mix(self, images: np.ndarray) -> tuple[np.ndarray, float]:
+        """The pictures and the share of each that is its own; the rest is of its partner, the
+        picture at the same place from the end."""
+        kept = float(np.random.beta(self.mixup, self.mixup))
+        return (images * kept + images[::-1] * (1 - kept)).astype(np.float32), kept
+
+    def _cut(self, images: np.ndarray) -> tuple[np.ndarray, float]:
+        height, width = images.shape[2:]
+        side = math.sqrt(1 - np.random.beta(self.cutmix, self.cutmix))
+        row, column = np.random.randint(height), np.random.randint(width)
+        half_height, half_width = int(height * side) // 2, int(width * side) // 2
+        top, bottom = max(row - half_height, 0), min(row + half_height, height)
+        left, right = max(column - half_width, 0), min(column + half_width, width)
+        mixed = images.copy()
+        mixed[:, :, top:bottom, left:right] = images[::-1, :, top:bottom, left:right]
+        # What is left after clipping at the border, as in the paper's code.
+        return mixed, 1 - (bottom - top) * (right - left) / (height * width)

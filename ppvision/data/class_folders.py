@@ -1,0 +1,120 @@
+"""Pictures with one class each, from folders or from a list file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+
+from ppvision.data.files import READABLE_SUFFIXES, DataError, read_list
+
+
+class ClassFolders(paddle.io.Dataset):
+    """Pictures and class numbers.
+
+    Args:
+        root: a folder with one sub-folder per class, in the order of their sorted names; or the
+            folder that the paths of `list_path` start from.
+        transforms: applied in turn to a `[H, W, 3]` uint8 RGB array; the last one gives
+            `[H', W', 3]`, which becomes `[3, H', W']` float32.
+        list_path: a file with `picture class-number` lines, in place of sub-folders. Names of the
+            classes come from `classes.txt` beside it, one a line, where there is one.
+        num_classes: classes that the model tells apart, or None.
+
+    Attributes:
+        samples: `(path, class number)` pairs.
+        classes: names of the classes; numbers where a list has none.
+
+    Raises:
+        DataError: no such folder or list, no picture, a class without one, a line that is not
+            `picture number`, or a class out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        transforms: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
+        list_path: str | Path | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = Path(root)
+        self.transforms = list(transforms)
+        if not self.root.is_dir():
+            raise DataError(f"root: expected a folder of pictures, found none at {self.root}.")
+        if list_path is None:
+            self.samples, self.classes = self._from_folders()
+        else:
+            self.samples, self.classes = self._from_list(Path(list_path))
+        if num_classes is not None and len(self.classes) > num_classes:
+            raise DataError(
+                f"num_classes: expected {len(self.classes)}, the classes of "
+                f"{list_path or self.root}, got {num_classes}. Set num_classes of the model."
+            )
+
+    def _from_folders(self) -> tuple[list[tuple[Path, int]], list[str]]:
+        folders = sorted(p for p in self.root.iterdir() if p.is_dir() and p.name[0] != ".")
+        samples, empty = [], []
+        for number, folder in enumerate(folders):
+            found = sorted(p for p in folder.rglob("*") if _is_picture(p))
+            samples += [(path, number) for path in found]
+            if not found:
+                empty.append(folder.name)
+        if not samples:
+            raise DataError(
+                f"root: expected pictures in {self.root}/CLASS/, found none "
+                f"({', '.join(sorted(READABLE_SUFFIXES))}). Is it the folder above the classes?"
+            )
+        if empty:
+            raise DataError(
+                f"root: found no picture in {len(empty)} of the {len(folders)} class folders of "
+                f"{self.root}: {', '.join(empty[:10])}. Fill or remove them: every folder is a "
+                "class."
+            )
+        return samples, [folder.name for folder in folders]
+
+    def _from_list(self, list_path: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+        samples = []
+        for number, fields in read_list(list_path):
+            if fields == [""]:
+                continue
+            name, label = " ".join(fields[:-1]), fields[-1]
+            if not name or not label.isdigit():
+                raise DataError(
+                    f"{list_path}:{number}: expected `picture class-number`, got "
+                    f"{' '.join(fields)!r}."
+                )
+            samples.append((self.root / name, int(label)))
+        if not samples:
+            raise DataError(f"{list_path}: expected `picture class-number` lines, found none.")
+        count = 1 + max(label for _, label in samples)
+        names_path = list_path.parent / "classes.txt"
+        if not names_path.is_file():
+            return samples, [str(index) for index in range(count)]
+        names = [n.strip() for n in names_path.read_text(encoding="utf-8").splitlines()]
+        names = [name for name in names if name]
+        if len(names) < count:
+            raise DataError(
+                f"{list_path}: expected classes below {len(names)}, as {names_path} has names, got "
+                f"{count - 1}."
+            )
+        return samples, names
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64]:
+        path, label = self.samples[index]
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is None:
+            raise DataError(f"{path}: expected a picture, got a file that does not decode.")
+        image = np.ascontiguousarray(image[:, :, ::-1])
+        for transform in self.transforms:
+            image = transform(image)
+        image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
+        return image, np.int64(label)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in READABLE_SUFFIXES and path.name[0] != "."

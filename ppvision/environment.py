@@ -1,0 +1,53 @@
+"""What a run ran on: machine, versions, revision of the code."""
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddleslim", "numpy")
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine() -> str:
+    """Processor and core count, as they stand beside a figure."""
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def git_revision(folder: Path = Path(__file__).parent) -> str:
+    """The commit of the checkout that `folder` lies in, marked when files differ from it."""
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
+        try:
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    revision = git("rev-parse", "HEAD")
+    if revision is None:
+        return "not a git checkout"
+    return f"{revision} with changes" if git("status", "--porcelain", "-uno") else revision
+
+
+def describe_environment() -> dict[str, str]:
+    """Machine, Python, packages and revision, by name."""
+    found = {"machine": machine(), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found | {"ppvision revision": git_revision()}

@@ -1,0 +1,485 @@
+"""Classification under our engine: class folders or lists, and the recipe of the Pale paper.
+
+The task's config in full, with what is taken for a key that is left out:
+
+    task: classification
+    batch_size: 128                  # samples per batch and process
+    epochs: 300                      # or iters: optimiser steps
+    seed: 0
+    accumulate: 1                    # batches whose mean gradient makes one step
+    clip_norm: null                  # bound of the gradient's global norm
+    ema_decay: 0.999                 # of the averaged weights (--use_ema)
+    model: {type: pale_tiny, num_classes: 1000, ...}        # any of the zoo, with its options
+    train_dataset:
+      root: data/imagenet/train      # a sub-folder per class; or with list_path, of its paths
+      list_path: null                # `picture class-number` lines
+      transforms: [...]              # `TRAIN_TRANSFORMS`, in their order
+    val_dataset: {root: ..., transforms: [...]}             # those of `ppvision.deploy` only
+    loss: {label_smoothing: 0.0, mixup: 0.0, cutmix: 0.0}
+    optimizer: {type: AdamW, weight_decay: 0.0, layer_decay: null, ...}
+    lr_scheduler: {learning_rate: ..., warmup_epochs: 0, warmup_start_lr: 0.0, end_lr: 0.0}
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.vision import transforms as vision
+from tqdm import tqdm
+
+from ppvision.data.augment import MixBatch, RandAugment, RandomErasing
+from ppvision.data.checks import check_pairs
+from ppvision.data.class_folders import ClassFolders
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy import transforms as deployed
+from ppvision.deploy.predictor import Classification as Predicted
+from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.tasks.config import ConfigError, Located, check_components, check_keys, plain
+from ppvision.tasks.pictures import labelled
+from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.training import ENGINE_KEYS, steps_of
+from ppvision.zoo import create_model, list_models, load_weights
+from ppvision.zoo.registry import model_options, nearest
+
+_PARTS = {
+    "model": None,  # checked against the zoo
+    "train_dataset": ("root", "list_path", "transforms"),
+    "val_dataset": ("root", "list_path", "transforms"),
+    "loss": ("label_smoothing", "mixup", "cutmix"),
+    "optimizer": None,
+    "lr_scheduler": ("learning_rate", "warmup_epochs", "warmup_start_lr", "end_lr"),
+}
+TOP_LEVEL_KEYS = (*ENGINE_KEYS, "epochs", *_PARTS)
+OPTIMIZERS = {
+    name: getattr(paddle.optimizer, name) for name in ("AdamW", "Adam", "Momentum", "SGD")
+}
+
+# Of Paddle those that draw from `random` and NumPy alone, which the engine seeds for every sample.
+# Sizes and Normalize are deployment's, so that an exported model sees what was trained on.
+TRAIN_TRANSFORMS = {
+    name: getattr(vision, name)
+    for name in (
+        "ColorJitter",
+        "Grayscale",
+        "Pad",
+        "RandomAffine",
+        "RandomCrop",
+        "RandomHorizontalFlip",
+        "RandomPerspective",
+        "RandomResizedCrop",
+        "RandomRotation",
+        "RandomVerticalFlip",
+    )
+} | {"RandAugment": RandAugment, "RandomErasing": RandomErasing, **deployed.KNOWN}
+
+PICTURES = 8  # validation samples shown in the dashboard
+PICTURE_SIDE = 160  # pixels of a shown sample
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    top1: float
+    top5: float  # of the true class among the five likeliest; 1 with five classes or fewer
+    loss: float  # cross entropy, without label smoothing
+    confusion: np.ndarray  # [K, K]: true class, predicted class
+
+    def table(self, names: list[str]) -> str:
+        """The scores as text; `names` of the classes, or empty for numbers."""
+        names = names or [str(index) for index in range(len(self.confusion))]
+        width = max(len("class"), *(len(name) for name in names))
+        lines = [f"{'class':{width}}  pictures  recall  precision"]
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        for k, name in enumerate(names):
+            hits = self.confusion[k, k]
+            recall = f"{hits / true[k]:.4f}" if true[k] else "-"
+            precision = f"{hits / predicted[k]:.4f}" if predicted[k] else "-"
+            lines.append(f"{name:{width}}  {true[k]:8d}  {recall:6}  {precision}")
+        lines.append(f"top1 {self.top1:.4f}  top5 {self.top5:.4f}  loss {self.loss:.4f}")
+        return "\n".join(lines)
+
+
+class _Deployed:
+    """A transform of deployment among those of training: without what undoing it would need."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        return self.transform(image)[0]
+
+
+class Classification:
+    """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
+
+    Args:
+        content: the config, read and merged (`ppvision.tasks.open_job`).
+        name: of the config.
+        batch_size, iters, learning_rate, epochs: override the config's.
+
+    Raises:
+        ConfigError: an unknown key, type or argument, with the nearest valid name and its place.
+    """
+
+    score_tags = ("Evaluate/top1", "Evaluate/top5", "Evaluate/loss")
+
+    def __init__(
+        self,
+        content: Located,
+        name: str,
+        *,
+        batch_size: int | None = None,
+        iters: int | None = None,
+        learning_rate: float | None = None,
+        epochs: int | None = None,
+    ) -> None:
+        if batch_size is not None:
+            content["batch_size"] = batch_size
+        if learning_rate is not None:
+            content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
+        if iters is not None or epochs is not None:
+            for key in ("iters", "epochs"):
+                content.pop(key, None)
+            content["iters" if epochs is None else "epochs"] = iters or epochs
+        _check(content)
+        self.name = name
+        self.content = plain(content)
+
+    # -- what the config names -----------------------------------------------------------------
+
+    @property
+    def batch_size(self) -> int:
+        return self.content["batch_size"]
+
+    @cached_property
+    def iters(self) -> int:
+        if "iters" in self.content:
+            return self.content["iters"]
+        return steps_of(self.content["epochs"], self.train_dataset, self.content)
+
+    @cached_property
+    def num_classes(self) -> int:
+        return self.content["model"].get("num_classes", 1000)
+
+    @cached_property
+    def model(self) -> nn.Layer:
+        options = dict(self.content["model"])
+        return create_model(options.pop("type"), **options)
+
+    @cached_property
+    def optimizer(self) -> paddle.optimizer.Optimizer:
+        options = dict(self.content.get("optimizer", {}))
+        make = OPTIMIZERS[options.pop("type", "AdamW")]
+        groups = parameter_groups(
+            self.model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
+        )
+        schedule = dict(self.content["lr_scheduler"])
+        epochs = schedule.pop("warmup_epochs", 0)
+        warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
+        rate = cosine_with_warmup(self.iters, warmup, **schedule)
+        return make(learning_rate=rate, parameters=groups, **options)
+
+    @cached_property
+    def train_dataset(self) -> ClassFolders:
+        options = self._options("train_dataset")
+        transforms = [_build(t) for t in options.pop("transforms", [])]
+        return ClassFolders(transforms=transforms, num_classes=self.num_classes, **options)
+
+    @cached_property
+    def val_dataset(self) -> ClassFolders:
+        """Pictures as deployment sees them: read and transformed by the same code."""
+        options = self._options("val_dataset")
+        transforms = [_float, *(_build(t) for t in options.pop("transforms", []))]
+        return ClassFolders(transforms=transforms, num_classes=self.num_classes, **options)
+
+    def _options(self, part: str) -> dict:
+        if part not in self.content:
+            raise ConfigError(f"config: expected a {part}, got none.")
+        return dict(self.content[part])
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Of the validation classes, or of the training ones; one for every output."""
+        part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
+        names = getattr(self, part).classes
+        return names if len(names) == self.num_classes else []
+
+    def check_data(self, *parts: str) -> None:
+        """Decode every picture of `train_dataset` / `val_dataset`.
+
+        Raises:
+            DataError: one report of everything that is wrong, or classes that differ.
+        """
+        for part in parts:
+            dataset = getattr(self, part)
+            check_pairs(part, [(str(path), None) for path, _ in dataset.samples])
+        if {"train_dataset", "val_dataset"} <= set(parts):
+            ours, theirs = self.train_dataset.classes, self.val_dataset.classes
+            named = "list_path" not in self.content["train_dataset"]
+            if named and "list_path" not in self.content["val_dataset"] and ours != theirs:
+                differ = sorted(set(ours) ^ set(theirs))
+                raise ConfigError(
+                    f"config: val_dataset: expected the classes of train_dataset, but "
+                    f"{', '.join(differ[:10])} stand in one of the two only. A class's number is "
+                    "its place among the sorted folders."
+                )
+
+    # -- train ---------------------------------------------------------------------------------
+
+    @cached_property
+    def batched(self) -> MixBatch:
+        return MixBatch(self.num_classes, **self.content.get("loss", {}))
+
+    def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
+        """Cross entropy with the targets `[B, K]` that `MixBatch` made."""
+        images, targets = batch
+        return [F.cross_entropy(network(images), targets, soft_label=True)]
+
+    def scores(self, model: nn.Layer) -> dict[str, float]:
+        """`evaluate`, by tag."""
+        scores = self.evaluate(model)
+        return dict(zip(self.score_tags, (scores.top1, scores.top5, scores.loss), strict=True))
+
+    def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
+        """One panel: fixed validation samples with their class and the predicted one."""
+        chosen = np.linspace(0, len(self.val_dataset) - 1, min(PICTURES, len(self.val_dataset)))
+        names = self.val_dataset.classes
+        tiles = []
+        for index in chosen.astype(int):
+            path, label = self.val_dataset.samples[index]
+            image = read_rgb(path)
+            predicted = self.predict_image(model, path).class_id
+            shown = names[predicted] if predicted < len(names) else str(predicted)
+            tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
+        return {"samples": np.concatenate(tiles, axis=1)} if tiles else {}
+
+    # -- evaluate ------------------------------------------------------------------------------
+
+    def load(self, model_path: str | Path) -> nn.Layer:
+        """The configured model with weights from a file or the zoo, strictly."""
+        load_weights(self.model, model_path)
+        return self.model
+
+    @paddle.no_grad()
+    def evaluate(self, model: nn.Layer) -> Scores:
+        """Score a model on the val split; several ranks share the pictures and add up.
+
+        Args:
+            model: gives logits `[B, K]`.
+
+        Raises:
+            ConfigError: pictures of different sizes in one batch.
+        """
+        model.eval()
+        rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+        mine = range(rank, len(self.val_dataset), world)
+        totals = _Totals(self.num_classes)
+        # Not Paddle's loader, which hangs when a sample raises.
+        starts = range(0, len(mine), self.batch_size)
+        for start in tqdm(starts, desc="eval", unit="batch", disable=None if rank == 0 else True):
+            samples = [self.val_dataset[i] for i in mine[start : start + self.batch_size]]
+            shapes = {image.shape for image, _ in samples}
+            if len(shapes) > 1:
+                raise ConfigError(
+                    "config: val_dataset.transforms: expected pictures of one size, got "
+                    f"{' and '.join(f'{s[2]}x{s[1]}' for s in sorted(shapes)[:2])} (width x "
+                    "height). End with Resize, or ResizeByShort and CenterCrop."
+                )
+            images, labels = (np.stack(part) for part in zip(*samples, strict=True))
+            totals.add(model(paddle.to_tensor(images)), paddle.to_tensor(labels))
+        return totals.over_ranks().scores()
+
+    def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
+        """Score an exported model on the val split, through Paddle Inference.
+
+        Raises:
+            ConfigError: an export of another task or number of classes, or one that gives the
+                class alone.
+        """
+        predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
+        manifest = predictor.manifest
+        if (manifest.task, manifest.num_classes) != ("classification", self.num_classes):
+            raise ConfigError(
+                f"eval --model_dir: expected a classification model of {self.num_classes} classes, "
+                f"got {manifest.task} of {manifest.num_classes} in {model_dir}."
+            )
+        totals = _Totals(self.num_classes)
+        for path, label in tqdm(self.val_dataset.samples, desc="eval", unit="img", disable=None):
+            found = predictor(path)
+            if found.probabilities is None:  # argmax: the class alone
+                row = np.full(self.num_classes, -np.inf)
+                row[found.class_id] = 0.0
+            else:
+                row = np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny))
+            totals.add(paddle.to_tensor(row[None], "float32"), paddle.to_tensor([label]))
+        return totals.scores()
+
+    # -- predict and export --------------------------------------------------------------------
+
+    @paddle.no_grad()
+    def predict_image(self, model: nn.Layer, path: str | Path) -> Predicted:
+        """The class of one picture, by the transforms that `evaluate` uses."""
+        pipeline = deployed.Transforms(self.content.get("val_dataset", {}).get("transforms", []))
+        image, _ = pipeline(read_rgb(path))  # [3, H, W]
+        model.eval()
+        shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
+        k = int(shares.argmax())
+        names = self.class_names
+        return Predicted(k, names[k] if names else None, shares.astype(np.float64))
+
+    def export(
+        self,
+        model: nn.Layer,
+        folder: str | Path,
+        *,
+        input_shape: list[int | None],
+        output_op: str,
+        model_format: str,
+    ) -> Path:
+        """Write the model for deployment; see `ppvision.deploy.export_model`."""
+        return export_model(
+            model,
+            folder,
+            input_shape=input_shape,
+            output_op=output_op,
+            format=model_format,
+            transforms=self._options("val_dataset").get("transforms", []),
+            classes=self.class_names,
+            task="classification",
+        )
+
+
+class _Totals:
+    """Sums over the pictures of an evaluation.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.confusion = np.zeros((num_classes, num_classes), np.float64)
+        self.in_top5 = 0.0
+        self.loss = 0.0
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """`[B, K]` and `[B]`."""
+        ranked = logits.topk(min(5, logits.shape[1]), axis=1)[1]  # [B, 5]
+        self.in_top5 += float((ranked == labels.unsqueeze(1)).astype("int64").sum())
+        self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        np.add.at(self.confusion, (labels.numpy(), ranked[:, 0].numpy()), 1)
+
+    def over_ranks(self) -> "_Totals":
+        """The sums of all ranks together."""
+        if paddle.distributed.get_world_size() > 1:
+            flat = paddle.to_tensor([self.in_top5, self.loss, *self.confusion.ravel()], "float64")
+            paddle.distributed.all_reduce(flat)
+            self.in_top5, self.loss, *confusion = flat.tolist()
+            self.confusion = np.reshape(confusion, self.confusion.shape)
+        return self
+
+    def scores(self) -> Scores:
+        count = max(1.0, self.confusion.sum())
+        return Scores(
+            top1=float(np.trace(self.confusion) / count),
+            top5=self.in_top5 / count,
+            loss=self.loss / count,
+            confusion=self.confusion.astype(np.int64),
+        )
+
+
+def _float(image: np.ndarray) -> np.ndarray:
+    """As deployment begins: float32 from the first transform on."""
+    return image.astype(np.float32)
+
+
+def _build(spec: dict) -> Callable[[np.ndarray], np.ndarray]:
+    options = {key: value for key, value in spec.items() if key != "type"}
+    transform = TRAIN_TRANSFORMS[spec["type"]](**options)
+    return _Deployed(transform) if spec["type"] in deployed.KNOWN else transform
+
+
+# -- checking a config -----------------------------------------------------------------------------
+
+
+def _check(content: Located) -> None:
+    check_keys(content, TOP_LEVEL_KEYS)
+    for key in ("model", "train_dataset", "batch_size", "lr_scheduler"):
+        if key not in content:
+            raise ConfigError(f"config: classification: expected {key!r}, got none.")
+    if ("iters" in content) == ("epochs" in content):
+        raise ConfigError("config: expected either iters or epochs, got both or none of them.")
+    for part, keys in _PARTS.items():
+        if part not in content:
+            continue
+        if not isinstance(content[part], dict):
+            raise ConfigError(
+                f"config{content.place(part)}: {part}: expected keys and values, got "
+                f"{content[part]!r}."
+            )
+        if keys is not None:
+            check_keys(content[part], keys, part)
+    for key in ("iters", "epochs", "batch_size"):
+        value = content.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"config{content.place(key)}: {key}: expected a whole number of at least 1, got "
+                f"{value!r}."
+            )
+    if "learning_rate" not in content["lr_scheduler"]:
+        raise ConfigError("config: lr_scheduler: expected learning_rate, got none.")
+    for part in ("train_dataset", "val_dataset"):
+        if part in content:
+            _check_dataset(content[part], part)
+    _check_model(content["model"])
+    optimizer = Located({"type": "AdamW"}, {})
+    optimizer |= content.get("optimizer", {})
+    optimizer.where = getattr(content.get("optimizer"), "where", {})
+    optimizer.pop("layer_decay", None)
+    check_components(optimizer, OPTIMIZERS, "optimizer")
+
+
+def _check_dataset(options: Located, part: str) -> None:
+    if "root" not in options:
+        raise ConfigError(f"config: {part}: expected root, the folder of pictures, got none.")
+    transforms = options.get("transforms", [])
+    if not isinstance(transforms, list):
+        raise ConfigError(
+            f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
+            f"{transforms!r}."
+        )
+    known = TRAIN_TRANSFORMS if part == "train_dataset" else deployed.KNOWN
+    for number, transform in enumerate(transforms):
+        where = f"{part}.transforms.{number}"
+        if not isinstance(transform, dict) or "type" not in transform:
+            raise ConfigError(f"config: {where}: expected {{type: NAME, ...}}, got {transform!r}.")
+        name = transform["type"]
+        if part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
+            raise ConfigError(
+                f"config{transform.place('type')}: {where}: {name} is for training; expected one "
+                f"that gives the same each time: {', '.join(known)}."
+            )
+        check_components(transform, known, where)
+        try:
+            _build(transform)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigError(
+                f"config{transform.place('type')}: {where}: {name}: {error}"
+            ) from error
+
+
+def _check_model(options: Located) -> None:
+    name = options.get("type")
+    if name not in list_models():
+        raise ConfigError(
+            f"config{options.place('type')}: model.type: got {name!r}. "
+            f"{nearest(str(name), list_models())}"
+        )
+    known = [key for key in model_options(name) if key != "features_only"]
+    check_keys(options, ["type", *known], "model")

@@ -1,0 +1,181 @@
+"""What every training run does around the engine, whatever its task."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.dashboard import Dashboard
+from ppvision.engine.callbacks import DashboardLog, ProgressLog
+from ppvision.engine.checkpoint import Progress
+from ppvision.engine.trainer import Trainer, TrainOptions
+from ppvision.environment import describe_environment
+from ppvision.run_folder import RunFolder
+from ppvision.zoo import load_weights
+
+logger = logging.getLogger("ppvision")
+
+# Keys of a config that the engine reads, for every task.
+ENGINE_KEYS = ("task", "imports", "seed", "batch_size", "iters", "accumulate", "clip_norm")
+ENGINE_KEYS += ("ema_decay", "run")  # run: in a run folder's config.yml, how it was run; not read
+
+
+class Job(Protocol):
+    """What a task says of itself."""
+
+    name: str
+    content: dict  # the resolved config, plain
+    score_tags: Sequence[str]  # of an evaluation; the first decides the best model
+
+    @property
+    def iters(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def model(self) -> nn.Layer: ...
+    @property
+    def optimizer(self) -> paddle.optimizer.Optimizer: ...
+    @property
+    def train_dataset(self) -> paddle.io.Dataset: ...
+
+    def check_data(self, *parts: str) -> None:
+        """Raise for what is wrong in `train_dataset` / `val_dataset`."""
+
+    def batched(self, samples: list) -> object:
+        """Put the samples of a batch together."""
+
+    def losses(self, network: nn.Layer, batch: object) -> Sequence[Tensor]:
+        """One forward pass; the sum of the losses counts."""
+
+    def scores(self, model: nn.Layer) -> dict[str, float]:
+        """Evaluate, on every rank at once; scores by tag."""
+
+    def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
+        """Panels `[H, W, 3]` uint8 RGB of fixed validation samples, by name."""
+
+
+def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
+    """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
+    ranks = paddle.distributed.get_world_size()
+    batches = len(dataset) // (content["batch_size"] * ranks)
+    return max(1, epochs * batches // content.get("accumulate", 1))
+
+
+def train_options(job: Job, **overrides: object) -> TrainOptions:
+    """How to run, from a config's own keys and the command line; None keeps the config's.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+    keys = ("seed", "accumulate", "clip_norm", "ema_decay")
+    found = {key: job.content[key] for key in keys if key in job.content}
+    found |= {key: value for key, value in overrides.items() if value is not None}
+    return TrainOptions(iters=job.iters, batch_size=job.batch_size, **found)
+
+
+def run_training(
+    job: Job,
+    folder: RunFolder,
+    options: TrainOptions,
+    *,
+    do_eval: bool,
+    use_vdl: bool,
+    histograms: bool = False,
+    device: str = "cpu",
+    model_path: str | Path | None = None,
+) -> Progress:
+    """Train as configured; returns the best score and its step.
+
+    Args:
+        job: what to train.
+        folder: where the run goes.
+        options: how to run.
+        do_eval: score the model at every checkpoint, and keep the best.
+        use_vdl: record for VisualDL.
+        histograms: with `use_vdl`, also the distributions of the weights at every checkpoint.
+        device: cpu, gpu or gpu:N.
+        model_path: weights to start from.
+
+    Raises:
+        DataError, ConfigError, FileExistsError, CheckpointError: before anything is written.
+        FloatingPointError, DataReadError, OSError: see `Trainer.fit`.
+    """
+    rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+    if rank == 0:
+        job.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
+        folder.check_new(options.resume is not None)
+    paddle.seed(options.seed)  # initial weights, the same on every rank
+    model = job.model
+    if model_path is not None:
+        load_weights(model, model_path)  # a checkpoint, where there is one, goes over it
+        logger.info(f"weights: starting from {model_path}")
+    if world > 1 and device.startswith("gpu"):
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    trainer = Trainer(
+        model,
+        job.optimizer,
+        job.train_dataset,
+        job.losses,
+        job.scores if do_eval else None,
+        folder,
+        options,
+        job.content,
+        job.batched,
+    )
+    # Nothing is written before all of this has been built.
+    if rank == 0:
+        folder.open(job.content | {"run": asdict(options)})
+    if world > 1:
+        paddle.distributed.barrier()
+    if rank == 0:
+        dashboard = Dashboard(folder, use_vdl, trainer.progress.step, trainer.progress.evaluated)
+        _describe(dashboard, job, folder, options, do_eval)
+        per_step = options.batch_size * options.accumulate * world
+        trainer.callbacks += [
+            ProgressLog(options.iters, per_step),
+            DashboardLog(
+                dashboard,
+                (lambda: job.pictures(model)) if do_eval and use_vdl else None,
+                model if histograms else None,
+            ),
+        ]
+    return trainer.fit()
+
+
+def _describe(
+    dashboard: Dashboard, job: Job, folder: RunFolder, options: TrainOptions, do_eval: bool
+) -> None:
+    environment = describe_environment()
+    dashboard.text("config", "```\n" + folder.config.read_text(encoding="utf-8") + "\n```")
+    dashboard.text("environment", "\n".join(f"{k}: {v}  " for k, v in environment.items()))
+    scores = list(job.score_tags) if do_eval else []
+    if do_eval and options.use_ema:
+        scores += [tag.replace("/", "/Ema_", 1) for tag in job.score_tags]
+    values = settings(job.content) | settings({"run": asdict(options)})
+    dashboard.settings(values, [*scores, "Train/loss"])
+
+
+def settings(content: dict, where: str = "") -> dict[str, float | str]:
+    """The single values of a config by path, but for data sets: numbers as floats, others as text.
+
+    Paths lose the `run.` of what the command line decides.
+    """
+    values: dict[str, float | str] = {}
+    for key, value in content.items():
+        path = f"{where}.{key}" if where else str(key)
+        if path in ("train_dataset", "val_dataset", "test_config", "imports", "run.resume"):
+            continue
+        if isinstance(value, dict):
+            values |= settings(value, path)
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                values |= settings({str(number): item}, path)
+        else:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            values[path.removeprefix("run.")] = float(value) if number else str(value)
+    return values
