@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from ppvision.data.digit_scenes import write_digit_scenes
+from ppvision.data.digit_scenes import load_digits, write_digit_scenes
+from ppvision.data.writing import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +60,58 @@ def config_file(tmp_path, scenes):
         config = small_config(scenes)
         change(config)
         path = tmp_path / "job.yml"
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory) -> Path:
+    """Class folders of digits 0 to 2: 12 pictures each for training, 7 for validation, 28 x 28."""
+    folder = tmp_path_factory.mktemp("data") / "crops"
+    for split, count in (("train", 12), ("val", 7)):
+        tiles, classes = load_digits(split)
+        for digit in range(3):
+            target = folder / split / f"digit {digit}"
+            target.mkdir(parents=True)
+            for number, tile in enumerate(tiles[classes == digit][:count]):
+                write_picture(target / f"{number}.png", np.repeat(tile[..., None], 3, axis=2))
+    return folder
+
+
+def classification_config(crops: Path) -> dict:
+    """pale_nano on 3 digits, with every kind of augmentation."""
+    last = [{"type": "Resize", "target_size": [24, 24]}, {"type": "Normalize"}]
+    return {
+        "task": "classification",
+        "batch_size": 6,
+        "iters": 6,
+        "model": {"type": "pale_nano", "num_classes": 3, "pale_size": 3},
+        "train_dataset": {
+            "root": str(crops / "train"),
+            "transforms": [
+                {"type": "RandomCrop", "size": 28, "padding": 2},
+                {"type": "RandAugment"},
+                *last,
+                {"type": "RandomErasing", "prob": 0.5},
+            ],
+        },
+        "val_dataset": {"root": str(crops / "val"), "transforms": last},
+        "loss": {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0},
+        "optimizer": {"type": "AdamW", "weight_decay": 0.05, "layer_decay": 0.9},
+        "lr_scheduler": {"learning_rate": 1e-3},
+    }
+
+
+@pytest.fixture
+def classification_file(tmp_path, crops):
+    """`config_file` for classification."""
+
+    def write(change=lambda config: None) -> Path:
+        config = classification_config(crops)
+        change(config)
+        path = tmp_path / "classes.yml"
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         return path
 

@@ -1,4 +1,7 @@
-"""Named in a test's config under `imports`: every rank reports its weights when its run ends."""
+"""Named in a test's config under `imports`: every rank reports its weights when its run ends.
+
+`PPVISION_FREEZE=1` also keeps BatchNorm's statistics as they are.
+"""
 
 import os
 
@@ -11,12 +14,17 @@ _fit, _step = Trainer.fit, Trainer._step
 _batches = []
 
 
-def _step_and_keep(self, network, batch):
-    _batches.append(batch["img"].numpy().ravel()[:50])
-    return _step(self, network, batch)
+def _step_and_keep(self, network, batches):
+    batch = batches[0]
+    _batches.append((batch["img"] if isinstance(batch, dict) else batch[0]).numpy().ravel()[:50])
+    return _step(self, network, batches)
 
 
 def _fit_and_report(self):
+    if "PPVISION_FREEZE" in os.environ:
+        for layer in self.model.sublayers():
+            if isinstance(layer, paddle.nn.BatchNorm2D):
+                layer._use_global_stats = True
     progress = _fit(self)
     arrays = {name: p.numpy() for name, p in self.model.named_parameters() if not p.stop_gradient}
     path = f"{os.environ['PPVISION_REPORT']}.{paddle.distributed.get_rank()}.npz"

@@ -35,7 +35,7 @@ def losses(network: nn.Layer, batch: dict) -> list[paddle.Tensor]:
     return [((network(batch["x"])[:, 0] - batch["y"]) ** 2).mean()]
 
 
-def build(folder: Path, steps: int, **options) -> Trainer:
+def build(folder: Path, steps: int, clip=None, config=None, **options) -> Trainer:
     paddle.seed(0)
     model = nn.Sequential(
         nn.Linear(8, 16), nn.BatchNorm1D(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1)
@@ -43,7 +43,7 @@ def build(folder: Path, steps: int, **options) -> Trainer:
     schedule = paddle.optimizer.lr.LinearWarmup(
         paddle.optimizer.lr.PolynomialDecay(0.05, 30), 5, 0.0, 0.05
     )
-    optimizer = paddle.optimizer.AdamW(schedule, parameters=model.parameters())
+    optimizer = paddle.optimizer.AdamW(schedule, parameters=model.parameters(), grad_clip=clip)
     fixed = paddle.to_tensor(np.random.default_rng(1).normal(size=(5, 8)), "float32")
 
     def evaluate(model: nn.Layer) -> dict[str, float]:
@@ -52,7 +52,8 @@ def build(folder: Path, steps: int, **options) -> Trainer:
 
     run = RunFolder(folder)
     run.check_new(resume=options.get("resume") is not None)
-    run.open({"steps": steps})
+    config = config or {"steps": steps}
+    run.open(config)
     trainer = Trainer(
         model,
         optimizer,
@@ -61,8 +62,10 @@ def build(folder: Path, steps: int, **options) -> Trainer:
         evaluate,
         run,
         TrainOptions(
-            iters=steps, batch_size=4, log_iters=2, save_interval=3, use_ema=True, **options
+            **{"batch_size": 4, "log_iters": 2, "save_interval": 3, "use_ema": True, **options},
+            iters=steps,
         ),
+        config,
     )
     progress = trainer.progress
     trainer.callbacks.append(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import math
 import random
 import shutil
@@ -18,6 +19,7 @@ from safetensors.numpy import load_file
 from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
 from ppvision.engine.seeding import SeededBatches, SeededDataset
+from ppvision.engine.trainer import TrainOptions
 from ppvision.run_folder import read_metrics
 from tests.conftest import ROOT
 from tests.small_run import NoisyNumbers, build
@@ -182,19 +184,272 @@ def test_checkpoints_hold_no_pickle_and_only_as_many_as_wanted(uninterrupted):
     )
 
 
-def test_a_loss_that_is_not_finite_names_the_step(tmp_path):
-    trainer = build(tmp_path / "run", STEPS)
+def poison(trainer, step: int, value: float = math.nan) -> None:
+    """Multiply the pictures of one step, as bad input does. ReLU turns NaN into 0: the loss stays
+    finite, the gradient does not."""
     whole = trainer.compute_losses
 
     def poisoned(network, batch):
-        losses = whole(network, batch)
-        return [x * math.nan for x in losses] if trainer.progress.step == 5 else losses
+        if trainer.progress.step == step:
+            batch = {**batch, "x": batch["x"] * value}
+        return whole(network, batch)
 
     trainer.compute_losses = poisoned
-    with pytest.raises(FloatingPointError, match=r"step 5, learning rate 0\.0"):
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_rate_files_and_checkpoint(
+    uninterrupted, tmp_path
+):
+    trainer = build(tmp_path / "run", STEPS)
+    trainer.dataset.file_list = [(f"picture_{i}.jpg", None) for i in range(26)]
+    poison(trainer, 5)
+    with pytest.raises(FloatingPointError, match=r"step 5, learning rate 0\.0\d+") as caught:
         trainer.fit()
+    assert str(caught.value).startswith("gradient norm: expected a finite number, got nan")
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert max(int(row["step"]) for row in csv.DictReader(file)) <= 4
+    stock = paddle.io.DistributedBatchSampler(NoisyNumbers(), 4, shuffle=True, drop_last=True)
+    expected = [f"picture_{i}.jpg" for i in list(stock)[4]]
+    assert [line.strip() for line in str(caught.value).splitlines()[1:]] == expected
+    # The state before the step: without the poison the run ends as if nothing had happened.
+    assert [p.name for p in list_checkpoints(tmp_path / "run/checkpoints")] == ["step_3", "step_4"]
+    build(tmp_path / "run", STEPS, resume="auto").fit()
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_is_named(tmp_path):
+    trainer = build(tmp_path / "run", STEPS)
+    whole = trainer.compute_losses
+    trainer.compute_losses = lambda network, batch: [whole(network, batch)[0] / 0]
+    with pytest.raises(FloatingPointError, match="loss: expected a finite number, got inf at step"):
+        trainer.fit()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    trainer = build(tmp_path / "run", STEPS)
+    trainer.model[0].weight.set_value(trainer.model[0].weight * math.inf)
+    with pytest.raises(FloatingPointError, match="go on from an older checkpoint"):
+        trainer.fit()
+    assert not list_checkpoints(tmp_path / "run/checkpoints")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
+    trainer = build(tmp_path / "run", STEPS, clip_norm=1.0)
+    whole = trainer.compute_losses
+
+    def steep(network, batch):  # the square root's slope at 0 is infinite, its value is not
+        (loss,) = whole(network, batch)
+        return [loss + paddle.sqrt(network[0].weight.sum() * 0)]
+
+    trainer.compute_losses = steep
+    with pytest.raises(FloatingPointError, match="gradient norm: expected a finite number"):
+        trainer.fit()
+    assert all(bool(paddle.isfinite(p).all()) for p in trainer.model.parameters())
+
+
+def test_a_file_size_limit_stops_with_a_clear_error_and_leaves_the_older_checkpoint(
+    uninterrupted, tmp_path
+):
+    """The system itself refuses the write: `ulimit -f`, without the signal that would kill."""
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from ppvision.engine import checkpoint\n"
+        "from tests.small_run import build\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "whole = checkpoint.save_checkpoint\n"
+        "trainer = build(Path(sys.argv[1]), 30)\n"
+        "import ppvision.engine.trainer as t\n"
+        "def save(folder, model, optimizer, progress, *rest):\n"
+        "    if progress.step == 6:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
+        "    return whole(folder, model, optimizer, progress, *rest)\n"
+        "t.save_checkpoint = save\n"
+        "trainer.fit()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "could not write" in done.stderr
+    assert "step_6 (File too large). Complete is" in done.stderr
+    assert "--resume auto" in done.stderr
+    folder = tmp_path / "run" / "checkpoints"
+    assert [p.name for p in folder.iterdir()] == ["step_3"]
+    build(tmp_path / "run", STEPS, resume="auto").fit()
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.all
+def test_a_full_file_system(tmp_path, uninterrupted):
+    """A tmpfs with room for one checkpoint and a half; needs root."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs root: mount -t tmpfs")
+    try:
+        (folder / "run").mkdir()
+        with pytest.raises(OSError, match=r"could not write .*No space left.*Complete is.*step_"):
+            build(folder / "run", STEPS, keep_checkpoint_max=30).fit()
+        found = list_checkpoints(folder / "run" / "checkpoints")
+        assert found
+        shutil.copytree(folder / "run", tmp_path / "run")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+    build(tmp_path / "run", STEPS, resume="auto").fit()
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_killed_around_an_evaluation_neither_doubles_nor_loses_its_points(
+    uninterrupted, tmp_path, moment
+):
+    trainer = build(tmp_path / "run", STEPS)
+
+    class Killed(Callback):
+        def on_evaluate(self, step, scores):
+            if step == 6:
+                raise SystemExit("killed")
+
+    # Before or after the dashboard has written the scores of step 6.
+    trainer.callbacks.insert(0 if moment == "before" else 1, Killed())
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    build(tmp_path / "run", STEPS, resume="auto").fit()
+    assert_same_end(tmp_path / "run", uninterrupted)
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    """Without what looks across a batch or draws numbers; weights within rounding."""
+
+    def run(name, **options):
+        trainer = build(tmp_path / name, 9, **options)
+        for layer in trainer.model.sublayers():
+            if isinstance(layer, paddle.nn.BatchNorm1D):
+                layer._use_global_stats = True
+            if isinstance(layer, paddle.nn.Dropout):
+                layer.p = 0.0
+        trainer.optimizer = paddle.optimizer.Momentum(0.05, parameters=trainer.model.parameters())
+        trainer.evaluate = None
+        trainer.fit()
+        return trainer
+
+    whole, parts = run("whole", batch_size=8), run("parts", batch_size=4, accumulate=2)
+    for a, b in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+    losses = [
+        [value for _, tag, value in read_metrics(tmp_path / name / "metrics.csv") if "loss" in tag]
+        for name in ("whole", "parts")
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_accumulation_resumes_to_the_bit(tmp_path):
+    build(tmp_path / "whole", 12, accumulate=3).fit()
+    trainer = build(tmp_path / "run", 12, accumulate=3)
+    poison(trainer, 8)
+    with pytest.raises(FloatingPointError):
+        trainer.fit()
+    build(tmp_path / "run", 12, accumulate=3, resume="auto").fit()
+    ours, theirs = (
+        load_file(tmp_path / name / "checkpoints/step_12/model.safetensors")
+        for name in ("run", "whole")
+    )
+    for key in theirs:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    state = json.loads((tmp_path / "run/checkpoints/step_12/state.json").read_text())
+    assert (state["epoch"], state["batch"]) == (6, 0)  # 36 batches of 6 an epoch
+
+
+def test_clipping_bounds_the_step_and_logs_the_norm(tmp_path):
+    """Plain SGD moves by rate * gradient: with the norm bounded, by at most rate * bound."""
+    for bound in (0.01, 1e6):
+        trainer = build(tmp_path / str(bound), 2, log_iters=1, clip_norm=bound)
+        trainer.optimizer = paddle.optimizer.SGD(1.0, parameters=trainer.model.parameters())
+        before = [p.numpy() for p in trainer.model.parameters() if not p.stop_gradient]
+        trainer.options = trainer.options.__class__(
+            **{**vars(trainer.options), "iters": 1, "save_interval": 1}
+        )
+        trainer.batches = trainer._batches(0, 1)
+        trainer.fit()
+        after = [p.numpy() for p in trainer.model.parameters() if not p.stop_gradient]
+        moved = math.sqrt(
+            sum(((a - b).astype(np.float64) ** 2).sum() for a, b in zip(before, after, strict=True))
+        )
+        rows = {tag: value for _, tag, value in read_metrics(tmp_path / str(bound) / "metrics.csv")}
+        norm = rows["Train/grad_norm"]
+        assert moved == pytest.approx(min(bound, norm), rel=1e-3)
+        assert norm > 0.1
+
+
+def test_clipping_twice_is_refused(tmp_path):
+    clip = paddle.nn.ClipGradByGlobalNorm(1.0)
+    with pytest.raises(ValueError, match="clips already"):
+        build(tmp_path / "run", 3, clip=clip, clip_norm=1.0)
+
+
+def test_several_forward_passes_share_a_step(tmp_path):
+    """Two passes a step, each with its own backward, give the gradient of their mean."""
+    grads, model, folder = {}, None, None
+
+    def half(network, batch):
+        return [network(batch["x"]).abs().mean()]
+
+    def other(network, batch):
+        return [(network(batch["x"]) ** 2).mean(), network(batch["x"]).mean()]
+
+    for name, passes in (
+        ("one", lambda n, b: [(sum(half(n, b)) + sum(other(n, b))) / 2]),
+        ("two", {"half": half, "other": other}),
+    ):
+        folder = tmp_path / name
+        trainer = build(folder, 1, log_iters=1)
+        for layer in trainer.model.sublayers():
+            if isinstance(layer, paddle.nn.Dropout):
+                layer.p = 0.0
+        trainer.compute_losses = passes
+        trainer.optimizer = paddle.optimizer.SGD(0.1, parameters=trainer.model.parameters())
+        trainer.fit()
+        model = trainer.model
+        grads[name] = [p.numpy() for p in model.parameters() if not p.stop_gradient]
+    for a, b in zip(grads["one"], grads["two"], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    rows = {tag: value for _, tag, value in read_metrics(folder / "metrics.csv")}
+    assert rows["Train/loss"] == pytest.approx(
+        (rows["Train/loss_half"] + rows["Train/loss_other"]) / 2, rel=1e-6
+    )
+
+
+def test_a_resume_with_another_config_says_what_differs(tmp_path, caplog):
+    build(tmp_path / "run", 3).fit()
+    logging.getLogger("ppvision").propagate = True
+    other = {"steps": 4, "model": {"type": "b"}}
+    build(tmp_path / "run", 6, resume="auto", config=other).callbacks[0].on_end()
+    assert "steps: 3 -> 4" in caplog.text
+    assert "model: None -> {'type': 'b'}" in caplog.text
+
+
+def test_a_resume_with_other_data_says_so(tmp_path, caplog):
+    build(tmp_path / "run", 3).fit()
+    logging.getLogger("ppvision").propagate = True
+    build(tmp_path / "run", 6, resume="auto", batch_size=5).callbacks[0].on_end()
+    assert "an epoch had 6 batches and has 5 now" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"accumulate": 0}, {"clip_norm": -1}, {"ema_decay": 1}, {"seed": -1}, {"precision": "int8"}],
+)
+def test_options_out_of_range(options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+        TrainOptions(**{"iters": 1, "batch_size": 1, **options})
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -280,7 +280,7 @@ class Trainer:
     def _step(self, network: nn.Layer, batches: list) -> dict[str, float]:
         """Forward and backward over the batches, then one update."""
         self.model.train()  # evaluation and pictures leave it in evaluation mode
-        statistics = [buffer.clone() for buffer in self.model.buffers()]
+        statistics = [tensor.clone() for tensor in _statistics(self.model)]
         passes = self.compute_losses
         if not isinstance(passes, Mapping):
             passes = {"": passes}
@@ -306,10 +306,10 @@ class Trainer:
                     tag = f"Train/loss{suffix}"
                     numbers[tag] = numbers.get(tag, 0.0) + part / len(batches)
         norm = self._clip()
-        if norm is not None and not self.scaler.is_enable():
-            numbers["Train/grad_norm"] = norm
-            if not math.isfinite(norm):
-                self._stop_for("gradient norm", norm, statistics)
+        numbers["Train/grad_norm"] = norm
+        # The loss scaling skips a step that overflows and goes on with a smaller scale.
+        if not math.isfinite(norm) and not self.scaler.is_enable():
+            self._stop_for("gradient norm", norm, statistics)
         numbers["Train/lr"] = self.optimizer.get_lr()
         self._update(loss)
         return numbers
@@ -333,15 +333,18 @@ class Trainer:
             return contextlib.nullcontext()
         return network.no_sync()
 
-    def _clip(self) -> float | None:
-        """Bound the gradient; its norm before, where it is bounded or about to be logged."""
-        bound = self.options.clip_norm
-        if bound is None and not self._is_due(self.options.log_iters):
-            return None
+    def _clip(self) -> float:
+        """Bound the gradient; returns its global norm before.
+
+        The norm is taken at every step: a NaN can pass through ReLU and leave the loss finite.
+        """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if bound is None else bound)
-        return float(norm)
+        if self.options.clip_norm is not None:
+            return float(nn.utils.clip_grad_norm_(parameters, self.options.clip_norm))
+        with paddle.no_grad():
+            squares = [p.grad.astype("float32").square().sum() for p in parameters]
+            return math.sqrt(float(paddle.stack(squares).sum())) if squares else 0.0
 
     def _update(self, loss: Tensor) -> None:
         self.scaler.step(self.optimizer)
@@ -369,8 +372,8 @@ class Trainer:
         """Keep the state before this step, then raise with all that helps to find the cause."""
         step = self.progress.step
         self.model.clear_gradients()
-        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
-            buffer.set_value(before)  # the forward pass has put its numbers into BatchNorm's
+        for tensor, before in zip(_statistics(self.model), statistics, strict=True):
+            tensor.set_value(before)  # the forward pass has put its numbers into BatchNorm's
         self.progress.step = step - 1
         keys = [key for batch in self._batches(step - 1, step) for key in batch]
         names = "\n  ".join(sample_name(self.dataset, index) for _, index in keys)
@@ -453,6 +456,13 @@ class Trainer:
         if self.rank == 0:
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
+
+
+def _statistics(model: nn.Layer) -> list[Tensor]:
+    """What a forward pass changes: buffers, and BatchNorm's statistics, which Paddle keeps as
+    parameters."""
+    norms = [layer for layer in model.sublayers() if hasattr(layer, "_variance")]
+    return [*model.buffers(), *(t for norm in norms for t in (norm._mean, norm._variance))]
 
 
 __all__ = ["PRECISIONS", "TrainOptions", "Trainer"]
