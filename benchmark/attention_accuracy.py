@@ -43,6 +43,7 @@ from tqdm import tqdm
 
 from ppvision.engine.callbacks import ProgressLog
 from ppvision.engine.trainer import Trainer, TrainOptions
+from ppvision.environment import machine
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, PatchMerging
 from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_attention
 from ppvision.run_folder import RunFolder, write_text
@@ -156,7 +157,7 @@ class GroupedAttention(nn.Layer):
     def _bands(self, parts: list[Tensor], bias: Tensor | None) -> Tensor:
         batch, _, height, width = parts[0].shape
         interlaced, branches = self.kind == "pale", []
-        halves = zip(*(paddle.split(t, 2, axis=1) for t in parts), strict=True)
+        halves = zip(*(paddle.chunk(t, 2, axis=1) for t in parts), strict=True)
         for branch, cut in enumerate(halves):  # rows, then columns: the transposed map's rows
             cut = [*cut] if bias is None else [*cut, bias]
             if branch == 1:
@@ -369,12 +370,6 @@ def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
         "minutes": f"{seconds / 60:.1f}",
         "machine": machine(),
     }
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    name = next(line.split(": ")[1] for line in lines if line.startswith("model name"))
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def read_rows(path: Path) -> list[dict]:

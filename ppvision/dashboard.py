@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import csv
 import io
+import os
 import shutil
 import socket
 import subprocess
@@ -187,9 +188,13 @@ def main() -> None:
         sys.exit(str(error))
     port = args.port or free_port()
     print(f"VisualDL: http://{args.host}:{port} (Ctrl+C stops it)", flush=True)
+    # VisualDL calls a run by the path that it is given: `RUN/vdl`, from where the runs lie.
+    folders = [folder.resolve() for folder in folders]
+    base = os.path.commonpath([folder.parent.parent for folder in folders])
+    names = [os.path.relpath(folder, base) for folder in folders]
     command = [sys.executable, "-m", "visualdl.server.app", "--host", args.host]
-    command += ["--port", str(port), "--logdir", *map(str, folders)]
-    sys.exit(subprocess.call(command))
+    command += ["--port", str(port), "--disable-telemetry", "--logdir", *names]
+    sys.exit(subprocess.call(command, cwd=base))
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ select=()
 if [[ "${1:-}" == --all ]]; then
   shift
   select=(-m "")
-  if command -v nginx >/dev/null && command -v chromium >/dev/null; then
+  if command -v nginx >/dev/null && command -v chromium >/dev/null &&
+    command -v chromedriver >/dev/null; then
     :
   elif [[ "$(id -u)" == 0 ]]; then
     apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx chromium >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx chromium chromium-driver fonts-dejavu-core >/dev/null
   else
     echo "test: not root, so nginx and chromium are not installed; tests that need them will skip" >&2
   fi

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from ppvision.tasks import open_job
-from ppvision.tasks.config import ConfigError, apply_options, read_yaml
+from ppvision.tasks.config import ConfigError, apply_options, plain, read_yaml
+from ppvision.tasks.training import train_options
 from tests.conftest import ROOT
 
 
@@ -36,6 +37,55 @@ def test_files_that_are_no_config(tmp_path, text, message):
     (tmp_path / "job.yml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_yaml(tmp_path / "job.yml")
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path):
+    (tmp_path / "job.yml").write_text("a: {x: 1}\nb: 2\na: {y: 1}\n")
+    with pytest.raises(ConfigError, match=r"'a' is written twice, before at .*job\.yml:1"):
+        read_yaml(tmp_path / "job.yml")
+
+
+def test_anchors_and_merges_are_plain_yaml(tmp_path):
+    (tmp_path / "job.yml").write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n")
+    content = read_yaml(tmp_path / "job.yml")
+    assert content == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+    assert type(plain(content)["c"]) is dict
+
+
+def test_errors_name_the_file_and_line(tmp_path):
+    """Also of a base, and of an override."""
+    base = tmp_path / "base.yml"
+    base.write_text("iters: 3\nmodel:\n  type: SegFormer\n  backbnoe: {type: pale_nano}\n")
+    top = tmp_path / "top.yml"
+    top.write_text("_base_: base.yml\n\nbatchsize: 4\n")
+    with pytest.raises(ConfigError, match=r"top\.yml:3\): .* got 'batchsize'. Did you mean batch_"):
+        open_job(top)
+    top.write_text("_base_: base.yml\n")
+    with pytest.raises(ConfigError, match=r"base\.yml:4\): model: SegFormer takes no 'backbnoe'"):
+        open_job(top)
+    with pytest.raises(ConfigError, match=r"\(--opts model\.type=SegFormr\): model\.type"):
+        open_job(top, ["model.type=SegFormr"])
+
+
+def test_several_overrides_all_count(config_file):
+    """PaddleSeg's own keep only the last of those that share a first key."""
+    job = open_job(
+        config_file(), ["optimizer.weight_decay=0.5", "optimizer.beta1=0.8", "model.num_classes=11"]
+    )
+    assert job.content["optimizer"] == {"type": "AdamW", "weight_decay": 0.5, "beta1": 0.8}
+
+
+def test_engine_keys_reach_the_engine(config_file):
+    def change(config):
+        config |= {"accumulate": 3, "clip_norm": 0.5, "ema_decay": 0.9, "seed": 4}
+
+    options = train_options(open_job(config_file(change)), seed=None, log_iters=7)
+    assert (options.accumulate, options.clip_norm, options.ema_decay) == (3, 0.5, 0.9)
+    assert (options.seed, options.log_iters, options.batch_size, options.iters) == (4, 7, 4, 6)
+    assert train_options(open_job(config_file()), seed=None).seed == 0
+    bad = open_job(config_file(lambda c: c.update(accumulate="two")))
+    with pytest.raises(ValueError, match="accumulate: expected a whole number"):
+        train_options(bad)
 
 
 def test_options_reach_lists_and_keep_types():

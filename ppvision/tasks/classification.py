@@ -79,6 +79,7 @@ TRAIN_TRANSFORMS = {
 } | {"RandAugment": RandAugment, "RandomErasing": RandomErasing, **deployed.KNOWN}
 
 PICTURES = 8  # validation samples shown in the dashboard
+PICTURES_A_ROW = 4
 PICTURE_SIDE = 160  # pixels of a shown sample
 
 
@@ -258,7 +259,12 @@ class Classification:
             predicted = self.predict_image(model, path).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
             tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
-        return {"samples": np.concatenate(tiles, axis=1)} if tiles else {}
+        tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % PICTURES_A_ROW)
+        rows = [
+            np.concatenate(tiles[k : k + PICTURES_A_ROW], axis=1)
+            for k in range(0, len(tiles), PICTURES_A_ROW)
+        ]
+        return {"samples": np.concatenate(rows, axis=0)}
 
     # -- evaluate ------------------------------------------------------------------------------
 

@@ -160,15 +160,20 @@ def _describe(
     dashboard.settings(values, [*scores, "Train/loss"])
 
 
+_NO_SETTINGS = {"task", "train_dataset", "val_dataset", "test_config", "imports"}
+_NO_SETTINGS |= {"run.log_iters", "run.save_interval", "run.keep_checkpoint_max"}
+_NO_SETTINGS |= {"run.num_workers", "run.resume"}
+
+
 def settings(content: dict, where: str = "") -> dict[str, float | str]:
     """The single values of a config by path, but for data sets: numbers as floats, others as text.
 
-    Paths lose the `run.` of what the command line decides.
+    Of how it was run, what decides the result; without the `run.` before it.
     """
     values: dict[str, float | str] = {}
     for key, value in content.items():
         path = f"{where}.{key}" if where else str(key)
-        if path in ("train_dataset", "val_dataset", "test_config", "imports", "run.resume"):
+        if path in _NO_SETTINGS:
             continue
         if isinstance(value, dict):
             values |= settings(value, path)
