@@ -155,9 +155,10 @@ class GroupedAttention(nn.Layer):
         return paddle.roll(out, [shift, shift], axis=[2, 3]) if shift else out
 
     def _bands(self, parts: list[Tensor], bias: Tensor | None) -> Tensor:
-        batch, _, height, width = parts[0].shape
+        batch, channels, height, width = parts[0].shape
         interlaced, branches = self.kind == "pale", []
-        halves = zip(*(paddle.chunk(t, 2, axis=1) for t in parts), strict=True)
+        split = [batch, 2, channels // 2, height, width]
+        halves = zip(*(t.reshape(split).unbind(1) for t in parts), strict=True)
         for branch, cut in enumerate(halves):  # rows, then columns: the transposed map's rows
             cut = [*cut] if bias is None else [*cut, bias]
             if branch == 1:
