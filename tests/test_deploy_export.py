@@ -536,3 +536,11 @@ def test_probes_have_the_magnitude_of_pictures():
     assert 0.9 < noise_.std() < 1.1
     (both,) = parity.probe_batches((3, 3, 97, 131), mean, std)
     assert np.array_equal(both, np.concatenate([picture, noise_, picture]))
+
+
+def test_a_crop_is_refused_for_segmentation(tmp_path):
+    crop = [{"type": "CenterCrop", "target_size": [8, 8]}]
+    with pytest.raises(ValueError, match="CenterCrop leaves parts of the picture without a class"):
+        export_model(
+            paddle.nn.Conv2D(3, 2, 1), tmp_path / "m", input_shape=[1, 3, 8, 8], transforms=crop
+        )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paddle.vision.transforms import CenterCrop
 
 from ppvision.deploy.transforms import KNOWN, Step, Transforms
 
@@ -83,7 +84,22 @@ def test_chain_equals_paddleseg(height, width, seed):
 
 
 def test_every_known_transform_is_compared():
-    assert {spec["type"] for spec in SPECS} == set(KNOWN)
+    assert {spec["type"] for spec in SPECS} | {"CenterCrop"} == set(KNOWN)
+
+
+@pytest.mark.parametrize("size", [(20, 20), (21, 20), (33, 7), (47, 32), (46, 31)])
+def test_center_crop_equals_paddles(size):
+    rgb = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    width, height = size
+    theirs = CenterCrop((height, width))(rgb)
+    ours, _ = Transforms([{"type": "CenterCrop", "target_size": list(size)}])(rgb)
+    np.testing.assert_array_equal(ours, theirs.transpose(2, 0, 1).astype(np.float32))
+
+
+def test_center_crop_of_a_picture_that_is_too_small():
+    rgb = np.zeros((10, 30, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"at least 20x20 \(width x height\), got 30x10"):
+        Transforms([{"type": "CenterCrop", "target_size": [20, 20]}])(rgb)
 
 
 def test_file_and_array_go_the_same_way(tmp_path):

@@ -1,7 +1,7 @@
 """What happens to a picture before the network, without PaddleSeg: numpy and OpenCV.
 
 The names, parameters and results are those of PaddleSeg's `paddleseg.transforms` (the tests compare
-the arrays), so that a `deploy.yaml` can carry the validation transforms of a configuration as they
+the arrays) and, for CenterCrop, of `paddle.vision`, so that a `deploy.yaml` can carry the validation transforms of a configuration as they
 stand. Only transforms that give the same result for the same picture are known here; random ones
 belong to training and are refused by name.
 """
@@ -249,7 +249,7 @@ class PaddingByAspectRatio:
 
 
 class CenterCrop:
-    """Cut out the middle. PaddleSeg has none: for classification, where nothing is undone.
+    """Cut out the middle, as `paddle.vision` does. For classification, where nothing is undone.
 
     Args:
         target_size: [width, height], at most the picture's size.
@@ -266,7 +266,7 @@ class CenterCrop:
                 f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before CenterCrop."
             )
-        top, left = (height - new_height) // 2, (width - new_width) // 2
+        top, left = round((height - new_height) / 2), round((width - new_width) / 2)
         cut = image[top : top + new_height, left : left + new_width]
         return cut, Step("crop", (height, width))
 

@@ -44,6 +44,8 @@ _AMP_BLACK = {"bilinear_interp_v2"}
 # `(network, batch) -> losses`, whose sum counts.
 ForwardPass = Callable[[nn.Layer, object], Sequence[Tensor]]
 
+_ONLY = ""  # the name of a forward pass that has no other beside it
+
 # Logged as they are; of the others the mean since the last line.
 _LATEST = ("Train/lr", "Train/grad_norm")
 
@@ -283,7 +285,7 @@ class Trainer:
         statistics = [tensor.clone() for tensor in _statistics(self.model)]
         passes = self.compute_losses
         if not isinstance(passes, Mapping):
-            passes = {"": passes}
+            passes = {_ONLY: passes}
         share = 1 / (len(passes) * len(batches))
         numbers: dict[str, float] = {"Train/loss": 0.0}
         for k, batch in enumerate(batches):
@@ -299,11 +301,7 @@ class Trainer:
                         self._stop_for("loss", value, statistics)
                     self.scaler.scale(loss if share == 1 else loss * share).backward()
                 numbers["Train/loss"] += value * share
-                parts = {f"_{i}": float(part) for i, part in enumerate(losses)}
-                if len(passes) > 1:
-                    parts = {f"_{name}": value}
-                for suffix, part in parts.items() if len(parts) * len(passes) > 1 else ():
-                    tag = f"Train/loss{suffix}"
+                for tag, part in _parts(name, value, losses).items():
                     numbers[tag] = numbers.get(tag, 0.0) + part / len(batches)
         norm = self._clip()
         numbers["Train/grad_norm"] = norm
@@ -456,6 +454,15 @@ class Trainer:
         if self.rank == 0:
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
+
+
+def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float]:
+    """What is logged beside the loss: that of one pass of several, or each of several losses."""
+    if name != _ONLY:
+        return {f"Train/loss_{name}": value}
+    if len(losses) == 1:
+        return {}
+    return {f"Train/loss_{i}": float(part) for i, part in enumerate(losses)}
 
 
 def _statistics(model: nn.Layer) -> list[Tensor]:

@@ -48,9 +48,5 @@ def load_yaml(stream: IO[str] | str) -> object:
     return yaml.load(stream, Loader=_Loader)
 
 
-def _load(stream: IO[str], Loader: object = None) -> object:
-    return load_yaml(stream)
-
-
 # The name `yaml` inside that one module; YAML itself stays as it is for everyone else.
-workspace.yaml = SimpleNamespace(load=_load, dump=yaml.dump)
+workspace.yaml = SimpleNamespace(load=yaml.load, dump=yaml.dump, Loader=_Loader)
