@@ -600,19 +600,10 @@ def _table(rows: list[Row], with_backbone: bool) -> list[str]:
     return lines
 
 
-def processor() -> str:
-    """The processor's name and the core count."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0]}, {len(names)} cores"
-
-
 def document(rows: dict[str, Row]) -> str:
     """The part of docs/compatibility.md between the markers."""
     import ppvision.plugins.paddleseg  # noqa: F401
+    from ppvision.environment import machine
     from ppvision.plugins import shims
 
     versions = ", ".join(
@@ -622,7 +613,7 @@ def document(rows: dict[str, Row]) -> str:
     lines = [
         BEGIN,
         "",
-        f"{versions}, Python {platform.python_version()}; {processor()}; no GPU.",
+        f"{versions}, Python {platform.python_version()}; {machine()}; no GPU.",
         "",
     ]
     lines += ["### Shims that this Paddle needs", "", "| name | function |", "|---|---|"]

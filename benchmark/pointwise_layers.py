@@ -16,7 +16,6 @@ All of them run in turn in one loop, so that whatever else the machine does meet
 import argparse
 import csv
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ import paddle
 from paddle import Tensor, inference, nn
 
 from ppvision.deploy import export_model
+from ppvision.environment import processor
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 RESULTS = Path(__file__).with_name("results") / "pointwise_layers.csv"
@@ -83,15 +83,6 @@ def runner(folder: Path, threads: int, passes_off: tuple[str, ...] | None) -> Ca
         return output.copy_to_cpu()
 
     return run
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.data.digit_scenes import write_digit_scenes
+from ppvision.environment import machine
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.zoo.registry import WeightsCard
 from ppvision.zoo.weights import WEIGHTS_FOLDER, load_weights, save_weights
@@ -243,18 +244,13 @@ def write_weights(folder: Path, model, score, val, digits_top1: float, hours: fl
         command="python benchmark/train_small_weights.py (its first pass over the scenes was "
         "lengthened from 4,500 to 5,500 steps while it ran)",
         hours=round(hours, 2),
-        machine=f"{processor()}, {os.cpu_count()} cores",
+        machine=machine(),
         score=f"digit-scenes val (240 scenes of 112 px): mIoU {ious.mean():.3f} over 11 classes "
         f"(backbone's first stage: top-1 {digits_top1:.3f} on single digits)",
     )
     text = json.dumps(asdict(card), indent=2) + "\n"
     path.with_suffix(".json").write_text(text, encoding="utf-8")
     print(text)
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
 
 
 if __name__ == "__main__":
