@@ -1,9 +1,10 @@
 """What happens to a picture before the network, without PaddleSeg: numpy and OpenCV.
 
 The names, parameters and results are those of PaddleSeg's `paddleseg.transforms` and, for
-CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can carry the validation
-transforms of a configuration as they stand. Only transforms that give the same result for the same
-picture are known here; random ones belong to training and are refused by name.
+CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can carry
+the validation transforms of a configuration as they stand. Only transforms that give the same
+result for the same picture are known here; random ones belong to training and are refused by
+name.
 """
 
 import inspect
