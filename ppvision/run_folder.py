@@ -1,7 +1,10 @@
 """One folder per run, `--save_dir`: what lies where, and who may write there."""
 
 import csv
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +49,28 @@ class RunFolder:
                 "Go on with it (--resume auto), name another one (--save_dir) or remove it."
             )
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, made where it is not there, against a second run in it.
+
+        Raises:
+            FileExistsError: another process holds it.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise FileExistsError(
+                f"save_dir: another process is training in {self.root}. Wait for it, stop it, or "
+                "name another folder (--save_dir)."
+            ) from error
+        try:
+            yield
+        finally:
+            os.close(handle)
+
     def open(self, config: dict) -> None:
         """Make the folder and write the resolved configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -71,13 +96,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+# How a run is run, without effect on what it computes (`iters` stands in the config as well).
+_NO_DIFFERENCE = {f"run.{key}" for key in ("log_iters", "save_interval", "keep_checkpoint_max")}
+_NO_DIFFERENCE |= {f"run.{key}" for key in ("num_workers", "resume", "iters", "batch_size")}
+
+
 def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
-    """One line `a.b: old -> new` for every value that differs, but for how the run is run."""
+    """One line `a.b: old -> new` for every value that differs and matters to the numbers."""
     lines = []
     for key in [*before, *(k for k in now if k not in before)]:
-        if not where and key == "run":
-            continue
         path = f"{where}.{key}" if where else str(key)
+        if path in _NO_DIFFERENCE:
+            continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             lines += config_differences(old, new, path)

@@ -13,11 +13,11 @@ from ppvision.cli import run
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.files import DataError
 from ppvision.engine.checkpoint import list_checkpoints
-from ppvision.run_folder import read_metrics
+from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.classification import TRAIN_TRANSFORMS, _build
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.training import steps_of
+from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model
 from tests.conftest import ROOT, classification_config
 from tests.test_segmentation import records, shell
@@ -92,7 +92,7 @@ def test_folders_that_are_wrong(crops, tmp_path):
         ClassFolders(tmp_path / "absent")
     with pytest.raises(DataError, match="Is it the folder above the classes"):
         ClassFolders(crops / "train" / "digit 0")
-    with pytest.raises(DataError, match="num_classes: expected 3"):
+    with pytest.raises(DataError, match=r"model has 2, and .* has 3 classes"):
         ClassFolders(crops / "train", num_classes=2)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -212,6 +212,48 @@ def test_exported_and_eager_agree(trained, crops, tmp_path, capsys):
     assert (tmp_path / "eager" / "overlay" / "0.png").is_file()
 
 
+def test_an_argmax_export_invents_no_scores(trained, tmp_path, capsys):
+    config, folder = trained
+    weights = folder / "best_model" / "model.pdparams"
+    ppvision("export", "-c", config, "--model_path", weights, "--save_dir", tmp_path / "m")
+    capsys.readouterr()
+    assert ppvision("eval", "-c", config, "--model_dir", tmp_path / "m") == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "no top5, no loss" in last
+    best = max(v for _, tag, v in read_metrics(folder / "metrics.csv") if tag.endswith("top1"))
+    assert last.startswith(f"top1 {best:.4f}")
+
+
+def test_a_validation_folder_that_lacks_a_class_is_refused(trained, crops, tmp_path, capsys):
+    """The classes behind it would get other numbers."""
+    import shutil
+
+    config, folder = trained
+    shutil.copytree(crops / "val", tmp_path / "val")
+    shutil.rmtree(tmp_path / "val" / "digit 1")
+    weights = folder / "best_model" / "model.pdparams"
+    root = f"val_dataset.root={tmp_path / 'val'}"
+    assert ppvision("eval", "-c", config, "--model_path", weights, "--opts", root) == 1
+    assert "the model has 3, and" in capsys.readouterr().err
+
+
+def test_training_pictures_of_different_sizes_stop_the_run(crops, tmp_path, classification_file):
+    import shutil
+
+    shutil.copytree(crops / "train", tmp_path / "train")
+    for path in (tmp_path / "train" / "digit 0").iterdir():
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (40, 30)))
+
+    def change(config):
+        config["train_dataset"] = {"root": str(tmp_path / "train"), "transforms": []}
+
+    job = open_job(classification_file(change))
+    with pytest.raises(RuntimeError, match=r"do not fit together.*\[3, 28, 28\], \[3, 30, 40\]"):
+        run_training(
+            job, RunFolder(tmp_path / "run"), train_options(job), do_eval=False, use_vdl=False
+        )
+
+
 def test_flags_of_segmentation_are_refused(trained, capsys):
     config, folder = trained
     weights = folder / "best_model" / "model.pdparams"
@@ -293,6 +335,23 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
         (lambda c: c["train_dataset"]["transforms"][1].update(magnitud=3), "takes no 'magnitud'"),
         (lambda c: c["train_dataset"]["transforms"][1].update(magnitude=30), "magnitude 0 to 10"),
         (lambda c: c["val_dataset"]["transforms"].insert(0, {"type": "RandAugment"}), "for train"),
+        (lambda c: c["optimizer"].update(learning_rate=1), "optimizer: .*got 'learning_rate'"),
+        (
+            lambda c: c["optimizer"].update(beta1="a"),
+            r"optimizer.beta1: expected a number.*got 'a'",
+        ),
+        (
+            lambda c: c["loss"].update(mixup="lots"),
+            r"classes.yml:\d+\): loss.mixup: expected a num",
+        ),
+        (lambda c: c["model"].update(num_classes="3"), r"model.num_classes: expected a whole.*'3'"),
+        (lambda c: c["train_dataset"].update(root=5), "train_dataset: expected root.*got 5"),
+        (
+            lambda c: c.update(accumulate=0),
+            r"classes.yml:\d+\): accumulate: expected a whole number",
+        ),
+        (lambda c: c.update(imports=5), "imports: expected a module"),
+        (lambda c: c["lr_scheduler"].update(warmup_epochs=0.5), "warmup_epochs: expected a whole"),
         (lambda c: c["optimizer"].update(type="AdamV"), "Did you mean Adam or AdamW"),
         (lambda c: c["optimizer"].update(momentum=0.9), "AdamW takes no 'momentum'"),
         (lambda c: c["loss"].update(smoothing=0.9), "Did you mean label_smoothing"),
@@ -309,7 +368,7 @@ def test_what_a_config_cannot_say(classification_file, change, message):
 def test_values_out_of_range(classification_file):
     for change, message in (
         (lambda c: c["loss"].update(label_smoothing=1.5), "label_smoothing in"),
-        (lambda c: c["optimizer"].update(layer_decay=0), "layer_decay in"),
+        (lambda c: c["optimizer"].update(layer_decay=2), "layer_decay in"),
         (lambda c: c["lr_scheduler"].update(warmup_epochs=9), "warm-up shorter than"),
         (lambda c: c["lr_scheduler"].update(end_lr=1), "end_lr between 0"),
     ):
@@ -439,3 +498,22 @@ def test_two_processes_are_one_with_the_doubled_batch(classification_file, tmp_p
         np.testing.assert_allclose(a, b, atol=2e-5, err_msg=tag)
     losses = [v for _, t, v in rows["one"] if t == "Train/loss"]
     assert max(losses) - min(losses) > 1e-3
+
+
+def test_a_loss_that_is_not_finite_on_rank_1_stops_both_with_a_checkpoint(
+    classification_file, tmp_path
+):
+    config = classification_file(lambda c: c.update(imports=["tests.poisoned_rank"]))
+    done = shell(
+        *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),
+        *("--batch_size", 3, "--log_iters", 2),
+        NPROC=2,
+        LOG_DIR=tmp_path / "logs",
+        PYTHONPATH=ROOT,
+    )
+    assert done.returncode != 0
+    logs = [(tmp_path / "logs" / f"workerlog.{rank}").read_text() for rank in (0, 1)]
+    for log in logs:
+        assert "loss: expected a finite number, got nan at step 3" in log, log
+        assert log.count(".png") == 3  # rank 1's batch, on both
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_2"]

@@ -75,6 +75,15 @@ def test_several_overrides_all_count(config_file):
     assert job.content["optimizer"] == {"type": "AdamW", "weight_decay": 0.5, "beta1": 0.8}
 
 
+def test_an_override_may_begin_a_part_that_was_left_out(config_file):
+    path = config_file(lambda c: c.pop("test_config", None))
+    assert open_job(path, ["test_config.aug_eval=True"]).content["test_config"] == {
+        "aug_eval": True
+    }
+    with pytest.raises(ConfigError, match=r"\(--opts los\.x=1\): .*Did you mean loss"):
+        open_job(path, ["los.x=1"])
+
+
 def test_engine_keys_reach_the_engine(config_file):
     def change(config):
         config |= {"accumulate": 3, "clip_norm": 0.5, "ema_decay": 0.9, "seed": 4}
@@ -83,9 +92,8 @@ def test_engine_keys_reach_the_engine(config_file):
     assert (options.accumulate, options.clip_norm, options.ema_decay) == (3, 0.5, 0.9)
     assert (options.seed, options.log_iters, options.batch_size, options.iters) == (4, 7, 4, 6)
     assert train_options(open_job(config_file()), seed=None).seed == 0
-    bad = open_job(config_file(lambda c: c.update(accumulate="two")))
-    with pytest.raises(ValueError, match="accumulate: expected a whole number"):
-        train_options(bad)
+    with pytest.raises(ConfigError, match=r"job\.yml:\d+\): accumulate: expected a whole number"):
+        open_job(config_file(lambda c: c.update(accumulate="two")))
 
 
 def test_options_reach_lists_and_keep_types():
@@ -94,7 +102,7 @@ def test_options_reach_lists_and_keep_types():
     assert config == {"a": {"b": [{"c": [3, 4]}, 0.5], "new": "x=y"}}
     for option, message in (
         ("a", "expected key=value"),
-        ("x.y=1", "no 'x' in the config. Known: a"),
+        ("a.y.z=1", "no 'y' in the config. Known: b"),
         ("a.b.7.c=1", "expected an entry '7', got a list of 2"),
         ("a.b.1.c=1", "expected a mapping before 'c'"),
     ):
@@ -117,6 +125,19 @@ def test_options_reach_lists_and_keep_types():
             r"train_dataset.transforms.2.type: got 'RandomFlip'",
         ),
         (lambda c: c["loss"]["types"][0].update(weights=1), "takes no 'weights'"),
+        (lambda c: c["loss"].update(coeff=[1]), r"job\.yml:\d+\): loss: .*Did you mean coef"),
+        (lambda c: c["lr_scheduler"].update(pwer=1), r"job\.yml:\d+\): lr_scheduler: .*'pwer'"),
+        (lambda c: c["lr_scheduler"].pop("type"), "lr_scheduler: expected type"),
+        (
+            lambda c: c["train_dataset"]["transforms"].append("RandomDistort"),
+            r"train_dataset.transforms.2: expected \{type",
+        ),
+        (
+            lambda c: c["optimizer"].update(
+                grad_clip_cfg={"name": "ClipGradByGlobalNorm", "clip_nrm": 1}
+            ),
+            "grad_clip_cfg: .*Did you mean clip_norm",
+        ),
         (lambda c: c["optimizer"].update(type="AdamWW"), r"optimizer.type.*Did you mean AdamW"),
         (lambda c: c.pop("model"), "No model specified"),
         (lambda c: c["val_dataset"].update(num_classes=5), "num_classes"),

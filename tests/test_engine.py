@@ -10,17 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from ppvision.engine.callbacks import Callback
+from ppvision.engine import checkpoint
+from ppvision.engine.callbacks import Callback, ProgressLog
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
 from ppvision.engine.seeding import SeededBatches, SeededDataset
 from ppvision.engine.trainer import TrainOptions
-from ppvision.run_folder import read_metrics
+from ppvision.run_folder import RunFolder, read_metrics
 from tests.conftest import ROOT
 from tests.small_run import NoisyNumbers, build
 from tests.test_segmentation import records
@@ -84,8 +86,6 @@ def test_a_run_killed_again_and_again_ends_like_one_that_was_not(uninterrupted, 
 
 def test_a_run_killed_in_the_middle_of_a_save(uninterrupted, tmp_path):
     """Stop a save after each of its files: the older checkpoint is what counts."""
-    import ppvision.engine.checkpoint as checkpoint
-
     for after in (1, 2, 3):
         folder = tmp_path / str(after)
         saved, calls = checkpoint.save_weights, []
@@ -141,6 +141,147 @@ def test_a_damaged_checkpoint_is_refused_and_the_older_one_offered(
     assert_same_end(folder, uninterrupted)
 
 
+def test_the_offer_is_an_older_and_intact_one(uninterrupted, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    for step in (STEPS, STEPS - 3):
+        path = folder / "checkpoints" / f"step_{step}" / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(CheckpointError, match=rf"--resume .*step_{STEPS - 6}$"):
+        build(folder, STEPS, resume="auto")
+    with pytest.raises(CheckpointError, match=rf"--resume .*step_{STEPS - 6}$"):
+        build(folder, STEPS, resume=str(folder / "checkpoints" / f"step_{STEPS - 3}"))
+    path = folder / "checkpoints" / f"step_{STEPS - 6}" / "state.json"
+    path.unlink()
+    with pytest.raises(CheckpointError, match="There is no older one that is intact"):
+        build(folder, STEPS, resume=str(path.parent))
+
+
+def test_every_flipped_bit_of_the_state_is_refused(uninterrupted, tmp_path):
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(uninterrupted / "checkpoints" / f"step_{STEPS}", folder / "step_1")
+    path = folder / "step_1" / "state.json"
+    whole = path.read_bytes()
+    meaning = json.loads(whole)
+    checkpoint._read_state(folder / "step_1")
+    rng = random.Random(0)
+    for _ in range(400):
+        place, bit = rng.randrange(len(whole)), rng.randrange(8)
+        changed = whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :]
+        path.write_bytes(changed)
+        try:
+            if json.loads(changed) == meaning:
+                continue  # white space
+        except ValueError:
+            pass
+        with pytest.raises(CheckpointError, match="step_1"):
+            checkpoint._read_state(folder / "step_1")
+
+
+def test_an_older_checkpoint_sets_later_ones_aside(uninterrupted, tmp_path):
+    """What is written then is what `auto` finds, and it is not dropped as the oldest."""
+    folder = tmp_path / "run"
+    shutil.copytree(uninterrupted, folder)
+    older = folder / "checkpoints" / f"step_{STEPS - 6}"
+    trainer = build(folder, STEPS, resume=str(older), keep_checkpoint_max=2, save_interval=4)
+    poison(trainer, STEPS - 1)
+    with pytest.raises(FloatingPointError):
+        trainer.fit()
+    names = [p.name for p in list_checkpoints(folder / "checkpoints")]
+    assert names == [f"step_{STEPS - 6}", f"step_{STEPS - 2}"]
+    aside = {p.name for p in (folder / "checkpoints" / "abandoned").iterdir()}
+    assert aside == {f"step_{STEPS - 3}", f"step_{STEPS}"}
+    resumed = build(folder, STEPS, resume="auto")
+    assert resumed.progress.step == STEPS - 2
+    resumed.fit()
+    model = load_file(folder / "checkpoints" / f"step_{STEPS}" / "model.safetensors")
+    expected = load_file(uninterrupted / "checkpoints" / f"step_{STEPS}" / "model.safetensors")
+    for key in expected:
+        np.testing.assert_array_equal(model[key], expected[key])
+    steps = [s for s, tag, _ in read_metrics(folder / "metrics.csv") if tag == "Train/loss"]
+    assert steps == list(range(2, STEPS + 1, 2))
+
+
+def test_a_checkpoint_is_never_removed_to_be_written_again(tmp_path, monkeypatch):
+    """A loss that is not finite right after a save: that checkpoint is the state before it."""
+    trainer = build(tmp_path / "run", STEPS, keep_checkpoint_max=1)
+    poison(trainer, 7)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", _refuse_checkpoints(shutil.rmtree))
+    with pytest.raises(FloatingPointError, match="step_6 repeats"):
+        trainer.fit()
+    assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_6"]
+
+
+def _refuse_checkpoints(whole):
+    def rmtree(path, **options):
+        newer = [p for p in list_checkpoints(path.parent) if p.name != path.name]
+        assert path.name.startswith(".") or newer, f"{path} was the only one"
+        whole(path, **options)
+
+    return rmtree
+
+
+def test_the_state_before_a_stop_costs_no_other_checkpoint(tmp_path):
+    trainer = build(tmp_path / "run", STEPS, keep_checkpoint_max=1)
+    poison(trainer, 8)
+    with pytest.raises(FloatingPointError, match="step_7 repeats"):
+        trainer.fit()
+    names = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step_6", "step_7"]
+
+
+def test_another_optimizer_is_refused(uninterrupted, tmp_path):
+    trainer = build(tmp_path / "other", 3)
+    path = uninterrupted / "checkpoints" / f"step_{STEPS}"
+    momentum = paddle.optimizer.Momentum(
+        trainer.optimizer._learning_rate, parameters=trainer.model.parameters()
+    )
+    adamw = trainer.optimizer
+    checkpoint.load_checkpoint(path, trainer.model, adamw, None)
+    saved = checkpoint.save_checkpoint(
+        tmp_path / "c", trainer.model, momentum, checkpoint.Progress(step=1), None, 1, {}
+    )
+    fresh = paddle.optimizer.AdamW(0.1, parameters=trainer.model.parameters())
+    with pytest.raises(CheckpointError, match="expected the state of AdamW, got that of Momentum"):
+        checkpoint.load_checkpoint(saved, trainer.model, fresh, None)
+    trainer.callbacks[0].on_end()
+
+
+def test_a_second_run_in_one_folder_is_refused(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(FileExistsError, match="another process is training"):  # noqa: SIM117
+        with folder.locked():
+            pass
+    with folder.locked():
+        pass
+
+
+def test_a_full_disk_elsewhere_names_the_checkpoint_as_well(tmp_path, monkeypatch):
+    trainer = build(tmp_path / "run", STEPS)
+
+    def full(state, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(paddle, "save", full)
+    with pytest.raises(
+        OSError, match=r"best model: could not write .*No space.*Complete is .*step_3"
+    ):
+        trainer.fit()
+    assert not list((tmp_path / "run" / "best_model").iterdir())
+
+
+def test_time_left_goes_beyond_a_day(caplog):
+    logging.getLogger("ppvision").propagate = True
+    log = ProgressLog(300_001, 4)
+    with caplog.at_level(logging.INFO, "ppvision"):
+        log.on_log(
+            1,
+            {"Train/batch_cost": 2.0, "Train/reader_cost": 0, "Train/loss": 1.0, "Train/lr": 0.1},
+        )
+    assert "time left: 166:40:00" in caplog.text
+
+
 def test_a_checkpoint_of_another_model_is_refused(uninterrupted, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(uninterrupted, folder)
@@ -153,8 +294,6 @@ def test_a_checkpoint_of_another_model_is_refused(uninterrupted, tmp_path):
 
 
 def test_a_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
-    import ppvision.engine.checkpoint as checkpoint
-
     saved = checkpoint.save_weights
 
     def full(arrays, path):
@@ -431,8 +570,10 @@ def test_a_resume_with_another_config_says_what_differs(tmp_path, caplog):
     build(tmp_path / "run", 3).fit()
     logging.getLogger("ppvision").propagate = True
     other = {"steps": 4, "model": {"type": "b"}}
-    build(tmp_path / "run", 6, resume="auto", config=other).callbacks[0].on_end()
+    build(tmp_path / "run", 6, resume="auto", config=other, seed=7).callbacks[0].on_end()
     assert "steps: 3 -> 4" in caplog.text
+    assert "run.seed: 0 -> 7" in caplog.text
+    assert "scheduled for 3 steps and goes on from" in caplog.text
     assert "model: None -> {'type': 'b'}" in caplog.text
 
 
@@ -441,6 +582,16 @@ def test_a_resume_with_other_data_says_so(tmp_path, caplog):
     logging.getLogger("ppvision").propagate = True
     build(tmp_path / "run", 6, resume="auto", batch_size=5).callbacks[0].on_end()
     assert "an epoch had 6 batches and has 5 now" in caplog.text
+
+
+def test_a_resume_with_other_samples_says_so(tmp_path, caplog, monkeypatch):
+    build(tmp_path / "run", 3).fit()
+    logging.getLogger("ppvision").propagate = True
+    monkeypatch.setattr(
+        NoisyNumbers, "file_list", [(f"{i}.jpg",) for i in range(26)], raising=False
+    )
+    build(tmp_path / "run", 6, resume="auto").callbacks[0].on_end()
+    assert "others than before, or in another order" in caplog.text
 
 
 @pytest.mark.parametrize(

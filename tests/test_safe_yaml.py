@@ -52,6 +52,12 @@ def test_paddledetections_refuses_and_keeps_its_own_tags(hostile, tmp_path):
     (tmp_path / "top.yml").write_text(f"_BASE_: ['{path.name}']\n")
     with pytest.raises(yaml.YAMLError, match="python/object/apply"):
         load_config(str(tmp_path / "top.yml"))
+    from ppdet.utils.cli import ArgsParser
+
+    with pytest.raises(yaml.YAMLError, match="python/object/apply"):
+        ArgsParser().parse_args(
+            ["-c", "x.yml", "-o", f"a=!!python/object/apply:os.mkdir ['{left}']"]
+        )
     assert not left.exists()
 
     for text in (f"a: !Callable {{full_type: os.mkdir, args: ['{left}']}}", "a: !Nothing {}"):

@@ -47,10 +47,15 @@ class ClassFolders(paddle.io.Dataset):
             self.samples, self.classes = self._from_folders()
         else:
             self.samples, self.classes = self._from_list(Path(list_path))
-        if num_classes is not None and len(self.classes) > num_classes:
+        if num_classes is None:
+            return
+        # A folder that is missing would renumber the classes behind it.
+        wrong = len(self.classes) != num_classes if list_path is None else None
+        if wrong or len(self.classes) > num_classes:
             raise DataError(
-                f"num_classes: expected {len(self.classes)}, the classes of "
-                f"{list_path or self.root}, got {num_classes}. Set num_classes of the model."
+                f"num_classes: the model has {num_classes}, and {list_path or self.root} has "
+                f"{len(self.classes)} classes. Set num_classes of the model, or complete the "
+                "folders (without pictures of a class use a list file)."
             )
 
     def _from_folders(self) -> tuple[list[tuple[Path, int]], list[str]]:

@@ -1,7 +1,6 @@
 """What happens beside a training step: log lines, numbers and pictures for people."""
 
 import logging
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -37,7 +36,8 @@ class ProgressLog(Callback):
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
         cost = numbers["Train/batch_cost"]
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) * cost))
+        minutes, seconds = divmod(round((self.total - step) * cost), 60)
+        left = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"  # hours go beyond 24
         logger.info(
             f"[TRAIN] iter: {step}/{self.total}, loss: {numbers['Train/loss']:.4f}, "
             f"lr: {numbers['Train/lr']:.6f}, batch_cost: {cost:.4f} s, "

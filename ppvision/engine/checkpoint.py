@@ -43,6 +43,7 @@ class Progress:
     epoch: int = 0
     batch: int = 0
     batches_per_epoch: int = 0
+    data: str = ""  # digest of the samples' names, in their order
     evaluated: int = 0
     best_score: float = -1.0
     best_step: int = -1
@@ -78,7 +79,7 @@ def save_checkpoint(
     optimizer: paddle.optimizer.Optimizer,
     progress: Progress,
     ema: nn.Layer | None,
-    keep: int,
+    keep: int | None,
     config: dict,
 ) -> Path:
     """Write `folder/step_N`: everything beside it first, then renamed; then drop the oldest.
@@ -86,12 +87,12 @@ def save_checkpoint(
     Args:
         folder: the run's `checkpoints`.
         model, optimizer, progress, ema: what a resume needs.
-        keep: checkpoints to keep, at least 1.
+        keep: checkpoints to keep, at least 1; None keeps all.
         config: written beside them.
 
     Raises:
-        OSError: the disk is full, for one; nothing of the new checkpoint is left, the older ones
-            are as they were, and the message names the newest.
+        OSError: the disk is full, for one, or there is a checkpoint of this step (see `set_aside`);
+            nothing of the new checkpoint is left, and the older ones are as they were.
     """
     final = folder / f"step_{progress.step}"
     partial = folder / f".step_{progress.step}.partial"
@@ -99,23 +100,17 @@ def save_checkpoint(
     try:
         partial.mkdir(parents=True)
         _write_parts(partial, model, optimizer, progress, ema, config)
-        if final.exists():
-            shutil.rmtree(final)
+        sync_folder(partial)
         partial.replace(final)
         sync_folder(folder)
-    except BaseException as error:
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno, f"checkpoint: could not write {final} ({reason})") from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError):
-            older = [str(path) for path in list_checkpoints(folder)]
-            rest = f"Complete is {older[-1]}" if older else "There is no older one"
-            raise OSError(
-                error.errno,
-                f"checkpoint: could not write {final} ({error.strerror or error}). {rest}. Make "
-                "room, then go on with --resume auto",
-            ) from error
-        raise
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    if keep is not None:
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
     return final
 
 
@@ -137,18 +132,22 @@ def _write_parts(
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
     }
-    _write_state(folder, hashes, progress)
+    _write_state(folder, hashes, type(optimizer).__name__, progress)
 
 
-def _write_state(folder: Path, hashes: dict[str, str], progress: Progress) -> None:
-    state = {"format": 1, "files": hashes, **vars(progress)}
-    write_text(folder / "state.json", json.dumps(state, indent=2))
+def _write_state(folder: Path, hashes: dict[str, str], optimizer: str, progress: Progress) -> None:
+    state = {"format": 1, "files": hashes, "optimizer": optimizer, **vars(progress)}
+    write_text(folder / "state.json", json.dumps({"sha256": _digest(state), **state}, indent=2))
+
+
+def _digest(state: dict) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def update_progress(path: Path, progress: Progress) -> None:
     """Write the progress of a checkpoint anew, such as the score of an evaluation since."""
-    files = json.loads((path / "state.json").read_text(encoding="utf-8"))["files"]
-    _write_state(path, files, progress)
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    _write_state(path, state["files"], state["optimizer"], progress)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -157,17 +156,53 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Move the checkpoints after `step` to `folder/abandoned`: a run that goes on from an older one
+    takes another way, and `--resume auto` must not come back to them.
+
+    Returns:
+        Where they are now.
+    """
+    moved = []
+    for path in list_checkpoints(folder):
+        if int(path.name[5:]) > step:
+            target = folder / "abandoned" / path.name
+            target.parent.mkdir(exist_ok=True)
+            if target.exists():
+                shutil.rmtree(target)
+            moved.append(path.replace(target))
+    return moved
+
+
 def _read_state(path: Path) -> dict:
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        files = state["files"]
-        for name, expected in files.items():
+        expected = state.pop("sha256")
+        if _digest(state) != expected:
+            raise CheckpointError(f"{path / 'state.json'}: was changed (its sha256 differs).")
+        for name, wanted in state["files"].items():
             found = hashlib.sha256((path / name).read_bytes()).hexdigest()
-            if found != expected:
-                raise CheckpointError(f"{path / name}: expected sha256 {expected}, got {found}.")
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            if found != wanted:
+                raise CheckpointError(f"{path / name}: expected sha256 {wanted}, got {found}.")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"{path}: not a complete checkpoint ({error}).") from error
     return state
+
+
+def _newest_intact(folder: Path, before: Path) -> Path | None:
+    """The newest checkpoint older than `before` that is complete and as it was written."""
+    older = [path for path in list_checkpoints(folder) if path != before]
+    if re.fullmatch(r"step_\d+", before.name):
+        older = [path for path in older if int(path.name[5:]) < int(before.name[5:])]
+    for path in reversed(older):
+        try:
+            _read_state(path)
+        except CheckpointError:
+            continue
+        return path
+    return None
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
@@ -206,11 +241,17 @@ def load_checkpoint(
     try:
         state = _read_state(path)
     except CheckpointError as error:
-        older = [p.name for p in list_checkpoints(path.parent) if p != path]
+        older = _newest_intact(path.parent, path)
+        advice = "There is no older one that is intact."
+        if older is not None:
+            advice = f"Go on from the newest intact one before it: --resume {older}"
+        raise CheckpointError(f"{error} {advice}") from error
+    if state["optimizer"] != type(optimizer).__name__:
         raise CheckpointError(
-            f"{error} Go on from another one: "
-            + (f"--resume {path.parent / older[-1]}" if older else "there is none.")
-        ) from error
+            f"{path}: expected the state of {type(optimizer).__name__}, got that of "
+            f"{state['optimizer']}. Resume with the optimizer it was written with, or start a new "
+            f"run from its weights: --model_path {path / 'model.safetensors'}"
+        )
     try:
         assign_weights(model, read_weights(path / "model.safetensors"), str(path))
         if ema is not None:

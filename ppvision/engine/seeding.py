@@ -50,17 +50,31 @@ class UnreadableSample:
 
 
 def collate(samples: list, batched: Callable[[list], object] = default_collate_fn) -> object:
-    """A batch of samples; one unreadable sample makes the batch `{UNREADABLE: message}`.
+    """A batch of samples; one unreadable sample, or samples that do not fit together, make the
+    batch `{UNREADABLE: message}`.
 
     Args:
         samples: of one batch.
         batched: what puts them together. Default: Paddle's own batching.
     """
-    for sample in samples:
-        if isinstance(sample, UnreadableSample):
-            # The loader wants an array in every batch.
-            return {UNREADABLE: sample.message, "none": np.zeros(1, np.float32)}
-    return batched(samples)
+    problem = next((s.message for s in samples if isinstance(s, UnreadableSample)), None)
+    if problem is None:
+        try:
+            return batched(samples)
+        except Exception as error:  # whatever a function of the user's may raise
+            shapes = sorted({str(list(array.shape)) for s in samples for array in _arrays(s)})
+            problem = (
+                f"train_dataset: the samples of a batch do not fit together: "
+                f"{type(error).__name__}: {error}. Their shapes: {', '.join(shapes)}. Bring all to "
+                "one size (Resize, or a crop with padding, last among the transforms)."
+            )
+    # The loader wants an array in every batch.
+    return {UNREADABLE: problem, "none": np.zeros(1, np.float32)}
+
+
+def _arrays(sample: object) -> list[np.ndarray]:
+    parts = sample.values() if isinstance(sample, dict) else sample
+    return [part for part in parts if isinstance(part, np.ndarray) and part.ndim]
 
 
 class SeededDataset(paddle.io.Dataset):

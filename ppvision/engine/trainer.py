@@ -1,8 +1,10 @@
 """One short training loop."""
 
 import contextlib
+import hashlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -18,9 +20,11 @@ from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import (
     Progress,
     find_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     read_config,
     save_checkpoint,
+    set_aside,
     update_progress,
 )
 from ppvision.engine.seeding import (
@@ -170,6 +174,7 @@ class Trainer:
         self.ranks = paddle.distributed.get_world_size()
         self.ema = deepcopy(model) if options.use_ema else None
         self.progress = Progress()
+        self._saved_step = -1  # of the newest checkpoint in this folder
         self.scaler = paddle.amp.GradScaler(
             enable=options.precision == "fp16", init_loss_scaling=1024
         )
@@ -192,18 +197,52 @@ class Trainer:
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         logger.info(f"resume: going on from {path}, step {self.progress.step}")
-        if self.config:
-            for line in config_differences(read_config(path), self.config):
-                logger.warning(f"resume: another config than the checkpoint's: {line}")
+        ours = path.parent.resolve() == self.folder.checkpoints.resolve()
+        if ours:
+            self._saved_step = self.progress.step
+        if self.rank == 0:
+            moved = set_aside(self.folder.checkpoints, self.progress.step - (not ours))
+            if moved:
+                logger.info(
+                    f"resume: later checkpoints are set aside: {', '.join(map(str, moved))}; "
+                    "remove them when nothing in them is needed"
+                )
+        self._tell_of_another_config(read_config(path))
+
+    def _tell_of_another_config(self, before: dict) -> None:
+        if not before:
+            return
+        for line in config_differences(before, self._recorded_config()):
+            logger.warning(f"resume: another config than the checkpoint's: {line}")
+        steps = before.get("run", {}).get("iters")
+        schedule = self.optimizer._learning_rate
+        if steps != self.options.iters and not isinstance(schedule, float):
+            logger.warning(
+                f"resume: the learning rate was scheduled for {steps} steps and goes on from "
+                f"{self.optimizer.get_lr():g}; it is not stretched to {self.options.iters}. For "
+                "another schedule start a new run from the weights (--model_path)"
+            )
+
+    def _recorded_config(self) -> dict:
+        return self.config | {"run": asdict(self.options)}
 
     def _tell_of_other_data(self) -> None:
         before, now = self.progress.batches_per_epoch, self.batches.per_epoch
+        names = [sample_name(self.dataset, index) for index in range(len(self.dataset))]
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        changed = None
         if before not in (0, now):
-            logger.warning(
-                f"resume: an epoch had {before} batches and has {now} now (other data, batch size "
-                "or number of processes): the run goes on, but not as if nothing had happened"
+            changed = (
+                f"an epoch had {before} batches and has {now} now (other data, batch size or "
+                "number of processes)"
             )
-        self.progress.batches_per_epoch = now
+        elif self.progress.data not in ("", digest):
+            changed = "the training samples are others than before, or in another order"
+        if changed:
+            logger.warning(
+                f"resume: {changed}: the run goes on, but not as if nothing had happened"
+            )
+        self.progress.batches_per_epoch, self.progress.data = now, digest
 
     def fit(self) -> Progress:
         """Train to the last step.
@@ -215,14 +254,33 @@ class Trainer:
             FloatingPointError: the loss or the gradient is not finite; a checkpoint of the moment
                 before is written, and the message names it and the batch's files.
             DataReadError: a sample could not be read; the message names it.
-            OSError: a checkpoint could not be written; the message names the one to go on from.
+            OSError: a checkpoint, a picture or a number could not be written; the message names
+                the checkpoint to go on from.
         """
         try:
             self._fit()
-        finally:
-            for callback in self.callbacks:
-                callback.on_end()
+        except BaseException as error:
+            # A full disk fails again when files are closed: the first error is the one to show.
+            with contextlib.suppress(OSError):
+                self._end()
+            if isinstance(error, OSError):
+                raise OSError(error.errno, self._with_advice(error)) from error
+            raise
+        self._end()
         return self.progress
+
+    def _end(self) -> None:
+        for callback in self.callbacks:
+            callback.on_end()
+
+    def _with_advice(self, error: OSError) -> str:
+        what = error.strerror or str(error)
+        if error.filename:
+            what = f"{error.filename}: {what}"
+        found = list_checkpoints(self.folder.checkpoints)
+        if not found:
+            return f"{what}. No checkpoint is complete yet. Make room and start again"
+        return f"{what}. Complete is {found[-1]}. Make room, then go on with --resume auto"
 
     def _fit(self) -> None:
         options = self.options
@@ -271,9 +329,7 @@ class Trainer:
             return
         means = {tag: value / progress.summed for tag, value in progress.sums.items()}
         if self.ranks > 1:
-            total = paddle.to_tensor(list(means.values()), "float64")
-            paddle.distributed.all_reduce(total)
-            means = dict(zip(means, (total / self.ranks).tolist(), strict=True))
+            means = self._over_ranks(means)
         self._tell("on_log", progress.step, means | latest)
         progress.sums, progress.summed = {}, 0
 
@@ -297,17 +353,15 @@ class Trainer:
                     losses = self._forward(network, batch, forward)
                     loss = sum(losses)
                     value = float(loss)
-                    if not math.isfinite(value):
-                        self._stop_for("loss", value, statistics)
+                    self._check_finite("loss", value, statistics)
                     self.scaler.scale(loss if share == 1 else loss * share).backward()
                 numbers["Train/loss"] += value * share
                 for tag, part in _parts(name, value, losses).items():
                     numbers[tag] = numbers.get(tag, 0.0) + part / len(batches)
         norm = self._clip()
         numbers["Train/grad_norm"] = norm
-        # The loss scaling skips a step that overflows and goes on with a smaller scale.
-        if not math.isfinite(norm) and not self.scaler.is_enable():
-            self._stop_for("gradient norm", norm, statistics)
+        if not self.scaler.is_enable():  # which skips a step that overflows and lowers the scale
+            self._check_finite("gradient norm", norm, statistics)
         numbers["Train/lr"] = self.optimizer.get_lr()
         self._update(loss)
         return numbers
@@ -366,34 +420,52 @@ class Trainer:
             else:
                 average.set_value(source[name])
 
-    def _stop_for(self, what: str, value: float, statistics: list[Tensor]) -> None:
-        """Keep the state before this step, then raise with all that helps to find the cause."""
+    def _check_finite(self, what: str, value: float, statistics: list[Tensor]) -> None:
+        """Stop all ranks together if the number is not finite on one of them: keep the state before
+        this step, then raise with all that helps to find the cause."""
         step = self.progress.step
+        report = None
+        if not math.isfinite(value):
+            keys = [key for batch in self._batches(step - 1, step) for key in batch]
+            report = (value, [sample_name(self.dataset, index) for _, index in keys])
+        reports = [report]
+        if self.ranks > 1:
+            flag = paddle.to_tensor([0 if report is None else 1])
+            paddle.distributed.all_reduce(flag)
+            if int(flag) == 0:
+                return
+            reports = []
+            paddle.distributed.all_gather_object(reports, report)
+        found = [report for report in reports if report is not None]
+        if not found:
+            return
+        state = self._state_before(step, statistics)
+        if self.ranks > 1:
+            paddle.distributed.barrier()  # the launcher stops rank 0 as soon as another one ends
+        names = "\n  ".join(name for _, names in found for name in names)
+        raise FloatingPointError(
+            f"{what}: expected a finite number, got {found[0][0]} at step {step}, learning rate "
+            f"{self.optimizer.get_lr():g}. {state} Lower the learning rate, bound the gradient "
+            f"(clip_norm), or look at these samples and their labels:\n  {names}"
+        )
+
+    def _state_before(self, step: int, statistics: list[Tensor]) -> str:
+        """Save what there was before `step`; says where."""
         self.model.clear_gradients()
         for tensor, before in zip(_statistics(self.model), statistics, strict=True):
             tensor.set_value(before)  # the forward pass has put its numbers into BatchNorm's
         self.progress.step = step - 1
-        keys = [key for batch in self._batches(step - 1, step) for key in batch]
-        names = "\n  ".join(sample_name(self.dataset, index) for _, index in keys)
-        finite = all(bool(paddle.isfinite(p).all()) for p in self.model.parameters())
-        if not finite:
-            state = "The weights before it are not finite either: go on from an older checkpoint."
-        elif self.rank == 0:
-            path = self._save()
-            state = f"The state before it: {path} (--resume {path} repeats the step)."
-        else:
-            state = f"This is rank {self.rank}, which saves nothing."
-        raise FloatingPointError(
-            f"{what}: expected a finite number, got {value} at step {step}, learning rate "
-            f"{self.optimizer.get_lr():g}. {state} Lower the learning rate, bound the gradient "
-            f"(clip_norm), or look at these samples and their labels:\n  {names}"
-        )
+        if not all(bool(paddle.isfinite(p).all()) for p in self.model.parameters()):
+            return "The weights before it are not finite either: go on from an older checkpoint."
+        self._save(keep=None)
+        path = self.folder.checkpoints / f"step_{step - 1}"
+        return f"The state before it: {path} (--resume {path} repeats the step)."
 
     # -- scores and checkpoints ----------------------------------------------------------------
 
     def _save_and_evaluate(self) -> None:
         # Saved first: an evaluation that fails must not cost the steps before it.
-        path = self._save()
+        path = self._save(self.options.keep_checkpoint_max)
         self._tell("on_save", self.progress.step)
         if self.evaluate is not None:
             self._evaluate()
@@ -423,10 +495,18 @@ class Trainer:
                 self._save_best(best_of)
         self._tell("on_evaluate", step, scores)
 
-    def _save(self) -> Path | None:
+    def _save(self, keep: int | None = None) -> Path | None:
+        """Rank 0 writes a checkpoint, unless there is one of this very step; `keep` as
+        `save_checkpoint`."""
+        progress = self.progress
+        if self._saved_step != progress.step and self.ranks > 1 and progress.sums:
+            # What waits for the next log line is that of all ranks: each takes it up at a resume.
+            progress.sums = self._over_ranks(progress.sums)
+        known, self._saved_step = self._saved_step == progress.step, progress.step
         if self.rank != 0:
             return None
-        progress = self.progress
+        if known:
+            return self.folder.checkpoints / f"step_{progress.step}"
         done = progress.step * self.options.accumulate
         progress.epoch, progress.batch = divmod(done, progress.batches_per_epoch)
         schedule = self.optimizer._learning_rate
@@ -439,16 +519,29 @@ class Trainer:
             self.optimizer,
             progress,
             self.ema,
-            self.options.keep_checkpoint_max,
-            self.config | {"run": asdict(self.options)},
+            keep,
+            self._recorded_config(),
         )
+
+    def _over_ranks(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The means over all ranks."""
+        total = paddle.to_tensor(list(numbers.values()), "float64")
+        paddle.distributed.all_reduce(total)
+        return dict(zip(numbers, (total / self.ranks).tolist(), strict=True))
 
     def _save_best(self, model: nn.Layer) -> None:
         path = self.folder.best_model
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name("model.partial.pdparams")
-        paddle.save(model.state_dict(), str(partial))
-        partial.replace(path)
+        try:
+            paddle.save(model.state_dict(), str(partial))
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except OSError as error:
+            raise OSError(error.errno, f"best model: could not write {path} ({error})") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _tell(self, event: str, *arguments: object) -> None:
         if self.rank == 0:

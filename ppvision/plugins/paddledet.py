@@ -1,20 +1,21 @@
 """PaddleDetection: importing this module makes its reading of configurations safe.
 
-`ppdet.core.workspace.load_config` reads YAML with a loader that runs whatever a file names
-(`!!python/object/apply:os.system`). Afterwards it knows plain values and PaddleDetection's own tags
-(`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which calls any function by its name, is
-refused as well.
+PaddleDetection reads configurations, `-o` options and its compression files with a loader that runs
+whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values and
+PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which calls any
+function by its name, is refused as well.
 """
 
 try:
+    from ppdet import slim
     from ppdet.core import workspace
+    from ppdet.utils import cli
 except ImportError as error:
     raise ImportError(
         f"ppvision.plugins.paddledet needs PaddleDetection, which does not import ({error}); "
         "install it with: pip install --no-deps paddledet==2.6.0"
     ) from error
 
-from types import SimpleNamespace
 from typing import IO
 
 import yaml
@@ -48,5 +49,15 @@ def load_yaml(stream: IO[str] | str) -> object:
     return yaml.load(stream, Loader=_Loader)
 
 
-# The name `yaml` inside that one module; YAML itself stays as it is for everyone else.
-workspace.yaml = SimpleNamespace(load=yaml.load, dump=yaml.dump, Loader=_Loader)
+class _SafeYaml:
+    """YAML as PaddleDetection's modules see it: `yaml.Loader` is the safe one."""
+
+    Loader = _Loader
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(yaml, name)
+
+
+# The name `yaml` inside these modules alone; YAML itself stays as it is for everyone else.
+for _module in (workspace, cli, slim):
+    _module.yaml = _SafeYaml()

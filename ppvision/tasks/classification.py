@@ -22,7 +22,7 @@ The task's config in full, with what is taken for a key that is left out:
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -40,7 +40,15 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
-from ppvision.tasks.config import ConfigError, Located, check_components, check_keys, plain
+from ppvision.tasks.config import (
+    ConfigError,
+    Located,
+    check_components,
+    check_engine_keys,
+    check_keys,
+    check_number,
+    plain,
+)
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
@@ -59,6 +67,9 @@ TOP_LEVEL_KEYS = (*ENGINE_KEYS, "epochs", *_PARTS)
 OPTIMIZERS = {
     name: getattr(paddle.optimizer, name) for name in ("AdamW", "Adam", "Momentum", "SGD")
 }
+# What of their arguments a config may set; the task passes the rest.
+OPTIMIZER_KEYS = ("type", "weight_decay", "layer_decay", "beta1", "beta2", "epsilon", "momentum")
+OPTIMIZER_KEYS += ("use_nesterov",)
 
 # Of Paddle those that draw from `random` and NumPy alone, which the engine seeds for every sample.
 # Sizes and Normalize are deployment's, so that an exported model sees what was trained on.
@@ -88,8 +99,8 @@ class Scores:
     """What an evaluation found."""
 
     top1: float
-    top5: float  # of the true class among the five likeliest; 1 with five classes or fewer
-    loss: float  # cross entropy, without label smoothing
+    top5: float | None  # the true class among the five likeliest; 1 with five classes or fewer
+    loss: float | None  # cross entropy, without label smoothing
     confusion: np.ndarray  # [K, K]: true class, predicted class
 
     def table(self, names: list[str]) -> str:
@@ -103,7 +114,12 @@ class Scores:
             recall = f"{hits / true[k]:.4f}" if true[k] else "-"
             precision = f"{hits / predicted[k]:.4f}" if predicted[k] else "-"
             lines.append(f"{name:{width}}  {true[k]:8d}  {recall:6}  {precision}")
-        lines.append(f"top1 {self.top1:.4f}  top5 {self.top5:.4f}  loss {self.loss:.4f}")
+        if self.loss is None:
+            lines.append(
+                f"top1 {self.top1:.4f} (the model gives the class alone: no top5, no loss)"
+            )
+        else:
+            lines.append(f"top1 {self.top1:.4f}  top5 {self.top5:.4f}  loss {self.loss:.4f}")
         return "\n".join(lines)
 
 
@@ -306,8 +322,9 @@ class Classification:
         """Score an exported model on the val split, through Paddle Inference.
 
         Raises:
-            ConfigError: an export of another task or number of classes, or one that gives the
-                class alone.
+            ConfigError: an export of another task or number of classes.
+
+        An "argmax" export gives the class alone: then only top1 is known.
         """
         predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
         manifest = predictor.manifest
@@ -319,13 +336,15 @@ class Classification:
         totals = _Totals(self.num_classes)
         for path, label in tqdm(self.val_dataset.samples, desc="eval", unit="img", disable=None):
             found = predictor(path)
-            if found.probabilities is None:  # argmax: the class alone
-                row = np.full(self.num_classes, -np.inf)
-                row[found.class_id] = 0.0
+            if found.probabilities is None:
+                totals.confusion[label, found.class_id] += 1
             else:
-                row = np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny))
-            totals.add(paddle.to_tensor(row[None], "float32"), paddle.to_tensor([label]))
-        return totals.scores()
+                scores = np.log(np.maximum(found.probabilities, np.finfo(np.float32).tiny))
+                totals.add(paddle.to_tensor(scores[None], "float32"), paddle.to_tensor([label]))
+        scores = totals.scores()
+        if manifest.output_op == "argmax":
+            return replace(scores, top5=None, loss=None)
+        return scores
 
     # -- predict and export --------------------------------------------------------------------
 
@@ -422,38 +441,51 @@ def _check(content: Located) -> None:
     if ("iters" in content) == ("epochs" in content):
         raise ConfigError("config: expected either iters or epochs, got both or none of them.")
     for part, keys in _PARTS.items():
-        if part not in content:
-            continue
-        if not isinstance(content[part], dict):
-            raise ConfigError(
-                f"config{content.place(part)}: {part}: expected keys and values, got "
-                f"{content[part]!r}."
-            )
-        if keys is not None:
-            check_keys(content[part], keys, part)
-    for key in ("iters", "epochs", "batch_size"):
-        value = content.get(key, 1)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(
-                f"config{content.place(key)}: {key}: expected a whole number of at least 1, got "
-                f"{value!r}."
-            )
-    if "learning_rate" not in content["lr_scheduler"]:
+        if part in content:
+            if not isinstance(content[part], dict):
+                raise ConfigError(
+                    f"config{content.place(part)}: {part}: expected keys and values, got "
+                    f"{content[part]!r}."
+                )
+            check_keys(content[part], keys or content[part], part)
+    check_engine_keys(content)
+    check_number(content, "epochs", low=1, whole=True)
+    for key in ("label_smoothing", "mixup", "cutmix"):
+        check_number(content.get("loss", {}), key, "loss", low=0)
+    schedule = content["lr_scheduler"]
+    if "learning_rate" not in schedule:
         raise ConfigError("config: lr_scheduler: expected learning_rate, got none.")
+    for key in ("learning_rate", "warmup_start_lr", "end_lr"):
+        check_number(schedule, key, "lr_scheduler", low=0)
+    check_number(schedule, "warmup_epochs", "lr_scheduler", low=0, whole=True)
     for part in ("train_dataset", "val_dataset"):
         if part in content:
             _check_dataset(content[part], part)
     _check_model(content["model"])
-    optimizer = Located({"type": "AdamW"}, {})
-    optimizer |= content.get("optimizer", {})
-    optimizer.where = getattr(content.get("optimizer"), "where", {})
-    optimizer.pop("layer_decay", None)
-    check_components(optimizer, OPTIMIZERS, "optimizer")
+    _check_optimizer(content.get("optimizer", Located({}, {})))
+
+
+def _check_optimizer(options: Located) -> None:
+    check_keys(options, OPTIMIZER_KEYS, "optimizer")
+    for key in ("weight_decay", "layer_decay", "beta1", "beta2", "epsilon", "momentum"):
+        if options.get(key) is not None:
+            check_number(options, key, "optimizer", low=0)
+    passed = Located({"type": "AdamW"} | options, options.where)
+    passed.pop("layer_decay", None)
+    check_components(passed, OPTIMIZERS, "optimizer")
 
 
 def _check_dataset(options: Located, part: str) -> None:
-    if "root" not in options:
-        raise ConfigError(f"config: {part}: expected root, the folder of pictures, got none.")
+    if not isinstance(options.get("root"), str):
+        raise ConfigError(
+            f"config{options.place('root')}: {part}: expected root, the folder of pictures, got "
+            f"{options.get('root')!r}."
+        )
+    if not isinstance(options.get("list_path"), str | None):
+        raise ConfigError(
+            f"config{options.place('list_path')}: {part}: expected list_path to be a file, got "
+            f"{options['list_path']!r}."
+        )
     transforms = options.get("transforms", [])
     if not isinstance(transforms, list):
         raise ConfigError(
@@ -489,3 +521,4 @@ def _check_model(options: Located) -> None:
         )
     known = [key for key in model_options(name) if key != "features_only"]
     check_keys(options, ["type", *known], "model")
+    check_number(options, "num_classes", "model", low=1, whole=True)

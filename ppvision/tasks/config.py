@@ -142,6 +142,10 @@ def apply_options(config: dict, options: list[str]) -> None:
             raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
         *parents, last = path.split(".")
         node = config
+        if parents and parents[0] not in config:  # a part that was left out; its keys are checked
+            config[parents[0]] = Located({}, {})
+            if isinstance(config, Located):
+                config.where[parents[0]] = f"--opts {option}"
         for key in parents:
             node = _child(node, key, path)
         if isinstance(node, list):
@@ -187,6 +191,32 @@ def check_keys(config: dict, known: Sequence[str], where: str = "") -> None:
             )
 
 
+def check_number(
+    config: dict, key: str, where: str = "", *, low: float, whole: bool = False
+) -> None:
+    """Raise `ConfigError` for a value that is there and is no number of at least `low`."""
+    if key not in config:
+        return
+    value = config[key]
+    kinds = (int,) if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
+        what = "a whole number" if whole else "a number"
+        raise ConfigError(
+            f"config{_place(config, key)}: {where + '.' if where else ''}{key}: expected {what} of "
+            f"at least {low}, got {value!r}."
+        )
+
+
+def check_engine_keys(config: dict) -> None:
+    """Raise `ConfigError` for what the engine reads, where it has another type or range."""
+    for key in ("iters", "batch_size", "accumulate"):
+        check_number(config, key, low=1, whole=True)
+    check_number(config, "seed", low=0, whole=True)
+    check_number(config, "ema_decay", low=0)
+    if config.get("clip_norm") is not None:
+        check_number(config, "clip_norm", low=0)
+
+
 def task_of(config: dict) -> str:
     """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
 
@@ -207,6 +237,8 @@ def import_modules(names: str | list[str]) -> None:
     Raises:
         ConfigError: one that does not import.
     """
+    if not isinstance(names, str | list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"config: imports: expected a module or a list of them, got {names!r}.")
     for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)

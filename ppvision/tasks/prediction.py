@@ -61,11 +61,19 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
             raise ValueError(
                 f"--image_path: expected a picture, a folder or a text file, got {path}."
             ) from error
-        whole = [line if (path.parent / line).is_file() else line.split(" ")[0] for line in lines]
-        found = [(path.parent / name, Path(name)) for name in whole if name]
+        found = [(path.parent / n, Path(n)) for n in (_picture_of(path, li) for li in lines) if n]
     if not found:
         raise ValueError(f"--image_path: expected pictures, found none in {path}.")
     return list(zip([p for p, _ in found], _result_names([n for _, n in found]), strict=True))
+
+
+def _picture_of(list_path: Path, line: str) -> str:
+    """The picture of a list's line: all of it, or what stands before a label; names may hold
+    spaces."""
+    for name in (line, line.rpartition(" ")[0]):
+        if name and (list_path.parent / name).is_file():
+            return name
+    return line.split(" ")[0]
 
 
 def _result_names(names: list[Path]) -> list[str]:

@@ -24,11 +24,20 @@ from paddleseg.utils import metrics
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.deploy import Predictor, export_model
-from ppvision.tasks.config import ConfigError, Located, check_components, check_keys, plain
+from ppvision.tasks.config import (
+    ConfigError,
+    Located,
+    check_components,
+    check_engine_keys,
+    check_keys,
+    check_number,
+    plain,
+)
 from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo import load_weights
+from ppvision.zoo.registry import nearest
 
 logger = logging.getLogger("ppvision")
 
@@ -136,15 +145,12 @@ class Segmentation:
             if part in content:
                 known = {k: v for kind in kinds for k, v in kind.components_dict.items()}
                 check_components(content[part], known, part)
-        schedules = {
-            name: value
-            for name, value in vars(paddle.optimizer.lr).items()
-            if inspect.isclass(value) and issubclass(value, paddle.optimizer.lr.LRScheduler)
-        }
-        schedule = dict(content.get("lr_scheduler", {}))
-        for key in ("warmup_iters", "warmup_start_lr"):  # PaddleSeg's own
-            schedule.pop(key, None)
-        check_components(schedule, schedules, "lr_scheduler")
+        check_engine_keys(content)
+        for part in ("train_dataset", "val_dataset"):
+            _check_transforms(content.get(part, {}), part)
+        check_keys(content.get("loss", {}), ("types", "coef"), "loss")
+        _check_schedule(content.get("lr_scheduler"))
+        _check_clipping(content.get("optimizer", {}))
 
     @staticmethod
     def _check_test_config(options: dict) -> None:
@@ -384,3 +390,54 @@ class Segmentation:
             classes=self.class_names,
             task="segmentation",
         )
+
+
+# -- checking what PaddleSeg does not --------------------------------------------------------------
+
+
+def _check_transforms(options: dict, part: str) -> None:
+    transforms = options.get("transforms") or []
+    if not isinstance(transforms, list):
+        raise ConfigError(
+            f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
+            f"{transforms!r}."
+        )
+    for number, transform in enumerate(transforms):
+        if not isinstance(transform, dict) or "type" not in transform:
+            raise ConfigError(
+                f"config: {part}.transforms.{number}: expected {{type: NAME, ...}}, got "
+                f"{transform!r}."
+            )
+
+
+def _check_schedule(options: Located | None) -> None:
+    if options is None:
+        return
+    schedules = {
+        name: value
+        for name, value in vars(paddle.optimizer.lr).items()
+        if inspect.isclass(value) and issubclass(value, paddle.optimizer.lr.LRScheduler)
+    }
+    if "type" not in options:
+        raise ConfigError("config: lr_scheduler: expected type, got none.")
+    for key in ("learning_rate", "end_lr", "warmup_start_lr"):
+        check_number(options, key, "lr_scheduler", low=0)
+    schedule = Located(options, options.where)
+    for key in ("warmup_iters", "warmup_start_lr"):  # PaddleSeg's own
+        schedule.pop(key, None)
+    check_components(schedule, schedules, "lr_scheduler")
+
+
+def _check_clipping(optimizer: dict) -> None:
+    options = optimizer.get("grad_clip_cfg")
+    if not isinstance(options, dict):
+        return
+    kinds = ("ClipGradByGlobalNorm", "ClipGradByNorm", "ClipGradByValue")
+    name = options.get("name")
+    if name not in kinds:
+        raise ConfigError(
+            f"config{options.place('name')}: optimizer.grad_clip_cfg.name: got {name!r}. "
+            f"{nearest(str(name), list(kinds))}"
+        )
+    known = ["name", *inspect.signature(getattr(paddle.nn, name)).parameters]
+    check_keys(options, known, "optimizer.grad_clip_cfg")

@@ -1,5 +1,6 @@
 """What every training run does around the engine, whatever its task."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -128,6 +129,13 @@ def run_training(
         job.batched,
     )
     # Nothing is written before all of this has been built.
+    with folder.locked() if rank == 0 else contextlib.nullcontext():
+        return _run(job, trainer, do_eval, use_vdl, histograms)
+
+
+def _run(job: Job, trainer: Trainer, do_eval: bool, use_vdl: bool, histograms: bool) -> Progress:
+    rank, world = trainer.rank, trainer.ranks
+    folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
         folder.open(job.content | {"run": asdict(options)})
     if world > 1:
