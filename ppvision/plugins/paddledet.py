@@ -1,9 +1,9 @@
 """PaddleDetection: importing this module makes its reading of configurations safe.
 
-PaddleDetection reads configurations, `-o` options and its compression files with a loader that runs
-whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values and
-PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which calls any
-function by its name, is refused as well.
+PaddleDetection reads configurations, `-o` options and its compression files with a loader that
+runs whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values
+and PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which
+calls any function by its name, is refused as well.
 """
 
 try:
