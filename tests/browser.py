@@ -85,7 +85,8 @@ def chromium(folder: Path, width: int = 1360, height: int = 900) -> Iterator[Bro
     url = f"http://127.0.0.1:{port}"
     arguments = [*_FLAGS, f"--user-data-dir={folder}/profile", f"--window-size={width},{height}"]
     options = {"binary": shutil.which("chromium"), "args": arguments}
-    wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}}
+    waits = {"script": 120_000, "pageLoad": 300_000}  # milliseconds
+    wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options, "timeouts": waits}}}
     starting = Browser(url)
     try:
         for _ in range(100):

@@ -99,8 +99,8 @@ def test_one_row_of_settings_per_run_with_its_final_scores(address, runs):
     assert sorted(rows) == names(runs)
     for path, rate in zip(runs, (1e-3, 3e-3), strict=True):
         row = rows[f"{path.name}/vdl"]
-        assert row["hparams"]["lr_scheduler.learning_rate"] == rate
-        assert row["hparams"]["model.type"] == "pale_nano"
+        assert row["hparams"]["lr_scheduler/learning_rate"] == rate
+        assert row["hparams"]["model/type"] == "pale_nano"
         assert row["hparams"]["seed"] == 0
         last = {tag: value for _, tag, value in read_metrics(path / "metrics.csv")}
         for tag in ("Evaluate/top1", "Evaluate/loss", "Train/loss"):
@@ -160,8 +160,19 @@ def test_the_pages_in_a_browser(address, runs, tmp_path):
         browser.screenshot(pictures / "dashboard_images.png")
 
         browser.open(f"{address}/app/hyper-parameter")
-        browser.wait_for(lambda: shows(*names(runs), "lr_scheduler.learning_rate", "Evaluate/top1"))
-        browser.wait_for(lambda: shows("0.001", "0.003"))
+        browser.wait_for(lambda: shows(*names(runs), "lr_scheduler/learning_rate", "Evaluate/top1"))
+
+        def rows() -> dict[str, str]:
+            """What each run's row of the table shows."""
+            found = browser.run(
+                "return [...document.querySelectorAll('[role=row]')].map(row => row.innerText)"
+            )
+            return {name: row for name in names(runs) for row in found if name in row}
+
+        browser.wait_for(lambda: len(rows()) == 2)
+        for name, rate in zip(names(runs), ("0.001", "0.003"), strict=True):
+            cells = rows()[name].split()
+            assert {rate, "pale_nano", "AdamW"} <= set(cells), cells
         browser.screenshot(pictures / "dashboard_settings.png")
 
         browser.open(f"{address}/app/histogram")

@@ -169,18 +169,19 @@ def _describe(
 
 
 _NO_SETTINGS = {"task", "train_dataset", "val_dataset", "test_config", "imports"}
-_NO_SETTINGS |= {"run.log_iters", "run.save_interval", "run.keep_checkpoint_max"}
-_NO_SETTINGS |= {"run.num_workers", "run.resume"}
+_NO_SETTINGS |= {"run/log_iters", "run/save_interval", "run/keep_checkpoint_max"}
+_NO_SETTINGS |= {"run/num_workers", "run/resume"}
 
 
 def settings(content: dict, where: str = "") -> dict[str, float | str]:
     """The single values of a config by path, but for data sets: numbers as floats, others as text.
 
-    Of how it was run, what decides the result; without the `run.` before it.
+    Of how it was run, what decides the result; without the `run/` before it. Paths have slashes:
+    VisualDL's table leaves cells under names with dots empty.
     """
     values: dict[str, float | str] = {}
     for key, value in content.items():
-        path = f"{where}.{key}" if where else str(key)
+        path = f"{where}/{key}" if where else str(key)
         if path in _NO_SETTINGS:
             continue
         if isinstance(value, dict):
@@ -190,5 +191,5 @@ def settings(content: dict, where: str = "") -> dict[str, float | str]:
                 values |= settings({str(number): item}, path)
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            values[path.removeprefix("run.")] = float(value) if number else str(value)
+            values[path.removeprefix("run/")] = float(value) if number else str(value)
     return values
