@@ -354,6 +354,14 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
         (lambda c: c["lr_scheduler"].update(warmup_epochs=0.5), "warmup_epochs: expected a whole"),
         (lambda c: c["optimizer"].update(type="AdamV"), "Did you mean Adam or AdamW"),
         (lambda c: c["optimizer"].update(momentum=0.9), "AdamW takes no 'momentum'"),
+        (
+            lambda c: c["train_dataset"]["transforms"].append({"type": "RandAugment"}),
+            r"transforms.5: expected RandAugment before Normalize",
+        ),
+        (
+            lambda c: c["train_dataset"]["transforms"].insert(0, {"type": "RandomErasing"}),
+            r"transforms.0: expected RandomErasing behind Normalize",
+        ),
         (lambda c: c["loss"].update(smoothing=0.9), "Did you mean label_smoothing"),
         (lambda c: c["lr_scheduler"].pop("learning_rate"), "expected learning_rate"),
         (lambda c: c.update(batch_size=0), r"batch_size: expected a whole number.*got 0"),

@@ -77,7 +77,6 @@ TRAIN_TRANSFORMS = {
     name: getattr(vision, name)
     for name in (
         "ColorJitter",
-        "Grayscale",
         "Pad",
         "RandomAffine",
         "RandomCrop",
@@ -493,6 +492,7 @@ def _check_dataset(options: Located, part: str) -> None:
             f"{transforms!r}."
         )
     known = TRAIN_TRANSFORMS if part == "train_dataset" else deployed.KNOWN
+    normalized = False
     for number, transform in enumerate(transforms):
         where = f"{part}.transforms.{number}"
         if not isinstance(transform, dict) or "type" not in transform:
@@ -510,6 +510,13 @@ def _check_dataset(options: Located, part: str) -> None:
             raise ConfigError(
                 f"config{transform.place('type')}: {where}: {name}: {error}"
             ) from error
+        before = name not in deployed.KNOWN and name != "RandomErasing"  # these take 0 to 255
+        if (normalized and before) or (name == "RandomErasing" and not normalized):
+            raise ConfigError(
+                f"config{transform.place('type')}: {where}: expected {name} "
+                f"{'before' if before else 'behind'} Normalize. Change their order."
+            )
+        normalized |= name == "Normalize"
 
 
 def _check_model(options: Located) -> None:
