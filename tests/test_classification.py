@@ -15,7 +15,7 @@ from ppvision.data.files import DataError
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
-from ppvision.tasks.classification import TRAIN_TRANSFORMS, _build
+from ppvision.tasks.classification_config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model
@@ -445,7 +445,7 @@ def test_training_transforms_repeat_with_the_engines_seeds(name):
         "CenterCrop": {"target_size": [20, 16]},
         "RandomErasing": {"prob": 1.0},
     }
-    transform = _build({"type": name, **needed.get(name, {})})
+    transform = build_transform({"type": name, **needed.get(name, {})})
     picture = np.random.default_rng(0).integers(0, 256, (32, 30, 3)).astype(np.uint8)
     if name == "RandomErasing":
         picture = picture.astype(np.float32)
