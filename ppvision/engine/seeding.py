@@ -132,17 +132,11 @@ class SeededBatches(paddle.io.BatchSampler):
         self.start = start
         self.stop = stop
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self._from(self.start)
-
     def __len__(self) -> int:
         return max(0, self.stop - self.start)
 
-    def at(self, number: int) -> list[tuple[int, int]]:
-        """Batch `number` (counted from 0 over the whole run)."""
-        return next(self._from(number))
-
-    def _from(self, number: int) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number = self.start
         while number < self.stop:
             epoch, skip = divmod(number, self.per_epoch)
             self.sampler.set_epoch((self.seed + epoch) % 2**32)
