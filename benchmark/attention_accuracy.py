@@ -23,13 +23,11 @@ the two processes share the runs out. Top-1 is that of the last step, never the 
 """
 
 import argparse
-import csv
-import fcntl
 import functools
 import logging
 import os
 import statistics
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +44,10 @@ from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import machine
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, PatchMerging
 from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_attention
-from ppvision.run_folder import RunFolder, write_text
+from ppvision.run_folder import RunFolder
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmark.runs import add_row, claimed, clocked, read_rows, spent
 
 RESULTS = Path(__file__).with_name("results") / "attention_cifar10.csv"
 ATTENTIONS = ("pale", "windows", "stripes")
@@ -352,14 +353,8 @@ def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
         ),
     )
     trainer.callbacks.append(ProgressLog(steps, BATCH))
-    clock_path = folder.root / "seconds"
-    before = float(clock_path.read_text()) if clock_path.exists() else 0.0
-    clock = time.monotonic()
-    try:
+    with clocked(folder.root):
         trainer.fit()
-    finally:
-        seconds = before + time.monotonic() - clock
-        write_text(clock_path, str(seconds))
     scores = evaluation(*data["val"])(model)
     return {
         "attention": kind,
@@ -368,17 +363,9 @@ def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
         "loss": f"{scores['Evaluate/loss']:.4f}",
         "epochs": epochs,
         "images": len(data["train"][0]),
-        "minutes": f"{seconds / 60:.1f}",
+        "minutes": f"{spent(folder.root) / 60:.1f}",
         "machine": machine(),
     }
-
-
-def read_rows(path: Path) -> list[dict]:
-    """The runs of a results file, without its summary."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["seed"].isdigit()]
 
 
 def summary(rows: list[dict]) -> list[dict]:
@@ -394,20 +381,15 @@ def summary(rows: list[dict]) -> list[dict]:
     return result
 
 
-def add_row(path: Path, row: dict) -> None:
-    """Add a run, order the table, compute the summary anew; two processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [*read_rows(path), {key: str(value) for key, value in row.items()}]
-        rows.sort(key=lambda r: (ATTENTIONS.index(r["attention"]), int(r["seed"])))
-        partial = path.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows + summary(rows))
-        partial.replace(path)
-        path.with_suffix(".lock").unlink()
+def add_run(path: Path, row: dict) -> None:
+    """Add a run to the table."""
+    add_row(
+        path,
+        row,
+        FIELDS,
+        lambda r: (ATTENTIONS.index(r["attention"]), int(r["seed"])),
+        summary,
+    )
 
 
 def main() -> None:
@@ -427,16 +409,12 @@ def main() -> None:
     }
     for seed in args.seeds:
         for kind in args.attentions:
-            with (args.work_dir / f"{kind}_{seed}.lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # another process is at it
+            with claimed(args.work_dir / f"{kind}_{seed}.lock") as ours:
                 done = {(row["attention"], int(row["seed"])) for row in read_rows(args.results)}
-                if (kind, seed) in done:
+                if not ours or (kind, seed) in done:
                     continue
                 logging.info(f"run: {kind}, seed {seed}")
-                add_row(args.results, run(kind, seed, args.epochs, data, args.work_dir))
+                add_run(args.results, run(kind, seed, args.epochs, data, args.work_dir))
     print(args.results.read_text(encoding="utf-8"))
 
 

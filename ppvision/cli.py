@@ -189,6 +189,7 @@ def predict(args: argparse.Namespace) -> int:
     from ppvision.tasks.prediction import classify_to_folder, predict_to_folder
 
     _set_device(args.device)
+    ignore_index = 255
     if args.model_dir:
         from ppvision.deploy import Predictor
 
@@ -201,9 +202,13 @@ def predict(args: argparse.Namespace) -> int:
         job = _job(args)
         model = job.load(args.model_path)
         task, names = job.content.get("task", "segmentation"), job.class_names
+        ignore_index = (job.content.get("val_dataset") or {}).get("ignore_index", ignore_index)
         predictions = functools.partial(job.predict_image, model)
-    write = classify_to_folder if task == "classification" else predict_to_folder
-    failures = write(predictions, args.image_path, args.save_dir, names)
+    where = args.image_path, args.save_dir, names
+    if task == "classification":
+        failures = classify_to_folder(predictions, *where)
+    else:
+        failures = predict_to_folder(predictions, *where, ignore_index=ignore_index)
     print(f"pictures and predictions.json: {args.save_dir}")
     for failure in failures:
         print(f"not predicted: {failure}", file=sys.stderr)

@@ -10,7 +10,7 @@ from benchmark.attention_accuracy import (
     ATTENTIONS,
     SIZE,
     GroupedAttention,
-    add_row,
+    add_run,
     build,
     losses,
     speed_up,
@@ -108,7 +108,7 @@ def test_results_are_ordered_and_summed_up(tmp_path):
     path = tmp_path / "results" / "table.csv"
     for kind, seed, top1 in (("stripes", 0, 0.5), ("pale", 1, 0.7), ("pale", 0, 0.6)):
         row = {"attention": kind, "seed": seed, "top1": top1, "loss": 1 - top1}
-        add_row(path, row | {"epochs": 1, "images": 9, "minutes": 2, "machine": "m"})
+        add_run(path, row | {"epochs": 1, "images": 9, "minutes": 2, "machine": "m"})
     with path.open() as file:
         rows = [(r["attention"], r["seed"], float(r["top1"])) for r in csv.DictReader(file)]
     assert rows[:3] == [("pale", "0", 0.6), ("pale", "1", 0.7), ("stripes", "0", 0.5)]

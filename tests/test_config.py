@@ -175,7 +175,12 @@ SHIPPED = sorted(ROOT.glob("configs/segmentation/*.yml"))
 
 def test_there_are_shipped_configs():
     assert {p.stem for p in SHIPPED} >= {
-        f"upernet_pale_{v}_ade20k_512x512_160k" for v in ("tiny", "small", "base")
+        *(f"upernet_pale_{v}_ade20k_512x512_160k" for v in ("tiny", "small", "base")),
+        *(
+            f"{head}_sdn_resnet50_vd_{data}_80k"
+            for head in ("fcn", "deeplabv3p")
+            for data in ("ade20k_512x512", "cityscapes_1024x512")
+        ),
     }
 
 

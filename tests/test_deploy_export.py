@@ -9,7 +9,7 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import ParityError, comparison, export_model, parity
+from ppvision.deploy import ParityError, Predictor, comparison, export_model, parity
 from ppvision.deploy.graph import _trace_tables
 from ppvision.deploy.runtime import OnnxRuntime, open_runtime
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
@@ -306,8 +306,7 @@ def test_a_wrong_output_op_behind_right_logits(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("liar", [False, True])
-def test_each_engine_is_compared(tmp_path, monkeypatch, liar):
+def _lie(monkeypatch, liar: bool) -> None:
     """Paddle Inference gives other numbers with oneDNN only, or without it only."""
 
     def open_liar(folder, format, *, onednn):
@@ -317,10 +316,39 @@ def test_each_engine_is_compared(tmp_path, monkeypatch, liar):
         return runtime
 
     monkeypatch.setattr(comparison, "open_runtime", open_liar)
-    engine = f"Inference {'with' if liar else 'without'} oneDNN"
-    with pytest.raises(ParityError, match=engine):
+
+
+def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):
+    _lie(monkeypatch, False)
+    with pytest.raises(ParityError, match="Inference without oneDNN"):
         export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op="none")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_numbers_with_onednn_turn_it_off_aloud(tmp_path, monkeypatch):
+    _lie(monkeypatch, True)
+    with pytest.warns(UserWarning, match="with oneDNN.* differs.*runs without oneDNN"):
+        folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op="none")
+    assert manifest(folder)["onednn"] is False
+    assert manifest(folder)["max_error_to_eager"] < 1e-3
+
+
+def test_onednns_align_corners_fault_is_noticed(tmp_path):
+    """Paddle's oneDNN kernel ignores `align_corners`; PaddleSeg's UPerNet and BiSeNet use it."""
+
+    class Enlarges(Net):
+        def forward(self, x):
+            return nn.functional.interpolate(
+                super().forward(x)[0], scale_factor=2, mode="bilinear", align_corners=True
+            )
+
+    with pytest.warns(UserWarning, match="with oneDNN.* differs"):
+        folder = export_model(Enlarges(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    with pytest.warns(UserWarning, match="gave other numbers when this was exported"):
+        predictor = Predictor(folder)
+    assert predictor.onednn is False
+    with pytest.raises(RuntimeError, match="gave other numbers"):
+        Predictor(folder, use_onednn=True)
 
 
 def test_untraceable_model(tmp_path):

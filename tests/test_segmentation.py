@@ -213,13 +213,14 @@ def test_exported_eval_and_predict_agree_with_eager(trained, exported, scenes, t
     for how in (("--model_path", weights), ("--model_dir", exported)):
         capsys.readouterr()
         assert ppvision("eval", "-c", config, *how) == 0
-        tables.append(capsys.readouterr().out.strip().splitlines()[-1])
+        tables.append(capsys.readouterr().out.strip().splitlines()[-2:])
         images = ("--image_path", scenes / "val.txt", "--save_dir", tmp_path / how[0])
         assert ppvision("predict", "-c", config, *how, *images) == 0
     assert tables[0] == tables[1]
     eager, deployed = (tmp_path / "--model_path", tmp_path / "--model_dir")
     names = sorted(p.relative_to(eager) for p in eager.rglob("*.png"))
-    assert len(names) == 8  # an overlay and a class map of 4 scenes
+    assert "BoundaryIoU 0." in tables[0][1]
+    assert len(names) == 12  # an overlay, a class map and a comparison of 4 scenes
     for name in names:
         assert (eager / name).read_bytes() == (deployed / name).read_bytes()
     report = json.loads((deployed / "predictions.json").read_text())

@@ -66,8 +66,8 @@ def export_model(
 
     The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
-    where the batch is. oneDNN that fails to run is reported by a warning and in `deploy.yaml`;
-    oneDNN that gives other numbers is a ParityError.
+    where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
+    in `deploy.yaml`, and `Predictor` then leaves it out.
     """
     shape = _checked_shape(input_shape)
     for argument, value, known in (

@@ -32,7 +32,7 @@ class Manifest:
     files: dict[str, dict[str, Any]]  # name -> bytes, sha256
     max_error_to_eager: float  # largest error of the parity check, of logits or features
     checked_shapes: list[list[int]]  # the inputs it was measured on
-    onednn: bool | None  # whether oneDNN ran the graph there; None for ONNX
+    onednn: bool | None  # whether oneDNN gave the same numbers there; None for ONNX
     paddle_version: str
     format_version: int = FORMAT_VERSION
 

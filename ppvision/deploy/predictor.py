@@ -38,8 +38,9 @@ class Predictor:
         folder: with `deploy.yaml`; size and sha256 of every file are verified.
         threads: CPU threads. None: the runtime's default.
         device: "cpu" or "gpu" (the first one).
-        use_onednn: None tries oneDNN on a CPU at load and, where it fails, warns and goes on
-            without it; True insists; False leaves it out. Only for Paddle exports.
+        use_onednn: None tries oneDNN on a CPU at load and, where it fails or failed the comparison
+            of the export, warns and goes on without it; True insists; False leaves it out. Only for
+            Paddle exports.
 
     Attributes:
         manifest: the content of `deploy.yaml`.
@@ -49,7 +50,8 @@ class Predictor:
         FileNotFoundError: the folder or a file of it is missing.
         ValueError: `deploy.yaml` or a file is corrupt, the device is not there, or `threads` is no
             whole number above 0.
-        RuntimeError: `use_onednn=True` and oneDNN cannot run the graph.
+        RuntimeError: `use_onednn=True` and oneDNN cannot run the graph, or gave other numbers when
+            it was exported.
 
     One object serves one thread at a time.
     """
@@ -216,6 +218,8 @@ class Predictor:
 def _try_onednn(open_with, manifest: Manifest, *, insist: bool) -> PaddleRuntime | None:
     """A runtime with oneDNN that has run once, or None and a warning."""
     try:
+        if manifest.onednn is False:
+            raise RuntimeError("it failed or gave other numbers when this was exported")
         runtime = open_with(True)
         smallest = min(manifest.checked_shapes, key=np.prod)
         runtime.run(np.zeros(smallest, "float32"))

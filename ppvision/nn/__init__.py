@@ -2,5 +2,19 @@
 
 from ppvision.nn.layers import ChannelLayerNorm, DropPath
 from ppvision.nn.pale_attention import PaleAttention, pale_merge, pale_partition
+from ppvision.nn.semantic_diffusion import (
+    SemanticDifferenceConv2D,
+    SemanticDiffusion,
+    SemanticDiffusionPyramid,
+)
 
-__all__ = ["ChannelLayerNorm", "DropPath", "PaleAttention", "pale_merge", "pale_partition"]
+__all__ = [
+    "ChannelLayerNorm",
+    "DropPath",
+    "PaleAttention",
+    "SemanticDifferenceConv2D",
+    "SemanticDiffusion",
+    "SemanticDiffusionPyramid",
+    "pale_merge",
+    "pale_partition",
+]

@@ -1,4 +1,9 @@
-"""PaddleDetection: importing this module makes its reading of configurations safe.
+"""PaddleDetection: importing this module adds SDN and makes the reading of configurations safe.
+
+`SemanticDiffusionBackbone` puts SDN behind any backbone:
+
+    FasterRCNN: {backbone: SemanticDiffusionBackbone, ...}
+    SemanticDiffusionBackbone: {backbone: ResNet, levels: [0, 1, 2, 3]}
 
 PaddleDetection reads configurations, `-o` options and its compression files with a loader that
 runs whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values
@@ -16,9 +21,14 @@ except ImportError as error:
         "install it with: pip install --no-deps paddledet==2.6.0"
     ) from error
 
+from collections.abc import Sequence
 from typing import IO
 
 import yaml
+from paddle import Tensor, nn
+from ppdet.modeling.shape_spec import ShapeSpec
+
+from ppvision.nn import SemanticDiffusionPyramid
 
 _REFUSED = "!Callable"
 
@@ -61,3 +71,70 @@ class _SafeYaml:
 # The name `yaml` inside these modules alone; YAML itself stays as it is for everyone else.
 for _module in (workspace, cli, slim):
     _module.yaml = _SafeYaml()
+
+
+class SemanticDiffusionBackbone(nn.Layer):
+    """SDN behind a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
+
+    Args:
+        backbone: a registered backbone, by name in a configuration.
+        levels: numbers of the feature maps to enhance, among those that it returns; negative ones
+            from the coarsest. Default None: all.
+        similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
+        groups: of the semantic difference convolutions. Default 1.
+        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
+
+    Attributes:
+        out_shape: the backbone's.
+
+    Raises:
+        ValueError: a level that is not there.
+
+    Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
+    """
+
+    __inject__ = ["backbone"]  # noqa: RUF012 (PaddleDetection reads it so)
+
+    def __init__(
+        self,
+        backbone: nn.Layer,
+        levels: Sequence[int] | None = None,
+        similarity: str = "charbonnier",
+        groups: int = 1,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.diffusion = SemanticDiffusionPyramid(
+            [shape.channels for shape in backbone.out_shape],
+            levels,
+            similarity=similarity,
+            groups=groups,
+            width=width,
+        )
+
+    def forward(self, inputs: dict) -> list[Tensor]:
+        return self.diffusion(self.backbone(inputs))
+
+    @property
+    def out_shape(self) -> list[ShapeSpec]:
+        return self.backbone.out_shape
+
+
+def _register(component: type[nn.Layer]) -> type[nn.Layer]:
+    name = component.__name__
+    known = workspace.global_config.get(name)
+    if known is None:
+        return workspace.register(workspace.serializable(component))
+    owner = known.pymodule.__name__
+    if owner != __name__:
+        raise ValueError(
+            f"PaddleDetection component {name!r}: expected a free name, but {owner} has registered "
+            "it. Import only one of the two."
+        )
+    return component  # imported before, and reloaded now
+
+
+SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+
+__all__ = ["SemanticDiffusionBackbone", "load_yaml"]

@@ -9,23 +9,31 @@ PaddleSeg's own tools as well as for Python:
       backbone_indices: [0, 1, 2, 3]
       channels: 64
 
+`SemanticDiffusionBackbone` puts SDN behind any of them, or behind one of PaddleSeg's own:
+
+    backbone:
+      type: SemanticDiffusionBackbone
+      backbone: {type: ResNet50_vd, output_stride: 8}
+
 and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Importing it
 again, or reloading it, changes nothing.
 """
 
 try:
     import paddleseg.core  # noqa: F401  (shims repair its train())
-    from paddleseg.cvlibs import manager
+    from paddleseg.cvlibs import builder, manager
 except ImportError as error:
     raise ImportError(
         f"ppvision.plugins.paddleseg needs PaddleSeg, which does not import ({error}); install it "
         "with: pip install --no-deps paddleseg==2.8.0"
     ) from error
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
-from paddle import nn
+from paddle import Tensor, nn
 
+from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import shims
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_weights, read_weights
@@ -87,7 +95,80 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
     return build
 
 
-def _register(name: str) -> Callable[..., nn.Layer]:
+class SemanticDiffusionBackbone(nn.Layer):
+    """SDN behind a backbone: its feature maps, sharper at class boundaries, for any head.
+
+    Args:
+        backbone: a backbone of PaddleSeg's, or of ours, that names its `feat_channels`.
+        levels: numbers of the feature maps to enhance, negative ones from the coarsest. Default
+            None: all. Name those that the head reads: others cost time for nothing, and in
+            data-parallel training Paddle waits for their gradients.
+        similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
+        groups: of the semantic difference convolutions. Default 1.
+        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
+        in_channels: channels of the picture; PaddleSeg's builder hands them on to the backbone.
+
+    Attributes:
+        feat_channels: the backbone's.
+
+    Raises:
+        ValueError: a backbone without `feat_channels`, or made for other `in_channels`; a level
+            that is not there.
+
+    Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Layer,
+        levels: Sequence[int] | None = None,
+        similarity: str = "charbonnier",
+        groups: int = 1,
+        width: int | None = None,
+        in_channels: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not hasattr(backbone, "feat_channels"):
+            raise ValueError(
+                "SemanticDiffusionBackbone: expected a backbone that names its feat_channels, got "
+                f"{type(backbone).__name__}. Set that attribute to the channels of its outputs."
+            )
+        first = next((m for m in backbone.sublayers() if isinstance(m, nn.Conv2D)), None)
+        if None not in (in_channels, first) and first._in_channels != in_channels:
+            raise ValueError(
+                f"in_channels: got {in_channels}, but the {type(backbone).__name__} inside takes "
+                f"{first._in_channels}. Set in_channels there."
+            )
+        self.backbone = backbone
+        self.feat_channels = list(backbone.feat_channels)
+        self.diffusion = SemanticDiffusionPyramid(
+            self.feat_channels, levels, similarity=similarity, groups=groups, width=width
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return self.diffusion(self.backbone(x))
+
+
+def _hand_on_in_channels(build: Callable[[object, dict], object]) -> Callable:
+    """PaddleSeg builds the inner backbone first and sets `in_channels` at the outer one only."""
+
+    @functools.wraps(build)
+    def build_component(self: object, cfg: dict) -> object:
+        inner = cfg.get("backbone")
+        if (
+            cfg.get("type") == SemanticDiffusionBackbone.__name__
+            and isinstance(inner, dict)
+            and cfg.get("in_channels") is not None
+        ):
+            cfg = cfg | {"backbone": {"in_channels": cfg["in_channels"], **inner}}
+        return build(self, cfg)
+
+    build_component.hands_on_in_channels = True
+    return build_component
+
+
+def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
+    name = component.__name__
     known = manager.BACKBONES.components_dict.get(name)
     if known is not None and known.__module__ == __name__:
         return known  # imported before, and reloaded now
@@ -96,12 +177,15 @@ def _register(name: str) -> Callable[..., nn.Layer]:
             f"PaddleSeg backbone {name!r}: expected a free name, but {known.__module__} has "
             "registered it. Import only one of the two."
         )
-    return manager.BACKBONES.add_component(_backbone(name))
+    return manager.BACKBONES.add_component(component)
 
 
-pale_nano, pale_tiny, pale_small, pale_base = map(
-    _register, ("pale_nano", "pale_tiny", "pale_small", "pale_base")
+pale_nano, pale_tiny, pale_small, pale_base = (
+    _register(_backbone(name)) for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
 )
+SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
+    builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
 shims.apply(shims.PADDLESEG_SHIMS)
 
-__all__ = ["pale_base", "pale_nano", "pale_small", "pale_tiny"]
+__all__ = ["SemanticDiffusionBackbone", "pale_base", "pale_nano", "pale_small", "pale_tiny"]

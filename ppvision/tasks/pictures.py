@@ -6,10 +6,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ppvision.metrics.boundary import boundary_depth, other_class_near
+
 GAP = 4  # pixels of white between the parts of a panel
 CAPTION = 20  # pixels of height of a line of text
 OVERLAY = 0.5  # weight of the class colours over the picture
-WRONG, IGNORED = (255, 40, 40), (128, 128, 128)
+WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (128, 128, 128)
+BOUNDARY = (255, 235, 60)
 
 
 def voc_palette() -> np.ndarray:
@@ -31,13 +34,24 @@ def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (image * (1 - OVERLAY) + colours * OVERLAY).astype(np.uint8)
 
 
+def _true_boundary(label: np.ndarray, ignore_index: int, reach: int = 1) -> np.ndarray:
+    """`[H, W]` bool: pixels within `reach` of another class of the label."""
+    classes = np.where(label == ignore_index, -1, label.astype(np.int16)).astype(np.int16)
+    return other_class_near(classes, reach, beyond_edge=False)
+
+
 def errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
-    """The picture in grey, wrong pixels in red, ignored ones in grey."""
+    """The picture in grey, the true boundary as a line; wrong pixels in red, dark red outside of
+    the band that Boundary IoU looks at; ignored ones in grey."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
-    shown[(label != prediction) & (label != ignore_index)] = WRONG
+    wrong = (label != prediction) & (label != ignore_index)
+    band = _true_boundary(label, ignore_index, boundary_depth(*label.shape))
+    shown[wrong] = WRONG_FAR
+    shown[wrong & band] = WRONG
+    shown[_true_boundary(label, ignore_index)] = BOUNDARY
     shown[label == ignore_index] = IGNORED
     return shown
 
@@ -47,6 +61,8 @@ def panel(
 ) -> np.ndarray:
     """`input | label | prediction | errors` side by side, `[H, 4W + gaps, 3]` uint8 RGB.
 
+    The true boundary is drawn over the prediction and the errors.
+
     Args:
         image: `[H, W, 3]` uint8 RGB.
         label: `[H, W]` classes.
@@ -54,10 +70,12 @@ def panel(
         ignore_index: the label that does not count.
     """
     shown = np.where(label == ignore_index, 0, label)
+    predicted = overlay(image, prediction)
+    predicted[_true_boundary(label, ignore_index)] = BOUNDARY
     parts = [
         image,
         overlay(image, shown),
-        overlay(image, prediction),
+        predicted,
         errors(image, label, prediction, ignore_index),
     ]
     gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
@@ -91,6 +109,20 @@ def labelled(image: np.ndarray, side: int, label: str, prediction: str) -> np.nd
             tile, text[:16], (2, bottom), cv2.FONT_HERSHEY_SIMPLEX, 0.45, shade, 1, cv2.LINE_AA
         )
     return tile
+
+
+def save_comparison(
+    image: np.ndarray,
+    label: np.ndarray,
+    prediction: np.ndarray,
+    ignore_index: int,
+    folder: Path,
+    name: str,
+) -> None:
+    """Write `compared/<name>.png`, the `panel` of a picture whose label is known."""
+    path = folder / "compared" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(panel(image, label, prediction, ignore_index)).save(path)
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
 from ppvision.deploy.predictor import Classification
 from ppvision.run_folder import write_text
-from ppvision.tasks.pictures import labelled, save_prediction
+from ppvision.tasks.pictures import labelled, save_comparison, save_prediction
 
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
@@ -36,7 +36,8 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
 
     Args:
         image_path: a picture, a folder (searched deeply), or a list file: one picture a line,
-            relative to the list; what follows a space, such as a label, is left out.
+            relative to the list; what follows a space, such as a label, is left out (see
+            `listed_labels`).
 
     Returns:
         `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
@@ -76,6 +77,20 @@ def _picture_of(list_path: Path, line: str) -> str:
     return line.split(" ")[0]
 
 
+def listed_labels(image_path: str | Path) -> dict[Path, Path]:
+    """The labels that a list file names behind its pictures, by picture; none for other paths."""
+    path = Path(image_path)
+    if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
+        return {}
+    labels = {}
+    for line in path.read_text(encoding="utf-8-sig").splitlines():
+        name = _picture_of(path, line.strip())
+        label = line.strip()[len(name) :].strip()
+        if label:
+            labels[path.parent / name] = path.parent / label
+    return labels
+
+
 def _result_names(names: list[Path]) -> list[str]:
     inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
     stems = Counter(str(name.with_suffix("")) for name in inside)
@@ -94,19 +109,23 @@ def predict_to_folder(
     image_path: str | Path,
     folder: str | Path,
     class_names: list[str],
+    ignore_index: int = 255,
 ) -> list[str]:
-    """Write overlays, class maps and `predictions.json` for every picture.
+    """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
+    the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
 
     Args:
         predict: `(path) -> [H, W]` classes.
         image_path: see `list_images`.
         folder: where results go.
         class_names: for the JSON's shares of pixels; empty for numbers.
+        ignore_index: label of pixels that do not count. Default 255.
 
     Returns:
         One line for every picture that could not be read or predicted.
     """
     report = {}
+    pictures, labels = list_images(image_path), listed_labels(image_path)
 
     def write(path: Path, name: str) -> None:
         image, prediction = read_rgb(path), predict(path)
@@ -117,10 +136,28 @@ def predict_to_folder(
             for i, n in enumerate(counts)
             if n
         }
+        if path in labels:
+            label = _read_label(labels[path], prediction.shape)
+            save_comparison(image, label, prediction, ignore_index, Path(folder), name)
 
-    failures = _for_every_picture(image_path, write)
+    failures = _for_every_picture(pictures, write)
     _write_report(folder, report)
     return failures
+
+
+def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The classes `[H, W]` of a label map, as PaddleSeg reads it.
+
+    Raises:
+        DataError: not a readable map, or one of another size.
+    """
+    label = np.asarray(decode_picture(path, f"label {path}"))
+    if label.shape != shape:
+        raise DataError(
+            f"label {path}: expected one class number per pixel, {list(shape)} like the "
+            f"prediction, got {list(label.shape)}."
+        )
+    return label
 
 
 def classify_to_folder(
@@ -158,14 +195,16 @@ def classify_to_folder(
         target.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture).save(target)
 
-    failures = _for_every_picture(image_path, write)
+    failures = _for_every_picture(list_images(image_path), write)
     _write_report(folder, report)
     return failures
 
 
-def _for_every_picture(image_path: str | Path, write: Callable[[Path, str], None]) -> list[str]:
+def _for_every_picture(
+    pictures: list[tuple[Path, str]], write: Callable[[Path, str], None]
+) -> list[str]:
     failures = []
-    for path, name in tqdm(list_images(image_path), desc="predict", unit="img", disable=None):
+    for path, name in tqdm(pictures, desc="predict", unit="img", disable=None):
         try:
             write(path, name)
         except (ValueError, OSError) as error:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -15,12 +15,10 @@ from tqdm import tqdm
 import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
 
 # isort: split
-from paddleseg.core import evaluate as paddleseg_evaluate
 from paddleseg.core import infer
 from paddleseg.core.train import loss_computation
 from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
-from paddleseg.utils import metrics
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.deploy import Predictor, export_model
@@ -35,6 +33,7 @@ from ppvision.tasks.config import (
 )
 from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo import load_weights
 from ppvision.zoo.registry import nearest
@@ -53,6 +52,9 @@ TOP_LEVEL_KEYS = (
     "test_config",
 )
 PICTURES = 4  # validation samples shown in the dashboard
+# How an evaluation may predict, of what PaddleSeg's `evaluate` takes.
+_WINDOW = ("is_slide", "crop_size", "stride")
+_AUGMENTED = ("aug_eval", "scales", "flip_horizontal", "flip_vertical")
 
 
 class _CheckedConfig(Config):
@@ -64,27 +66,6 @@ class _CheckedConfig(Config):
             self._build_default_checker().apply_all_rules(self)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"config: {error}") from error
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation found; classes in their order."""
-
-    miou: float
-    accuracy: float
-    kappa: float
-    class_iou: np.ndarray
-    class_precision: np.ndarray
-
-    def table(self, names: list[str]) -> str:
-        """The scores as text; `names` of the classes, or empty for numbers."""
-        names = names or [str(index) for index in range(len(self.class_iou))]
-        width = max(len("class"), *(len(name) for name in names))
-        lines = [f"{'class':{width}}  IoU     precision"]
-        for name, iou, precision in zip(names, self.class_iou, self.class_precision, strict=True):
-            lines.append(f"{name:{width}}  {iou:.4f}  {precision:.4f}")
-        lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
-        return "\n".join(lines)
 
 
 class Segmentation:
@@ -116,6 +97,7 @@ class Segmentation:
                 content[key] = value
         if learning_rate is not None:
             content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
+        _name_optimizer(content.get("optimizer"))
         self._check_components(content)
         self._check_test_config(content.get("test_config") or {})
         self.name = name
@@ -154,8 +136,7 @@ class Segmentation:
 
     @staticmethod
     def _check_test_config(options: dict) -> None:
-        known = list(inspect.signature(paddleseg_evaluate).parameters)[2:]
-        check_keys(options, known, "test_config")
+        check_keys(options, (*_WINDOW, *_AUGMENTED), "test_config")
         if options.get("is_slide") and not (options.get("crop_size") and options.get("stride")):
             raise ConfigError(
                 "is_slide: expected crop_size and stride (width, height) as well "
@@ -226,7 +207,7 @@ class Segmentation:
 
     # -- train ---------------------------------------------------------------------------------
 
-    score_tags = ("Evaluate/mIoU", "Evaluate/Acc")
+    score_tags = ("Evaluate/mIoU", "Evaluate/Acc", *(f"Evaluate/{n}" for n in BOUNDARY_SCORES))
 
     @property
     def iters(self) -> int:
@@ -269,7 +250,7 @@ class Segmentation:
     # -- evaluate ------------------------------------------------------------------------------
 
     def evaluate(self, model: paddle.nn.Layer, **how: object) -> Scores:
-        """Score a model on the val split by PaddleSeg's own evaluation.
+        """Score a model on the val split as PaddleSeg's own evaluation does, and along boundaries.
 
         Args:
             model: with PaddleSeg's interface: a list of logits.
@@ -278,15 +259,40 @@ class Segmentation:
         """
         options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
         self._check_test_config(options)
-        miou, accuracy, iou, precision, kappa = paddleseg_evaluate(
-            model, self.builder.val_dataset, print_detail=False, **options
-        )
-        return Scores(float(miou), float(accuracy), float(kappa), iou, precision)
+        augmented = options.pop("aug_eval", False)
+        if not augmented:
+            options = {k: v for k, v in options.items() if k in _WINDOW}
+        dataset = self.builder.val_dataset
+        model.eval()
+
+        def predict(index: int) -> tuple[np.ndarray, np.ndarray]:
+            sample = dataset[index]
+            run = infer.aug_inference if augmented else infer.inference
+            with paddle.no_grad():
+                prediction, _ = run(
+                    model,
+                    paddle.to_tensor(sample["img"][None]),  # [1, 3, H, W]
+                    trans_info=sample["trans_info"],
+                    **options,
+                )
+            return prediction.numpy()[0, 0], np.asarray(sample["label"]).squeeze()
+
+        return self._scored(predict)
+
+    def _scored(self, predict: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Scores:
+        """The scores of `predict(index) -> prediction, label` on the val split, over all ranks."""
+        dataset = self.builder.val_dataset
+        scoring = Scoring(dataset.num_classes, dataset.ignore_index)
+        rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
+        shown = {"desc": "eval", "unit": "img", "disable": True if rank else None}
+        for index in tqdm(range(rank, len(dataset), world), **shown):
+            scoring.update(*predict(index))
+        scoring.add_other_ranks()
+        return scoring.scores()
 
     def scores(self, model: paddle.nn.Layer) -> dict[str, float]:
         """`evaluate`, by tag."""
-        scores = self.evaluate(model)
-        return dict(zip(self.score_tags, (scores.miou, scores.accuracy), strict=True))
+        return self.evaluate(model).by_tag()
 
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", **how: object
@@ -311,23 +317,11 @@ class Segmentation:
                 f"eval --model_dir: expected a segmentation model of {dataset.num_classes} "
                 f"classes, got {manifest.task} of {manifest.num_classes} in {model_dir}."
             )
-        totals = None
-        for index in tqdm(range(len(dataset)), desc="eval", unit="img", disable=None):
-            label = self._label(index)
-            prediction = predictor(dataset.file_list[index][0])
-            areas = metrics.calculate_area(
-                paddle.to_tensor(prediction.astype(np.int64)[None]),
-                paddle.to_tensor(label.astype(np.int64)[None]),
-                dataset.num_classes,
-                dataset.ignore_index,
-            )
-            totals = (
-                areas if totals is None else [a + b for a, b in zip(totals, areas, strict=True)]
-            )
-        class_iou, miou = metrics.mean_iou(*totals)
-        accuracy, precision, _ = metrics.class_measurement(*totals)
-        kappa = metrics.kappa(*totals)
-        return Scores(float(miou), float(accuracy), float(kappa), class_iou, precision)
+
+        def predict(index: int) -> tuple[np.ndarray, np.ndarray]:
+            return predictor(dataset.file_list[index][0]), self._label(index)
+
+        return self._scored(predict)
 
     def _label(self, index: int) -> np.ndarray:
         """The label map `[H, W]` of a val sample, as its data set class numbers the classes."""
@@ -343,7 +337,7 @@ class Segmentation:
         )
         data = transforms({"img": str(path)})
         options = self.config.test_config
-        window = {k: options[k] for k in ("is_slide", "crop_size", "stride") if k in options}
+        window = {k: options[k] for k in _WINDOW if k in options}
         model.eval()
         with paddle.no_grad():
             prediction, _ = infer.inference(
@@ -426,6 +420,18 @@ def _check_schedule(options: Located | None) -> None:
     for key in ("warmup_iters", "warmup_start_lr"):  # PaddleSeg's own
         schedule.pop(key, None)
     check_components(schedule, schedules, "lr_scheduler")
+
+
+def _name_optimizer(options: Located | None) -> None:
+    """Old names that PaddleSeg's builder takes as well: `sgd`, `adam`, SGD with `momentum`."""
+    if not isinstance(options, dict):
+        return
+    old = options.get("type")
+    name = {"sgd": "SGD", "adam": "Adam"}.get(old, old)
+    if name == "SGD" and "momentum" in options:
+        name = "Momentum"
+    if name != old:
+        options["type"] = name
 
 
 def _check_clipping(optimizer: dict) -> None:

@@ -1,0 +1,80 @@
+"""Experiments of many runs: shared out among processes, resumed, their results in one table."""
+
+import csv
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ppvision.run_folder import write_text
+
+Rows = list[dict[str, object]]
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether the run that this lock file stands for is ours, and no other process's, inside."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+@contextmanager
+def clocked(folder: Path) -> Iterator[None]:
+    """Add the time spent inside to the file `seconds` of a run's folder, whatever ends it."""
+    before, start = spent(folder), time.monotonic()
+    try:
+        yield
+    finally:
+        if folder.exists():
+            write_text(folder / "seconds", str(before + time.monotonic() - start))
+
+
+def spent(folder: Path) -> float:
+    """The seconds that a run has taken so far, in all its parts."""
+    path = folder / "seconds"
+    return float(path.read_text()) if path.exists() else 0.0
+
+
+def read_rows(path: Path) -> Rows:
+    """The runs of a results file, without its summary (whose `seed` is a word)."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["seed"].isdigit()]
+
+
+def add_row(
+    path: Path,
+    row: dict[str, object],
+    fields: Sequence[str],
+    order: Callable[[dict], object],
+    summary: Callable[[Rows], Rows],
+) -> None:
+    """Add a run, order the table, compute the summary anew; two processes may do so at once.
+
+    Args:
+        path: of the table.
+        row: the run.
+        fields: the columns.
+        order: the key to sort the runs by.
+        summary: rows that follow the runs.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [*read_rows(path), {key: str(value) for key, value in row.items()}]
+        rows.sort(key=order)
+        partial = path.with_suffix(".partial")
+        with partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fields, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows + summary(rows))
+        partial.replace(path)
+        path.with_suffix(".lock").unlink()

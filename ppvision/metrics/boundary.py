@@ -1,0 +1,283 @@
+"""Boundary metrics of segmentation: Boundary IoU, boundary F-score, trimap IoU.
+
+All three count pixels per class over the whole set and divide once at the end; the mean is over the
+classes that occur. Papers that average over pictures instead get other numbers.
+
+A class ends where a pixel of another class lies within reach. Whether it does is one question to
+the whole map, not one per class: the largest and the smallest class within the window, two filters
+of OpenCV's, tell if there is another. Ignored pixels are no class at all (our choice): they count
+in no sum, whatever is predicted there, and a class does not end at them.
+"""
+
+from abc import ABC, abstractmethod
+
+import cv2
+import numpy as np
+
+_NONE = -1  # class of pixels that do not count
+
+
+def boundary_depth(height: int, width: int, dilation_ratio: float = 0.02) -> int:
+    """How many pixels deep a boundary counts in Boundary IoU, for a picture of this size."""
+    return max(1, round(dilation_ratio * float(np.hypot(height, width))))
+
+
+def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.ndarray:
+    """Pixels with one of another class in the square of `2 * reach + 1` around them, `[H, W]` bool.
+
+    Args:
+        classes: `[H, W]` int16, -1 where ignored (false there, and no other class).
+        reach: in pixels.
+        beyond_edge: whether what lies outside of the picture is another class.
+    """
+    kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    high = np.iinfo(np.int16).max
+    ignored = classes == _NONE
+    largest = cv2.dilate(
+        classes, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=high if beyond_edge else _NONE
+    )
+    smallest = cv2.erode(
+        np.where(ignored, high, classes), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=high
+    )
+    return ((largest != classes) | (smallest != classes)) & ~ignored
+
+
+class _CountedPerClass(ABC):
+    """What the metrics share: checked input, counts per class, a mean over classes that occur.
+
+    Attributes:
+        counts: whole numbers that add up over pictures (and over processes).
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(
+                f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
+            )
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.counts = np.zeros(0, np.int64)
+
+    def update(self, pred: np.ndarray, label: np.ndarray) -> None:
+        """Add one picture or a batch.
+
+        Args:
+            pred: predicted classes, `[H, W]` or `[B, H, W]` integers (array or tensor).
+            label: true classes, of the same shape; `ignore_index` where unknown.
+
+        Raises:
+            ValueError: other shapes or types, or a class out of range.
+        """
+        pred, label = np.asarray(pred), np.asarray(label)
+        if pred.shape != label.shape or pred.ndim not in (2, 3) or not pred.size:
+            raise ValueError(
+                "pred, label: expected two maps [H, W] or [B, H, W] of one shape, got "
+                f"{list(pred.shape)} and {list(label.shape)}."
+            )
+        if pred.ndim == 2:
+            pred, label = pred[None], label[None]
+        for one_pred, one_label in zip(pred, label, strict=True):
+            ignored = one_label == self.ignore_index
+            self._count(
+                self._checked(one_pred, ignored, "pred"), self._checked(one_label, ignored, "label")
+            )
+
+    def _checked(self, classes: np.ndarray, ignored: np.ndarray, name: str) -> np.ndarray:
+        """`[H, W]` int16 with -1 where ignored."""
+        if not np.issubdtype(classes.dtype, np.integer):
+            raise ValueError(f"{name}: expected whole numbers, got {classes.dtype}.")
+        classes = np.where(ignored, _NONE, classes.astype(np.int64))
+        low, high = classes.min(), classes.max()
+        if low < _NONE or high >= self.num_classes or (classes[~ignored] == _NONE).any():
+            raise ValueError(
+                f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
+                f"{self.ignore_index}), got {classes[~ignored].min()} to {high}."
+            )
+        return classes.astype(np.int16)
+
+    def _per_class(self, classes: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, minlength=self.num_classes)
+
+    @abstractmethod
+    def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
+        """Add one picture, `[H, W]` each, to `counts`."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float | np.ndarray]:
+        """The scores so far: the mean by name, and under `class_<name>` one number per class, nan
+        for a class that did not occur (all nan before the first picture)."""
+
+
+def _with_mean(name: str, classes: np.ndarray) -> dict[str, float | np.ndarray]:
+    occurring = classes[~np.isnan(classes)]
+    return {
+        name: float(occurring.mean()) if occurring.size else float("nan"),
+        f"class_{name}": classes,
+    }
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
+
+
+class BoundaryIoU(_CountedPerClass):
+    """IoU of the pixels along the inside of each class's boundary.
+
+    Args:
+        num_classes: classes, from 0 on.
+        ignore_index: label of pixels that do not count. Default 255.
+        dilation_ratio: depth of the boundary as a share of the picture's diagonal. Default 0.02.
+
+    The boundary of a mask is what an erosion takes off it: 3x3, `max(1, round(0.02 * diagonal))`
+    times, with nothing beyond the picture's edge, so that the edge is a boundary too.
+
+    Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562; per class over the whole set.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, dilation_ratio: float = 0.02
+    ) -> None:
+        super().__init__(num_classes, ignore_index)
+        if not 0 < dilation_ratio < 1:
+            raise ValueError(f"dilation_ratio: expected it in (0, 1), got {dilation_ratio!r}.")
+        self.dilation_ratio = dilation_ratio
+        self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label
+
+    def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
+        depth = boundary_depth(*label.shape, self.dilation_ratio)
+        of_pred = other_class_near(pred, depth, beyond_edge=True)
+        of_label = other_class_near(label, depth, beyond_edge=True)
+        both = of_pred & of_label & (pred == label)
+        self.counts += [
+            self._per_class(label[both]),
+            self._per_class(pred[of_pred]),
+            self._per_class(label[of_label]),
+        ]
+
+    def compute(self) -> dict[str, float | np.ndarray]:
+        both, of_pred, of_label = self.counts
+        return _with_mean("BoundaryIoU", _ratio(both, of_pred + of_label - both))
+
+
+class BoundaryFScore(_CountedPerClass):
+    """F-score of boundary pixels, found again within a tolerance.
+
+    Args:
+        num_classes: classes, from 0 on.
+        ignore_index: label of pixels that do not count. Default 255.
+        tolerances: Euclidean, in pixels. Default 3, 5 and 9.
+
+    A boundary pixel of a class has another class among its eight neighbours; the picture's edge is
+    no boundary. Precision is the share of predicted ones with a true one of the same class within
+    the tolerance, recall the reverse, each over the whole set, F their harmonic mean.
+
+    Source: Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC
+    2013, who average over pictures; counting over the set, and the tolerances, are our choice.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore_index: int = 255, tolerances: tuple[int, ...] = (3, 5, 9)
+    ) -> None:
+        super().__init__(num_classes, ignore_index)
+        tolerances = tuple(tolerances)
+        if not tolerances or any(
+            isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in tolerances
+        ):
+            raise ValueError(
+                f"tolerances: expected whole numbers of pixels from 1 on, got {tolerances!r}."
+            )
+        self.tolerances = tolerances
+        # Boundary pixels of pred and of label, then those found again, per tolerance.
+        self.counts = np.zeros((2, 1 + len(tolerances), num_classes), np.int64)
+        reach = max(tolerances)
+        rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
+        squares = rows**2 + columns**2
+        order = np.argsort(squares, kind="stable")
+        order = order[squares[order] <= reach**2]
+        self._disc = rows[order], columns[order], squares[order]  # nearest first
+
+    def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
+        boundaries = [
+            np.where(other_class_near(classes, 1, beyond_edge=False), classes, np.int16(_NONE))
+            for classes in (pred, label)
+        ]
+        for side, (mine, other) in enumerate((boundaries, boundaries[::-1])):
+            classes, squares = self._nearest(mine, other)
+            self.counts[side, 0] += self._per_class(classes)
+            for number, tolerance in enumerate(self.tolerances, start=1):
+                found = classes[squares <= tolerance**2]
+                self.counts[side, number] += self._per_class(found)
+
+    def _nearest(self, mine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of every pixel of `mine`: its class, and the squared distance to the next pixel of that
+        class in `other` (beyond every tolerance where there is none)."""
+        reach = max(self.tolerances)
+        padded = np.pad(other, reach, constant_values=_NONE)
+        row, column = np.nonzero(mine != _NONE)
+        classes = mine[row, column]
+        squares = np.full(len(classes), reach**2 + 1, np.int64)
+        # Those not found yet; most are after a few steps.
+        left, wanted = np.arange(len(classes)), classes
+        places = (row + reach) * padded.shape[1] + column + reach
+        flat = padded.ravel()
+        for down, right, square in zip(*self._disc, strict=True):
+            hit = flat.take(places + (down * padded.shape[1] + right)) == wanted
+            squares[left[hit]] = square
+            left, wanted, places = left[~hit], wanted[~hit], places[~hit]
+            if not len(left):
+                break
+        return classes, squares
+
+    def compute(self) -> dict[str, float | np.ndarray]:
+        (all_pred, *found_pred), (all_label, *found_label) = self.counts
+        scores = {}
+        for tolerance, of_pred, of_label in zip(
+            self.tolerances, found_pred, found_label, strict=True
+        ):
+            # 2PR / (P + R); 0 where only one of the two has a boundary.
+            precision = of_pred / np.maximum(1, all_pred)
+            recall = of_label / np.maximum(1, all_label)
+            f_score = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+            f_score[all_pred + all_label == 0] = np.nan
+            scores |= _with_mean(f"BoundaryF{tolerance}", f_score)
+        return scores
+
+
+class TrimapIoU(_CountedPerClass):
+    """mIoU within a band around the true boundaries.
+
+    Args:
+        num_classes: classes, from 0 on.
+        ignore_index: label of pixels that do not count. Default 255.
+        width: Euclidean distance from a boundary pixel up to which a pixel counts, on both sides.
+            Default 5.
+
+    A boundary pixel has another class among its eight neighbours; the picture's edge is none.
+
+    Source: Kohli et al., "Robust Higher Order Potentials for Enforcing Label Consistency", CVPR
+    2008 (the trimap); the default width is our choice.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255, width: int = 5) -> None:
+        super().__init__(num_classes, ignore_index)
+        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            raise ValueError(f"width: expected a whole number of pixels from 1 on, got {width!r}.")
+        self.width = width
+        self.counts = np.zeros((3, num_classes), np.int64)  # right, predicted, true
+
+    def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
+        boundary = other_class_near(label, 1, beyond_edge=False)
+        if not boundary.any():
+            return
+        distance = cv2.distanceTransform(
+            (~boundary).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+        )
+        band = (distance <= self.width) & (label != _NONE)
+        self.counts += [
+            self._per_class(label[band & (pred == label)]),
+            self._per_class(pred[band]),
+            self._per_class(label[band]),
+        ]
+
+    def compute(self) -> dict[str, float | np.ndarray]:
+        right, predicted, true = self.counts
+        return _with_mean("TrimapIoU", _ratio(right, predicted + true - right))

@@ -1,0 +1,494 @@
+"""Semantic diffusion: sharper features at class boundaries, in one forward pass.
+
+Source: Tan, Wu, Pi, "Semantic Diffusion Network for Semantic Segmentation", NeurIPS 2022, arXiv
+2302.02057. The paper states the diffusion guided by semantics, its approximation by a semantic
+difference convolution followed by a fusion, the bilinear enlargement of the guidance, and where the
+guidance comes from (the next level, or a strided convolution of the feature itself). The similarity
+functions, the projection of the guidance, replicate padding and the zero start are our choice.
+
+    Y[p, o] = sum over q in the 3x3 neighbourhood of p, over channels c, of
+              W[o, c, q - p] * S_c(V_p, V_q) * (U_q[c] - U_p[c])
+    SDN(U, V) = U + Conv1x1(concat[U, ReLU(BatchNorm(Y))])
+
+The convolution never unfolds its input nine times. Similarity is symmetric and a difference changes
+its sign with its direction, so the weighted differences towards two opposite neighbours are one map
+of edges: four maps (right, down and the two diagonals) instead of nine, each used twice, a pixel
+apart. Training keeps none of them: the backward pass computes them again, one at a time.
+"""
+
+from collections.abc import Callable, Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from paddle.autograd import PyLayer
+
+# -- similarity of the guidance at two pixels, [B, C, H, W] each, in units of lambda ---------------
+
+_EPSILON = 1e-6  # of a squared length, so that the direction of a zero vector is defined
+
+
+def _charbonnier(near: Tensor, far: Tensor) -> Tensor:
+    return paddle.rsqrt(1.0 + paddle.square(far - near))
+
+
+def _gaussian(near: Tensor, far: Tensor) -> Tensor:
+    return paddle.exp(-0.5 * paddle.square(far - near))
+
+
+def _perona_malik(near: Tensor, far: Tensor) -> Tensor:
+    return paddle.reciprocal(1.0 + paddle.square(far - near))
+
+
+def _increasing(near: Tensor, far: Tensor) -> Tensor:
+    return 1.0 - _charbonnier(near, far)
+
+
+def _cosine(near: Tensor, far: Tensor) -> Tensor:
+    product = (near * far).sum(axis=1, keepdim=True) + _EPSILON  # [B, 1, H, W]
+    lengths = (paddle.square(near).sum(axis=1, keepdim=True) + _EPSILON) * (
+        paddle.square(far).sum(axis=1, keepdim=True) + _EPSILON
+    )
+    return 0.5 * (1.0 + product * paddle.rsqrt(lengths))
+
+
+Similarity = Callable[[Tensor, Tensor], Tensor]
+SIMILARITIES: dict[str, Similarity | None] = {
+    "charbonnier": _charbonnier,
+    "gaussian": _gaussian,
+    "perona_malik": _perona_malik,
+    "cosine": _cosine,
+    "increasing": _increasing,
+    "none": None,
+}
+_WITHOUT_SCALE = ("cosine", "none")
+
+# -- neighbours ------------------------------------------------------------------------------------
+
+# One of each two opposite directions, (rows down, columns right).
+DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_LOW_PRECISION = (paddle.float16, paddle.bfloat16)
+
+
+@paddle.jit.not_to_static
+def _window(x: Tensor, rows: slice, columns: slice) -> Tensor:
+    """`x[:, :, rows, columns]` of `[B, C, H, W]`, as memory of its own."""
+    if not paddle.in_dynamic_mode():
+        return x[:, :, rows, columns]
+    # Eager slices are views, which the next operation copies tens of times slower than `crop` does.
+    top, bottom, _ = rows.indices(x.shape[2])
+    left, right, _ = columns.indices(x.shape[3])
+    return paddle.crop(x, [-1, -1, bottom - top, right - left], [0, 0, top, left])
+
+
+@paddle.jit.not_to_static
+def _replicate(x: Tensor) -> Tensor:
+    """A border of one pixel around `[B, C, H, W]` that repeats its neighbours: [B, C, H+2, W+2].
+
+    Zeros would be edges to the operator (our choice).
+    """
+    everything, first, last = slice(None), slice(0, 1), slice(-1, None)
+    x = paddle.concat([_window(x, first, everything), x, _window(x, last, everything)], axis=2)
+    return paddle.concat([_window(x, everything, first), x, _window(x, everything, last)], axis=3)
+
+
+def _starts(step: int) -> slice:
+    """Along a bordered axis: where the edges start that touch the map in either of their ends."""
+    return slice(0 if step > 0 else 1, None if step < 0 else -1)
+
+
+def _ahead(step: int) -> slice:
+    """Along an axis of a map of edges: those that start at the pixels of the map."""
+    return (slice(None, -1), slice(None), slice(1, None))[step + 1]
+
+
+def _edges(
+    u: Tensor, v: Tensor | None, direction: tuple[int, int], similarity: Similarity | None
+) -> Tensor:
+    """`S(V_p, V_q) * (U_q - U_p)` for q = p + direction, over all p such that p or q is in the map.
+
+    Shapes: u and v with their border `[B, C, H+2, W+2]` -> `[B, C, H+|dy|, W+|dx|]`.
+    """
+    dy, dx = direction
+
+    def ends(x: Tensor) -> tuple[Tensor, Tensor]:
+        return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
+
+    near, far = ends(u)
+    difference = far - near
+    return difference if similarity is None else similarity(*ends(v)) * difference
+
+
+def _taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
+    """How a map of edges enters the sum: (sign, place in the 3x3 kernel, rows, columns), twice."""
+    dy, dx = direction
+    return (
+        (1, (1 + dy, 1 + dx), _ahead(dy), _ahead(dx)),  # p's neighbour ahead
+        (-1, (1 - dy, 1 - dx), _ahead(-dy), _ahead(-dx)),  # p is the neighbour's neighbour ahead
+    )
+
+
+def _sum_of_differences(
+    u: Tensor, v: Tensor | None, weight: Tensor, similarity: Similarity | None, groups: int
+) -> Tensor:
+    dtype = u.dtype
+    u, v = _bordered(u), None if v is None else _bordered(v)
+    total = None
+    for direction in DIRECTIONS:
+        edges = _edges(u, v, direction, similarity)
+        parts = []
+        for _, (row, column), rows, columns in _taps(direction):
+            kernel = weight[:, :, row : row + 1, column : column + 1]  # [O, C/groups, 1, 1]
+            # Cut before it is rounded: `crop` has no kernel for half precision.
+            part = _window(edges, rows, columns).astype(dtype)  # [B, C, H, W]
+            parts.append(F.conv2d(part, kernel, groups=groups))
+        ahead, behind = parts  # [B, O, H, W]
+        total = ahead - behind if total is None else total + ahead - behind
+    return total
+
+
+def _bordered(x: Tensor) -> Tensor:
+    """With a border, and in float32 under AMP: squares of differences overflow float16."""
+    return _replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
+
+
+class _SemanticDifference(PyLayer):
+    """`_sum_of_differences` that keeps nothing but its inputs for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: object,
+        u: Tensor,
+        v: Tensor | None,
+        weight: Tensor,
+        similarity: Similarity | None,
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(u, v, weight)
+        ctx.similarity, ctx.groups = similarity, groups
+        return _sum_of_differences(u, v, weight, similarity, groups)
+
+    @staticmethod
+    def backward(ctx: object, y_grad: Tensor) -> tuple[Tensor, ...]:
+        inputs = ctx.saved_tensor()
+        weight, groups, dtype = inputs[2], ctx.groups, y_grad.dtype
+        batch, outputs, height, width = y_grad.shape
+        channels = weight.shape[1]  # of a group
+        y_grad = y_grad.reshape([batch, groups, outputs // groups, height * width])
+        kernel = weight.astype(dtype).reshape([groups, outputs // groups, channels, 9])
+        kernels = kernel.unbind(axis=3)  # 9 x [groups, O/groups, C/groups]
+
+        leaves = [_leaf(x) for x in inputs[:2]]
+        with paddle.enable_grad():
+            bordered = [None if x is None else _bordered(x) for x in leaves]
+        maps = [_leaf(x) for x in bordered]
+        weight_grads = [paddle.zeros_like(kernels[0])] * 9  # the centre's stays zero
+
+        for direction in DIRECTIONS:
+            with paddle.enable_grad():
+                edges = _edges(*maps, direction, ctx.similarity)
+            rows_of_edges, columns_of_edges = edges.shape[2:]
+            edges_grad = 0.0
+            for sign, (row, column), rows, columns in _taps(direction):
+                place = 3 * row + column
+                used = _window(edges.detach(), rows, columns).astype(dtype)
+                used = used.reshape([batch, groups, channels, height * width])
+                product = paddle.matmul(y_grad, used, transpose_y=True)  # [B, groups, O/g, C/g]
+                weight_grads[place] = sign * product.sum(axis=0)
+                back = paddle.matmul(kernels[place], y_grad, transpose_x=True)  # [B, g, C/g, H*W]
+                back = back.reshape([batch, groups * channels, height, width])
+                top, left = rows.start or 0, columns.start or 0
+                bottom, right = rows_of_edges - height - top, columns_of_edges - width - left
+                # All eight numbers: Paddle's padding of two axes alone is twenty times slower.
+                edges_grad += sign * F.pad(back, [0, 0, 0, 0, top, bottom, left, right])
+            if not edges.stop_gradient:
+                # Adds to the gradients of `maps`. (paddle.grad inside of paddle.grad crashes.)
+                edges.backward(edges_grad.astype(edges.dtype))
+
+        for x, map_ in zip(bordered, maps, strict=True):
+            if x is not None and not x.stop_gradient:
+                x.backward(map_.grad)
+        weight_grad = None
+        if not weight.stop_gradient:
+            weight_grad = paddle.stack(weight_grads, axis=3).reshape(weight.shape)
+            weight_grad = weight_grad.astype(weight.dtype)
+        return (*[x.grad for x in leaves if x is not None], weight_grad)
+
+
+def _leaf(x: Tensor | None) -> Tensor | None:
+    """The same numbers, as the start of a new graph; constant where x is."""
+    if x is None:
+        return None
+    leaf = x.detach()
+    leaf.stop_gradient = x.stop_gradient
+    return leaf
+
+
+def semantic_difference(
+    u: Tensor, v: Tensor | None, weight: Tensor, similarity: str, groups: int = 1
+) -> Tensor:
+    """The sum over neighbours of the module's docstring.
+
+    Args:
+        u: features `[B, C, H, W]`.
+        v: guidance `[B, C, H, W]` in units of lambda; any number of channels for `cosine`, None for
+            `none`.
+        weight: `[O, C/groups, 3, 3]`, row and column of q - p from -1 to 1. The centre counts for
+            nothing.
+        similarity: a name of `SIMILARITIES`.
+        groups: as of `paddle.nn.functional.conv2d`. Default 1.
+
+    Returns:
+        `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
+    """
+    of = SIMILARITIES[similarity]
+    # In a graph that is traced or not trained there is nothing to keep.
+    if paddle.in_dynamic_mode() and paddle.is_grad_enabled():
+        return _SemanticDifference.apply(u, v, weight, of, groups)
+    return _sum_of_differences(u, v, weight, of, groups)
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+class SemanticDifferenceConv2D(nn.Layer):
+    """The semantic difference convolution (SDC): a 3x3 convolution of similarity-weighted
+    differences between a pixel and its neighbours.
+
+    Args:
+        in_channels: channels of u (and of v, but for `cosine` and `none`).
+        out_channels: channels of the result.
+        similarity: how much of a difference counts, by the distance d of the guidance in units of a
+            learned lambda, which starts at 1 (our choice, except that there is one):
+
+            - `charbonnier` (default): 1 / sqrt(1 + d^2), per channel;
+            - `gaussian`: exp(-d^2 / 2);
+            - `perona_malik`: 1 / (1 + d^2);
+            - `cosine`: (1 + cos(V_p, V_q)) / 2, one number for all channels, no lambda;
+            - `increasing`: 1 - charbonnier, which responds at semantic edges;
+            - `none`: 1, without guidance: central difference convolution.
+        groups: as in `paddle.nn.Conv2D`; `in_channels` gives the depthwise form. Default 1.
+
+    Shapes: u `[B, in_channels, H, W]`, v `[B, in_channels, h, w]` of any size, enlarged bilinearly
+    to u's -> `[B, out_channels, H, W]`. No bias: a BatchNorm follows it.
+
+    Raises:
+        ValueError: an unknown similarity, numbers that do not fit, a guidance that is missing or of
+            another number of channels.
+
+    Source: SDN, NeurIPS 2022 (see the module). Replicate padding is our choice.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        similarity: str = "charbonnier",
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        for name, count in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("groups", groups),
+        ):
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"groups: expected a divisor of both {in_channels} and {out_channels} channels, "
+                f"got {groups}."
+            )
+        if similarity not in SIMILARITIES:
+            raise ValueError(
+                f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.similarity, self.groups = similarity, groups
+        self.weight = self.create_parameter(
+            [out_channels, in_channels // groups, 3, 3],
+            default_initializer=nn.initializer.KaimingUniform(),
+        )
+        if similarity not in _WITHOUT_SCALE:
+            # softplus(0.5413) = 1
+            self.raw_lambda = self.create_parameter(
+                [1], default_initializer=nn.initializer.Constant(0.541324854612918)
+            )
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        if self.similarity == "none":
+            return semantic_difference(u, None, self.weight, "none", self.groups)
+        if v is None:
+            raise ValueError(
+                f"similarity {self.similarity}: expected a guidance v, got none. Pass one, or take "
+                "similarity none (central differences)."
+            )
+        if self.similarity != "cosine" and v.shape[1] != self.in_channels:
+            raise ValueError(
+                f"guidance: expected {self.in_channels} channels like u, got {v.shape[1]}. Project "
+                "it first (SemanticDiffusion does), or take similarity cosine."
+            )
+        if hasattr(self, "raw_lambda"):
+            v = v / F.softplus(self.raw_lambda).astype(v.dtype)
+        return semantic_difference(u, _enlarged(v, u), self.weight, self.similarity, self.groups)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, similarity={self.similarity}, "
+            f"groups={self.groups}"
+        )
+
+
+@paddle.jit.not_to_static
+def _enlarged(v: Tensor, u: Tensor) -> Tensor:
+    """`v` at the height and width of `u`."""
+    if paddle.in_dynamic_mode():
+        size = u.shape[2:]
+        return v if v.shape[2:] == size else F.interpolate(v, size, mode="bilinear")
+    if -1 not in u.shape[2:] and u.shape[2:] == v.shape[2:]:
+        return v
+    return F.interpolate(v, paddle.shape(u)[2:], mode="bilinear")
+
+
+WIDEST = 512  # channels that a semantic difference convolution takes by itself
+
+
+class SemanticDiffusion(nn.Layer):
+    """SDN: adds to a feature map what a semantic difference convolution finds at its boundaries.
+
+    Args:
+        channels: of the feature u.
+        guidance_channels: of the guidance v. Default None: the feature guides itself, through a 3x3
+            convolution of stride 2 (the paper's single-scale form).
+        similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance.
+        groups: of the semantic difference convolution. Default 1.
+        width: channels inside the semantic difference convolution; a 1x1 convolution leads there
+            when they differ from `channels`. Default None: as many as u, at most 512 (our choice).
+
+    Shapes: u `[B, channels, H, W]`, v `[B, guidance_channels, h, w]` of any size -> as u.
+
+    The last convolution starts at zero, so that the result is exactly u until it has been trained
+    (our choice; the paper's `Conv1x1(concat[...])` without `U +` is the same family of functions).
+
+    Raises:
+        ValueError: see `SemanticDifferenceConv2D`; a guidance given to, or missing from, a layer
+            that was made without, or with, `guidance_channels`.
+
+    Source: SDN, NeurIPS 2022 (see the module).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        guidance_channels: int | None = None,
+        *,
+        similarity: str = "charbonnier",
+        groups: int = 1,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        width = min(channels, WIDEST) if width is None else width
+        self.guidance_channels = guidance_channels
+        self.difference = SemanticDifferenceConv2D(
+            width, width, similarity=similarity, groups=groups
+        )
+        self.reduce = (
+            nn.Identity() if width == channels else nn.Conv2D(channels, width, 1, bias_attr=False)
+        )
+        if similarity == "none":
+            self.guide = None
+        elif guidance_channels is None:
+            self.guide = nn.Sequential(
+                nn.Conv2D(channels, width, 3, stride=2, padding=1, bias_attr=False),
+                nn.BatchNorm2D(width),
+            )
+        else:
+            self.guide = nn.Sequential(
+                nn.Conv2D(guidance_channels, width, 1, bias_attr=False), nn.BatchNorm2D(width)
+            )
+        self.norm = nn.BatchNorm2D(width)
+        zero = nn.initializer.Constant(0.0)
+        self.fuse = nn.Conv2D(
+            channels + width,
+            channels,
+            1,
+            weight_attr=paddle.ParamAttr(initializer=zero),
+            bias_attr=paddle.ParamAttr(initializer=zero),
+        )
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        if (v is None) != (self.guidance_channels is None):
+            raise ValueError(
+                f"guidance: this layer was made with guidance_channels={self.guidance_channels}; "
+                f"expected {'none' if v is not None else 'one'}."
+            )
+        guidance = None if self.guide is None else self.guide(u if v is None else v)
+        y = self.difference(self.reduce(u), guidance)  # [B, width, H, W]
+        y = F.relu(self.norm(y))
+        return u + self.fuse(paddle.concat([u, y], axis=1))
+
+
+class SemanticDiffusionPyramid(nn.Layer):
+    """One SDN for each chosen level of a feature pyramid.
+
+    Args:
+        feat_channels: channels of the levels, from fine to coarse.
+        levels: which of them to enhance; negative ones count from the coarsest. Default None: all.
+            A decoder that reads one level wants that one alone.
+        similarity, groups, width: see `SemanticDiffusion`.
+
+    Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> the same; levels not chosen pass through.
+    Level i is guided by level i + 1 as the backbone gave it, the coarsest one by itself.
+
+    Raises:
+        ValueError: a level that is not there, or is named twice; another number of features.
+
+    Source: SDN, NeurIPS 2022: one module per level, the next one as guidance.
+    """
+
+    def __init__(
+        self,
+        feat_channels: Sequence[int],
+        levels: Sequence[int] | None = None,
+        *,
+        similarity: str = "charbonnier",
+        groups: int = 1,
+        width: int | None = None,
+    ) -> None:
+        super().__init__()
+        count = len(feat_channels)
+        chosen = list(range(count)) if levels is None else list(levels)
+        for level in chosen:
+            if isinstance(level, bool) or not isinstance(level, int) or not -count <= level < count:
+                raise ValueError(
+                    f"levels: expected numbers from 0 to {count - 1} (or from -{count} to -1) for "
+                    f"a backbone of {count} feature maps, got {levels!r}."
+                )
+        chosen = [level % count for level in chosen]
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ValueError(f"levels: expected at least one, each once, got {levels!r}.")
+        self.levels = sorted(chosen)
+        self.feat_channels = list(feat_channels)
+        self.diffusions = nn.LayerList(
+            SemanticDiffusion(
+                feat_channels[level],
+                feat_channels[level + 1] if level + 1 < count else None,
+                similarity=similarity,
+                groups=groups,
+                width=width,
+            )
+            for level in self.levels
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        if len(features) != len(self.feat_channels):
+            raise ValueError(
+                f"features: expected {len(self.feat_channels)} maps of {self.feat_channels} "
+                f"channels, got {len(features)}."
+            )
+        result = list(features)
+        for level, diffusion in zip(self.levels, self.diffusions):  # noqa: B905 (to_static)
+            last = level + 1 == len(features)
+            result[level] = diffusion(features[level], None if last else features[level + 1])
+        return result

@@ -1,0 +1,109 @@
+"""What an evaluation of a segmentation model counts, and the scores that come of it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import paddle
+from paddleseg.utils import metrics
+
+from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
+
+BOUNDARY_SCORES = ("BoundaryIoU", "BoundaryF3", "BoundaryF5", "BoundaryF9", "TrimapIoU")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found; classes in their order.
+
+    Attributes:
+        miou, accuracy, kappa, class_iou, class_precision: as PaddleSeg's `evaluate` defines them.
+        boundary: the means of `BOUNDARY_SCORES`; nan where the set has no boundary.
+        class_boundary: the same per class, nan for classes that do not occur.
+    """
+
+    miou: float
+    accuracy: float
+    kappa: float
+    class_iou: np.ndarray
+    class_precision: np.ndarray
+    boundary: dict[str, float] = field(default_factory=dict)
+    class_boundary: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def by_tag(self) -> dict[str, float]:
+        """`Evaluate/mIoU`, ...; scores that the set does not define are left out."""
+        found = {"mIoU": self.miou, "Acc": self.accuracy, **self.boundary}
+        return {f"Evaluate/{name}": value for name, value in found.items() if np.isfinite(value)}
+
+    def table(self, names: list[str]) -> str:
+        """The scores as text; `names` of the classes, or empty for numbers."""
+        names = names or [str(index) for index in range(len(self.class_iou))]
+        columns = {"IoU": self.class_iou, "precision": self.class_precision, **self.class_boundary}
+        width = max(len("class"), *(len(name) for name in names))
+        lines = ["  ".join([f"{'class':{width}}", *(f"{name:11}" for name in columns)]).rstrip()]
+        for index, name in enumerate(names):
+            cells = ["-" if np.isnan(c[index]) else f"{c[index]:.4f}" for c in columns.values()]
+            lines.append("  ".join([f"{name:{width}}", *(f"{cell:11}" for cell in cells)]).rstrip())
+        lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
+        if self.boundary:
+            lines.append("  ".join(f"{name} {value:.4f}" for name, value in self.boundary.items()))
+        return "\n".join(lines)
+
+
+class Scoring:
+    """Counts pictures one by one; PaddleSeg's own areas, and ours along the boundaries.
+
+    Args:
+        num_classes: of the data set.
+        ignore_index: label of pixels that do not count.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int) -> None:
+        self.num_classes, self.ignore_index = num_classes, ignore_index
+        self.areas = np.zeros((3, num_classes), np.int64)  # both, predicted, true
+        self.boundaries = [
+            metric(num_classes, ignore_index) for metric in (BoundaryIoU, BoundaryFScore, TrimapIoU)
+        ]
+
+    def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
+        """Add one picture.
+
+        Args:
+            prediction: classes `[H, W]`.
+            label: true classes `[H, W]`.
+        """
+        areas = metrics.calculate_area(
+            paddle.to_tensor(prediction.astype(np.int64)[None]),
+            paddle.to_tensor(label.astype(np.int64)[None]),
+            self.num_classes,
+            self.ignore_index,
+        )
+        self.areas += np.stack([area.numpy() for area in areas])
+        for metric in self.boundaries:
+            metric.update(prediction, label)
+
+    def add_other_ranks(self) -> None:
+        """Add up what the processes of a data-parallel run have counted."""
+        if paddle.distributed.get_world_size() < 2:
+            return
+        everything = [self.areas, *(metric.counts for metric in self.boundaries)]
+        total = paddle.to_tensor(np.concatenate([counts.ravel() for counts in everything]))
+        paddle.distributed.all_reduce(total)
+        sizes = np.cumsum([counts.size for counts in everything])[:-1]
+        for counts, summed in zip(everything, np.split(total.numpy(), sizes), strict=True):
+            counts[...] = summed.reshape(counts.shape)
+
+    def scores(self) -> Scores:
+        """The scores of all pictures so far."""
+        areas = [paddle.to_tensor(area) for area in self.areas]
+        class_iou, miou = metrics.mean_iou(*areas)
+        accuracy, precision, _ = metrics.class_measurement(*areas)
+        found = {k: v for metric in self.boundaries for k, v in metric.compute().items()}
+        return Scores(
+            float(miou),
+            float(accuracy),
+            float(metrics.kappa(*areas)),
+            class_iou,
+            precision,
+            {name: found[name] for name in BOUNDARY_SCORES},
+            {name: found[f"class_{name}"] for name in BOUNDARY_SCORES},
+        )

@@ -1,0 +1,83 @@
+"""PaddleDetection with SDN behind its backbones."""
+
+import importlib
+
+import numpy as np
+import paddle
+import pytest
+
+pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
+
+from ppdet.core import workspace
+from ppdet.core.workspace import create, load_config
+
+import ppvision.plugins.paddledet as plugin
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Read a PaddleDetection config: `config(levels)`; leaves its global state as it was."""
+    before = {key: value for key, value in workspace.global_config.items() if key != "filename"}
+
+    def read(options: str):
+        path = tmp_path / "job.yml"
+        path.write_text(
+            "SemanticDiffusionBackbone:\n  backbone: ResNet\n"
+            f"{options}"
+            "ResNet: {depth: 18, return_idx: [0, 1, 2, 3], freeze_at: -1, norm_type: bn}\n"
+            "FPN: {out_channel: 16}\n"
+        )
+        return load_config(str(path))
+
+    yield read
+    workspace.global_config.clear()
+    workspace.global_config.update(before)
+
+
+def test_sdn_behind_a_stock_backbone_and_in_front_of_a_stock_neck(config):
+    config("  levels: [0, -1]\n  similarity: gaussian\n")
+    backbone = create("SemanticDiffusionBackbone")
+    inner = backbone.backbone
+    assert type(inner).__name__ == "ResNet"
+    assert backbone.out_shape == inner.out_shape
+    assert backbone.diffusion.levels == [0, 3]
+    assert backbone.diffusion.diffusions[0].difference.similarity == "gaussian"
+
+    backbone.eval()
+    picture = {"image": paddle.rand([2, 3, 64, 96])}
+    for enhanced, plain in zip(backbone(picture), inner(picture), strict=True):
+        np.testing.assert_array_equal(enhanced.numpy(), plain.numpy())  # it starts as nothing
+
+    for diffusion in backbone.diffusion.diffusions:
+        diffusion.fuse.weight.set_value(0.1 * paddle.randn(diffusion.fuse.weight.shape))
+    features = backbone(picture)
+    shapes = backbone.out_shape
+    assert [f.shape[1] for f in features] == [shape.channels for shape in shapes]
+    assert not np.array_equal(features[0].numpy(), inner(picture)[0].numpy())
+    np.testing.assert_array_equal(features[1].numpy(), inner(picture)[1].numpy())
+
+    neck = create("FPN", input_shape=shapes)
+    backbone.train()
+    sum(f.mean() for f in neck(backbone(picture))).backward()
+    for diffusion in backbone.diffusion.diffusions:
+        assert np.abs(diffusion.difference.weight.grad.numpy()).max() > 0
+    assert np.abs(inner.sublayers()[1].parameters()[0].grad.numpy()).max() > 0
+
+
+def test_a_level_that_is_not_there(config):
+    config("  levels: [4]\n")
+    with pytest.raises(ValueError, match="levels: expected numbers from 0 to 3"):
+        create("SemanticDiffusionBackbone")
+
+
+def test_import_again_registers_once():
+    before = workspace.global_config["SemanticDiffusionBackbone"]
+    importlib.reload(plugin)
+    assert workspace.global_config["SemanticDiffusionBackbone"] is before
+
+
+def test_a_foreign_component_of_the_same_name_is_refused(monkeypatch):
+    known = workspace.global_config["SemanticDiffusionBackbone"]
+    monkeypatch.setattr(known, "pymodule", importlib.import_module("json"))
+    with pytest.raises(ValueError, match="expected a free name, but json"):
+        importlib.reload(plugin)

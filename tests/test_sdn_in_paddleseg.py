@@ -1,0 +1,193 @@
+"""SDN in PaddleSeg's own models, by YAML alone: the table of docs/compatibility.md."""
+
+import copy
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
+
+from paddleseg.cvlibs import Config, SegBuilder, manager
+
+from ppvision.deploy.manifest import read_manifest
+from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
+from ppvision.tasks import open_job
+from ppvision.zoo import load_weights
+
+SIDE = 64
+RESNET = {"type": "ResNet18_vd", "output_stride": 8}
+PYRAMID = {"type": "ResNet18_vd", "output_stride": 32}
+PALE = {"type": "pale_nano", "drop_path_rate": 0.0}
+LAST, ALL = {"backbone_indices": [-1]}, {"backbone_indices": [0, 1, 2, 3]}
+LITE = {"cm_out_ch": 32, "arm_out_chs": [32, 32, 32], "seg_head_inter_chs": [16, 16, 16]}
+OCR = {"ocr_mid_channels": 32, "ocr_key_channels": 16}
+
+# head: its options, the levels that it reads, its number of logits while training
+HEADS = {
+    "FCN": (LAST, [-1], 1),
+    "PSPNet": ({"pp_out_channels": 32, "enable_auxiliary_loss": False}, [3], 1),
+    "DeepLabV3P": ({}, [0, 3], 1),  # its decoder is written for 256 channels
+    "UPerNet": ({**ALL, "channels": 16, "enable_auxiliary_loss": False}, None, 1),
+    "OCRNet": ({"backbone_indices": [3], **OCR}, [3], 2),
+    "PPLiteSeg": ({"backbone_indices": [1, 2, 3], **LITE}, [1, 2, 3], 3),
+    "SegFormer": ({"embedding_dim": 32}, None, 1),
+    "BiseNetV1": ({}, [2, 3], 3),
+}
+STOCK = {
+    "FCN": {"type": "HRNet_W18_Small_V1"},
+    "PSPNet": RESNET,
+    "DeepLabV3P": RESNET,
+    "UPerNet": PYRAMID,
+    "OCRNet": {"type": "HRNet_W18_Small_V1"},
+    "PPLiteSeg": {"type": "STDC1"},
+    "SegFormer": {"type": "MixVisionTransformer_B0"},
+    "BiseNetV1": RESNET,
+}
+
+
+def model(head: str, backbone: dict) -> dict:
+    options, levels, _ = HEADS[head]
+    options = copy.deepcopy(options)
+    if backbone["type"].startswith("HRNet"):
+        options["backbone_indices"], levels = [0], None
+    if backbone["type"] == "STDC1":
+        options["backbone_indices"], levels = [2, 3, 4], [2, 3, 4]
+    wrapped = {"type": "SemanticDiffusionBackbone", "backbone": dict(backbone)}
+    if levels is not None:
+        wrapped["levels"] = levels
+    return {"type": head, "num_classes": 11, **options, "backbone": wrapped}
+
+
+def write_config(path, scenes, model: dict, losses: int):
+    def dataset(mode: str) -> dict:
+        return {
+            "type": "Dataset",
+            "mode": mode,
+            "dataset_root": str(scenes),
+            f"{mode}_path": str(scenes / f"{mode}.txt"),
+            "num_classes": 11,
+            "transforms": [
+                *([{"type": "RandomPaddingCrop", "crop_size": [SIDE, SIDE]}] * (mode == "train")),
+                {"type": "Normalize"},
+            ],
+        }
+
+    content = {
+        "task": "segmentation",
+        "batch_size": 2,
+        "iters": 2,
+        "train_dataset": dataset("train"),
+        "val_dataset": dataset("val"),
+        "model": model,
+        "optimizer": {"type": "sgd", "momentum": 0.9, "weight_decay": 4.0e-5},  # as in theirs
+        "lr_scheduler": {"type": "PolynomialDecay", "learning_rate": 0.01},
+        "loss": {"types": [{"type": "CrossEntropyLoss"}] * losses, "coef": [1.0] * losses},
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return path
+
+
+CASES = [
+    *(pytest.param(head, STOCK[head], id=f"{head}-{STOCK[head]['type']}") for head in HEADS),
+    # BiseNetV1 wants the widths of ResNet18 and stride 8: not over Pale.
+    *(pytest.param(head, PALE, id=f"{head}-pale_nano") for head in HEADS if head != "BiseNetV1"),
+]
+
+
+def say_something(net: paddle.nn.Layer) -> None:
+    """Bring the logits, which are nearly zero at first, to about one: small ones hide errors."""
+    net.eval()
+    with paddle.no_grad():
+        largest = float(np.abs(net(paddle.rand([1, 3, SIDE, SIDE]))[0].numpy()).max())
+    for layer in net.sublayers():
+        if isinstance(layer, paddle.nn.Conv2D) and layer._out_channels == 11:
+            layer.weight.set_value(layer.weight / largest)
+
+
+@pytest.mark.filterwarnings(r"ignore:\s*Non compatible API")  # PP-LiteSeg's own calls
+@pytest.mark.filterwarnings("ignore:Paddle Inference with oneDNN")
+@pytest.mark.parametrize(("head", "backbone"), CASES)
+def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
+    """Forward, backward with a gradient in SDN and behind it, export with its parity check."""
+    losses = HEADS[head][2]
+    job = open_job(write_config(tmp_path / "c.yml", scenes, model(head, backbone), losses))
+    paddle.seed(0)
+    net = job.model
+    assert isinstance(net.backbone, SemanticDiffusionBackbone)
+    assert net.backbone.feat_channels == net.backbone.backbone.feat_channels
+    # SDN starts as nothing: let it be something, so that its export is compared as well.
+    for diffusion in net.backbone.diffusion.diffusions:
+        diffusion.fuse.weight.set_value(0.05 * paddle.randn(diffusion.fuse.weight.shape))
+    net.train()
+    samples = job.batched([job.train_dataset[index] for index in range(2)])
+    batch = {key: paddle.to_tensor(samples[key]) for key in ("img", "label")}
+    found = job.losses(net, batch)
+    assert len(found) == losses
+    total = sum(found)
+    total.backward()
+    assert np.isfinite(float(total))
+    for part in (net.backbone.diffusion, net.backbone.backbone):
+        gradients = [p.grad for p in part.parameters() if p.grad is not None]
+        assert max(float(np.abs(g.numpy()).max()) for g in gradients) > 0
+    for name, p in net.backbone.diffusion.named_parameters():
+        assert p.stop_gradient or p.grad is not None, name
+
+    say_something(net)
+    folder = job.export(
+        net,
+        tmp_path / "exported",
+        input_shape=[1, 3, SIDE, SIDE],
+        output_op="argmax",
+        model_format="paddle",
+    )
+    # Paddle's oneDNN ignores the align_corners=True in these two.
+    assert read_manifest(folder).onednn is (head not in ("UPerNet", "BiseNetV1"))
+
+
+def test_a_trained_baseline_is_unchanged_at_first(scenes, tmp_path):
+    """Its weights, loaded into the same model with SDN, give the same logits to the bit."""
+    plain = {"type": "SegFormer", "num_classes": 11, "embedding_dim": 32, "backbone": PALE}
+    baseline = open_job(write_config(tmp_path / "a.yml", scenes, plain, 1)).model
+    enhanced = open_job(write_config(tmp_path / "b.yml", scenes, model("SegFormer", PALE), 1)).model
+    renamed = {
+        f"backbone.{name}" if name.startswith("backbone.") else name: value
+        for name, value in baseline.state_dict().items()
+    }
+    paddle.save(renamed, str(tmp_path / "baseline.pdparams"))
+    load_weights(enhanced, tmp_path / "baseline.pdparams", allow_missing=["backbone.diffusion.*"])
+    x = paddle.rand([1, 3, 50, 70])
+    baseline.eval()
+    enhanced.eval()
+    np.testing.assert_array_equal(enhanced(x)[0].numpy(), baseline(x)[0].numpy())
+
+
+@pytest.mark.parametrize("place", ["outer", "inner", "both"])
+def test_in_channels_reach_the_backbone(place, scenes, tmp_path):
+    content = model("SegFormer", PALE)
+    if place in ("outer", "both"):
+        content["backbone"]["in_channels"] = 4
+    if place in ("inner", "both"):
+        content["backbone"]["backbone"]["in_channels"] = 4
+    path = write_config(tmp_path / "c.yml", scenes, content, 1)
+    for net in (SegBuilder(Config(str(path))).model, open_job(path).model):
+        assert net(paddle.rand([1, 4, 32, 32]))[0].shape == [1, 11, 32, 32]
+
+
+def test_in_channels_that_contradict_each_other_are_refused(scenes, tmp_path):
+    content = model("SegFormer", PALE)
+    content["backbone"]["in_channels"] = 4
+    content["backbone"]["backbone"]["in_channels"] = 3
+    job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
+    with pytest.raises(RuntimeError, match="in_channels: got 4, but the PaleTransformer inside"):
+        _ = job.model
+
+
+def test_a_backbone_without_channels_is_refused():
+    with pytest.raises(ValueError, match="expected a backbone that names its feat_channels"):
+        SemanticDiffusionBackbone(paddle.nn.Linear(2, 2))
+
+
+def test_it_is_registered():
+    assert manager.BACKBONES["SemanticDiffusionBackbone"] is SemanticDiffusionBackbone

@@ -1,0 +1,342 @@
+"""The semantic difference convolution against loops in float64, its properties, its gradients."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle.static import InputSpec
+
+from ppvision.deploy import Predictor, export_model
+from ppvision.nn import SemanticDifferenceConv2D, SemanticDiffusion, SemanticDiffusionPyramid
+from ppvision.nn import semantic_diffusion as module
+from ppvision.nn.semantic_diffusion import SIMILARITIES, semantic_difference
+from tests import reference_sdn as reference
+
+NAMES = list(SIMILARITIES)
+DECREASING = ("charbonnier", "gaussian", "perona_malik")
+
+
+def maps(seed: int, *shapes, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    found = [paddle.to_tensor(rng.normal(size=shape), dtype=dtype) for shape in shapes]
+    for tensor in found:
+        tensor.stop_gradient = False
+    return found
+
+
+def guide(v, name):
+    return None if name == "none" else v
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "groups", "height", "width"),
+    [(3, 5, 1, 4, 6), (4, 6, 2, 5, 3), (4, 4, 4, 3, 3), (2, 3, 1, 1, 1), (2, 2, 1, 1, 5)],
+)
+def test_equal_to_loops_in_float64(name, channels, outputs, groups, height, width):
+    u, v, w = maps(
+        0,
+        (2, channels, height, width),
+        (2, channels, height, width),
+        (outputs, channels // groups, 3, 3),
+    )
+    expected = reference.semantic_difference(u.numpy(), v.numpy(), w.numpy(), name, groups)
+    trained = semantic_difference(u, guide(v, name), w, name, groups)
+    with paddle.no_grad():
+        evaluated = semantic_difference(u, guide(v, name), w, name, groups)
+    np.testing.assert_allclose(trained.numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(evaluated.numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_finite_differences(name):
+    u, v, w = maps(1, (2, 4, 3, 4), (2, 4, 3, 4), (4, 2, 3, 3))
+    direction = maps(2, (2, 4, 3, 4))[0]
+
+    def value() -> float:
+        with paddle.no_grad():
+            return float((semantic_difference(u, guide(v, name), w, name, 2) * direction).sum())
+
+    (semantic_difference(u, guide(v, name), w, name, 2) * direction).sum().backward()
+    rng = np.random.default_rng(3)
+    for tensor in (u, w) if name == "none" else (u, v, w):
+        gradient, numbers = tensor.grad.numpy().ravel(), tensor.numpy()
+        assert np.abs(gradient).max() > 0.01
+        for place in rng.choice(numbers.size, 20, replace=False):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = numbers.copy()
+                moved.ravel()[place] += step
+                tensor.set_value(moved)
+                ends.append(value())
+            tensor.set_value(numbers)
+            assert gradient[place] == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_equal_those_of_plain_operations(name, groups):
+    """The backward pass that keeps nothing against Paddle's own through the same sum."""
+    u, v, w = maps(4, (2, 4, 5, 6), (2, 4, 5, 6), (6, 4 // groups, 3, 3))
+    direction = maps(5, (2, 6, 5, 6))[0]
+    wanted = [u, w] if name == "none" else [u, v, w]
+    lean = semantic_difference(u, guide(v, name), w, name, groups)
+    plain = module._sum_of_differences(u, guide(v, name), w, SIMILARITIES[name], groups)
+    for ours, paddles in zip(
+        paddle.grad([lean], wanted, [direction]),
+        paddle.grad([plain], wanted, [direction]),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours.numpy(), paddles.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("constant", ["u", "v", "w"])
+def test_what_is_not_trained_gets_no_gradient(constant):
+    tensors = dict(zip("uvw", maps(6, (1, 2, 4, 4), (1, 2, 4, 4), (2, 2, 3, 3)), strict=True))
+    tensors[constant].stop_gradient = True
+    semantic_difference(*tensors.values(), "charbonnier").sum().backward()
+    assert [name for name, t in tensors.items() if t.grad is None] == [constant]
+
+
+# -- the properties that define it -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_constant_feature_gives_exactly_nothing(name):
+    v, w = maps(7, (1, 3, 6, 5), (4, 3, 3, 3), dtype="float32")
+    u = paddle.to_tensor(np.float32([0.1, -7.3, 1e6])).reshape([1, 3, 1, 1]).expand([1, 3, 6, 5])
+    assert (semantic_difference(u, guide(v, name), w, name).numpy() == 0).all()
+
+
+@pytest.mark.parametrize("name", [*DECREASING, "cosine", "none", "increasing"])
+def test_a_constant_guidance_gives_the_central_difference_convolution(name):
+    """conv(U) - (sum of W) U, by Paddle's convolution; nothing at all for `increasing`."""
+    u, w = maps(8, (2, 3, 7, 5), (4, 3, 3, 3))
+    v = paddle.full([2, 3, 7, 5], 0.7, "float64")
+    y = semantic_difference(u, guide(v, name), w, name)
+    bordered = F.pad(u, [1, 1, 1, 1], mode="replicate")
+    total = w.sum(axis=[2, 3], keepdim=True)  # [O, C, 1, 1]
+    expected = F.conv2d(bordered, w) - F.conv2d(u, total)
+    if name == "increasing":
+        expected = paddle.zeros_like(expected)
+    np.testing.assert_allclose(y.numpy(), expected.numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DECREASING)
+def test_nothing_passes_a_huge_step_of_the_guidance(name):
+    u, w = maps(9, (1, 2, 6, 8), (3, 2, 3, 3))
+    v = paddle.zeros([1, 2, 6, 8], "float64")
+    v[:, :, :, 4:] = 1e9
+    before = semantic_difference(u, v, w, name).numpy()
+    other = u.clone()
+    other[:, :, :, 4:] = maps(10, (1, 2, 6, 4))[0] * 5
+    after = semantic_difference(other, v, w, name).numpy()
+    np.testing.assert_allclose(before[..., :4], after[..., :4], atol=1e-7)
+    assert np.abs(before[..., 4:] - after[..., 4:]).max() > 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_turning_all_of_it_turns_the_result(name, groups):
+    u, v, w = maps(11, (2, 3, 5, 7), (2, 3, 5, 7), (3, 3 // groups, 3, 3))
+
+    def turned(x):
+        return paddle.to_tensor(np.rot90(x.numpy(), axes=(2, 3)).copy())
+
+    y = semantic_difference(u, guide(v, name), w, name, groups)
+    y_turned = semantic_difference(turned(u), guide(turned(v), name), turned(w), name, groups)
+    np.testing.assert_allclose(turned(y).numpy(), y_turned.numpy(), atol=1e-12)
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+def test_lambda_starts_at_one_is_learned_and_scales_the_guidance():
+    layer = SemanticDifferenceConv2D(3, 4)
+    assert float(F.softplus(layer.raw_lambda)) == pytest.approx(1, abs=1e-6)
+    u, v = maps(12, (1, 3, 5, 5), (1, 3, 5, 5), dtype="float32")
+    layer(u, v).square().sum().backward()
+    assert float(layer.raw_lambda.grad.abs()) > 0
+    layer.raw_lambda.set_value(paddle.to_tensor([np.log(np.expm1(2.5))], "float32"))
+    expected = reference.semantic_difference(
+        u.numpy(), v.numpy() / 2.5, layer.weight.numpy(), "charbonnier", 1
+    )
+    np.testing.assert_allclose(layer(u, v).numpy(), expected, atol=1e-5)
+    assert not hasattr(SemanticDifferenceConv2D(3, 4, similarity="cosine"), "raw_lambda")
+
+
+@pytest.mark.parametrize("size", [(3, 2), (6, 8), (13, 11)])
+def test_a_guidance_of_another_size_is_enlarged_bilinearly(size):
+    layer = SemanticDifferenceConv2D(2, 2)
+    u, v = maps(13, (1, 2, 6, 8), (1, 2, *size), dtype="float32")
+    enlarged = F.interpolate(v, [6, 8], mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(layer(u, v).numpy(), layer(u, enlarged).numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("guidance_channels", [None, 5])
+@pytest.mark.parametrize("width", [None, 4])
+def test_sdn_starts_as_nothing_and_trains_everything(name, guidance_channels, width):
+    layer = SemanticDiffusion(6, guidance_channels, similarity=name, width=width)
+    u, v = maps(14, (2, 6, 9, 7), (2, 5, 5, 4), dtype="float32")
+    given = (u,) if guidance_channels is None else (u, v)
+    y = layer(*given)
+    np.testing.assert_array_equal(y.numpy(), u.numpy())
+
+    rate, parameters = 0.1, [p for p in layer.parameters() if not p.stop_gradient]
+    optimizer = paddle.optimizer.SGD(rate, parameters)
+    target = maps(15, y.shape, dtype="float32")[0]
+    for step in range(2):
+        optimizer.clear_grad()
+        (layer(*given) * target).sum().backward()
+        gradients = {n: p.grad for n, p in layer.named_parameters() if not p.stop_gradient}
+        assert all(g is not None for g in gradients.values()), step
+        optimizer.step()
+    assert not [n for n, g in gradients.items() if not np.abs(g.numpy()).max() > 0]
+
+
+def test_wide_features_are_reduced_inside():
+    assert SemanticDiffusion(600).difference.in_channels == 512
+    assert SemanticDiffusion(64, width=16).difference.weight.shape == [16, 16, 3, 3]
+    assert SemanticDiffusion(64, groups=64).difference.weight.shape == [64, 1, 3, 3]
+
+
+def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
+    pyramid = SemanticDiffusionPyramid([4, 6, 8], [-1, 0])
+    assert pyramid.levels == [0, 2]
+    fine, last = pyramid.diffusions
+    assert (fine.guidance_channels, last.guidance_channels) == (6, None)
+    for diffusion in pyramid.diffusions:
+        diffusion.fuse.weight.set_value(paddle.rand(diffusion.fuse.weight.shape))
+    pyramid.eval()
+    features = maps(16, (1, 4, 8, 8), (1, 6, 4, 4), (1, 8, 2, 2), dtype="float32")
+    result = pyramid(features)
+    np.testing.assert_array_equal(result[1].numpy(), features[1].numpy())
+    np.testing.assert_array_equal(result[0].numpy(), fine(features[0], features[1]).numpy())
+    np.testing.assert_array_equal(result[2].numpy(), last(features[2]).numpy())
+    assert SemanticDiffusionPyramid([4, 6, 8]).levels == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SemanticDifferenceConv2D(0, 2), "in_channels: expected a whole number"),
+        (lambda: SemanticDifferenceConv2D(4, 2, groups=3), "groups: expected a divisor"),
+        (lambda: SemanticDifferenceConv2D(4, 2, similarity="cos"), "expected one of charbonnier"),
+        (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "expected a guidance"),
+        (
+            lambda: SemanticDifferenceConv2D(2, 2)(
+                paddle.rand([1, 2, 3, 3]), paddle.rand([1, 3, 3, 3])
+            ),
+            "guidance: expected 2 channels",
+        ),
+        (lambda: SemanticDiffusion(2, 3)(paddle.rand([1, 2, 3, 3])), "expected one"),
+        (
+            lambda: SemanticDiffusion(2)(paddle.rand([1, 2, 3, 3]), paddle.rand([1, 2, 3, 3])),
+            "expected none",
+        ),
+        (lambda: SemanticDiffusionPyramid([4, 4], [2]), r"levels: expected numbers from 0 to 1"),
+        (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), "each once"),
+        (lambda: SemanticDiffusionPyramid([4, 4], []), "at least one"),
+        (lambda: SemanticDiffusionPyramid([4, 4])([paddle.rand([1, 4, 2, 2])]), "2 maps"),
+    ],
+)
+def test_bad_input_is_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# -- memory, precision, export ---------------------------------------------------------------------
+
+
+def test_training_keeps_no_maps_for_the_backward_pass():
+    """Between forward and backward only the result, where plain operations keep dozens of maps."""
+    u, v, w = maps(17, (1, 16, 48, 48), (1, 16, 48, 48), (16, 16, 3, 3), dtype="float32")
+    one_map = u.numpy().nbytes
+    stats, kept = paddle.base.core, {}
+    for name, run in (
+        ("lean", lambda: semantic_difference(u, v, w, "charbonnier")),
+        ("plain", lambda: module._sum_of_differences(u, v, w, module._charbonnier, 1)),
+    ):
+        before = stats.host_memory_stat_current_value("Allocated", 0)
+        y = run()
+        kept[name] = (stats.host_memory_stat_current_value("Allocated", 0) - before) / one_map
+        del y
+    assert kept["lean"] < 1.2
+    assert kept["plain"] > 15
+
+
+def test_the_difference_is_computed_in_float32_under_amp(monkeypatch):
+    """Squares of differences beyond 256 overflow float16. Paddle's CPU kernels know no float16, so
+    the convolution is replaced by a record of what it is given."""
+    seen = []
+    monkeypatch.setattr(
+        module.F, "conv2d", lambda x, w, groups: seen.append(x) or paddle.zeros([1, 2, 3, 3])
+    )
+    u, v = (paddle.to_tensor(np.random.rand(1, 2, 3, 3) * 900).astype("float16") for _ in "uv")
+    with paddle.no_grad():
+        semantic_difference(u, v, paddle.ones([2, 2, 3, 3]), "charbonnier")
+    assert len(seen) == 8
+    assert all(x.dtype == paddle.float16 and np.isfinite(x.numpy()).all() for x in seen)
+    assert max(np.abs(x.numpy()).max() for x in seen) > 0
+
+
+class Enhanced(paddle.nn.Layer):
+    """Two levels and a head, with nothing at zero."""
+
+    def __init__(self, similarity: str, groups: int) -> None:
+        super().__init__()
+        self.first = paddle.nn.Conv2D(3, 8, 3, stride=2, padding=1)
+        self.second = paddle.nn.Conv2D(8, 12, 3, stride=2, padding=1)
+        self.diffusion = SemanticDiffusionPyramid([8, 12], similarity=similarity, groups=groups)
+        for diffusion in self.diffusion.diffusions:
+            diffusion.fuse.weight.set_value(paddle.randn(diffusion.fuse.weight.shape))
+
+    def forward(self, x):
+        fine = F.relu(self.first(x))
+        return self.diffusion([fine, F.relu(self.second(fine))])
+
+
+@pytest.mark.parametrize(
+    ("similarity", "groups"), [*((name, 1) for name in NAMES), ("charbonnier", 4)]
+)
+def test_export_with_free_sizes(similarity, groups, tmp_path):
+    """`export_model` compares numbers itself, with and without oneDNN; here odd sizes once more."""
+    paddle.seed(0)
+    model = Enhanced(similarity, groups)
+    model.eval()
+    folder = export_model(
+        model,
+        tmp_path / "sdn",
+        input_shape=[None, 3, None, None],
+        task="features",
+        output_op="none",
+    )
+    predictor = Predictor(folder, threads=1)
+    for size in ((1, 3, 16, 16), (2, 3, 33, 7), (1, 3, 5, 61)):
+        x = np.random.default_rng(0).normal(size=size).astype(np.float32)
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(x))
+        for ours, eager in zip(predictor.run(x), expected, strict=True):
+            np.testing.assert_allclose(ours, eager.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Value do not have 'place'")  # Paddle's own backward pass
+def test_training_in_a_traced_graph_equals_eager():
+    u, v = maps(18, (1, 3, 6, 6), (1, 3, 3, 3), dtype="float32")
+    layer = SemanticDifferenceConv2D(3, 4)
+    traced = paddle.jit.to_static(
+        layer,
+        input_spec=[InputSpec([None, 3, None, None]), InputSpec([None, 3, None, None])],
+        full_graph=True,
+    )
+    y = traced(u, v)
+    y.square().sum().backward()
+    found, found_w = u.grad.numpy(), layer.weight.grad.numpy()
+    u.clear_grad()
+    layer.clear_gradients()
+    eager = SemanticDifferenceConv2D(3, 4)
+    eager.set_state_dict(layer.state_dict())
+    eager(u, v).square().sum().backward()
+    np.testing.assert_allclose(found, u.grad.numpy(), atol=1e-4)
+    np.testing.assert_allclose(found_w, eager.weight.grad.numpy(), atol=1e-4)
