@@ -19,7 +19,7 @@ writes benchmark/results/sdn_runs.csv, a row per run as it ends, then means and 
 sets with three seeds, and baseline and SDN over ResNet18_vd; `--full` everything. Stopped, it goes
 on where it was. Started twice (with `OMP_NUM_THREADS=1`, a core each), the two processes share the
 runs out. Scores are those of the last step, never the best of several, of the exported model on
-whole pictures. `--costs` writes benchmark/results/sdn_costs.csv: parameters, multiply-adds, latency.
+whole pictures. `--costs` writes benchmark/results/sdn_costs.csv: parameters, multiply-adds, time.
 """
 
 import argparse
