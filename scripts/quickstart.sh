@@ -40,7 +40,7 @@ step "export, compared with eager inside"
 ppvision export --config "$config" --model_path "$best" --save_dir "$model" --opts "${paths[@]}"
 ppvision export --config "$config" --model_path "$best" --save_dir "$model-112" \
     --input_shape 1 3 112 112 --opts "${paths[@]}"
-ppvision eval --config "$config" --model_dir "$model" --opts "${paths[@]}" | tail -n 1
+ppvision eval --config "$config" --model_dir "$model" --opts "${paths[@]}" | tail -n 2
 
 step "predict: held-out scenes and a photograph"
 ppvision predict --model_dir "$model" --image_path "$data/images/val" --save_dir "$pictures/scenes"
