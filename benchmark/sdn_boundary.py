@@ -49,7 +49,7 @@ from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, clocked, read_rows, spent
+from benchmark.runs import add_row, claimed, read_rows
 
 RESULTS = Path(__file__).with_name("results")
 STEPS, BATCH, CROP, RATE = 600, 4, 224, 1e-3
@@ -65,7 +65,7 @@ BACKBONES = {
     "resnet18_vd": {"type": "ResNet18_vd", "output_stride": 32},
 }
 SCORES = ("mIoU", *BOUNDARY_SCORES)
-FIELDS = ("data", "backbone", "variant", "seed", *SCORES, "steps", "minutes", "machine")
+FIELDS = ("data", "backbone", "variant", "seed", *SCORES, "steps", "machine")
 
 
 @dataclass(frozen=True)
@@ -205,8 +205,7 @@ def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, ob
     options = train_options(
         job, resume="auto", log_iters=50, save_interval=100, keep_checkpoint_max=1
     )
-    with clocked(folder.root):
-        run_training(job, folder, options, do_eval=False, use_vdl=False)
+    run_training(job, folder, options, do_eval=False, use_vdl=False)
     exported = export(job, folder.root / "inference", [1, 3, None, None])
     scores = job.evaluate_exported(exported)
     return {
@@ -214,7 +213,6 @@ def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, ob
         "mIoU": f"{scores.miou:.4f}",
         **{name: f"{value:.4f}" for name, value in scores.boundary.items()},
         "steps": steps,
-        "minutes": f"{spent(folder.root) / 60:.1f}",
         "machine": machine(),
     }
 
