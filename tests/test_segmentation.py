@@ -21,7 +21,7 @@ from ppvision.data.checks import DataError
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
-from ppvision.tasks.pictures import IGNORED, WRONG, errors, overlay, panel
+from ppvision.tasks.pictures import BOUNDARY, IGNORED, WRONG, WRONG_FAR, errors, overlay, panel
 from ppvision.tasks.prediction import list_images, read_rgb
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
@@ -410,12 +410,24 @@ def test_panels():
     label = np.array([[0, 1, 255], [0, 1, 1]])
     prediction = np.array([[0, 1, 1], [1, 1, 0]])
     wrong = errors(image, label, prediction, 255)
-    assert wrong[1, 0].tolist() == list(WRONG)
-    assert wrong[1, 2].tolist() == list(WRONG)
+    assert (wrong[:, :2] == BOUNDARY).all()  # each of them touches the other class
+    assert wrong[1, 2].tolist() == list(WRONG_FAR)  # wrong, a pixel further
     assert wrong[0, 2].tolist() == list(IGNORED)
-    assert wrong[0, 0].tolist() == [164, 164, 164]
     assert overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [164, 100, 100]  # half dark red
     assert panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
+
+
+def test_errors_near_and_far_from_the_boundary():
+    """A square of 100 x 100: Boundary IoU looks 3 pixels deep, so does the bright red."""
+    image = np.full((100, 100, 3), 200, np.uint8)
+    label = np.repeat(np.arange(100) >= 50, 100).reshape(100, 100).astype(int)  # halves
+    found = errors(image, label, 1 - label, 255)[:, 0]
+    assert (found[[49, 50]] == BOUNDARY).all()
+    assert (found[[47, 48, 51, 52]] == WRONG).all()
+    assert (found[:47] == WRONG_FAR).all()
+    assert (found[53:] == WRONG_FAR).all()
+    assert (errors(image, label, label, 255)[:49] == 164).all()  # right: the picture in grey
+    assert (panel(image, label, label, 255)[49:51, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
 def shell(*command, **environment) -> subprocess.CompletedProcess:

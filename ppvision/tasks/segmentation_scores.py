@@ -104,6 +104,6 @@ class Scoring:
             float(metrics.kappa(*areas)),
             class_iou,
             precision,
-            {name: found[name] for name in BOUNDARY_SCORES},
-            {name: found[f"class_{name}"] for name in BOUNDARY_SCORES},
+            {name: value for name, value in found.items() if name in BOUNDARY_SCORES},
+            {name: found[f"class_{name}"] for name in BOUNDARY_SCORES if name in found},
         )
