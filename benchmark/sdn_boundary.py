@@ -189,18 +189,24 @@ def config(case: Case, data_root: Path, steps: int) -> dict:
             "learning_rate": RATE,
             "end_lr": 0.0,
             "power": 0.9,
-            "warmup_iters": steps // 10,
+            "warmup_iters": max(1, steps // 10),
             "warmup_start_lr": 1e-6,
         },
         "loss": {"types": [{"type": "CrossEntropyLoss", **LOSS[case.data]}], "coef": [1]},
     }
 
 
-def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, object]:
-    """Train to the end, going on where it was, export and score; returns the row."""
+def opened(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentation:
+    """The job, from a config that stays beside its run."""
+    work_dir.mkdir(parents=True, exist_ok=True)
     path = work_dir / f"{case.name}.yml"
     write_text(path, yaml.safe_dump(config(case, data_root, steps), sort_keys=False))
-    job = open_job(path)
+    return open_job(path)
+
+
+def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, object]:
+    """Train to the end, going on where it was, export and score; returns the row."""
+    job = opened(case, data_root, work_dir, steps)
     folder = RunFolder(work_dir / case.name)
     options = train_options(
         job, resume="auto", log_iters=50, save_interval=100, keep_checkpoint_max=1
@@ -307,9 +313,7 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
     rows, folders = [], {}
     for variant in VARIANTS:
         case = Case("dsb2018", backbone, variant, 0)
-        path = work_dir / f"{case.name}.yml"
-        write_text(path, yaml.safe_dump(config(case, data_root, STEPS), sort_keys=False))
-        job = open_job(path)
+        job = opened(case, data_root, work_dir, STEPS)
         paddle.seed(0)
         folders[variant] = export(job, work_dir / f"{case.name}_cost", [1, 3, CROP, CROP])
         rows.append(
@@ -360,7 +364,6 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)  # some of Paddle's imports set it first
-    args.work_dir.mkdir(parents=True, exist_ok=True)
     if args.costs:
         rows = [
             row
