@@ -7,7 +7,8 @@ One network, one recipe; only what stands between the backbone and the head diff
     central_difference  SDN without guidance (similarity `none`)
     charbonnier, gaussian, perona_malik, cosine, increasing     SDN with this similarity
 
-on every level of the backbone, under PaddleSeg's SegFormer head. Backbones: pale_nano, which starts
+on every level of the backbone; with `_finest`, on the finest one alone. The head is PaddleSeg's
+SegFormer. Backbones: pale_nano, which starts
 from the zoo's `pale_nano_digit_scenes`, and ResNet18_vd, which starts from nothing.
 
     python -m ppvision data dsb2018 --border 2 --source dsb2018 --output data/dsb2018_border
@@ -15,8 +16,8 @@ from the zoo's `pale_nano_digit_scenes`, and ResNet18_vd, which starts from noth
     python benchmark/sdn_boundary.py --data_root data
 
 writes benchmark/results/sdn_runs.csv, a row per run as it ends, then means and standard deviations.
-`--stage 1` runs the eight variants once, on nuclei over pale_nano; `--stage 2` four of them on both
-sets with three seeds, and baseline and SDN over ResNet18_vd; `--full` everything. Stopped, it goes
+`--stage 1` runs every variant once, on nuclei over pale_nano; `--stage 2` some of them on both sets
+with three seeds, and baseline and SDN over ResNet18_vd; `--full` everything. Stopped, it goes
 on where it was. Started twice (with `OMP_NUM_THREADS=1`, a core each), the two processes share the
 runs out. Scores are those of the last step, never the best of several, of the exported model on
 whole pictures. `--costs` writes benchmark/results/sdn_costs.csv: parameters, multiply-adds, time.
@@ -54,9 +55,19 @@ from benchmark.runs import add_row, claimed, read_rows
 RESULTS = Path(__file__).with_name("results")
 STEPS, BATCH, CROP, RATE = 600, 4, 224, 1e-3
 SIMILARITIES = ("charbonnier", "gaussian", "perona_malik", "cosine", "increasing")
+FINEST = {"levels": [0]}
+# What stands around the backbone: the options of `SemanticDiffusionBackbone`, `plain` apart.
+VARIANTS: dict[str, dict | None] = {
+    "baseline": None,
+    "plain_conv": {"plain": True},
+    "central_difference": {"similarity": "none"},
+    **{name: {"similarity": name} for name in SIMILARITIES},
+    "plain_conv_finest": {"plain": True, **FINEST},
+    "central_difference_finest": {"similarity": "none", **FINEST},
+    "charbonnier_finest": {"similarity": "charbonnier", **FINEST},
+}
 BEST = "charbonnier"  # of stage 1
 SEEDS = (0, 1, 2)
-VARIANTS = ("baseline", "plain_conv", "central_difference", *SIMILARITIES)
 DATA = {"dsb2018": ("dsb2018_border", 3), "camvid": ("camvid", 11)}  # folder, classes
 # Without a weight nothing learns the border between touching nuclei in so few steps.
 LOSS = {"dsb2018": {"weight": [1.0, 1.0, 5.0]}, "camvid": {}}
@@ -128,15 +139,11 @@ def config(case: Case, data_root: Path, steps: int) -> dict:
     """What PaddleSeg is told."""
     folder, classes = DATA[case.data]
     backbone = dict(BACKBONES[case.backbone])
-    if case.variant == "plain_conv":
-        backbone = {"type": "PlainConvBackbone", "backbone": backbone}
-    elif case.variant != "baseline":
-        similarity = "none" if case.variant == "central_difference" else case.variant
-        backbone = {
-            "type": "SemanticDiffusionBackbone",
-            "backbone": backbone,
-            "similarity": similarity,
-        }
+    options = VARIANTS[case.variant]
+    if options is not None:
+        kind = "PlainConvBackbone" if options.get("plain") else "SemanticDiffusionBackbone"
+        rest = {key: value for key, value in options.items() if key != "plain"}
+        backbone = {"type": kind, "backbone": backbone, **rest}
     normalize = {"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}
 
     def dataset(mode: str, transforms: list[dict]) -> dict:
@@ -259,7 +266,7 @@ def order(row: dict) -> tuple:
     return (
         list(DATA).index(row["data"]),
         list(BACKBONES).index(row["backbone"]),
-        VARIANTS.index(row["variant"]),
+        list(VARIANTS).index(row["variant"]),
         int(row["seed"]),
     )
 
