@@ -72,7 +72,9 @@ def test_csv_and_visualdl_hold_the_same_numbers(trained):
     tags = {tag for _, tag, _ in rows}
     assert tags >= {
         *("Train/loss", "Train/lr", "Train/batch_cost", "Train/reader_cost"),
-        *("Evaluate/mIoU", "Evaluate/Acc", "Evaluate/Ema_mIoU"),
+        *("Evaluate/mIoU", "Evaluate/Acc", "Evaluate/Ema_mIoU", "Evaluate/BoundaryIoU"),
+        *("Evaluate/BoundaryF3", "Evaluate/BoundaryF5", "Evaluate/BoundaryF9"),
+        *("Evaluate/TrimapIoU", "Evaluate/Ema_BoundaryIoU"),
     }
     assert [step for step, tag, _ in rows if tag == "Train/loss"] == [2, 4, 6]
     seen = [(v.id, v.tag, v.value) for v in records(folder) if v.WhichOneof("one_value") == "value"]
@@ -410,9 +412,11 @@ def test_panels():
     label = np.array([[0, 1, 255], [0, 1, 1]])
     prediction = np.array([[0, 1, 1], [1, 1, 0]])
     wrong = errors(image, label, prediction, 255)
-    assert (wrong[:, :2] == BOUNDARY).all()  # each of them touches the other class
-    assert wrong[1, 2].tolist() == list(WRONG_FAR)  # wrong, a pixel further
+    assert wrong[1, 0].tolist() == list(WRONG)  # beside the other class
+    assert wrong[1, 2].tolist() == list(WRONG_FAR)  # a pixel further
     assert wrong[0, 2].tolist() == list(IGNORED)
+    assert wrong[0, 0].tolist() == list(BOUNDARY)  # right, and the next class follows
+    assert wrong[0, 1].tolist() == [164, 164, 164]
     assert overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [164, 100, 100]  # half dark red
     assert panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
 
@@ -422,12 +426,13 @@ def test_errors_near_and_far_from_the_boundary():
     image = np.full((100, 100, 3), 200, np.uint8)
     label = np.repeat(np.arange(100) >= 50, 100).reshape(100, 100).astype(int)  # halves
     found = errors(image, label, 1 - label, 255)[:, 0]
-    assert (found[[49, 50]] == BOUNDARY).all()
-    assert (found[[47, 48, 51, 52]] == WRONG).all()
+    assert (found[47:53] == WRONG).all()
     assert (found[:47] == WRONG_FAR).all()
     assert (found[53:] == WRONG_FAR).all()
-    assert (errors(image, label, label, 255)[:49] == 164).all()  # right: the picture in grey
-    assert (panel(image, label, label, 255)[49:51, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
+    right = errors(image, label, label, 255)
+    assert (right[49] == BOUNDARY).all()  # one pixel wide
+    assert (np.delete(right, 49, axis=0) == 164).all()  # else the picture in grey
+    assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
 def shell(*command, **environment) -> subprocess.CompletedProcess:

@@ -76,8 +76,12 @@ def crops(data: str, data_root: Path, work_dir: Path) -> np.ndarray:
 def scores(path: Path) -> plt.Figure:
     """Boundary IoU of every run, a column a variant, a panel a set."""
     rows = [row for row in read_rows(path) if row["backbone"] == "pale_nano"]
-    figure, panels = plt.subplots(1, len(DATA), figsize=(10, 3.6), constrained_layout=True)
-    for panel, data in zip(panels, DATA, strict=True):
+    sets = [data for data in DATA if any(row["data"] == data for row in rows)]
+    size = (5 * len(sets), 3.6)
+    figure, panels = plt.subplots(
+        1, len(sets), figsize=size, constrained_layout=True, squeeze=False
+    )
+    for panel, data in zip(panels[0], sets, strict=True):
         mine = [row for row in rows if row["data"] == data]
         names = [v for v in VARIANTS if any(row["variant"] == v for row in mine)]
         for place, name in enumerate(names):

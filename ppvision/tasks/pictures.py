@@ -34,25 +34,30 @@ def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (image * (1 - OVERLAY) + colours * OVERLAY).astype(np.uint8)
 
 
-def _true_boundary(label: np.ndarray, ignore_index: int, reach: int = 1) -> np.ndarray:
-    """`[H, W]` bool: pixels within `reach` of another class of the label."""
-    classes = np.where(label == ignore_index, -1, label.astype(np.int16)).astype(np.int16)
-    return other_class_near(classes, reach, beyond_edge=False)
+def outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
+    """`[H, W]` bool: a line of one pixel, where the class to the right or below is another one."""
+    line = np.zeros(label.shape, bool)
+    known = label != ignore_index
+    line[:, :-1] |= (label[:, :-1] != label[:, 1:]) & known[:, :-1] & known[:, 1:]
+    line[:-1] |= (label[:-1] != label[1:]) & known[:-1] & known[1:]
+    return line
 
 
 def errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
-    """The picture in grey, the true boundary as a line; wrong pixels in red, dark red outside of
-    the band that Boundary IoU looks at; ignored ones in grey."""
+    """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
+    outside of the band that Boundary IoU looks at; ignored ones in grey."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
-    wrong = (label != prediction) & (label != ignore_index)
-    band = _true_boundary(label, ignore_index, boundary_depth(*label.shape))
+    ignored = label == ignore_index
+    wrong = (label != prediction) & ~ignored
+    classes = np.where(ignored, -1, label.astype(np.int16)).astype(np.int16)
+    band = other_class_near(classes, boundary_depth(*label.shape), beyond_edge=False)
+    shown[outline(label, ignore_index)] = BOUNDARY
     shown[wrong] = WRONG_FAR
     shown[wrong & band] = WRONG
-    shown[_true_boundary(label, ignore_index)] = BOUNDARY
-    shown[label == ignore_index] = IGNORED
+    shown[ignored] = IGNORED
     return shown
 
 
@@ -71,7 +76,7 @@ def panel(
     """
     shown = np.where(label == ignore_index, 0, label)
     predicted = overlay(image, prediction)
-    predicted[_true_boundary(label, ignore_index)] = BOUNDARY
+    predicted[outline(label, ignore_index)] = BOUNDARY
     parts = [
         image,
         overlay(image, shown),
