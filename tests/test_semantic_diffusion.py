@@ -321,6 +321,16 @@ def test_export_with_free_sizes(similarity, groups, tmp_path):
             np.testing.assert_allclose(ours, eager.numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_central_differences_are_one_convolution_in_a_graph(groups):
+    u, w = maps(19, (2, 3, 7, 5), (6, 3 // groups, 3, 3))
+    expected = reference.semantic_difference(u.numpy(), u.numpy(), w.numpy(), "none", groups)
+    found = module._central_difference(u, w, groups)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+    found.sum().backward()
+    assert (w.grad.numpy()[:, :, 1, 1] == 0).all()  # the centre still counts for nothing
+
+
 @pytest.mark.filterwarnings("ignore:Value do not have 'place'")  # Paddle's own backward pass
 def test_training_in_a_traced_graph_equals_eager():
     u, v = maps(18, (1, 3, 6, 6), (1, 3, 3, 3), dtype="float32")

@@ -18,6 +18,7 @@ apart. Training keeps none of them: the backward pass computes them again, one a
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -147,6 +148,19 @@ def _sum_of_differences(
     return total
 
 
+def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The sum without similarity as one convolution, whose centre takes away what the others add.
+
+    The same but for rounding: a constant u gives nearly nothing, not nothing.
+    """
+    centre = np.zeros([1, 1, 3, 3], np.float32)
+    centre[..., 1, 1] = 1.0
+    centre = paddle.to_tensor(centre).astype(weight.dtype)
+    others = weight * (1.0 - centre)
+    kernel = others - centre * others.sum(axis=[2, 3], keepdim=True)  # [O, C/groups, 3, 3]
+    return F.conv2d(_replicate(u), kernel, groups=groups)
+
+
 def _bordered(x: Tensor) -> Tensor:
     """With a border, and in float32 under AMP: squares of differences overflow float16."""
     return _replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
@@ -240,8 +254,12 @@ def semantic_difference(
 
     Returns:
         `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
+        Exactly zero where u is constant; in a traced graph without similarity, zero up to rounding,
+        since there it is one convolution.
     """
     of = SIMILARITIES[similarity]
+    if of is None and not paddle.in_dynamic_mode():
+        return _central_difference(u, weight, groups)
     # In a graph that is traced or not trained there is nothing to keep.
     if paddle.in_dynamic_mode() and paddle.is_grad_enabled():
         return _SemanticDifference.apply(u, v, weight, of, groups)
