@@ -292,11 +292,11 @@ def multiply_adds(model: nn.Layer, side: int) -> int:
     counted = []
 
     def count(layer: nn.Layer, inputs: tuple, output: Tensor) -> None:
-        pixels = output.shape[-1] * output.shape[-2]
         if isinstance(layer, nn.Conv2D):
-            counted.append(layer.weight.size * pixels)
+            counted.append(layer.weight.size * output.shape[-1] * output.shape[-2])
         elif isinstance(layer, SemanticDifferenceConv2D):
-            counted.append(layer.weight.size * pixels * 8 // 9)  # the centre has no difference
+            taps = layer.weight.size * 8 // 9  # the centre has no difference
+            counted.append(taps * output.shape[-1] * output.shape[-2])
         elif isinstance(layer, nn.Linear):
             counted.append(layer.weight.size * output.size // output.shape[-1])
         elif isinstance(layer, PaleAttention):

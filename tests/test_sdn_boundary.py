@@ -54,6 +54,9 @@ def test_multiply_adds_of_sdn_by_hand():
         def forward(self, x):
             return self.sdn(x)
 
+    assert multiply_adds(SemanticDiffusionBackbone(pale_nano()), 32) > multiply_adds(
+        pale_nano(), 32
+    )
     side, c = 8, 3
     difference, fusion = 8 * c * c * side**2, 2 * c * c * side**2
     assert multiply_adds(Net(), side) == difference + fusion + 9 * c * c * (side // 2) ** 2
