@@ -202,7 +202,10 @@ def predict(args: argparse.Namespace) -> int:
         job = _job(args)
         model = job.load(args.model_path)
         task, names = job.content.get("task", "segmentation"), job.class_names
-        ignore_index = (job.content.get("val_dataset") or {}).get("ignore_index", ignore_index)
+        dataset = job.content.get("val_dataset") or {}
+        ignore_index = dataset.get("ignore_index", ignore_index)
+        if task == "segmentation" and dataset.get("type", "Dataset") != "Dataset":
+            ignore_index = None  # it may number the classes of its label files anew (ADE20K)
         predictions = functools.partial(job.predict_image, model)
     where = args.image_path, args.save_dir, names
     if task == "classification":

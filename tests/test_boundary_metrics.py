@@ -189,6 +189,8 @@ def test_bad_options():
     for bad in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="num_classes"):
             BoundaryIoU(bad)
+    with pytest.raises(ValueError, match="at most 32767"):
+        BoundaryIoU(32768)
     with pytest.raises(ValueError, match="dilation_ratio"):
         BoundaryIoU(2, dilation_ratio=0)
     with pytest.raises(ValueError, match="tolerances"):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import re
 import subprocess
@@ -22,7 +23,7 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.pictures import BOUNDARY, IGNORED, WRONG, WRONG_FAR, errors, overlay, panel
-from ppvision.tasks.prediction import list_images, read_rgb
+from ppvision.tasks.prediction import list_images, predict_to_folder, read_rgb
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 
@@ -433,6 +434,31 @@ def test_errors_near_and_far_from_the_boundary():
     assert (right[49] == BOUNDARY).all()  # one pixel wide
     assert (np.delete(right, 49, axis=0) == 164).all()  # else the picture in grey
     assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
+
+
+def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeypatch):
+    lines = (scenes / "val.txt").read_text().splitlines()
+    path = scenes / "some.txt"
+    path.write_text(f"{lines[0]}\n{lines[1].split()[0]} no_label.png\n{lines[2].split()[0]}\n")
+    truth = {scenes / a: scenes / b for a, b in (line.split() for line in lines)}
+    monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)
+
+    def predict(folder, **options):
+        return predict_to_folder(
+            lambda p: read_label(truth[p]), path, tmp_path / folder, [], **options
+        )
+
+    assert predict("with") == []  # a label that is missing is no failed prediction
+    assert "no comparison" in caplog.text
+    assert "no_label.png" in caplog.text
+    (compared,) = (tmp_path / "with" / "compared").rglob("*.png")
+    assert compared.stem == (scenes / lines[0].split()[0]).stem
+    right = np.asarray(Image.open(compared))[:, -56:].reshape(-1, 3).tolist()
+    assert list(WRONG) not in right
+    assert list(WRONG_FAR) not in right
+    assert len(list((tmp_path / "with" / "overlay").rglob("*.png"))) == 3
+    assert predict("without", ignore_index=None) == []
+    assert not (tmp_path / "without" / "compared").exists()
 
 
 def shell(*command, **environment) -> subprocess.CompletedProcess:

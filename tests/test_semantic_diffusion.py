@@ -98,6 +98,12 @@ def test_what_is_not_trained_gets_no_gradient(constant):
     assert [name for name, t in tensors.items() if t.grad is None] == [constant]
 
 
+def test_a_guidance_that_is_not_used_gets_no_gradient():
+    u, v, w = maps(6, (1, 2, 4, 4), (1, 2, 4, 4), (2, 2, 3, 3))
+    semantic_difference(u, v, w, "none").sum().backward()
+    assert v.grad is None or not v.grad.numpy().any()
+
+
 # -- the properties that define it -----------------------------------------------------------------
 
 
@@ -237,6 +243,7 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
         ),
         (lambda: SemanticDiffusionPyramid([4, 4], [2]), r"levels: expected numbers from 0 to 1"),
         (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), "each once"),
+        (lambda: SemanticDiffusionPyramid([4, 4], 0), "expected a list of numbers"),
         (lambda: SemanticDiffusionPyramid([4, 4], []), "at least one"),
         (lambda: SemanticDiffusionPyramid([4, 4])([paddle.rand([1, 4, 2, 2])]), "2 maps"),
     ],

@@ -6,7 +6,9 @@ classes that occur. Papers that average over pictures instead get other numbers.
 A class ends where a pixel of another class lies within reach. Whether it does is one question to
 the whole map, not one per class: the largest and the smallest class within the window, two filters
 of OpenCV's, tell if there is another. Ignored pixels are no class at all (our choice): they count
-in no sum, whatever is predicted there, and a class does not end at them.
+in no sum, whatever is predicted there, and a class does not end at them. Where labels separate all
+classes by a strip of ignored pixels (PASCAL VOC), F-score and trimap IoU therefore find no true
+boundary and are nan; Boundary IoU looks across the strip.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 
 _NONE = -1  # class of pixels that do not count
+MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
 
 
 def boundary_depth(height: int, width: int, dilation_ratio: float = 0.02) -> int:
@@ -54,6 +57,8 @@ class _CountedPerClass(ABC):
             raise ValueError(
                 f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
             )
+        if num_classes > MOST_CLASSES:
+            raise ValueError(f"num_classes: expected at most {MOST_CLASSES}, got {num_classes}.")
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.counts = np.zeros(0, np.int64)
 

@@ -167,7 +167,11 @@ def _bordered(x: Tensor) -> Tensor:
 
 
 class _SemanticDifference(PyLayer):
-    """`_sum_of_differences` that keeps nothing but its inputs for the backward pass."""
+    """`_sum_of_differences` that keeps nothing but its inputs for the backward pass.
+
+    Paddle's PyLayer sets limits: `paddle.grad` for some of the inputs only is refused, and a second
+    backward pass over a graph that was kept crashes Paddle 3.2.
+    """
 
     @staticmethod
     def forward(
@@ -220,7 +224,7 @@ class _SemanticDifference(PyLayer):
                 edges.backward(edges_grad.astype(edges.dtype))
 
         for x, map_ in zip(bordered, maps, strict=True):
-            if x is not None and not x.stop_gradient:
+            if map_ is not None and map_.grad is not None:  # None: v where there is no similarity
                 x.backward(map_.grad)
         weight_grad = None
         if not weight.stop_gradient:
@@ -476,6 +480,8 @@ class SemanticDiffusionPyramid(nn.Layer):
     ) -> None:
         super().__init__()
         count = len(feat_channels)
+        if levels is not None and not isinstance(levels, (list, tuple)):
+            raise ValueError(f"levels: expected a list of numbers or None, got {levels!r}.")
         chosen = list(range(count)) if levels is None else list(levels)
         for level in chosen:
             if isinstance(level, bool) or not isinstance(level, int) or not -count <= level < count:

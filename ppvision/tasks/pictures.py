@@ -66,7 +66,7 @@ def panel(
 ) -> np.ndarray:
     """`input | label | prediction | errors` side by side, `[H, 4W + gaps, 3]` uint8 RGB.
 
-    The true boundary is drawn over the prediction and the errors.
+    The true boundary is drawn over the prediction, and under the errors.
 
     Args:
         image: `[H, W, 3]` uint8 RGB.

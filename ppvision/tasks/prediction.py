@@ -1,6 +1,7 @@
 """From pictures on disk to pictures of predictions."""
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
 from ppvision.deploy.predictor import Classification
 from ppvision.run_folder import write_text
 from ppvision.tasks.pictures import labelled, save_comparison, save_prediction
+
+logger = logging.getLogger("ppvision")
 
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
@@ -109,7 +112,7 @@ def predict_to_folder(
     image_path: str | Path,
     folder: str | Path,
     class_names: list[str],
-    ignore_index: int = 255,
+    ignore_index: int | None = 255,
 ) -> list[str]:
     """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
@@ -119,13 +122,14 @@ def predict_to_folder(
         image_path: see `list_images`.
         folder: where results go.
         class_names: for the JSON's shares of pixels; empty for numbers.
-        ignore_index: label of pixels that do not count. Default 255.
+        ignore_index: label of pixels that do not count. Default 255; None for no comparisons.
 
     Returns:
         One line for every picture that could not be read or predicted.
     """
     report = {}
-    pictures, labels = list_images(image_path), listed_labels(image_path)
+    pictures = list_images(image_path)
+    labels = {} if ignore_index is None else listed_labels(image_path)
 
     def write(path: Path, name: str) -> None:
         image, prediction = read_rgb(path), predict(path)
@@ -137,7 +141,11 @@ def predict_to_folder(
             if n
         }
         if path in labels:
-            label = _read_label(labels[path], prediction.shape)
+            try:
+                label = _read_label(labels[path], prediction.shape)
+            except DataError as error:  # it is predicted all the same
+                logger.warning(f"no comparison: {error}")
+                return
             save_comparison(image, label, prediction, ignore_index, Path(folder), name)
 
     failures = _for_every_picture(pictures, write)
@@ -146,7 +154,7 @@ def predict_to_folder(
 
 
 def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The classes `[H, W]` of a label map, as PaddleSeg reads it.
+    """The classes `[H, W]` of a label map, numbered as in the file.
 
     Raises:
         DataError: not a readable map, or one of another size.
