@@ -8,8 +8,8 @@ One network, one recipe; only what stands between the backbone and the head diff
     charbonnier, gaussian, perona_malik, cosine, increasing     SDN with this similarity
 
 on every level of the backbone; with `_finest`, on the finest one alone. The head is PaddleSeg's
-SegFormer. Backbones: pale_nano, which starts
-from the zoo's `pale_nano_digit_scenes`, and ResNet18_vd, which starts from nothing.
+SegFormer. Backbones: pale_nano, which starts from the zoo's `pale_nano_digit_scenes`, and
+ResNet18_vd, which starts from nothing.
 
     python -m ppvision data dsb2018 --border 2 --source dsb2018 --output data/dsb2018_border
     python -m ppvision data camvid --source camvid --output data/camvid
