@@ -7,7 +7,8 @@ One network, one recipe; only what stands between the backbone and the head diff
     central_difference  SDN without guidance (similarity `none`)
     charbonnier, gaussian, perona_malik, cosine, increasing     SDN with this similarity
 
-on every level of the backbone; with `_finest`, on the finest one alone. The head is PaddleSeg's
+on every level of the backbone; with `_finest`, on the finest one alone; with `_light`, on the two
+finest, 32 channels wide. The head is PaddleSeg's
 SegFormer. Backbones: pale_nano, which starts from the zoo's `pale_nano_digit_scenes`, and
 ResNet18_vd, which starts from nothing.
 
@@ -65,6 +66,7 @@ VARIANTS: dict[str, dict | None] = {
     "plain_conv_finest": {"plain": True, **FINEST},
     "central_difference_finest": {"similarity": "none", **FINEST},
     "charbonnier_finest": {"similarity": "charbonnier", **FINEST},
+    "central_difference_light": {"similarity": "none", "levels": [0, 1], "width": 32},
 }
 BEST = "charbonnier"  # of stage 1
 SEEDS = (0, 1, 2)
