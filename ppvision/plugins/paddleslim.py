@@ -1,0 +1,263 @@
+"""PaddleSlim: `LayeredQAT` puts quanters into a model, as a `SlimQuantConfig` or our YAML says."""
+
+import fnmatch
+import logging
+from collections.abc import Iterator, Mapping
+
+import paddle
+from paddle import nn
+
+try:
+    from paddleslim.quant import SlimQAT, SlimQuantConfig
+except ImportError as error:
+    raise ImportError(
+        "Quantization needs PaddleSlim: pip install --no-deps paddleslim==2.6.0"
+    ) from error
+
+from ppvision.nn import SemanticDiffusion
+from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer
+from ppvision.quant.quanters import (
+    DEFAULT_BITS,
+    LayeredActivationQuanter,
+    LayeredWeightQuanter,
+    checked_widths,
+)
+
+logger = logging.getLogger("ppvision")
+
+# -- PaddleSlim's own way in -----------------------------------------------------------------------
+
+
+class LayeredQAT(SlimQAT):
+    """PaddleSlim's QAT, for layered quanters.
+
+    Beyond SlimQAT it knows Conv2DTranspose, SDN's operator and BatchNorm (which gets statistics for
+    each width), leaves layers of the user's own subclasses to `add_qat_layer_mapping`, and needs no
+    example input unless the config has constraints.
+
+    Args:
+        q_config: with `LayeredWeightQuanter` and `LayeredActivationQuanter` as factories, by type,
+            name or layer. `slim_quant_config` makes one from YAML.
+    """
+
+    def __init__(self, q_config: SlimQuantConfig) -> None:
+        super().__init__(q_config)
+        for source, target in (WITH_WEIGHT | NORMS).items():
+            if source not in self._config._customized_qat_layer_mapping:
+                self._config.add_qat_layer_mapping(source, target)
+
+    def quantize(
+        self, model: nn.Layer, inplace: bool = False, inputs: object | None = None
+    ) -> nn.Layer:
+        """A copy of the model (or the model, `inplace`) with quanters in it.
+
+        Args:
+            model: in float.
+            inplace: whether to change the model itself. Default: a copy.
+            inputs: an example, for a config with constraints only.
+
+        Raises:
+            ValueError: constraints without inputs; nothing to quantise.
+        """
+        if self._config.constraints and inputs is None:
+            raise ValueError(
+                "inputs: the config has constraints, which PaddleSlim applies to a traced model. "
+                "Expected an example input, got none."
+            )
+        widths = sorted({k for factory in self._factories() for k in factory.kwargs["bits"]})
+        for norm in NORMS:
+            if widths and norm not in self._config._type2config:
+                self._config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
+        quantized = super().quantize(model, inplace=inplace, inputs=inputs)
+        if not any(isinstance(layer, LayeredLayer) for layer in quantized.sublayers()):
+            raise ValueError(
+                f"quantize: expected a layer that the config names in {type(model).__name__}, "
+                f"found none. Known types: {', '.join(t.__name__ for t in WITH_WEIGHT)}."
+            )
+        return quantized
+
+    def _factories(self) -> Iterator[LayeredWeightQuanter]:
+        config = self._config
+        known = [config.global_config, *config._type2config.values()]
+        known += [*config._prefix2config.values(), *config._layer2config.values()]
+        for single in known:
+            if single is not None and isinstance(single.weight, LayeredWeightQuanter):
+                yield single.weight
+
+    def _analysis_model(self, model: nn.Layer, inputs: object | None) -> object:
+        """The traced graph, where constraints need it: without touching statistics, and leaving no
+        hooks behind when PaddleSlim's tracer does not understand the model."""
+        if not self._config.constraints:
+            return None
+        from paddleslim.core.graph_tracer import _remove_call_hook
+
+        modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+        model.eval()
+        try:
+            with paddle.no_grad():
+                return super()._analysis_model(model, inputs)
+        finally:
+            _remove_call_hook(model)
+            for layer, training in modes:
+                layer.training = training
+
+    def convert(self, model: nn.Layer, bits: int) -> nn.Layer:
+        """A copy with packed codes of one width in place of quanters, for export.
+
+        Args:
+            model: one that `quantize` made, trained or not.
+            bits: width, 1 to 8.
+        """
+        from ppvision.quant.packed_layers import packed_copy
+
+        return packed_copy(model, bits)
+
+
+# -- YAML ------------------------------------------------------------------------------------------
+
+_RULE_KEYS = ("bits", "min_bits", "max_bits", "activations", "float")
+
+
+def slim_quant_config(
+    model: nn.Layer,
+    *,
+    bits: list[int] | tuple[int, ...] = DEFAULT_BITS,
+    activations: bool = False,
+    steps: str = "shared",
+    types: Mapping[str, Mapping] | None = None,
+    layers: Mapping[str, Mapping] | None = None,
+    ends: tuple[str, ...] = (),
+) -> SlimQuantConfig:
+    """What our YAML says, as PaddleSlim's config with an entry for every layer.
+
+    Args:
+        model: in float; its layers are named.
+        bits: widths to be trained. Default 8, 6, 4, 3, 2.
+        activations: whether the inputs of layers are quantised as well. Default no.
+        steps: see `LayeredWeightQuanter`.
+        types: rules by the layer's type, such as `{"Linear": {"min_bits": 4}}`.
+        layers: rules by the layer's path, with `*` and `?` (`backbone.stages.*`). Of several that
+            match, the one with most letters counts; each goes before all of `types`.
+        ends: paths of layers that stay at the highest width unless `layers` name them: what reads
+            the picture and what gives the result.
+
+    A rule has `bits` (that many at every width), or `min_bits` and `max_bits`; `activations`;
+    `float: true` leaves the layer as it is.
+
+    Raises:
+        ValueError: an unknown type or key, a rule that matches no layer, widths out of range.
+    """
+    widths = checked_widths(bits)
+    types, layers = dict(types or {}), dict(layers or {})
+    names = {kind.__name__: kind for kind in WITH_WEIGHT}
+    for name in types:
+        if name not in names:
+            raise ValueError(
+                f"slim_config: types: expected one of {', '.join(names)}, got {name!r}."
+            )
+    paths = {path: layer for path, layer in model.named_sublayers() if type(layer) in WITH_WEIGHT}
+    for pattern in layers:
+        if not fnmatch.filter(paths, pattern) and not fnmatch.filter(paths, f"{pattern}.*"):
+            raise ValueError(
+                f"slim_config: layers: {pattern!r} matches no layer. There are, for example, "
+                f"{', '.join(list(paths)[:5])}."
+            )
+    fusions = {
+        f"{path}.fuse"
+        for path, layer in model.named_sublayers()
+        if isinstance(layer, SemanticDiffusion)
+    }
+    config = SlimQuantConfig(activation=None, weight=None)
+    left = []
+    for path, layer in paths.items():
+        rule = dict(types.get(type(layer).__name__, {}))
+        if path in fusions or path in ends:
+            rule = {"bits": widths[0]}
+        rule = _most_specific(layers, path, rule)
+        factories = _factories_of(rule, widths, activations, steps, path)
+        if factories is None:
+            left.append(path)
+        else:
+            weight, activation = factories
+            config.add_layer_config(layer, activation=activation, weight=weight)
+    if left:
+        logger.info(f"quantization: left in float: {', '.join(left)}")
+    for norm in NORMS:
+        config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
+    return config
+
+
+def _most_specific(layers: Mapping[str, Mapping], path: str, otherwise: dict) -> dict:
+    """The rule for a path; a pattern holds for a layer and for what is inside of it."""
+    found = [p for p in layers if fnmatch.fnmatch(path, p) or fnmatch.fnmatch(path, f"{p}.*")]
+    if not found:
+        return otherwise
+    best = max(found, key=lambda pattern: len(pattern) - sum(map(pattern.count, "*?[")))
+    return dict(layers[best])
+
+
+def _factories_of(
+    rule: Mapping, widths: tuple[int, ...], activations: bool, steps: str, path: str
+) -> tuple[LayeredWeightQuanter, LayeredActivationQuanter | None] | None:
+    """Weight and activation quanter by a rule, or None for a layer that stays in float."""
+    unknown = [key for key in rule if key not in _RULE_KEYS]
+    if unknown or ("bits" in rule and {"min_bits", "max_bits"} & rule.keys()):
+        raise ValueError(
+            f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
+            f"activations, float; got {dict(rule)!r}."
+        )
+    if rule.get("float"):
+        return None
+    fixed = rule.get("bits")
+    low, high = fixed or rule.get("min_bits", 1), fixed or rule.get("max_bits", 8)
+    weight = LayeredWeightQuanter(widths, min_bits=low, max_bits=high, steps=steps)
+    wanted = rule.get("activations", activations)
+    if not wanted:
+        return weight, None
+    return weight, LayeredActivationQuanter(widths, min_bits=low, max_bits=high)
+
+
+def end_layers(model: nn.Layer, example: paddle.Tensor) -> tuple[str, ...]:
+    """Paths of the layer that reads the picture and of those that give the result.
+
+    The first of these is the one that runs first. The others, for each output of the model, the
+    last to run whose channels are as many as the output's, and those of as many that do not run in
+    evaluation (auxiliary heads). Where no channels agree, the last to run.
+
+    Args:
+        model: any that takes `example` in evaluation mode.
+        example: float32 `[B, C, H, W]`.
+    """
+    ran: list[str] = []
+    paths = {path: layer for path, layer in model.named_sublayers() if type(layer) in WITH_WEIGHT}
+
+    def note(path: str) -> object:
+        return lambda layer, inputs: ran.append(path)
+
+    hooks = [layer.register_forward_pre_hook(note(path)) for path, layer in paths.items()]
+    modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
+    model.eval()
+    try:
+        with paddle.no_grad():
+            outputs = model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in modes:
+            layer.training = training
+    if not ran:
+        return ()
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    counts = {x.shape[1] for x in outputs if isinstance(x, paddle.Tensor) and x.ndim > 1}
+    same = [path for path in ran if _channels(paths[path]) in counts]
+    ends = [ran[0], *(same[-len(outputs) :] or ran[-1:])]
+    ends += [p for p, layer in paths.items() if p not in ran and _channels(layer) in counts]
+    return tuple(dict.fromkeys(ends))
+
+
+def _channels(layer: nn.Layer) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.weight.shape[1]
+    if isinstance(layer, nn.Conv2DTranspose):
+        return layer.weight.shape[1] * layer._groups
+    return layer.weight.shape[0]

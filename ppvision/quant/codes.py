@@ -1,0 +1,247 @@
+"""Integer codes of weights, nested so that a narrower code is the first bits of a wider one.
+
+Source: "Vertical Layering of Quantized Neural Networks for Heterogeneous Inference", Wu, He, Tan,
+Qi, Huang, TPAMI 2023, arXiv 2212.05326: a weight is a group of bits, and each dropped bit is a
+layer to be added again. That a cascade of floors is what makes one bit a layer exact is derived;
+signed codes without a zero are our choice.
+
+    q_8 = clip(floor(w / s_8), -128, 127)        codes at the highest width
+    q_k = q_8 >> (8 - k)                         those of width k: the k first of their 8 bits
+    w_k = s_k (q_k + 1/2),  s_k = s_8 2^(8 - k)  the middle of the cell that q_k stands for
+
+A step of 0 stands for weights that are all zero, and gives zeros back.
+
+Bits are kept in planes. A plane holds one bit of every code, eight to a byte, the first code in the
+highest bit; the planes of a code come sign first. So the planes of a narrow code are the first ones
+of a wide one, and going one bit up adds one plane, whatever the widths.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+MAX_BITS = 8
+
+
+def code_range(bits: int) -> tuple[int, int]:
+    """The lowest and highest code of a width: -2^(bits-1), 2^(bits-1) - 1."""
+    check_bits("bits", bits)
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
+
+
+def quantize_codes(
+    weight: np.ndarray, step: np.ndarray | float, bits: int = MAX_BITS, axis: int | None = None
+) -> np.ndarray:
+    """The code of each weight: `clip(floor(w / step))`.
+
+    Args:
+        weight: finite floats of any shape.
+        step: width of a cell, at least 0: one number, or one per channel with `axis`.
+        bits: width of the codes, 1 to 8. Default 8.
+        axis: of the channels. Default None: one step for all.
+
+    Returns:
+        int8 codes of weight's shape. Where the step is 0 they are 0.
+
+    Raises:
+        ValueError: weights that are not finite, a step that is negative or not finite, or steps
+            that do not fit the axis.
+    """
+    low, high = code_range(bits)
+    weight = np.asarray(weight)
+    if not np.issubdtype(weight.dtype, np.floating):
+        raise ValueError(f"weight: expected floats, got {weight.dtype}.")
+    if not np.isfinite(weight).all():
+        raise ValueError("weight: expected finite numbers, got nan or infinity. Train them again.")
+    step = _aligned_step(step, weight.shape, axis)
+    # In float32 w / s is rounded, which can move a weight that lies on a border by a cell.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        cells = np.floor(weight.astype(np.float64) / step)
+    return np.where(step > 0, np.clip(cells, low, high), 0).astype(np.int8)
+
+
+def _aligned_step(step: np.ndarray | float, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
+    """The steps in float64, shaped to be multiplied with an array of `shape`."""
+    step = np.asarray(step, np.float64)
+    expected = () if axis is None else (shape[axis],)
+    if step.shape != expected:
+        raise ValueError(
+            f"step: expected shape {list(expected)} for a weight {list(shape)} and axis {axis}, "
+            f"got {list(step.shape)}."
+        )
+    if not (np.isfinite(step).all() and (step >= 0).all()):
+        raise ValueError("step: expected finite numbers of at least 0, got others.")
+    if axis is None:
+        return step
+    aligned = [1] * len(shape)
+    aligned[axis] = -1
+    return step.reshape(aligned)
+
+
+def dequantize_codes(
+    codes: np.ndarray,
+    step: np.ndarray | float,
+    bits: int,
+    top_bits: int = MAX_BITS,
+    axis: int | None = None,
+) -> np.ndarray:
+    """The weight in the middle of each code's cell: `step 2^(top_bits - bits) (code + 1/2)`.
+
+    Args:
+        codes: of width `bits`.
+        step: of width `top_bits`; one number, or one per channel with `axis`.
+        bits: of the codes.
+        top_bits: of the step, at least `bits`. Default 8.
+        axis: of the channels. Default None: one step for all.
+
+    Returns:
+        float32 of codes' shape; exactly 0 where the step is 0.
+    """
+    codes = checked_codes(codes, bits)
+    _check_narrower(bits, top_bits)
+    step = _aligned_step(step, codes.shape, axis) * 2.0 ** (top_bits - bits)
+    return (step * (codes + 0.5)).astype(np.float32)
+
+
+def downsample_codes(codes: np.ndarray, from_bits: int, to_bits: int) -> np.ndarray:
+    """The codes of a narrower width: their first `to_bits` bits.
+
+    Args:
+        codes: of width `from_bits`, 1 to 8.
+        to_bits: 1 to `from_bits`.
+
+    Returns:
+        int8 of codes' shape.
+    """
+    _check_narrower(to_bits, from_bits)
+    return checked_codes(codes, from_bits) >> (from_bits - to_bits)
+
+
+def split_planes(
+    codes: np.ndarray, bits: int, base_bits: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Take codes apart into the narrowest ones and the bits that were dropped.
+
+    Args:
+        codes: of width `bits`.
+        bits: 1 to 8.
+        base_bits: of the narrowest, 1 to `bits`.
+
+    Returns:
+        int8 codes of width `base_bits`, and `bits - base_bits` arrays of 0 and 1 (uint8), the most
+        significant first; each of codes' shape.
+    """
+    basic = downsample_codes(codes, bits, base_bits)
+    shifts = range(bits - base_bits - 1, -1, -1)
+    return basic, [((np.asarray(codes) >> shift) & 1).astype(np.uint8) for shift in shifts]
+
+
+def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
+    """Put codes together again; the inverse of `split_planes`.
+
+    Args:
+        basic: codes of the narrowest width.
+        planes: any number of the bits dropped from them, the most significant first.
+
+    Returns:
+        int8 of basic's shape, wider by a bit for every plane.
+
+    Raises:
+        ValueError: planes of another shape, of anything but 0 and 1, or so many that the codes
+            do not fit 8 bits.
+    """
+    codes = checked_codes(basic, MAX_BITS).astype(np.int64)
+    for number, plane in enumerate(planes):
+        plane = np.asarray(plane)
+        if plane.shape != codes.shape or not np.isin(plane, (0, 1)).all():
+            raise ValueError(
+                f"planes: expected arrays {list(codes.shape)} of 0 and 1, number {number} is not."
+            )
+        codes = 2 * codes + plane
+    return checked_codes(codes, MAX_BITS)
+
+
+def plane_bytes(count: int) -> int:
+    """Bytes of one plane of `count` codes."""
+    return -(-count // 8)
+
+
+def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes as planes of bits.
+
+    Args:
+        codes: of width `bits`, any shape; taken row by row.
+        bits: 1 to 8.
+
+    Returns:
+        uint8 `[bits, ceil(count / 8)]`: sign first; bits beyond the last code are 0.
+    """
+    flat = checked_codes(codes, bits).reshape(-1)
+    shifts = np.arange(bits - 1, -1, -1, dtype=np.int8)[:, None]  # [bits, 1]
+    return np.packbits((flat[None] >> shifts) & 1, axis=1)  # [bits, count] -> [bits, bytes]
+
+
+def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
+    """The codes of planes; the inverse of `pack_codes`.
+
+    Args:
+        packed: uint8 `[bits, ceil(count / 8)]`, 1 to 8 planes.
+        count: of codes.
+
+    Returns:
+        int8 `[count]`.
+
+    Raises:
+        ValueError: another shape or type, or bits that are not 0 behind the last code.
+    """
+    packed = np.asarray(packed)
+    if packed.dtype != np.uint8 or packed.ndim != 2 or not 1 <= len(packed) <= MAX_BITS:
+        raise ValueError(
+            f"packed: expected 1 to {MAX_BITS} planes of uint8, got {packed.dtype} "
+            f"{list(packed.shape)}."
+        )
+    if packed.shape[1] != plane_bytes(count):
+        raise ValueError(
+            f"packed: expected planes of {plane_bytes(count)} bytes for {count} codes, got "
+            f"{packed.shape[1]}."
+        )
+    planes = np.unpackbits(packed, axis=1)  # [bits, 8 * bytes]
+    if planes[:, count:].any():
+        raise ValueError("packed: expected zeros behind the last code, got others.")
+    values = 1 << np.arange(len(packed) - 1, -1, -1)  # [bits]
+    values[0] = -values[0]  # two's complement
+    return (values[:, None] * planes[:, :count]).sum(axis=0).astype(np.int8)
+
+
+def check_bits(name: str, bits: int) -> None:
+    """Raise `ValueError` unless `bits` is a whole number from 1 to 8."""
+    whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
+    if not whole or not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"{name}: expected a whole number from 1 to {MAX_BITS}, got {bits!r}.")
+
+
+def _check_narrower(bits: int, top_bits: int) -> None:
+    check_bits("bits", bits)
+    check_bits("bits", top_bits)
+    if bits > top_bits:
+        raise ValueError(
+            f"bits: expected at most the {top_bits} that there are, got {bits}. A wider code needs "
+            "more planes."
+        )
+
+
+def checked_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The codes as int8.
+
+    Raises:
+        ValueError: not whole numbers, or outside of the width.
+    """
+    low, high = code_range(bits)
+    codes = np.asarray(codes)
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes: expected whole numbers, got {codes.dtype}.")
+    if codes.size and not (low <= codes.min() and codes.max() <= high):
+        raise ValueError(
+            f"codes: expected {low} to {high} at {bits} bits, got {codes.min()} to {codes.max()}."
+        )
+    return codes.astype(np.int8)

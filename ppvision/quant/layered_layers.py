@@ -1,0 +1,138 @@
+"""Layers that run at the width of the moment: what quanters are put into.
+
+A layered layer is the layer that it replaces, of a subclass: the same parameters under the same
+names, the same options, the same forward pass. Only `weight` is another: whoever reads it gets the
+quantised one. So a checkpoint of the float model fits, and every layer that reads `self.weight` can
+be quantised by two lines below.
+"""
+
+import copy
+
+from paddle import Tensor, nn
+from paddle.quantization.config import SingleLayerConfig
+
+from ppvision.nn import SemanticDifferenceConv2D
+
+
+def become(new: nn.Layer, layer: nn.Layer) -> None:
+    """Give `new`, whose class is one of `layer`'s subclasses, all that `layer` holds."""
+    held = {"_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set"}
+    for name, value in vars(layer).items():
+        vars(new)[name] = copy.copy(value) if name in held else value
+
+
+class LayeredLayer:
+    """The part of a layered layer that is the same for all; comes before the class that it changes.
+
+    Args:
+        layer: to be replaced.
+        q_config: with `weight` and `activation`, factories or None, as PaddleSlim hands them on.
+    """
+
+    def __init__(self, layer: nn.Layer, q_config: SingleLayerConfig) -> None:
+        nn.Layer.__init__(self)
+        become(self, layer)
+        self.weight_quanter = q_config.weight and q_config.weight._instance(layer)
+        self.activation_quanter = q_config.activation and q_config.activation._instance(layer)
+
+    @property
+    def weight(self) -> Tensor:
+        weight = self._parameters["weight"]
+        if self.weight_quanter is None:
+            return weight
+        try:
+            return self.weight_quanter(weight)
+        except AttributeError as error:  # else Paddle's Layer would look for a float `weight`
+            raise RuntimeError(f"{self.full_name()}: {error}") from error
+
+    def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        if self.activation_quanter is not None:
+            x = self.activation_quanter(x)
+        return super().forward(x, *others)
+
+
+class LayeredConv2D(LayeredLayer, nn.Conv2D):
+    """Conv2D, grouped and depthwise as well."""
+
+
+class LayeredConv2DTranspose(LayeredLayer, nn.Conv2DTranspose):
+    """Conv2DTranspose; a step for each output channel of a group."""
+
+
+class LayeredLinear(LayeredLayer, nn.Linear):
+    """Linear."""
+
+
+class LayeredSemanticDifferenceConv2D(LayeredLayer, SemanticDifferenceConv2D):
+    """SDN's operator; its activation quanter is that of u."""
+
+
+class LayeredNorm:
+    """BatchNorm with statistics for each trained width; its weight and bias serve all.
+
+    Those of the highest width keep their names, `_mean` and `_variance`; the others are buffers,
+    `w4_mean` and so on. An untrained width takes those of the next trained one above.
+
+    Args:
+        layer: to be replaced.
+        q_config: its `weight`, a `LayeredWeightQuanter`, tells the widths.
+    """
+
+    def __init__(self, layer: nn.Layer, q_config: SingleLayerConfig) -> None:
+        nn.Layer.__init__(self)
+        become(self, layer)
+        self.trained = q_config.weight.kwargs["bits"]
+        self.bits = self.trained[0]
+        for bits in self.trained[1:]:
+            for name in ("_mean", "_variance"):
+                start = layer._parameters[name].detach().clone()
+                self.register_buffer(f"w{bits}{name}", start)
+
+    def set_bits(self, bits: int) -> None:
+        self.bits = min((k for k in self.trained if k >= bits), default=self.trained[0])
+
+    def statistics(self, name: str) -> Tensor:
+        """`_mean` or `_variance` of the width of the moment, `[channels]`."""
+        if self.bits == self.trained[0]:
+            return self._parameters[name]
+        return self._buffers[f"w{self.bits}{name}"]
+
+    @property
+    def _mean(self) -> Tensor:
+        return self.statistics("_mean")
+
+    @property
+    def _variance(self) -> Tensor:
+        return self.statistics("_variance")
+
+
+class LayeredBatchNorm1D(LayeredNorm, nn.BatchNorm1D):
+    """BatchNorm1D."""
+
+
+class LayeredBatchNorm2D(LayeredNorm, nn.BatchNorm2D):
+    """BatchNorm2D."""
+
+
+class LayeredSyncBatchNorm(LayeredNorm, nn.SyncBatchNorm):
+    """SyncBatchNorm (GPU only: Paddle has no CPU kernel for it)."""
+
+
+WITH_WEIGHT: dict[type[nn.Layer], type[nn.Layer]] = {
+    nn.Conv2D: LayeredConv2D,
+    nn.Conv2DTranspose: LayeredConv2DTranspose,
+    nn.Linear: LayeredLinear,
+    SemanticDifferenceConv2D: LayeredSemanticDifferenceConv2D,
+}
+NORMS: dict[type[nn.Layer], type[nn.Layer]] = {
+    nn.BatchNorm1D: LayeredBatchNorm1D,
+    nn.BatchNorm2D: LayeredBatchNorm2D,
+    nn.SyncBatchNorm: LayeredSyncBatchNorm,
+}
+
+
+def set_bits(model: nn.Layer, bits: int) -> None:
+    """Let all quanters and norms of a model work at a width from now on."""
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, LayeredNorm) or hasattr(layer, "bit_length"):
+            layer.set_bits(bits)

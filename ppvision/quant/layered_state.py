@@ -1,0 +1,224 @@
+"""A model taken apart into what all its widths share and what each has of its own.
+
+`LayeredState` is what a file of layers stores and what packed layers are made of. It is plain
+arrays by name: no Paddle layer is needed to hold it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from paddle import nn
+
+from ppvision.quant.codes import (
+    dequantize_codes,
+    downsample_codes,
+    pack_codes,
+    quantize_codes,
+)
+from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
+from ppvision.quant.quanters import LayeredActivationQuanterLayer
+
+
+@dataclass(frozen=True)
+class LayeredWeight:
+    """One weight as codes.
+
+    Attributes:
+        codes: int8, of the weight's shape, `held_bits` wide.
+        held_bits: what is there of the codes.
+        top_bits: of the widest codes, whose step `step` is.
+        low_bits: the layer's width at the model's lowest.
+        axis: of the channels.
+        step: float32 `[channels]`; 0 for a weight of zeros.
+        widths: at which the layer was trained, the highest first.
+        scales: float32 `[widths, channels]`, what the centres are multiplied with; None for 1.
+    """
+
+    codes: np.ndarray
+    held_bits: int
+    top_bits: int
+    low_bits: int
+    axis: int
+    step: np.ndarray
+    widths: tuple[int, ...]
+    scales: np.ndarray | None = None
+
+    def width(self, bits: int) -> int:
+        """The layer's width while the model is at `bits`."""
+        return min(max(bits, self.low_bits), self.top_bits)
+
+    def at(self, bits: int) -> "LayeredWeight":
+        """The same with no more codes than the model needs at `bits`.
+
+        Raises:
+            ValueError: fewer are there.
+        """
+        width = self.width(bits)
+        if width > self.held_bits:
+            raise ValueError(f"bits: expected at most {self.held_bits} that are there, got {bits}.")
+        codes = downsample_codes(self.codes, self.held_bits, width)
+        return replace(self, codes=codes, held_bits=width)
+
+    def cell(self) -> np.ndarray:
+        """float32 `[channels]`: step of the codes held, times their scale."""
+        step = self.step * np.float32(2.0 ** (self.top_bits - self.held_bits))
+        if self.scales is None:
+            return step
+        above = [row for row, width in enumerate(self.widths) if width >= self.held_bits]
+        return step * self.scales[above[-1]]
+
+    def dequantized(self) -> np.ndarray:
+        """float32, of the weight's shape: the middle of every cell."""
+        return dequantize_codes(self.codes, self.cell(), self.held_bits, self.held_bits, self.axis)
+
+    def packed(self) -> np.ndarray:
+        """uint8 `[held_bits, ceil(count / 8)]`: the planes of the codes."""
+        return pack_codes(self.codes, self.held_bits)
+
+
+@dataclass(frozen=True)
+class LayeredActivation:
+    """How the input of a layer is rounded.
+
+    Attributes:
+        steps: float32 `[widths]`.
+        widths: trained ones, the highest first.
+        low_bits, top_bits: the layer stays within them.
+        signed: whether codes have a sign.
+    """
+
+    steps: np.ndarray
+    widths: tuple[int, ...]
+    low_bits: int
+    top_bits: int
+    signed: bool
+
+    def at(self, bits: int) -> tuple[float, int]:
+        """Step and width while the model is at `bits`. An untrained width covers the range of the
+        next trained one above with fewer steps."""
+        width = min(max(bits, self.low_bits), self.top_bits)
+        row = max((i for i, known in enumerate(self.widths) if known >= width), default=0)
+        return float(self.steps[row]) * 2.0 ** max(0, self.widths[row] - width), width
+
+
+@dataclass(frozen=True)
+class LayeredState:
+    """A model at all widths up to `held_bits`.
+
+    Attributes:
+        bits: widths that it was trained at, the highest first.
+        held_bits: the highest that is there.
+        weights: by the path of their layer.
+        floats: every other tensor, by the float model's names.
+        statistics: of BatchNorm, for each trained width, by the float model's names.
+        activations: by the path of the layer whose input it is.
+    """
+
+    bits: tuple[int, ...]
+    held_bits: int
+    weights: Mapping[str, LayeredWeight]
+    floats: Mapping[str, np.ndarray]
+    statistics: Mapping[int, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    activations: Mapping[str, LayeredActivation] = field(default_factory=dict)
+
+    def check_bits(self, bits: int) -> None:
+        """Raise `ValueError` for a width that is not there."""
+        low = min(self.bits)
+        whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
+        if not whole or not low <= bits <= self.held_bits:
+            raise ValueError(f"bits: expected {low} to {self.held_bits}, got {bits!r}.")
+
+    def statistics_at(self, bits: int) -> Mapping[str, np.ndarray]:
+        """BatchNorm's, of the width or of the next trained one above."""
+        return self.statistics.get(min(k for k in self.bits if k >= bits), {})
+
+    def state_dict(self, bits: int) -> dict[str, np.ndarray]:
+        """The float model's tensors at a width.
+
+        Raises:
+            ValueError: a width that is not there.
+        """
+        self.check_bits(bits)
+        weights = {
+            f"{path}.weight": weight.at(bits).dequantized() for path, weight in self.weights.items()
+        }
+        return {**self.floats, **self.statistics_at(bits), **weights}
+
+
+def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
+    """Take a model with layered quanters apart.
+
+    Args:
+        model: what `LayeredQAT.quantize` made; of a `OnceQAT` its `model`.
+        bits: widths that it was trained at, the highest first.
+
+    Raises:
+        ValueError: activations whose steps are not set, weights that are not finite.
+    """
+    weights, activations = {}, {}
+    statistics: dict[int, dict[str, np.ndarray]] = {k: {} for k in bits}
+    floats = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    for path, layer in model.named_sublayers():
+        if isinstance(layer, LayeredLayer) and layer.weight_quanter is not None:
+            weights[path] = _layered_weight(path, layer, bits)
+            del floats[f"{path}.weight"]
+        elif isinstance(layer, LayeredNorm):
+            for k in bits:
+                for name in ("_mean", "_variance"):
+                    own = name if k == layer.trained[0] else f"w{k}{name}"
+                    statistics[k][f"{path}.{name}"] = floats[f"{path}.{own}"]
+            for name in [
+                f"{path}.w{k}{n}" for k in layer.trained[1:] for n in ("_mean", "_variance")
+            ]:
+                floats.pop(name)
+            for name in ("_mean", "_variance"):
+                floats.pop(f"{path}.{name}")
+        elif isinstance(layer, LayeredActivationQuanterLayer):
+            activations[path.removesuffix(".activation_quanter")] = _layered_activation(path, layer)
+    quanters = ("weight_quanter", "activation_quanter")
+    floats = {k: v for k, v in floats.items() if not any(f".{q}." in k for q in quanters)}
+    return LayeredState(bits, bits[0], weights, floats, statistics, activations)
+
+
+def _layered_weight(path: str, layer: LayeredLayer, bits: tuple[int, ...]) -> LayeredWeight:
+    quanter = layer.weight_quanter
+    step = quanter.steps()
+    weight = layer._parameters["weight"].astype("float32").numpy()
+    try:
+        codes = quantize_codes(weight, step, quanter.top_bits, quanter.axis)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return LayeredWeight(
+        codes=codes,
+        held_bits=quanter.top_bits,
+        top_bits=quanter.top_bits,
+        low_bits=quanter.range.width(bits[-1]),
+        axis=quanter.axis,
+        step=step,
+        widths=quanter.widths,
+        scales=quanter.width_scales(),
+    )
+
+
+def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> LayeredActivation:
+    steps = layer.steps()
+    if not (steps > 0).all():
+        raise ValueError(
+            f"{path}: the steps of this activation are not set. Train a step, or calibrate (pack "
+            "--ptq --calibration DIR)."
+        )
+    own = layer.range
+    return LayeredActivation(
+        steps, own.widths, own.widths[-1], own.widths[0], bool(float(layer.signed))
+    )
+
+
+def layers_by_path(model: nn.Layer) -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
+    """Of every sublayer: its path, its parent, its name there, itself."""
+    for path, layer in list(model.named_sublayers()):
+        parent_path, _, name = path.rpartition(".")
+        parent = model
+        for part in parent_path.split(".") if parent_path else []:
+            parent = parent._sub_layers[part]
+        yield path, parent, name, layer

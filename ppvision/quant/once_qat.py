@@ -1,0 +1,203 @@
+"""One training for every width.
+
+Source: arXiv 2212.05326 (see `ppvision.quant.codes`): the source weights are trained for all
+precisions together. An equal mean of the losses is our choice; so are its alternatives, the
+sandwich rule (Yu and Huang, ICCV 2019) and distillation from the highest width.
+"""
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppvision.quant.layered_layers import LayeredLayer, set_bits
+from ppvision.quant.quanters import DEFAULT_BITS, checked_widths
+
+OBJECTIVES = ("mean", "sandwich")
+
+Losses = Callable[[nn.Layer, object, object, object], Sequence[Tensor]]
+
+
+class OnceQAT(nn.Layer):
+    """A quantised model that is trained at all of its widths.
+
+    In evaluation it is the model at one width, `set_bits`. In training a forward pass runs the
+    widths of a step one after another and gives the outputs of all; `loss_computation`, which
+    PaddleSeg's own `train()` calls, takes them apart. Our engine runs each width by itself
+    (`alone`) and adds up gradients, so that memory holds one width at a time.
+
+    Args:
+        model: with layered quanters (`ppvision.plugins.paddleslim.LayeredQAT`).
+        bits: widths to train, of those that the quanters know. Default 8, 6, 4, 3, 2.
+        objective: "mean" (default): every width at every step; "sandwich": the highest, the lowest
+            and one of the others, drawn anew for every step.
+        weights: what each width's loss counts, in the order of `bits`; scaled to a mean of 1, so
+            that learning rate and decay keep their meaning. Default: all alike.
+        distillation: what the Kullback-Leibler divergence from the highest width's prediction
+            counts in the loss of every other width. Default 0.
+
+    Raises:
+        ValueError: no quanters, a width that they do not know, a value out of its range.
+    """
+
+    # How PaddleSeg applies a config's losses to logits, for models that do not do it themselves;
+    # `ppvision.plugins.paddleseg` puts it here.
+    stock_losses: Losses | None = None
+
+    def __init__(
+        self,
+        model: nn.Layer,
+        bits: Sequence[int] = DEFAULT_BITS,
+        *,
+        objective: str = "mean",
+        weights: Sequence[float] | None = None,
+        distillation: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.widths = checked_widths(bits)
+        _check_quanters(model, self.widths)
+        if objective not in OBJECTIVES:
+            raise ValueError(
+                f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
+            )
+        if not distillation >= 0:
+            raise ValueError(
+                f"distillation: expected a number of at least 0, got {distillation!r}."
+            )
+        weights = [1.0] * len(self.widths) if weights is None else list(weights)
+        if len(weights) != len(self.widths) or min(weights) < 0 or not sum(weights) > 0:
+            raise ValueError(
+                f"weights: expected a number of at least 0 for each of {list(bits)}, got "
+                f"{weights!r}."
+            )
+        order = sorted(range(len(weights)), key=lambda i: -list(bits)[i])
+        share = len(weights) / sum(weights)
+        self.weights = {k: weights[i] * share for k, i in zip(self.widths, order, strict=True)}
+        self.model = model
+        self.objective, self.distillation = objective, distillation
+        self.bits = self.widths[0]
+        self._alone: int | None = None
+        self._teacher: Tensor | None = None
+        self._ran: tuple[int, ...] = ()  # widths of the last forward pass in training
+        self._draws = random.Random(0)
+        set_bits(model, self.bits)
+
+    def set_bits(self, bits: int) -> None:
+        """The width to work at in evaluation; any from the lowest of the widths to the highest.
+
+        An untrained width in between takes the statistics of the next trained one above.
+        """
+        low, high = self.widths[-1], self.widths[0]
+        if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
+            raise ValueError(f"bits: expected {low} to {high}, got {bits!r}.")
+        self.bits = bits
+        set_bits(self.model, bits)
+
+    def step_widths(self, draw: random.Random) -> tuple[int, ...]:
+        """The widths of one training step, the highest first."""
+        if self.objective == "mean" or len(self.widths) <= 3:
+            return self.widths
+        return self.widths[0], draw.choice(self.widths[1:-1]), self.widths[-1]
+
+    @contextlib.contextmanager
+    def alone(self, bits: int) -> Iterator[None]:
+        """Inside, a forward pass in training runs this width only."""
+        before, self._alone = self.bits, bits
+        self.set_bits(bits)
+        try:
+            yield
+        finally:
+            self._alone = None
+            self.set_bits(before)
+
+    def forward(self, *inputs: object) -> object:
+        """In evaluation what the model gives at the present width; in training a list of outputs,
+        those of the highest width first, then of the next."""
+        if not self.training:
+            return self.model(*inputs)
+        if self._alone is not None:
+            self._ran = (self._alone,)
+            return self.model(*inputs)
+        self._ran = self.step_widths(self._draws)
+        before, outputs = self.bits, []
+        for bits in self._ran:
+            self.set_bits(bits)
+            found = self.model(*inputs)
+            outputs += found if isinstance(found, (list, tuple)) else [found]
+        self.set_bits(before)
+        return outputs
+
+    def loss_computation(
+        self, logits_list: Sequence[Tensor], losses: dict, data: dict
+    ) -> list[Tensor]:
+        """The losses of all widths in the outputs of a training pass, whose sum counts.
+
+        Args:
+            logits_list: what `forward` gave.
+            losses: PaddleSeg's, with `types` and `coef`.
+            data: the batch.
+        """
+        size = len(logits_list) // len(self._ran)
+        total = []
+        for number, bits in enumerate(self._ran):
+            logits = list(logits_list[number * size : (number + 1) * size])
+            total += [loss / len(self._ran) for loss in self._losses(bits, logits, losses, data)]
+        return total
+
+    def _losses(self, bits: int, logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
+        if hasattr(self.model, "loss_computation"):
+            found = self.model.loss_computation(logits, losses, data)
+        elif OnceQAT.stock_losses is not None:
+            found = OnceQAT.stock_losses(self.model, logits, losses, data)
+        else:
+            raise RuntimeError(
+                "OnceQAT: expected a model with loss_computation, or PaddleSeg's losses: import "
+                "ppvision.plugins.paddleseg."
+            )
+        return self.weighted(bits, list(found), logits[0])
+
+    def weighted(self, bits: int, losses: list[Tensor], logits: Tensor) -> list[Tensor]:
+        """A width's losses times its weight, and the distillation from the highest width.
+
+        Args:
+            bits: the width; the highest comes before the others.
+            losses: of the task.
+            logits: `[B, K, ...]`.
+        """
+        if self.distillation:
+            if bits == self.widths[0]:
+                self._teacher = logits.detach()
+            else:
+                losses = [*losses, self.distillation * _divergence(logits, self._teacher)]
+        return [self.weights[bits] * loss for loss in losses]
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's prediction, the mean over pictures and pixels.
+
+    Shapes: `[B, K, ...]` both.
+    """
+    with paddle.amp.auto_cast(enable=False):
+        teacher = F.log_softmax(teacher.astype("float32"), axis=1)
+        student = F.log_softmax(logits.astype("float32"), axis=1)
+        return (paddle.exp(teacher) * (teacher - student)).sum(axis=1).mean()
+
+
+def _check_quanters(model: nn.Layer, widths: tuple[int, ...]) -> None:
+    layers = [layer for layer in model.sublayers() if isinstance(layer, LayeredLayer)]
+    quanters = [q for q in (layer.weight_quanter for layer in layers) if q is not None]
+    if not quanters:
+        raise ValueError(
+            f"OnceQAT: expected a model with layered quanters, found none in "
+            f"{type(model).__name__}. Quantise it first: LayeredQAT(config).quantize(model)."
+        )
+    for quanter in quanters:
+        missing = set(widths) - set(quanter.range.trained)
+        if missing:
+            raise ValueError(
+                f"bits: expected widths that the quanters know "
+                f"({list(quanter.range.trained)}), got {sorted(missing)} as well. Give LayeredWeightQuanter the same bits."
+            )

@@ -1,0 +1,239 @@
+"""Layers that hold packed codes: the model at one width, ready to export.
+
+In an exported graph the codes are bytes, unpacked by a handful of operations that Paddle Inference
+folds into a float weight once, when it loads. A shared table tells the eight bits of a byte in each
+plane, with what they are worth:
+
+    w = step (sum over planes p of table[256 p + byte] + 1/2)
+
+Source: layered codes, see `ppvision.quant.codes`; unpacking by a table is our choice: shifts and
+masks of integers are several times slower to fold.
+"""
+
+import copy
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppvision.nn import SemanticDifferenceConv2D
+from ppvision.quant.layered_layers import (
+    NORMS,
+    WITH_WEIGHT,
+    LayeredNorm,
+    become,
+)
+from ppvision.quant.layered_state import (
+    LayeredActivation,
+    LayeredState,
+    LayeredWeight,
+    layered_state,
+    layers_by_path,
+)
+from ppvision.quant.quanters import LayeredActivationQuanterLayer, rounding_range
+
+
+class _Tables:
+    """What unpacking needs beside the codes, once for all layers of a model."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of(self, bits: int) -> tuple[Tensor, Tensor]:
+        """int8 `[256 * bits, 8]`, what each bit of a byte is worth in each plane; and int32
+        `[bits, 1]`, where each plane begins in it."""
+        if bits not in self._known:
+            byte = np.arange(256, dtype=np.uint8)[:, None]  # [256, 1]
+            ones = np.unpackbits(byte, axis=1).astype(np.int64)  # [256, 8]
+            worth = 1 << np.arange(bits - 1, -1, -1)
+            worth[0] = -worth[0]  # two's complement
+            table = np.concatenate([ones * value for value in worth]).astype(np.int8)
+            starts = (256 * np.arange(bits, dtype=np.int32))[:, None]
+            self._known[bits] = paddle.to_tensor(table), paddle.to_tensor(starts)
+        return self._known[bits]
+
+
+class PackedLayer:
+    """The part of a packed layer that is the same for all; comes before the class that it changes.
+
+    Args:
+        layer: to be replaced, in float or with quanters.
+        weight: at its width.
+        activation: how its input is rounded, or None.
+        tables: shared by the layers of a model.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Layer,
+        weight: LayeredWeight,
+        activation: nn.Layer | None,
+        tables: _Tables,
+    ) -> None:
+        nn.Layer.__init__(self)
+        become(self, layer)
+        del self._parameters["weight"]
+        self._sub_layers.clear()
+        self._shape = list(weight.codes.shape)
+        aligned = [1] * len(self._shape)
+        aligned[weight.axis] = -1
+        table, starts = tables.of(weight.held_bits)
+        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+        self.register_buffer("cell", paddle.to_tensor(weight.cell().reshape(aligned)))
+        self.register_buffer("table", table)
+        self.register_buffer("starts", starts)
+        # Eager mode does not unpack at every call. (Past Layer's own way, which would register it.)
+        vars(self)["_unpacked"] = paddle.to_tensor(weight.dequantized())
+        self.activation = activation
+
+    @property
+    def weight(self) -> Tensor:
+        if paddle.in_dynamic_mode():
+            return vars(self)["_unpacked"]
+        bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
+        worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
+        codes = worth.sum(axis=0).reshape([-1])  # [8 * bytes]
+        count = int(np.prod(self._shape))
+        if count % 8:
+            codes = codes[:count]
+        return (codes.reshape(self._shape) + 0.5) * self.cell
+
+    def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+        if self.activation is not None:
+            x = self.activation(x)
+        return super().forward(x, *others)
+
+
+class PackedConv2D(PackedLayer, nn.Conv2D):
+    """Conv2D, grouped and depthwise as well."""
+
+
+class PackedConv2DTranspose(PackedLayer, nn.Conv2DTranspose):
+    """Conv2DTranspose."""
+
+
+class PackedLinear(PackedLayer, nn.Linear):
+    """Linear."""
+
+
+class PackedSemanticDifferenceConv2D(PackedLayer, SemanticDifferenceConv2D):
+    """SDN's operator."""
+
+
+_PACKED: dict[type[nn.Layer], type[nn.Layer]] = {
+    nn.Conv2D: PackedConv2D,
+    nn.Conv2DTranspose: PackedConv2DTranspose,
+    nn.Linear: PackedLinear,
+    SemanticDifferenceConv2D: PackedSemanticDifferenceConv2D,
+}
+# Of a float layer and of the layered one in its place.
+_PACKED |= {WITH_WEIGHT[kind]: packed for kind, packed in tuple(_PACKED.items())}
+_FLOAT_NORMS = {layered: kind for kind, layered in NORMS.items()}
+
+
+class FixedActivation(nn.Layer):
+    """Rounds to the codes of one width; the form of `LayeredActivationQuanter` for export.
+
+    Args:
+        activation: steps and widths.
+        bits: of the model.
+    """
+
+    def __init__(self, activation: LayeredActivation, bits: int) -> None:
+        super().__init__()
+        step, width = activation.at(bits)
+        self.low, self.high = rounding_range(width, activation.signed)
+        self.register_buffer("step", paddle.to_tensor(np.float32(step)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.step * paddle.clip(paddle.round(x / self.step), self.low, self.high)
+
+
+def pack_model(model: nn.Layer, state: LayeredState, bits: int) -> nn.Layer:
+    """Put a width's packed codes into a model, in place.
+
+    Args:
+        model: in float or with quanters, of the architecture that the state comes from.
+        state: of the model.
+        bits: width.
+
+    Returns:
+        The model, in evaluation mode. Its float tensors are the state's as well.
+
+    Raises:
+        ValueError: a width that is not there; a layer or tensor that the model has not, or that has
+            another type or shape.
+    """
+    state.check_bits(bits)
+    statistics = state.statistics_at(bits)
+    tables, waiting = _Tables(), dict(state.weights)
+    activations = {path: FixedActivation(a, bits) for path, a in state.activations.items()}
+    for path, parent, name, layer in layers_by_path(model):
+        if path in waiting:
+            weight = waiting.pop(path).at(bits)
+            kind = _PACKED.get(type(layer))
+            if kind is None or list(layer._parameters["weight"].shape) != list(weight.codes.shape):
+                raise ValueError(
+                    f"{path}: expected a layer with a weight {list(weight.codes.shape)}, got "
+                    f"{layer}. The layered model belongs to another architecture."
+                )
+            parent._sub_layers[name] = kind(layer, weight, activations.pop(path, None), tables)
+        elif type(layer) in _FLOAT_NORMS:
+            parent._sub_layers[name] = _plain_norm(layer)
+        elif isinstance(layer, LayeredActivationQuanterLayer) and path in activations:
+            parent._sub_layers[name] = activations.pop(path)
+    if waiting or activations:
+        raise ValueError(
+            f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it has not. "
+            "The layered model belongs to another architecture."
+        )
+    _assign(model, {**state.floats, **statistics})
+    model.eval()
+    return model
+
+
+def packed_copy(model: nn.Layer, bits: int) -> nn.Layer:
+    """`pack_model` of a copy of a model with quanters."""
+    widths = {
+        k for layer in model.sublayers() if isinstance(layer, LayeredNorm) for k in layer.trained
+    }
+    for layer in model.sublayers():
+        if hasattr(layer, "range"):
+            widths |= set(layer.range.trained)
+    state = layered_state(model, tuple(sorted(widths, reverse=True)))
+    return pack_model(copy.deepcopy(model), state, bits)
+
+
+def _plain_norm(layer: LayeredNorm) -> nn.Layer:
+    """The BatchNorm that a layered one replaced."""
+    norm = object.__new__(_FLOAT_NORMS[type(layer)])
+    nn.Layer.__init__(norm)
+    become(norm, layer)
+    norm._buffers.clear()
+    return norm
+
+
+def _assign(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
+    """Float tensors into a packed model; every one of them, and no other."""
+    own = {k: v for k, v in model.state_dict().items() if not _is_packed(model, k)}
+    wrong = [k for k in own.keys() | arrays.keys() if k not in own or k not in arrays]
+    wrong += [k for k in own.keys() & arrays.keys() if list(own[k].shape) != list(arrays[k].shape)]
+    if wrong:
+        raise ValueError(
+            "model: expected the tensors of the layered model; missing there, unknown or of "
+            f"another shape: {', '.join(sorted(wrong)[:8])}. It belongs to another architecture."
+        )
+    for name, tensor in own.items():
+        tensor.set_value(arrays[name])
+
+
+def _is_packed(model: nn.Layer, name: str) -> bool:
+    """Whether a tensor belongs to unpacking."""
+    path, _, last = name.rpartition(".")
+    layer = model
+    for part in path.split(".") if path else []:
+        layer = layer._sub_layers[part]
+    if isinstance(layer, FixedActivation):
+        return True
+    return isinstance(layer, PackedLayer) and last in ("packed", "cell", "table", "starts")

@@ -1,0 +1,509 @@
+"""Quanters for layered models, as factories of `paddle.quantization`.
+
+Source: layered codes, arXiv 2212.05326 (see `ppvision.quant.codes`); learned steps and their
+gradient: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153. Cells instead
+of rounding, the initial step and learning it by its logarithm are our choice.
+
+A quanter serves every width: `set_bits` says which one counts now. A layer can stay within
+`min_bits` and `max_bits`; a layer with both at 8 keeps 8 bits at every width of the model.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.autograd import PyLayer
+from paddle.quantization import BaseQuanter
+from paddle.quantization.factory import QuanterFactory
+
+from ppvision.quant.codes import MAX_BITS, check_bits, code_range
+
+DEFAULT_BITS = (8, 6, 4, 3, 2)
+
+# -- widths ----------------------------------------------------------------------------------------
+
+
+class _Range:
+    """The widths of one layer, while the model goes through those that it is trained at.
+
+    Attributes:
+        trained: the model's widths, the highest first.
+        widths: the layer's own at those, the highest first, each once.
+    """
+
+    def __init__(self, bits: Sequence[int], min_bits: int, max_bits: int) -> None:
+        self.trained = checked_widths(bits)
+        check_bits("min_bits", min_bits)
+        check_bits("max_bits", max_bits)
+        if min_bits > max_bits:
+            raise ValueError(f"min_bits: expected at most max_bits ({max_bits}), got {min_bits}.")
+        self.low, self.high = min_bits, max_bits
+        self.widths = tuple(sorted({self.width(k) for k in self.trained}, reverse=True))
+
+    def width(self, bits: int) -> int:
+        """The layer's width while the model is at `bits`."""
+        return min(max(bits, self.low), self.high)
+
+    def row(self, bits: int) -> int:
+        """The place in `widths` of a width; an untrained one goes with the next trained above."""
+        return max((i for i, width in enumerate(self.widths) if width >= bits), default=0)
+
+
+# -- steps to start from ---------------------------------------------------------------------------
+
+# Steps that are tried, as shares of the largest magnitude over half the codes: 1 clips nothing.
+_SHARES = np.geomspace(0.04, 1.1, 40).astype(np.float32)
+_BLOCK = 1 << 22  # weights looked at together
+
+
+def initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """Steps of the widest codes that serve all widths alike.
+
+    Minimises, for each channel, the sum over the widths of the squared error, each relative to the
+    lowest that this width could have with a step of its own. (The best step at 8 bits alone would
+    leave most 2-bit codes unused.)
+
+    Args:
+        weight: float `[channels, N]`.
+        widths: to be served. The step is that of the widest.
+
+    Returns:
+        float32 `[channels]`. A channel of zeros has the median of the others; all zeros give 0.
+    """
+    top = max(widths)
+    largest = np.abs(weight).max(axis=1, initial=0.0)  # [channels]
+    steps = np.zeros(len(weight), np.float32)
+    rows = max(1, _BLOCK // max(1, weight.shape[1]))
+    for start in range(0, len(weight), rows):
+        block = slice(start, start + rows)
+        steps[block] = _best_steps(weight[block], largest[block] / (1 << (top - 1)), widths)
+    alive = largest > 0
+    if alive.any():
+        steps[~alive] = np.median(steps[alive])
+    return steps
+
+
+def _best_steps(weight: np.ndarray, whole: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+    """`initial_steps` of a few channels; `whole` are the steps that clip nothing."""
+    top = max(widths)
+    weight = weight.astype(np.float32)
+    unit = np.where(whole > 0, whole, 1.0).astype(np.float32)
+    scaled = weight / unit[:, None]
+    errors = np.empty((len(widths), len(_SHARES), len(weight)), np.float64)
+    for column, share in enumerate(_SHARES):
+        for row, bits in enumerate(widths):
+            low, high = code_range(bits)
+            cell = share * np.float32(2 ** (top - bits))
+            codes = np.clip(np.floor(scaled / cell), low, high)
+            errors[row, column] = np.square(scaled - cell * (codes + 0.5)).sum(axis=1)
+    least = np.maximum(errors.min(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    best = (errors / least).sum(axis=0).argmin(axis=0)  # [channels]
+    return np.where(whole > 0, unit * _SHARES[best], 0.0).astype(np.float32)
+
+
+def rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
+    """The step with the lowest squared error for values that are rounded to `bits` bits.
+
+    Args:
+        values: floats of any shape.
+        bits: width.
+        signed: whether the codes are -2^(bits-1) to 2^(bits-1) - 1, or 0 to 2^bits - 1.
+
+    Returns:
+        The step; 1 where all values are zero.
+    """
+    values = values.astype(np.float32).reshape(-1)
+    largest = np.abs(values).max(initial=0.0)
+    if largest == 0:
+        return 1.0
+    low, high = rounding_range(bits, signed)
+    steps = _SHARES * largest / max(high, 1)
+    errors = [
+        np.square(values - step * np.clip(np.rint(values / step), low, high)).sum()
+        for step in steps
+    ]
+    return float(steps[int(np.argmin(errors))])
+
+
+def rounding_range(bits: int, signed: bool) -> tuple[int, int]:
+    """The lowest and highest code that activations are rounded to."""
+    return code_range(bits) if signed else (0, (1 << bits) - 1)
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+
+def channel_axis(layer: nn.Layer) -> int:
+    """The axis of a layer's weight that counts its output channels (of a group, if transposed)."""
+    return 1 if isinstance(layer, (nn.Linear, nn.Conv2DTranspose)) else 0
+
+
+class _CellCentres(PyLayer):
+    """Weights -> the centres of their cells; straight through backwards.
+
+    With u = w / s and q = clip(floor(u)), the result is `r s (q + 1/2)`. Inside of the range the
+    weight's gradient passes; the step's is that of LSQ, `q + 1/2 - u` inside and `q + 1/2` outside.
+    Keeps nothing but its inputs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: object, weight: Tensor, step: Tensor, scale: Tensor, bits: int, learning: float
+    ) -> Tensor:
+        """`step` and `scale` have the weight's axes; `learning` scales their gradients."""
+        ctx.save_for_backward(weight, step, scale)
+        ctx.bits, ctx.learning = bits, learning
+        return step * scale * (_cells(weight, step, bits)[1] + 0.5)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weight, step, scale = ctx.saved_tensor()
+        low, high = code_range(ctx.bits)
+        u, q = _cells(weight, step, ctx.bits)
+        inside = paddle.logical_and(u >= low, u < high + 1).astype(gradient.dtype)
+        axes = [axis for axis, size in enumerate(step.shape) if size == 1]
+        passed = gradient * scale
+        of_step = (passed * (q + 0.5 - u * inside)).sum(axis=axes, keepdim=True)
+        of_scale = (gradient * step * (q + 0.5)).sum(axis=axes, keepdim=True)
+        # LSQ's scale belongs to steps that are learned themselves. Theirs are learned by logarithm:
+        # divided by the step squared, the same learning rate moves them by the same share.
+        alive = (step > 0).astype(step.dtype)
+        learning = alive * ctx.learning / paddle.square(paddle.clip(step, min=1e-15))
+        gradients = (
+            passed * (inside * alive + (1.0 - alive)),
+            learning * of_step,
+            learning * of_scale,
+        )
+        return _of_trained((weight, step, scale), gradients)
+
+
+def _of_trained(
+    inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """As PyLayer wants them: None for an input without gradient."""
+    pairs = zip(inputs, gradients, strict=True)
+    return tuple(None if x.stop_gradient else gradient for x, gradient in pairs)
+
+
+def _cells(weight: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """`w / s` and the codes, as floats; zeros where the step is 0."""
+    low, high = code_range(bits)
+    alive = step > 0
+    u = paddle.where(
+        alive, weight / paddle.where(alive, step, paddle.ones_like(step)), 0.0 * weight
+    )
+    return u, paddle.clip(paddle.floor(u), low, high)
+
+
+class LayeredWeightQuanterLayer(BaseQuanter):
+    """Weights at the width of the moment, whose codes are the first bits of the widest codes.
+
+    See `LayeredWeightQuanter` for the arguments; `layer` is the one whose `weight` is quantised.
+
+    Attributes:
+        initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros,
+            which takes its step as soon as training has given it weights.
+        log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. Positive
+            whatever an optimiser does; one that normalises gradients (Adam) moves a step by shares
+            of itself, and weight decay pulls it back to where it began.
+        log_widths: `[widths * channels]`, learned, with `steps="per_width"` only: each width's own
+            factor of what its codes stand for.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Layer,
+        bits: Sequence[int] = DEFAULT_BITS,
+        min_bits: int = 1,
+        max_bits: int = MAX_BITS,
+        steps: str = "shared",
+    ) -> None:
+        super().__init__()
+        self.range = _Range(bits, min_bits, max_bits)
+        if steps not in ("shared", "per_width"):
+            raise ValueError(f"steps: expected shared or per_width, got {steps!r}.")
+        self.axis = channel_axis(layer)
+        self.widths = self.range.widths
+        self.top_bits = self.widths[0]
+        self.bits = self.range.trained[0]
+        weight = _rows(layer.weight, self.axis)
+        zeros = nn.initializer.Constant(0.0)
+        self.log_scale = self.create_parameter([len(weight)], default_initializer=zeros)
+        self.register_buffer("initial_step", paddle.zeros([len(weight)]))
+        if steps == "per_width":
+            self.log_widths = self.create_parameter(
+                [len(self.widths) * len(weight)], default_initializer=zeros
+            )
+        self._set_initial(weight)
+        self._starts_at_zero = not np.any(weight)
+
+    def _set_initial(self, weight: np.ndarray) -> None:
+        """Steps for a weight `[channels, N]`."""
+        steps = initial_steps(weight, self.widths)
+        self.initial_step.set_value(steps)
+        if not hasattr(self, "log_widths"):
+            return
+        factors = []
+        for bits in self.widths:  # the factor with the least squared error, close to 1
+            cell = steps[:, None] * 2.0 ** (self.top_bits - bits)
+            low, high = code_range(bits)
+            codes = np.clip(np.floor(weight / np.where(cell > 0, cell, 1)), low, high)
+            centres = cell * (codes + 0.5)
+            power = np.square(centres).sum(axis=1)
+            factor = (weight * centres).sum(axis=1) / np.where(power > 0, power, 1)
+            factors.append(np.where(factor > 0.1, factor, 1.0))
+        self.log_widths.set_value(np.log(np.concatenate(factors)).astype(np.float32))
+
+    def set_bits(self, bits: int) -> None:
+        self.bits = bits
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight at the present width, of its own shape."""
+        if self._starts_at_zero and self.training and not float(self.initial_step.abs().sum()):
+            rows = _rows(weight, self.axis)
+            if np.any(rows):
+                self._set_initial(rows)
+        bits = self.range.width(self.bits)
+        with paddle.amp.auto_cast(enable=False):
+            step = paddle.exp(self.log_scale) * self.initial_step  # [channels]
+            step = step * 2.0 ** (self.top_bits - bits)
+            shape = [1] * weight.ndim
+            shape[self.axis] = -1
+            per_channel = weight.size // len(self.initial_step)
+            learning = 1.0 / math.sqrt(per_channel * max(1, code_range(bits)[1]))
+            scale = self._scale(bits)
+            return _CellCentres.apply(
+                weight.astype("float32"), step.reshape(shape), scale.reshape(shape), bits, learning
+            )
+
+    def _scale(self, bits: int) -> Tensor:
+        """`[channels]`: what the width multiplies its centres with."""
+        if not hasattr(self, "log_widths"):
+            return paddle.ones_like(self.initial_step)
+        rows = self.log_widths.reshape([len(self.widths), -1])
+        return paddle.exp(rows[self.range.row(bits)])
+
+    def steps(self) -> np.ndarray:
+        """float32 `[channels]`: the steps of the widest codes."""
+        return (paddle.exp(self.log_scale) * self.initial_step).numpy()
+
+    def width_scales(self) -> np.ndarray | None:
+        """float32 `[widths, channels]` with `steps="per_width"`, else None."""
+        if not hasattr(self, "log_widths"):
+            return None
+        return np.exp(self.log_widths.numpy()).reshape(len(self.widths), -1)
+
+    # What `BaseQuanter` asks for.
+
+    def scales(self) -> Tensor:
+        return paddle.to_tensor(self.steps() * 2.0 ** (self.top_bits - self.range.width(self.bits)))
+
+    def zero_points(self) -> Tensor:
+        return paddle.full_like(self.initial_step, -0.5)
+
+    def quant_axis(self) -> int:
+        return self.axis
+
+    def bit_length(self) -> int:
+        return self.range.width(self.bits)
+
+
+class LayeredWeightQuanter(QuanterFactory):
+    """Makes the quanter of a layer's weight; for `SlimQuantConfig(weight=...)` and the like.
+
+    Args:
+        bits: widths to be trained, 1 to 8 each. Default 8, 6, 4, 3, 2.
+        min_bits, max_bits: the layer stays within them, whatever the model's width. Default 1, 8.
+        steps: "shared" (default): one learned step a channel; "per_width": and a learned factor a
+            channel for each width. The codes nest either way.
+
+    Source: see the module.
+    """
+
+    def __init__(
+        self,
+        bits: Sequence[int] = DEFAULT_BITS,
+        *,
+        min_bits: int = 1,
+        max_bits: int = MAX_BITS,
+        steps: str = "shared",
+    ) -> None:
+        super().__init__(
+            bits=checked_widths(bits), min_bits=min_bits, max_bits=max_bits, steps=steps
+        )
+
+    def _get_class(self) -> type[BaseQuanter]:
+        return LayeredWeightQuanterLayer
+
+
+def _rows(weight: Tensor, axis: int) -> np.ndarray:
+    """`[channels, N]`, float32."""
+    array = np.moveaxis(weight.astype("float32").numpy(), axis, 0)
+    return array.reshape(len(array), -1)
+
+
+# -- activations -----------------------------------------------------------------------------------
+
+_KEPT_VALUES = 1 << 16  # of each batch, for the initial steps
+
+
+class _Rounding(PyLayer):
+    """Rounded to whole steps; straight through backwards, with LSQ's gradient of the step."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward(x, step)
+        ctx.low, ctx.high = low, high
+        return step * paddle.clip(paddle.round(x / step), low, high)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        x, step = ctx.saved_tensor()
+        u = x / step
+        q = paddle.clip(paddle.round(u), ctx.low, ctx.high)
+        inside = paddle.logical_and(u >= ctx.low, u <= ctx.high).astype(gradient.dtype)
+        of_step = (gradient * (q - u * inside)).sum()
+        learning = 1.0 / math.sqrt(x.size * max(1, ctx.high))
+        of_step = (learning * of_step / paddle.square(step)).reshape(step.shape)
+        return _of_trained((x, step), (gradient * inside, of_step))
+
+
+class LayeredActivationQuanterLayer(BaseQuanter):
+    """Activations rounded at the width of the moment, with a learned step for each width.
+
+    The first training batch, or `calibrate`, sets the initial steps and whether codes have a sign.
+
+    Attributes:
+        initial_step: `[widths]`, 0 until they are set.
+        log_scale: `[widths]`, learned, as of `LayeredWeightQuanterLayer`.
+        signed: `[1]`, 1 when a negative value was seen.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Layer,
+        bits: Sequence[int] = DEFAULT_BITS,
+        min_bits: int = 1,
+        max_bits: int = MAX_BITS,
+    ) -> None:
+        super().__init__()
+        self.range = _Range(bits, min_bits, max_bits)
+        self.bits = self.range.trained[0]
+        count = len(self.range.widths)
+        zeros = nn.initializer.Constant(0.0)
+        self.log_scale = self.create_parameter([count], default_initializer=zeros)
+        self.register_buffer("initial_step", paddle.zeros([count]))
+        self.register_buffer("signed", paddle.zeros([1]))
+        self.calibrating = False
+        self._seen: list[np.ndarray] = []
+        self._is_set: bool | None = None  # not known
+
+    def set_bits(self, bits: int) -> None:
+        self.bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.calibrating:
+            self._see(x)
+            return x
+        if not self._has_steps():
+            if not self.training:
+                raise ValueError(
+                    f"{self.full_name()}: the steps of this activation are not set. Train a step, "
+                    "or calibrate (pack --ptq --calibration DIR)."
+                )
+            self._see(x)
+            self.calibrated()
+        bits = self.range.width(self.bits)
+        row = self.range.row(bits)
+        with paddle.amp.auto_cast(enable=False):
+            step = paddle.exp(self.log_scale[row]) * self.initial_step[row]
+            step = step * 2.0 ** max(0, self.range.widths[row] - bits)  # an untrained width
+            low, high = rounding_range(bits, bool(self.signed))
+            return _Rounding.apply(x.astype("float32"), step, low, high).astype(x.dtype)
+
+    def _has_steps(self) -> bool:
+        if not self._is_set:
+            self._is_set = bool(float(self.initial_step.abs().sum()) > 0)
+        return self._is_set
+
+    def _see(self, x: Tensor) -> None:
+        values = x.detach().astype("float32").numpy().reshape(-1)
+        stride = max(1, len(values) // _KEPT_VALUES)
+        self._seen.append(values[::stride])
+
+    def calibrated(self) -> None:
+        """Set the steps by what was seen since; the same on every rank (rank 0's).
+
+        Raises:
+            ValueError: nothing was seen.
+        """
+        self.calibrating = False
+        if not self._seen:
+            raise ValueError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
+        values, self._seen = np.concatenate(self._seen), []
+        signed = bool((values < 0).any())
+        steps = [rounding_step(values, bits, signed) for bits in self.range.widths]
+        self.signed.set_value(np.float32([signed]))
+        self.initial_step.set_value(np.float32(steps))
+        if paddle.distributed.get_world_size() > 1:
+            paddle.distributed.broadcast(self.signed, 0)
+            paddle.distributed.broadcast(self.initial_step, 0)
+        self._is_set = True
+
+    def steps(self) -> np.ndarray:
+        """float32 `[widths]`."""
+        return (paddle.exp(self.log_scale) * self.initial_step).numpy()
+
+    # What `BaseQuanter` asks for.
+
+    def scales(self) -> Tensor:
+        return paddle.to_tensor(self.steps()[self.range.row(self.bit_length())])
+
+    def zero_points(self) -> Tensor:
+        return paddle.zeros([1])
+
+    def quant_axis(self) -> None:
+        return None
+
+    def bit_length(self) -> int:
+        return self.range.width(self.bits)
+
+
+class LayeredActivationQuanter(QuanterFactory):
+    """Makes the quanter of a layer's input; for `SlimQuantConfig(activation=...)` and the like.
+
+    Args:
+        bits, min_bits, max_bits: as of `LayeredWeightQuanter`.
+
+    Source: LSQ (see the module); a step per width is our choice.
+    """
+
+    def __init__(
+        self,
+        bits: Sequence[int] = DEFAULT_BITS,
+        *,
+        min_bits: int = 1,
+        max_bits: int = MAX_BITS,
+    ) -> None:
+        super().__init__(bits=checked_widths(bits), min_bits=min_bits, max_bits=max_bits)
+
+    def _get_class(self) -> type[BaseQuanter]:
+        return LayeredActivationQuanterLayer
+
+
+def checked_widths(bits: Sequence[int]) -> tuple[int, ...]:
+    """Widths, the highest first.
+
+    Raises:
+        ValueError: none, one twice, or one that is not 1 to 8.
+    """
+    widths = tuple(bits) if isinstance(bits, (list, tuple)) else None
+    if not widths:
+        raise ValueError(f"bits: expected a list of widths such as [8, 4, 2], got {bits!r}.")
+    for width in widths:
+        check_bits("bits", width)
+    if len(set(widths)) != len(widths):
+        raise ValueError(f"bits: expected each width once, got {list(widths)}.")
+    return tuple(sorted(widths, reverse=True))
