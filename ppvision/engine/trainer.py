@@ -134,6 +134,7 @@ class Trainer:
         config: what the run was configured with; kept in every checkpoint, and compared with it at
             a resume.
         batched: puts samples together. Default: Paddle's own batching.
+        before_step: told the number of each step, from 1, before it is made.
 
     Raises:
         ValueError: too few samples for one batch, or clipping asked for twice.
@@ -151,6 +152,7 @@ class Trainer:
         options: TrainOptions,
         config: dict | None = None,
         batched: Callable[[list], object] = default_collate_fn,
+        before_step: Callable[[int], None] | None = None,
     ) -> None:
         if options.clip_norm is not None and optimizer._grad_clip is not None:
             raise ValueError(
@@ -164,6 +166,7 @@ class Trainer:
         self.folder = folder
         self.config = config or {}
         self.batched = batched
+        self.before_step = before_step
         if options.precision != "fp32" and paddle.get_device() == "cpu":
             # Paddle has no half-precision kernels for CPUs.
             logger.warning(f"precision: {options.precision} needs a GPU; training in fp32")
@@ -338,6 +341,8 @@ class Trainer:
     def _step(self, network: nn.Layer, batches: list) -> dict[str, float]:
         """Forward and backward over the batches, then one update."""
         self.model.train()  # evaluation and pictures leave it in evaluation mode
+        if self.before_step is not None:
+            self.before_step(self.progress.step)
         statistics = [tensor.clone() for tensor in _statistics(self.model)]
         passes = self.compute_losses
         if not isinstance(passes, Mapping):
@@ -346,8 +351,8 @@ class Trainer:
         numbers: dict[str, float] = {"Train/loss": 0.0}
         for k, batch in enumerate(batches):
             number = (self.progress.step - 1) * len(batches) + k
-            seed_batch(self.options.seed, number, self.rank)
             for name, forward in passes.items():
+                seed_batch(self.options.seed, number, self.rank)  # alike for all passes
                 last = k == len(batches) - 1 and name == next(reversed(passes))
                 with self._gradients_exchanged(network, last):
                     losses = self._forward(network, batch, forward)
@@ -561,8 +566,9 @@ def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float
 def _statistics(model: nn.Layer) -> list[Tensor]:
     """What a forward pass changes: buffers, and BatchNorm's statistics, which Paddle keeps as
     parameters."""
-    norms = [layer for layer in model.sublayers() if hasattr(layer, "_variance")]
-    return [*model.buffers(), *(t for norm in norms for t in (norm._mean, norm._variance))]
+    kept = ("_mean", "_variance")
+    layers = [layer._parameters for layer in model.sublayers()]
+    return [*model.buffers(), *(held[name] for held in layers for name in kept if name in held)]
 
 
 __all__ = ["PRECISIONS", "TrainOptions", "Trainer"]

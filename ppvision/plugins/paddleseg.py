@@ -35,6 +35,7 @@ from paddle import Tensor, nn
 
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import shims
+from ppvision.quant.once_qat import OnceQAT
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_weights, read_weights
 
@@ -184,6 +185,21 @@ pale_nano, pale_tiny, pale_small, pale_base = (
     _register(_backbone(name)) for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
 )
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
+    """A config's losses on a list of logits, as PaddleSeg's train() applies them.
+
+    Args:
+        logits: `[B, K, H, W]` each.
+        losses: `types` and `coef`, one for each of the logits.
+        data: a batch with `label` and, where the data set makes them, `edge`.
+    """
+    edges = data["edge"].astype("int64") if "edge" in data else None
+    return paddleseg.core.train.loss_computation(
+        logits_list=logits, labels=data["label"].astype("int64"), edges=edges, losses=losses
+    )
+
+
+OnceQAT.stock_losses = staticmethod(stock_losses)
 if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
     builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
 shims.apply(shims.PADDLESEG_SHIMS)

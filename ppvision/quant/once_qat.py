@@ -18,7 +18,7 @@ from ppvision.quant.quanters import DEFAULT_BITS, checked_widths
 
 OBJECTIVES = ("mean", "sandwich")
 
-Losses = Callable[[nn.Layer, object, object, object], Sequence[Tensor]]
+Losses = Callable[[list[Tensor], dict, dict], Sequence[Tensor]]
 
 
 class OnceQAT(nn.Layer):
@@ -83,6 +83,8 @@ class OnceQAT(nn.Layer):
         self._teacher: Tensor | None = None
         self._ran: tuple[int, ...] = ()  # widths of the last forward pass in training
         self._draws = random.Random(0)
+        self.drawn = self.widths  # of the step
+        self.draw(self._draws)
         set_bits(model, self.bits)
 
     def set_bits(self, bits: int) -> None:
@@ -96,11 +98,10 @@ class OnceQAT(nn.Layer):
         self.bits = bits
         set_bits(self.model, bits)
 
-    def step_widths(self, draw: random.Random) -> tuple[int, ...]:
-        """The widths of one training step, the highest first."""
-        if self.objective == "mean" or len(self.widths) <= 3:
-            return self.widths
-        return self.widths[0], draw.choice(self.widths[1:-1]), self.widths[-1]
+    def draw(self, chance: random.Random) -> None:
+        """Choose the widths of the next training step (`drawn`), the highest first."""
+        if self.objective == "sandwich" and len(self.widths) > 2:
+            self.drawn = self.widths[0], chance.choice(self.widths[1:-1]), self.widths[-1]
 
     @contextlib.contextmanager
     def alone(self, bits: int) -> Iterator[None]:
@@ -121,7 +122,8 @@ class OnceQAT(nn.Layer):
         if self._alone is not None:
             self._ran = (self._alone,)
             return self.model(*inputs)
-        self._ran = self.step_widths(self._draws)
+        self.draw(self._draws)
+        self._ran = self.drawn
         before, outputs = self.bits, []
         for bits in self._ran:
             self.set_bits(bits)
@@ -151,7 +153,7 @@ class OnceQAT(nn.Layer):
         if hasattr(self.model, "loss_computation"):
             found = self.model.loss_computation(logits, losses, data)
         elif OnceQAT.stock_losses is not None:
-            found = OnceQAT.stock_losses(self.model, logits, losses, data)
+            found = OnceQAT.stock_losses(logits, losses, data)
         else:
             raise RuntimeError(
                 "OnceQAT: expected a model with loss_computation, or PaddleSeg's losses: import "
