@@ -1,5 +1,6 @@
 """Boundary metrics against masks counted by hand and against scipy."""
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -70,6 +71,24 @@ def test_equal_to_scipy_on_noise_of_any_size(height, width, classes, seed):
     np.testing.assert_allclose(found["class_BoundaryF2"], expected)
     found = computed(TrimapIoU(classes, width=2), [pred], [label])["class_TrimapIoU"]
     np.testing.assert_allclose(found, reference.trimap_iou([pred], [label], classes, 2))
+
+
+def test_noise_far_from_any_boundary_takes_distance_transforms(monkeypatch):
+    """Not 253 offsets for every pixel of it; a good prediction needs no transform."""
+    rng = np.random.default_rng(3)
+    transforms, transform = [], cv2.distanceTransform
+    monkeypatch.setattr(
+        cv2, "distanceTransform", lambda *given: transforms.append(given) or transform(*given)
+    )
+    tall = blobs(rng, 98, 128, 4)
+    label, shifted = tall[2:], tall[:-2]
+    for pred, count in ((rng.integers(6, size=label.shape), 4), (shifted, 0)):
+        transforms.clear()
+        found = computed(BoundaryFScore(6), [pred], [label])
+        assert len(transforms) == count  # classes 4 and 5 are not in the label
+        for tolerance in (3, 5, 9):
+            expected = reference.boundary_f([pred], [label], 6, tolerance)
+            np.testing.assert_allclose(found[f"class_BoundaryF{tolerance}"], expected, atol=1e-12)
 
 
 def test_boundary_iou_of_a_square_by_hand():

@@ -163,6 +163,29 @@ class BoundaryIoU(_CountedPerClass):
         return _with_mean("BoundaryIoU", _ratio(both, of_pred + of_label - both))
 
 
+def _squares_to_class(
+    classes: np.ndarray, wanted: np.ndarray, row: np.ndarray, column: np.ndarray
+) -> np.ndarray:
+    """The squared distance from each place to the next pixel of the class that is wanted there.
+
+    Args:
+        classes: `[H, W]`.
+        wanted, row, column: `[N]` each.
+
+    Returns:
+        `[N]` int64, beyond the map where that class does not occur.
+    """
+    squares = np.full(len(wanted), np.iinfo(np.int64).max)
+    for one in np.unique(wanted):
+        others = (classes != one).astype(np.uint8)
+        if others.all():
+            continue
+        distance = cv2.distanceTransform(others, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        here = wanted == one
+        squares[here] = np.rint(np.square(distance[row[here], column[here]], dtype=np.float64))
+    return squares
+
+
 class BoundaryFScore(_CountedPerClass):
     """F-score of boundary pixels, found again within a tolerance.
 
@@ -214,20 +237,29 @@ class BoundaryFScore(_CountedPerClass):
 
     def _nearest(self, mine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of every pixel of `mine`: its class, and the squared distance to the next pixel of that
-        class in `other` (beyond every tolerance where there is none)."""
+        class in `other` (beyond every tolerance where there is none).
+
+        Offset by offset, nearest first, for the pixels that are not found yet: most are after a
+        few. Once that has looked at as many pixels as a distance transform of the map per class
+        would, the transforms take over: about twice the work of the better way at most.
+        """
         reach = max(self.tolerances)
         padded = np.pad(other, reach, constant_values=_NONE)
         row, column = np.nonzero(mine != _NONE)
         classes = mine[row, column]
         squares = np.full(len(classes), reach**2 + 1, np.int64)
-        # Those not found yet; most are after a few steps.
-        left, wanted = np.arange(len(classes)), classes
+        left, wanted = np.arange(len(classes)), classes  # those not found yet
+        looked_at, enough = 0, np.count_nonzero(self._per_class(classes)) * mine.size
         places = (row + reach) * padded.shape[1] + column + reach
         flat = padded.ravel()
         for down, right, square in zip(*self._disc, strict=True):
             hit = flat.take(places + (down * padded.shape[1] + right)) == wanted
             squares[left[hit]] = square
+            looked_at += len(left)
             left, wanted, places = left[~hit], wanted[~hit], places[~hit]
+            if looked_at > enough:
+                squares[left] = _squares_to_class(other, wanted, row[left], column[left])
+                break
             if not len(left):
                 break
         return classes, squares
