@@ -189,9 +189,10 @@ def test_batches_tensors_and_small_types(metric):
 @pytest.mark.parametrize(
     ("pred", "label", "message"),
     [
-        (np.zeros((4, 5), int), np.zeros((5, 4), int), "of one shape, got"),
+        (np.zeros((4, 5), int), np.zeros((5, 4), int), r"of one size, got \[4, 5\] and \[5, 4\]"),
         (np.zeros(4, int), np.zeros(4, int), "two maps"),
         (np.zeros((0, 4), int), np.zeros((0, 4), int), "two maps"),
+        (np.zeros((2, 3, 4, 4), int), np.zeros((2, 4, 4), int), r"argmax\) of logits"),
         (np.zeros((4, 4)), np.zeros((4, 4), int), "pred: expected whole numbers, got float64"),
         (np.zeros((4, 4), int), np.full((4, 4), 3), "label: expected classes from 0 to 2"),
         (np.full((4, 4), 255), np.zeros((4, 4), int), "pred: expected classes from 0 to 2"),
@@ -204,6 +205,51 @@ def test_bad_input(metric, pred, label, message):
         metric(3).update(pred, label)
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_a_batch_with_a_bad_picture_nothing_counts(metric):
+    label = blobs(np.random.default_rng(4), 30, 30, 3)
+    bad = label.copy()
+    bad[0, 0] = 7
+    found = metric(3)
+    with pytest.raises(ValueError, match="pred: expected classes from 0 to 2"):
+        found.update(np.stack([label, bad]), np.stack([label, label]))
+    assert not found.counts.any()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_masks_of_bool_channels_of_one_and_numpy_options(metric):
+    mask = blobs(np.random.default_rng(5), 40, 40, 2)
+    shifted = np.roll(mask, 1, 0)
+    plain, other = metric(2), metric(np.int64(2))
+    plain.update(shifted, mask)
+    other.update(shifted[None, None].astype(bool), mask[None].astype(bool))
+    assert plain.counts.sum() > 0
+    np.testing.assert_array_equal(other.counts, plain.counts)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_an_ignored_class_is_not_scored(metric):
+    label = blobs(np.random.default_rng(6), 60, 60, 3)
+    pred = np.where(label == 1, 0, label)  # class 0 is predicted where 1 is
+    found = computed(metric(3, ignore_index=0), [pred], [label])
+    for name in (name for name in found if not name.startswith("class_")):
+        classes = found[f"class_{name}"]
+        assert np.isnan(classes[0])
+        assert classes[1] == 0  # that is its own error
+        assert found[name] == np.mean(classes[1:])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_255_is_ignored_among_more_classes_unless_another_is_named(metric):
+    label = blobs(np.random.default_rng(7), 60, 60, 2) + 254  # classes 254 and 255
+    for name, value in computed(metric(300), [label], [label]).items():
+        if name.startswith("class_"):
+            assert np.isnan(value[255])
+    for name, value in computed(metric(300, ignore_index=-1), [label], [label]).items():
+        if name.startswith("class_"):
+            assert value[254:256].tolist() == [1.0, 1.0]
+
+
 def test_bad_options():
     for bad in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="num_classes"):
@@ -212,7 +258,10 @@ def test_bad_options():
         BoundaryIoU(32768)
     with pytest.raises(ValueError, match="dilation_ratio"):
         BoundaryIoU(2, dilation_ratio=0)
-    with pytest.raises(ValueError, match="tolerances"):
-        BoundaryFScore(2, tolerances=(3, 0))
+    for bad in ((3, 0), (), (2.5,)):
+        with pytest.raises(ValueError, match="tolerances: expected a tuple"):
+            BoundaryFScore(2, tolerances=bad)
+    with pytest.raises(ValueError, match=r"got 3\. Write \(3,\)"):
+        BoundaryFScore(2, tolerances=3)
     with pytest.raises(ValueError, match="width"):
         TrimapIoU(2, width=0)

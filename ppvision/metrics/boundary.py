@@ -8,10 +8,12 @@ the whole map, not one per class: the largest and the smallest class within the 
 of OpenCV's, tell if there is another. Ignored pixels are no class at all (our choice): they count
 in no sum, whatever is predicted there, and a class does not end at them. Where labels separate all
 classes by a strip of ignored pixels (PASCAL VOC), F-score and trimap IoU therefore find no true
-boundary and are nan; Boundary IoU looks across the strip.
+boundary and are nan; Boundary IoU looks across the strip. An `ignore_index` among the classes takes
+that class out of the scores (nan): predicting it elsewhere is an error of the class that is there.
 """
 
 from abc import ABC, abstractmethod
+from numbers import Integral
 
 import cv2
 import numpy as np
@@ -45,6 +47,11 @@ def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.n
     return ((largest != classes) | (smallest != classes)) & ~ignored
 
 
+def _is_count(value: object) -> bool:
+    """A whole number of at least 1, NumPy's too."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+
+
 class _CountedPerClass(ABC):
     """What the metrics share: checked input, counts per class, a mean over classes that occur.
 
@@ -53,7 +60,7 @@ class _CountedPerClass(ABC):
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        if not _is_count(num_classes):
             raise ValueError(
                 f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
             )
@@ -63,33 +70,36 @@ class _CountedPerClass(ABC):
         self.counts = np.zeros(0, np.int64)
 
     def update(self, pred: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture or a batch.
+        """Add one picture or a batch; nothing of it where an error is raised.
 
         Args:
-            pred: predicted classes, `[H, W]` or `[B, H, W]` integers (array or tensor).
-            label: true classes, of the same shape; `ignore_index` where unknown.
+            pred: predicted classes, `[H, W]`, `[B, H, W]` or `[B, 1, H, W]` integers, or a mask of
+                bool for classes 0 and 1 (array or tensor).
+            label: true classes, in one of the same forms; `ignore_index` where unknown.
 
         Raises:
             ValueError: other shapes or types, or a class out of range.
         """
         pred, label = np.asarray(pred), np.asarray(label)
-        if pred.shape != label.shape or pred.ndim not in (2, 3) or not pred.size:
+        given = f"{list(pred.shape)} and {list(label.shape)}"
+        pred, label = _as_batch(pred), _as_batch(label)
+        if pred.shape != label.shape or pred.ndim != 3 or not pred.size:
             raise ValueError(
-                "pred, label: expected two maps [H, W] or [B, H, W] of one shape, got "
-                f"{list(pred.shape)} and {list(label.shape)}."
+                "pred, label: expected two maps [H, W], [B, H, W] or [B, 1, H, W] of one size, got "
+                f"{given}. Take the classes (argmax) of logits first."
             )
-        if pred.ndim == 2:
-            pred, label = pred[None], label[None]
+        ignored = label == self.ignore_index
+        pred, label = self._checked(pred, ignored, "pred"), self._checked(label, ignored, "label")
         for one_pred, one_label in zip(pred, label, strict=True):
-            ignored = one_label == self.ignore_index
-            self._count(
-                self._checked(one_pred, ignored, "pred"), self._checked(one_label, ignored, "label")
-            )
+            self._count(one_pred, one_label)
 
     def _checked(self, classes: np.ndarray, ignored: np.ndarray, name: str) -> np.ndarray:
-        """`[H, W]` int16 with -1 where ignored."""
-        if not np.issubdtype(classes.dtype, np.integer):
-            raise ValueError(f"{name}: expected whole numbers, got {classes.dtype}.")
+        """`[B, H, W]` int16 with -1 where ignored."""
+        if classes.dtype.kind not in "iub":
+            raise ValueError(
+                f"{name}: expected whole numbers, got {classes.dtype}. Take the argmax of "
+                "probabilities, or astype(int) of class numbers."
+            )
         classes = np.where(ignored, _NONE, classes.astype(np.int64))
         low, high = classes.min(), classes.max()
         if low < _NONE or high >= self.num_classes or (classes[~ignored] == _NONE).any():
@@ -102,6 +112,15 @@ class _CountedPerClass(ABC):
     def _per_class(self, classes: np.ndarray) -> np.ndarray:
         return np.bincount(classes, minlength=self.num_classes)
 
+    def _with_mean(self, name: str, classes: np.ndarray) -> dict[str, float | np.ndarray]:
+        if 0 <= self.ignore_index < self.num_classes:
+            classes[self.ignore_index] = np.nan
+        occurring = classes[~np.isnan(classes)]
+        return {
+            name: float(occurring.mean()) if occurring.size else float("nan"),
+            f"class_{name}": classes,
+        }
+
     @abstractmethod
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
         """Add one picture, `[H, W]` each, to `counts`."""
@@ -112,12 +131,11 @@ class _CountedPerClass(ABC):
         for a class that did not occur (all nan before the first picture)."""
 
 
-def _with_mean(name: str, classes: np.ndarray) -> dict[str, float | np.ndarray]:
-    occurring = classes[~np.isnan(classes)]
-    return {
-        name: float(occurring.mean()) if occurring.size else float("nan"),
-        f"class_{name}": classes,
-    }
+def _as_batch(classes: np.ndarray) -> np.ndarray:
+    """`[H, W]` or `[B, 1, H, W]` as `[B, H, W]`; anything else as it is."""
+    if classes.ndim == 4 and classes.shape[1] == 1:
+        return classes[:, 0]
+    return classes[None] if classes.ndim == 2 else classes
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -129,7 +147,8 @@ class BoundaryIoU(_CountedPerClass):
 
     Args:
         num_classes: classes, from 0 on.
-        ignore_index: label of pixels that do not count. Default 255.
+        ignore_index: label of pixels that do not count. Default 255, which is ignored even where it
+            is one of more than 255 classes: name another one then.
         dilation_ratio: depth of the boundary as a share of the picture's diagonal. Default 0.02.
 
     The boundary of a mask is what an erosion takes off it: 3x3, `max(1, round(0.02 * diagonal))`
@@ -160,7 +179,7 @@ class BoundaryIoU(_CountedPerClass):
 
     def compute(self) -> dict[str, float | np.ndarray]:
         both, of_pred, of_label = self.counts
-        return _with_mean("BoundaryIoU", _ratio(both, of_pred + of_label - both))
+        return self._with_mean("BoundaryIoU", _ratio(both, of_pred + of_label - both))
 
 
 def _squares_to_class(
@@ -191,7 +210,8 @@ class BoundaryFScore(_CountedPerClass):
 
     Args:
         num_classes: classes, from 0 on.
-        ignore_index: label of pixels that do not count. Default 255.
+        ignore_index: label of pixels that do not count. Default 255, which is ignored even where it
+            is one of more than 255 classes: name another one then.
         tolerances: Euclidean, in pixels. Default 3, 5 and 9.
 
     A boundary pixel of a class has another class among its eight neighbours; the picture's edge is
@@ -206,14 +226,16 @@ class BoundaryFScore(_CountedPerClass):
         self, num_classes: int, ignore_index: int = 255, tolerances: tuple[int, ...] = (3, 5, 9)
     ) -> None:
         super().__init__(num_classes, ignore_index)
-        tolerances = tuple(tolerances)
-        if not tolerances or any(
-            isinstance(t, bool) or not isinstance(t, int) or t < 1 for t in tolerances
+        if (
+            not isinstance(tolerances, (tuple, list))
+            or not tolerances
+            or not all(_is_count(tolerance) for tolerance in tolerances)
         ):
             raise ValueError(
-                f"tolerances: expected whole numbers of pixels from 1 on, got {tolerances!r}."
+                "tolerances: expected a tuple of whole numbers of pixels from 1 on, got "
+                f"{tolerances!r}. Write (3,) for one of 3."
             )
-        self.tolerances = tolerances
+        self.tolerances = tuple(tolerances)
         # Boundary pixels of pred and of label, then those found again, per tolerance.
         self.counts = np.zeros((2, 1 + len(tolerances), num_classes), np.int64)
         reach = max(tolerances)
@@ -275,7 +297,7 @@ class BoundaryFScore(_CountedPerClass):
             recall = of_label / np.maximum(1, all_label)
             f_score = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
             f_score[all_pred + all_label == 0] = np.nan
-            scores |= _with_mean(f"BoundaryF{tolerance}", f_score)
+            scores |= self._with_mean(f"BoundaryF{tolerance}", f_score)
         return scores
 
 
@@ -284,7 +306,8 @@ class TrimapIoU(_CountedPerClass):
 
     Args:
         num_classes: classes, from 0 on.
-        ignore_index: label of pixels that do not count. Default 255.
+        ignore_index: label of pixels that do not count. Default 255, which is ignored even where it
+            is one of more than 255 classes: name another one then.
         width: Euclidean distance from a boundary pixel up to which a pixel counts, on both sides.
             Default 5.
 
@@ -296,7 +319,7 @@ class TrimapIoU(_CountedPerClass):
 
     def __init__(self, num_classes: int, ignore_index: int = 255, width: int = 5) -> None:
         super().__init__(num_classes, ignore_index)
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        if not _is_count(width):
             raise ValueError(f"width: expected a whole number of pixels from 1 on, got {width!r}.")
         self.width = width
         self.counts = np.zeros((3, num_classes), np.int64)  # right, predicted, true
@@ -317,4 +340,4 @@ class TrimapIoU(_CountedPerClass):
 
     def compute(self) -> dict[str, float | np.ndarray]:
         right, predicted, true = self.counts
-        return _with_mean("TrimapIoU", _ratio(right, predicted + true - right))
+        return self._with_mean("TrimapIoU", _ratio(right, predicted + true - right))
