@@ -14,7 +14,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 from ppvision.deploy.manifest import read_manifest
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job
-from ppvision.zoo import load_weights
+from ppvision.zoo.weights import WeightsError
 
 SIDE = 64
 RESNET = {"type": "ResNet18_vd", "output_stride": 8}
@@ -146,21 +146,34 @@ def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
     assert read_manifest(folder).onednn is (head not in ("UPerNet", "BiseNetV1"))
 
 
-def test_a_trained_baseline_is_unchanged_at_first(scenes, tmp_path):
+@pytest.mark.parametrize("head", ["SegFormer", "FCN"])
+def test_training_starts_from_a_baseline_and_is_unchanged_at_first(head, scenes, tmp_path, caplog):
     """Its weights, loaded into the same model with SDN, give the same logits to the bit."""
-    plain = {"type": "SegFormer", "num_classes": 11, "embedding_dim": 32, "backbone": PALE}
+    enhanced = model(head, PALE)
+    plain = {**enhanced, "backbone": PALE}
     baseline = open_job(write_config(tmp_path / "a.yml", scenes, plain, 1)).model
-    enhanced = open_job(write_config(tmp_path / "b.yml", scenes, model("SegFormer", PALE), 1)).model
-    renamed = {
-        f"backbone.{name}" if name.startswith("backbone.") else name: value
-        for name, value in baseline.state_dict().items()
-    }
-    paddle.save(renamed, str(tmp_path / "baseline.pdparams"))
-    load_weights(enhanced, tmp_path / "baseline.pdparams", allow_missing=["backbone.diffusion.*"])
+    weights = tmp_path / "baseline.pdparams"
+    paddle.save(baseline.state_dict(), str(weights))
+    job = open_job(write_config(tmp_path / "b.yml", scenes, enhanced, 1))
+    with caplog.at_level("INFO", "ppvision"):
+        job.start_from(weights)
+    assert "has no backbone.diffusion: SDN starts untrained" in caplog.text
     x = paddle.rand([1, 3, 50, 70])
     baseline.eval()
-    enhanced.eval()
-    np.testing.assert_array_equal(enhanced(x)[0].numpy(), baseline(x)[0].numpy())
+    job.model.eval()
+    np.testing.assert_array_equal(job.model(x)[0].numpy(), baseline(x)[0].numpy())
+    with pytest.raises(WeightsError, match=r"missing \(\d+\):\n *backbone\.backbone"):
+        job.load(weights)  # nobody wants to evaluate an SDN that is not trained
+
+    whole = job.model.state_dict()
+    paddle.save(whole, str(weights))
+    caplog.clear()
+    job.start_from(weights)
+    assert "untrained" not in caplog.text
+    del whole["backbone.diffusion.diffusions.0.fuse.weight"]
+    paddle.save(whole, str(weights))
+    with pytest.raises(WeightsError, match=r"missing \(1\):\n *backbone\.diffusion"):
+        job.start_from(weights)
 
 
 @pytest.mark.parametrize("place", ["outer", "inner", "both"])

@@ -29,8 +29,9 @@ except ImportError as error:
     ) from error
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from paddle import Tensor, nn
 
 from ppvision.nn import SemanticDiffusionPyramid
@@ -150,6 +151,34 @@ class SemanticDiffusionBackbone(nn.Layer):
         return self.diffusion(self.backbone(x))
 
 
+def names_behind_sdn(
+    model: nn.Layer, arrays: Mapping[str, np.ndarray]
+) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Weights of a model without SDN, under the names that they have in the same model with it.
+
+    Args:
+        model: whose `SemanticDiffusionBackbone` wraps the backbone that the weights are for.
+        arrays: by name; those that hold anything of SDN stay as they are.
+
+    Returns:
+        The arrays, and the names of the layers that they hold nothing of: SDN's.
+    """
+    own, absent = model.state_dict(), []
+    for name, layer in model.named_sublayers():
+        outer, new = f"{name}.", f"{name}.diffusion"
+        if isinstance(layer, SemanticDiffusionBackbone) and not any(
+            key.startswith(f"{new}.") for key in arrays
+        ):
+            absent.append(new)
+            arrays = {
+                f"{outer}backbone.{key.removeprefix(outer)}"
+                if key.startswith(outer) and key not in own
+                else key: array
+                for key, array in arrays.items()
+            }
+    return arrays, absent
+
+
 def _hand_on_in_channels(build: Callable[[object, dict], object]) -> Callable:
     """PaddleSeg builds the inner backbone first and sets `in_channels` at the outer one only."""
 
@@ -204,4 +233,11 @@ if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
     builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
 shims.apply(shims.PADDLESEG_SHIMS)
 
-__all__ = ["SemanticDiffusionBackbone", "pale_base", "pale_nano", "pale_small", "pale_tiny"]
+__all__ = [
+    "SemanticDiffusionBackbone",
+    "names_behind_sdn",
+    "pale_base",
+    "pale_nano",
+    "pale_small",
+    "pale_tiny",
+]

@@ -218,6 +218,10 @@ class Classification:
         load_weights(self.model, model_path)
         return self.model
 
+    def start_from(self, model_path: str | Path) -> None:
+        """`load`, before training."""
+        self.load(model_path)
+
     @paddle.no_grad()
     def evaluate(self, model: nn.Layer) -> Scores:
         """Score a model on the val split; several ranks share the pictures and add up.

@@ -12,7 +12,8 @@ import paddle
 from paddle.io.dataloader.collate import default_collate_fn
 from tqdm import tqdm
 
-import ppvision.plugins.paddleseg  # noqa: F401  (registers and repairs; says when it is missing)
+# Registers and repairs; says when PaddleSeg is missing.
+from ppvision.plugins.paddleseg import names_behind_sdn
 
 # isort: split
 from paddleseg.core import infer
@@ -37,6 +38,7 @@ from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo import load_weights
 from ppvision.zoo.registry import nearest
+from ppvision.zoo.weights import assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
 
@@ -228,6 +230,14 @@ class Segmentation:
     @property
     def train_dataset(self) -> paddle.io.Dataset:
         return self.builder.train_dataset
+
+    def start_from(self, model_path: str | Path) -> None:
+        """`load`, also of weights of the same model without SDN, which then starts as nothing."""
+        arrays, absent = names_behind_sdn(self.model, read_weights(model_path))
+        new = [f"{name}.*" for name in absent]
+        assign_weights(self.model, arrays, str(model_path), allow_missing=new)
+        if absent:
+            logger.info(f"weights: {model_path} has no {', '.join(absent)}: SDN starts untrained")
 
     def batched(self, samples: list) -> object:
         return default_collate_fn(samples)

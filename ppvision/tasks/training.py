@@ -17,7 +17,6 @@ from ppvision.engine.checkpoint import Progress
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.run_folder import RunFolder
-from ppvision.zoo import load_weights
 
 logger = logging.getLogger("ppvision")
 
@@ -46,6 +45,9 @@ class Job(Protocol):
 
     def check_data(self, *parts: str) -> None:
         """Raise for what is wrong in `train_dataset` / `val_dataset`."""
+
+    def start_from(self, model_path: str | Path) -> None:
+        """Give the model weights from a file or the zoo."""
 
     def batched(self, samples: list) -> object:
         """Put the samples of a batch together."""
@@ -113,7 +115,7 @@ def run_training(
     paddle.seed(options.seed)  # initial weights, the same on every rank
     model = job.model
     if model_path is not None:
-        load_weights(model, model_path)  # a checkpoint, where there is one, goes over it
+        job.start_from(model_path)  # a checkpoint, where there is one, goes over it
         logger.info(f"weights: starting from {model_path}")
     if world > 1 and device.startswith("gpu"):
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
