@@ -14,6 +14,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 from ppvision.deploy.manifest import read_manifest
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job
+from ppvision.tasks.config import ConfigError
 from ppvision.zoo.weights import WeightsError
 
 SIDE = 64
@@ -200,6 +201,30 @@ def test_in_channels_that_contradict_each_other_are_refused(scenes, tmp_path):
 def test_a_backbone_without_channels_is_refused():
     with pytest.raises(ValueError, match="expected a backbone that names its feat_channels"):
         SemanticDiffusionBackbone(paddle.nn.Linear(2, 2))
+
+
+def test_a_backbone_by_its_name_alone_is_refused(scenes, tmp_path):
+    content = model("SegFormer", PALE)
+    content["backbone"]["backbone"] = "pale_nano"
+    job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
+    with pytest.raises(RuntimeError, match=r"got 'pale_nano'\. In YAML: backbone: {type: NAME}"):
+        _ = job.model
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [("charbonier", "Did you mean charbonnier"), (["cosine"], "Did you mean cosine")],
+)
+def test_a_misspelt_similarity_is_found_in_the_config(value, hint, scenes, tmp_path):
+    content = model("SegFormer", PALE)
+    content["backbone"]["similarity"] = value
+    path = write_config(tmp_path / "c.yml", scenes, content, 1)
+    line = 1 + next(
+        i for i, text in enumerate(path.read_text().split("\n")) if "similarity" in text
+    )
+    message = rf"{path.name}:{line}\): model.backbone.similarity: got .*{hint}"
+    with pytest.raises(ConfigError, match=message):
+        open_job(path)
 
 
 def test_it_is_registered():

@@ -154,6 +154,29 @@ def test_turning_all_of_it_turns_the_result(name, groups):
     np.testing.assert_allclose(turned(y).numpy(), y_turned.numpy(), atol=1e-12)
 
 
+@pytest.mark.parametrize("length", [1e-20, 1e20, 1e37])
+def test_cosine_of_vectors_of_any_length(length):
+    """In float32, whose largest number is 3e38; short vectors count as zero, of one direction."""
+    u, v, w = maps(20, (1, 3, 4, 5), (1, 3, 4, 5), (2, 3, 3, 3))
+    expected = reference.semantic_difference(u.numpy(), v.numpy() * length, w.numpy(), "cosine", 1)
+    u, v, w = (paddle.to_tensor(x.numpy() * k, "float32") for x, k in ((u, 1), (v, length), (w, 1)))
+    v.stop_gradient = False
+    y = semantic_difference(u, v, w, "cosine")
+    np.testing.assert_allclose(y.numpy(), expected, atol=1e-5)
+    y.sum().backward()
+    assert np.isfinite(v.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_none(name):
+    u, v, w = maps(21, (0, 4, 5, 6), (0, 4, 5, 6), (6, 2, 3, 3))
+    y = semantic_difference(u, guide(v, name), w, name, groups=2)
+    assert y.shape == [0, 6, 5, 6]
+    y.sum().backward()
+    assert u.grad.shape == u.shape
+    assert not w.grad.numpy().any()
+
+
 # -- layers ----------------------------------------------------------------------------------------
 
 
@@ -229,6 +252,22 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
         (lambda: SemanticDifferenceConv2D(0, 2), "in_channels: expected a whole number"),
         (lambda: SemanticDifferenceConv2D(4, 2, groups=3), "groups: expected a divisor"),
         (lambda: SemanticDifferenceConv2D(4, 2, similarity="cos"), "expected one of charbonnier"),
+        (lambda: SemanticDifferenceConv2D(4, 2, similarity=["cosine"]), r"got \['cosine'\]"),
+        (lambda: SemanticDiffusion(4, width=0), "width: expected a whole number"),
+        (lambda: SemanticDiffusion(0), "channels: expected a whole number"),
+        (lambda: SemanticDiffusion(4, 0), "guidance_channels: expected a whole number"),
+        (
+            lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 3, 4, 4])),
+            r"feature: expected \[B, 2, H, W\].*got \[1, 3, 4, 4\]",
+        ),
+        (
+            lambda: SemanticDiffusion(2, width=4)(paddle.rand([1, 3, 4, 4])),
+            r"feature: expected \[B, 2, H, W\]",
+        ),
+        (
+            lambda: SemanticDiffusion(2, 5)(paddle.rand([1, 2, 4, 4]), paddle.rand([1, 6, 2, 2])),
+            r"guidance: expected \[B, 5, H, W\]",
+        ),
         (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "expected a guidance"),
         (
             lambda: SemanticDifferenceConv2D(2, 2)(
@@ -242,10 +281,11 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
             "expected none",
         ),
         (lambda: SemanticDiffusionPyramid([4, 4], [2]), r"levels: expected numbers from 0 to 1"),
-        (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), "each once"),
+        (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), r"which is \[0, 0\] of 2"),
         (lambda: SemanticDiffusionPyramid([4, 4], 0), "expected a list of numbers"),
         (lambda: SemanticDiffusionPyramid([4, 4], []), "at least one"),
         (lambda: SemanticDiffusionPyramid([4, 4])([paddle.rand([1, 4, 2, 2])]), "2 maps"),
+        (lambda: SemanticDiffusionPyramid([4])(paddle.rand([1, 4, 2, 2])), "list of 1.*got Tensor"),
     ],
 )
 def test_bad_input_is_named(make, message):

@@ -46,11 +46,22 @@ def _increasing(near: Tensor, far: Tensor) -> Tensor:
 
 
 def _cosine(near: Tensor, far: Tensor) -> Tensor:
-    product = (near * far).sum(axis=1, keepdim=True) + _EPSILON  # [B, 1, H, W]
-    lengths = (paddle.square(near).sum(axis=1, keepdim=True) + _EPSILON) * (
-        paddle.square(far).sum(axis=1, keepdim=True) + _EPSILON
-    )
-    return 0.5 * (1.0 + product * paddle.rsqrt(lengths))
+    (near, near_rest), (far, far_rest) = _direction(near), _direction(far)
+    product = (near * far).sum(axis=1, keepdim=True) + near_rest * far_rest  # [B, 1, H, W]
+    return 0.5 * (1.0 + product)
+
+
+def _direction(v: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each vector with one more component, the root of `_EPSILON`: length 1, [B, C, H, W] and
+    [B, 1, H, W]. Two zero vectors so have one direction, and a zero and a long one are orthogonal.
+    """
+    # In units of the largest component, so that squares do not overflow. (Not v / largest: Paddle's
+    # oneDNN gets that wrong on odd sizes.)
+    largest = paddle.clip(paddle.amax(v.abs(), axis=1, keepdim=True).detach(), min=1.0)
+    unit = paddle.reciprocal(largest)
+    v, rest = v * unit, _EPSILON**0.5 * unit
+    scale = paddle.rsqrt(paddle.square(v).sum(axis=1, keepdim=True) + paddle.square(rest))
+    return v * scale, rest * scale
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
@@ -79,7 +90,7 @@ def _window(x: Tensor, rows: slice, columns: slice) -> Tensor:
     # Eager slices are views, which the next operation copies tens of times slower than `crop` does.
     top, bottom, _ = rows.indices(x.shape[2])
     left, right, _ = columns.indices(x.shape[3])
-    return paddle.crop(x, [-1, -1, bottom - top, right - left], [0, 0, top, left])
+    return paddle.crop(x, [*x.shape[:2], bottom - top, right - left], [0, 0, top, left])
 
 
 @paddle.jit.not_to_static
@@ -264,13 +275,27 @@ def semantic_difference(
     of = SIMILARITIES[similarity]
     if of is None and not paddle.in_dynamic_mode():
         return _central_difference(u, weight, groups)
-    # In a graph that is traced or not trained there is nothing to keep.
-    if paddle.in_dynamic_mode() and paddle.is_grad_enabled():
+    # In a graph that is traced or not trained there is nothing to keep; nor of a batch of none.
+    if paddle.in_dynamic_mode() and paddle.is_grad_enabled() and u.shape[0]:
         return _SemanticDifference.apply(u, v, weight, of, groups)
     return _sum_of_differences(u, v, weight, of, groups)
 
 
 # -- layers ----------------------------------------------------------------------------------------
+
+
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+
+
+def _check_channels(name: str, x: Tensor, channels: int) -> None:
+    if len(x.shape) != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f"{name}: expected [B, {channels}, H, W], as this layer was made, got {list(x.shape)}. "
+            f"Make it with the channels of the {name}."
+        )
 
 
 class SemanticDifferenceConv2D(nn.Layer):
@@ -295,8 +320,8 @@ class SemanticDifferenceConv2D(nn.Layer):
     to u's -> `[B, out_channels, H, W]`. No bias: a BatchNorm follows it.
 
     Raises:
-        ValueError: an unknown similarity, numbers that do not fit, a guidance that is missing or of
-            another number of channels.
+        ValueError: an unknown similarity, numbers that do not fit, a feature or guidance of another
+            number of channels, or no guidance.
 
     Source: SDN, NeurIPS 2022 (see the module). Replicate padding is our choice.
     """
@@ -310,19 +335,13 @@ class SemanticDifferenceConv2D(nn.Layer):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        for name, count in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("groups", groups),
-        ):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+        _check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"groups: expected a divisor of both {in_channels} and {out_channels} channels, "
                 f"got {groups}."
             )
-        if similarity not in SIMILARITIES:
+        if not isinstance(similarity, str) or similarity not in SIMILARITIES:
             raise ValueError(
                 f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
             )
@@ -339,6 +358,7 @@ class SemanticDifferenceConv2D(nn.Layer):
             )
 
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        _check_channels("feature", u, self.in_channels)
         if self.similarity == "none":
             return semantic_difference(u, None, self.weight, "none", self.groups)
         if v is None:
@@ -410,8 +430,12 @@ class SemanticDiffusion(nn.Layer):
         width: int | None = None,
     ) -> None:
         super().__init__()
+        _check_counts(channels=channels)
         width = min(channels, WIDEST) if width is None else width
-        self.guidance_channels = guidance_channels
+        _check_counts(width=width)
+        if guidance_channels is not None:
+            _check_counts(guidance_channels=guidance_channels)
+        self.channels, self.guidance_channels = channels, guidance_channels
         self.difference = SemanticDifferenceConv2D(
             width, width, similarity=similarity, groups=groups
         )
@@ -445,6 +469,9 @@ class SemanticDiffusion(nn.Layer):
                 f"guidance: this layer was made with guidance_channels={self.guidance_channels}; "
                 f"expected {'none' if v is not None else 'one'}."
             )
+        _check_channels("feature", u, self.channels)
+        if v is not None:
+            _check_channels("guidance", v, self.guidance_channels)
         guidance = None if self.guide is None else self.guide(u if v is None else v)
         y = self.difference(self.reduce(u), guidance)  # [B, width, H, W]
         y = F.relu(self.norm(y))
@@ -481,7 +508,9 @@ class SemanticDiffusionPyramid(nn.Layer):
         super().__init__()
         count = len(feat_channels)
         if levels is not None and not isinstance(levels, (list, tuple)):
-            raise ValueError(f"levels: expected a list of numbers or None, got {levels!r}.")
+            raise ValueError(
+                f"levels: expected a list of numbers or None, got {levels!r}. Write [0] for one."
+            )
         chosen = list(range(count)) if levels is None else list(levels)
         for level in chosen:
             if isinstance(level, bool) or not isinstance(level, int) or not -count <= level < count:
@@ -490,8 +519,13 @@ class SemanticDiffusionPyramid(nn.Layer):
                     f"a backbone of {count} feature maps, got {levels!r}."
                 )
         chosen = [level % count for level in chosen]
-        if not chosen or len(set(chosen)) != len(chosen):
-            raise ValueError(f"levels: expected at least one, each once, got {levels!r}.")
+        if not chosen:
+            raise ValueError(f"levels: expected at least one, got {levels!r}. None takes all.")
+        if len(set(chosen)) != len(chosen):
+            raise ValueError(
+                f"levels: expected each once, got {levels!r}, which is {chosen} of {count} feature "
+                "maps."
+            )
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)
         self.diffusions = nn.LayerList(
@@ -506,10 +540,11 @@ class SemanticDiffusionPyramid(nn.Layer):
         )
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        if len(features) != len(self.feat_channels):
+        if not isinstance(features, (list, tuple)) or len(features) != len(self.feat_channels):
+            got = len(features) if isinstance(features, (list, tuple)) else type(features).__name__
             raise ValueError(
-                f"features: expected {len(self.feat_channels)} maps of {self.feat_channels} "
-                f"channels, got {len(features)}."
+                f"features: expected a list of {len(self.feat_channels)} maps of "
+                f"{self.feat_channels} channels, got {got}. A backbone returns a list, also of one."
             )
         result = list(features)
         for level, diffusion in zip(self.levels, self.diffusions):  # noqa: B905 (to_static)

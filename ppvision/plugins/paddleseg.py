@@ -30,11 +30,13 @@ except ImportError as error:
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from paddle import Tensor, nn
 
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.nn.semantic_diffusion import SIMILARITIES
 from ppvision.plugins import shims
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.zoo import create_model
@@ -114,8 +116,8 @@ class SemanticDiffusionBackbone(nn.Layer):
         feat_channels: the backbone's.
 
     Raises:
-        ValueError: a backbone without `feat_channels`, or made for other `in_channels`; a level
-            that is not there.
+        ValueError: no backbone, or one without `feat_channels` or made for other `in_channels`; a
+            level that is not there.
 
     Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
     """
@@ -124,12 +126,17 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: str = "charbonnier",
+        similarity: Literal[*SIMILARITIES] = "charbonnier",
         groups: int = 1,
         width: int | None = None,
         in_channels: int | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(backbone, nn.Layer):
+            raise ValueError(
+                f"SemanticDiffusionBackbone: expected a backbone, got {backbone!r}. In YAML: "
+                "backbone: {type: NAME}."
+            )
         if not hasattr(backbone, "feat_channels"):
             raise ValueError(
                 "SemanticDiffusionBackbone: expected a backbone that names its feat_channels, got "

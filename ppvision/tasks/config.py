@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import yaml
 
@@ -250,7 +251,8 @@ def import_modules(names: str | list[str]) -> None:
 
 
 def check_components(node: object, known: dict[str, object], where: str = "") -> None:
-    """Check every `type:` below `node`, and the arguments given with it.
+    """Check every `type:` below `node`, and the arguments given with it: their names, and their
+    values where the component annotates them as a `Literal`.
 
     Args:
         node: part of a config.
@@ -258,7 +260,7 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
         where: the part's path, for messages.
 
     Raises:
-        ConfigError: an unknown type or argument; the message names the closest ones.
+        ConfigError: an unknown type, argument or value; the message names the closest ones.
     """
     if isinstance(node, list):
         for number, item in enumerate(node):
@@ -279,6 +281,15 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
 
 def _check_arguments(component: object, node: dict, where: str) -> None:
     parameters = inspect.signature(component).parameters.values()
+    for parameter in parameters:
+        choices = get_args(parameter.annotation)
+        if get_origin(parameter.annotation) is Literal and parameter.name in node:
+            value = node[parameter.name]
+            if value not in choices:
+                raise ConfigError(
+                    f"config{_place(node, parameter.name)}: {where}.{parameter.name}: got "
+                    f"{value!r}. {nearest(str(value), list(choices))}"
+                )
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return  # passes on what it does not name itself
     names = [p.name for p in parameters]
