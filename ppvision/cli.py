@@ -189,7 +189,7 @@ def predict(args: argparse.Namespace) -> int:
     from ppvision.tasks.prediction import classify_to_folder, predict_to_folder
 
     _set_device(args.device)
-    ignore_index = 255
+    job = _job(args) if args.config else None
     if args.model_dir:
         from ppvision.deploy import Predictor
 
@@ -197,20 +197,19 @@ def predict(args: argparse.Namespace) -> int:
         task, names = predictor.manifest.task, predictor.manifest.classes
         predictions = predictor
     else:
-        if args.config is None:
+        if job is None:
             raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
-        job = _job(args)
         model = job.load(args.model_path)
         task, names = job.content.get("task", "segmentation"), job.class_names
-        dataset = job.content.get("val_dataset") or {}
-        ignore_index = dataset.get("ignore_index", ignore_index)
-        if task == "segmentation" and dataset.get("type", "Dataset") != "Dataset":
-            ignore_index = None  # it may number the classes of its label files anew (ADE20K)
         predictions = functools.partial(job.predict_image, model)
     where = args.image_path, args.save_dir, names
     if task == "classification":
         failures = classify_to_folder(predictions, *where)
     else:
+        dataset = (job.content.get("val_dataset") or {}) if job else {}
+        # Another type may number the classes of its label files anew (ADE20K).
+        known = dataset.get("type", "Dataset") == "Dataset"
+        ignore_index = dataset.get("ignore_index", 255) if known else None
         failures = predict_to_folder(predictions, *where, ignore_index=ignore_index)
     print(f"pictures and predictions.json: {args.save_dir}")
     for failure in failures:

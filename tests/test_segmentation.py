@@ -22,8 +22,18 @@ from ppvision.data.checks import DataError
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
-from ppvision.tasks.pictures import BOUNDARY, IGNORED, WRONG, WRONG_FAR, errors, overlay, panel
-from ppvision.tasks.prediction import list_images, predict_to_folder, read_rgb
+from ppvision.tasks.pictures import (
+    BOUNDARY,
+    IGNORED,
+    WRONG,
+    WRONG_FAR,
+    errors,
+    overlay,
+    panel,
+    save_prediction,
+)
+from ppvision.tasks.prediction import list_images, listed_labels, predict_to_folder, read_rgb
+from ppvision.tasks.segmentation_scores import Scoring
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 
@@ -320,6 +330,59 @@ def test_lists_of_pictures(tmp_path):
     assert [name for _, name in list_images(tmp_path)] == ["a", "deep/b"]
     (tmp_path / "list.txt").write_text("deep/b.png deep/label.png\n\na.JPG\n")
     assert [name for _, name in list_images(tmp_path / "list.txt")] == ["deep/b", "a"]
+
+
+@pytest.mark.parametrize("separator", [" ", "\t", ","])
+def test_lists_with_labels_behind_other_separators(separator, tmp_path):
+    pairs = (("a, b.jpg", "a.png"), ("c.jpg", "c.png"))
+    path = tmp_path / "list.txt"
+    path.write_text("".join(f"{separator.join(pair)}\n" for pair in pairs))
+    for image, _ in pairs:
+        (tmp_path / image).write_bytes(b"")
+    expected = {tmp_path / image: tmp_path / label for image, label in pairs}
+    assert [found for found, _ in list_images(path)] == list(expected)
+    assert listed_labels(path) == expected
+
+
+def test_an_exported_model_compares_as_the_config_says(
+    exported, config_file, scenes, tmp_path, monkeypatch
+):
+    """deploy.yaml does not hold the ignored label: 255, unless a config is given that names one."""
+    seen = []
+    monkeypatch.setattr(
+        "ppvision.tasks.prediction.predict_to_folder",
+        lambda *_, ignore_index: seen.append(ignore_index) or [],
+    )
+
+    def change(config):
+        config["val_dataset"]["ignore_index"] = 7
+
+    where = ("--image_path", scenes / "val.txt", "--save_dir", tmp_path / "out")
+    for config in ((), ("-c", config_file(change))):
+        assert ppvision("predict", "--model_dir", exported, *config, *where) == 0
+    assert seen == [255, 7]
+
+
+def test_class_maps_of_more_than_256_classes(tmp_path):
+    image = np.zeros((2, 3, 3), np.uint8)
+    for name, classes in (("few", [0, 1, 255]), ("many", [0, 1, 300])):
+        prediction = np.array([classes, classes])
+        save_prediction(image, prediction, tmp_path, name)
+        np.testing.assert_array_equal(read_label(tmp_path / "labels" / f"{name}.png"), prediction)
+        assert (tmp_path / "overlay" / f"{name}.png").is_file()
+
+
+def test_the_table_says_that_its_means_differ():
+    """Class 2 occurs nowhere: 0 in PaddleSeg's mean, left out of those along boundaries."""
+    label = np.zeros((20, 20), np.int64)
+    label[:, 10:] = 1
+    for classes, noted in ((2, False), (3, True)):
+        scoring = Scoring(classes, 255)
+        scoring.update(label, label)
+        scores = scoring.scores()
+        assert (scores.miou, scores.boundary["BoundaryIoU"]) == (pytest.approx(2 / classes), 1.0)
+        note = "-: not in the mean; in mIoU (PaddleSeg's) an absent class counts as 0"
+        assert (note in scores.table([]).splitlines()) is noted
 
 
 def test_results_stay_in_their_folder_and_apart(exported, scenes, tmp_path):

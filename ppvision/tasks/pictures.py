@@ -29,8 +29,9 @@ PALETTE = voc_palette()
 
 
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it."""
-    colours = PALETTE[label.astype(np.uint8)]
+    """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
+    more classes share."""
+    colours = PALETTE[label & 255]
     return (image * (1 - OVERLAY) + colours * OVERLAY).astype(np.uint8)
 
 
@@ -131,11 +132,15 @@ def save_comparison(
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:
-    """Write `overlay/<name>.png` and the class map `labels/<name>.png` (palette PNG)."""
+    """Write `overlay/<name>.png` and the class map `labels/<name>.png`: a palette PNG, or one of 16
+    bits where a class is beyond 255."""
     paths = {part: folder / part / f"{name}.png" for part in ("overlay", "labels")}
     for path in paths.values():
         path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(overlay(image, prediction)).save(paths["overlay"])
+    if prediction.max() > 255:
+        Image.fromarray(prediction.astype(np.uint16)).save(paths["labels"])
+        return
     classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
     classes.putpalette(PALETTE.ravel().tolist())
     classes.save(paths["labels"])

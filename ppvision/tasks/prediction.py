@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from ppvision.tasks.pictures import labelled, save_comparison, save_prediction
 
 logger = logging.getLogger("ppvision")
 
+SEPARATORS = " \t,"  # between a picture and its label in a list file
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
 
@@ -39,8 +41,8 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
 
     Args:
         image_path: a picture, a folder (searched deeply), or a list file: one picture a line,
-            relative to the list; what follows a space, such as a label, is left out (see
-            `listed_labels`).
+            relative to the list; what follows a space, tab or comma, such as a label, is left out
+            (see `listed_labels`).
 
     Returns:
         `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
@@ -73,11 +75,11 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
 
 def _picture_of(list_path: Path, line: str) -> str:
     """The picture of a list's line: all of it, or what stands before a label; names may hold
-    spaces."""
-    for name in (line, line.rpartition(" ")[0]):
+    separators."""
+    for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
         if name and (list_path.parent / name).is_file():
             return name
-    return line.split(" ")[0]
+    return re.split(f"[{SEPARATORS}]", line)[0]
 
 
 def listed_labels(image_path: str | Path) -> dict[Path, Path]:
@@ -88,7 +90,7 @@ def listed_labels(image_path: str | Path) -> dict[Path, Path]:
     labels = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         name = _picture_of(path, line.strip())
-        label = line.strip()[len(name) :].strip()
+        label = line.strip()[len(name) :].strip(SEPARATORS)
         if label:
             labels[path.parent / name] = path.parent / label
     return labels

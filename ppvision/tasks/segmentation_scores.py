@@ -43,6 +43,8 @@ class Scores:
         for index, name in enumerate(names):
             cells = ["-" if np.isnan(c[index]) else f"{c[index]:.4f}" for c in columns.values()]
             lines.append("  ".join([f"{name:{width}}", *(f"{cell:11}" for cell in cells)]).rstrip())
+        if any(np.isnan(scores).any() for scores in self.class_boundary.values()):
+            lines.append("-: not in the mean; in mIoU (PaddleSeg's) an absent class counts as 0")
         lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
         if self.boundary:
             lines.append("  ".join(f"{name} {value:.4f}" for name, value in self.boundary.items()))
