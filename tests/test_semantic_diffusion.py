@@ -1,9 +1,12 @@
 """The semantic difference convolution against loops in float64, its properties, its gradients."""
 
+import functools
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 import pytest
+from paddle.distributed.fleet.utils import recompute
 from paddle.static import InputSpec
 
 from ppvision.deploy import Predictor, export_model
@@ -326,6 +329,70 @@ def test_the_difference_is_computed_in_float32_under_amp(monkeypatch):
     assert len(seen) == 8
     assert all(x.dtype == paddle.float16 and np.isfinite(x.numpy()).all() for x in seen)
     assert max(np.abs(x.numpy()).max() for x in seen) > 0
+
+
+def in_float32(function):
+    """A half precision kernel: computed in float32, then rounded."""
+
+    def run(x, *others, **options):
+        if x.dtype not in (paddle.float16, paddle.bfloat16):
+            return function(x, *others, **options)
+        given = (y.astype("float32") if isinstance(y, paddle.Tensor) else y for y in (x, *others))
+        return function(*given, **options).astype(x.dtype)
+
+    return run
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_backward_pass_under_amp(name, dtype, monkeypatch):
+    """Features of half precision, weights of float32, as O1 has them: gradients come in the types
+    of their tensors and are those of float32 but for rounding, where squares overflow float16.
+
+    On a CPU `paddle.amp.auto_cast` changes nothing and Paddle has no kernels of half precision, so
+    that they are put in: this shows what our code casts and when, not what a GPU's kernels do.
+    """
+    with pytest.warns(UserWarning, match="makes no effect"), paddle.amp.auto_cast(dtype=dtype):
+        assert paddle.matmul(paddle.ones([1, 1]), paddle.ones([1, 1])).dtype == paddle.float32
+    for owner, operation in (
+        *((F, "conv2d"), (F, "pad"), (paddle, "matmul")),
+        *((paddle.Tensor, "__add__"), (paddle.Tensor, "__sub__")),
+    ):
+        monkeypatch.setattr(owner, operation, in_float32(getattr(owner, operation)))
+    u, v, w, direction = maps(
+        22, (2, 4, 6, 6), (2, 4, 6, 6), (6, 4, 3, 3), (2, 6, 6, 6), dtype="float32"
+    )
+    gradients = {}
+    for kind in (dtype, "float32"):
+        leaves = [(900 * x).astype(dtype).astype(kind).detach() for x in (u, v)] + [w.detach()]
+        for leaf in leaves:
+            leaf.stop_gradient = False
+        y = semantic_difference(leaves[0], guide(leaves[1], name), leaves[2], name)
+        y.backward(direction.astype(dtype).astype(kind))
+        gradients[kind] = [x.grad for x in leaves if x.grad is not None]
+        *of_features, of_weight = (str(g.dtype) for g in gradients[kind])
+        assert set(of_features) == {f"paddle.{kind}"}
+        assert of_weight == "paddle.float32"
+    for half, full in zip(*gradients.values(), strict=True):
+        half, full = half.astype("float32").numpy(), full.numpy()
+        assert np.abs(half - full).max() < 0.05 * np.abs(full).max()
+
+
+@pytest.mark.parametrize("name", ["charbonnier", "cosine"])
+def test_gradients_under_recompute(name):
+    """With Paddle's default, `use_reentrant=True`; its other way crashes on any BatchNorm."""
+    u, v = maps(23, (2, 6, 8, 8), (2, 5, 4, 4), dtype="float32")
+    layer = SemanticDiffusion(6, 5, similarity=name)
+    layer.fuse.weight.set_value(paddle.randn(layer.fuse.weight.shape))
+    found = []
+    for run in (layer, functools.partial(recompute, layer)):
+        layer.clear_gradients()
+        u.clear_grad()
+        v.clear_grad()
+        run(u, v).square().sum().backward()
+        found.append([x.grad.numpy() for x in (u, v, *layer.parameters()) if x.grad is not None])
+    for plain, recomputed in zip(*found, strict=True):
+        np.testing.assert_array_equal(recomputed, plain)
 
 
 class Enhanced(paddle.nn.Layer):
