@@ -20,7 +20,7 @@ again, or reloading it, changes nothing.
 """
 
 try:
-    import paddleseg.core  # noqa: F401  (shims repair its train())
+    from paddleseg.core.train import loss_computation  # (shims repair its train())
     from paddleseg.cvlibs import builder, manager
 except ImportError as error:
     raise ImportError(
@@ -221,6 +221,8 @@ pale_nano, pale_tiny, pale_small, pale_base = (
     _register(_backbone(name)) for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
 )
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+
+
 def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
     """A config's losses on a list of logits, as PaddleSeg's train() applies them.
 
@@ -230,7 +232,7 @@ def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]
         data: a batch with `label` and, where the data set makes them, `edge`.
     """
     edges = data["edge"].astype("int64") if "edge" in data else None
-    return paddleseg.core.train.loss_computation(
+    return loss_computation(
         logits_list=logits, labels=data["label"].astype("int64"), edges=edges, losses=losses
     )
 

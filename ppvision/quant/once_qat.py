@@ -197,9 +197,10 @@ def _check_quanters(model: nn.Layer, widths: tuple[int, ...]) -> None:
             f"{type(model).__name__}. Quantise it first: LayeredQAT(config).quantize(model)."
         )
     for quanter in quanters:
-        missing = set(widths) - set(quanter.range.trained)
+        known = quanter.range.trained
+        missing = set(widths) - set(known)
         if missing:
             raise ValueError(
-                f"bits: expected widths that the quanters know "
-                f"({list(quanter.range.trained)}), got {sorted(missing)} as well. Give LayeredWeightQuanter the same bits."
+                f"bits: expected widths that the quanters know ({list(known)}), got "
+                f"{sorted(missing)} as well. Give LayeredWeightQuanter the same bits."
             )

@@ -21,12 +21,14 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.quant import OnceQAT
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
 from ppvision.tasks.config import ConfigError, Located, plain
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
 from ppvision.tasks.training import steps_of
-from ppvision.zoo import create_model, load_weights
+from ppvision.zoo import create_model
 
 PICTURES = 8  # validation samples shown in the dashboard
 PICTURES_A_ROW = 4
@@ -41,6 +43,11 @@ class Scores:
     top5: float | None  # the true class among the five likeliest; 1 with five classes or fewer
     loss: float | None  # cross entropy, without label smoothing
     confusion: np.ndarray  # [K, K]: true class, predicted class
+
+    def by_tag(self) -> dict[str, float]:
+        """`Evaluate/top1`, ...; what is not known is left out."""
+        found = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        return {f"Evaluate/{name}": value for name, value in found.items() if value is not None}
 
     def table(self, names: list[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
@@ -62,7 +69,7 @@ class Scores:
         return "\n".join(lines)
 
 
-class Classification:
+class Classification(ModelWithWidths):
     """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
 
     Args:
@@ -115,9 +122,15 @@ class Classification:
         return self.content["model"].get("num_classes", 1000)
 
     @cached_property
-    def model(self) -> nn.Layer:
+    def float_model(self) -> nn.Layer:
         options = dict(self.content["model"])
         return create_model(options.pop("type"), **options)
+
+    @property
+    def example(self) -> Tensor:
+        """The first picture of the val split: its size is the model's."""
+        image, _ = self.val_dataset[0] if "val_dataset" in self.content else self.train_dataset[0]
+        return paddle.to_tensor(np.asarray(image)[None])
 
     @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
@@ -186,12 +199,14 @@ class Classification:
     def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
         """Cross entropy with the targets `[B, K]` that `MixBatch` made."""
         images, targets = batch
-        return [F.cross_entropy(network(images), targets, soft_label=True)]
+        model = network._layers if isinstance(network, paddle.DataParallel) else network
+        logits = network(images)
+        losses = [F.cross_entropy(logits, targets, soft_label=True)]
+        return model.weighted(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
 
     def scores(self, model: nn.Layer) -> dict[str, float]:
-        """`evaluate`, by tag."""
-        scores = self.evaluate(model)
-        return dict(zip(self.score_tags, (scores.top1, scores.top5, scores.loss), strict=True))
+        """`evaluate`, by tag; of a once-QAT at every width."""
+        return scores_by_width(model, lambda at_width: self.evaluate(at_width).by_tag())
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """One panel: fixed validation samples with their class and the predicted one."""
@@ -212,15 +227,6 @@ class Classification:
         return {"samples": np.concatenate(rows, axis=0)}
 
     # -- evaluate ------------------------------------------------------------------------------
-
-    def load(self, model_path: str | Path) -> nn.Layer:
-        """The configured model with weights from a file or the zoo, strictly."""
-        load_weights(self.model, model_path)
-        return self.model
-
-    def start_from(self, model_path: str | Path) -> None:
-        """`load`, before training."""
-        self.load(model_path)
 
     @paddle.no_grad()
     def evaluate(self, model: nn.Layer) -> Scores:

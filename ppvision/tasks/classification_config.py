@@ -36,6 +36,7 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
+from ppvision.tasks.quantization import check_slim_config
 from ppvision.tasks.training import ENGINE_KEYS
 from ppvision.zoo import list_models
 from ppvision.zoo.registry import model_options, nearest
@@ -108,6 +109,8 @@ def check_config(content: Located) -> None:
                 )
             check_keys(content[part], keys or content[part], part)
     check_engine_keys(content)
+    if "slim_config" in content:
+        check_slim_config(content["slim_config"])
     check_number(content, "epochs", low=1, whole=True)
     for key in ("label_smoothing", "mixup", "cutmix"):
         check_number(content.get("loss", {}), key, "loss", low=0)

@@ -18,20 +18,26 @@ result, and SDN's fusions stay at the highest width unless `layers` names them.
 """
 
 import copy
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.quant.layered_model import is_layered, load_layered
+from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.packed_layers import pack_model
 from ppvision.quant.quanters import DEFAULT_BITS
 from ppvision.tasks.config import ConfigError, Located, check_keys, check_number, read_yaml
 from ppvision.zoo.registry import nearest
+from ppvision.zoo.weights import assign_weights, read_weights
+
+logger = logging.getLogger("ppvision")
 
 KEYS = ("bits", "objective", "weights", "distillation", "activations", "steps", "types", "layers")
 _OF_ONCE_QAT = ("objective", "weights", "distillation")
@@ -125,25 +131,27 @@ def passes(
 
 
 def draw_widths(once: OnceQAT, seed: int, step: int) -> None:
-    """Draw the widths of a step from seed and step alone: the same on all ranks, and in a resume."""
+    """Draw the widths of a step from seed and step alone: alike on all ranks and in a resume."""
     once.draw(random.Random(f"{seed}/{step}"))
 
 
 def scores_by_width(
-    once: OnceQAT, scores: Callable[[nn.Layer], dict[str, float]]
+    model: nn.Layer, scores: Callable[[nn.Layer], dict[str, float]]
 ) -> dict[str, float]:
-    """An evaluation at every width.
+    """An evaluation; of a once-QAT at every width.
 
     Returns:
-        The mean over the widths under each tag (the first decides which model is the best), then
-        every width's own: `Evaluate/mIoU_w4`.
+        Scores by tag. Of a once-QAT the mean over the widths under each tag (the first decides
+        which model is the best), then every width's own: `Evaluate/mIoU_w4`.
     """
-    before, found = once.bits, {}
-    for k in once.widths:
-        once.set_bits(k)
-        found[k] = scores(once)
-    once.set_bits(before)
-    tags = [tag for tag in found[once.widths[0]] if all(tag in s for s in found.values())]
+    if not isinstance(model, OnceQAT):
+        return scores(model)
+    before, found = model.bits, {}
+    for k in model.widths:
+        model.set_bits(k)
+        found[k] = scores(model)
+    model.set_bits(before)
+    tags = [tag for tag in found[model.widths[0]] if all(tag in s for s in found.values())]
     means = {tag: float(np.mean([s[tag] for s in found.values()])) for tag in tags}
     return means | {f"{tag}_w{k}": s[tag] for k, s in found.items() for tag in tags}
 
@@ -151,34 +159,129 @@ def scores_by_width(
 # -- models at their widths ------------------------------------------------------------------------
 
 
-def at_widths(
-    model: nn.Layer, layered: object | None, bits: Sequence[int] | None
-) -> Iterator[tuple[int, nn.Layer]]:
-    """A model at one width after another; each is to be used before the next is asked for.
+class ModelWithWidths:
+    """The part of a job that knows about widths; the rest of the job says what the model is.
 
-    Args:
-        model: in float or a OnceQAT.
-        layered: a loaded layered model for it, or None.
-        bits: the widths; None for all that it was trained at.
-
-    Raises:
-        ConfigError: widths of a model that has none.
+    A job without `slim_config` has `model = float_model`; with it, `model` is a `OnceQAT` around
+    the same layers.
     """
-    if layered is not None:
-        held = [k for k in layered.state.bits if k <= layered.state.held_bits]
-        for k in bits or held:
-            yield k, pack_model(copy.deepcopy(model), layered.state, k)
-    elif isinstance(model, OnceQAT):
-        for k in bits or model.widths:
-            model.set_bits(k)
-            yield k, model
-    elif bits:
-        raise ConfigError(
-            f"--bits {' '.join(map(str, bits))}: expected a model with widths: a layered model, or "
-            "a checkpoint of once-QAT with its slim_config. This one is in float."
-        )
-    else:
-        yield FLOAT_BITS, model
+
+    content: dict
+
+    @property
+    def float_model(self) -> nn.Layer:
+        """The configured model without quanters; the same object at every call."""
+        raise NotImplementedError
+
+    @property
+    def example(self) -> Tensor:
+        """A picture `[1, C, H, W]` that the model takes."""
+        raise NotImplementedError
+
+    def fitting(
+        self, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], list[str]]:
+        """Weights to start training from, under the float model's names, and the layers that they
+        may lack."""
+        return arrays, []
+
+    @cached_property
+    def model(self) -> nn.Layer:
+        options = self.content.get("slim_config")
+        if options is None:
+            return self.float_model
+        return once_qat(self.float_model, options, self.example)
+
+    def start_from(self, model_path: str | Path) -> None:
+        """Give the model weights to train from: a float model's, before quanters take their first
+        steps from them, or those of a once-QAT that was trained before.
+
+        Raises:
+            WeightsError: they do not fit.
+        """
+        arrays = read_weights(model_path)
+        if has_quanters(arrays):
+            self._check_quanters_wanted(model_path)
+            assign_weights(self.model, arrays, str(model_path))
+            return
+        arrays, absent = self.fitting(arrays)
+        new = [f"{name}.*" for name in absent]
+        assign_weights(self.float_model, arrays, str(model_path), allow_missing=new)
+        if absent:
+            logger.info(f"weights: {model_path} has no {', '.join(absent)}: it starts untrained")
+
+    def _check_quanters_wanted(self, model_path: str | Path) -> None:
+        if "slim_config" not in self.content:
+            raise ConfigError(
+                f"config: expected slim_config with {model_path}, which was trained by once-QAT, "
+                "got none. Pass the run folder's config.yml, or --slim_config with the file it was "
+                "trained with."
+            )
+
+    def models(
+        self, model_path: str | Path, bits: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, nn.Layer]]:
+        """The model with weights from a file, the zoo or a layered model, at one width after
+        another; each is to be used before the next is asked for.
+
+        Args:
+            model_path: float weights, a checkpoint of once-QAT, or a layered model's folder or URL.
+                Float weights with a `slim_config` are quantised as they are, without any training.
+            bits: widths; None for all that it was trained at.
+
+        Yields:
+            The width, 32 for a model in float, and the model.
+
+        Raises:
+            ConfigError: widths of a model in float.
+            WeightsError, LayeredModelError: they do not fit, or do not read.
+        """
+        if is_layered(model_path):
+            loaded = load_layered(model_path, max(bits) if bits else None)
+            held = [k for k in loaded.state.bits if k <= loaded.bits]
+            for k in bits or held:
+                yield k, pack_model(copy.deepcopy(self.float_model), loaded.state, k)
+            return
+        self._load(model_path)
+        if isinstance(self.model, OnceQAT):
+            for k in bits or self.model.widths:
+                self.model.set_bits(k)
+                yield k, self.model
+        elif bits:
+            raise ConfigError(
+                f"--bits {' '.join(map(str, bits))}: expected a model with widths: a layered "
+                "model, or a checkpoint of once-QAT with its slim_config. This one is in float."
+            )
+        else:
+            yield FLOAT_BITS, self.model
+
+    def load(self, model_path: str | Path, bits: int | None = None) -> nn.Layer:
+        """The model at one width, by default the highest; see `models`."""
+        _, model = next(self.models(model_path, None if bits is None else [bits]))
+        return model
+
+    def state(self, model_path: str | Path, bits: int | None = None) -> LayeredState:
+        """The model taken apart into layers; arguments as of `load`.
+
+        Raises:
+            ConfigError: a model in float.
+        """
+        if is_layered(model_path):
+            return load_layered(model_path, bits).state
+        self._load(model_path)
+        if not isinstance(self.model, OnceQAT):
+            raise ConfigError(
+                f"{model_path}: expected a model with widths: a layered model, or weights and a "
+                "slim_config (--slim_config). This one is in float."
+            )
+        return layered_state(self.model.model, self.model.widths)
+
+    def _load(self, model_path: str | Path) -> None:
+        arrays = read_weights(model_path)
+        quanters = has_quanters(arrays)
+        if quanters:
+            self._check_quanters_wanted(model_path)
+        assign_weights(self.model if quanters else self.float_model, arrays, str(model_path))
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

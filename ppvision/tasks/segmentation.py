@@ -3,7 +3,7 @@
 import inspect
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from paddle.io.dataloader.collate import default_collate_fn
 from tqdm import tqdm
 
 # Registers and repairs; says when PaddleSeg is missing.
-from ppvision.plugins.paddleseg import names_behind_sdn
+from ppvision.plugins.paddleseg import names_behind_sdn, stock_losses
 
 # isort: split
 from paddleseg.core import infer
-from paddleseg.core.train import loss_computation
 from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 
@@ -34,11 +33,15 @@ from ppvision.tasks.config import (
 )
 from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.quantization import (
+    ModelWithWidths,
+    check_slim_config,
+    example_input,
+    scores_by_width,
+)
 from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
-from ppvision.zoo import load_weights
 from ppvision.zoo.registry import nearest
-from ppvision.zoo.weights import assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
 
@@ -55,6 +58,7 @@ TOP_LEVEL_KEYS = (
 )
 PICTURES = 4  # validation samples shown in the dashboard
 # How an evaluation may predict, of what PaddleSeg's `evaluate` takes.
+EXAMPLE_SIDE = 128  # pixels of the picture that shows which layers run
 _WINDOW = ("is_slide", "crop_size", "stride")
 _AUGMENTED = ("aug_eval", "scales", "flip_horizontal", "flip_vertical")
 
@@ -70,7 +74,7 @@ class _CheckedConfig(Config):
             raise ConfigError(f"config: {error}") from error
 
 
-class Segmentation:
+class Segmentation(ModelWithWidths):
     """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
 
     Args:
@@ -130,6 +134,8 @@ class Segmentation:
                 known = {k: v for kind in kinds for k, v in kind.components_dict.items()}
                 check_components(content[part], known, part)
         check_engine_keys(content)
+        if "slim_config" in content:
+            check_slim_config(content["slim_config"])
         for part in ("train_dataset", "val_dataset"):
             _check_transforms(content.get(part, {}), part)
         check_keys(content.get("loss", {}), ("types", "coef"), "loss")
@@ -202,10 +208,22 @@ class Segmentation:
                 )
             check_pairs(f"{part} ({cfg['type']})", getattr(self.builder, part).file_list)
 
-    def load(self, model_path: str | Path) -> paddle.nn.Layer:
-        """The configured model with weights from a file or the zoo, strictly."""
-        load_weights(self.builder.model, model_path)
+    # -- the model -----------------------------------------------------------------------------
+
+    @property
+    def float_model(self) -> paddle.nn.Layer:
         return self.builder.model
+
+    @property
+    def example(self) -> paddle.Tensor:
+        channels = self.config.train_dataset_cfg.get("img_channels", 3)
+        return example_input(channels, EXAMPLE_SIDE)
+
+    def fitting(
+        self, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], list[str]]:
+        """Also weights of the same model without SDN, which then starts as nothing."""
+        return names_behind_sdn(self.float_model, arrays)
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -219,25 +237,14 @@ class Segmentation:
     def batch_size(self) -> int:
         return self.config.batch_size
 
-    @property
-    def model(self) -> paddle.nn.Layer:
-        return self.builder.model
-
-    @property
+    @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
+        vars(self.builder)["model"] = self.model  # whose parameters its optimiser takes
         return self.builder.optimizer
 
     @property
     def train_dataset(self) -> paddle.io.Dataset:
         return self.builder.train_dataset
-
-    def start_from(self, model_path: str | Path) -> None:
-        """`load`, also of weights of the same model without SDN, which then starts as nothing."""
-        arrays, absent = names_behind_sdn(self.model, read_weights(model_path))
-        new = [f"{name}.*" for name in absent]
-        assign_weights(self.model, arrays, str(model_path), allow_missing=new)
-        if absent:
-            logger.info(f"weights: {model_path} has no {', '.join(absent)}: SDN starts untrained")
 
     def batched(self, samples: list) -> object:
         return default_collate_fn(samples)
@@ -252,10 +259,7 @@ class Segmentation:
         losses = self.builder.loss
         if hasattr(model, "loss_computation"):
             return model.loss_computation(logits, losses, batch)
-        edges = batch["edge"].astype("int64") if "edge" in batch else None
-        return loss_computation(
-            logits_list=logits, labels=batch["label"].astype("int64"), edges=edges, losses=losses
-        )
+        return stock_losses(logits, losses, batch)
 
     # -- evaluate ------------------------------------------------------------------------------
 
@@ -301,8 +305,8 @@ class Segmentation:
         return scoring.scores()
 
     def scores(self, model: paddle.nn.Layer) -> dict[str, float]:
-        """`evaluate`, by tag."""
-        return self.evaluate(model).by_tag()
+        """`evaluate`, by tag; of a once-QAT at every width."""
+        return scores_by_width(model, lambda at_width: self.evaluate(at_width).by_tag())
 
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", **how: object

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +17,19 @@ from ppvision.engine.callbacks import DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
+from ppvision.quant import OnceQAT
 from ppvision.run_folder import RunFolder
+from ppvision.tasks.quantization import draw_widths, passes
 
 logger = logging.getLogger("ppvision")
 
 # Keys of a config that the engine reads, for every task.
 ENGINE_KEYS = ("task", "imports", "seed", "batch_size", "iters", "accumulate", "clip_norm")
-ENGINE_KEYS += ("ema_decay", "run")  # run: in a run folder's config.yml, how it was run; not read
+ENGINE_KEYS += (
+    "ema_decay",
+    "slim_config",
+    "run",
+)  # run: in a run folder's config.yml, how it was run; not read
 
 
 class Job(Protocol):
@@ -36,6 +43,8 @@ class Job(Protocol):
     def iters(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
+    @property
+    def float_model(self) -> nn.Layer: ...
     @property
     def model(self) -> nn.Layer: ...
     @property
@@ -113,22 +122,25 @@ def run_training(
         job.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
         folder.check_new(options.resume is not None)
     paddle.seed(options.seed)  # initial weights, the same on every rank
-    model = job.model
+    if world > 1 and device.startswith("gpu"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(job.float_model)
     if model_path is not None:
         job.start_from(model_path)  # a checkpoint, where there is one, goes over it
         logger.info(f"weights: starting from {model_path}")
-    if world > 1 and device.startswith("gpu"):
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model, losses, before_step = job.model, job.losses, None
+    if isinstance(model, OnceQAT):
+        losses, before_step = passes(model, losses), partial(draw_widths, model, options.seed)
     trainer = Trainer(
         model,
         job.optimizer,
         job.train_dataset,
-        job.losses,
+        losses,
         job.scores if do_eval else None,
         folder,
         options,
         job.content,
         job.batched,
+        before_step,
     )
     # Nothing is written before all of this has been built.
     with folder.locked() if rank == 0 else contextlib.nullcontext():

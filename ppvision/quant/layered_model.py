@@ -1,0 +1,6 @@
+def is_layered(path):
+    return False
+
+
+def load_layered(path, bits=None):
+    raise NotImplementedError
