@@ -179,10 +179,19 @@ def evaluate(args: argparse.Namespace) -> None:
     if how and job.content.get("task") == "classification":
         raise ValueError(f"eval: --{', --'.join(how)}: for segmentation only.")
     if args.model_dir:
-        scores = job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)
+        if args.bits is not None:
+            raise ValueError("--bits: an exported folder has one width; expected --model_path.")
+        found = {None: job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)}
     else:
-        scores = job.evaluate(job.load(args.model_path), **how)
-    print(scores.table(job.class_names))
+        bits = None if args.bits is None else [args.bits]
+        found = {k: job.evaluate(m, **how) for k, m in job.models(args.model_path, bits)}
+    if len(found) == 1:
+        print(next(iter(found.values())).table(job.class_names))
+        return
+    from ppvision.tasks.quantization import table
+
+    names = {k: {t.split("/")[-1]: v for t, v in s.by_tag().items()} for k, s in found.items()}
+    print(table([{"bits": k, **scores} for k, scores in names.items()]))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -199,7 +208,7 @@ def predict(args: argparse.Namespace) -> int:
     else:
         if job is None:
             raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
-        model = job.load(args.model_path)
+        model = job.load(args.model_path, args.bits)
         task, names = job.content.get("task", "segmentation"), job.class_names
         predictions = functools.partial(job.predict_image, model)
     where = args.image_path, args.save_dir, names
@@ -220,14 +229,46 @@ def predict(args: argparse.Namespace) -> int:
 def export(args: argparse.Namespace) -> None:
     _set_device(args.device)
     job = _job(args)
-    folder = job.export(
-        job.load(args.model_path),
-        args.save_dir or f"inference/{job.name}",
-        input_shape=args.input_shape,
-        output_op=args.output_op,
-        model_format=args.format,
+    folder = args.save_dir or f"inference/{job.name}"
+    how = {
+        "input_shape": args.input_shape,
+        "output_op": args.output_op,
+        "model_format": args.format,
+    }
+    if args.bits is None:
+        folder = job.export(job.load_float(args.model_path), folder, **how)
+        print(f"exported model: {folder}")
+        return
+    from ppvision.tasks.export_widths import TABLE, export_widths
+    from ppvision.tasks.quantization import table
+
+    if not args.skip_eval:
+        job.check_data("val_dataset")
+    rows = export_widths(
+        job, args.model_path, folder, args.bits, evaluate=not args.skip_eval, **how
     )
-    print(f"exported model: {folder}")
+    print(table(rows))
+    print(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+
+
+def pack(args: argparse.Namespace) -> None:
+    from ppvision.quant import describe_layered
+
+    if args.info:
+        print(describe_layered(args.info))
+        return
+    for flag in ("config", "model_path", "output"):
+        if getattr(args, flag) is None:
+            raise ValueError(f"pack: expected --{flag} (or --info with a layered model).")
+    if args.calibration and not args.ptq:
+        raise ValueError("--calibration: is for --ptq; a trained model needs none.")
+    _set_device("cpu")
+    from ppvision.tasks.packing import pack_checkpoint
+
+    folder = pack_checkpoint(
+        _job(args), args.model_path, args.output, ptq=args.ptq, calibration=args.calibration
+    )
+    print(describe_layered(folder))
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -258,7 +299,8 @@ def bench(args: argparse.Namespace) -> None:
 def _job(args: argparse.Namespace, **overrides: object):
     from ppvision.tasks import open_job
 
-    return open_job(args.config, args.opts or [], **overrides)
+    slim_config = getattr(args, "slim_config", None)
+    return open_job(args.config, args.opts or [], slim_config=slim_config, **overrides)
 
 
 def _kind(device: str) -> str:
@@ -295,6 +337,13 @@ def _positive(text: str) -> int:
     value = _size(text)
     if value is None:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
+    return value
+
+
+def _bits(text: str) -> int:
+    value = _positive(text)
+    if value > 8:
+        raise argparse.ArgumentTypeError(f"expected 1 to 8, got {value}")
     return value
 
 
@@ -364,6 +413,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--keep_checkpoint_max", type=_positive, default=3)
     verb.add_argument("--log_iters", type=_positive, default=10)
     verb.add_argument("--model_path", help="weights to start from")
+    _add_slim_config(verb)
     verb.set_defaults(verb=train)
 
     verb = verbs.add_parser("eval", help="score a model")
@@ -400,7 +450,22 @@ def _parser() -> argparse.ArgumentParser:
         help="None for what may change",
     )
     verb.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    verb.add_argument(
+        "--bits", type=_bits, nargs="+", help="a folder of packed codes for each of these widths"
+    )
+    verb.add_argument("--skip_eval", action="store_true", help="with --bits: no scores")
+    _add_slim_config(verb)
     verb.set_defaults(verb=export)
+
+    verb = verbs.add_parser("pack", help="a trained model as layers of bits")
+    _add_config(verb, required=False)
+    verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")
+    verb.add_argument("--output", help="folder of the layered model")
+    verb.add_argument("--ptq", action="store_true", help="quantise float weights, no training")
+    verb.add_argument("--calibration", help="folder of pictures: statistics and activations")
+    verb.add_argument("--info", help="a layered model's folder or URL: print what it holds")
+    _add_slim_config(verb)
+    verb.set_defaults(verb=pack)
 
     verb = verbs.add_parser("bench", help="latency and memory of exported models")
     _add_config(verb, required=False)
@@ -420,7 +485,15 @@ def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
     verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
 
 
+def _add_slim_config(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--slim_config", help="YAML that says how to quantise (docs/layered.md)")
+
+
 def _add_model(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--bits", type=_bits, help="width of a model that has several")
+    _add_slim_config(verb)
     model = verb.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model_path", help=".pdparams or .safetensors, run eagerly")
+    model.add_argument(
+        "--model_path", help=".pdparams, .safetensors or a layered model, run eagerly"
+    )
     model.add_argument("--model_dir", help="an exported folder, run by Paddle Inference")

@@ -151,6 +151,24 @@ def _points(path: Path) -> list[record_pb2.Record]:
     return records
 
 
+def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
+    """Rows for VisualDL's page that compares settings, in place of what stood there.
+
+    Args:
+        folder: gets a sub-folder for each row.
+        rows: by name; the first column of each is its setting, the others that are numbers are what
+            came of it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, row in rows.items():
+        (key, value), *others = row.items()
+        found = {column: float(number) for column, number in others}
+        with LogWriter(logdir=str(folder / name)) as writer:
+            writer.add_hparams({key: value}, list(found))
+            for column, number in found.items():
+                writer.add_scalar(column, number, 0)
+
+
 def vdl_folders(runs: list[Path]) -> list[Path]:
     """The VisualDL folders of runs.
 

@@ -31,6 +31,7 @@ def export_model(
     classes: Sequence[str] = (),
     task: str = "segmentation",
     name: str | None = None,
+    bits: int = 32,
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -52,6 +53,8 @@ def export_model(
         classes: names of the K classes, or empty.
         task: "segmentation", "classification" or "features" (`output_op` "none").
         name: written into `deploy.yaml`. Default: the folder's.
+        bits: of the weights: 32, or the width of packed codes (`ppvision.quant.packed_layers`),
+            which are compared ten times as strictly.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -107,7 +110,8 @@ def export_model(
             raw = work / "raw"
             write_graph(graph, 0, raw, format)
             write_graph(graph, 1, final, format)
-        error, onednn = compare(probes, raw, final, output_op, format, parity.FLOAT_TOLERANCE)
+        tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+        error, onednn = compare(probes, raw, final, output_op, format, tolerance)
 
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -118,7 +122,7 @@ def export_model(
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=[str(label) for label in classes],
-            bits=32,
+            bits=bits,
             files=manifests.describe_files(final, format),
             max_error_to_eager=error,
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],

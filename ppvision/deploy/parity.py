@@ -1,8 +1,8 @@
 """Whether an exported graph gives the numbers of the model it came from.
 
 The rule, on logits (or features), before `output_op`: `max|a - b| / max(1, max|a|)` is at most
-1e-3; `a` is the model in eager mode. A class may differ only where the two highest logits are
-closer than that bound.
+1e-3, or 1e-4 for packed codes; `a` is the model in eager mode. A class may differ only where the
+two highest logits are closer than that bound.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 FLOAT_TOLERANCE = 1e-3
+PACKED_TOLERANCE = 1e-4  # of packed codes against the same width in eager mode
 
 # Two odd sizes where height and width are free: neither is a multiple of a stride or of a pale
 # size. Then sizes for models that insist on multiples of 32, or on more pixels.

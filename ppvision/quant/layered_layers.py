@@ -8,6 +8,7 @@ be quantised by two lines below.
 
 import copy
 
+import paddle
 from paddle import Tensor, nn
 from paddle.quantization.config import SingleLayerConfig
 
@@ -45,6 +46,7 @@ class LayeredLayer:
         except AttributeError as error:  # else Paddle's Layer would look for a float `weight`
             raise RuntimeError(f"{self.full_name()}: {error}") from error
 
+    @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
     def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
         if self.activation_quanter is not None:
             x = self.activation_quanter(x)

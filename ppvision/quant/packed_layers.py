@@ -54,6 +54,9 @@ class _Tables:
         return self._known[bits]
 
 
+_PACKED_NAMES = ("unpacked", "packed", "cell", "table", "starts")
+
+
 class PackedLayer:
     """The part of a packed layer that is the same for all; comes before the class that it changes.
 
@@ -61,7 +64,7 @@ class PackedLayer:
         layer: to be replaced, in float or with quanters.
         weight: at its width.
         activation: how its input is rounded, or None.
-        tables: shared by the layers of a model.
+        tables: shared by the layers of a model; None puts the float weight into a graph, not codes.
     """
 
     def __init__(
@@ -69,28 +72,29 @@ class PackedLayer:
         layer: nn.Layer,
         weight: LayeredWeight,
         activation: nn.Layer | None,
-        tables: _Tables,
+        tables: _Tables | None,
     ) -> None:
         nn.Layer.__init__(self)
         become(self, layer)
         del self._parameters["weight"]
         self._sub_layers.clear()
-        self._shape = list(weight.codes.shape)
-        aligned = [1] * len(self._shape)
-        aligned[weight.axis] = -1
-        table, starts = tables.of(weight.held_bits)
-        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
-        self.register_buffer("cell", paddle.to_tensor(weight.cell().reshape(aligned)))
-        self.register_buffer("table", table)
-        self.register_buffer("starts", starts)
-        # Eager mode does not unpack at every call. (Past Layer's own way, which would register it.)
-        vars(self)["_unpacked"] = paddle.to_tensor(weight.dequantized())
         self.activation = activation
+        self._shape = list(weight.codes.shape)
+        self.register_buffer("unpacked", paddle.to_tensor(weight.dequantized()))
+        self._in_graph = tables is not None
+        if tables is not None:
+            aligned = [1] * len(self._shape)
+            aligned[weight.axis] = -1
+            table, starts = tables.of(weight.held_bits)
+            self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+            self.register_buffer("cell", paddle.to_tensor(weight.cell().reshape(aligned)))
+            self.register_buffer("table", table)
+            self.register_buffer("starts", starts)
 
     @property
     def weight(self) -> Tensor:
-        if paddle.in_dynamic_mode():
-            return vars(self)["_unpacked"]
+        if paddle.in_dynamic_mode() or not self._in_graph:
+            return self.unpacked  # eager mode does not unpack at every call
         bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
         worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
         codes = worth.sum(axis=0).reshape([-1])  # [8 * bytes]
@@ -99,6 +103,7 @@ class PackedLayer:
             codes = codes[:count]
         return (codes.reshape(self._shape) + 0.5) * self.cell
 
+    @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
     def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
         if self.activation is not None:
             x = self.activation(x)
@@ -150,13 +155,15 @@ class FixedActivation(nn.Layer):
         return self.step * paddle.clip(paddle.round(x / self.step), self.low, self.high)
 
 
-def pack_model(model: nn.Layer, state: LayeredState, bits: int) -> nn.Layer:
-    """Put a width's packed codes into a model, in place.
+def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool = True) -> nn.Layer:
+    """Put a width's weights into a model, in place.
 
     Args:
         model: in float or with quanters, of the architecture that the state comes from.
         state: of the model.
         bits: width.
+        codes: whether a graph traced from it holds packed codes (default), or float weights of the
+            same values.
 
     Returns:
         The model, in evaluation mode. Its float tensors are the state's as well.
@@ -167,7 +174,7 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int) -> nn.Layer:
     """
     state.check_bits(bits)
     statistics = state.statistics_at(bits)
-    tables, waiting = _Tables(), dict(state.weights)
+    tables, waiting = _Tables() if codes else None, dict(state.weights)
     activations = {path: FixedActivation(a, bits) for path, a in state.activations.items()}
     for path, parent, name, layer in layers_by_path(model):
         if path in waiting:
@@ -236,4 +243,4 @@ def _is_packed(model: nn.Layer, name: str) -> bool:
         layer = layer._sub_layers[part]
     if isinstance(layer, FixedActivation):
         return True
-    return isinstance(layer, PackedLayer) and last in ("packed", "cell", "table", "starts")
+    return isinstance(layer, PackedLayer) and last in _PACKED_NAMES

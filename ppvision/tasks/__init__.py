@@ -3,20 +3,31 @@
 from pathlib import Path
 
 from ppvision.tasks.config import apply_options, import_modules, read_yaml, task_of
+from ppvision.tasks.quantization import read_slim_config
 
 
-def open_job(config_path: str | Path, options: list[str] = (), **overrides: object):
+def open_job(
+    config_path: str | Path,
+    options: list[str] = (),
+    *,
+    slim_config: str | Path | None = None,
+    **overrides: object,
+):
     """Read a config and build the job of its task.
 
     Args:
         config_path: YAML.
         options: `--opts` entries, `a.b=value`.
+        slim_config: a file that says how to quantise (`ppvision.tasks.quantization`); its keys go
+            in the place of the config's own `slim_config`.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
 
     Raises:
         ConfigError: a config that does not read, or that names something unknown.
     """
     content = read_yaml(config_path)
+    if slim_config is not None:
+        content["slim_config"] = read_slim_config(slim_config)
     apply_options(content, list(options))
     task = task_of(content)
     import_modules(content.get("imports", []))

@@ -306,6 +306,7 @@ class Classification(ModelWithWidths):
         input_shape: list[int | None],
         output_op: str,
         model_format: str,
+        bits: int = 32,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
@@ -317,6 +318,7 @@ class Classification(ModelWithWidths):
             transforms=self._options("val_dataset").get("transforms", []),
             classes=self.class_names,
             task="classification",
+            bits=bits,
         )
 
 

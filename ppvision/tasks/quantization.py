@@ -240,7 +240,7 @@ class ModelWithWidths:
             loaded = load_layered(model_path, max(bits) if bits else None)
             held = [k for k in loaded.state.bits if k <= loaded.bits]
             for k in bits or held:
-                yield k, pack_model(copy.deepcopy(self.float_model), loaded.state, k)
+                yield k, pack_model(self.structure(), loaded.state, k)
             return
         self._load(model_path)
         if isinstance(self.model, OnceQAT):
@@ -275,6 +275,22 @@ class ModelWithWidths:
                 "slim_config (--slim_config). This one is in float."
             )
         return layered_state(self.model.model, self.model.widths)
+
+    def load_float(self, model_path: str | Path) -> nn.Layer:
+        """The model for an export without codes: of one with widths the highest, as float weights.
+
+        Raises:
+            as `models`.
+        """
+        if not is_layered(model_path) and "slim_config" not in self.content:
+            return self.load(model_path)
+        state = self.state(model_path)
+        return pack_model(self.structure(), state, state.held_bits, codes=False)
+
+    def structure(self) -> nn.Layer:
+        """A copy of the model for `pack_model`: its layers, whatever their weights."""
+        built = vars(self).get("model")  # quanters are not made for this
+        return copy.deepcopy(built.model if isinstance(built, OnceQAT) else self.float_model)
 
     def _load(self, model_path: str | Path) -> None:
         arrays = read_weights(model_path)

@@ -386,6 +386,7 @@ class Segmentation(ModelWithWidths):
         input_shape: list[int | None],
         output_op: str,
         model_format: str,
+        bits: int = 32,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
@@ -397,6 +398,7 @@ class Segmentation(ModelWithWidths):
             transforms=self.config.val_dataset_cfg.get("transforms", []),
             classes=self.class_names,
             task="segmentation",
+            bits=bits,
         )
 
 

@@ -1,0 +1,104 @@
+"""One exported folder for every width, and the table that compares them."""
+
+import csv
+import logging
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppvision.dashboard import write_comparison
+from ppvision.deploy import Predictor
+from ppvision.deploy.bench import bench_exported
+from ppvision.deploy.manifest import read_manifest
+from ppvision.environment import machine
+from ppvision.quant.packed_layers import pack_model
+from ppvision.tasks.quantization import ModelWithWidths
+
+logger = logging.getLogger("ppvision")
+
+TABLE = "widths.csv"
+LOADS = 3  # of each width; the median counts
+
+
+def export_widths(
+    job: ModelWithWidths,
+    model_path: str | Path,
+    folder: str | Path,
+    bits: Sequence[int],
+    *,
+    input_shape: list[int | None],
+    output_op: str,
+    model_format: str,
+    evaluate: bool,
+) -> list[dict[str, object]]:
+    """Export a model at several widths, and compare what was exported.
+
+    Args:
+        job: of the model.
+        model_path: a checkpoint of once-QAT, a layered model, or float weights with a slim_config.
+        folder: gets `w8`, `w4`, ... (see `export_model`), `widths.csv`, and a VisualDL record for
+            each width under `vdl`, whose page of settings shows the same table.
+        bits: widths.
+        input_shape, output_op, model_format: see `export_model`.
+        evaluate: whether to score each export on the val split.
+
+    Returns:
+        A row for each width, the highest first: bits, bytes of weights and graph, the task's first
+        score, the largest error to eager mode, latency and load time.
+
+    Raises:
+        ConfigError, ValueError: a model in float, a width that is not there.
+        ParityError: an export gives other numbers than the model at its width.
+    """
+    folder, widths = Path(folder), sorted(set(bits), reverse=True)
+    state = job.state(model_path, widths[0])
+    for k in widths:
+        state.check_bits(k)
+    rows = []
+    for k in widths:
+        logger.info(f"export: {k} bits")
+        model = pack_model(job.structure(), state, k)
+        job.export(
+            model,
+            folder / f"w{k}",
+            input_shape=input_shape,
+            output_op=output_op,
+            model_format=model_format,
+            bits=k,
+        )
+    threads = os.cpu_count() or 1
+    folders = [folder / f"w{k}" for k in widths]
+    latencies = bench_exported(folders, threads=threads)
+    for k, exported, latency in zip(widths, folders, latencies, strict=True):
+        manifest = read_manifest(exported)
+        graph, *weights = (entry["bytes"] for entry in manifest.files.values())
+        row: dict[str, object] = {"bits": k, "bytes": sum(weights), "graph_bytes": graph}
+        if evaluate:
+            scores = job.evaluate_exported(exported).by_tag()
+            row |= {tag.rsplit("/", 1)[-1]: value for tag, value in list(scores.items())[:1]}
+        row |= {
+            "max_error": f"{manifest.max_error_to_eager:.2g}",
+            "latency_ms": round(latency.median, 2),
+            "load_s": round(statistics.median(_load_seconds(exported) for _ in range(LOADS)), 2),
+        }
+        rows.append(row)
+    _write_table(folder / TABLE, rows)
+    write_comparison(folder / "vdl", {f"w{row['bits']}": row for row in rows})
+    return rows
+
+
+def _load_seconds(folder: Path) -> float:
+    start = time.perf_counter()
+    Predictor(folder, threads=os.cpu_count())
+    return time.perf_counter() - start
+
+
+def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "machine": machine()} for row in rows)
+    partial.replace(path)
