@@ -1,0 +1,148 @@
+"""`pack`: a trained model, or a float one as it is, as a layered model."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+from tqdm import tqdm
+
+from ppvision.quant import OnceQAT, save_layered
+from ppvision.quant.layered_layers import LayeredNorm
+from ppvision.quant.quanters import LayeredActivationQuanterLayer
+from ppvision.tasks.config import ConfigError
+from ppvision.tasks.prediction import list_images
+from ppvision.tasks.quantization import ModelWithWidths, has_quanters
+from ppvision.zoo.weights import read_weights
+
+logger = logging.getLogger("ppvision")
+
+CALIBRATION_PICTURES = 256  # that are used of a folder, at most
+
+
+def pack_checkpoint(
+    job: ModelWithWidths,
+    model_path: str | Path,
+    output: str | Path,
+    *,
+    ptq: bool = False,
+    calibration: str | Path | None = None,
+) -> Path:
+    """Write a layered model.
+
+    Args:
+        job: of the model. With `ptq` its slim_config may be missing: then all widths, weights only.
+        model_path: a checkpoint of once-QAT, or with `ptq` float weights.
+        output: folder of the layered model.
+        ptq: quantise float weights as they are, without any training.
+        calibration: pictures, as `predict` takes them, for the steps of activations and for
+            BatchNorm's statistics at every width but the highest. Default None: activations cannot
+            be quantised, and the float model's statistics serve all widths.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: float weights without `ptq`, weights of once-QAT with it, activations without
+            calibration.
+        FileExistsError: the folder holds something else than a layered model.
+    """
+    quanters = has_quanters(read_weights(model_path))
+    if ptq and quanters:
+        raise ConfigError(f"--ptq: expected float weights, got {model_path}, which has quanters.")
+    if not ptq and not quanters:
+        raise ConfigError(
+            f"pack: expected a checkpoint of once-QAT, got {model_path} with float weights. Train "
+            "with --slim_config, or quantise them as they are with --ptq."
+        )
+    if ptq:
+        job.content.setdefault("slim_config", {})
+    job.load(model_path)
+    once = job.model
+    if ptq:
+        _calibrate(job, once, calibration)
+    return save_layered(once, output, bits=once.widths, config=architecture(job))
+
+
+def architecture(job: ModelWithWidths) -> dict[str, object]:
+    """What a layered model says of what it is: task, model, transforms and classes, no paths."""
+    content = job.content
+    return {
+        "task": content.get("task", "segmentation"),
+        "model": _without_paths(content["model"]),
+        "transforms": (content.get("val_dataset") or {}).get("transforms", []),
+        "classes": list(job.class_names),
+    }
+
+
+def _without_paths(node: object) -> object:
+    if isinstance(node, dict):
+        return {key: _without_paths(v) for key, v in node.items() if key != "pretrained"}
+    return [_without_paths(item) for item in node] if isinstance(node, list) else node
+
+
+# -- calibration -----------------------------------------------------------------------------------
+
+
+def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None) -> None:
+    activations = [q for q in once.sublayers() if isinstance(q, LayeredActivationQuanterLayer)]
+    if pictures is None:
+        if activations:
+            raise ConfigError(
+                "--calibration: expected a folder of pictures: slim_config quantises activations, "
+                "whose steps come from them."
+            )
+        return
+    chosen = [path for path, _ in list_images(pictures)]
+    places = np.linspace(0, len(chosen) - 1, min(len(chosen), CALIBRATION_PICTURES)).astype(int)
+    chosen = [chosen[place] for place in places]
+    logger.info(f"calibration: {len(chosen)} pictures of {pictures}")
+    once.set_bits(once.widths[0])
+    for quanter in activations:
+        quanter.calibrating = True
+    _show(job, once, chosen, "activations")
+    for quanter in activations:
+        quanter.calibrated()
+    norms = [norm for norm in once.sublayers() if isinstance(norm, LayeredNorm)]
+    if not norms:
+        return
+    for k in once.widths[1:]:
+        once.set_bits(k)
+        estimate_statistics(norms, lambda: _show(job, once, chosen, f"statistics at {k} bits"))
+    once.set_bits(once.widths[0])
+
+
+def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what: str) -> None:
+    for path in tqdm(pictures, desc=what, unit="img", disable=None):
+        job.predict_image(model, path)
+
+
+def estimate_statistics(norms: Sequence[nn.Layer], run: callable) -> None:
+    """BatchNorm's statistics anew: the mean over what the norms see while `run` runs.
+
+    Args:
+        norms: of a model at one width, in evaluation mode.
+        run: shows pictures to the model.
+    """
+    sums: dict[int, list[np.ndarray | int]] = {}
+
+    def see(norm: nn.Layer, inputs: tuple) -> None:
+        x = inputs[0].astype("float32")
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        mean, square = x.mean(axis=axes).numpy(), paddle.square(x).mean(axis=axes).numpy()
+        known = sums.setdefault(id(norm), [0.0, 0.0, 0])
+        known[0], known[1], known[2] = known[0] + mean, known[1] + square, known[2] + 1
+
+    hooks = [norm.register_forward_pre_hook(see) for norm in norms]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for norm in norms:
+        if id(norm) in sums:
+            mean, square, count = sums[id(norm)]
+            norm._mean.set_value(mean / count)
+            norm._variance.set_value(np.maximum(square / count - (mean / count) ** 2, 0.0))
