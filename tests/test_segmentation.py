@@ -534,11 +534,15 @@ def shell(*command, **environment) -> subprocess.CompletedProcess:
     )
 
 
-def test_two_processes_train_as_one(config_file, tmp_path):
+@pytest.mark.parametrize("sdn", [False, True])
+def test_two_processes_train_as_one(sdn, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 
     def change(config):
         config["imports"] = ["tests.report_weights"]
+        if sdn:
+            inner = config["model"]["backbone"]
+            config["model"]["backbone"] = {"type": "SemanticDiffusionBackbone", "backbone": inner}
 
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config_file(change)),
@@ -555,6 +559,7 @@ def test_two_processes_train_as_one(config_file, tmp_path):
     assert not np.array_equal(ranks[0]["|batch"], ranks[1]["|batch"])  # each has its own samples
     compared = [name for name in ranks[0] if "|" not in name]
     assert len(compared) > 100
+    assert any("diffusion" in name for name in compared) is sdn
     for name in compared:
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name])
     assert len(list((tmp_path / "run" / "vdl").iterdir())) == 1
