@@ -1,6 +1,7 @@
 """SDN in PaddleSeg's own models, by YAML alone: the table of docs/compatibility.md."""
 
 import copy
+import logging
 
 import numpy as np
 import paddle
@@ -148,8 +149,11 @@ def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("head", ["SegFormer", "FCN"])
-def test_training_starts_from_a_baseline_and_is_unchanged_at_first(head, scenes, tmp_path, caplog):
+def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
+    head, scenes, tmp_path, caplog, monkeypatch
+):
     """Its weights, loaded into the same model with SDN, give the same logits to the bit."""
+    monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)
     enhanced = model(head, PALE)
     plain = {**enhanced, "backbone": PALE}
     baseline = open_job(write_config(tmp_path / "a.yml", scenes, plain, 1)).model
