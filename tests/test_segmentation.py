@@ -372,6 +372,21 @@ def test_class_maps_of_more_than_256_classes(tmp_path):
         assert (tmp_path / "overlay" / f"{name}.png").is_file()
 
 
+def test_labels_without_a_boundary_are_warned_of(caplog, monkeypatch):
+    """A strip of ignored pixels between two classes; touching classes, or one alone, are fine."""
+    monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)
+    label = np.zeros((20, 20), np.int64)
+    label[:, 10:] = 1
+    strip = label.copy()
+    strip[:, 8:12] = 255
+    for truth, warned in ((strip, True), (label, False), (np.zeros_like(label), False)):
+        caplog.clear()
+        scoring = Scoring(2, 255)
+        scoring.update(label, truth)
+        assert np.isnan(scoring.scores().boundary["TrimapIoU"]) == (truth is not label)
+        assert ("2 classes, no two of which touch" in caplog.text) is warned
+
+
 def test_the_table_says_that_its_means_differ():
     """Class 2 occurs nowhere: 0 in PaddleSeg's mean, left out of those along boundaries."""
     label = np.zeros((20, 20), np.int64)

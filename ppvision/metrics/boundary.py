@@ -8,7 +8,8 @@ the whole map, not one per class: the largest and the smallest class within the 
 of OpenCV's, tell if there is another. Ignored pixels are no class at all (our choice): they count
 in no sum, whatever is predicted there, and a class does not end at them. Where labels separate all
 classes by a strip of ignored pixels (PASCAL VOC), F-score and trimap IoU therefore find no true
-boundary and are nan; Boundary IoU looks across the strip. An `ignore_index` among the classes takes
+boundary: trimap IoU is nan, F nan or, of classes with a predicted boundary, 0. Boundary IoU looks
+across the strip. An `ignore_index` among the classes takes
 that class out of the scores (nan): predicting it elsewhere is an error of the class that is there.
 """
 

@@ -1,12 +1,19 @@
 """What an evaluation of a segmentation model counts, and the scores that come of it."""
 
+import logging
 from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
+
+import ppvision.plugins.paddleseg  # noqa: F401  (repairs PaddleSeg's metrics)
+
+# isort: split
 from paddleseg.utils import metrics
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
+
+logger = logging.getLogger("ppvision")
 
 BOUNDARY_SCORES = ("BoundaryIoU", "BoundaryF3", "BoundaryF5", "BoundaryF9", "TrimapIoU")
 
@@ -62,8 +69,11 @@ class Scoring:
     def __init__(self, num_classes: int, ignore_index: int) -> None:
         self.num_classes, self.ignore_index = num_classes, ignore_index
         self.areas = np.zeros((3, num_classes), np.int64)  # both, predicted, true
+        self.f_score = BoundaryFScore(num_classes, ignore_index)
         self.boundaries = [
-            metric(num_classes, ignore_index) for metric in (BoundaryIoU, BoundaryFScore, TrimapIoU)
+            BoundaryIoU(num_classes, ignore_index),
+            self.f_score,
+            TrimapIoU(num_classes, ignore_index),
         ]
 
     def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
@@ -95,7 +105,14 @@ class Scoring:
             counts[...] = summed.reshape(counts.shape)
 
     def scores(self) -> Scores:
-        """The scores of all pictures so far."""
+        """The scores of all pictures so far; warns where the labels hold no boundary."""
+        _, true_boundary = self.f_score.counts[:, 0]
+        classes = np.count_nonzero(self.areas[2])
+        if classes > 1 and not true_boundary.any():
+            logger.warning(
+                f"labels: {classes} classes, no two of which touch (ignored pixels between them?): "
+                "boundary F-score and trimap IoU say nothing here; Boundary IoU does"
+            )
         areas = [paddle.to_tensor(area) for area in self.areas]
         class_iou, miou = metrics.mean_iou(*areas)
         accuracy, precision, _ = metrics.class_measurement(*areas)
