@@ -1,9 +1,10 @@
-"""One folder per run, `--save_dir`: what lies where, and who may write there."""
+"""Folders that we write: a run's, `--save_dir`, and how a folder is replaced as a whole."""
 
 import csv
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,14 @@ class RunFolder:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file beside its name, sync it, then rename it: never half a file under the name."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write_text` for bytes."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -94,6 +100,51 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+_OLD = "old"  # where an earlier folder stands between the two renames that replace it
+
+
+@contextmanager
+def replacing_folder(
+    folder: Path, may_be_replaced: Callable[[Path], bool], ours: str
+) -> Iterator[Path]:
+    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
+
+    It is called `.NAME.ppvision-partial`; what a killed run left there is removed.
+
+    Args:
+        folder: the new folder; resolved.
+        may_be_replaced: of a folder that is there already.
+        ours: what such a folder holds, for the error: "an earlier export".
+
+    Raises:
+        FileExistsError: the folder is there, and is not to be replaced.
+    """
+    work = folder.with_name(f".{folder.name}.ppvision-partial")
+    _clear(work, folder)
+    if folder.exists() and not may_be_replaced(folder):
+        raise FileExistsError(
+            f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
+            "holds other files. Name another one or remove it."
+        )
+    final = work / "final"
+    final.mkdir(parents=True)
+    try:
+        yield work
+        if folder.exists():
+            folder.replace(work / _OLD)
+        final.replace(folder)
+    finally:
+        _clear(work, folder)
+
+
+def _clear(work: Path, folder: Path) -> None:
+    """Remove a work folder. What it holds because it was to be replaced goes back."""
+    old = work / _OLD
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 # How a run is run, without effect on what it computes (`iters` stands in the config as well).

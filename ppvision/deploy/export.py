@@ -1,7 +1,6 @@
 """From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +15,7 @@ from ppvision.deploy import parity
 from ppvision.deploy.comparison import compare, eager_probes
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.transforms import CenterCrop, Transforms
-
-_OLD = "old"  # where an earlier export stands between the two renames that replace it
+from ppvision.run_folder import replacing_folder
 
 
 def export_model(
@@ -97,7 +95,8 @@ def export_model(
         )
 
     folder = Path(folder).resolve()
-    with _evaluation_mode(model), _replacing(folder) as work:
+    replacing = replacing_folder(folder, _may_be_replaced, "an earlier export")
+    with _evaluation_mode(model), replacing as work:
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
@@ -154,38 +153,6 @@ def _evaluation_mode(model: nn.Layer) -> Iterator[None]:
     finally:
         for layer, training in before:
             layer.training = training
-
-
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
-
-    It is called `.NAME.ppvision-partial`; what a killed run left there is removed.
-    """
-    work = folder.with_name(f".{folder.name}.ppvision-partial")
-    _clear(work, folder)
-    if folder.exists() and not _may_be_replaced(folder):
-        raise FileExistsError(
-            f"folder: expected a new or empty folder, or an earlier export, got {folder}, which "
-            "holds other files. Name another one or remove it."
-        )
-    final = work / "final"
-    final.mkdir(parents=True)
-    try:
-        yield work
-        if folder.exists():
-            folder.replace(work / _OLD)
-        final.replace(folder)
-    finally:
-        _clear(work, folder)
-
-
-def _clear(work: Path, folder: Path) -> None:
-    """Remove a work folder. An export that it holds because it was to be replaced goes back."""
-    old = work / _OLD
-    if old.exists() and not folder.exists():
-        old.replace(folder)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _may_be_replaced(folder: Path) -> bool:

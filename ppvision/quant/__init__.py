@@ -9,18 +9,32 @@ from ppvision.quant.codes import (
     split_planes,
     unpack_codes,
 )
+from ppvision.quant.layered_files import LayeredModelError
+from ppvision.quant.layered_model import (
+    LayeredDescription,
+    LayeredModel,
+    describe_layered,
+    load_layered,
+    save_layered,
+)
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.quant.quanters import LayeredActivationQuanter, LayeredWeightQuanter
 
 __all__ = [
     "LayeredActivationQuanter",
+    "LayeredDescription",
+    "LayeredModel",
+    "LayeredModelError",
     "LayeredWeightQuanter",
     "OnceQAT",
     "dequantize_codes",
+    "describe_layered",
     "downsample_codes",
     "join_planes",
+    "load_layered",
     "pack_codes",
     "quantize_codes",
+    "save_layered",
     "split_planes",
     "unpack_codes",
 ]

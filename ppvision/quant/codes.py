@@ -205,12 +205,13 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
             f"packed: expected planes of {plane_bytes(count)} bytes for {count} codes, got "
             f"{packed.shape[1]}."
         )
-    planes = np.unpackbits(packed, axis=1)  # [bits, 8 * bytes]
-    if planes[:, count:].any():
-        raise ValueError("packed: expected zeros behind the last code, got others.")
-    values = 1 << np.arange(len(packed) - 1, -1, -1)  # [bits]
-    values[0] = -values[0]  # two's complement
-    return (values[:, None] * planes[:, :count]).sum(axis=0).astype(np.int8)
+    codes = np.zeros(count, np.int8)
+    for number, plane in enumerate(packed):  # one after another: eight bytes a code are too many
+        bits = np.unpackbits(plane).view(np.int8)  # [8 * bytes]
+        if bits[count:].any():
+            raise ValueError("packed: expected zeros behind the last code, got others.")
+        codes = 2 * codes + bits[:count] if number else -bits[:count]  # sign first
+    return codes
 
 
 def check_bits(name: str, bits: int) -> None:

@@ -1,0 +1,370 @@
+"""Files of a layered model over HTTP, kept in a cache.
+
+A file is loaded once. What a broken connection has left goes on where it stopped; what comes out
+must have the sha256 that the manifest tells, or it does not come out.
+"""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import requests
+from tqdm import tqdm
+
+from ppvision.quant.layered_files import LayeredModelError
+
+logger = logging.getLogger("ppvision")
+
+TIMEOUTS = (10.0, 30.0)  # seconds: to connect, and between two pieces of an answer
+ATTEMPTS = 5  # connections for one file, while each brings more of it
+_REDIRECTS = 5
+_PIECE = 1 << 18
+
+
+class FetchError(LayeredModelError):
+    """A server that does not give what it should; `status` is that of its answer, if any."""
+
+    status: int | None = None
+
+
+class UnreachableError(FetchError):
+    """A server that does not answer, or has a fault of its own: what is in the cache may do."""
+
+
+class _BrokenError(UnreachableError):
+    """An answer that ended too early; the rest can be asked for."""
+
+
+def is_url(path_or_url: object) -> bool:
+    """Whether this is an address, of whatever scheme."""
+    return isinstance(path_or_url, str) and bool(re.match(r"[A-Za-z][\w+.-]*://", path_or_url))
+
+
+def cache_root() -> Path:
+    """`$PPVISION_CACHE`, or `~/.cache/ppvision`."""
+    root = os.environ.get("PPVISION_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "ppvision"
+
+
+class Remote:
+    """A folder on a server, and its copy in the cache.
+
+    Args:
+        url: http or https; of the folder. A query (`?token=...`) goes with every file.
+
+    Attributes:
+        folder: the copy, `layered/<hash of the address>` in `cache_root()`.
+        shown: the address without user name, password and query, for messages.
+
+    Raises:
+        FetchError: another scheme, or no host.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname
+        except ValueError as error:
+            raise FetchError(f"{url}: expected an address ({error}).") from error
+        if parts.scheme not in ("http", "https") or not host:
+            raise FetchError(
+                f"{url}: expected http://HOST/PATH or https://HOST/PATH, got {parts.scheme}://. "
+                "Fetch the folder by other means and pass its path."
+            )
+        self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
+        self.shown = self._shown("")
+        key = hashlib.sha256(urlunsplit(self._parts).encode()).hexdigest()[:32]
+        self.folder = cache_root() / "layered" / key
+
+    def _url(self, name: str) -> str:
+        return urlunsplit(self._parts._replace(path=f"{self._parts.path}/{name}"))
+
+    def _shown(self, name: str) -> str:
+        host = self._parts.netloc.rpartition("@")[2]
+        path = f"{self._parts.path}/{name}" if name else self._parts.path
+        return f"{self._parts.scheme}://{host}{path}"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the copy against other processes; wait for one that holds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("%s: waiting for another process that fetches it", self.shown)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """A small file, into memory.
+
+        Raises:
+            UnreachableError: no answer, or a fault of the server's.
+            FetchError: another answer than the file, or more than `limit` bytes.
+        """
+        data = b""
+        with self._answer("GET", name) as answer:
+            for piece in _pieces(answer, self._shown(name)):
+                data += piece
+                if len(data) > limit:
+                    raise FetchError(
+                        f"{self._shown(name)}: expected at most {limit} bytes, got more. Is this "
+                        "the address of a layered model?"
+                    )
+        return data
+
+    def has(self, name: str) -> bool:
+        """Whether the server has a file.
+
+        Raises:
+            FetchError: neither yes nor no.
+        """
+        try:
+            with self._answer("HEAD", name):
+                return True
+        except FetchError as error:
+            if error.status in (403, 404, 410):
+                return False
+            if error.status in (405, 501):  # no HEAD here: the manifest's word, until it is loaded
+                return True
+            raise
+
+    def fetch(self, name: str, size: int, sha256: str) -> None:
+        """Have a file in the copy: nothing is loaded if it is there already.
+
+        Args:
+            name: of the file.
+            size: its bytes.
+            sha256: of them.
+
+        Raises:
+            UnreachableError: no answer, a fault of the server's, or a connection that broke and
+                could not be taken up. What has come is kept for the next time.
+            FetchError: another file than expected.
+            OSError: the disk is full, for one.
+        """
+        target = self.folder / name
+        if _is(target, size, sha256):
+            return
+        # The name has the sha256: what was loaded of another version is not gone on with.
+        partial = self.folder / f"{name}.{sha256[:16]}.partial"
+        for old in self.folder.glob(f"{name}.*.partial*"):
+            if not old.name.startswith(partial.name):
+                old.unlink()
+        try:
+            resumed = self._load(name, partial, size)
+            if resumed and not _is(partial, size, sha256):
+                logger.warning("%s: what came in parts does not fit; once more", self._shown(name))
+                _drop(partial)
+                self._load(name, partial, size)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(error.errno, f"cache: could not write {partial} ({reason})") from error
+        if not _is(partial, size, sha256):
+            _drop(partial)
+            raise FetchError(
+                f"{self._shown(name)}: expected sha256 {sha256}, got another file of {size} bytes: "
+                "it was changed on the server, and the manifest says otherwise. If the model is "
+                "being published just now, try again later; else tell its owner."
+            )
+        partial.replace(target)
+        _drop(partial)
+
+    def _load(self, name: str, partial: Path, size: int) -> bool:
+        """Load a file, over as many connections as it takes; whether it came in parts."""
+        free = shutil.disk_usage(self.folder).free
+        there = partial.stat().st_size if partial.exists() else 0
+        if size - there > free:
+            raise OSError(errno.ENOSPC, f"{size - there} bytes are needed, {free} are free")
+        resumed = there > 0
+        for left in range(ATTEMPTS - 1, -1, -1):
+            before = partial.stat().st_size if partial.exists() else 0
+            try:
+                self._receive(name, partial, size)
+                return resumed
+            except _BrokenError as error:
+                there = partial.stat().st_size if partial.exists() else 0
+                if not left or there <= before:
+                    raise
+                logger.warning("%s Going on from byte %d.", error, there)
+                resumed = True
+        raise AssertionError("the last attempt returns or raises")
+
+    def _receive(self, name: str, partial: Path, size: int) -> None:
+        """Load a file, or what is missing of it, over one connection."""
+        start = partial.stat().st_size if partial.exists() else 0
+        if start == size:
+            return
+        if start > size:
+            _drop(partial)
+            start = 0
+        with self._answer("GET", name, _range_headers(partial, start)) as answer:
+            if answer.status_code == 200:
+                start = 0  # asked for all, or the server ignores ranges or has another file now
+            if not start or _goes_on(answer, start, size):
+                self._check_length(answer, name, size - start)
+                _validator(partial).write_text(_validator_of(answer), encoding="ascii")
+                self._write(answer, name, partial, start, size)
+                return
+        _drop(partial)  # no such range
+        self._receive(name, partial, size)
+
+    def _check_length(self, answer: requests.Response, name: str, expected: int) -> None:
+        length = answer.headers.get("Content-Length")
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise FetchError(
+                f"{self._shown(name)}: expected the file as it is, got it as {encoding}. Switch "
+                "compression off for .safetensors on the server."
+            )
+        if length is not None and length != str(expected):
+            raise FetchError(
+                f"{self._shown(name)}: expected {expected} bytes by the manifest, the server "
+                f"announces {length}. It was changed or not yet published as a whole: try again "
+                "later, or tell its owner."
+            )
+
+    def _write(
+        self, answer: requests.Response, name: str, partial: Path, start: int, size: int
+    ) -> None:
+        """Write an answer's body behind the first `start` bytes of a partial file."""
+        progress = tqdm(
+            total=size, initial=start, desc=name, unit="B", unit_scale=True, disable=None
+        )
+        there = start
+        with progress, partial.open("ab" if start else "wb") as file:
+            for piece in _pieces(answer, self._shown(name)):
+                there += len(piece)
+                if there > size:
+                    raise FetchError(
+                        f"{self._shown(name)}: expected {size} bytes by the manifest, got more."
+                    )
+                file.write(piece)
+                progress.update(len(piece))
+        if there < size:
+            raise _BrokenError(f"{self._shown(name)}: expected {size} bytes, got {there}.")
+
+    @contextmanager
+    def _answer(
+        self, method: str, name: str, headers: dict[str, str] | None = None
+    ) -> Iterator[requests.Response]:
+        """An answer whose body is not read yet, of status 200 (with a range also 206, 416)."""
+        shown, known = self._shown(name), (200, 206, 416) if headers else (200,)
+        with requests.Session() as session:
+            session.max_redirects = _REDIRECTS
+            # A compressed answer has neither the manifest's number of bytes nor ranges of them.
+            session.headers["Accept-Encoding"] = "identity"
+            with self._ask(session, method, name, headers or {}) as answer:
+                if self._parts.scheme == "https" and not answer.url.startswith("https:"):
+                    raise FetchError(f"{shown}: expected https, got a redirect to plain http.")
+                if answer.status_code not in known:
+                    kind = UnreachableError if answer.status_code >= 500 else FetchError
+                    error = kind(
+                        f"{shown}: expected the file, the server answers {answer.status_code} "
+                        f"{answer.reason}. Check the address, or whether all of the model is "
+                        "published."
+                    )
+                    error.status = answer.status_code
+                    raise error
+                yield answer
+
+    def _ask(
+        self, session: requests.Session, method: str, name: str, headers: dict[str, str]
+    ) -> requests.Response:
+        """Send a request; the exceptions of `requests` become ours."""
+        shown = self._shown(name)
+        try:
+            return session.request(
+                method,
+                self._url(name),
+                headers=headers,
+                stream=True,
+                timeout=TIMEOUTS,
+                allow_redirects=True,
+            )
+        except requests.Timeout as error:
+            raise UnreachableError(
+                f"{shown}: expected an answer within {TIMEOUTS[1]:g} s, got none. Try again later."
+            ) from error
+        except requests.TooManyRedirects as error:
+            raise FetchError(
+                f"{shown}: expected a file, got more than {_REDIRECTS} redirects. Pass the address "
+                "that they should lead to."
+            ) from error
+        except requests.ConnectionError as error:
+            raise UnreachableError(
+                f"{shown}: the server cannot be reached ({_cause(error)}). Check the address and "
+                "the network."
+            ) from error
+        except (requests.RequestException, ValueError) as error:  # a redirect to ftp://, for one
+            raise FetchError(f"{shown}: expected an answer, got {error}.") from error
+
+
+def _pieces(answer: requests.Response, shown: str) -> Iterator[bytes]:
+    """The body; `_BrokenError` where it ends too early."""
+    try:
+        yield from answer.iter_content(_PIECE)
+    except requests.RequestException as error:
+        raise _BrokenError(f"{shown}: the connection broke ({_cause(error)}).") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, without the addresses and objects that urllib3 wraps it in."""
+    while error.args and isinstance(error.args[-1], BaseException):
+        error = error.args[-1]
+    text = str(getattr(error, "reason", None) or error)
+    return text.rpartition(">: ")[2] or text
+
+
+def _validator(partial: Path) -> Path:
+    """Where the ETag or date of what a partial file is of stands."""
+    return partial.with_name(partial.name + ".validator")
+
+
+def _validator_of(answer: requests.Response) -> str:
+    etag = answer.headers.get("ETag", "")
+    if etag.startswith("W/"):  # a weak one does not say that bytes are the same
+        etag = ""
+    text = etag or answer.headers.get("Last-Modified", "")
+    return text if text.isascii() and text.isprintable() else ""
+
+
+def _range_headers(partial: Path, start: int) -> dict[str, str] | None:
+    if not start:
+        return None
+    headers = {"Range": f"bytes={start}-"}
+    validator = _validator(partial)
+    if validator.exists() and (text := validator.read_text(encoding="ascii")):
+        headers["If-Range"] = text
+    return headers
+
+
+def _goes_on(answer: requests.Response, start: int, size: int) -> bool:
+    """Whether an answer is the rest from `start`."""
+    found = answer.headers.get("Content-Range", "")
+    return answer.status_code == 206 and found == f"bytes {start}-{size - 1}/{size}"
+
+
+def _is(path: Path, size: int, sha256: str) -> bool:
+    """Whether a file is there with these bytes."""
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _drop(partial: Path) -> None:
+    for path in (partial, _validator(partial)):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,487 @@
+"""One stored model for every width: written as layers, read as far as needed.
+
+Source: arXiv 2212.05326: the narrowest codes are the basic layer, each further bit an enhance
+layer. `ppvision.quant.layered_files` says what the files hold. Precision k is the manifest and the
+files up to `wK`: a device loads what it can use, and later only the next layer.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from paddle import nn
+from safetensors.numpy import save
+
+from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
+from ppvision.quant.layered_files import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    LayeredModelError,
+    Manifest,
+    content_digest,
+    describe_state,
+    digest,
+    file_name,
+    join_layers,
+    parse_manifest,
+    parse_tensors,
+    split_layers,
+)
+from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
+from ppvision.quant.layered_state import LayeredState, layered_state
+from ppvision.quant.once_qat import OnceQAT
+from ppvision.quant.quanters import checked_widths
+from ppvision.run_folder import replacing_folder, sync_folder, write_bytes
+
+logger = logging.getLogger("ppvision")
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def save_layered(
+    model: nn.Layer | LayeredState,
+    folder: str | Path,
+    *,
+    bits: Sequence[int],
+    config: Mapping[str, Any],
+) -> Path:
+    """Write a layered model.
+
+    Args:
+        model: a `OnceQAT`, another model with layered quanters, or the state of one.
+        folder: the new folder. A layered model that is there is replaced once the new one is
+            complete; any other folder that holds files is an error.
+        bits: widths that it was trained at.
+        config: what the architecture is built from, for whoever loads it: dicts, lists, text,
+            finite numbers, booleans and None.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: widths that the model does not know, a config that JSON does not hold, a model
+            that is not trained (see `layered_state`) or that no reader would take.
+        FileExistsError: `folder` holds other files.
+        OSError: the disk is full, for one. After any of them an older model is as it was.
+    """
+    state = _state_of(model, checked_widths(list(bits)))
+    folder = Path(folder).resolve()
+    manifest = describe_state(state, _plain(config))
+    layers = split_layers(state)
+    join_layers(manifest, layers, str(folder))  # what a reader would refuse is not written
+    with replacing_folder(folder, _is_layered, "an earlier layered model") as work:
+        try:
+            _write(manifest, layers, work / "final")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno, f"layered model: could not write {folder} ({reason})"
+            ) from error
+    sync_folder(folder.parent)
+    return folder
+
+
+def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredState:
+    """The model's state, complete at all of the widths."""
+    if isinstance(model, LayeredState):
+        if tuple(model.bits) != bits or model.held_bits < bits[0]:
+            raise ValueError(
+                f"bits: expected {list(model.bits)}, which the state was trained at, all of them "
+                f"there; got {list(bits)}, {model.held_bits} bits there. Load it at its highest "
+                "width."
+            )
+        return model
+    known = set(model.widths) if isinstance(model, OnceQAT) else set(bits)
+    model = model.model if isinstance(model, OnceQAT) else model
+    quantised = False
+    for layer in model.sublayers(include_self=True):
+        if isinstance(layer, LayeredNorm):
+            known &= set(layer.trained)
+        elif isinstance(layer, LayeredLayer) and layer.weight_quanter is not None:
+            quantised = True
+            known &= set(layer.weight_quanter.range.trained)
+    if not quantised:
+        raise ValueError(
+            f"model: expected one with layered quanters, found none in {type(model).__name__}. "
+            "Quantise it first: LayeredQAT(config).quantize(model)."
+        )
+    if unknown := sorted(set(bits) - known):
+        raise ValueError(
+            f"bits: expected widths that the model was trained at, got {unknown} as well. Of the "
+            f"others it knows {sorted(known, reverse=True)}."
+        )
+    return layered_state(model, bits)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as it comes back from JSON."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config: expected a dict, got {type(config).__name__}.")
+    _check_plain(config, "config")
+    try:
+        return json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"config: expected plain values that JSON holds ({error}).") from error
+
+
+def _check_plain(value: object, where: str) -> None:
+    """JSON would write a key of another type as text, and read it as such."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where}: expected text as keys, got {key!r}.")
+            _check_plain(item, f"{where}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_plain(item, f"{where}[{number}]")
+    elif not (value is None or isinstance(value, (str, int, float))):
+        raise ValueError(
+            f"{where}: expected a dict, list, text, number, boolean or None, got "
+            f"{type(value).__name__}."
+        )
+
+
+def _write(manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folder: Path) -> None:
+    files, content = {}, digest(manifest.structure())
+    for name, tensors in zip(manifest.names(manifest.highest), layers, strict=True):
+        data = save(dict(tensors))
+        content = content_digest(content, tensors)
+        files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest(), content)
+        write_bytes(folder / name, data)
+    complete = Manifest(
+        manifest.architecture, manifest.bits, manifest.weights, manifest.activations, files
+    )
+    write_bytes(folder / MANIFEST, complete.encoded())
+    sync_folder(folder)
+
+
+def _is_layered(folder: Path) -> bool:
+    """Whether a folder is empty or a layered model and nothing else."""
+    if not folder.is_dir():
+        return False
+    present = {path.name for path in folder.iterdir()}
+    ours = {MANIFEST, *(file_name(bits) for bits in range(1, 9))}
+    return not present or (MANIFEST in present and present <= ours)
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayeredModel:
+    """A layered model, as far as it was read.
+
+    Attributes:
+        state: of all widths up to `bits`.
+        bits: the width that was asked for; those trained are `state.bits`.
+        config: as it was given to `save_layered`.
+        opened: names and bytes of the files that were read, in that order.
+    """
+
+    state: LayeredState
+    bits: int
+    config: dict[str, Any]
+    opened: list[tuple[str, int]]
+    _look: Callable[[], int] = field(repr=False)
+
+    @cached_property
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The float model's tensors at `bits`, by its names."""
+        return self.state.state_dict(self.bits)
+
+    @cached_property
+    def available(self) -> int:
+        """The highest width that the folder or the server has all files for. A server is asked, at
+        the first time only, without loading anything.
+
+        Raises:
+            FetchError: the server does not tell.
+        """
+        return self._look()
+
+
+def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredModel:
+    """Read a layered model at a width, from a folder or over HTTP.
+
+    Over HTTP the manifest is asked for each time and the files needed are loaded once, into
+    `~/.cache/ppvision/layered/<hash of the address>` (the environment variable PPVISION_CACHE names
+    another folder than `~/.cache/ppvision`). A broken download goes on where it stopped. Without an
+    answer of the server the cached files are used, with a warning, if they are enough.
+
+    Args:
+        path_or_url: the folder, or its address, http or https.
+        bits: the width, from the lowest to the highest trained one. One in between that was not
+            trained takes statistics and steps of the next trained one above. Default None: the
+            highest that all files are there for; which one is logged.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        LayeredModelError: a file that is missing, damaged, or of another model, as `FetchError` if
+            a server is the cause; nothing is loaded then.
+        ValueError: a width that the model has not.
+    """
+    if is_url(path_or_url):
+        return _load_url(Remote(str(path_or_url)), bits)
+    folder = _folder(path_or_url)
+    manifest, size = _read_manifest(folder)
+    bits = _chosen(manifest, bits, folder, partial(_present, folder, manifest))
+    return _load(folder, manifest, size, bits, partial(_present, folder, manifest))
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder}: expected the folder of a layered model (save_layered, `ppvision pack`), "
+            "found none."
+        )
+    return folder
+
+
+def _read(path: Path, limit: int) -> bytes:
+    """A file's bytes, or the first that are more than `limit`."""
+    if not path.is_file():
+        raise LayeredModelError(
+            f"{path}: expected this file of a layered model, found none. Copy or fetch it again."
+        )
+    with path.open("rb") as file:
+        return file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
+
+
+def _read_manifest(folder: Path) -> tuple[Manifest, int]:
+    """The manifest and its bytes."""
+    data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    return parse_manifest(data, str(folder / MANIFEST)), len(data)
+
+
+def _present(folder: Path, manifest: Manifest) -> int:
+    """The highest width that all files are there for; below the lowest: none."""
+    bits = manifest.lowest - 1
+    while bits < manifest.highest and (folder / file_name(bits + 1)).is_file():
+        bits += 1
+    return bits
+
+
+def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable[[], int]) -> int:
+    """The width to load."""
+    low, high = manifest.lowest, manifest.highest
+    if bits is not None:
+        whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
+        if not whole or not low <= bits <= high:
+            raise ValueError(f"bits: expected {low} to {high} for {source}, got {bits!r}.")
+        return int(bits)
+    found = max(look(), low)  # without the lowest, reading it will say so
+    if found < high:
+        logger.warning(
+            "%s: %s is not there; taking %d bits of %d to %d",
+            *(source, file_name(found + 1), found, low, high),
+        )
+    else:
+        logger.info("%s: taking %d bits, the highest width", source, found)
+    return found
+
+
+def _load(
+    folder: Path, manifest: Manifest, size: int, bits: int, look: Callable[[], int]
+) -> LayeredModel:
+    """Read the files of a width; `size` is the manifest's."""
+    opened, layers = [(MANIFEST, size)], []
+    content = digest(manifest.structure())
+    for name in manifest.names(bits):
+        path = folder / name
+        data = _read_verified(path, manifest.files[name])
+        opened.append((name, len(data)))
+        layers.append(parse_tensors(data, str(path)))
+        content = content_digest(content, layers[-1])
+        if content != manifest.files[name].content:
+            raise LayeredModelError(
+                f"{path}: expected content of sha256 {manifest.files[name].content}, got {content}:"
+                " this file and the manifest are not of one model. Copy or fetch both again."
+            )
+    state = join_layers(manifest, layers, str(folder))
+    return LayeredModel(state, bits, dict(manifest.architecture), opened, look)
+
+
+def _read_verified(path: Path, entry: FileEntry) -> bytes:
+    """A file's bytes, read once and compared with the manifest."""
+
+    def differs(what: str, expected: object, got: object) -> LayeredModelError:
+        return LayeredModelError(
+            f"{path}: expected {what} {expected}, got {got}: the file is incomplete, damaged or of "
+            "another model. Copy or fetch it again."
+        )
+
+    if path.is_file() and path.stat().st_size != entry.bytes:
+        raise differs("bytes", entry.bytes, path.stat().st_size)
+    data = _read(path, entry.bytes)
+    if len(data) != entry.bytes:
+        raise differs("bytes", entry.bytes, len(data))
+    if (found := hashlib.sha256(data).hexdigest()) != entry.sha256:
+        raise differs("sha256", entry.sha256, found)
+    return data
+
+
+# -- over HTTP -------------------------------------------------------------------------------------
+
+
+def _load_url(remote: Remote, bits: int | None) -> LayeredModel:
+    with remote.locked():
+        try:
+            data = remote.read(MANIFEST, MAX_MANIFEST_BYTES)
+        except UnreachableError as error:
+            return _load_cached(remote, bits, error)
+        manifest = parse_manifest(data, f"{remote.shown}/{MANIFEST}")
+        look = partial(_served, remote, manifest)
+        bits = _chosen(manifest, bits, remote.shown, look)
+        for name in manifest.names(bits):
+            entry = manifest.files[name]
+            remote.fetch(name, entry.bytes, entry.sha256)
+        # Last, so that the manifest in the cache is one whose files came.
+        write_bytes(remote.folder / MANIFEST, data)
+        return _load(remote.folder, manifest, len(data), bits, look)
+
+
+def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> LayeredModel:
+    """What was fetched before, now that the server does not answer."""
+    if not (remote.folder / MANIFEST).is_file():
+        raise error
+    manifest, size = _read_manifest(remote.folder)
+    look = partial(_present, remote.folder, manifest)
+    bits = _chosen(manifest, bits, remote.shown, look)
+    if look() < bits:
+        raise FetchError(
+            f"{error} In {remote.folder} are the files up to {file_name(look())}, not those of "
+            f"{bits} bits."
+        ) from error
+    try:
+        model = _load(remote.folder, manifest, size, bits, look)
+    except LayeredModelError as damaged:
+        raise FetchError(f"{error} What was fetched before is not whole: {damaged}") from damaged
+    logger.warning("%s Taking what was fetched before: %s", error, remote.folder)
+    return model
+
+
+def _served(remote: Remote, manifest: Manifest) -> int:
+    """`_present` of a server."""
+    bits = manifest.lowest - 1
+    while bits < manifest.highest and remote.has(file_name(bits + 1)):
+        bits += 1
+    return bits
+
+
+# -- describing ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayeredFile:
+    """A file: its name, bytes and sha256; `present`: whether it is there, None on a server."""
+
+    name: str
+    bytes: int
+    sha256: str
+    present: bool | None
+
+
+@dataclass(frozen=True)
+class LayeredDescription:
+    """What a manifest says. `str()` of it is what `pack --info` prints.
+
+    Attributes:
+        source: folder or address.
+        bits: trained widths, the highest first.
+        files: the manifest, then each layer.
+        precisions: bytes of the manifest and the files needed, for every width.
+        config: what the architecture is built from.
+        weights: how many weights (tensors) are quantised.
+        fixed: how many of them have one width only.
+        count: numbers in them.
+        activations: how many layers round their input.
+    """
+
+    source: str
+    bits: tuple[int, ...]
+    files: tuple[LayeredFile, ...]
+    precisions: Mapping[int, int]
+    config: Mapping[str, Any]
+    weights: int
+    fixed: int
+    count: int
+    activations: int
+
+    def __str__(self) -> str:
+        lines = [
+            self.source,
+            f"trained at {', '.join(map(str, self.bits))} bits; "
+            f"{self.weights} quantised weights of {self.count:,} numbers, {self.fixed} of one "
+            f"width; {self.activations} rounded inputs",
+            *(f"  {key}: {_short(value)}" for key, value in self.config.items()),
+            f"{'file':<16}{'bytes':>14}  sha256",
+        ]
+        lines += [
+            f"{f.name:<16}{f.bytes:>14,}  {f.sha256}{'  missing' if f.present is False else ''}"
+            for f in self.files
+        ]
+        lines.append(f"{'precision':<16}{'bytes':>14}")
+        for bits, size in self.precisions.items():
+            note = "" if bits in self.bits else "  not trained"
+            lines.append(f"{f'{bits} bits':<16}{size:>14,}{note}")
+        return "\n".join(lines)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def describe_layered(path_or_url: str | Path) -> LayeredDescription:
+    """What a layered model consists of, by its manifest alone.
+
+    Args:
+        path_or_url: as of `load_layered`.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        LayeredModelError: no manifest, or a damaged one.
+    """
+    if is_url(path_or_url):
+        remote = Remote(str(path_or_url))
+        data, source = remote.read(MANIFEST, MAX_MANIFEST_BYTES), remote.shown
+        manifest = parse_manifest(data, f"{source}/{MANIFEST}")
+        return _described(source, manifest, data, lambda name: None)
+    folder = _folder(path_or_url)
+    data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = parse_manifest(data, str(folder / MANIFEST))
+    return _described(str(folder), manifest, data, lambda name: (folder / name).is_file())
+
+
+def _described(
+    source: str, manifest: Manifest, data: bytes, present: Callable[[str], bool | None]
+) -> LayeredDescription:
+    files = [LayeredFile(MANIFEST, len(data), hashlib.sha256(data).hexdigest(), True)]
+    total, precisions = len(data), {}
+    for bits in range(manifest.lowest, manifest.highest + 1):
+        name = file_name(bits)
+        entry = manifest.files[name]
+        files.append(LayeredFile(name, entry.bytes, entry.sha256, present(name)))
+        total += entry.bytes
+        precisions[bits] = total
+    weights = manifest.weights.values()
+    return LayeredDescription(
+        source=source,
+        bits=manifest.bits,
+        files=tuple(files),
+        precisions=precisions,
+        config=manifest.architecture,
+        weights=len(manifest.weights),
+        fixed=sum(w.width(manifest.lowest) == w.width(manifest.highest) for w in weights),
+        count=sum(w.count for w in weights),
+        activations=len(manifest.activations),
+    )
