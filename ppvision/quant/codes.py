@@ -63,6 +63,8 @@ def quantize_codes(
 def _aligned_step(step: np.ndarray | float, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
     """The steps in float64, shaped to be multiplied with an array of `shape`."""
     step = np.asarray(step, np.float64)
+    if axis is not None and not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis: expected one of the {len(shape)} of {list(shape)}, got {axis}.")
     expected = () if axis is None else (shape[axis],)
     if step.shape != expected:
         raise ValueError(
@@ -195,6 +197,8 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
         ValueError: another shape or type, or bits that are not 0 behind the last code.
     """
     packed = np.asarray(packed)
+    if count < 0:
+        raise ValueError(f"count: expected at least 0, got {count}.")
     if packed.dtype != np.uint8 or packed.ndim != 2 or not 1 <= len(packed) <= MAX_BITS:
         raise ValueError(
             f"packed: expected 1 to {MAX_BITS} planes of uint8, got {packed.dtype} "
