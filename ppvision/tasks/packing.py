@@ -1,7 +1,8 @@
 """`pack`: a trained model, or a float one as it is, as a layered model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,7 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
         return
     for k in once.widths[1:]:
         once.set_bits(k)
-        estimate_statistics(norms, lambda: _show(job, once, chosen, f"statistics at {k} bits"))
+        estimate_statistics(norms, partial(_show, job, once, chosen, f"statistics at {k} bits"))
     once.set_bits(once.widths[0])
 
 
@@ -119,7 +120,7 @@ def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what:
         job.predict_image(model, path)
 
 
-def estimate_statistics(norms: Sequence[nn.Layer], run: callable) -> None:
+def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> None:
     """BatchNorm's statistics anew: the mean over what the norms see while `run` runs.
 
     Args:

@@ -28,7 +28,8 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.quant.layered_model import is_layered, load_layered
+from ppvision.quant import load_layered
+from ppvision.quant.fetching import is_url
 from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.packed_layers import pack_model
@@ -105,6 +106,11 @@ def once_qat(model: nn.Layer, options: Mapping, example: Tensor) -> OnceQAT:
 def has_quanters(names: Sequence[str]) -> bool:
     """Whether tensors of these names come from a model with quanters."""
     return any(".weight_quanter." in name for name in names)
+
+
+def is_layered(model_path: str | Path) -> bool:
+    """Whether it is to be read as a layered model: a folder or a URL, where weights are a file."""
+    return is_url(str(model_path)) or Path(model_path).is_dir()
 
 
 # -- training --------------------------------------------------------------------------------------
