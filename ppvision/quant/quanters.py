@@ -150,16 +150,17 @@ class _CellCentres(PyLayer):
 
     @staticmethod
     def forward(
-        ctx: object, weight: Tensor, step: Tensor, scale: Tensor, bits: int, learning: float
+        ctx: object, weight: Tensor, step: Tensor, scale: Tensor, learning: Tensor, bits: int
     ) -> Tensor:
-        """`step` and `scale` have the weight's axes; `learning` scales their gradients."""
-        ctx.save_for_backward(weight, step, scale)
-        ctx.bits, ctx.learning = bits, learning
+        """`step`, `scale` and `learning`, a factor of the gradients of both, have the weight's
+        axes."""
+        ctx.save_for_backward(weight, step, scale, learning)
+        ctx.bits = bits
         return step * scale * (_cells(weight, step, bits)[1] + 0.5)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weight, step, scale = ctx.saved_tensor()
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, step, scale, learning = ctx.saved_tensor()
         low, high = code_range(ctx.bits)
         u, q = _cells(weight, step, ctx.bits)
         inside = paddle.logical_and(u >= low, u < high + 1).astype(gradient.dtype)
@@ -167,16 +168,14 @@ class _CellCentres(PyLayer):
         passed = gradient * scale
         of_step = (passed * (q + 0.5 - u * inside)).sum(axis=axes, keepdim=True)
         of_scale = (gradient * step * (q + 0.5)).sum(axis=axes, keepdim=True)
-        # LSQ's scale belongs to steps that are learned themselves. Theirs are learned by logarithm:
-        # divided by the step squared, the same learning rate moves them by the same share.
         alive = (step > 0).astype(step.dtype)
-        learning = alive * ctx.learning / paddle.square(paddle.clip(step, min=1e-15))
         gradients = (
             passed * (inside * alive + (1.0 - alive)),
             learning * of_step,
             learning * of_scale,
+            learning,  # a constant
         )
-        return _of_trained((weight, step, scale), gradients)
+        return _of_trained((weight, step, scale, learning), gradients)
 
 
 def _of_trained(
@@ -267,16 +266,26 @@ class LayeredWeightQuanterLayer(BaseQuanter):
                 self._set_initial(rows)
         bits = self.range.width(self.bits)
         with paddle.amp.auto_cast(enable=False):
-            step = paddle.exp(self.log_scale) * self.initial_step  # [channels]
-            step = step * 2.0 ** (self.top_bits - bits)
+            cell = 2.0 ** (self.top_bits - bits)
+            step = paddle.exp(self.log_scale) * self.initial_step * cell  # [channels]
+            learning = self._learning(step.detach(), cell, weight.size, bits)
             shape = [1] * weight.ndim
             shape[self.axis] = -1
-            per_channel = weight.size // len(self.initial_step)
-            learning = 1.0 / math.sqrt(per_channel * max(1, code_range(bits)[1]))
-            scale = self._scale(bits)
-            return _CellCentres.apply(
-                weight.astype("float32"), step.reshape(shape), scale.reshape(shape), bits, learning
-            )
+            factors = (x.reshape(shape) for x in (step, self._scale(bits), learning))
+            return _CellCentres.apply(weight.astype("float32"), *factors, bits)
+
+    def _learning(self, step: Tensor, cell: float, size: int, bits: int) -> Tensor:
+        """`[channels]`: the factor of a step's gradient.
+
+        LSQ's 1 / sqrt(N 2^(bits-1)) belongs to steps that are learned themselves. For their
+        logarithms it is divided by the step squared, so that the same learning rate moves a step by
+        the same share of itself; not by less than the initial one, or steps that shrink would
+        shrink ever faster.
+        """
+        per_channel = size // len(step)
+        learning = 1.0 / math.sqrt(per_channel * 2 ** (bits - 1))
+        largest = paddle.maximum(step, self.initial_step * cell)
+        return learning * (step > 0).astype("float32") / paddle.clip(largest, min=1e-15).square()
 
     def _scale(self, bits: int) -> Tensor:
         """`[channels]`: what the width multiplies its centres with."""
@@ -353,21 +362,23 @@ class _Rounding(PyLayer):
     """Rounded to whole steps; straight through backwards, with LSQ's gradient of the step."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward(x, step)
+    def forward(
+        ctx: object, x: Tensor, step: Tensor, learning: Tensor, low: int, high: int
+    ) -> Tensor:
+        """`learning` is a factor of the step's gradient."""
+        ctx.save_for_backward(x, step, learning)
         ctx.low, ctx.high = low, high
         return step * paddle.clip(paddle.round(x / step), low, high)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        x, step = ctx.saved_tensor()
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, step, learning = ctx.saved_tensor()
         u = x / step
         q = paddle.clip(paddle.round(u), ctx.low, ctx.high)
         inside = paddle.logical_and(u >= ctx.low, u <= ctx.high).astype(gradient.dtype)
-        of_step = (gradient * (q - u * inside)).sum()
-        learning = 1.0 / math.sqrt(x.size * max(1, ctx.high))
-        of_step = (learning * of_step / paddle.square(step)).reshape(step.shape)
-        return _of_trained((x, step), (gradient * inside, of_step))
+        of_step = (gradient * (q - u * inside)).sum().reshape(step.shape)
+        gradients = gradient * inside, learning * of_step, learning
+        return _of_trained((x, step, learning), gradients)
 
 
 class LayeredActivationQuanterLayer(BaseQuanter):
@@ -421,7 +432,9 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             step = paddle.exp(self.log_scale[row]) * self.initial_step[row]
             step = step * 2.0 ** max(0, self.range.widths[row] - bits)  # an untrained width
             low, high = rounding_range(bits, bool(self.signed))
-            return _Rounding.apply(x.astype("float32"), step, low, high).astype(x.dtype)
+            largest = paddle.maximum(step.detach(), self.initial_step[row])  # as with weights
+            learning = 1.0 / (math.sqrt(x.size * high) * largest.square())
+            return _Rounding.apply(x.astype("float32"), step, learning, low, high).astype(x.dtype)
 
     def _has_steps(self) -> bool:
         if not self._is_set:
