@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from paddle import nn
+from paddle.quantization import BaseQuanter
 
 from ppvision.quant.codes import (
     dequantize_codes,
@@ -176,8 +177,10 @@ def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
                 floats.pop(f"{path}.{name}")
         elif isinstance(layer, LayeredActivationQuanterLayer):
             activations[path.removesuffix(".activation_quanter")] = _layered_activation(path, layer)
-    quanters = ("weight_quanter", "activation_quanter")
-    floats = {k: v for k, v in floats.items() if not any(f".{q}." in k for q in quanters)}
+    quanters = tuple(
+        f"{path}." for path, layer in model.named_sublayers() if isinstance(layer, BaseQuanter)
+    )
+    floats = {name: array for name, array in floats.items() if not name.startswith(quanters)}
     return LayeredState(bits, bits[0], weights, floats, statistics, activations)
 
 

@@ -1,0 +1,409 @@
+"""Models at all widths: putting quanters in, training, taking apart, packing."""
+
+import copy
+import random
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+from paddleslim.quant import SlimQuantConfig
+from paddleslim.quant.constraints import FreezedConvBNConstraint
+
+from ppvision.nn import SemanticDiffusion
+from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
+from ppvision.quant import LayeredActivationQuanter, LayeredWeightQuanter, OnceQAT
+from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer
+from ppvision.quant.layered_state import layered_state
+from ppvision.quant.packed_layers import pack_model, packed_copy
+
+BITS = (8, 4, 2)
+
+
+class Small(nn.Layer):
+    """Every kind of layer that can be quantised, with odd sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2D(3, 7, 3, padding=1), nn.BatchNorm2D(7), nn.ReLU())
+        self.depthwise = nn.Conv2D(7, 7, 3, padding=1, groups=7)
+        self.sdn = SemanticDiffusion(7)
+        self.up = nn.Conv2DTranspose(7, 6, 2, stride=2)
+        self.grouped = nn.Conv2D(6, 8, 3, padding="SAME", groups=2, padding_mode="zeros")
+        self.norm = nn.BatchNorm2D(8)
+        self.hidden = nn.Linear(8, 5)
+        self.head = nn.Linear(5, 4)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        x = self.sdn(self.depthwise(self.stem(x)))
+        x = F.relu(self.norm(self.grouped(self.up(x)))).mean(axis=[2, 3])
+        return self.head(F.relu(self.hidden(x)))
+
+
+def pictures(seed: int = 0, batch: int = 2) -> paddle.Tensor:
+    shape = [batch, 3, 9, 11]
+    return paddle.to_tensor(np.random.default_rng(seed).normal(size=shape), "float32")
+
+
+def once(seed: int = 0, **options: object) -> OnceQAT:
+    paddle.seed(seed)
+    model = Small()
+    objective = {
+        k: options.pop(k) for k in ("objective", "weights", "distillation") if k in options
+    }
+    bits = options.pop("bits", BITS)
+    config = slim_quant_config(model, bits=bits, ends=end_layers(model, pictures()), **options)
+    return OnceQAT(LayeredQAT(config).quantize(model), bits, **objective)
+
+
+def loss_of(logits: paddle.Tensor) -> paddle.Tensor:
+    return F.cross_entropy(logits, paddle.to_tensor([1, 3]))
+
+
+# -- putting quanters in ---------------------------------------------------------------------------
+
+
+def quantised(model: nn.Layer) -> dict[str, LayeredLayer]:
+    return {
+        path: layer
+        for path, layer in model.named_sublayers()
+        if isinstance(layer, LayeredLayer) and layer.weight_quanter is not None
+    }
+
+
+def test_every_kind_of_layer_is_quantised():
+    found = quantised(once().model)
+    assert set(found) == {
+        *("stem.0", "depthwise", "up", "grouped", "hidden", "head"),
+        *("sdn.guide.0", "sdn.difference", "sdn.fuse"),
+    }
+    fixed = {path for path, layer in found.items() if layer.weight_quanter.widths == (8,)}
+    assert fixed == {"stem.0", "head", "sdn.fuse"}  # reads the picture, gives the result, fuses
+
+
+@pytest.mark.parametrize("how", ["global", "type", "name", "layer"])
+def test_paddleslims_own_config(how):
+    model = Small()
+    factory = LayeredWeightQuanter(BITS)
+    config = SlimQuantConfig(activation=None, weight=factory if how == "global" else None)
+    if how == "type":
+        config.add_type_config([nn.Conv2D], weight=factory)
+    elif how == "name":
+        config.add_name_config(model.hidden.full_name(), weight=factory)
+    elif how == "layer":
+        config.add_layer_config([model.hidden], weight=factory)
+    found = set(quantised(LayeredQAT(config).quantize(model)))
+    convolutions = {"stem.0", "depthwise", "grouped", "sdn.guide.0", "sdn.fuse"}
+    assert (
+        found
+        == {
+            "global": convolutions | {"hidden", "head", "up", "sdn.difference"},
+            "type": convolutions,
+            "name": {"hidden"},
+            "layer": {"hidden"},
+        }[how]
+    )
+    assert not quantised(model), "the model itself was changed"
+
+
+def test_a_layer_can_be_left_out():
+    model = Small()
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    config.add_layer_config([model.hidden], weight=None)
+    quantized = LayeredQAT(config).quantize(model)
+    assert "hidden" not in quantised(quantized)
+    np.testing.assert_array_equal(quantized.hidden.weight.numpy(), model.hidden.weight.numpy())
+
+
+def test_activations_by_paddleslims_own_config():
+    model = Small()
+    config = SlimQuantConfig(
+        activation=LayeredActivationQuanter(BITS), weight=LayeredWeightQuanter(BITS)
+    )
+    net = OnceQAT(LayeredQAT(config).quantize(model), BITS)
+    net.train()
+    net(pictures())
+    net.eval()
+    for bits in BITS:
+        net.set_bits(bits)
+        packed = packed_copy(net.model, bits)
+        np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
+
+
+def test_rules_of_yaml():
+    net = once(
+        types={"Conv2D": {"min_bits": 4}},
+        layers={
+            "sdn": {"float": True},
+            "sdn.difference": {"bits": 6},
+            "head": {"min_bits": 2},
+            "hid*": {"max_bits": 4, "activations": True},
+        },
+    )
+    found = quantised(net.model)
+    widths = {path: layer.weight_quanter.widths for path, layer in found.items()}
+    assert widths == {
+        "stem.0": (8,),
+        "depthwise": (8, 4),
+        "grouped": (8, 4),
+        "up": (8, 4, 2),
+        "sdn.difference": (6,),
+        "hidden": (4, 2),
+        "head": (8, 4, 2),
+    }
+    with_activation = {p for p, layer in found.items() if layer.activation_quanter is not None}
+    assert with_activation == {"hidden"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": {"nothing.*": {"bits": 4}}}, r"'nothing\.\*' matches no layer.*stem\.0"),
+        ({"types": {"Conv3D": {}}}, "expected one of Conv2D, .*got 'Conv3D'"),
+        ({"layers": {"head": {"bit": 4}}}, "the rule for head: expected bits"),
+        ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "expected bits, or min_bits"),
+        ({"layers": {"head": {"bits": 9}}}, "from 1 to 8, got 9"),
+        ({"layers": {"*": {"float": True}}}, "expected a layer that the config names"),
+    ],
+)
+def test_wrong_rules_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        once(**options)
+
+
+def test_constraints_need_an_input_and_leave_nothing_behind():
+    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    config.add_constraints(FreezedConvBNConstraint())
+    with pytest.raises(ValueError, match="Expected an example input, got none"):
+        LayeredQAT(config).quantize(model)
+    model.train()
+    before = model[1]._mean.numpy()
+    with pytest.raises((TypeError, ValueError, AttributeError)):  # as PaddleSlim's tracer likes
+        LayeredQAT(config).quantize(model, inplace=True, inputs="no picture")
+    assert not any(hasattr(layer, "__forward_orig__") for layer in model.sublayers())
+    assert all(layer.training for layer in model.sublayers())
+    np.testing.assert_array_equal(model[1]._mean.numpy(), before)
+
+
+def test_ends_of_a_network():
+    assert end_layers(Small(), pictures()) == ("stem.0", "head")
+
+
+# -- widths ----------------------------------------------------------------------------------------
+
+
+def test_a_float_checkpoint_keeps_its_names():
+    paddle.seed(0)
+    names = set(Small().state_dict())
+    own = set(once().model.state_dict())
+    assert names <= own
+    assert all("quanter" in n or ".w4_" in n or ".w2_" in n for n in own - names)
+
+
+def test_statistics_are_kept_for_every_width():
+    net = once()
+    net.train()
+    norms = [layer for layer in net.sublayers() if isinstance(layer, LayeredBatchNorm2D)]
+    start = {k: v.numpy() for k, v in net.model.state_dict().items()}
+    with net.alone(4):
+        net(pictures(1))
+    for path, layer in net.model.named_sublayers():
+        if layer not in norms:
+            continue
+        for name in ("_mean", "_variance"):
+            now = net.model.state_dict()
+            assert not np.array_equal(now[f"{path}.w4{name}"].numpy(), start[f"{path}.w4{name}"])
+            for other in (name, f"w2{name}"):
+                np.testing.assert_array_equal(now[f"{path}.{other}"], start[f"{path}.{other}"])
+    norm = norms[0]
+    for bits, expected in (
+        (8, "_mean"),
+        (7, "_mean"),
+        (4, "w4_mean"),
+        (3, "w4_mean"),
+        (2, "w2_mean"),
+    ):
+        net.set_bits(bits)
+        held = {**norm._parameters, **norm._buffers}
+        assert norm._mean is held[expected], bits
+
+
+def test_widths_out_of_range():
+    net = once()
+    for bits in (1, 9, True, "4"):
+        with pytest.raises(ValueError, match="expected 2 to 8"):
+            net.set_bits(bits)
+    with pytest.raises(ValueError, match=r"expected widths that the quanters know.*\[6\]"):
+        OnceQAT(net.model, (8, 6))
+    with pytest.raises(ValueError, match="found none in Small"):
+        OnceQAT(Small())
+
+
+def test_eval_is_the_model_at_its_width():
+    net = once()
+    net.eval()
+    outputs = {}
+    for bits in BITS:
+        net.set_bits(bits)
+        outputs[bits] = net(pictures()).numpy()
+    paddle.seed(0)
+    exact = Small()
+    exact.eval()
+    errors = [float(np.abs(outputs[k] - exact(pictures()).numpy()).max()) for k in BITS]
+    assert 0 < errors[0] < errors[1] < errors[2]
+
+
+# -- training --------------------------------------------------------------------------------------
+
+
+def test_one_width_after_another_gives_the_gradient_of_their_mean():
+    together, apart = once(), once()
+    together.train()
+    logits = together(pictures())
+    assert len(logits) == len(BITS)
+    (sum(loss_of(x) for x in logits) / len(BITS)).backward()
+    apart.train()
+    for bits in BITS:
+        with apart.alone(bits):
+            (loss_of(apart(pictures())) / len(BITS)).backward()
+    others = dict(apart.named_parameters())
+    for name, parameter in together.named_parameters():
+        if parameter.stop_gradient:
+            continue
+        assert parameter.grad is not None, name
+        np.testing.assert_allclose(
+            parameter.grad.numpy(), others[name].grad.numpy(), 1e-4, 1e-6, err_msg=name
+        )
+
+
+def test_memory_does_not_grow_with_the_number_of_widths():
+    from paddle.base import core
+
+    def peak(net: OnceQAT, widths: tuple[int, ...]) -> int:
+        net.train()
+        x = paddle.to_tensor(np.zeros([16, 3, 64, 64], np.float32))
+        for _ in range(2):  # the first pass makes the gradients
+            core.host_memory_stat_reset_peak_value("Allocated", 0)
+            before = core.host_memory_stat_current_value("Allocated", 0)
+            for bits in widths:
+                with net.alone(bits):
+                    F.cross_entropy(net(x), paddle.zeros([16], "int64")).backward()
+            most = core.host_memory_stat_peak_value("Allocated", 0) - before
+        return most
+
+    def peak_together(net: OnceQAT) -> int:
+        net.train()
+        x = paddle.to_tensor(np.zeros([16, 3, 64, 64], np.float32))
+        core.host_memory_stat_reset_peak_value("Allocated", 0)
+        before = core.host_memory_stat_current_value("Allocated", 0)
+        sum(F.cross_entropy(y, paddle.zeros([16], "int64")) for y in net(x)).backward()
+        return core.host_memory_stat_peak_value("Allocated", 0) - before
+
+    five = (8, 6, 4, 3, 2)
+    one = peak(once(bits=five), (8,))
+    assert peak(once(bits=five), five) < 1.1 * one
+    assert peak_together(once(bits=five)) > 3 * one  # what the engine spares
+
+
+def test_objectives():
+    net = once(objective="sandwich", bits=(8, 6, 4, 3, 2))
+    drawn = []
+    for step in range(40):
+        net.draw(random.Random(f"7/{step}"))
+        assert (net.drawn[0], net.drawn[2]) == (8, 2)
+        drawn.append(net.drawn[1])
+    assert set(drawn) == {6, 4, 3}
+    net.train()
+    assert len(net(pictures())) == 3
+
+    weights = once(weights=[1, 1, 2]).weights
+    assert weights == {8: 0.75, 4: 0.75, 2: 1.5}
+    for wrong, message in (
+        ({"objective": "best"}, "one of mean, sandwich"),
+        ({"weights": [1, 2]}, "for each of"),
+        ({"weights": [0, 0, 0]}, "for each of"),
+        ({"distillation": -1}, "at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            once(**wrong)
+
+
+def test_distillation_is_the_divergence_from_the_highest_width():
+    net = once(distillation=0.5)
+    teacher = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
+    student = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
+    task = paddle.to_tensor(1.0)
+    assert len(net.weighted(8, [task], paddle.to_tensor(teacher))) == 1
+    found = net.weighted(2, [task], paddle.to_tensor(student))
+    divergence = 0.0
+    for t, s in zip(teacher.astype(np.float64), student.astype(np.float64), strict=True):
+        p, q = np.exp(t) / np.exp(t).sum(), np.exp(s) / np.exp(s).sum()
+        divergence += (p * np.log(p / q)).sum() / 2
+    assert float(found[1]) == pytest.approx(0.5 * divergence, rel=1e-5)
+
+
+def test_every_parameter_is_trained():
+    net = once(activations=True, steps="per_width")
+    before = {name: p.numpy() for name, p in net.named_parameters() if not p.stop_gradient}
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    net.train()
+    for step in range(3):
+        sum(loss_of(x) for x in net(pictures(step))).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    for name, parameter in net.named_parameters():
+        if not parameter.stop_gradient:
+            assert not np.array_equal(parameter.numpy(), before[name]), name
+
+
+# -- packing ---------------------------------------------------------------------------------------
+
+
+def trained(**options: object) -> OnceQAT:
+    net = once(**options)
+    net.train()
+    optimizer = paddle.optimizer.Adam(1e-2, parameters=net.parameters())
+    for step in range(3):
+        sum(loss_of(x) for x in net(pictures(step))).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    net.eval()
+    return net
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": "per_width"}, {"activations": True}])
+@pytest.mark.parametrize("bits", [8, 5, 4, 3, 2])
+def test_packed_codes_are_the_model_at_its_width(options, bits):
+    net = trained(**options)
+    net.set_bits(bits)
+    expected = net(pictures(9)).numpy()
+    state = layered_state(net.model, BITS)
+    for source in (Small(), copy.deepcopy(net.model)):
+        packed = pack_model(source, state, bits)
+        np.testing.assert_allclose(packed(pictures(9)).numpy(), expected, atol=1e-5)
+        assert not any("quanter" in name for name in packed.state_dict())
+    if "activations" not in options:
+        exact = Small()
+        exact.set_state_dict(state.state_dict(bits))
+        exact.eval()
+        np.testing.assert_allclose(exact(pictures(9)).numpy(), expected, atol=1e-5)
+
+
+def test_packing_another_architecture_is_refused():
+    state = layered_state(once().model, BITS)
+    with pytest.raises(ValueError, match="another architecture"):
+        pack_model(nn.Sequential(nn.Conv2D(3, 4, 3)), state, 8)
+    other = Small()
+    other.hidden = nn.Linear(9, 5)
+    with pytest.raises(ValueError, match=r"hidden: expected a layer with a weight \[8, 5\]"):
+        pack_model(other, state, 8)
+    for bits in (1, 9):
+        with pytest.raises(ValueError, match=f"expected 2 to 8, got {bits}"):
+            pack_model(Small(), state, bits)
+
+
+def test_activations_that_saw_nothing_are_not_packed():
+    with pytest.raises(ValueError, match=r"stem\.0.*steps of this activation are not set"):
+        layered_state(once(activations=True).model, BITS)
