@@ -1,0 +1,355 @@
+"""Layered quantization through the verbs: Pale, SDN and once-QAT in one config."""
+
+import csv
+import importlib
+import json
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from visualdl.proto.record_pb2 import Record
+from visualdl.reader.record_reader import RecordReader
+
+from ppvision.deploy import Predictor
+from ppvision.deploy.manifest import read_manifest
+from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.quant import OnceQAT, load_layered
+from ppvision.run_folder import RunFolder, read_metrics
+from ppvision.tasks import open_job
+from ppvision.tasks.quantization import scores_by_width
+from ppvision.tasks.training import run_training, train_options
+from ppvision.zoo.weights import read_weights
+from tests.conftest import classification_config, small_config
+from tests.test_segmentation import ppvision
+
+BITS = (8, 4, 2)
+
+
+def all_three(config: dict) -> None:
+    """Pale + SDN + once-QAT."""
+    backbone = config["model"]["backbone"]
+    config["model"]["backbone"] = {"type": "SemanticDiffusionBackbone", "backbone": backbone}
+    config["slim_config"] = {"bits": list(BITS)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes):
+    """Four steps of all three together: `(config, run folder)`."""
+    folder = tmp_path_factory.mktemp("once")
+    content = small_config(scenes)
+    all_three(content)
+    config = folder / "job.yml"
+    config.write_text(yaml.safe_dump(content))
+    code = ppvision(
+        *("train", "-c", config, "--save_dir", folder / "run", "--do_eval", "--use_ema"),
+        *("--iters", 4, "--log_iters", 1, "--save_interval", 2),
+    )
+    assert code == 0
+    return config, folder / "run"
+
+
+@pytest.fixture(scope="module")
+def packed(trained):
+    """Its best model as layers."""
+    config, run = trained
+    folder = run / "model.layered"
+    best = run / "best_model" / "model.pdparams"
+    assert ppvision("pack", "-c", config, "--model_path", best, "--output", folder) == 0
+    return folder
+
+
+def scores_in(text: str) -> dict[int, float]:
+    """mIoU by bits in a printed table."""
+    rows = [line.split() for line in text.splitlines()]
+    place = next(i for i, row in enumerate(rows) if row[:2] == ["bits", "mIoU"])
+    return {int(row[0]): float(row[1]) for row in rows[place + 1 :][: len(BITS)]}
+
+
+def test_every_width_is_logged(trained):
+    _, run = trained
+    rows = read_metrics(run / "metrics.csv")
+    for step in (2, 4):
+        at = {tag: value for number, tag, value in rows if number == step}
+        for name in ("mIoU", "BoundaryIoU", "Ema_mIoU"):
+            of_widths = [at[f"Evaluate/{name}_w{k}"] for k in BITS]
+            assert at[f"Evaluate/{name}"] == pytest.approx(np.mean(of_widths))
+        losses = [at[f"Train/loss_w{k}"] for k in BITS]
+        assert at["Train/loss"] == pytest.approx(np.mean(losses))
+
+
+def test_a_resume_is_exact(trained, tmp_path):
+    config, run = trained
+    checkpoint = list_checkpoints(run / "checkpoints")[0]
+    again = tmp_path / "again"
+    code = ppvision(
+        *("train", "-c", config, "--save_dir", again, "--do_eval", "--use_ema", "--iters", 4),
+        *("--log_iters", 1, "--save_interval", 2, "--resume", checkpoint),
+    )
+    assert code == 0
+    for name in ("model", "ema", "optimizer"):
+        whole = read_weights(run / "checkpoints" / "step_4" / f"{name}.safetensors")
+        resumed = read_weights(again / "checkpoints" / "step_4" / f"{name}.safetensors")
+        assert whole.keys() == resumed.keys()
+        for key in whole:
+            np.testing.assert_array_equal(whole[key], resumed[key], err_msg=key)
+
+
+def test_eval_prints_all_widths_or_one(trained, packed, capsys):
+    config, run = trained
+    best = run / "best_model" / "model.pdparams"
+    tables = []
+    for model in (best, packed):
+        capsys.readouterr()
+        assert ppvision("eval", "-c", config, "--model_path", model) == 0
+        tables.append(scores_in(capsys.readouterr().out))
+        assert ppvision("eval", "-c", config, "--model_path", model, "--bits", 4) == 0
+        one = capsys.readouterr().out
+        assert f"mIoU {tables[-1][4]:.4f}" in one
+    assert tables[0] == tables[1]
+    assert set(tables[0]) == set(BITS)
+
+
+def test_a_layered_model_needs_no_slim_config(trained, packed, tmp_path, scenes, capsys):
+    content = small_config(scenes)
+    all_three(content)
+    del content["slim_config"]
+    plain = tmp_path / "plain.yml"
+    plain.write_text(yaml.safe_dump(content))
+    assert ppvision("eval", "-c", plain, "--model_path", packed, "--bits", 2) == 0
+    image = next((scenes / "images" / "val").iterdir())
+    assert (
+        ppvision(
+            *("predict", "-c", plain, "--model_path", packed, "--bits", 2),
+            *("--image_path", image, "--save_dir", tmp_path / "predicted"),
+        )
+        == 0
+    )
+    assert ppvision("pack", "--info", packed) == 0
+    assert "w2.safetensors" in capsys.readouterr().out
+
+    best = trained[1] / "best_model" / "model.pdparams"
+    capsys.readouterr()
+    assert ppvision("eval", "-c", plain, "--model_path", best) == 1
+    assert "expected slim_config" in capsys.readouterr().err
+
+
+def test_the_layered_model_says_what_it_is(trained, packed):
+    loaded = load_layered(packed, 2)
+    assert [name for name, _ in loaded.opened] == ["manifest.json", "w2.safetensors"]
+    assert loaded.config["model"]["type"] == "SegFormer"
+    assert loaded.config["classes"][0] == "background"
+    assert str(packed.parent.parent) not in json.dumps(loaded.config)
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "layered"])
+def test_export_of_widths(trained, packed, tmp_path, source, capsys, scenes):
+    """All three ideas, exported at 8 and 2 bits: the same classes as in eager mode."""
+    config, run = trained
+    model = packed if source == "layered" else run / "best_model" / "model.pdparams"
+    folder = tmp_path / "exported"
+    code = ppvision(
+        *("export", "-c", config, "--model_path", model, "--save_dir", folder, "--bits", 2, 8),
+        *("--output_op", "none"),
+    )
+    assert code == 0
+    assert "bits" in capsys.readouterr().out
+    with (folder / "widths.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["bits"]) for row in rows] == [8, 2]
+    assert float(rows[0]["bytes"]) > 2.5 * float(rows[1]["bytes"])
+    (record,) = (folder / "vdl" / "w2").glob("vdlrecords.*")
+    stored = [Record.FromString(data) for data in RecordReader(str(record)).get_all()]
+    values = [v for r in stored for v in r.values]
+    (settings,) = [v.hparam for v in values if v.WhichOneof("one_value") == "hparam"]
+    assert [(h.name, h.float_value) for h in settings.hparamInfos] == [("bits", 2.0)]
+    assert {v.tag for v in values if v.WhichOneof("one_value") == "value"} >= {"bytes", "mIoU"}
+
+    job = open_job(config)
+    for k in (8, 2):
+        manifest = read_manifest(folder / f"w{k}")
+        assert manifest.bits == k
+        assert manifest.max_error_to_eager <= 1e-4
+        size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
+        assert manifest.files["model.pdiparams"]["bytes"] == size
+        eager = job.load(model, k)
+        x = np.random.default_rng(0).normal(size=(2, 3, 61, 45)).astype(np.float32)
+        (found,) = Predictor(folder / f"w{k}").run(x)
+        with paddle.no_grad():
+            expected = eager(paddle.to_tensor(x))[0].numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1, np.abs(expected).max()))
+        scores = job.evaluate_exported(folder / f"w{k}")
+        row = next(row for row in rows if int(row["bits"]) == k)
+        assert float(row["mIoU"]) == pytest.approx(scores.miou)
+
+
+def test_export_without_bits_is_the_highest_width_in_float(packed, trained, tmp_path):
+    config, _ = trained
+    folder = tmp_path / "exported"
+    code = ppvision("export", "-c", config, "--model_path", packed, "--save_dir", folder)
+    assert code == 0
+    assert read_manifest(folder).bits == 32
+    image = np.random.default_rng(0).integers(0, 255, (56, 56, 3)).astype(np.uint8)
+    job = open_job(config)
+    x = ((image / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
+    with paddle.no_grad():
+        logits = job.load(packed)(paddle.to_tensor(x))[0].numpy()[0]
+    first, second = np.sort(logits, axis=0)[-1], np.sort(logits, axis=0)[-2]
+    clear = first - second > 1e-3
+    assert (Predictor(folder)(image) == logits.argmax(0))[clear].all()
+
+
+def test_export_to_onnx(packed, trained, tmp_path):
+    config, _ = trained
+    code = ppvision(
+        *("export", "-c", config, "--model_path", packed, "--save_dir", tmp_path / "onnx"),
+        *("--bits", 4, "--format", "onnx", "--skip_eval"),
+    )
+    assert code == 0
+    manifest = read_manifest(tmp_path / "onnx" / "w4")
+    assert (manifest.bits, manifest.format) == (4, "onnx")
+    # Packed codes there as well: four bits a weight, not 32.
+    whole = sum(p.numel() for p in open_job(config).float_model.parameters())
+    assert manifest.files["model.onnx"]["bytes"] < 0.5 * 4 * int(whole)
+
+
+def test_ptq_with_activations(tmp_path, scenes, capsys):
+    content = small_config(scenes)
+    content["slim_config"] = {"bits": [8, 4], "activations": True}
+    config = tmp_path / "job.yml"
+    config.write_text(yaml.safe_dump(content))
+    job = open_job(config)
+    weights = tmp_path / "float.pdparams"
+    paddle.save(job.float_model.state_dict(), str(weights))
+    out = tmp_path / "layers"
+    pack = ("pack", "-c", config, "--model_path", weights, "--output", out)
+    assert ppvision(*pack) == 1
+    assert "quantise them as they are with --ptq" in capsys.readouterr().err
+    assert ppvision(*pack, "--ptq") == 1
+    assert "expected a folder of pictures" in capsys.readouterr().err
+    assert not out.exists()
+    assert ppvision(*pack, "--ptq", "--calibration", scenes / "images" / "val") == 0
+    state = load_layered(out).state
+    assert state.activations
+    norms = [name for name in state.statistics[8] if name.endswith("_mean")]
+    assert norms
+    assert any(not np.array_equal(state.statistics[8][n], state.statistics[4][n]) for n in norms)
+    assert ppvision("eval", "-c", config, "--model_path", out) == 0
+
+
+# -- training elsewhere ----------------------------------------------------------------------------
+
+
+def test_paddlesegs_own_trainer(config_file, tmp_path, monkeypatch):
+    """Its losses are those of our engine; every weight is trained."""
+    stock = importlib.import_module("paddleseg.core.train")
+
+    def change(config: dict) -> None:
+        all_three(config)
+        config["model"]["backbone"]["backbone"]["drop_path_rate"] = 0.0
+        config["train_dataset"]["transforms"].pop(0)
+        config["iters"] = 3
+
+    path = config_file(change)
+
+    def without_dropout() -> object:
+        job = open_job(path)
+        paddle.seed(0)
+        for layer in job.model.sublayers():
+            if isinstance(layer, paddle.nn.Dropout | paddle.nn.Dropout2D):
+                layer.p = 0.0
+        return job
+
+    ours = without_dropout()
+    options = train_options(ours, log_iters=1, save_interval=3)
+    run_training(ours, RunFolder(tmp_path / "ours"), options, do_eval=False, use_vdl=False)
+
+    theirs, seen = without_dropout(), []
+    whole = OnceQAT.loss_computation
+
+    def recorded(self, *arguments):
+        losses = whole(self, *arguments)
+        seen.append([float(loss) for loss in losses])
+        return losses
+
+    monkeypatch.setattr(OnceQAT, "loss_computation", recorded)
+    before = {n: p.numpy() for n, p in theirs.model.named_parameters() if not p.stop_gradient}
+    optimizer = theirs.optimizer
+    stock.train(
+        theirs.model,
+        theirs.train_dataset,
+        optimizer=optimizer,
+        save_dir=str(tmp_path / "theirs"),
+        iters=3,
+        batch_size=4,
+        save_interval=3,
+        log_iters=1,
+        losses=theirs.builder.loss,
+    )
+    rows = read_metrics(tmp_path / "ours" / "metrics.csv")
+    for place, bits in enumerate(BITS):
+        logged = [value for _, tag, value in rows if tag == f"Train/loss_w{bits}"]
+        np.testing.assert_allclose([3 * losses[place] for losses in seen], logged, 2e-3)
+    for name, parameter in theirs.model.named_parameters():
+        if not parameter.stop_gradient:
+            assert not np.array_equal(parameter.numpy(), before[name]), name
+
+
+def test_classification_with_the_sandwich_rule(crops, tmp_path):
+    content = classification_config(crops)
+    content["slim_config"] = {"bits": [8, 6, 4, 2], "objective": "sandwich", "distillation": 0.5}
+    config = tmp_path / "classes.yml"
+    config.write_text(yaml.safe_dump(content))
+    run = tmp_path / "run"
+    code = ppvision(
+        *("train", "-c", config, "--save_dir", run, "--do_eval", "--iters", 3),
+        *("--log_iters", 1, "--save_interval", 3),
+    )
+    assert code == 0
+    rows = read_metrics(run / "metrics.csv")
+    tags = {tag for _, tag, _ in rows}
+    assert {"Train/loss_w8", "Train/loss_random", "Train/loss_w2"} <= tags
+    assert {f"Evaluate/top1_w{k}" for k in (8, 6, 4, 2)} <= tags
+    job = open_job(config)
+    model = job.load(run / "best_model" / "model.pdparams", 6)
+    assert isinstance(model, OnceQAT)
+    found = scores_by_width(model, lambda m: {"Evaluate/top1": job.evaluate(m).top1})
+    logged = {tag: value for _, tag, value in rows if tag in found}
+    assert found == pytest.approx(logged)
+
+
+@pytest.mark.parametrize(
+    ("slim", "message"),
+    [
+        ({"bit": [8]}, "got 'bit'. Did you mean bits"),
+        ({"objective": "sandwhich"}, "got 'sandwhich'. Did you mean sandwich"),
+        ({"bits": [8, 9]}, "from 1 to 8, got 9"),
+        ({"layers": {"head.*": {"bits": 4}}}, "'head.*' matches no layer"),
+        ({"layers": [4]}, "expected a rule such as"),
+        ("8", "slim_config: expected keys and values, got '8'"),
+    ],
+)
+def test_wrong_slim_configs(config_file, tmp_path, capsys, slim, message):
+    path = config_file(lambda config: config.update(slim_config=slim))
+    assert ppvision("train", "-c", path, "--save_dir", tmp_path / "run", "--iters", 1) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_slim_config_from_its_own_file(config_file, tmp_path):
+    slim = tmp_path / "slim.yml"
+    slim.write_text("bits: [8, 3]\nsteps: per_width\n")
+    job = open_job(config_file(), slim_config=slim)
+    assert job.model.widths == (8, 3)
+    slim.write_text("slim_config:\n  bits: [4, 2]\n")
+    assert open_job(config_file(), slim_config=slim).model.widths == (4, 2)
+
+
+def test_bits_of_a_float_model(config_file, tmp_path, capsys):
+    config = config_file()
+    job = open_job(config)
+    weights = tmp_path / "float.pdparams"
+    paddle.save(job.float_model.state_dict(), str(weights))
+    for verb in (("eval", "--bits", 4), ("export", "--bits", 4, "--save_dir", tmp_path / "x")):
+        assert ppvision(verb[0], "-c", config, "--model_path", weights, *verb[1:]) == 1
+        assert "expected a model with widths" in capsys.readouterr().err
