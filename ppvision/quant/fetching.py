@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
+import urllib3
 from tqdm import tqdm
 
 from ppvision.quant.layered_files import LayeredModelError
@@ -313,10 +314,14 @@ class Remote:
 
 
 def _pieces(answer: requests.Response, shown: str) -> Iterator[bytes]:
-    """The body; `_BrokenError` where it ends too early."""
+    """The body, as it comes; `_BrokenError` where it ends too early.
+
+    (`iter_content` waits for whole pieces, and loses one that the connection breaks in.)
+    """
     try:
-        yield from answer.iter_content(_PIECE)
-    except requests.RequestException as error:
+        while piece := answer.raw.read1(_PIECE, decode_content=True):
+            yield piece
+    except urllib3.exceptions.HTTPError as error:
         raise _BrokenError(f"{shown}: the connection broke ({_cause(error)}).") from error
 
 
