@@ -8,6 +8,7 @@ import json
 import logging
 import random
 import shutil
+import subprocess
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,27 @@ def test_a_full_disk_leaves_the_old_one(folder, state, monkeypatch, number):
     assert info.value.errno == errno.ENOSPC
     assert contents(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.all
+def test_a_full_file_system(tmp_path, state):
+    """A tmpfs with room for one layered model and a half; needs root."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("needs root: mount -t tmpfs")
+    try:
+        folder = save_layered(state, disk / "m", bits=BITS, config={})
+        before = contents(folder)
+        with pytest.raises(OSError, match=r"could not write .*disk/m \(No space left on device\)"):
+            save_layered(state, folder, bits=BITS, config={"notes": "x" * 40_000})
+        assert contents(folder) == before
+        assert [p.name for p in disk.iterdir()] == ["m"]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("last", ["final", "tiny"])
