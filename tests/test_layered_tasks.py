@@ -142,14 +142,22 @@ def test_the_layered_model_says_what_it_is(trained, packed):
     assert str(packed.parent.parent) not in json.dumps(loaded.config)
 
 
-@pytest.mark.parametrize("source", ["checkpoint", "layered"])
-def test_export_of_widths(trained, packed, tmp_path, source, capsys, scenes):
-    """All three ideas, exported at 8 and 2 bits: the same classes as in eager mode."""
+def test_a_checkpoint_and_its_layers_are_the_same(trained, packed):
     config, run = trained
-    model = packed if source == "layered" else run / "best_model" / "model.pdparams"
+    job = open_job(config)
+    ours = job.state(run / "best_model" / "model.pdparams")
+    for k in BITS:
+        theirs = load_layered(packed, k).state_dict
+        for name, array in ours.state_dict(k).items():
+            np.testing.assert_array_equal(theirs[name], array, err_msg=name)
+
+
+def test_export_of_widths(trained, packed, tmp_path, capsys):
+    """All three ideas, exported at 8 and 2 bits: the same classes as in eager mode."""
+    config, _ = trained
     folder = tmp_path / "exported"
     code = ppvision(
-        *("export", "-c", config, "--model_path", model, "--save_dir", folder, "--bits", 2, 8),
+        *("export", "-c", config, "--model_path", packed, "--save_dir", folder, "--bits", 2, 8),
         *("--output_op", "none"),
     )
     assert code == 0
@@ -162,7 +170,7 @@ def test_export_of_widths(trained, packed, tmp_path, source, capsys, scenes):
     stored = [Record.FromString(data) for data in RecordReader(str(record)).get_all()]
     values = [v for r in stored for v in r.values]
     (settings,) = [v.hparam for v in values if v.WhichOneof("one_value") == "hparam"]
-    assert [(h.name, h.float_value) for h in settings.hparamInfos] == [("bits", 2.0)]
+    assert [(h.name, h.int_value) for h in settings.hparamInfos] == [("bits", 2)]
     assert {v.tag for v in values if v.WhichOneof("one_value") == "value"} >= {"bytes", "mIoU"}
 
     job = open_job(config)
@@ -172,7 +180,7 @@ def test_export_of_widths(trained, packed, tmp_path, source, capsys, scenes):
         assert manifest.max_error_to_eager <= 1e-4
         size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
         assert manifest.files["model.pdiparams"]["bytes"] == size
-        eager = job.load(model, k)
+        eager = job.load(packed, k)
         x = np.random.default_rng(0).normal(size=(2, 3, 61, 45)).astype(np.float32)
         (found,) = Predictor(folder / f"w{k}").run(x)
         with paddle.no_grad():

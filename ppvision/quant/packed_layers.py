@@ -97,10 +97,10 @@ class PackedLayer:
             return self.unpacked  # eager mode does not unpack at every call
         bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
         worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
-        codes = worth.sum(axis=0).reshape([-1])  # [8 * bytes]
+        codes = worth.sum(axis=0)  # [bytes, 8]
         count = int(np.prod(self._shape))
         if count % 8:
-            codes = codes[:count]
+            codes = codes.reshape([-1])[:count]
         return (codes.reshape(self._shape) + 0.5) * self.cell
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class

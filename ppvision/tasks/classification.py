@@ -136,8 +136,9 @@ class Classification(ModelWithWidths):
     def optimizer(self) -> paddle.optimizer.Optimizer:
         options = dict(self.content.get("optimizer", {}))
         make = OPTIMIZERS[options.pop("type", "AdamW")]
+        model = self.model.model if isinstance(self.model, OnceQAT) else self.model
         groups = parameter_groups(
-            self.model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
+            model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
         schedule = dict(self.content["lr_scheduler"])
         epochs = schedule.pop("warmup_epochs", 0)

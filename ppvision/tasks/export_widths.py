@@ -3,7 +3,6 @@
 import csv
 import logging
 import os
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,6 @@ from ppvision.tasks.quantization import ModelWithWidths
 logger = logging.getLogger("ppvision")
 
 TABLE = "widths.csv"
-LOADS = 3  # of each width; the median counts
 
 
 def export_widths(
@@ -81,7 +79,7 @@ def export_widths(
         row |= {
             "max_error": f"{manifest.max_error_to_eager:.2g}",
             "latency_ms": round(latency.median, 2),
-            "load_s": round(statistics.median(_load_seconds(exported) for _ in range(LOADS)), 2),
+            "load_s": round(_load_seconds(exported), 2),
         }
         rows.append(row)
     _write_table(folder / TABLE, rows)

@@ -155,7 +155,7 @@ def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            file.write(save({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+            file.write(save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
