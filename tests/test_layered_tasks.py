@@ -1,6 +1,7 @@
 """Layered quantization through the verbs: Pale, SDN and once-QAT in one config."""
 
 import csv
+import dataclasses
 import importlib
 import json
 
@@ -14,7 +15,7 @@ from visualdl.reader.record_reader import RecordReader
 from ppvision.deploy import Predictor
 from ppvision.deploy.manifest import read_manifest
 from ppvision.engine.checkpoint import list_checkpoints
-from ppvision.quant import OnceQAT, load_layered
+from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width
@@ -178,6 +179,8 @@ def test_export_of_widths(trained, packed, tmp_path, capsys):
         manifest = read_manifest(folder / f"w{k}")
         assert manifest.bits == k
         assert manifest.max_error_to_eager <= 1e-4
+        with pytest.raises(ValueError, match="expected a float export"):
+            Predictor(folder / f"w{k}", layered=packed)
         size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
         assert manifest.files["model.pdiparams"]["bytes"] == size
         eager = job.load(packed, k)
@@ -191,20 +194,54 @@ def test_export_of_widths(trained, packed, tmp_path, capsys):
         assert float(row["mIoU"]) == pytest.approx(scores.miou)
 
 
-def test_export_without_bits_is_the_highest_width_in_float(packed, trained, tmp_path):
+@pytest.fixture(scope="module")
+def float_export(packed, trained, tmp_path_factory):
+    """An export without --bits."""
     config, _ = trained
-    folder = tmp_path / "exported"
-    code = ppvision("export", "-c", config, "--model_path", packed, "--save_dir", folder)
-    assert code == 0
-    assert read_manifest(folder).bits == 32
-    image = np.random.default_rng(0).integers(0, 255, (56, 56, 3)).astype(np.uint8)
-    job = open_job(config)
-    x = ((image / 255 - 0.5) / 0.5).transpose(2, 0, 1)[None].astype(np.float32)
+    folder = tmp_path_factory.mktemp("float") / "exported"
+    export = ("export", "-c", config, "--model_path", packed, "--save_dir", folder)
+    assert ppvision(*export, "--output_op", "none") == 0
+    return folder
+
+
+def logits_of(job: object, packed, bits: int, x: np.ndarray) -> np.ndarray:
     with paddle.no_grad():
-        logits = job.load(packed)(paddle.to_tensor(x))[0].numpy()[0]
-    first, second = np.sort(logits, axis=0)[-1], np.sort(logits, axis=0)[-2]
-    clear = first - second > 1e-3
-    assert (Predictor(folder)(image) == logits.argmax(0))[clear].all()
+        return job.load(packed, bits)(paddle.to_tensor(x))[0].numpy()
+
+
+def test_export_without_bits_is_the_highest_width_in_float(trained, packed, float_export):
+    assert read_manifest(float_export).bits == 32
+    x = np.random.default_rng(0).normal(size=(1, 3, 61, 45)).astype(np.float32)
+    (found,) = Predictor(float_export).run(x)
+    np.testing.assert_allclose(found, logits_of(open_job(trained[0]), packed, 8, x), atol=1e-4)
+
+
+def test_predictor_composes_a_width(trained, packed, float_export):
+    job = open_job(trained[0])
+    x = np.random.default_rng(0).normal(size=(2, 3, 61, 45)).astype(np.float32)
+    predictor = Predictor(float_export, layered=packed, bits=2)
+    for bits in (2, 8, 5, 2):
+        predictor.set_bits(bits)
+        assert predictor.bits == bits
+        expected = logits_of(job, packed, bits, x)
+        np.testing.assert_allclose(predictor.run(x)[0], expected, atol=1e-4)
+
+
+def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
+    with pytest.raises(ValueError, match="expected a layered model with it"):
+        Predictor(float_export, bits=4)
+    with pytest.raises(ValueError, match="expected a Predictor with a layered model"):
+        Predictor(float_export).set_bits(4)
+    with pytest.raises(ValueError, match="got 9"):
+        Predictor(float_export, layered=packed, bits=9)
+    state = load_layered(packed).state
+    floats = dict(state.floats)
+    floats.pop(next(iter(floats)))
+    other = save_layered(
+        dataclasses.replace(state, floats=floats), tmp_path / "other", bits=BITS, config={}
+    )
+    with pytest.raises(ValueError, match="of another architecture; missing or of another shape"):
+        Predictor(float_export, layered=other)
 
 
 def test_export_to_onnx(packed, trained, tmp_path):

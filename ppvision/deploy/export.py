@@ -13,6 +13,7 @@ from paddle import nn
 from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
 from ppvision.deploy.comparison import compare, eager_probes
+from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.transforms import CenterCrop, Transforms
 from ppvision.run_folder import replacing_folder
@@ -127,8 +128,23 @@ def export_model(
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
+            parameters=_parameters(model, final, format, bits),
         ).write(final)
     return folder
+
+
+def _parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
+    """The model's name of each parameter of a float graph, for `Predictor(layered=...)`."""
+    if format != "paddle" or bits != 32:
+        return {}
+    paths = {tensor.name: path for path, tensor in model.state_dict().items()}
+    found = {name: paths.get(name) for name in graph_parameters(folder / PROGRAM)}
+    # Float weights made of codes are buffers (`ppvision.quant.packed_layers`).
+    return {
+        name: f"{path.removesuffix('.unpacked')}.weight" if path.endswith(".unpacked") else path
+        for name, path in found.items()
+        if path is not None
+    }
 
 
 def _checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:

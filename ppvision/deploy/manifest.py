@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ class Manifest:
     checked_shapes: list[list[int]]  # the inputs it was measured on
     onednn: bool | None  # whether oneDNN gave the same numbers there; None for ONNX
     paddle_version: str
+    # Of a float export for Paddle Inference: the model's name of each of the graph's parameters.
+    parameters: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -86,10 +88,15 @@ def _checked(path: Path, content: Any) -> Manifest:
             f"expected format_version {FORMAT_VERSION}, got {content.get('format_version')!r}; "
             "another version of ppvision wrote it"
         )
-    expected = {field.name for field in fields(Manifest)}
-    if missing := expected - content.keys():
+    known = {entry.name for entry in fields(Manifest)}
+    needed = {
+        entry.name
+        for entry in fields(Manifest)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    }
+    if missing := needed - content.keys():
         raise problem(f"lacks {', '.join(sorted(missing))}")
-    if unknown := content.keys() - expected:
+    if unknown := content.keys() - known:
         raise problem(f"has unknown keys {', '.join(sorted(map(str, unknown)))}")
     for key, known in (("task", TASKS), ("format", FILES), ("output_op", OUTPUT_OPS)):
         if content[key] not in tuple(known):
@@ -105,6 +112,9 @@ def _checked(path: Path, content: Any) -> Manifest:
         raise problem(f"expected num_classes to be a whole number above 0, got {count!r}")
     if not isinstance(classes, list) or (count is not None and len(classes) not in (0, count)):
         raise problem(f"expected classes to be a list of {count} names or empty, got {classes!r}")
+    names = content.get("parameters", {})
+    if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
+        raise problem("expected parameters to be names by name")
     files = content["files"]
     for name in FILES[content["format"]]:
         entry = files.get(name) if isinstance(files, Mapping) else None

@@ -1,6 +1,7 @@
 """From a picture to a prediction, with an exported folder and nothing of the training code."""
 
 import os
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ppvision.deploy.composition import compose
 from ppvision.deploy.manifest import Manifest, read_manifest
 from ppvision.deploy.parity import softmax
 from ppvision.deploy.runtime import OnnxRuntime, PaddleRuntime, in_one_line, open_runtime
 from ppvision.deploy.transforms import Step, Transforms
+from ppvision.quant.layered_model import load_layered
 
 Picture = str | os.PathLike | np.ndarray
 
@@ -41,15 +44,20 @@ class Predictor:
         use_onednn: None tries oneDNN on a CPU at load and, where it fails or failed the comparison
             of the export, warns and goes on without it; True insists; False leaves it out. Only for
             Paddle exports.
+        layered: a layered model (folder or URL) of the same architecture, whose weights go in the
+            place of the folder's. Only for float exports for Paddle Inference.
+        bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.
 
     Attributes:
         manifest: the content of `deploy.yaml`.
+        bits: of the weights: 32, or the width of `layered` or of the packed codes.
         onednn: whether oneDNN is used.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
         ValueError: `deploy.yaml` or a file is corrupt, the device is not there, or `threads` is no
             whole number above 0.
+        LayeredModelError: a layered model that does not read; a ValueError.
         RuntimeError: `use_onednn=True` and oneDNN cannot run the graph, or gave other numbers when
             it was exported.
 
@@ -63,14 +71,19 @@ class Predictor:
         threads: int | None = None,
         device: str = "cpu",
         use_onednn: bool | None = None,
+        layered: str | Path | None = None,
+        bits: int | None = None,
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and (not whole or threads < 1):
             raise ValueError(
                 f"threads: expected None or a whole number of at least 1, got {threads!r}."
             )
-        folder = Path(folder)
+        if bits is not None and layered is None:
+            raise ValueError("bits: expected a layered model with it (layered=...), got none.")
+        self._folder = folder = Path(folder)
         self.manifest = read_manifest(folder)
+        self.bits = self.manifest.bits
         self._transforms = Transforms(self.manifest.transforms)
         self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
@@ -79,19 +92,43 @@ class Predictor:
                 f"format={self.manifest.format!r}, device={device!r}. Leave it at None."
             )
 
-        def open_with(onednn: bool) -> PaddleRuntime | OnnxRuntime:
-            return open_runtime(
-                folder, self.manifest.format, threads=threads, device=device, onednn=onednn
-            )
+        self._how = {"threads": threads, "device": device}
+        self._use_onednn = use_onednn
+        self._layered = layered
+        if layered is None:
+            self._open(folder)
+        else:
+            self.set_bits(bits)
 
-        self._runtime = None
-        if use_onednn or (
-            use_onednn is None and self.manifest.format == "paddle" and device == "cpu"
-        ):
-            self._runtime = _try_onednn(open_with, self.manifest, insist=bool(use_onednn))
-        self.onednn = self._runtime is not None
-        if self._runtime is None:
-            self._runtime = open_with(False)
+    def set_bits(self, bits: int | None) -> None:
+        """Take the weights of another width of the layered model; None: of the highest complete.
+
+        Raises:
+            ValueError: made without a layered model; a width that it has not; another architecture.
+        """
+        if self._layered is None:
+            raise ValueError("set_bits: expected a Predictor with a layered model (layered=...).")
+        layered = load_layered(self._layered, bits)
+        with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
+            compose(self._folder, self.manifest, layered, Path(work))
+            self._open(Path(work))
+        self.bits = layered.bits
+
+    def _open(self, folder: Path) -> None:
+        """Load the model files of a folder, with oneDNN where that is wanted and works."""
+        manifest = self.manifest
+
+        def open_with(onednn: bool) -> PaddleRuntime | OnnxRuntime:
+            return open_runtime(folder, manifest.format, onednn=onednn, **self._how)
+
+        wanted = self._use_onednn
+        if wanted is None:
+            wanted = manifest.format == "paddle" and self._how["device"] == "cpu"
+        runtime = None
+        if wanted:
+            runtime = _try_onednn(open_with, manifest, insist=bool(self._use_onednn))
+        self.onednn = runtime is not None
+        self._runtime = runtime or open_with(False)
 
     def __call__(
         self, images: Picture | Sequence[Picture], batch_size: int = 1

@@ -1,0 +1,95 @@
+"""A float export's graph with the weights of one width of a layered model.
+
+Paddle Inference reads weights from a file only (buffers crash it in Paddle 3.2), so the composed
+ones are written to a temporary folder beside a link to the graph.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle.base import core
+
+from ppvision.deploy.manifest import Manifest
+from ppvision.quant.layered_model import LayeredModel
+
+PROGRAM, PARAMETERS = "model.json", "model.pdiparams"
+
+
+def graph_parameters(program: Path) -> list[str]:
+    """Names of the parameters of an exported graph, in the order of its file of weights."""
+    found: list[str] = []
+
+    def look(node: object) -> None:
+        if isinstance(node, dict):
+            if node.get("#") == "p":  # builtin.parameter
+                found.append(node["A"][3])
+            for value in node.values():
+                look(value)
+        elif isinstance(node, list):
+            for value in node:
+                look(value)
+
+    look(json.loads(program.read_text(encoding="utf-8")))
+    return sorted(found)
+
+
+def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path) -> None:
+    """Write `model.json` and `model.pdiparams` into `work`: the graph of a float export with a
+    layered model's weights.
+
+    Args:
+        folder: of the export.
+        manifest: its own.
+        layered: loaded at the width that is wanted.
+        work: an empty folder.
+
+    Raises:
+        ValueError: packed codes or ONNX in place of a float export; an export of another
+            architecture, or one without names; a model that rounds activations, which a float graph
+            does not.
+    """
+    if manifest.format != "paddle" or manifest.bits != 32 or not manifest.parameters:
+        raise ValueError(
+            f"{folder}: expected a float export for Paddle Inference that names its parameters, "
+            f"got {manifest.bits} bits, format {manifest.format}. Export again without --bits."
+        )
+    if layered.state.activations:
+        raise ValueError(
+            "layered: its activations are quantised, which a float graph does not do. Use the "
+            "folder that `export --bits` wrote for this width."
+        )
+    arrays, names = layered.state_dict, graph_parameters(folder / PROGRAM)
+    tensors = _read(folder / PARAMETERS, names)
+    wrong = []
+    for name in names:
+        path = manifest.parameters.get(name)
+        if path is None:
+            continue  # a constant of the graph, which no training changes
+        shape = tensors[name].shape
+        if path not in arrays or list(arrays[path].shape) != list(shape):
+            wrong.append(f"{path} {list(shape)}")
+        else:
+            tensors[name] = paddle.to_tensor(arrays[path].astype(tensors[name].numpy().dtype))
+    if wrong:
+        raise ValueError(
+            f"layered: expected the tensors of {folder}, which is of another architecture; missing "
+            f"or of another shape: {', '.join(wrong[:8])}."
+        )
+    _write(work / PARAMETERS, tensors)
+    (work / PROGRAM).symlink_to((folder / PROGRAM).resolve())
+
+
+def _read(path: Path, names: list[str]) -> dict[str, paddle.Tensor]:
+    tensors = {name: paddle.to_tensor(np.zeros(1, np.float32)) for name in names}
+    held = [tensor.value().get_tensor() for tensor in tensors.values()]
+    core.load_combine_func(str(path), names, held, False, paddle.CPUPlace())
+    return tensors
+
+
+def _write(path: Path, tensors: Mapping[str, paddle.Tensor]) -> None:
+    names = sorted(tensors)
+    held = [tensors[name].value().get_tensor() for name in names]
+    core.save_combine_func(held, names, str(path), True, False, False)
