@@ -3,8 +3,9 @@
 #
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
-# on a real photograph. FOLDER (default output/quickstart) holds all that it makes; a second run
-# takes up what is there already. Fails below 0.30 mIoU.
+# on a real photograph. Then a short once-QAT of that model, packed as layers of bits and exported at
+# 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it makes; a second run takes up
+# what is there already. Fails below 0.30 mIoU.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ppvision_root"
@@ -51,6 +52,18 @@ step "latency: eager against exported (any size, and 112 x 112 fixed), one pictu
 ppvision bench --config "$config" --model_path "$best" --model_dir "$model" "$model-112" \
     --size 112 112 --opts "${paths[@]}" | tee "$out/latency.txt"
 
+step "once-QAT: the same model at 8, 4 and 2 bits, 40 steps"
+slim=(--slim_config configs/quantization/once_qat_8_4_2.yml)
+ppvision train --config "$config" "${slim[@]}" --model_path "$best" --save_dir "$run-once" \
+    --resume auto --iters 40 --save_interval 40 --log_iters 10 --opts "${paths[@]}"
+layers=$run-once/model.layered
+ppvision pack --config "$run-once/config.yml" --output "$layers" \
+    --model_path "$run-once/checkpoints/step_40/model.safetensors"
+
+step "export at 8, 4 and 2 bits"
+ppvision export --config "$config" --model_path "$layers" --save_dir "$model-bits" --bits 8 4 2 \
+    --input_shape 1 3 112 112 --opts "${paths[@]}" | tee "$out/widths.txt"
+
 before=$(miou "$out/before.txt") after=$(miou "$out/after.txt")
 cat <<END
 
@@ -58,6 +71,7 @@ pictures        $pictures
 VisualDL        $run/vdl    (bash scripts/dashboard.sh $run)
 exported model  $model    (any size; $model-112: one picture of 112 x 112, faster)
 latency         $out/latency.txt
+all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/widths.txt
 mIoU            $before before, $after after
 END
 awk -v miou="$after" 'BEGIN { exit !(miou >= 0.30) }' || {

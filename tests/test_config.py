@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from ppvision.quant import OnceQAT
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError, apply_options, plain, read_yaml
 from ppvision.tasks.training import train_options
@@ -189,6 +190,7 @@ def test_every_shipped_config_builds(path: Path):
     """Model, loss, schedule and optimiser; its data set is not here."""
     job = open_job(path)
     assert job.builder.loss["types"]
-    assert len(job.builder.optimizer._param_groups) > 0
+    assert len(job.optimizer._param_groups) > 0
+    assert isinstance(job.model, OnceQAT) == ("once_qat" in path.stem)
     assert job.builder.val_transforms
     assert path.read_text().startswith("#")
