@@ -549,13 +549,16 @@ def shell(*command, **environment) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("sdn", [False, True])
-def test_two_processes_train_as_one(sdn, config_file, tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "sdn", "once_qat"])
+def test_two_processes_train_as_one(kind, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 
     def change(config):
         config["imports"] = ["tests.report_weights"]
-        if sdn:
+        if kind == "once_qat":  # a width drawn by chance, and parameters that a width leaves alone
+            options = {"objective": "sandwich", "activations": True, "steps": "per_width"}
+            config["slim_config"] = {"bits": [8, 4, 3, 2], **options}
+        if kind == "sdn":
             inner = config["model"]["backbone"]
             config["model"]["backbone"] = {"type": "SemanticDiffusionBackbone", "backbone": inner}
 
@@ -574,7 +577,8 @@ def test_two_processes_train_as_one(sdn, config_file, tmp_path):
     assert not np.array_equal(ranks[0]["|batch"], ranks[1]["|batch"])  # each has its own samples
     compared = [name for name in ranks[0] if "|" not in name]
     assert len(compared) > 100
-    assert any("diffusion" in name for name in compared) is sdn
+    assert any("diffusion" in name for name in compared) is (kind == "sdn")
+    assert any("log_scale" in name for name in compared) is (kind == "once_qat")
     for name in compared:
         np.testing.assert_array_equal(ranks[0][name], ranks[1][name])
     assert len(list((tmp_path / "run" / "vdl").iterdir())) == 1
