@@ -68,7 +68,7 @@ VARIANTS: dict[str, dict | None] = {
     "charbonnier_finest": {"similarity": "charbonnier", **FINEST},
     "central_difference_light": {"similarity": "none", "levels": [0, 1], "width": 32},
 }
-BEST = "charbonnier"  # of stage 1
+BEST = "gaussian"  # similarity of stage 1, by Boundary IoU
 SEEDS = (0, 1, 2)
 DATA = {"dsb2018": ("dsb2018_border", 3), "camvid": ("camvid", 11)}  # folder, classes
 # Without a weight nothing learns the border between touching nuclei in so few steps.

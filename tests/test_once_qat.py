@@ -391,6 +391,25 @@ def test_packed_codes_are_the_model_at_its_width(options, bits):
         np.testing.assert_allclose(exact(pictures(9)).numpy(), expected, atol=1e-5)
 
 
+def test_codes_are_those_of_training_on_every_border():
+    """Weights on the borders of cells, for steps that no binary fraction is."""
+    model = nn.Sequential(nn.Linear(255, 64), nn.Linear(64, 2))
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    net = OnceQAT(LayeredQAT(config).quantize(model), BITS)
+    quanter = net.model[0].weight_quanter
+    steps = np.linspace(0.0101, 0.0999, 64, dtype=np.float32)
+    quanter.initial_step.set_value(steps)
+    cells = np.arange(-127, 128, dtype=np.float32)[:, None]
+    net.model[0]._parameters["weight"].set_value(cells * steps)
+    state = layered_state(net.model, BITS)
+    net.eval()
+    for bits in BITS:
+        net.set_bits(bits)
+        np.testing.assert_array_equal(
+            state.weights["0"].at(bits).dequantized(), net.model[0].weight.numpy()
+        )
+
+
 def test_packing_another_architecture_is_refused():
     state = layered_state(once().model, BITS)
     with pytest.raises(ValueError, match="another architecture"):

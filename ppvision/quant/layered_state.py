@@ -188,8 +188,13 @@ def _layered_weight(path: str, layer: LayeredLayer, bits: tuple[int, ...]) -> La
     quanter = layer.weight_quanter
     step = quanter.steps()
     weight = layer._parameters["weight"].astype("float32").numpy()
+    shape = [1] * weight.ndim
+    shape[quanter.axis] = -1
+    aligned = step.reshape(shape)
+    # Divided in float32, as in training: else a weight on a border may fall into the next cell.
+    cells = np.divide(weight, aligned, out=np.zeros_like(weight), where=aligned > 0)
     try:
-        codes = quantize_codes(weight, step, quanter.top_bits, quanter.axis)
+        codes = quantize_codes(cells, 1.0, quanter.top_bits)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return LayeredWeight(

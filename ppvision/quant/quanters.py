@@ -302,7 +302,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         """float32 `[widths, channels]` with `steps="per_width"`, else None."""
         if not hasattr(self, "log_widths"):
             return None
-        return np.exp(self.log_widths.numpy()).reshape(len(self.widths), -1)
+        return paddle.exp(self.log_widths).numpy().reshape(len(self.widths), -1)
 
     # What `BaseQuanter` asks for.
 
