@@ -21,8 +21,8 @@ from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
-from tests.conftest import classification_config, small_config
-from tests.test_segmentation import ppvision
+from tests.conftest import ROOT, classification_config, small_config
+from tests.test_segmentation import ppvision, shell
 
 BITS = (8, 4, 2)
 
@@ -153,16 +153,17 @@ def test_a_checkpoint_and_its_layers_are_the_same(trained, packed):
             np.testing.assert_array_equal(theirs[name], array, err_msg=name)
 
 
-def test_export_of_widths(trained, packed, tmp_path, capsys):
-    """All three ideas, exported at 8 and 2 bits: the same classes as in eager mode."""
+def test_export_of_widths(trained, packed, tmp_path):
+    """All three ideas, exported at 8 and 2 bits by the script: the same numbers as eager mode."""
     config, _ = trained
     folder = tmp_path / "exported"
-    code = ppvision(
-        *("export", "-c", config, "--model_path", packed, "--save_dir", folder, "--bits", 2, 8),
-        *("--output_op", "none"),
+    done = shell(
+        *("bash", ROOT / "scripts" / "export_multibit.sh", config, packed),
+        *("--save_dir", folder, "--bits", 2, 8, "--output_op", "none"),
+        *("--input_shape", "None", 3, 56, 56),
     )
-    assert code == 0
-    assert "bits" in capsys.readouterr().out
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()[-4:-1]] == ["bits", "8", "2"]
     with (folder / "widths.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["bits"]) for row in rows] == [8, 2]
@@ -184,7 +185,7 @@ def test_export_of_widths(trained, packed, tmp_path, capsys):
         size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
         assert manifest.files["model.pdiparams"]["bytes"] == size
         eager = job.load(packed, k)
-        x = np.random.default_rng(0).normal(size=(2, 3, 61, 45)).astype(np.float32)
+        x = np.random.default_rng(0).normal(size=(3, 3, 56, 56)).astype(np.float32)
         (found,) = Predictor(folder / f"w{k}").run(x)
         with paddle.no_grad():
             expected = eager(paddle.to_tensor(x))[0].numpy()
