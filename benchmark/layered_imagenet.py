@@ -129,7 +129,7 @@ class _TensorsOnly(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return collections.OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, offset, shape, *rest: (storage, shape)
+            return lambda storage, offset, shape, strides, *rest: (storage, offset, shape, strides)
         if module == "torch" and name in ("FloatStorage", "LongStorage"):
             return name
         raise ValueError(f"weights: expected tensors only, found {module}.{name}.")
@@ -144,13 +144,18 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
         for _ in range(3):  # magic number, version, sizes of types
             pickle.Unpickler.load(_TensorsOnly(file))
         tensors, keys = _TensorsOnly(file).load(), _TensorsOnly(file).load()
-        kinds = {key: kind for (kind, key), _ in tensors.values()}
+        kinds = {key: kind for (kind, key), *_ in tensors.values()}
         storages = {}
         for key in keys:
             (count,) = struct.unpack("<q", file.read(8))
             kind = np.dtype({"FloatStorage": "<f4", "LongStorage": "<i8"}[kinds[key]])
             storages[key] = np.frombuffer(file.read(count * kind.itemsize), kind)
-    return {name: storages[key].reshape(shape) for name, ((_, key), shape) in tensors.items()}
+    return {
+        name: np.lib.stride_tricks.as_strided(
+            storages[key][offset:], shape, [step * storages[key].itemsize for step in strides]
+        )
+        for name, ((_, key), offset, shape, strides) in tensors.items()
+    }
 
 
 def our_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
