@@ -1,6 +1,7 @@
 """The zoo: models by name, their cards, and their weights."""
 
-import ppvision.zoo.pale  # noqa: F401  (registers)
+import ppvision.zoo.pale
+import ppvision.zoo.resnet  # noqa: F401  (registers)
 from ppvision.zoo.registry import create_model, list_models, model_card, register_model
 from ppvision.zoo.weights import load_weights
 

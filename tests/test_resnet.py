@@ -1,0 +1,87 @@
+"""The ResNets of the zoo."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppvision
+from benchmark.sdn_boundary import multiply_adds, trained_size
+from ppvision.deploy import Predictor, export_model
+from ppvision.models.resnet import BasicBlock
+from ppvision.plugins.paddleslim import end_layers
+
+ZOO = ppvision.list_models("resnet*")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_cards_tell_the_sizes(name):
+    model, card = ppvision.create_model(name), ppvision.model_card(name)
+    assert trained_size(model) == card.parameters
+    assert round(multiply_adds(model, 224) / 1e9, 3) == card.gflops
+
+
+def test_resnet20_has_the_papers_size_and_depth():
+    model = ppvision.create_model("resnet20", num_classes=10)
+    assert trained_size(model) == 269_722  # 0.27M, table 6
+    assert sum(isinstance(x, (nn.Conv2D, nn.Linear)) for x in model.sublayers()) == 20
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_parameter_gets_a_gradient_at_odd_sizes(name):
+    paddle.seed(0)
+    model = ppvision.create_model(name, num_classes=5)
+    out = model(paddle.randn([2, 3, 37, 50]))
+    assert out.shape == [2, 5]
+    out.square().sum().backward()
+    for path, parameter in model.named_parameters():
+        if not parameter.stop_gradient:
+            assert np.abs(parameter.grad.numpy()).max() > 0, path
+
+
+def test_a_shortcut_is_every_second_pixel_and_zeros():
+    block, x = BasicBlock(4, 8, stride=2), paddle.randn([2, 4, 7, 6])
+    out = block.shortcut(x).numpy()
+    np.testing.assert_array_equal(out[:, :4], x.numpy()[:, :, ::2, ::2])
+    assert out.shape == (2, 8, 4, 3)
+    assert not out[:, 4:].any()
+
+
+def test_other_channels_and_wrong_options():
+    model = ppvision.create_model("resnet20", num_classes=2, in_channels=1)
+    assert model(paddle.randn([2, 1, 8, 8])).shape == [2, 2]
+    for name, options in (
+        ("resnet20", dict(num_classes=0)),
+        ("resnet20", dict(in_channels=True)),
+        ("resnet18", dict(num_classes="ten")),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+            ppvision.create_model(name, **options)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_first_and_the_last_layer_are_found(name):
+    model = ppvision.create_model(name, num_classes=10)
+    ends = {"resnet20": ("stem", "head"), "resnet18": ("conv1", "fc")}[name]
+    assert end_layers(model, paddle.randn([1, 3, 32, 32])) == ends
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+@pytest.mark.parametrize("name", ZOO)
+def test_exports_give_the_same(name, format, tmp_path):
+    paddle.seed(0)
+    model = ppvision.create_model(name, num_classes=10)
+    folder = export_model(  # which compares them
+        model,
+        tmp_path / name,
+        input_shape=[None, 3, 32, 32],
+        output_op="none",
+        task="classification",
+        format=format,
+    )
+    if format == "paddle":
+        x = np.random.default_rng(0).normal(size=[1, 3, 32, 32]).astype(np.float32)
+        model.eval()
+        expected = model(paddle.to_tensor(x)).numpy()
+        (out,) = Predictor(folder).run(x)
+        np.testing.assert_allclose(out, expected, atol=1e-3)
