@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ppvision.engine.callbacks import Callback
 from ppvision.run_folder import write_text
 
 Rows = list[dict[str, object]]
@@ -36,6 +37,22 @@ def clocked(folder: Path) -> Iterator[None]:
             write_text(folder / "seconds", str(before + time.monotonic() - start))
 
 
+class ProcessorClock(Callback):
+    """Keeps the processor's time behind a run's newest checkpoint in the file `seconds` of its
+    folder. What a killed run did after that checkpoint is done again, and counts once.
+
+    Args:
+        folder: the run's. To be made right before training begins or goes on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.before = spent(folder) - time.process_time()
+
+    def on_save(self, step: int) -> None:
+        write_text(self.folder / "seconds", str(self.before + time.process_time()))
+
+
 def spent(folder: Path) -> float:
     """The seconds that a run has taken so far, in all its parts."""
     path = folder / "seconds"
@@ -57,11 +74,22 @@ def add_row(
     order: Callable[[dict], object],
     summary: Callable[[Rows], Rows],
 ) -> None:
+    """`add_rows` of one row."""
+    add_rows(path, [row], fields, order, summary)
+
+
+def add_rows(
+    path: Path,
+    new: Rows,
+    fields: Sequence[str],
+    order: Callable[[dict], object],
+    summary: Callable[[Rows], Rows],
+) -> None:
     """Add a run, order the table, compute the summary anew; two processes may do so at once.
 
     Args:
         path: of the table.
-        row: the run.
+        new: the rows of the run; all of them appear together.
         fields: the columns.
         order: the key to sort the runs by.
         summary: rows that follow the runs.
@@ -69,7 +97,8 @@ def add_row(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [*read_rows(path), {key: str(value) for key, value in row.items()}]
+        rows = read_rows(path)
+        rows += [{key: str(value) for key, value in row.items()} for row in new]
         rows.sort(key=order)
         partial = path.with_suffix(".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:

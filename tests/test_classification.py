@@ -419,6 +419,39 @@ def test_every_shipped_config_builds(path, tmp_path):
     assert math.isfinite(float(loss))
 
 
+def test_resnet18_on_imagenet_is_quantised_at_4_3_and_2_bits(tmp_path):
+    """Its config, a forward pass at each width, and the ends at 8 bits."""
+    for split in ("train", "val"):
+        for k in range(2):
+            folder = tmp_path / split / str(k)
+            folder.mkdir(parents=True)
+            cv2.imwrite(str(folder / "0.png"), np.full((30, 40, 3), k, np.uint8))
+    options = [f"{s}_dataset.root={tmp_path / s}" for s in ("train", "val")]
+    config = ROOT / "configs/classification/resnet18_once_qat_imagenet.yml"
+    job = open_job(config, [*options, "model.num_classes=2"], batch_size=2)
+    model = job.model
+    assert model.widths == (4, 3, 2)
+    x = paddle.randn([1, 3, 64, 64])
+    model.eval()
+    outputs = []
+    for bits in model.widths:
+        model.set_bits(bits)
+        outputs.append(model(x).numpy())
+        assert outputs[-1].shape == (1, 2)
+    assert not np.array_equal(outputs[0], outputs[-1])
+    widths = {
+        path: layer.weight_quanter.bit_length()
+        for path, layer in model.model.named_sublayers()
+        if getattr(layer, "weight_quanter", None) is not None
+    }
+    assert {path for path, bits in widths.items() if bits == 8} == {"conv1", "fc"}
+    assert set(widths.values()) == {8, 2}
+    model.train()
+    with model.alone(2):
+        (loss,) = job.losses(model, [x, paddle.full([1, 2], 0.5)])
+    assert math.isfinite(float(loss))
+
+
 def test_epochs_and_accumulation_make_steps(crops):
     dataset = ClassFolders(crops / "train")  # 36 pictures
     assert steps_of(3, dataset, {"batch_size": 8}) == 12
