@@ -200,6 +200,8 @@ def predict(args: argparse.Namespace) -> int:
     _set_device(args.device)
     job = _job(args) if args.config else None
     if args.model_dir:
+        if args.bits is not None:
+            raise ValueError("--bits: an exported folder has one width; expected --model_path.")
         from ppvision.deploy import Predictor
 
         predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))

@@ -94,6 +94,14 @@ def test_a_resume_is_exact(trained, tmp_path):
         assert whole.keys() == resumed.keys()
         for key in whole:
             np.testing.assert_array_equal(whole[key], resumed[key], err_msg=key)
+    model, ema = (
+        read_weights(run / "checkpoints" / "step_4" / f"{name}.safetensors")
+        for name in ("model", "ema")
+    )
+    steps = [key for key in model if ".initial_step_" in key]
+    assert steps
+    for key in steps:  # where training began is not averaged
+        np.testing.assert_array_equal(model[key], ema[key], err_msg=key)
 
 
 def test_eval_prints_all_widths_or_one(trained, packed, capsys):
@@ -167,7 +175,7 @@ def test_export_of_widths(trained, packed, tmp_path):
     with (folder / "widths.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [int(row["bits"]) for row in rows] == [8, 2]
-    assert float(rows[0]["bytes"]) > 2.5 * float(rows[1]["bytes"])
+    assert float(rows[0]["weights_bytes"]) > 2.5 * float(rows[1]["weights_bytes"])
     (record,) = (folder / "vdl" / "w2").glob("vdlrecords.*")
     stored = [Record.FromString(data) for data in RecordReader(str(record)).get_all()]
     values = [v for r in stored for v in r.values]
@@ -255,6 +263,9 @@ def test_export_to_onnx(packed, trained, tmp_path):
     manifest = read_manifest(tmp_path / "onnx" / "w4")
     assert (manifest.bits, manifest.format) == (4, "onnx")
     # Packed codes there as well: four bits a weight, not 32.
+    with (tmp_path / "onnx" / "widths.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["bytes"]) == manifest.files["model.onnx"]["bytes"]
     whole = sum(p.numel() for p in open_job(config).float_model.parameters())
     assert manifest.files["model.onnx"]["bytes"] < 0.5 * 4 * int(whole)
 
@@ -389,6 +400,15 @@ def test_slim_config_from_its_own_file(config_file, tmp_path):
     assert job.model.widths == (8, 3)
     slim.write_text("slim_config:\n  bits: [4, 2]\n")
     assert open_job(config_file(), slim_config=slim).model.widths == (4, 2)
+
+
+def test_the_sandwich_of_two_widths_is_both(config_file, tmp_path):
+    slim = {"bits": [8, 2], "objective": "sandwich"}
+    path = config_file(lambda config: config.update(slim_config=slim))
+    run = tmp_path / "run"
+    assert ppvision("train", "-c", path, "--save_dir", run, "--iters", 1, "--log_iters", 1) == 0
+    tags = {tag for _, tag, _ in read_metrics(run / "metrics.csv")}
+    assert {"Train/loss_w8", "Train/loss_w2"} <= tags
 
 
 def test_bits_of_a_float_model(config_file, tmp_path, capsys):

@@ -8,15 +8,25 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 from paddle import nn
+from paddle.distributed.fleet.utils import recompute
 from paddleslim.quant import SlimQuantConfig
 from paddleslim.quant.constraints import FreezedConvBNConstraint
 
+from ppvision.engine.checkpoint import arrays_of
 from ppvision.nn import SemanticDiffusion
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
-from ppvision.quant import LayeredActivationQuanter, LayeredWeightQuanter, OnceQAT
+from ppvision.quant import (
+    LayeredActivationQuanter,
+    LayeredWeightQuanter,
+    OnceQAT,
+    load_layered,
+    save_layered,
+)
 from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer
 from ppvision.quant.layered_state import layered_state
 from ppvision.quant.packed_layers import pack_model, packed_copy
+from ppvision.tasks.quantization import passes
+from ppvision.zoo.weights import WeightsError, assign_weights
 
 BITS = (8, 4, 2)
 
@@ -80,6 +90,26 @@ def test_every_kind_of_layer_is_quantised():
     }
     fixed = {path for path, layer in found.items() if layer.weight_quanter.widths == (8,)}
     assert fixed == {"stem.0", "head", "sdn.fuse"}  # reads the picture, gives the result, fuses
+
+
+@pytest.mark.parametrize("bits", [(4, 2), (2,)])
+def test_ends_keep_eight_bits_whatever_the_widths(bits, tmp_path):
+    net = once(bits=bits)
+    net.eval()
+    fixed = {p for p, q in quantised(net.model).items() if q.weight_quanter.widths == (8,)}
+    assert fixed == {"stem.0", "head", "sdn.fuse"}
+    folder = save_layered(net, tmp_path / "layers", bits=bits, config={})
+    for k in bits:
+        net.set_bits(k)
+        packed = pack_model(Small(), load_layered(folder, k).state, k)
+        np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
+
+
+def test_a_checkpoint_of_other_widths_does_not_fit():
+    """Its steps would mean other cells."""
+    wide, narrow = once(), once(layers={"hidden": {"max_bits": 4}})
+    with pytest.raises(WeightsError, match=r"hidden\.weight_quanter\.initial_step_4_2"):
+        assign_weights(narrow, arrays_of(wide), "checkpoint")
 
 
 @pytest.mark.parametrize("how", ["global", "type", "name", "layer"])
@@ -266,8 +296,8 @@ def test_one_width_after_another_gives_the_gradient_of_their_mean():
     (sum(loss_of(x) for x in logits) / len(BITS)).backward()
     apart.train()
     for bits in BITS:
-        with apart.alone(bits):
-            (loss_of(apart(pictures())) / len(BITS)).backward()
+        apart.train_at(bits)
+        (loss_of(apart(pictures())) / len(BITS)).backward()
     others = dict(apart.named_parameters())
     for name, parameter in together.named_parameters():
         if parameter.stop_gradient:
@@ -276,6 +306,80 @@ def test_one_width_after_another_gives_the_gradient_of_their_mean():
         np.testing.assert_allclose(
             parameter.grad.numpy(), others[name].grad.numpy(), 1e-4, 1e-6, err_msg=name
         )
+
+
+def test_recomputed_layers_are_recomputed_at_their_width():
+    class Recomputed(nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+            self.recompute = False
+
+        def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+            return recompute(self.body, x) if self.recompute else self.body(x)
+
+    gradients = []
+    for again in (False, True):
+        paddle.seed(0)
+        config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter((8, 2)))
+        net = OnceQAT(LayeredQAT(config).quantize(Recomputed()), (8, 2))
+        net.model.recompute = again
+        net.train()
+        x = paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 6)), "float32")
+        x.stop_gradient = False
+        for forward in passes(net, lambda n, batch: [n(batch).square().mean()]).values():
+            sum(forward(net, x)).backward()
+        gradients.append(
+            {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        np.testing.assert_allclose(gradients[1][name], gradient, 1e-5, 1e-7, err_msg=name)
+
+
+def test_the_width_is_restored_after_training_at_one():
+    net = once()
+    net.set_bits(4)
+    with net.alone(2):
+        assert net.bits == 2
+    assert net.bits == 4
+    net.train()
+    assert len(net(pictures())) == len(BITS)
+
+
+def test_weights_count_in_the_order_of_bits():
+    net = once(bits=(2, 8, 4), weights=[3, 1, 2])
+    losses = {}
+    for bits, logits in zip(net.widths, ([1.0], [10.0], [100.0]), strict=True):
+        (losses[bits],) = net.weighted(bits, [paddle.to_tensor(logits[0])], paddle.zeros([1, 2]))
+    assert {k: float(v) for k, v in losses.items()} == pytest.approx({8: 0.5, 4: 10.0, 2: 150.0})
+
+
+def test_two_outputs_a_width_go_to_their_own_losses():
+    class TwoHeads(nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x: paddle.Tensor) -> list[paddle.Tensor]:
+            return [self.first(x), self.second(x)]
+
+        def loss_computation(self, logits: list, losses: object, data: object) -> list:
+            assert len(logits) == 2
+            return [logits[0].sum(), 1000 * logits[1].sum()]
+
+    paddle.seed(0)
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter((8, 2)))
+    net = OnceQAT(LayeredQAT(config).quantize(TwoHeads()), (8, 2))
+    net.train()
+    x = paddle.ones([1, 3])
+    found = [float(v) for v in net.loss_computation(net(x), {}, {})]
+    expected = []
+    for bits in (8, 2):
+        with net.alone(bits):
+            a, b = net(x)
+        expected += [float(a.sum()) / 2, 1000 * float(b.sum()) / 2]
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_memory_does_not_grow_with_the_number_of_widths():

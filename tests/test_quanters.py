@@ -123,7 +123,6 @@ def test_gradients_are_those_of_lsq(kind, bits):
     weight = weight.reshape(channels, -1)
     gradient = np.moveaxis(upstream.astype(np.float64), axis, 0).reshape(channels, -1)
     steps, half = quanter.steps().astype(np.float64) * 2 ** (8 - bits), 2 ** (bits - 1)
-    learning = 1 / math.sqrt(weight.shape[1] * half)
     of_weight, of_log = np.zeros_like(weight), np.zeros(channels)
     for c in range(channels):
         for n in range(weight.shape[1]):
@@ -132,9 +131,9 @@ def test_gradients_are_those_of_lsq(kind, bits):
             inside = -half <= u < half
             of_weight[c, n] = gradient[c, n] * inside
             of_step = gradient[c, n] * (code + 0.5 - (u if inside else 0.0))
-            # A plain SGD step of rate r moves a step of LSQ by r * learning * of_step; here it
-            # moves the logarithm by r times the gradient: by the same share of the step.
-            of_log[c] += learning * of_step / steps[c]
+            # Of the logarithm, over the square of the codes' reach and the root of their number.
+            learning = 1 / (math.sqrt(weight.shape[1]) * (half * steps[c]) ** 2)
+            of_log[c] += learning * steps[c] * of_step
     found = np.moveaxis(layer.weight.grad.numpy(), axis, 0).reshape(channels, -1)
     np.testing.assert_allclose(found, of_weight, atol=1e-6)
     np.testing.assert_allclose(quanter.log_scale.grad.numpy(), of_log, 2e-4, atol=1e-4)
@@ -164,6 +163,49 @@ def test_a_layer_of_zeros_stays_zero_until_it_has_weights():
     layer.weight.set_value(np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32))
     np.testing.assert_allclose(quanter(layer.weight).numpy(), layer.weight.numpy(), atol=0.03)
     assert (quanter.steps() > 0).all()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.01])
+@pytest.mark.parametrize("bits", [8, 2])
+def test_steps_stay_where_they_belong_under_momentum(rate, bits):
+    """Near the solution, as QAT begins. With LSQ's own factor they run away at 8 bits."""
+    random = np.random.default_rng(0)
+    solution = random.normal(size=(200, 6))
+    layer = nn.Linear(200, 6)
+    layer.weight.set_value((solution + 0.1 * random.normal(size=solution.shape)).astype("float32"))
+    quanter = LayeredWeightQuanter((bits,))._instance(layer)
+    x = paddle.to_tensor(random.normal(size=(400, 200)), "float32")
+    y = x @ paddle.to_tensor(solution, "float32")
+    parameters = [layer.weight, quanter.log_scale]
+    sgd = paddle.optimizer.Momentum(rate, 0.9, parameters=parameters)
+    losses = []
+    for _ in range(100):
+        losses.append((x @ quanter(layer.weight) - y).square().mean())
+        losses[-1].backward()
+        sgd.step()
+        sgd.clear_grad()
+    # Two bits can do little better than they begin.
+    assert float(losses[-1]) < (0.6 if bits == 8 else 1.3) * float(losses[0])
+    assert np.abs(quanter.log_scale.numpy()).max() < 0.7
+
+
+@pytest.mark.parametrize("optimiser", ["Adam", "Momentum"])
+def test_a_layer_that_begins_at_zero_learns(optimiser):
+    """Its steps follow its weights, which grow a thousandfold."""
+    layer = nn.Linear(20, 6, weight_attr=nn.initializer.Constant(0.0))
+    quanter = LayeredWeightQuanter((8,))._instance(layer)
+    random = np.random.default_rng(0)
+    x = paddle.to_tensor(random.normal(size=(64, 20)), "float32")
+    y = x @ paddle.to_tensor(random.normal(size=(20, 6)), "float32")
+    parameters = [layer.weight, quanter.log_scale]
+    rate = {"Adam": 0.02, "Momentum": 0.05}[optimiser]
+    steps = getattr(paddle.optimizer, optimiser)(rate, parameters=parameters)
+    for _ in range(200):
+        loss = (x @ quanter(layer.weight) - y).square().mean()
+        loss.backward()
+        steps.step()
+        steps.clear_grad()
+    assert float(loss) < 0.05 * float(y.square().mean())
 
 
 def test_a_layer_stays_within_its_own_widths():
@@ -256,9 +298,9 @@ def test_activation_gradients_are_those_of_lsq():
         total += float(g) * (code - (u if inside else 0.0))
         passed.append(float(g) * inside)
     np.testing.assert_allclose(x.grad.numpy().ravel(), passed, atol=1e-6)
-    learning = 1 / math.sqrt(x.size * 3)
+    learning = 1 / (math.sqrt(x.size) * (3 * step) ** 2)
     expected = np.zeros(5)
-    expected[3] = learning * total / step  # of the logarithm of the step of 3 bits
+    expected[3] = learning * step * total  # of the logarithm of the step of 3 bits
     np.testing.assert_allclose(quanter.log_scale.grad.numpy(), expected, 1e-3, atol=1e-5)
 
 

@@ -418,9 +418,9 @@ class Trainer:
     @paddle.no_grad()
     def _update_ema(self) -> None:
         decay = min(1 - 1 / (self.progress.step + 1), self.options.ema_decay)
-        source = self.model.state_dict()
+        source, copied = self.model.state_dict(), _not_averaged(self.model)
         for name, average in self.ema.state_dict().items():
-            if paddle.is_floating_point(average):
+            if paddle.is_floating_point(average) and name not in copied:
                 average.set_value(average * decay + source[name] * (1 - decay))
             else:
                 average.set_value(source[name])
@@ -561,6 +561,15 @@ def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float
     if len(losses) == 1:
         return {}
     return {f"Train/loss_{i}": float(part) for i, part in enumerate(losses)}
+
+
+def _not_averaged(model: nn.Layer) -> set[str]:
+    """Tensors that layers say are set rather than learned (`not_averaged`)."""
+    return {
+        f"{path}.{name}"
+        for path, layer in model.named_sublayers()
+        for name in getattr(layer, "not_averaged", ())
+    }
 
 
 def _statistics(model: nn.Layer) -> list[Tensor]:

@@ -15,6 +15,7 @@ except ImportError as error:
     ) from error
 
 from ppvision.nn import SemanticDiffusion
+from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer
 from ppvision.quant.quanters import (
     DEFAULT_BITS,
@@ -138,8 +139,8 @@ def slim_quant_config(
         types: rules by the layer's type, such as `{"Linear": {"min_bits": 4}}`.
         layers: rules by the layer's path, with `*` and `?` (`backbone.stages.*`). Of several that
             match, the one with most letters counts; each goes before all of `types`.
-        ends: paths of layers that stay at the highest width unless `layers` name them: what reads
-            the picture and what gives the result.
+        ends: paths of layers that stay at 8 bits unless `layers` name them, as SDN's fusions do:
+            what reads the picture and what gives the result (`end_layers`). Default none.
 
     A rule has `bits` (that many at every width), or `min_bits` and `max_bits`; `activations`;
     `float: true` leaves the layer as it is.
@@ -172,7 +173,7 @@ def slim_quant_config(
     for path, layer in paths.items():
         rule = dict(types.get(type(layer).__name__, {}))
         if path in fusions or path in ends:
-            rule = {"bits": widths[0]}
+            rule = {"bits": MAX_BITS}
         rule = _most_specific(layers, path, rule)
         factories = _factories_of(rule, widths, activations, steps, path)
         if factories is None:
@@ -208,8 +209,9 @@ def _factories_of(
         )
     if rule.get("float"):
         return None
-    fixed = rule.get("bits")
-    low, high = fixed or rule.get("min_bits", 1), fixed or rule.get("max_bits", 8)
+    low, high = rule.get("min_bits", 1), rule.get("max_bits", MAX_BITS)
+    if "bits" in rule:
+        low = high = rule["bits"]
     weight = LayeredWeightQuanter(widths, min_bits=low, max_bits=high, steps=steps)
     wanted = rule.get("activations", activations)
     if not wanted:

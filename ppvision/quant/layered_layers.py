@@ -47,10 +47,10 @@ class LayeredLayer:
             raise RuntimeError(f"{self.full_name()}: {error}") from error
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
-    def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
         if self.activation_quanter is not None:
             x = self.activation_quanter(x)
-        return super().forward(x, *others)
+        return super().forward(x, *others, **named)
 
 
 class LayeredConv2D(LayeredLayer, nn.Conv2D):

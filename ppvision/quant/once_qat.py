@@ -27,7 +27,9 @@ class OnceQAT(nn.Layer):
     In evaluation it is the model at one width, `set_bits`. In training a forward pass runs the
     widths of a step one after another and gives the outputs of all; `loss_computation`, which
     PaddleSeg's own `train()` calls, takes them apart. Our engine runs each width by itself
-    (`alone`) and adds up gradients, so that memory holds one width at a time.
+    (`train_at`) and adds up gradients, so that memory holds one width at a time. Models that
+    recompute layers in the backward pass need the latter: with all widths in one graph they would
+    be recomputed at another one.
 
     Args:
         model: with layered quanters (`ppvision.plugins.paddleslim.LayeredQAT`).
@@ -103,15 +105,24 @@ class OnceQAT(nn.Layer):
         if self.objective == "sandwich" and len(self.widths) > 2:
             self.drawn = self.widths[0], chance.choice(self.widths[1:-1]), self.widths[-1]
 
+    def train_at(self, bits: int | None) -> None:
+        """Let forward passes in training run one width only, until told otherwise; None: all.
+
+        A backward pass that computes layers again (recompute) has to happen before the next call.
+        """
+        self._alone = bits
+        if bits is not None:
+            self.set_bits(bits)
+
     @contextlib.contextmanager
     def alone(self, bits: int) -> Iterator[None]:
-        """Inside, a forward pass in training runs this width only."""
-        before, self._alone = self.bits, bits
-        self.set_bits(bits)
+        """`train_at` inside; afterwards as before."""
+        before = self.bits
+        self.train_at(bits)
         try:
             yield
         finally:
-            self._alone = None
+            self.train_at(None)
             self.set_bits(before)
 
     def forward(self, *inputs: object) -> object:

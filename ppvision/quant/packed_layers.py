@@ -104,10 +104,10 @@ class PackedLayer:
         return (codes.reshape(self._shape) + 0.5) * self.cell
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
-    def forward(self, x: Tensor, *others: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
         if self.activation is not None:
             x = self.activation(x)
-        return super().forward(x, *others)
+        return super().forward(x, *others, **named)
 
 
 class PackedConv2D(PackedLayer, nn.Conv2D):

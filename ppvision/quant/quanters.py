@@ -56,6 +56,7 @@ class _Range:
 # Steps that are tried, as shares of the largest magnitude over half the codes: 1 clips nothing.
 _SHARES = np.geomspace(0.04, 1.1, 40).astype(np.float32)
 _BLOCK = 1 << 22  # weights looked at together
+_MUCH_CLIPPED = 0.03  # share of weights beyond their codes' reach
 
 
 def initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
@@ -196,14 +197,18 @@ def _cells(weight: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return u, paddle.clip(paddle.floor(u), low, high)
 
 
+def _step_name(widths: tuple[int, ...]) -> str:
+    return "initial_step_" + "_".join(map(str, widths))
+
+
 class LayeredWeightQuanterLayer(BaseQuanter):
     """Weights at the width of the moment, whose codes are the first bits of the widest codes.
 
     See `LayeredWeightQuanter` for the arguments; `layer` is the one whose `weight` is quantised.
 
     Attributes:
-        initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros,
-            which takes its step as soon as training has given it weights.
+        initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros.
+        settling: `[1]`, 1 for a layer that began at zero: its steps follow its weights.
         log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. Positive
             whatever an optimiser does; one that normalises gradients (Adam) moves a step by shares
             of itself, and weight decay pulls it back to where it began.
@@ -230,13 +235,15 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         weight = _rows(layer.weight, self.axis)
         zeros = nn.initializer.Constant(0.0)
         self.log_scale = self.create_parameter([len(weight)], default_initializer=zeros)
-        self.register_buffer("initial_step", paddle.zeros([len(weight)]))
+        self._step_name = _step_name(self.widths)
+        self.register_buffer(self._step_name, paddle.zeros([len(weight)]))
         if steps == "per_width":
             self.log_widths = self.create_parameter(
                 [len(self.widths) * len(weight)], default_initializer=zeros
             )
         self._set_initial(weight)
         self._starts_at_zero = not np.any(weight)
+        self.register_buffer("settling", paddle.full([1], float(self._starts_at_zero)))
 
     def _set_initial(self, weight: np.ndarray) -> None:
         """Steps for a weight `[channels, N]`."""
@@ -255,15 +262,35 @@ class LayeredWeightQuanterLayer(BaseQuanter):
             factors.append(np.where(factor > 0.1, factor, 1.0))
         self.log_widths.set_value(np.log(np.concatenate(factors)).astype(np.float32))
 
+    @property
+    def initial_step(self) -> Tensor:
+        """`[channels]`; in a state dict the layer's widths stand in its name, so that a checkpoint
+        of other widths, whose steps mean other cells, does not fit."""
+        return self._buffers[self._step_name]
+
+    @property
+    def not_averaged(self) -> tuple[str, ...]:
+        """Tensors that an average of weights copies: set, not learned."""
+        return self._step_name, "settling"
+
+    def _settle(self, weight: np.ndarray) -> None:
+        """Let the steps of a layer that began at zero follow its weights `[channels, N]`.
+
+        Those grow a thousandfold; steps taken once, from the first of them, would clip them all,
+        and what is clipped has no gradient.
+        """
+        reach = self.steps() * np.float32(2 ** (self.top_bits - 1))
+        if (np.abs(weight) > reach[:, None]).mean() > _MUCH_CLIPPED:
+            self._set_initial(weight)
+            self.log_scale.set_value(np.zeros(len(weight), np.float32))
+
     def set_bits(self, bits: int) -> None:
         self.bits = bits
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight at the present width, of its own shape."""
-        if self._starts_at_zero and self.training and not float(self.initial_step.abs().sum()):
-            rows = _rows(weight, self.axis)
-            if np.any(rows):
-                self._set_initial(rows)
+        if self._starts_at_zero and self.training and float(self.settling):
+            self._settle(_rows(weight, self.axis))
         bits = self.range.width(self.bits)
         with paddle.amp.auto_cast(enable=False):
             cell = 2.0 ** (self.top_bits - bits)
@@ -275,17 +302,18 @@ class LayeredWeightQuanterLayer(BaseQuanter):
             return _CellCentres.apply(weight.astype("float32"), *factors, bits)
 
     def _learning(self, step: Tensor, cell: float, size: int, bits: int) -> Tensor:
-        """`[channels]`: the factor of a step's gradient.
+        """`[channels]`: the factor of a step's gradient, `1 / (sqrt(N) (2^(bits-1) s)^2)`.
 
-        LSQ's 1 / sqrt(N 2^(bits-1)) belongs to steps that are learned themselves. For their
-        logarithms it is divided by the step squared, so that the same learning rate moves a step by
-        the same share of itself; not by less than the initial one, or steps that shrink would
-        shrink ever faster.
+        What a channel's N weights feel under SGD when they are scaled together is 1 / |w|^2; the
+        codes' range stands for their size, and the factor is of that order at every width. LSQ's
+        own, 1 / (sqrt(N 2^(bits-1)) s^2) for a logarithm, is 1000 times as much at 8 bits: there
+        the steps ran away under SGD with momentum. Not less than the initial step counts, or steps
+        that shrink would shrink ever faster.
         """
         per_channel = size // len(step)
-        learning = 1.0 / math.sqrt(per_channel * 2 ** (bits - 1))
-        largest = paddle.maximum(step, self.initial_step * cell)
-        return learning * (step > 0).astype("float32") / paddle.clip(largest, min=1e-15).square()
+        largest = paddle.maximum(step, self.initial_step * cell) * 2.0 ** (bits - 1)
+        alive = (step > 0).astype("float32") / math.sqrt(per_channel)
+        return alive / paddle.clip(largest, min=1e-15).square()
 
     def _scale(self, bits: int) -> Tensor:
         """`[channels]`: what the width multiplies its centres with."""
@@ -405,11 +433,27 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         count = len(self.range.widths)
         zeros = nn.initializer.Constant(0.0)
         self.log_scale = self.create_parameter([count], default_initializer=zeros)
-        self.register_buffer("initial_step", paddle.zeros([count]))
+        self._step_name = _step_name(self.range.widths)
+        self.register_buffer(self._step_name, paddle.zeros([count]))
         self.register_buffer("signed", paddle.zeros([1]))
         self.calibrating = False
         self._seen: list[np.ndarray] = []
         self._is_set: bool | None = None  # not known
+
+    @property
+    def initial_step(self) -> Tensor:
+        """`[widths]`; named in a state dict as that of `LayeredWeightQuanterLayer`."""
+        return self._buffers[self._step_name]
+
+    @property
+    def not_averaged(self) -> tuple[str, ...]:
+        """Tensors that an average of weights copies: set once, not learned."""
+        return self._step_name, "signed"
+
+    @property
+    def saw_nothing(self) -> bool:
+        """Whether calibration has not reached this quanter."""
+        return self.calibrating and not self._seen
 
     def set_bits(self, bits: int) -> None:
         self.bits = bits
@@ -432,8 +476,8 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             step = paddle.exp(self.log_scale[row]) * self.initial_step[row]
             step = step * 2.0 ** max(0, self.range.widths[row] - bits)  # an untrained width
             low, high = rounding_range(bits, bool(self.signed))
-            largest = paddle.maximum(step.detach(), self.initial_step[row])  # as with weights
-            learning = 1.0 / (math.sqrt(x.size * high) * largest.square())
+            largest = max(high, 1) * paddle.maximum(step.detach(), self.initial_step[row])
+            learning = 1.0 / (math.sqrt(x.size) * largest.square())  # as with weights
             return _Rounding.apply(x.astype("float32"), step, learning, low, high).astype(x.dtype)
 
     def _has_steps(self) -> bool:

@@ -103,9 +103,9 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
     once.set_bits(once.widths[0])
     for quanter in activations:
         quanter.calibrating = True
-    _show(job, once, chosen, "activations")
-    for quanter in activations:
-        quanter.calibrated()
+    if activations:
+        _show(job, once, chosen, "activations")
+    _set_activations(once)
     norms = [norm for norm in once.sublayers() if isinstance(norm, LayeredNorm)]
     if not norms:
         return
@@ -113,6 +113,18 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
         once.set_bits(k)
         estimate_statistics(norms, partial(_show, job, once, chosen, f"statistics at {k} bits"))
     once.set_bits(once.widths[0])
+
+
+def _set_activations(once: OnceQAT) -> None:
+    for path, layer in once.model.named_sublayers():
+        quanter = getattr(layer, "activation_quanter", None)
+        if not isinstance(quanter, LayeredActivationQuanterLayer):
+            continue
+        if quanter.saw_nothing:  # an auxiliary head
+            logger.info(f"calibration: {path} does not run in prediction; its input stays as it is")
+            layer.activation_quanter = None
+        else:
+            quanter.calibrated()
 
 
 def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what: str) -> None:
@@ -123,13 +135,17 @@ def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what:
 def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> None:
     """BatchNorm's statistics anew: the mean over what the norms see while `run` runs.
 
+    Meanwhile each norm uses the statistics of the batch, so that those behind it see what they will
+    see when all are set.
+
     Args:
-        norms: of a model at one width, in evaluation mode.
+        norms: of a model at one width, in evaluation mode; channels are their axis 1.
         run: shows pictures to the model.
     """
     sums: dict[int, list[np.ndarray | int]] = {}
 
     def see(norm: nn.Layer, inputs: tuple) -> None:
+        norm.training = True  # `run` may have set the model to evaluation
         x = inputs[0].astype("float32")
         axes = [axis for axis in range(x.ndim) if axis != 1]
         mean, square = x.mean(axis=axes).numpy(), paddle.square(x).mean(axis=axes).numpy()
@@ -143,6 +159,7 @@ def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> N
         for hook in hooks:
             hook.remove()
     for norm in norms:
+        norm.training = False
         if id(norm) in sums:
             mean, square, count = sums[id(norm)]
             norm._mean.set_value(mean / count)

@@ -162,11 +162,18 @@ def _run(job: Job, trainer: Trainer, do_eval: bool, use_vdl: bool, histograms: b
             ProgressLog(options.iters, per_step),
             DashboardLog(
                 dashboard,
-                (lambda: job.pictures(model)) if do_eval and use_vdl else None,
+                partial(_pictures, job, model) if do_eval and use_vdl else None,
                 model if histograms else None,
             ),
         ]
     return trainer.fit()
+
+
+def _pictures(job: Job, model: nn.Layer) -> dict[str, np.ndarray]:
+    """The job's, of a once-QAT at its highest width."""
+    if isinstance(model, OnceQAT):
+        model.set_bits(model.widths[0])
+    return job.pictures(model)
 
 
 def _describe(
