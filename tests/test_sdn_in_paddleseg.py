@@ -162,7 +162,7 @@ def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
     job = open_job(write_config(tmp_path / "b.yml", scenes, enhanced, 1))
     with caplog.at_level("INFO", "ppvision"):
         job.start_from(weights)
-    assert "has no backbone.diffusion: SDN starts untrained" in caplog.text
+    assert "has no backbone.diffusion: it starts untrained" in caplog.text
     x = paddle.rand([1, 3, 50, 70])
     baseline.eval()
     job.model.eval()
