@@ -549,7 +549,7 @@ def shell(*command, **environment) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.parametrize("kind", ["plain", "sdn", "once_qat"])
+@pytest.mark.parametrize("kind", ["plain", pytest.param("sdn", marks=pytest.mark.all), "once_qat"])
 def test_two_processes_train_as_one(kind, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 

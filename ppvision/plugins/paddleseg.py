@@ -173,9 +173,9 @@ def names_behind_sdn(
     own, absent = model.state_dict(), []
     for name, layer in model.named_sublayers():
         outer, new = f"{name}.", f"{name}.diffusion"
-        if isinstance(layer, SemanticDiffusionBackbone) and not any(
-            key.startswith(f"{new}.") for key in arrays
-        ):
+        # Not by the wrapper's own class: a reload of this module makes another one.
+        wrapper = isinstance(getattr(layer, "diffusion", None), SemanticDiffusionPyramid)
+        if wrapper and not any(key.startswith(f"{new}.") for key in arrays):
             absent.append(new)
             arrays = {
                 f"{outer}backbone.{key.removeprefix(outer)}"
