@@ -14,7 +14,7 @@ A config's `slim_config` (or the file of `--slim_config`), with what is taken fo
 
 A rule: `bits` (the same at every width of the model), or `min_bits` and `max_bits`; `activations`;
 `float: true` leaves layers as they are. The layer that reads the picture, those that give the
-result, and SDN's fusions stay at the highest width unless `layers` names them.
+result, and SDN's fusions stay at 8 bits unless `layers` names them.
 """
 
 import copy
