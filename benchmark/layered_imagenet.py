@@ -18,10 +18,10 @@ The network is written here: it is what is measured, not a model of the zoo. Sou
 import argparse
 import collections
 import copy
-import csv
 import pickle
 import re
 import struct
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +37,9 @@ from ppvision.quant import OnceQAT
 from ppvision.quant.layered_layers import LayeredNorm
 from ppvision.tasks.packing import estimate_statistics
 from ppvision.zoo.weights import assign_weights
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmark.runs import write_rows
 
 RESULTS = Path(__file__).with_name("results") / "layered_imagenet.csv"
 BITS = (8, 7, 6, 5, 4)
@@ -249,10 +252,7 @@ def main() -> None:
     labels = np.array([int(path.stem.split("_")[2]) for path in files])
     others = [read_picture(path) for path in sorted(args.photographs.glob("*.jpg"))]
     rows = compare(copy.deepcopy(model), [read_picture(path) for path in files], labels, others)
-    with args.results.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.results, rows)
     print(args.results.read_text(encoding="utf-8"))
 
 

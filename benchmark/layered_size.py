@@ -11,9 +11,9 @@ a width that `Predictor` composes, over the float export's.
 """
 
 import argparse
-import csv
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -31,6 +31,9 @@ from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_confi
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.packed_layers import pack_model
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmark.runs import write_rows
 
 RESULTS = Path(__file__).with_name("results") / "layered_size.csv"
 BITS = (8, 6, 4, 3, 2)
@@ -157,10 +160,7 @@ def main() -> None:
     for network in NETWORKS:
         with tempfile.TemporaryDirectory() as work:
             rows += measure(network, Path(work), args.repeats)
-    with args.results.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(args.results, rows)
     print(args.results.read_text(encoding="utf-8"))
 
 

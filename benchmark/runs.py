@@ -67,6 +67,16 @@ def read_rows(path: Path) -> Rows:
         return [row for row in csv.DictReader(file) if row["seed"].isdigit()]
 
 
+def write_rows(path: Path, rows: Rows) -> None:
+    """A results file of one measurement, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    partial.replace(path)
+
+
 def add_row(
     path: Path,
     row: dict[str, object],

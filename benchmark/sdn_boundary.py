@@ -25,7 +25,6 @@ whole pictures. `--costs` writes benchmark/results/sdn_costs.csv: parameters, mu
 """
 
 import argparse
-import csv
 import itertools
 import logging
 import statistics
@@ -51,7 +50,7 @@ from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, read_rows
+from benchmark.runs import add_row, claimed, read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results")
 STEPS, BATCH, CROP, RATE = 600, 4, 224, 1e-3
@@ -350,15 +349,6 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
     return [{**row, "machine": machine()} for row in rows]
 
 
-def write_costs(path: Path, rows: list[dict]) -> None:
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="made by `ppvision data`")
@@ -379,7 +369,7 @@ def main() -> None:
             for backbone in BACKBONES
             for row in costs(backbone, args.data_root, args.work_dir, args.repeats)
         ]
-        write_costs(RESULTS / "sdn_costs.csv", rows)
+        write_rows(RESULTS / "sdn_costs.csv", rows)
         print((RESULTS / "sdn_costs.csv").read_text(encoding="utf-8"))
         return
     cases = (

@@ -146,7 +146,8 @@ def slim_quant_config(
     `float: true` leaves the layer as it is.
 
     Raises:
-        ValueError: an unknown type or key, a rule that matches no layer, widths out of range.
+        ValueError: an unknown type or key, a rule by path that matches no layer, widths out of
+            range.
     """
     widths = checked_widths(bits)
     types, layers = dict(types or {}), dict(layers or {})

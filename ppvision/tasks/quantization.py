@@ -20,6 +20,7 @@ result, and SDN's fusions stay at 8 bits unless `layers` names them.
 import copy
 import logging
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -52,7 +53,7 @@ def read_slim_config(path: str | Path) -> Located:
         ConfigError: it does not read, or names something unknown.
     """
     content = read_yaml(path)
-    options = content.get("slim_config", content) if "slim_config" in content else content
+    options = content.get("slim_config", content)
     check_slim_config(options)
     return options
 
@@ -165,7 +166,7 @@ def scores_by_width(
 # -- models at their widths ------------------------------------------------------------------------
 
 
-class ModelWithWidths:
+class ModelWithWidths(ABC):
     """The part of a job that knows about widths; the rest of the job says what the model is.
 
     A job without `slim_config` has `model = float_model`; with it, `model` is a `OnceQAT` around
@@ -175,14 +176,14 @@ class ModelWithWidths:
     content: dict
 
     @property
+    @abstractmethod
     def float_model(self) -> nn.Layer:
         """The configured model without quanters; the same object at every call."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def example(self) -> Tensor:
         """A picture `[1, C, H, W]` that the model takes."""
-        raise NotImplementedError
 
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
