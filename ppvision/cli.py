@@ -477,6 +477,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--batch", type=_positive, default=1)
     verb.add_argument("--size", type=_positive, nargs=2, metavar=("H", "W"), help="of the input")
     verb.add_argument("--repeats", type=_positive, default=30)
+    _add_slim_config(verb)
     verb.set_defaults(verb=bench)
     return parser
 

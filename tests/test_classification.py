@@ -558,3 +558,27 @@ def test_a_loss_that_is_not_finite_on_rank_1_stops_both_with_a_checkpoint(
         assert "loss: expected a finite number, got nan at step 3" in log, log
         assert log.count(".png") == 3  # rank 1's batch, on both
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_2"]
+
+
+def test_a_model_without_its_data_set(classification_file, crops, tmp_path, capsys):
+    """Packing, predicting and exporting need no picture of the set."""
+
+    def moved(config: dict) -> None:
+        for part in ("train_dataset", "val_dataset"):
+            config[part]["root"] = str(tmp_path / "gone")
+        config["slim_config"] = {"bits": [8, 2]}
+
+    config = classification_file(moved)
+    job = open_job(config)
+    assert list(job.example.shape) == [1, 3, 24, 24]
+    weights, layers = tmp_path / "float.pdparams", tmp_path / "layers"
+    paddle.save(job.float_model.state_dict(), str(weights))
+    common = ("-c", config, "--model_path")
+    assert ppvision("pack", *common, weights, "--output", layers, "--ptq") == 0
+    out = tmp_path / "predicted"
+    pictures = ("--image_path", crops / "val" / "digit 0", "--save_dir", out)
+    assert ppvision("predict", *common, layers, *pictures) == 0
+    assert len(json.loads((out / "predictions.json").read_text())) == 7
+    assert "classes go by number" in capsys.readouterr().out
+    assert ppvision("eval", *common, layers) == 1
+    assert "expected a folder of pictures" in capsys.readouterr().err

@@ -9,13 +9,17 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from paddle import nn
 from visualdl.proto.record_pb2 import Record
 from visualdl.reader.record_reader import RecordReader
 
 from ppvision.deploy import Predictor
+from ppvision.deploy.comparison import rounding_error
 from ppvision.deploy.manifest import read_manifest
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.quant import OnceQAT, load_layered, save_layered
+from ppvision.quant.layered_state import LayeredActivation
+from ppvision.quant.packed_layers import FixedActivation
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width
@@ -270,8 +274,9 @@ def test_export_to_onnx(packed, trained, tmp_path):
     assert manifest.files["model.onnx"]["bytes"] < 0.5 * 4 * int(whole)
 
 
-def test_ptq_with_activations(tmp_path, scenes, capsys):
-    content = small_config(scenes)
+def test_ptq_with_activations(tmp_path, crops, capsys):
+    content = classification_config(crops)
+    content["model"] = {"type": "resnet20", "num_classes": 3}
     content["slim_config"] = {"bits": [8, 4], "activations": True}
     config = tmp_path / "job.yml"
     config.write_text(yaml.safe_dump(content))
@@ -285,13 +290,29 @@ def test_ptq_with_activations(tmp_path, scenes, capsys):
     assert ppvision(*pack, "--ptq") == 1
     assert "expected a folder of pictures" in capsys.readouterr().err
     assert not out.exists()
-    assert ppvision(*pack, "--ptq", "--calibration", scenes / "images" / "val") == 0
+    assert ppvision(*pack, "--ptq", "--calibration", crops / "val" / "digit 0") == 0
     state = load_layered(out).state
     assert state.activations
     norms = [name for name in state.statistics[8] if name.endswith("_mean")]
     assert norms
     assert any(not np.array_equal(state.statistics[8][n], state.statistics[4][n]) for n in norms)
     assert ppvision("eval", "-c", config, "--model_path", out) == 0
+    # A value between two codes rounds either way; at 2 bits nearly all numbers move by that.
+    export = ("export", "-c", config, "--model_path", out, "--skip_eval")
+    sized = ("--save_dir", tmp_path / "widths", "--input_shape", 1, 3, 24, 24)
+    assert ppvision(*export, *sized, "--bits", 8, 4) == 0
+    for k in (8, 4):
+        manifest = read_manifest(tmp_path / "widths" / f"w{k}")
+        assert manifest.max_error_to_eager < 0.5
+
+
+def test_float_weights_come_before_quanters(config_file, tmp_path):
+    job = open_job(config_file(lambda config: config.update(slim_config={"bits": [8, 4]})))
+    weights = tmp_path / "float.pdparams"
+    paddle.save(job.float_model.state_dict(), str(weights))
+    job.load(weights, 4)
+    with pytest.raises(RuntimeError, match="Open the job anew"):
+        job.load(weights, 4)
 
 
 # -- training elsewhere ----------------------------------------------------------------------------
@@ -383,7 +404,13 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
         ({"bits": [8, 9]}, "from 1 to 8, got 9"),
         ({"layers": {"head.*": {"bits": 4}}}, "'head.*' matches no layer"),
         ({"layers": [4]}, "expected a rule such as"),
-        ("8", "slim_config: expected keys and values, got '8'"),
+        ("8", "slim_config: expected keys and values (slim_config: {} takes every default), got"),
+        (None, "takes every default), got None"),
+        ({"layers": None}, "expected a rule such as"),
+        ({"bits": 4}, "bits: expected a list of widths such as [8, 4, 2], got 4"),
+        ({"bits": ["8"]}, "expected a list of widths such as [8, 4, 2], got ['8']"),
+        ({"weights": 3}, "expected a number for each of bits, got 3"),
+        ({"activations": "yes"}, "expected true or false, got 'yes'"),
     ],
 )
 def test_wrong_slim_configs(config_file, tmp_path, capsys, slim, message):
@@ -419,3 +446,15 @@ def test_bits_of_a_float_model(config_file, tmp_path, capsys):
     for verb in (("eval", "--bits", 4), ("export", "--bits", 4, "--save_dir", tmp_path / "x")):
         assert ppvision(verb[0], "-c", config, "--model_path", weights, *verb[1:]) == 1
         assert "expected a model with widths" in capsys.readouterr().err
+
+
+# -- parity of rounded activations -----------------------------------------------------------------
+
+
+def test_a_models_own_rounding_is_its_bound():
+    activation = LayeredActivation(np.float32([0.5]), (8,), 8, 8, signed=True)
+    x = np.full((1, 3, 4, 4), 0.25, np.float32)  # between the codes 0 and 1
+    rounding, smooth = FixedActivation(activation, 8), nn.Identity()
+    for model, low, high in ((rounding, 0.4, 0.6), (smooth, 1e-7, 1e-4)):
+        eager = [model(paddle.to_tensor(x)).numpy()]
+        assert low < rounding_error(model, "features", [(x, eager)]) < high

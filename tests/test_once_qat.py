@@ -1,6 +1,7 @@
 """Models at all widths: putting quanters in, training, taking apart, packing."""
 
 import copy
+import logging
 import random
 
 import numpy as np
@@ -9,6 +10,7 @@ import paddle.nn.functional as F
 import pytest
 from paddle import nn
 from paddle.distributed.fleet.utils import recompute
+from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
 from paddleslim.quant import SlimQuantConfig
 from paddleslim.quant.constraints import FreezedConvBNConstraint
 
@@ -22,7 +24,7 @@ from ppvision.quant import (
     load_layered,
     save_layered,
 )
-from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer
+from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.quant.layered_state import layered_state
 from ppvision.quant.packed_layers import pack_model, packed_copy
 from ppvision.tasks.quantization import passes
@@ -69,6 +71,13 @@ def once(seed: int = 0, **options: object) -> OnceQAT:
 
 def loss_of(logits: paddle.Tensor) -> paddle.Tensor:
     return F.cross_entropy(logits, paddle.to_tensor([1, 3]))
+
+
+@pytest.fixture
+def logged(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)
+    caplog.set_level(logging.INFO, "ppvision")
+    return lambda: [record.getMessage() for record in caplog.records]
 
 
 # -- putting quanters in ---------------------------------------------------------------------------
@@ -194,6 +203,7 @@ def test_rules_of_yaml():
         ({"layers": {"head": {"bit": 4}}}, "the rule for head: expected bits"),
         ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "expected bits, or min_bits"),
         ({"layers": {"head": {"bits": 9}}}, "from 1 to 8, got 9"),
+        ({"layers": {"head": {"activations": "yes"}}}, "both true or false"),
         ({"layers": {"*": {"float": True}}}, "expected a layer that the config names"),
     ],
 )
@@ -215,6 +225,89 @@ def test_constraints_need_an_input_and_leave_nothing_behind():
     assert not any(hasattr(layer, "__forward_orig__") for layer in model.sublayers())
     assert all(layer.training for layer in model.sublayers())
     np.testing.assert_array_equal(model[1]._mean.numpy(), before)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("one layer", r"found none.*goes into nn\.Sequential"),
+        ("stock activation", "LayeredActivationQuanter or None as activation; got"),
+        ("activation alone", "got NoneType and LayeredActivationQuanter"),
+        ("weight_norm", "expected a weight of its own, got one that is computed"),
+        ("fusing", "but one made QuantedConv2DBatchNorm"),
+    ],
+)
+def test_what_cannot_be_stored_in_layers_is_refused(case, message):
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Conv2D(4, 2, 1))
+    if case == "one layer":
+        model = nn.Linear(2, 2)
+        config.add_layer_config(model, weight=LayeredWeightQuanter(BITS))
+    elif case == "stock activation":
+        config.add_layer_config(
+            model[0], FakeQuanterWithAbsMaxObserver(), config.global_config.weight
+        )
+    elif case == "activation alone":
+        config.add_layer_config(model[0], LayeredActivationQuanter(BITS), None)
+    elif case == "weight_norm":
+        nn.utils.weight_norm(model[0])
+    else:
+        config.add_constraints([FreezedConvBNConstraint()])
+    with pytest.raises(ValueError, match=message):
+        LayeredQAT(config).quantize(model, inputs=pictures())
+
+
+class Doubled(nn.Conv2D):
+    """A user's own layer."""
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return 2 * super().forward(x)
+
+
+class LayeredDoubled(LayeredLayer, Doubled):
+    """How a user has it quantised."""
+
+
+def test_a_users_own_layer():
+    model = nn.Sequential(Doubled(3, 5, 3), nn.Conv2D(5, 2, 1))
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    config.add_qat_layer_mapping(Doubled, LayeredDoubled)
+    net = LayeredQAT(config).quantize(model)
+    net.eval()
+    set_bits(net, 2)
+    state = layered_state(net, BITS)
+    assert set(state.weights) == {"0", "1"}
+    for source in (model, copy.deepcopy(net)):
+        packed = pack_model(copy.deepcopy(source), state, 2)
+        np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
+
+
+def test_what_stays_in_float_is_said(logged):
+    shared = nn.Conv2D(3, 3, 1)
+    model = nn.Sequential(shared, Doubled(3, 3, 1), nn.BatchNorm(3), shared, nn.LayerNorm([4]))
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    LayeredQAT(config).quantize(model)
+    (line,) = [line for line in logged() if "left in float" in line]
+    # SlimQAT replaces a layer in the first place that holds it.
+    assert line.endswith("left in float: 1 (Doubled), 2 (BatchNorm), 3 (Conv2D)")
+
+
+def test_a_block_that_stands_in_two_places():
+    paddle.seed(0)
+    block = nn.Sequential(nn.Conv2D(3, 3, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(block, block, nn.Conv2D(3, 2, 1))
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
+    net = LayeredQAT(config).quantize(model)
+    net.eval()
+    set_bits(net, 4)
+    packed = pack_model(model, layered_state(net, BITS), 4)
+    np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
+
+
+def test_a_rule_that_takes_an_end_off_eight_bits_is_said(logged):
+    once(layers={"*": {"min_bits": 2}})
+    lines = [line for line in logged() if "leaves 8 bits" in line]
+    assert [line.split()[1] for line in lines] == ["stem.0", "head"]
 
 
 def test_ends_of_a_network():
@@ -446,6 +539,17 @@ def test_distillation_is_the_divergence_from_the_highest_width():
         p, q = np.exp(t) / np.exp(t).sum(), np.exp(s) / np.exp(s).sum()
         divergence += (p * np.log(p / q)).sum() / 2
     assert float(found[1]) == pytest.approx(0.5 * divergence, rel=1e-5)
+
+
+def test_the_teacher_does_not_learn_from_the_student():
+    net = once(distillation=0.5)
+    teacher, student = (paddle.rand([2, 4]) for _ in range(2))
+    teacher.stop_gradient = student.stop_gradient = False
+    net.weighted(8, [], teacher)
+    (loss,) = net.weighted(2, [], student)
+    loss.backward()
+    assert teacher.grad is None
+    assert (student.grad.numpy() != 0).all()
 
 
 def test_every_parameter_is_trained():

@@ -235,6 +235,22 @@ def test_a_factor_for_every_width_lowers_the_error():
     assert (moved[:4] == 0).all()  # the factors of the other widths
 
 
+def test_the_gradient_of_a_widths_own_factor():
+    layer, _ = layer_of("linear")
+    quanter = LayeredWeightQuanter(BITS, steps="per_width")._instance(layer)
+    quanter.set_bits(3)
+    upstream = np.random.default_rng(5).normal(size=layer.weight.shape).astype(np.float32)
+    (quanter(layer.weight) * paddle.to_tensor(upstream)).sum().backward()
+    count, channels = layer.weight.shape
+    centres = quanter(layer.weight).numpy().astype(np.float64)
+    found = quanter.log_widths.grad.numpy().reshape(len(BITS), channels)[3]
+    for c in range(channels):
+        reach = 4 * quanter.steps()[c] * 2 ** (8 - 3)
+        learning = 1 / (math.sqrt(count) * reach**2)
+        expected = learning * sum(upstream[n, c] * centres[n, c] for n in range(count))
+        assert found[c] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
 def test_half_precision_does_not_reach_the_codes():
     layer, _ = layer_of("linear")
     quanter = LayeredWeightQuanter(BITS)._instance(layer)

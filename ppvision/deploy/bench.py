@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle import nn
+from tqdm import tqdm
 
 from ppvision.deploy.predictor import Predictor
 
@@ -83,7 +84,7 @@ def bench_exported(
 
         runs = {"eager": run_eager, **runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(WARM_UP + repeats):
+    for number in tqdm(range(WARM_UP + repeats), desc="bench", unit="round", disable=None):
         for name, run in runs.items():
             start = time.perf_counter()
             run()

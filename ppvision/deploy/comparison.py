@@ -13,6 +13,7 @@ from ppvision.deploy import parity
 from ppvision.deploy.runtime import in_one_line, open_runtime
 from ppvision.deploy.transforms import Normalize, Transforms
 
+_TRIALS = 4  # inputs that differ in their last digits, for each probe
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
 
 
@@ -60,6 +61,26 @@ def eager_probes(
         f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
         f"it failed; on {list(size)} it raised {in_one_line(error)}"
     ) from error
+
+
+@paddle.no_grad()
+def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float:
+    """How far the outputs of a model that rounds activations move by themselves: the largest
+    `parity.relative_error` over a few inputs that differ by `parity.LAST_DIGITS` of themselves.
+
+    Args:
+        model: in evaluation mode.
+        task: as of `eager_probes`.
+        probes: from it.
+    """
+    random, worst = np.random.default_rng(0), 0.0
+    for x, eager in probes:
+        for _ in range(_TRIALS):
+            factor = 1.0 + parity.LAST_DIGITS * random.standard_normal(x.shape)
+            moved = model(paddle.to_tensor((x * factor).astype(np.float32)))
+            pairs = zip(eager, _as_arrays(moved, task, x.shape), strict=True)
+            worst = max([worst, *(parity.relative_error(a, b) for a, b in pairs)])
+    return worst
 
 
 def _as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:

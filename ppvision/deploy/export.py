@@ -12,10 +12,11 @@ from paddle import nn
 
 from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
-from ppvision.deploy.comparison import compare, eager_probes
+from ppvision.deploy.comparison import compare, eager_probes, rounding_error
 from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.transforms import CenterCrop, Transforms
+from ppvision.quant.packed_layers import FixedActivation
 from ppvision.run_folder import replacing_folder
 
 
@@ -53,7 +54,8 @@ def export_model(
         task: "segmentation", "classification" or "features" (`output_op` "none").
         name: written into `deploy.yaml`. Default: the folder's.
         bits: of the weights: 32, or the width of packed codes (`ppvision.quant.packed_layers`),
-            which are compared ten times as strictly.
+            which are compared ten times as strictly (less so where activations are rounded, see
+            `parity`).
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -111,6 +113,8 @@ def export_model(
             write_graph(graph, 0, raw, format)
             write_graph(graph, 1, final, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+        if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
+            tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
 
         manifests.Manifest(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import paddle
 from paddle import nn
+from paddle.nn.layer.norm import _BatchNormBase
 
 try:
     from paddleslim.quant import SlimQAT, SlimQuantConfig
@@ -16,11 +17,13 @@ except ImportError as error:
 
 from ppvision.nn import SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
-from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer
+from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
+from ppvision.quant.layered_state import layers_by_path
 from ppvision.quant.quanters import (
     DEFAULT_BITS,
     LayeredActivationQuanter,
     LayeredWeightQuanter,
+    LayeredWeightQuanterLayer,
     checked_widths,
 )
 
@@ -57,8 +60,11 @@ class LayeredQAT(SlimQAT):
             inplace: whether to change the model itself. Default: a copy.
             inputs: an example, for a config with constraints only.
 
+        Layers with weights that stay in float are named in the log.
+
         Raises:
-            ValueError: constraints without inputs; nothing to quantise.
+            ValueError: constraints without inputs, or such as fuse a convolution with its
+                BatchNorm, which here has statistics for each width; nothing to quantise.
         """
         if self._config.constraints and inputs is None:
             raise ValueError(
@@ -70,11 +76,23 @@ class LayeredQAT(SlimQAT):
             if widths and norm not in self._config._type2config:
                 self._config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
         quantized = super().quantize(model, inplace=inplace, inputs=inputs)
-        if not any(isinstance(layer, LayeredLayer) for layer in quantized.sublayers()):
+        layers = quantized.sublayers()
+        if not any(isinstance(layer, LayeredLayer) for layer in layers):
+            itself = type(model) in WITH_WEIGHT
             raise ValueError(
                 f"quantize: expected a layer that the config names in {type(model).__name__}, "
                 f"found none. Known types: {', '.join(t.__name__ for t in WITH_WEIGHT)}."
+                + (" A model that is one layer goes into nn.Sequential." if itself else "")
             )
+        for layer in layers:
+            if not isinstance(layer, LayeredLayer) and _has_quanter(layer):
+                raise ValueError(
+                    f"quantize: expected constraints that leave layers as they are, but one made "
+                    f"{type(layer).__name__}, whose codes cannot be stored in layers."
+                )
+        left = [f"{path} ({type(layer).__name__})" for path, layer in _in_float(quantized)]
+        if left:
+            logger.info(f"quantization: left in float: {', '.join(left)}")
         return quantized
 
     def _factories(self) -> Iterator[LayeredWeightQuanter]:
@@ -112,6 +130,20 @@ class LayeredQAT(SlimQAT):
         from ppvision.quant.packed_layers import packed_copy
 
         return packed_copy(model, bits)
+
+
+def _has_quanter(layer: nn.Layer) -> bool:
+    return any(isinstance(child, LayeredWeightQuanterLayer) for child in layer.children())
+
+
+def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
+    """Layers that could have been quantised: by type, or as a subclass of the user's own."""
+    for path, _, _, layer in layers_by_path(model):
+        if isinstance(layer, (*WITH_WEIGHT, _BatchNormBase)):
+            if not isinstance(layer, LayeredLayer | LayeredNorm):
+                yield path, layer
+        elif isinstance(layer, nn.BatchNorm):  # Paddle's older one
+            yield path, layer
 
 
 # -- YAML ------------------------------------------------------------------------------------------
@@ -170,7 +202,6 @@ def slim_quant_config(
         if isinstance(layer, SemanticDiffusion)
     }
     config = SlimQuantConfig(activation=None, weight=None)
-    left = []
     for path, layer in paths.items():
         rule = dict(types.get(type(layer).__name__, {}))
         if path in fusions or path in ends:
@@ -178,12 +209,14 @@ def slim_quant_config(
         rule = _most_specific(layers, path, rule)
         factories = _factories_of(rule, widths, activations, steps, path)
         if factories is None:
-            left.append(path)
-        else:
-            weight, activation = factories
-            config.add_layer_config(layer, activation=activation, weight=weight)
-    if left:
-        logger.info(f"quantization: left in float: {', '.join(left)}")
+            continue
+        weight, activation = factories
+        config.add_layer_config(layer, activation=activation, weight=weight)
+        if path in ends and weight.kwargs["min_bits"] < MAX_BITS:
+            logger.warning(
+                f"quantization: {path} reads the picture or gives the result and leaves 8 bits, as "
+                "a rule under layers says"
+            )
     for norm in NORMS:
         config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
     return config
@@ -203,10 +236,12 @@ def _factories_of(
 ) -> tuple[LayeredWeightQuanter, LayeredActivationQuanter | None] | None:
     """Weight and activation quanter by a rule, or None for a layer that stays in float."""
     unknown = [key for key in rule if key not in _RULE_KEYS]
+    switches = [rule[key] for key in ("activations", "float") if key in rule]
+    unknown += [switch for switch in switches if not isinstance(switch, bool)]
     if unknown or ("bits" in rule and {"min_bits", "max_bits"} & rule.keys()):
         raise ValueError(
             f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
-            f"activations, float; got {dict(rule)!r}."
+            f"activations, float (both true or false); got {dict(rule)!r}."
         )
     if rule.get("float"):
         return None

@@ -13,6 +13,12 @@ from paddle import Tensor, nn
 from paddle.quantization.config import SingleLayerConfig
 
 from ppvision.nn import SemanticDifferenceConv2D
+from ppvision.quant.quanters import (
+    LayeredActivationQuanter,
+    LayeredActivationQuanterLayer,
+    LayeredWeightQuanter,
+    LayeredWeightQuanterLayer,
+)
 
 
 def become(new: nn.Layer, layer: nn.Layer) -> None:
@@ -28,9 +34,14 @@ class LayeredLayer:
     Args:
         layer: to be replaced.
         q_config: with `weight` and `activation`, factories or None, as PaddleSlim hands them on.
+
+    Raises:
+        ValueError: quanters of another kind, which have one width; an activation's without the
+            weight's; a layer whose weight is computed from others (`weight_norm`).
     """
 
     def __init__(self, layer: nn.Layer, q_config: SingleLayerConfig) -> None:
+        _check_quanters(layer, q_config)
         nn.Layer.__init__(self)
         become(self, layer)
         self.weight_quanter = q_config.weight and q_config.weight._instance(layer)
@@ -51,6 +62,23 @@ class LayeredLayer:
         if self.activation_quanter is not None:
             x = self.activation_quanter(x)
         return super().forward(x, *others, **named)
+
+
+def _check_quanters(layer: nn.Layer, q_config: SingleLayerConfig) -> None:
+    weight, activation = q_config.weight, q_config.activation
+    kinds = LayeredWeightQuanter | None, LayeredActivationQuanter | None
+    alone = weight is None and activation is not None
+    if alone or not isinstance(weight, kinds[0]) or not isinstance(activation, kinds[1]):
+        raise ValueError(
+            f"{layer.full_name()}: expected LayeredWeightQuanter as weight, and "
+            "LayeredActivationQuanter or None as activation; got "
+            f"{type(weight).__name__} and {type(activation).__name__}."
+        )
+    if layer._parameters.get("weight") is None:
+        raise ValueError(
+            f"{layer.full_name()}: expected a weight of its own, got one that is computed from "
+            "others (weight_norm, spectral_norm). Leave the layer in float, or remove the norm."
+        )
 
 
 class LayeredConv2D(LayeredLayer, nn.Conv2D):
@@ -135,6 +163,7 @@ NORMS: dict[type[nn.Layer], type[nn.Layer]] = {
 
 def set_bits(model: nn.Layer, bits: int) -> None:
     """Let all quanters and norms of a model work at a width from now on."""
+    with_widths = LayeredNorm | LayeredWeightQuanterLayer | LayeredActivationQuanterLayer
     for layer in model.sublayers(include_self=True):
-        if isinstance(layer, LayeredNorm) or hasattr(layer, "bit_length"):
+        if isinstance(layer, with_widths):
             layer.set_bits(bits)

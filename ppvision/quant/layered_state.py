@@ -160,7 +160,7 @@ def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
     weights, activations = {}, {}
     statistics: dict[int, dict[str, np.ndarray]] = {k: {} for k in bits}
     floats = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    for path, layer in model.named_sublayers():
+    for path, _, _, layer in layers_by_path(model):
         if isinstance(layer, LayeredLayer) and layer.weight_quanter is not None:
             weights[path] = _layered_weight(path, layer, bits)
             del floats[f"{path}.weight"]
@@ -178,7 +178,7 @@ def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
         elif isinstance(layer, LayeredActivationQuanterLayer):
             activations[path.removesuffix(".activation_quanter")] = _layered_activation(path, layer)
     quanters = tuple(
-        f"{path}." for path, layer in model.named_sublayers() if isinstance(layer, BaseQuanter)
+        f"{path}." for path, _, _, layer in layers_by_path(model) if isinstance(layer, BaseQuanter)
     )
     floats = {name: array for name, array in floats.items() if not name.startswith(quanters)}
     return LayeredState(bits, bits[0], weights, floats, statistics, activations)
@@ -222,11 +222,12 @@ def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> Laye
     )
 
 
-def layers_by_path(model: nn.Layer) -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
-    """Of every sublayer: its path, its parent, its name there, itself."""
-    for path, layer in list(model.named_sublayers()):
-        parent_path, _, name = path.rpartition(".")
-        parent = model
-        for part in parent_path.split(".") if parent_path else []:
-            parent = parent._sub_layers[part]
-        yield path, parent, name, layer
+def layers_by_path(
+    model: nn.Layer, prefix: str = ""
+) -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
+    """Of every sublayer: its path, its parent, its name there, itself. A layer that stands in two
+    places comes twice."""
+    for name, layer in list(model._sub_layers.items()):
+        if layer is not None:
+            yield f"{prefix}{name}", model, name, layer
+            yield from layers_by_path(layer, f"{prefix}{name}.")

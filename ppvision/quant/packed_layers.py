@@ -11,16 +11,16 @@ masks of integers are several times slower to fold.
 """
 
 import copy
+import functools
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.quant.layered_layers import (
     NORMS,
-    WITH_WEIGHT,
+    LayeredLayer,
     LayeredNorm,
     become,
 )
@@ -110,30 +110,15 @@ class PackedLayer:
         return super().forward(x, *others, **named)
 
 
-class PackedConv2D(PackedLayer, nn.Conv2D):
-    """Conv2D, grouped and depthwise as well."""
+@functools.cache
+def _packed(kind: type[nn.Layer]) -> type[nn.Layer]:
+    """The packed form of a float layer's class, or of the class of the layered one in its place."""
+    if issubclass(kind, LayeredLayer):
+        order = kind.__mro__
+        kind = order[order.index(LayeredLayer) + 1]
+    return type(f"Packed{kind.__name__}", (PackedLayer, kind), {})
 
 
-class PackedConv2DTranspose(PackedLayer, nn.Conv2DTranspose):
-    """Conv2DTranspose."""
-
-
-class PackedLinear(PackedLayer, nn.Linear):
-    """Linear."""
-
-
-class PackedSemanticDifferenceConv2D(PackedLayer, SemanticDifferenceConv2D):
-    """SDN's operator."""
-
-
-_PACKED: dict[type[nn.Layer], type[nn.Layer]] = {
-    nn.Conv2D: PackedConv2D,
-    nn.Conv2DTranspose: PackedConv2DTranspose,
-    nn.Linear: PackedLinear,
-    SemanticDifferenceConv2D: PackedSemanticDifferenceConv2D,
-}
-# Of a float layer and of the layered one in its place.
-_PACKED |= {WITH_WEIGHT[kind]: packed for kind, packed in tuple(_PACKED.items())}
 _FLOAT_NORMS = {layered: kind for kind, layered in NORMS.items()}
 
 
@@ -178,14 +163,16 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
     activations = {path: FixedActivation(a, bits) for path, a in state.activations.items()}
     for path, parent, name, layer in layers_by_path(model):
         if path in waiting:
-            weight = waiting.pop(path).at(bits)
-            kind = _PACKED.get(type(layer))
-            if kind is None or list(layer._parameters["weight"].shape) != list(weight.codes.shape):
+            weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
+            if isinstance(layer, PackedLayer):  # under another path as well
+                continue
+            own = layer._parameters.get("weight")
+            if own is None or list(own.shape) != list(weight.codes.shape):
                 raise ValueError(
                     f"{path}: expected a layer with a weight {list(weight.codes.shape)}, got "
                     f"{layer}. The layered model belongs to another architecture."
                 )
-            parent._sub_layers[name] = kind(layer, weight, activations.pop(path, None), tables)
+            parent._sub_layers[name] = _packed(type(layer))(layer, weight, activation, tables)
         elif type(layer) in _FLOAT_NORMS:
             parent._sub_layers[name] = _plain_norm(layer)
         elif isinstance(layer, LayeredActivationQuanterLayer) and path in activations:

@@ -3,6 +3,7 @@
 Its config: `ppvision/tasks/classification_config.py`.
 """
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,9 @@ from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
 
+logger = logging.getLogger("ppvision")
+
+EXAMPLE_SIDE = 224  # pixels of a picture that stands for those of a data set
 PICTURES = 8  # validation samples shown in the dashboard
 PICTURES_A_ROW = 4
 PICTURE_SIDE = 160  # pixels of a shown sample
@@ -128,9 +132,18 @@ class Classification(ModelWithWidths):
 
     @property
     def example(self) -> Tensor:
-        """The first picture of the val split: its size is the model's."""
-        image, _ = self.val_dataset[0] if "val_dataset" in self.content else self.train_dataset[0]
-        return paddle.to_tensor(np.asarray(image)[None])
+        """The first picture of the val split, or grey where there is none on disk: its size is
+        the model's."""
+        picture = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE, 3), 128, np.uint8)
+        known = self.content.get("val_dataset")
+        if known is not None and Path(known["root"]).is_dir():
+            picture = read_rgb(self.val_dataset.samples[0][0])
+        image, _ = self._deployed(picture)  # [3, H, W]
+        return paddle.to_tensor(image[None])
+
+    @cached_property
+    def _deployed(self) -> deployed.Transforms:
+        return deployed.Transforms(self.content.get("val_dataset", {}).get("transforms", []))
 
     @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
@@ -166,8 +179,14 @@ class Classification(ModelWithWidths):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Of the validation classes, or of the training ones; one for every output."""
+        """Of the validation classes, or of the training ones, one for every output; empty where
+        they are not on disk."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
+        if not Path(self.content[part]["root"]).is_dir():
+            logger.warning(
+                f"class names: no folder {self.content[part]['root']}; classes go by number"
+            )
+            return []
         names = getattr(self, part).classes
         return names if len(names) == self.num_classes else []
 
@@ -291,8 +310,7 @@ class Classification(ModelWithWidths):
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, path: str | Path) -> Predicted:
         """The class of one picture, by the transforms that `evaluate` uses."""
-        pipeline = deployed.Transforms(self.content.get("val_dataset", {}).get("transforms", []))
-        image, _ = pipeline(read_rgb(path))  # [3, H, W]
+        image, _ = self._deployed(read_rgb(path))  # [3, H, W]
         model.eval()
         shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
         k = int(shares.argmax())

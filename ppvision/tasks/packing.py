@@ -139,7 +139,7 @@ def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> N
     see when all are set.
 
     Args:
-        norms: of a model at one width, in evaluation mode; channels are their axis 1.
+        norms: of a model at one width, in evaluation mode.
         run: shows pictures to the model.
     """
     sums: dict[int, list[np.ndarray | int]] = {}
@@ -147,7 +147,8 @@ def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> N
     def see(norm: nn.Layer, inputs: tuple) -> None:
         norm.training = True  # `run` may have set the model to evaluation
         x = inputs[0].astype("float32")
-        axes = [axis for axis in range(x.ndim) if axis != 1]
+        channels = x.ndim - 1 if norm._data_format[-1] == "C" else 1
+        axes = [axis for axis in range(x.ndim) if axis != channels]
         mean, square = x.mean(axis=axes).numpy(), paddle.square(x).mean(axis=axes).numpy()
         known = sums.setdefault(id(norm), [0.0, 0.0, 0])
         known[0], known[1], known[2] = known[0] + mean, known[1] + square, known[2] + 1

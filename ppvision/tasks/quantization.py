@@ -42,6 +42,7 @@ from ppvision.zoo.weights import assign_weights, read_weights
 logger = logging.getLogger("ppvision")
 
 KEYS = ("bits", "objective", "weights", "distillation", "activations", "steps", "types", "layers")
+_DEFAULTS = {"activations": False, "bits": list(DEFAULT_BITS), "weights": None}
 _OF_ONCE_QAT = ("objective", "weights", "distillation")
 FLOAT_BITS = 32  # what a model without quantisation is said to have
 
@@ -61,9 +62,24 @@ def read_slim_config(path: str | Path) -> Located:
 def check_slim_config(options: object) -> None:
     """Raise `ConfigError` for a key, type or value that is not known, with its place."""
     if not isinstance(options, dict):
-        raise ConfigError(f"config: slim_config: expected keys and values, got {options!r}.")
+        raise ConfigError(
+            "config: slim_config: expected keys and values (slim_config: {} takes every default), "
+            f"got {options!r}."
+        )
     check_keys(options, KEYS, "slim_config")
     check_number(options, "distillation", "slim_config", low=0)
+    for key, kinds, what in (
+        ("activations", bool, "true or false"),
+        ("bits", list, "a list of widths such as [8, 4, 2]"),
+        ("weights", list | None, "a number for each of bits"),
+    ):
+        value = options.get(key, _DEFAULTS[key])
+        numbers = value if isinstance(value, list) else []
+        if not isinstance(value, kinds) or not all(
+            isinstance(n, int | float) and not isinstance(n, bool) for n in numbers
+        ):
+            place = options.place(key) if isinstance(options, Located) else ""
+            raise ConfigError(f"config{place}: slim_config.{key}: expected {what}, got {value!r}.")
     for key, known in (("objective", OBJECTIVES), ("steps", ("shared", "per_width"))):
         if key in options and options[key] not in known:
             place = options.place(key) if isinstance(options, Located) else ""
@@ -303,10 +319,18 @@ class ModelWithWidths(ABC):
 
     def _load(self, model_path: str | Path) -> None:
         arrays = read_weights(model_path)
-        quanters = has_quanters(arrays)
-        if quanters:
+        if has_quanters(arrays):
             self._check_quanters_wanted(model_path)
-        assign_weights(self.model if quanters else self.float_model, arrays, str(model_path))
+            assign_weights(self.model, arrays, str(model_path))
+            return
+        if isinstance(vars(self).get("model"), OnceQAT):
+            raise RuntimeError(
+                f"{model_path}: expected float weights before the model has its quanters, whose "
+                "steps come from them. Open the job anew."
+            )
+        assign_weights(self.float_model, arrays, str(model_path))
+        if "slim_config" in self.content:
+            logger.info(f"quantization: {model_path} is in float: quantised without any training")
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
