@@ -26,7 +26,6 @@ import argparse
 import functools
 import logging
 import os
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -47,7 +46,7 @@ from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_atte
 from ppvision.run_folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, clocked, read_rows, spent
+from benchmark.runs import add_row, claimed, clocked, mean_and_spread, read_rows, spent
 
 RESULTS = Path(__file__).with_name("results") / "attention_cifar10.csv"
 ATTENTIONS = ("pale", "windows", "stripes")
@@ -370,15 +369,7 @@ def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
 
 def summary(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation (of the sample) over the seeds of each kind."""
-    result = []
-    for kind in ATTENTIONS:
-        mine = [row for row in rows if row["attention"] == kind]
-        if len(mine) < 2:
-            continue
-        for name, of in (("mean", statistics.mean), ("std", statistics.stdev)):
-            values = {key: f"{of(float(row[key]) for row in mine):.4f}" for key in ("top1", "loss")}
-            result.append({"attention": kind, "seed": name, **values})
-    return result
+    return mean_and_spread(rows, ("attention",), ("top1", "loss"))
 
 
 def add_run(path: Path, row: dict) -> None:

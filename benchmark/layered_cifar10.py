@@ -28,9 +28,7 @@ several. `cpu_minutes` is the processor's time of the whole training, the same o
 """
 
 import argparse
-import itertools
 import logging
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -72,7 +70,14 @@ from benchmark.attention_accuracy import (
     read_pictures,
     speed_up,
 )
-from benchmark.runs import ProcessorClock, add_rows, claimed, read_rows, spent
+from benchmark.runs import (
+    ProcessorClock,
+    add_rows,
+    claimed,
+    mean_and_spread,
+    read_rows,
+    spent,
+)
 
 RESULTS = Path(__file__).with_name("results") / "layered_cifar10.csv"
 WIDTHS = (8, 6, 4, 3, 2)
@@ -301,15 +306,7 @@ def order(row: dict) -> tuple:
 
 def summary(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation (of the sample) over the seeds, for each method and width."""
-    keys, values, result = ("network", "method", "bits"), (*SCORES, "cpu_minutes"), []
-    for kind, group in itertools.groupby(rows, key=lambda row: tuple(row[k] for k in keys)):
-        mine = list(group)
-        if len(mine) < 2:
-            continue
-        for name, of in (("mean", statistics.mean), ("std", statistics.stdev)):
-            found = {key: f"{of(float(row[key]) for row in mine):.4f}" for key in values}
-            result.append({**dict(zip(keys, kind, strict=True)), "seed": name, **found})
-    return result
+    return mean_and_spread(rows, ("network", "method", "bits"), (*SCORES, "cpu_minutes"))
 
 
 def finished(case: Case, results: Path) -> bool:

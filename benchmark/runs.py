@@ -2,6 +2,8 @@
 
 import csv
 import fcntl
+import itertools
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,14 +29,14 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def clocked(folder: Path) -> Iterator[None]:
+def clocked(folder: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Add the time spent inside to the file `seconds` of a run's folder, whatever ends it."""
-    before, start = spent(folder), time.monotonic()
+    before, start = spent(folder), clock()
     try:
         yield
     finally:
         if folder.exists():
-            write_text(folder / "seconds", str(before + time.monotonic() - start))
+            write_text(folder / "seconds", str(before + clock() - start))
 
 
 class ProcessorClock(Callback):
@@ -65,6 +67,25 @@ def read_rows(path: Path) -> Rows:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["seed"].isdigit()]
+
+
+def mean_and_spread(rows: Rows, keys: Sequence[str], scores: Sequence[str]) -> Rows:
+    """Mean and standard deviation (of the sample) over seeds, as rows whose `seed` says which.
+
+    Args:
+        rows: of runs, those that differ by their seed alone one behind another.
+        keys: columns that tell kinds of runs apart.
+        scores: columns of numbers.
+    """
+    result = []
+    for kind, group in itertools.groupby(rows, key=lambda row: tuple(row[k] for k in keys)):
+        mine = list(group)
+        if len(mine) < 2:
+            continue
+        for name, of in (("mean", statistics.mean), ("std", statistics.stdev)):
+            values = {score: f"{of(float(row[score]) for row in mine):.4f}" for score in scores}
+            result.append({**dict(zip(keys, kind, strict=True)), "seed": name, **values})
+    return result
 
 
 def write_rows(path: Path, rows: Rows) -> None:

@@ -27,7 +27,6 @@ whole pictures. `--costs` writes benchmark/results/sdn_costs.csv: parameters, mu
 import argparse
 import itertools
 import logging
-import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -50,7 +49,7 @@ from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, read_rows, write_rows
+from benchmark.runs import add_row, claimed, mean_and_spread, read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results")
 STEPS, BATCH, CROP, RATE = 600, 4, 224, 1e-3
@@ -274,15 +273,7 @@ def order(row: dict) -> tuple:
 
 def summary(rows: list[dict]) -> list[dict]:
     """Mean and standard deviation (of the sample) over the seeds of each variant."""
-    keys, result = ("data", "backbone", "variant"), []
-    for kind, group in itertools.groupby(rows, key=lambda row: tuple(row[k] for k in keys)):
-        mine = list(group)
-        if len(mine) < 2:
-            continue
-        for name, of in (("mean", statistics.mean), ("std", statistics.stdev)):
-            values = {score: f"{of(float(row[score]) for row in mine):.4f}" for score in SCORES}
-            result.append({**dict(zip(keys, kind, strict=True)), "seed": name, **values})
-    return result
+    return mean_and_spread(rows, ("data", "backbone", "variant"), SCORES)
 
 
 # -- what it costs ---------------------------------------------------------------------------------
