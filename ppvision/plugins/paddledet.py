@@ -1,4 +1,10 @@
-"""PaddleDetection: importing this module adds SDN and makes the reading of configurations safe.
+"""PaddleDetection: importing this module adds the Pale backbones and SDN, repairs what is broken,
+and makes the reading of configurations safe.
+
+Afterwards `pale_nano`, `pale_tiny`, `pale_small` and `pale_base` are backbones like any other:
+
+    FasterRCNN: {backbone: pale_tiny, ...}
+    pale_tiny: {return_idx: [0, 1, 2, 3], drop_path_rate: 0.1}
 
 `SemanticDiffusionBackbone` puts SDN behind any backbone:
 
@@ -11,7 +17,14 @@ and PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!
 calls any function by its name, is refused as well.
 """
 
+import contextlib
+import importlib
+import io
+
 try:
+    with contextlib.redirect_stdout(io.StringIO()):  # it asks for numba, which tracking alone needs
+        for _package in ("ppdet.metrics", "ppdet.modeling"):  # which register their components
+            importlib.import_module(_package)
     from ppdet import slim
     from ppdet.core import workspace
     from ppdet.utils import cli
@@ -29,6 +42,9 @@ from paddle import Tensor, nn
 from ppdet.modeling.shape_spec import ShapeSpec
 
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.plugins import shims
+from ppvision.zoo import create_model
+from ppvision.zoo.weights import assign_backbone
 
 _REFUSED = "!Callable"
 
@@ -71,6 +87,65 @@ class _SafeYaml:
 # The name `yaml` inside these modules alone; YAML itself stays as it is for everyone else.
 for _module in (workspace, cli, slim):
     _module.yaml = _SafeYaml()
+
+
+class _PaleBackbone(nn.Layer):
+    """A Pale Transformer as a backbone of PaddleDetection's: some of its feature maps at strides 4,
+    8, 16 and 32.
+
+    Args:
+        return_idx: numbers of the feature maps, from the finest. Default all four.
+        pretrained: `.safetensors` or `.pdparams` of the backbone, of the classifier or of a whole
+            model, or the name of weights in the zoo. Default None: fresh weights.
+        drop_path_rate, pale_size, mask_padding, fused, recompute: see `PaleTransformer`.
+
+    Attributes:
+        out_shape: channels and stride of each.
+
+    Raises:
+        ValueError: an argument out of range, or weights that do not fit.
+        FileNotFoundError: no such weights.
+    """
+
+    def __init__(
+        self,
+        return_idx: Sequence[int] = (0, 1, 2, 3),
+        pretrained: str | None = None,
+        drop_path_rate: float | None = None,
+        pale_size: int | Sequence[int] | None = None,
+        mask_padding: bool = True,
+        fused: bool | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        name, count = type(self).__name__, 4
+        chosen = list(return_idx)
+        if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
+            raise ValueError(
+                f"{name}: return_idx: expected numbers from 0 to {count - 1}, the finest first, "
+                f"got {return_idx!r}."
+            )
+        self.return_idx = chosen
+        self.net = create_model(
+            name,
+            features_only=True,
+            drop_path_rate=drop_path_rate,
+            pale_size=pale_size,
+            mask_padding=mask_padding,
+            fused=fused,
+            recompute=recompute,
+        )
+        if pretrained is not None:
+            assign_backbone(self.net, pretrained)
+
+    def forward(self, inputs: dict) -> list[Tensor]:
+        features = self.net(inputs["image"])
+        return [features[index] for index in self.return_idx]
+
+    @property
+    def out_shape(self) -> list[ShapeSpec]:
+        channels = self.net.feat_channels
+        return [ShapeSpec(channels=channels[i], stride=4 << i) for i in self.return_idx]
 
 
 class SemanticDiffusionBackbone(nn.Layer):
@@ -135,6 +210,20 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     return component  # imported before, and reloaded now
 
 
+pale_nano, pale_tiny, pale_small, pale_base = (
+    _register(
+        type(name, (_PaleBackbone,), {"__doc__": _PaleBackbone.__doc__, "__module__": __name__})
+    )
+    for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
+)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+shims.apply(shims.PADDLEDET_SHIMS)
 
-__all__ = ["SemanticDiffusionBackbone", "load_yaml"]
+__all__ = [
+    "SemanticDiffusionBackbone",
+    "load_yaml",
+    "pale_base",
+    "pale_nano",
+    "pale_small",
+    "pale_tiny",
+]

@@ -40,13 +40,7 @@ from ppvision.nn.semantic_diffusion import SIMILARITIES
 from ppvision.plugins import shims
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.zoo import create_model
-from ppvision.zoo.weights import assign_weights, read_weights
-
-# Weights of a classifier are welcome: they lack the pyramid's norms and bring a head.
-MAY_MISS = ("feature_norms.*",)
-MAY_BRING = ("norm.*", "head.*")
-# So are those of a segmentation model: PaddleSeg keeps the backbone under this name.
-WHOLE_MODEL = "backbone."
+from ppvision.zoo.weights import assign_backbone
 
 
 def _backbone(name: str) -> Callable[..., nn.Layer]:
@@ -70,14 +64,7 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
             recompute=recompute,
         )
         if pretrained is not None:
-            arrays = read_weights(pretrained)
-            if any(key.startswith(WHOLE_MODEL) for key in arrays):
-                arrays = {
-                    key.removeprefix(WHOLE_MODEL): array
-                    for key, array in arrays.items()
-                    if key.startswith(WHOLE_MODEL)
-                }
-            assign_weights(net, arrays, str(pretrained), MAY_MISS, MAY_BRING)
+            assign_backbone(net, pretrained)
         return net
 
     build.__name__ = build.__qualname__ = name

@@ -1,16 +1,20 @@
 """Repairs for code written before Paddle had 0-D tensors and strict type promotion.
 
-PaddleSeg 2.8 fails in a handful of functions on Paddle 3, always for one of these reasons:
+PaddleSeg 2.8 and PaddleDetection 2.6 fail in places on Paddle 3, nearly always for one of these
+reasons:
 
-    mask * coef                an integer or bool tensor meets a float tensor        TypeError
-    paddle.concat(scalars)     a list of 0-D tensors is concatenated                 ValueError
+    mask * coef                a tensor meets one of another type                    TypeError
+    paddle.concat(scalars)     0-D tensors are concatenated                          ValueError
     losses[0].numpy()[0]       a 0-D array or tensor is indexed                      IndexError
     F.one_hot(label * mask)    class numbers arrive as floats, once the first is repaired
 
-A shim names one function. It is applied only if a probe, which runs that function (or the operation
-that it rests on) once on a tiny input, meets the fault. The function then gets new code in which
-exactly these operations go through `Operations`. The function object stays, so that every module
-that already imported it is repaired too. `remove` puts the old code back.
+A shim is put in only if a probe, which runs what fails once on a tiny input, meets the fault.
+`remove` takes it out again. There are three kinds:
+
+    Shim           one function gets new code in which exactly these operations go through
+                   `Operations`; the object stays, so that whoever imported it is repaired too
+    ConcatShim     the modules of a package find `Operations.concat` as `paddle.concat`
+    Replacement    one function of a module makes way for another one
 """
 
 import ast
@@ -19,12 +23,14 @@ import importlib
 import inspect
 import linecache
 import operator
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import CodeType, FunctionType, SimpleNamespace
 
+import cv2
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -61,14 +67,14 @@ class Operations:
                 left = left.astype(right.dtype)
             elif _rank(right) < _rank(left):
                 right = right.astype(left.dtype)
+            elif _rank(left) == 1 and left.dtype != right.dtype:
+                left, right = left.astype("int64"), right.astype("int64")
         return getattr(operator, name)(left, right)
 
     @staticmethod
     def concat(x: Iterable[Tensor], axis: int = 0, **options: object) -> Tensor:
-        """`paddle.concat`; 0-D tensors become a 1-D one, integers of two sizes int64."""
-        x = list(x)
-        if x and all(item.ndim == 0 for item in x):
-            x = [item.reshape([1]) for item in x]
+        """`paddle.concat`; 0-D tensors count as 1-D ones, integers of two sizes become int64."""
+        x = [item.reshape([1]) if item.ndim == 0 else item for item in x]
         if {item.dtype for item in x} == {paddle.int32, paddle.int64}:
             x = [item.astype("int64") for item in x]
         return paddle.concat(x, axis, **options)
@@ -188,35 +194,87 @@ class Shim:
             paddle.set_rng_state(random_state)
         return False
 
+    def put_in(self) -> Callable[[], None]:
+        """Repair; returns what takes the repair out again."""
+        function = self.function()
+        code, before = repaired_code(function), function.__code__
+        function.__globals__[_OPERATIONS] = Operations
+        function.__code__ = code
+        return functools.partial(setattr, function, "__code__", before)
 
-_original_code: dict[str, CodeType] = {}
+
+class _Paddle:
+    """Paddle, but for `concat`."""
+
+    concat = staticmethod(Operations.concat)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(paddle, name)
+
+
+@dataclass(frozen=True)
+class ConcatShim(Shim):
+    """`paddle.concat` of 0-D tensors in all modules of a package; `target` is its name."""
+
+    def put_in(self) -> Callable[[], None]:
+        modules = [
+            module
+            for name, module in list(sys.modules.items())
+            if name.startswith(f"{self.target}.") and getattr(module, "paddle", None) is paddle
+        ]
+        tolerant = _Paddle()
+        for module in modules:
+            module.paddle = tolerant
+
+        def take_out() -> None:
+            for module in modules:
+                module.paddle = paddle
+
+        return take_out
+
+
+@dataclass(frozen=True)
+class Replacement(Shim):
+    """A function of a module that makes way for another.
+
+    Attributes:
+        new: from the old function to the new one.
+    """
+
+    new: Callable[[Callable], Callable]
+
+    def put_in(self) -> Callable[[], None]:
+        module, _, name = self.target.partition(":")
+        module = importlib.import_module(module)
+        old = getattr(module, name)
+        setattr(module, name, functools.wraps(old)(self.new(old)))
+        return functools.partial(setattr, module, name, old)
+
+
+_in_force: dict[str, Callable[[], None]] = {}  # how to take out each shim that is in force
 
 
 def apply(shims: dict[str, Shim]) -> list[str]:
     """Apply those shims whose fault is present and return their names; twice is as once."""
     applied = []
     for name, shim in shims.items():
-        if name not in _original_code and shim.fault_present():
-            function = shim.function()
-            code = repaired_code(function)
-            function.__globals__[_OPERATIONS] = Operations
-            _original_code[name] = function.__code__
-            function.__code__ = code
+        if name not in _in_force and shim.fault_present():
+            _in_force[name] = shim.put_in()
             applied.append(name)
     return applied
 
 
 def remove(shims: dict[str, Shim]) -> list[str]:
-    """Put the original code back and return the names of the shims that were in force."""
-    removed = [name for name in shims if name in _original_code]
-    for name in removed:
-        shims[name].function().__code__ = _original_code.pop(name)
+    """Take out the shims that are in force and return their names."""
+    removed = [name for name in shims if name in _in_force]
+    for name in reversed(removed):
+        _in_force.pop(name)()
     return removed
 
 
 def active(shims: dict[str, Shim]) -> list[str]:
     """Names of the shims in force."""
-    return [name for name in shims if name in _original_code]
+    return [name for name in shims if name in _in_force]
 
 
 def _loss(name: str, *inputs: Callable[[], object], **options: object) -> Callable[[], object]:
@@ -315,4 +373,87 @@ PADDLESEG_SHIMS = {
         "paddleseg.models.decoupled_segnet:SqueezeBodyEdge.flow_warp", _decoupled_warp
     ),
     "point-rend": Shim("paddleseg.models.pointrend:PointHead.get_points_test", _test_points),
+}
+
+
+# -- PaddleDetection -------------------------------------------------------------------------------
+
+
+def _proposals() -> object:
+    from ppdet.modeling.proposal_generator.rpn_head import RPNHead
+
+    # The method reads two attributes, and building the whole head takes longer than the probe.
+    box, one = paddle.zeros([1, 4]), paddle.ones([1])
+    head = SimpleNamespace(training=False, export_onnx=False)
+    head.test_proposal = lambda **_: (box, one, one, 1)
+    inputs = {"im_shape": paddle.ones([2, 2])}
+    return RPNHead._gen_proposal(head, [paddle.zeros([2, 1, 1, 1])], [box], [box], inputs)
+
+
+def _atss() -> object:
+    from ppdet.modeling.assigners.atss_assigner import ATSSAssigner
+
+    boxes = paddle.to_tensor([[0.0, 0.0, 4.0, 4.0]])
+    arguments = {"gt_labels": paddle.zeros([1, 1, 1], "int32"), "gt_bboxes": boxes.unsqueeze(0)}
+    return ATSSAssigner(topk=1, num_classes=2)(
+        boxes, [1], pad_gt_mask=paddle.ones([1, 1, 1]), bg_index=2, **arguments
+    )
+
+
+def _masks_of_nothing() -> object:
+    from ppdet.metrics import json_results
+
+    return json_results.strip_mask(np.zeros((0, 2, 2), np.int32))
+
+
+def _strip_mask(old: Callable) -> Callable:
+    return lambda mask: old(mask) if len(mask) else mask
+
+
+def _run_lengths() -> object:
+    target = importlib.import_module("ppdet.modeling.proposal_generator.target")
+    rle = {"size": [2, 2], "counts": [0, 4]}
+    return target.rasterize_polygons_within_box(rle, np.float32([0, 0, 2, 2]), 2)
+
+
+def _rasterize(old: Callable) -> Callable:
+    from pycocotools import mask as coco
+
+    def rasterize(segment: object, box: object, resolution: int) -> Tensor:
+        if not isinstance(segment, dict):
+            return old(segment, box, resolution)
+        if isinstance(segment["counts"], list):
+            segment = coco.frPyObjects(segment, *segment["size"])
+        left, top, right, bottom = (float(edge) for edge in box)
+        across = max(right - left, 0.1) / resolution  # pixels a cell
+        down = max(bottom - top, 0.1) / resolution
+        # From the middle of a cell to its place in the picture, whose pixel 0 has its middle at 0.
+        place = [
+            [across, 0, left + (across - 1) / 2],
+            [0, down, top + (down - 1) / 2],
+        ]
+        cells = cv2.warpAffine(
+            coco.decode(segment).astype(np.float32),
+            np.float32(place),
+            (resolution, resolution),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        )
+        return paddle.to_tensor(cells >= 0.5, dtype="int32")
+
+    return rasterize
+
+
+PADDLEDET_SHIMS = {
+    "detection-concat": ConcatShim("ppdet", _proposals),
+    "atss": Shim("ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward", _atss),
+    # Not of Paddle 3, but PaddleDetection's own: pictures in which nothing is found, and masks as
+    # run lengths of single objects (COCO has them of crowds).
+    "masks-of-nothing": Replacement(
+        "ppdet.metrics.json_results:strip_mask", _masks_of_nothing, _strip_mask
+    ),
+    "run-lengths": Replacement(
+        "ppdet.modeling.proposal_generator.target:rasterize_polygons_within_box",
+        _run_lengths,
+        _rasterize,
+    ),
 }

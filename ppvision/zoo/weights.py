@@ -241,3 +241,30 @@ def assign_weights(
         raise WeightsError("\n".join(lines))
     for name, array in fitting.items():
         own[name].set_value(array)
+
+
+# A classifier lacks the pyramid's norms and brings a head.
+_MAY_MISS, _MAY_BRING = ("feature_norms.*",), ("norm.*", "head.*")
+# PaddleSeg and PaddleDetection keep a whole model's backbone under this name.
+_BACKBONE = "backbone."
+
+
+def assign_backbone(net: nn.Layer, pretrained: str | Path) -> None:
+    """Give a backbone the weights of a backbone, a classifier, or a whole segmentation model or
+    detector.
+
+    Args:
+        net: a model of the zoo that gives features.
+        pretrained: as of `read_weights`.
+
+    Raises:
+        FileNotFoundError, WeightsError: see `read_weights`, `assign_weights`.
+    """
+    arrays = read_weights(pretrained)
+    if any(name.startswith(_BACKBONE) for name in arrays):
+        arrays = {
+            name.removeprefix(_BACKBONE): array
+            for name, array in arrays.items()
+            if name.startswith(_BACKBONE)
+        }
+    assign_weights(net, arrays, str(pretrained), _MAY_MISS, _MAY_BRING)
