@@ -13,6 +13,7 @@ from ppdet.core import workspace
 from ppdet.core.workspace import create, load_config
 
 import ppvision.plugins.paddledet as plugin
+from ppvision.zoo.weights import read_weights
 
 
 @pytest.fixture
@@ -135,3 +136,46 @@ def test_a_foreign_component_of_the_same_name_is_refused(monkeypatch):
     monkeypatch.setattr(known, "pymodule", importlib.import_module("json"))
     with pytest.raises(ValueError, match="expected a free name, but json"):
         importlib.reload(plugin)
+
+
+# -- Pale backbones --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("indices", [[0, 1, 2, 3], [1, 3]])
+def test_pale_in_front_of_a_stock_neck(config, indices):
+    scales = [0.25 / 2**i for i in indices]
+    config(
+        text=f"pale_nano: {{return_idx: {indices}, drop_path_rate: 0.0}}\n"
+        f"FPN: {{out_channel: 16, spatial_scales: {scales}}}\n"
+    )
+    backbone = create("pale_nano")
+    shapes = backbone.out_shape
+    assert [s.stride for s in shapes] == [4 * 2**i for i in indices]
+    backbone.eval()
+    x = paddle.rand([2, 3, 64, 96])
+    features = backbone({"image": x})
+    assert [list(f.shape) for f in features] == [
+        [2, s.channels, 64 // s.stride, 96 // s.stride] for s in shapes
+    ]
+    for feature, index in zip(features, indices, strict=True):
+        np.testing.assert_array_equal(feature.numpy(), backbone.net(x)[index].numpy())
+    neck = create("FPN", input_shape=shapes)
+    backbone.train()
+    sum(f.mean() for f in neck(backbone({"image": x}))).backward()
+    first = backbone.net.sublayers()[0].parameters()[0]
+    assert np.abs(first.grad.numpy()).max() > 0
+
+
+def test_pale_from_the_zoos_weights_of_a_whole_model(config):
+    config(text="pale_nano: {pretrained: pale_nano_digit_scenes}\n")
+    weights = {k: v.numpy() for k, v in create("pale_nano").net.state_dict().items()}
+    card = read_weights("pale_nano_digit_scenes")
+    for name, array in weights.items():
+        np.testing.assert_array_equal(array, card[f"backbone.{name}"], err_msg=name)
+
+
+@pytest.mark.parametrize("indices", ["[]", "[4]", "[2, 1]", "[1, 1]", "[-1]"])
+def test_feature_maps_that_are_not_there(config, indices):
+    config(text=f"pale_nano: {{return_idx: {indices}}}\n")
+    with pytest.raises(ValueError, match="pale_nano: return_idx: expected numbers from 0 to 3"):
+        create("pale_nano")

@@ -64,21 +64,25 @@ def test_paddle_is_paddle_but_for_concat():
     np.testing.assert_array_equal(both.numpy(), np.concatenate([x, x], axis=1))
 
 
-@pytest.mark.filterwarnings("ignore:Degrees of freedom")  # of one candidate
 def test_atss_gives_each_anchor_its_box():
-    """Two boxes, and an anchor on each: by hand."""
-    boxes = paddle.to_tensor([[0.0, 0.0, 8.0, 8.0], [20.0, 20.0, 28.0, 28.0]])
-    labels, assigned, scores = ATSSAssigner(topk=1, num_classes=3)(
-        boxes,
-        [2],
+    """Two boxes; for each an anchor of its own and two that overlap it too little."""
+    anchors = [
+        [left + across, left + down, left + across + 8, left + down + 8]
+        for left in (0.0, 20.0)
+        for across, down in ((0, 0), (5, 0), (0, 6))
+    ]
+    boxes = paddle.to_tensor([anchors[0], anchors[3]])
+    labels, assigned, scores, _ = ATSSAssigner(topk=3, num_classes=3)(
+        paddle.to_tensor(anchors),
+        [6],
         gt_labels=paddle.to_tensor([[[1], [2]]], dtype="int32"),
         gt_bboxes=boxes.unsqueeze(0),
         pad_gt_mask=paddle.ones([1, 2, 1]),
         bg_index=3,
     )
-    assert labels.tolist() == [[1, 2]]
-    np.testing.assert_array_equal(assigned[0].numpy(), boxes.numpy())
-    np.testing.assert_array_equal(scores[0].numpy(), [[0, 1, 0], [0, 0, 1]])
+    assert labels.tolist() == [[1, 3, 3, 2, 3, 3]]
+    np.testing.assert_array_equal(assigned[0].numpy()[[0, 3]], boxes.numpy())
+    np.testing.assert_array_equal(scores[0].numpy()[[0, 3]], [[0, 1, 0], [0, 0, 1]])
 
 
 @pytest.mark.parametrize("compressed", [False, True])
