@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
+from ppvision.safe_yaml import yaml_text
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RunFolder:
     def open(self, config: dict) -> None:
         """Make the folder and write the resolved configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_text(self.config, yaml_text(config))
 
 
 def write_text(path: Path, text: str) -> None:

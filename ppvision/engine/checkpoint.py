@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import paddle
-import yaml
 from paddle import nn
 
 from ppvision.run_folder import sync_folder, write_text
+from ppvision.safe_yaml import load_yaml, plain, yaml_text
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights, save_weights
 
 
@@ -127,7 +127,7 @@ def _write_parts(
         parts["ema"] = arrays_of(ema)
     for name, arrays in parts.items():
         save_weights(arrays, folder / f"{name}.safetensors")
-    write_text(folder / "config.yml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(folder / "config.yml", yaml_text(config))
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -227,7 +227,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 def read_config(path: Path) -> dict:
     """The config that a checkpoint was written under; empty where it has none."""
     file = path / "config.yml"
-    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return plain(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
 
 
 def load_checkpoint(

@@ -80,7 +80,8 @@ def _arrays(sample: object) -> list[np.ndarray]:
 class SeededDataset(paddle.io.Dataset):
     """A data set whose samples do not depend on when, or in which process, they are read.
 
-    It is indexed by `(epoch, index)`, as `SeededBatches` hands them out.
+    It is indexed by `(epoch, index)`, as `SeededBatches` hands them out. A data set with a method
+    `set_epoch` is told the epoch before each sample.
     """
 
     def __init__(self, dataset: paddle.io.Dataset, seed: int) -> None:
@@ -93,6 +94,8 @@ class SeededDataset(paddle.io.Dataset):
         value = derived_seed(self.seed, epoch, index)
         random.seed(value)
         np.random.seed(value)
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
         try:
             return self.dataset[index]
         except Exception as error:  # whatever a data set or transform may raise

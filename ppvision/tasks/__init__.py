@@ -2,7 +2,13 @@
 
 from pathlib import Path
 
-from ppvision.tasks.config import apply_options, import_modules, read_yaml, task_of
+from ppvision.tasks.config import (
+    apply_options,
+    check_untagged,
+    import_modules,
+    read_yaml,
+    task_of,
+)
 from ppvision.tasks.quantization import read_slim_config
 
 
@@ -31,8 +37,12 @@ def open_job(
     apply_options(content, list(options))
     task = task_of(content)
     import_modules(content.get("imports", []))
-    if task == "classification":
-        from ppvision.tasks.classification import Classification as Job
+    if task == "detection":
+        from ppvision.tasks.detection import Detection as Job
     else:
-        from ppvision.tasks.segmentation import Segmentation as Job
+        check_untagged(content)
+        if task == "classification":
+            from ppvision.tasks.classification import Classification as Job
+        else:
+            from ppvision.tasks.segmentation import Segmentation as Job
     return Job(content, Path(config_path).stem, **overrides)

@@ -23,8 +23,9 @@ from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.quant import OnceQAT
+from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
-from ppvision.tasks.config import ConfigError, Located, plain
+from ppvision.tasks.config import ConfigError
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import ModelWithWidths, scores_by_width

@@ -28,9 +28,9 @@ from paddle.vision import transforms as vision
 
 from ppvision.data.augment import RandAugment, RandomErasing
 from ppvision.deploy import transforms as deployed
+from ppvision.safe_yaml import Located
 from ppvision.tasks.config import (
     ConfigError,
-    Located,
     check_components,
     check_engine_keys,
     check_keys,

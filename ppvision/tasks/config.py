@@ -2,75 +2,16 @@
 
 import importlib
 import inspect
-import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
 import yaml
 
+from ppvision.safe_yaml import Located, Tagged, load_yaml
 from ppvision.zoo.registry import nearest
 
-TASKS = ("classification", "segmentation")
-
-
-class Located(dict):
-    """A mapping that knows where each of its keys was written: `where[key]` is `file:line`."""
-
-    def __init__(self, content: dict, where: dict[object, str]) -> None:
-        super().__init__(content)
-        self.where = where
-
-    def place(self, key: object) -> str:
-        """` (file:line)` of a key, or nothing where it is not known."""
-        return f" ({self.where[key]})" if key in self.where else ""
-
-
-def plain(node: object) -> object:
-    """The same without the places: dictionaries and lists as any library expects them."""
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(item) for item in node] if isinstance(node, list) else node
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe: a tag that would make a Python object is refused. Mappings are `Located`, a key may
-    stand only once, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Located:
-    where: dict[object, str] = {}
-    for key_node, _ in node.value:
-        if key_node.tag == "tag:yaml.org,2002:merge":  # <<: *anchor
-            continue
-        key = loader.construct_object(key_node, deep=True)
-        if isinstance(key, Hashable):
-            mark = key_node.start_mark
-            place = f"{mark.name}:{mark.line + 1}"
-            if key in where:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is written twice, before at {where[key]}", mark
-                )
-            where[key] = place
-    loader.flatten_mapping(node)
-    return Located(yaml.SafeLoader.construct_mapping(loader, node, deep=True), where)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
-
-
-def _load(text: str, name: str) -> object:
-    loader = _Loader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+TASKS = ("classification", "segmentation", "detection")
 
 
 class ConfigError(ValueError):
@@ -78,7 +19,7 @@ class ConfigError(ValueError):
 
 
 def read_yaml(path: str | Path) -> Located:
-    """Read one YAML file and the files of its `_base_`, safely.
+    """Read one YAML file and the files of its `_base_` (in PaddleDetection `_BASE_`), safely.
 
     Returns:
         The merged content; every mapping knows the file and line of its keys.
@@ -101,12 +42,12 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Located:
             f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
         )
     try:
-        content = _load(path.read_text(encoding="utf-8"), str(shown))
+        content = load_yaml(path.read_text(encoding="utf-8"), str(shown))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")
-    bases = content.pop("_base_", [])
+    bases = content.pop("_base_", content.pop("_BASE_", []))
     if not isinstance(bases, (str, list)) or not all(isinstance(b, str) for b in bases):
         raise ConfigError(f"config: {path}: _base_: expected a file or a list, got {bases!r}.")
     merged = Located({}, {})
@@ -116,13 +57,14 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Located:
 
 
 def merge(base: Located, over: Located) -> Located:
-    """`over` laid upon `base`, key by key; `_inherited_: False` in a mapping replaces it whole."""
+    """`over` laid upon `base`, key by key; `_inherited_: False` in a mapping, or a tag, replaces it
+    whole."""
     over = Located(over, over.where)
     if not over.pop("_inherited_", True):
         return over
     result = Located(base, base.where | over.where)
     for key, value in over.items():
-        both = isinstance(value, Located) and isinstance(result.get(key), Located)
+        both = type(value) is type(result.get(key)) is Located
         result[key] = merge(result[key], value) if both else value
     return result
 
@@ -138,7 +80,7 @@ def apply_options(config: dict, options: list[str]) -> None:
         if not separator or not path:
             raise ConfigError(f"--opts: expected key=value, got {option!r}.")
         try:
-            value = _load(text, f"--opts {path}")
+            value = load_yaml(text, f"--opts {path}")
         except yaml.YAMLError as error:
             raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
         *parents, last = path.split(".")
@@ -230,6 +172,18 @@ def task_of(config: dict) -> str:
             f"config{_place(config, 'task')}: task: got {task!r}. {nearest(str(task), list(TASKS))}"
         )
     return task
+
+
+def check_untagged(node: object) -> None:
+    """Raise `ConfigError` for a tag, which only PaddleDetection's configs have."""
+    if isinstance(node, Tagged):
+        raise ConfigError(
+            f"config ({node.place_of_tag}): expected plain keys and values, got !{node.tag}. Tags "
+            "are for configs with task: detection."
+        )
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        check_untagged(child)
 
 
 def import_modules(names: str | list[str]) -> None:

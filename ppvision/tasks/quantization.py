@@ -35,7 +35,8 @@ from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.packed_layers import pack_model
 from ppvision.quant.quanters import DEFAULT_BITS
-from ppvision.tasks.config import ConfigError, Located, check_keys, check_number, read_yaml
+from ppvision.safe_yaml import Located
+from ppvision.tasks.config import ConfigError, check_keys, check_number, read_yaml
 from ppvision.zoo.registry import nearest
 from ppvision.zoo.weights import assign_weights, read_weights
 

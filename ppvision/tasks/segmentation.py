@@ -22,14 +22,13 @@ from paddleseg.transforms import Compose
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.deploy import Predictor, export_model
+from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
     ConfigError,
-    Located,
     check_components,
     check_engine_keys,
     check_keys,
     check_number,
-    plain,
 )
 from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import read_rgb

@@ -190,6 +190,7 @@ def _describe(
 
 
 _NO_SETTINGS = {"task", "train_dataset", "val_dataset", "test_config", "imports"}
+_NO_SETTINGS |= {"TrainDataset", "EvalDataset", "TestDataset"}
 _NO_SETTINGS |= {"run/log_iters", "run/save_interval", "run/keep_checkpoint_max"}
 _NO_SETTINGS |= {"run/num_workers", "run/resume"}
 

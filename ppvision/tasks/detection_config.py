@@ -1,0 +1,188 @@
+"""The configuration of a detector: PaddleDetection's YAML, checked before anything is built.
+
+PaddleDetection takes a misspelt key without a word. Here every component, tag, transform and
+argument is looked up first, and the message has the file and line of what is wrong.
+"""
+
+import inspect
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+import ppvision.plugins.paddledet  # noqa: F401  (registers Pale and SDN, repairs PaddleDetection)
+
+# isort: split
+from ppdet.core import workspace
+from ppdet.core.config.schema import SchemaDict, SharedConfig
+from ppdet.data import transform
+
+from ppvision.run_folder import write_text
+from ppvision.safe_yaml import Located, Tagged, yaml_text
+from ppvision.tasks.config import ConfigError, check_keys, check_number
+from ppvision.tasks.quantization import check_slim_config
+from ppvision.zoo.registry import nearest
+
+OURS = ("task", "imports", "slim_config", "seed", "accumulate", "clip_norm", "ema_decay", "run")
+METRICS = ("COCO", "VOC")
+# What PaddleDetection's Trainer reads, beside components and what these share.
+_FRAMEWORK = (
+    *("architecture", "metric", "map_type", "classwise", "IouType", "bias", "epoch", "log_iter"),
+    *("snapshot_epoch", "worker_num", "use_gpu", "use_ema", "ema_decay", "ema_decay_type"),
+    *("ema_black_list", "ema_filter_no_grad", "cycle_epoch", "amp", "amp_level"),
+    *("custom_white_list", "custom_black_list", "find_unused_parameters", "num_classes"),
+    *("norm_type", "weights", "pretrain_weights", "save_dir", "filename"),
+)
+_REQUIRED = (
+    *("architecture", "num_classes", "metric", "epoch", "TrainDataset", "TrainReader"),
+    *("TestReader", "LearningRate", "OptimizerBuilder"),
+)
+_READERS = ("TrainReader", "EvalReader", "TestReader")
+_TRANSFORMS = ("sample_transforms", "batch_transforms")
+# Arguments that name another component.
+_NAMES = ("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head")
+_NAMES += ("yolo_head", "bbox_post_process", "mask_post_process", "post_process")
+
+
+def components() -> dict[str, SchemaDict]:
+    """Everything that is registered, by name."""
+    return {k: v for k, v in workspace.global_config.items() if isinstance(v, SchemaDict)}
+
+
+def check_config(content: Located) -> None:
+    """Raise `ConfigError` for a key, component, tag, transform or argument that is not known."""
+    known = components()
+    shared = {
+        name
+        for schema in known.values()
+        for name, value in schema.schema.items()
+        if value.has_default() and isinstance(value.default, SharedConfig)
+    }
+    check_keys(content, [*OURS, *_FRAMEWORK, *known, *sorted(shared)])
+    for key in _REQUIRED:
+        if key not in content:
+            raise ConfigError(f"config: detection: expected {key!r}, got none.")
+    for key in ("epoch", "num_classes", "log_iter", "snapshot_epoch"):
+        check_number(content, key, low=1, whole=True)
+    for key in ("worker_num", "seed"):
+        check_number(content, key, low=0, whole=True)
+    if content["metric"] not in METRICS:
+        raise ConfigError(
+            f"config{content.place('metric')}: metric: got {content['metric']!r}. "
+            f"{nearest(str(content['metric']), list(METRICS))}"
+        )
+    _check_name(content, "architecture", "", known)
+    for name in known.keys() & content.keys():
+        _check_component(content, name, known)
+    for reader in _READERS:
+        for part in _TRANSFORMS:
+            _check_transforms(content.get(reader, {}), part, reader)
+        if isinstance(content.get(reader), dict):
+            check_number(content[reader], "batch_size", reader, low=1, whole=True)
+    for key in ("shuffle", "drop_last"):
+        if content["TrainReader"].get(key, True) is not True:
+            raise ConfigError(
+                f"config{content['TrainReader'].place(key)}: TrainReader.{key}: expected true: a "
+                "resume repeats the order of shuffled, whole batches only."
+            )
+    _check_tags(content)
+    if "slim_config" in content:
+        check_slim_config(content["slim_config"])
+
+
+def _check_component(content: Located, name: str, known: dict[str, SchemaDict]) -> None:
+    options = content[name]
+    if isinstance(options, Tagged) or options is None:
+        return
+    if not isinstance(options, Located):
+        raise ConfigError(
+            f"config{content.place(name)}: {name}: expected keys and values, got {options!r}."
+        )
+    if name not in _READERS and known[name].strict:
+        check_keys(options, list(known[name].schema), name)
+    for key in options:
+        if key in _NAMES and isinstance(options[key], str):
+            _check_name(options, key, name, known)
+
+
+def _check_name(node: Located, key: str, where: str, known: dict[str, SchemaDict]) -> None:
+    value = node[key]
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError(
+            f"config{node.place(key)}: {where + '.' if where else ''}{key}: got {value!r}. "
+            f"{nearest(str(value), list(known))}"
+        )
+
+
+def _check_transforms(reader: Located, part: str, where: str) -> None:
+    entries = reader.get(part, [])
+    if not isinstance(entries, list):
+        raise ConfigError(
+            f"config{reader.place(part)}: {where}.{part}: expected a list, got {entries!r}."
+        )
+    for number, entry in enumerate(entries):
+        place = f"{where}.{part}.{number}"
+        if not isinstance(entry, Located) or len(entry) != 1:
+            raise ConfigError(f"config: {place}: expected {{NAME: {{...}}}}, got {entry!r}.")
+        ((name, options),) = entry.items()
+        operators = {k: v for k, v in vars(transform).items() if inspect.isclass(v)}
+        if name not in operators:
+            raise ConfigError(
+                f"config{entry.place(name)}: {place}: got {name!r}. "
+                f"{nearest(str(name), list(operators))}"
+            )
+        if not isinstance(options or {}, dict):
+            raise ConfigError(
+                f"config{entry.place(name)}: {place}.{name}: expected arguments by name, got "
+                f"{options!r}."
+            )
+        _check_arguments(operators[name], options or {}, f"{place}.{name}")
+
+
+def _check_tags(node: object) -> None:
+    """Tags of PaddleDetection's, and their arguments."""
+    if isinstance(node, Tagged):
+        known = {k[1:]: v for k, v in yaml.Loader.yaml_constructors.items() if k and k[0] == "!"}
+        known.pop("Callable", None)  # calls any function by its name
+        if node.tag not in known:
+            raise ConfigError(
+                f"config ({node.place_of_tag}): got !{node.tag}. {nearest(node.tag, list(known))}"
+            )
+        made = inspect.getclosurevars(known[node.tag]).nonlocals.get("cls")
+        if made is not None:
+            _check_arguments(made, node, f"!{node.tag}")
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        _check_tags(child)
+
+
+def _check_arguments(made: Callable, options: dict, where: str) -> None:
+    parameters = inspect.signature(made).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    check_keys(options, [p.name for p in parameters], where)
+
+
+# -- into PaddleDetection --------------------------------------------------------------------------
+
+
+def activate(content: Located, name: str) -> workspace.AttrDict:
+    """Make a config the one that PaddleDetection builds from, by its own `load_config`.
+
+    PaddleDetection keeps one config in a global; what an earlier one left there is removed.
+
+    Args:
+        content: checked; the keys that are ours alone are left out.
+        name: of the config.
+    """
+    pristine = {key: schema.copy() for key, schema in components().items()}
+    for schema in pristine.values():
+        schema.clear()  # defaults stand elsewhere
+    workspace.global_config.clear()
+    workspace.global_config.update(pristine)
+    theirs = Located({k: v for k, v in content.items() if k not in OURS}, content.where)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{name}.yml"
+        write_text(path, yaml_text(theirs))
+        return workspace.load_config(str(path))

@@ -1,0 +1,67 @@
+"""What an evaluation of a detector found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+# Of pycocotools' list of twelve, in its order.
+_COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found.
+
+    Attributes:
+        means: by kind ("bbox", "mask") and name: COCO's average precisions ("AP": the mean over
+            overlaps of 0.50 to 0.95), or VOC's "mAP". Those that the set does not define (of sizes
+            that do not occur) are missing.
+        by_class: average precision by kind, a number a class; nan for a class without objects.
+    """
+
+    means: dict[str, dict[str, float]]
+    by_class: dict[str, np.ndarray]
+
+    def by_tag(self) -> dict[str, float]:
+        """`Evaluate/bbox_AP`, ...; the first decides which model is the best."""
+        return {
+            f"Evaluate/{kind}_{name}": value
+            for kind, found in self.means.items()
+            for name, value in found.items()
+        }
+
+    def table(self, names: Sequence[str]) -> str:
+        """The scores as text; `names` of the classes, or empty for numbers."""
+        count = len(next(iter(self.by_class.values())))
+        names = list(names) or [str(index) for index in range(count)]
+        width = max(len("class"), *(len(name) for name in names))
+        lines = ["  ".join([f"{'class':{width}}", *(f"{kind:>8}" for kind in self.by_class)])]
+        for index, name in enumerate(names):
+            cells = [column[index] for column in self.by_class.values()]
+            shown = ["-" if np.isnan(cell) else f"{cell:.4f}" for cell in cells]
+            lines.append("  ".join([f"{name:{width}}", *(f"{cell:>8}" for cell in shown)]))
+        lines += [
+            f"{kind}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            for kind, found in self.means.items()
+        ]
+        return "\n".join(lines)
+
+
+def coco_means(stats: Sequence[float]) -> dict[str, float]:
+    """pycocotools' `stats` by name; -1 stands for what the set does not define."""
+    return {n: float(v) for n, v in zip(_COCO, stats, strict=False) if v > -1}
+
+
+def coco_by_class(evaluated: COCOeval) -> np.ndarray:
+    """Average precision of every class, over overlaps of 0.50 to 0.95 and all sizes.
+
+    Args:
+        evaluated: after `accumulate`.
+    """
+    precision = evaluated.eval["precision"][:, :, :, 0, -1]  # [overlap, recall, class]
+    known = precision > -1
+    sums = np.where(known, precision, 0).sum(axis=(0, 1))
+    counts = known.sum(axis=(0, 1))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
