@@ -162,7 +162,7 @@ def quantised(model: nn.Layer, bits: tuple[int, ...], objective: str = "mean") -
     example = example_input(3, SIDE)
     ends = end_layers(model, example)
     layers = {path: {"bits": 8} for path in ends}  # whatever the highest of the widths
-    return once_qat(model, {"bits": list(bits), "objective": objective, "layers": layers}, example)
+    return once_qat(model, {"bits": list(bits), "objective": objective, "layers": layers}, ends)
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def evaluate(args: argparse.Namespace) -> None:
         "stride": args.stride,
     }
     how = {flag: value for flag, value in flags.items() if value is not None}
-    if how and job.content.get("task") == "classification":
+    if how and job.content.get("task", "segmentation") != "segmentation":
         raise ValueError(f"eval: --{', --'.join(how)}: for segmentation only.")
     if args.model_dir:
         if args.bits is not None:
@@ -195,7 +195,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    from ppvision.tasks.prediction import classify_to_folder, predict_to_folder
+    from ppvision.tasks.prediction import (
+        classify_to_folder,
+        detect_to_folder,
+        predict_to_folder,
+    )
 
     _set_device(args.device)
     job = _job(args) if args.config else None
@@ -216,6 +220,8 @@ def predict(args: argparse.Namespace) -> int:
     where = args.image_path, args.save_dir, names
     if task == "classification":
         failures = classify_to_folder(predictions, *where)
+    elif task == "detection":
+        failures = detect_to_folder(predictions, args.image_path, args.save_dir)
     else:
         dataset = (job.content.get("val_dataset") or {}) if job else {}
         # Another type may number the classes of its label files anew (ADE20K).
@@ -451,7 +457,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar=("N", "C", "H", "W"),
         help="None for what may change",
     )
-    verb.add_argument("--output_op", choices=["argmax", "softmax", "none"], default="argmax")
+    verb.add_argument(
+        "--output_op",
+        choices=["argmax", "softmax", "none"],
+        help="behind the logits (argmax); a detector's graph ends in NMS instead",
+    )
     verb.add_argument(
         "--bits", type=_bits, nargs="+", help="a folder of packed codes for each of these widths"
     )

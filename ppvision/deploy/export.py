@@ -73,10 +73,10 @@ def export_model(
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
     in `deploy.yaml`, and `Predictor` then leaves it out.
     """
-    shape = _checked_shape(input_shape)
+    shape = checked_shape(input_shape)
     for argument, value, known in (
-        ("task", task, manifests.TASKS),
-        ("output_op", output_op, manifests.OUTPUT_OPS),
+        ("task", task, [t for t in manifests.TASKS if t != "detection"]),
+        ("output_op", output_op, [op for op in manifests.OUTPUT_OPS if op != "nms"]),
         ("format", format, tuple(manifests.FILES)),
     ):
         if value not in known:
@@ -98,8 +98,8 @@ def export_model(
         )
 
     folder = Path(folder).resolve()
-    replacing = replacing_folder(folder, _may_be_replaced, "an earlier export")
-    with _evaluation_mode(model), replacing as work:
+    replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
+    with evaluation_mode(model), replacing as work:
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
@@ -110,8 +110,8 @@ def export_model(
             write_graph(graph, None, final, format)
         else:
             raw = work / "raw"
-            write_graph(graph, 0, raw, format)
-            write_graph(graph, 1, final, format)
+            write_graph(graph, [0], raw, format)
+            write_graph(graph, [1], final, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
@@ -132,12 +132,12 @@ def export_model(
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
-            parameters=_parameters(model, final, format, bits),
+            parameters=parameter_names(model, final, format, bits),
         ).write(final)
     return folder
 
 
-def _parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
+def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
     """The model's name of each parameter of a float graph, for `Predictor(layered=...)`."""
     if format != "paddle" or bits != 32:
         return {}
@@ -151,7 +151,7 @@ def _parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[s
     }
 
 
-def _checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
+def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
     shape = list(input_shape)
     sizes = [n for n in shape if n is not None]
     positive = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
@@ -164,7 +164,7 @@ def _checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Layer) -> Iterator[None]:
+def evaluation_mode(model: nn.Layer) -> Iterator[None]:
     """Evaluation mode inside, each sublayer's own mode again afterwards."""
     before = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
@@ -175,7 +175,7 @@ def _evaluation_mode(model: nn.Layer) -> Iterator[None]:
             layer.training = training
 
 
-def _may_be_replaced(folder: Path) -> bool:
+def may_be_replaced(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     present = {path.name for path in folder.iterdir()}

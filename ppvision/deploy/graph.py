@@ -1,5 +1,6 @@
 """Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
 INPUT_NAME = "x"
+DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
 
 # LayerNorm is one operator from ONNX opset 17 on.
 _ONNX_OPSET = 17
@@ -38,6 +40,17 @@ class _Graph(nn.Layer):
         return [logits]
 
 
+class _DetectorGraph(nn.Layer):
+    """A detector's outputs, whatever they are."""
+
+    def __init__(self, model: nn.Layer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
+        return self.model(image, im_shape, scale_factor)
+
+
 def trace(
     model: nn.Layer, input_shape: Sequence[int | None], output_op: str, *, every_output: bool
 ) -> nn.Layer:
@@ -52,13 +65,38 @@ def trace(
     """
     graph = _Graph(model, output_op, every_output)
     graph.eval()
-    spec = InputSpec(list(input_shape), "float32", name=INPUT_NAME)
-    graph = paddle.jit.to_static(graph, input_spec=[spec], full_graph=True)
+    return _traced(graph, [InputSpec(list(input_shape), "float32", name=INPUT_NAME)])
+
+
+def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Layer:
+    """Trace a detector, which must be in evaluation mode.
+
+    Args:
+        model: takes `image`, `im_shape`, `scale_factor` (`ppvision.deploy.detection_export`).
+        input_shape: of `image`.
+
+    Raises:
+        RuntimeError: it cannot be traced; the cause is attached.
+    """
+    graph = _DetectorGraph(model)
+    graph.eval()
+    shapes = (list(input_shape), [input_shape[0], 2], [input_shape[0], 2])
+    specs = [
+        InputSpec(shape, "float32", name=name)
+        for name, shape in zip(DETECTOR_INPUTS, shapes, strict=True)
+    ]
+    return _traced(graph, specs)
+
+
+def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
+    graph = paddle.jit.to_static(graph, input_spec=specs, full_graph=True)
     recorded = [set(table) for table in _trace_tables()]
     try:
         with warnings.catch_warnings():
             # ones_like and its kin ask a traced tensor for its device, which it has not.
             warnings.filterwarnings("ignore", message="Value do not have 'place' interface")
+            # A detector's `_, x = topk(...)` in one branch alone.
+            warnings.filterwarnings("ignore", message="Return results has maybe unbound local")
             graph.forward.concrete_program  # noqa: B018 (traces, and keeps the result)
     except Exception as error:
         # Paddle forgets what it has noted of a program once that is complete. Of one that failed it
@@ -80,12 +118,12 @@ def _trace_tables() -> list[dict]:
     return [recorder.params_dict, recorder.tensor2value, inplace.params_dict]
 
 
-def write_graph(graph: nn.Layer, output: int | None, folder: Path, format: str) -> None:
-    """Write a traced graph, whole or cut down to one of its outputs, into `folder`.
+def write_graph(graph: nn.Layer, outputs: Sequence[int] | None, folder: Path, format: str) -> None:
+    """Write a traced graph, whole or cut down to some of its outputs, into `folder`.
 
     Args:
-        graph: from `trace`.
-        output: the place of the output to keep, or None for all.
+        graph: from `trace` or `trace_detector`.
+        outputs: places of the outputs to keep, or None for all.
         folder: made when missing.
         format: "paddle" writes `model.json` and `model.pdiparams`, "onnx" writes `model.onnx`.
 
@@ -94,12 +132,26 @@ def write_graph(graph: nn.Layer, output: int | None, folder: Path, format: str) 
         ImportError: paddle2onnx is not installed.
     """
     prefix = folder / "model"
-    paddle.jit.save(graph, str(prefix), output_spec=None if output is None else [output])
+    _save(graph, str(prefix), None if outputs is None else list(outputs))
     if format == "onnx":
         program, parameters = folder / "model.json", folder / "model.pdiparams"
         prefix.with_suffix(".onnx").write_bytes(_to_onnx(program, parameters))
         program.unlink()
         parameters.unlink()
+
+
+def _save(graph: nn.Layer, prefix: str, outputs: list[int] | None) -> None:
+    """`paddle.jit.save`, which refuses inputs that the outputs do not need: a detector's sizes may
+    be such."""
+    specs = list(graph.forward.function_spec.input_spec)
+    for kept in range(len(specs), 0, -1):
+        for chosen in itertools.combinations(specs[1:], kept - 1):
+            try:
+                paddle.jit.save(graph, prefix, input_spec=[specs[0], *chosen], output_spec=outputs)
+                return
+            except ValueError as error:
+                if "not involved" not in str(error) or kept == 1:
+                    raise
 
 
 def _to_onnx(program: Path, parameters: Path) -> bytes:

@@ -11,8 +11,8 @@ import yaml
 NAME = "deploy.yaml"
 FORMAT_VERSION = 1
 
-TASKS = ("segmentation", "classification", "features")
-OUTPUT_OPS = ("argmax", "softmax", "none")
+TASKS = ("segmentation", "classification", "features", "detection")
+OUTPUT_OPS = ("argmax", "softmax", "none", "nms")
 FILES = {"paddle": ("model.json", "model.pdiparams"), "onnx": ("model.onnx",)}
 
 
@@ -101,6 +101,11 @@ def _checked(path: Path, content: Any) -> Manifest:
     for key, known in (("task", TASKS), ("format", FILES), ("output_op", OUTPUT_OPS)):
         if content[key] not in tuple(known):
             raise problem(f"expected {key} to be one of {', '.join(known)}, got {content[key]!r}")
+    if (content["task"] == "detection") != (content["output_op"] == "nms"):
+        raise problem(
+            f"expected output_op nms for detection and no other task, got {content['output_op']} "
+            f"for {content['task']}"
+        )
     shape = content["input_shape"]
     if not isinstance(shape, list) or len(shape) != 4:
         raise problem(f"expected input_shape [B, C, H, W], got {shape!r}")

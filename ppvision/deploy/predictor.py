@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,17 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.deploy.composition import compose
+from ppvision.deploy.detection_transforms import DetectionTransforms
+from ppvision.deploy.detections import Detections, detections_of
 from ppvision.deploy.manifest import Manifest, read_manifest
 from ppvision.deploy.parity import softmax
-from ppvision.deploy.runtime import OnnxRuntime, PaddleRuntime, in_one_line, open_runtime
+from ppvision.deploy.runtime import (
+    Batch,
+    OnnxRuntime,
+    PaddleRuntime,
+    in_one_line,
+    open_runtime,
+)
 from ppvision.deploy.transforms import Step, Transforms
 from ppvision.quant.layered_model import load_layered
 
@@ -31,7 +39,16 @@ class Classification:
     probabilities: np.ndarray | None  # [K], float64; None when the graph gives the class alone
 
 
-Prediction = np.ndarray | Classification | list[np.ndarray]
+Prediction = np.ndarray | Classification | Detections | list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One picture, ready for the network."""
+
+    place: int  # among the pictures that were given
+    inputs: dict[str, np.ndarray]  # of the graph, without the batch axis
+    steps: list[Step]  # what is to be undone on the prediction
 
 
 class Predictor:
@@ -84,7 +101,9 @@ class Predictor:
         self._folder = folder = Path(folder)
         self.manifest = read_manifest(folder)
         self.bits = self.manifest.bits
-        self._transforms = Transforms(self.manifest.transforms)
+        detection = self.manifest.task == "detection"
+        kind = DetectionTransforms if detection else Transforms
+        self._transforms = kind(self.manifest.transforms)
         self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise ValueError(
@@ -148,6 +167,7 @@ class Predictor:
             by bilinear interpolation before the highest is taken, the classes of an "argmax"
             export by the nearest one;
             classification: a `Classification`;
+            detection: a `Detections`, its boxes and masks in pixels of the picture;
             features: the list of feature maps, each `[C, H', W']`.
 
         Raises:
@@ -166,26 +186,39 @@ class Predictor:
             )
         batch_size = self.manifest.input_shape[0] or batch_size
         results: list[Prediction | None] = [None] * len(images)
-        waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray, list[Step]]]] = {}
+        waiting: dict[tuple[int, ...], list[_Prepared]] = {}
         for place, image in enumerate(images):
-            x, steps = self._transforms(_read(image))
-            group = waiting.setdefault(x.shape, [])
-            group.append((place, x, steps))
+            prepared = self._prepared(place, _read(image))
+            shape = prepared.inputs["image"].shape
+            group = waiting.setdefault(shape, [])
+            group.append(prepared)
             if len(group) == batch_size:
-                self._finish(waiting.pop(x.shape), results)
+                self._finish(waiting.pop(shape), results)
         for group in waiting.values():
             self._finish(group, results)
         return results
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
+    def _prepared(self, place: int, image: np.ndarray) -> _Prepared:
+        if isinstance(self._transforms, DetectionTransforms):
+            return _Prepared(place, self._transforms(image), [])
+        x, steps = self._transforms(image)
+        return _Prepared(place, {"image": x}, steps)
+
+    def run(
+        self, batch: np.ndarray, sizes: Mapping[str, np.ndarray] | None = None
+    ) -> list[np.ndarray]:
         """Run the graph alone.
 
         Args:
             batch: `[B, C, H, W]`, float32, already transformed.
+            sizes: of a detector: `im_shape` `[B, 2]`, the pictures' heights and widths inside of
+                the batch, and `scale_factor` `[B, 2]`, by which they were resized. Default: whole
+                pictures at their own size.
 
         Returns:
             The graph's outputs: one for segmentation and classification, behind `output_op`; all
-            feature maps for "features".
+            feature maps for "features"; of a detector rows `[N, 6]` of class, score and box, counts
+            `[B]`, and masks `[N, H, W]` where it has any.
 
         Raises:
             ValueError: another type or shape than the export takes.
@@ -206,20 +239,36 @@ class Predictor:
                 f"batch: expected a float32 array {expected} (None: any size), got {got}. "
                 "Set transforms at export so that every picture gets this size."
             )
-        return self._runtime.run(batch)
+        if self.manifest.task != "detection":
+            return self._runtime.run(batch)
+        count, _, height, width = batch.shape
+        whole = {
+            "im_shape": np.full((count, 2), (height, width), np.float32),
+            "scale_factor": np.ones((count, 2), np.float32),
+        }
+        return self._runtime.run({"image": batch, **whole, **(sizes or {})})
 
-    def _finish(
-        self,
-        group: list[tuple[int, np.ndarray, list[Step]]],
-        results: list[Prediction | None],
-    ) -> None:
-        batch = np.stack([x for _, x, _ in group])
+    def _finish(self, group: list[_Prepared], results: list[Prediction | None]) -> None:
         missing = (self.manifest.input_shape[0] or len(group)) - len(group)
-        if missing:  # fill an export's fixed batch; the copies' results are dropped
-            batch = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-        outputs = self.run(batch)
-        for row, (place, _, steps) in enumerate(group):
-            results[place] = self._prediction([o[row : row + 1] for o in outputs], steps)
+        # Fill an export's fixed batch; the copies' results are dropped.
+        filled = group + group[-1:] * missing
+        sizes = {
+            name: np.stack([prepared.inputs[name] for prepared in filled])
+            for name in group[0].inputs
+        }
+        batch = sizes.pop("image")
+        outputs = self.run(batch, sizes) if sizes else self.run(batch)
+        if self.manifest.task == "detection":
+            rows, counts, *masks = outputs
+            ends = np.cumsum(counts.reshape(-1))
+            for prepared, end, n in zip(group, ends, counts.reshape(-1), strict=False):
+                own = masks[0][end - n : end] if masks else None
+                found = detections_of(rows[end - n : end], own, self.manifest.classes)
+                results[prepared.place] = found
+            return
+        for row, prepared in enumerate(group):
+            own = [o[row : row + 1] for o in outputs]
+            results[prepared.place] = self._prediction(own, prepared.steps)
 
     def _prediction(self, outputs: list[np.ndarray], steps: list[Step]) -> Prediction:
         """From the outputs `[1, ...]` of one picture."""
@@ -259,7 +308,7 @@ def _try_onednn(open_with, manifest: Manifest, *, insist: bool) -> PaddleRuntime
             raise RuntimeError("it failed or gave other numbers when this was exported")
         runtime = open_with(True)
         smallest = min(manifest.checked_shapes, key=np.prod)
-        runtime.run(np.zeros(smallest, "float32"))
+        runtime.run(_zeros(manifest.task, smallest))
     except Exception as error:  # Paddle raises many kinds for an operator that oneDNN cannot run
         reason = f"{manifest.name}: oneDNN cannot run it here ({in_one_line(error)})."
         if insist:
@@ -267,6 +316,15 @@ def _try_onednn(open_with, manifest: Manifest, *, insist: bool) -> PaddleRuntime
         warnings.warn(f"{reason} Going on without oneDNN, which is slower.", stacklevel=3)
         return None
     return runtime
+
+
+def _zeros(task: str, shape: Sequence[int]) -> Batch:
+    """The graph's inputs at a size: a black picture."""
+    batch = np.zeros(shape, np.float32)
+    if task != "detection":
+        return batch
+    sizes = np.full((shape[0], 2), shape[2:], np.float32)
+    return {"image": batch, "im_shape": sizes, "scale_factor": np.ones_like(sizes)}
 
 
 def _read(image: Picture) -> np.ndarray:

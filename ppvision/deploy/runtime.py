@@ -1,5 +1,6 @@
 """The two engines that run an exported graph, behind one `run`: Paddle Inference, ONNX Runtime."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from paddle import inference
 # The first fails on the reshapes of attention ("type of outputs must be equal"); the second turns
 # Linear into an operator that has no oneDNN kernel (`benchmark/pointwise_layers.py` times it).
 _ONEDNN_PASSES_OFF = ("operator_reshape_onednn_fuse_pass", "matmul_add_act_fuse_pass")
+
+Batch = np.ndarray | Mapping[str, np.ndarray]
 
 # Memory that the GPU pool reserves at the start, in MB; it grows when needed.
 _GPU_POOL_MB = 256
@@ -56,16 +59,21 @@ class PaddleRuntime:
         else:
             config.disable_onednn()
         self._predictor = inference.create_predictor(config)
-        (name,) = self._predictor.get_input_names()
-        self._input = self._predictor.get_input_handle(name)
+        self._inputs = {
+            name: self._predictor.get_input_handle(name)
+            for name in self._predictor.get_input_names()
+        }
         self._outputs = [
             self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
         ]
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run a float32 batch `[B, C, H, W]`; the outputs in the graph's order."""
-        self._input.reshape(batch.shape)
-        self._input.copy_from_cpu(np.ascontiguousarray(batch))
+    def run(self, batch: Batch) -> list[np.ndarray]:
+        """Run a float32 batch `[B, C, H, W]`, or of a detector its inputs by name (those that the
+        graph does not use are left out); the outputs in the graph's order."""
+        for name, handle in self._inputs.items():
+            array = batch if isinstance(batch, np.ndarray) else batch[name]
+            handle.reshape(array.shape)
+            handle.copy_from_cpu(np.ascontiguousarray(array))
         self._predictor.run()
         return [output.copy_to_cpu() for output in self._outputs]
 
@@ -89,11 +97,12 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
-        (self._input,) = (node.name for node in self._session.get_inputs())
+        self._inputs = [node.name for node in self._session.get_inputs()]
 
-    def run(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Run a float32 batch `[B, C, H, W]`; the outputs in the graph's order."""
-        return self._session.run(None, {self._input: batch})
+    def run(self, batch: Batch) -> list[np.ndarray]:
+        """As `PaddleRuntime.run`."""
+        single = isinstance(batch, np.ndarray)
+        return self._session.run(None, {n: batch if single else batch[n] for n in self._inputs})
 
 
 def open_runtime(

@@ -308,8 +308,8 @@ class SemanticDifferenceConv2D(nn.Layer):
         similarity: how much of a difference counts, by the distance d of the guidance in units of a
             learned lambda, which starts at 1 (our choice, except that there is one):
 
-            - `charbonnier` (default): 1 / sqrt(1 + d^2), per channel;
-            - `gaussian`: exp(-d^2 / 2);
+            - `gaussian` (default): exp(-d^2 / 2), per channel;
+            - `charbonnier`: 1 / sqrt(1 + d^2);
             - `perona_malik`: 1 / (1 + d^2);
             - `cosine`: (1 + cos(V_p, V_q)) / 2, one number for all channels, no lambda;
             - `increasing`: 1 - charbonnier, which responds at semantic edges;
@@ -331,7 +331,7 @@ class SemanticDifferenceConv2D(nn.Layer):
         in_channels: int,
         out_channels: int,
         *,
-        similarity: str = "charbonnier",
+        similarity: str = "gaussian",
         groups: int = 1,
     ) -> None:
         super().__init__()
@@ -425,7 +425,7 @@ class SemanticDiffusion(nn.Layer):
         channels: int,
         guidance_channels: int | None = None,
         *,
-        similarity: str = "charbonnier",
+        similarity: str = "gaussian",
         groups: int = 1,
         width: int | None = None,
     ) -> None:
@@ -501,7 +501,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         feat_channels: Sequence[int],
         levels: Sequence[int] | None = None,
         *,
-        similarity: str = "charbonnier",
+        similarity: str = "gaussian",
         groups: int = 1,
         width: int | None = None,
     ) -> None:

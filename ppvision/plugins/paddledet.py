@@ -174,7 +174,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: str = "charbonnier",
+        similarity: str = "gaussian",
         groups: int = 1,
         width: int | None = None,
     ) -> None:

@@ -29,10 +29,9 @@ except ImportError as error:
     ) from error
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 from paddle import Tensor, nn
 
 from ppvision.nn import SemanticDiffusionPyramid
@@ -113,7 +112,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: Literal[*SIMILARITIES] = "charbonnier",
+        similarity: Literal[*SIMILARITIES] = "gaussian",
         groups: int = 1,
         width: int | None = None,
         in_channels: int | None = None,
@@ -143,34 +142,6 @@ class SemanticDiffusionBackbone(nn.Layer):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.diffusion(self.backbone(x))
-
-
-def names_behind_sdn(
-    model: nn.Layer, arrays: Mapping[str, np.ndarray]
-) -> tuple[Mapping[str, np.ndarray], list[str]]:
-    """Weights of a model without SDN, under the names that they have in the same model with it.
-
-    Args:
-        model: whose `SemanticDiffusionBackbone` wraps the backbone that the weights are for.
-        arrays: by name; those that hold anything of SDN stay as they are.
-
-    Returns:
-        The arrays, and the names of the layers that they hold nothing of: SDN's.
-    """
-    own, absent = model.state_dict(), []
-    for name, layer in model.named_sublayers():
-        outer, new = f"{name}.", f"{name}.diffusion"
-        # Not by the wrapper's own class: a reload of this module makes another one.
-        wrapper = isinstance(getattr(layer, "diffusion", None), SemanticDiffusionPyramid)
-        if wrapper and not any(key.startswith(f"{new}.") for key in arrays):
-            absent.append(new)
-            arrays = {
-                f"{outer}backbone.{key.removeprefix(outer)}"
-                if key.startswith(outer) and key not in own
-                else key: array
-                for key, array in arrays.items()
-            }
-    return arrays, absent
 
 
 def _hand_on_in_channels(build: Callable[[object, dict], object]) -> Callable:
@@ -231,7 +202,6 @@ shims.apply(shims.PADDLESEG_SHIMS)
 
 __all__ = [
     "SemanticDiffusionBackbone",
-    "names_behind_sdn",
     "pale_base",
     "pale_nano",
     "pale_small",

@@ -443,7 +443,50 @@ def _rasterize(old: Callable) -> Callable:
     return rasterize
 
 
+def _graph_of_nms() -> None:
+    ops = importlib.import_module("ppdet.modeling.ops")
+    paddle.enable_static()
+    try:
+        with paddle.static.program_guard(paddle.static.Program()):
+            boxes = paddle.static.data("boxes", [1, 2, 4])
+            ops.multiclass_nms(boxes, paddle.static.data("scores", [1, 1, 2]), 0.1, 2, 2)
+    finally:
+        paddle.disable_static()
+
+
+def _nms(old: Callable) -> Callable:
+    def multiclass_nms(
+        bboxes: Tensor,
+        scores: Tensor,
+        score_threshold: float,
+        nms_top_k: int,
+        keep_top_k: int,
+        nms_threshold: float = 0.3,
+        normalized: bool = True,
+        nms_eta: float = 1.0,
+        background_label: int = -1,
+        return_index: bool = False,
+        return_rois_num: bool = True,
+        rois_num: Tensor | None = None,
+        name: str | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        bounds = score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta
+        out, index, count = paddle._C_ops.multiclass_nms3(
+            bboxes, scores, rois_num, *bounds, background_label
+        )
+        return out, count if return_rois_num else None, index if return_index else None
+
+    # Outermost again what it was: Paddle does not look inside of such a function.
+    @paddle.jit.not_to_static
+    def choose(*args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return (old if paddle.in_dynamic_mode() else multiclass_nms)(*args, **kwargs)
+
+    return choose
+
+
 PADDLEDET_SHIMS = {
+    # PaddleDetection writes it into graphs of Paddle 2, which Paddle 3 no longer makes.
+    "nms-in-graphs": Replacement("ppdet.modeling.ops:multiclass_nms", _graph_of_nms, _nms),
     "detection-concat": ConcatShim("ppdet", _proposals),
     "atss": Shim("ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward", _atss),
     # Not of Paddle 3, but PaddleDetection's own: pictures in which nothing is found, and masks as

@@ -127,7 +127,9 @@ class OnceQAT(nn.Layer):
 
     def forward(self, *inputs: object) -> object:
         """In evaluation what the model gives at the present width; in training a list of outputs,
-        those of the highest width first, then of the next."""
+        those of the highest width first, then of the next. Of a model that gives its losses by
+        name, as PaddleDetection's do, one dictionary: `loss`, the weighted mean over the widths,
+        and `loss_w8`, `loss_w4`, ..."""
         if not self.training:
             return self.model(*inputs)
         if self._alone is not None:
@@ -141,7 +143,27 @@ class OnceQAT(nn.Layer):
             found = self.model(*inputs)
             outputs += found if isinstance(found, (list, tuple)) else [found]
         self.set_bits(before)
-        return outputs
+        return self._one_dict(outputs) if isinstance(outputs[0], dict) else outputs
+
+    def _one_dict(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What PaddleDetection's trainer takes: `loss`, the mean, then each width's."""
+        losses = [found["loss"] for found in outputs]
+        pairs = zip(self._ran, losses, strict=True)
+        total = sum(self.weights[k] * loss for k, loss in pairs) / len(losses)
+        names = [f"loss_{name}" for name in self.names]
+        return {"loss": total, **dict(zip(names, losses, strict=True))}
+
+    @property
+    def names(self) -> list[str]:
+        """Of the widths of a step, the same at every step: `w8`, `w4`, ...; `random` for one that
+        is drawn."""
+        if self.objective == "mean" or len(self.widths) < 3:
+            return [f"w{k}" for k in self.drawn]
+        return [f"w{self.widths[0]}", "random", f"w{self.widths[-1]}"]
+
+    def load_meanstd(self, transforms: Sequence[dict]) -> None:
+        """PaddleDetection's trainer tells its architectures so what normalises a picture."""
+        self.model.load_meanstd(transforms)
 
     def loss_computation(
         self, logits_list: Sequence[Tensor], losses: dict, data: dict

@@ -324,7 +324,7 @@ class Classification(ModelWithWidths):
         folder: str | Path,
         *,
         input_shape: list[int | None],
-        output_op: str,
+        output_op: str | None,
         model_format: str,
         bits: int = 32,
     ) -> Path:
@@ -333,7 +333,7 @@ class Classification(ModelWithWidths):
             model,
             folder,
             input_shape=input_shape,
-            output_op=output_op,
+            output_op=output_op or "argmax",
             format=model_format,
             transforms=self._options("val_dataset").get("transforms", []),
             classes=self.class_names,

@@ -45,9 +45,18 @@ _NAMES = ("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fco
 _NAMES += ("yolo_head", "bbox_post_process", "mask_post_process", "post_process")
 
 
+_registered: dict[str, SchemaDict] = {}
+
+
 def components() -> dict[str, SchemaDict]:
-    """Everything that is registered, by name."""
-    return {k: v for k, v in workspace.global_config.items() if isinstance(v, SchemaDict)}
+    """Everything that is registered, by name.
+
+    PaddleDetection registers in its one global config, where a job's own data sets take the places
+    of their schemas.
+    """
+    found = {k: v for k, v in workspace.global_config.items() if isinstance(v, SchemaDict)}
+    _registered.update(found)
+    return _registered
 
 
 def check_config(content: Located) -> None:

@@ -27,7 +27,7 @@ def export_widths(
     bits: Sequence[int],
     *,
     input_shape: list[int | None],
-    output_op: str,
+    output_op: str | None,
     model_format: str,
     evaluate: bool,
 ) -> list[dict[str, object]]:

@@ -64,24 +64,7 @@ def pack_checkpoint(
     once = job.model
     if ptq:
         _calibrate(job, once, calibration)
-    return save_layered(once, output, bits=once.widths, config=architecture(job))
-
-
-def architecture(job: ModelWithWidths) -> dict[str, object]:
-    """What a layered model says of what it is: task, model, transforms and classes, no paths."""
-    content = job.content
-    return {
-        "task": content.get("task", "segmentation"),
-        "model": _without_paths(content["model"]),
-        "transforms": (content.get("val_dataset") or {}).get("transforms", []),
-        "classes": list(job.class_names),
-    }
-
-
-def _without_paths(node: object) -> object:
-    if isinstance(node, dict):
-        return {key: _without_paths(v) for key, v in node.items() if key != "pretrained"}
-    return [_without_paths(item) for item in node] if isinstance(node, list) else node
+    return save_layered(once, output, bits=once.widths, config=job.architecture)
 
 
 # -- calibration -----------------------------------------------------------------------------------

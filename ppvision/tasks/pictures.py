@@ -1,11 +1,13 @@
 """Pictures that show what a segmentation model does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from ppvision.deploy.detections import Detections
 from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
@@ -84,9 +86,41 @@ def panel(
         predicted,
         errors(image, label, prediction, ignore_index),
     ]
-    gap = np.full((image.shape[0], GAP, 3), 255, np.uint8)
-    row = [part for picture in parts for part in (picture, gap)][:-1]
+    return side_by_side(parts)
+
+
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures `[H, W, 3]` of one height in a row, white between them."""
+    gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
+    row = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
+
+
+def detected(image: np.ndarray, found: Detections) -> np.ndarray:
+    """A picture `[H, W, 3]` uint8 RGB with boxes, masks, classes and scores drawn over it."""
+    shown = image.copy()
+    line = max(1, round(min(image.shape[:2]) / 250))
+    size = max(0.35, min(image.shape[:2]) / 900)
+    for place in reversed(range(len(found))):  # the surest on top
+        class_id = int(found.class_ids[place])
+        colour = PALETTE[class_id % 255 + 1]
+        if found.masks is not None:
+            inside = found.masks[place]
+            shown[inside] = (shown[inside] * (1 - OVERLAY) + colour * OVERLAY).astype(np.uint8)
+        left, top, right, bottom = (round(float(x)) for x in found.boxes[place])
+        ink = tuple(int(c) for c in colour)
+        cv2.rectangle(shown, (left, top), (right, bottom), ink, line)
+        name = str(class_id) if found.names is None else found.names[place]
+        text = f"{name} {found.scores[place]:.2f}"
+        (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        top = max(top, height + below)  # the text stays inside of the picture
+        cv2.rectangle(shown, (left, top - height - below), (left + width, top), ink, -1)
+        shade = (0, 0, 0) if colour.astype(int).sum() > 380 else (255, 255, 255)
+        place_of_text = (left, top - below // 2)
+        cv2.putText(
+            shown, text, place_of_text, cv2.FONT_HERSHEY_SIMPLEX, size, shade, 1, cv2.LINE_AA
+        )
+    return shown
 
 
 def labelled(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:

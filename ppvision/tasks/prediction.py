@@ -10,16 +10,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
+from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
 from ppvision.run_folder import write_text
-from ppvision.tasks.pictures import labelled, save_comparison, save_prediction
+from ppvision.tasks.pictures import detected, labelled, save_comparison, save_prediction
 
 logger = logging.getLogger("ppvision")
 
 SEPARATORS = " \t,"  # between a picture and its label in a list file
+DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
 
@@ -208,6 +211,51 @@ def classify_to_folder(
     failures = _for_every_picture(list_images(image_path), write)
     _write_report(folder, report)
     return failures
+
+
+def detect_to_folder(
+    predict: Callable[[Path], Detections],
+    image_path: str | Path,
+    folder: str | Path,
+    score: float = DRAWN_SCORE,
+) -> list[str]:
+    """Write `overlay/<name>.png` with what was found, and `predictions.json`: class, score, box
+    (left, top, right, bottom in pixels) and mask (COCO's run lengths) of every object.
+
+    Args:
+        predict: `(path) -> Detections`.
+        image_path, folder: as `predict_to_folder`.
+        score: lowest of an object that is drawn; the JSON has all. Default 0.5.
+
+    Returns:
+        One line for every picture that could not be read or predicted.
+    """
+    report = {}
+
+    def write(path: Path, name: str) -> None:
+        image, found = read_rgb(path), predict(path)
+        report[str(path)] = [_described(found, place) for place in range(len(found))]
+        target = Path(folder) / "overlay" / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(detected(image, found.above(score))).save(target)
+
+    failures = _for_every_picture(list_images(image_path), write)
+    _write_report(folder, report)
+    return failures
+
+
+def _described(found: Detections, place: int) -> dict[str, object]:
+    class_id = int(found.class_ids[place])
+    entry = {
+        "class": str(class_id) if found.names is None else found.names[place],
+        "class_id": class_id,
+        "score": round(float(found.scores[place]), 6),
+        "box": [round(float(x), 2) for x in found.boxes[place]],
+    }
+    if found.masks is not None:
+        run_lengths = mask_utils.encode(np.asfortranarray(found.masks[place], np.uint8))
+        entry["mask"] = {**run_lengths, "counts": run_lengths["counts"].decode()}
+    return entry
 
 
 def _for_every_picture(

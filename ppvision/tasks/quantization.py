@@ -97,24 +97,24 @@ def check_slim_config(options: object) -> None:
             )
 
 
-def once_qat(model: nn.Layer, options: Mapping, example: Tensor) -> OnceQAT:
+def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
     """A model with quanters, ready to be trained at all widths.
 
     Args:
         model: in float, with the weights to start from; quantised in place.
         options: of `slim_config`, checked.
-        example: a picture `[1, C, H, W]` that the model takes; tells which layers are its ends.
+        ends: paths of the layers that read the picture or give the result, which stay at 8 bits.
 
     Raises:
         ConfigError: a rule that matches nothing, widths out of range.
     """
-    from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
+    from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 
     options = dict(options)
     objective = {key: options.pop(key) for key in _OF_ONCE_QAT if key in options}
     bits = options.get("bits", DEFAULT_BITS)
     try:
-        config = slim_quant_config(model, ends=end_layers(model, example), **options)
+        config = slim_quant_config(model, ends=tuple(ends), **options)
         quantized = LayeredQAT(config).quantize(model, inplace=True)
         return OnceQAT(quantized, bits, **objective)
     except ValueError as error:
@@ -148,10 +148,7 @@ def passes(
         once.train_at(once.drawn[place])
         return losses(network, batch)
 
-    if once.objective == "mean" or len(once.widths) < 3:
-        return {f"w{k}": partial(run, place) for place, k in enumerate(once.drawn)}
-    names = [f"w{once.widths[0]}", "random", f"w{once.widths[-1]}"]
-    return {name: partial(run, place) for place, name in enumerate(names)}
+    return {name: partial(run, place) for place, name in enumerate(once.names)}
 
 
 def draw_widths(once: OnceQAT, seed: int, step: int) -> None:
@@ -191,6 +188,7 @@ class ModelWithWidths(ABC):
     """
 
     content: dict
+    class_names: list[str]
 
     @property
     @abstractmethod
@@ -209,12 +207,35 @@ class ModelWithWidths(ABC):
         may lack."""
         return arrays, []
 
+    @property
+    def ends(self) -> Sequence[str]:
+        """Paths of the layers that read the picture or give the result."""
+        from ppvision.plugins.paddleslim import end_layers
+
+        return end_layers(self.float_model, self.example)
+
+    @property
+    def slim_options(self) -> Mapping[str, object] | None:
+        """How the model is quantised; None for a job in float."""
+        return self.content.get("slim_config")
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        """What a layered model says of what it is: task, model, transforms and classes, no
+        paths."""
+        return {
+            "task": self.content.get("task", "segmentation"),
+            "model": without_paths(self.content["model"]),
+            "transforms": (self.content.get("val_dataset") or {}).get("transforms", []),
+            "classes": list(self.class_names),
+        }
+
     @cached_property
     def model(self) -> nn.Layer:
-        options = self.content.get("slim_config")
+        options = self.slim_options
         if options is None:
             return self.float_model
-        return once_qat(self.float_model, options, self.example)
+        return once_qat(self.float_model, options, self.ends)
 
     def start_from(self, model_path: str | Path) -> None:
         """Give the model weights to train from: a float model's, before quanters take their first
@@ -332,6 +353,13 @@ class ModelWithWidths(ABC):
         assign_weights(self.float_model, arrays, str(model_path))
         if "slim_config" in self.content:
             logger.info(f"quantization: {model_path} is in float: quantised without any training")
+
+
+def without_paths(node: object) -> object:
+    """Part of a config without the weights that training began with."""
+    if isinstance(node, dict):
+        return {key: without_paths(v) for key, v in node.items() if key != "pretrained"}
+    return [without_paths(item) for item in node] if isinstance(node, list) else node
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:

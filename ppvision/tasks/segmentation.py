@@ -13,7 +13,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 from tqdm import tqdm
 
 # Registers and repairs; says when PaddleSeg is missing.
-from ppvision.plugins.paddleseg import names_behind_sdn, stock_losses
+from ppvision.plugins.paddleseg import stock_losses
 
 # isort: split
 from paddleseg.core import infer
@@ -41,6 +41,7 @@ from ppvision.tasks.quantization import (
 from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo.registry import nearest
+from ppvision.zoo.weights import names_behind_sdn
 
 logger = logging.getLogger("ppvision")
 
@@ -383,7 +384,7 @@ class Segmentation(ModelWithWidths):
         folder: str | Path,
         *,
         input_shape: list[int | None],
-        output_op: str,
+        output_op: str | None,
         model_format: str,
         bits: int = 32,
     ) -> Path:
@@ -392,7 +393,7 @@ class Segmentation(ModelWithWidths):
             model,
             folder,
             input_shape=input_shape,
-            output_op=output_op,
+            output_op=output_op or "argmax",
             format=model_format,
             transforms=self.config.val_dataset_cfg.get("transforms", []),
             classes=self.class_names,

@@ -19,6 +19,7 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.zoo.registry import WeightsCard, nearest
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -268,3 +269,31 @@ def assign_backbone(net: nn.Layer, pretrained: str | Path) -> None:
             if name.startswith(_BACKBONE)
         }
     assign_weights(net, arrays, str(pretrained), _MAY_MISS, _MAY_BRING)
+
+
+def names_behind_sdn(
+    model: nn.Layer, arrays: Mapping[str, np.ndarray]
+) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Weights of a model without SDN, under the names that they have in the same model with it.
+
+    Args:
+        model: whose `SemanticDiffusionBackbone` wraps the backbone that the weights are for.
+        arrays: by name; those that hold anything of SDN stay as they are.
+
+    Returns:
+        The arrays, and the names of the layers that they hold nothing of: SDN's.
+    """
+    own, absent = model.state_dict(), []
+    for name, layer in model.named_sublayers():
+        outer, new = f"{name}.", f"{name}.diffusion"
+        # Not by the wrapper's own class: a reload of this module makes another one.
+        wrapper = isinstance(getattr(layer, "diffusion", None), SemanticDiffusionPyramid)
+        if wrapper and not any(key.startswith(f"{new}.") for key in arrays):
+            absent.append(new)
+            arrays = {
+                f"{outer}backbone.{key.removeprefix(outer)}"
+                if key.startswith(outer) and key not in own
+                else key: array
+                for key, array in arrays.items()
+            }
+    return arrays, absent

@@ -1,0 +1,200 @@
+"""From a detector in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+
+from ppvision.deploy import manifest as manifests
+from ppvision.deploy import parity
+from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
+from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
+from ppvision.deploy.export import checked_shape, evaluation_mode, may_be_replaced, parameter_names
+from ppvision.deploy.graph import trace_detector, write_graph
+from ppvision.deploy.runtime import in_one_line, open_runtime
+from ppvision.run_folder import replacing_folder
+
+RAW = 2  # outputs before NMS: boxes and scores
+_SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
+
+
+class Detector(Protocol):
+    """A detector as a layer of tensors (`ppvision.plugins.paddledet.DetectorLayer`)."""
+
+    bounds: Bounds
+
+    def in_graphs(self) -> AbstractContextManager[None]:
+        """What is to be different while a graph is made of it."""
+
+    def __call__(
+        self, image: paddle.Tensor, im_shape: paddle.Tensor, scale_factor: paddle.Tensor
+    ) -> list[paddle.Tensor]:
+        """Rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` where there are
+        any; boxes and scores before NMS."""
+
+
+def export_detector(
+    model: Detector,
+    folder: str | Path,
+    *,
+    input_shape: Sequence[int | None],
+    num_classes: int,
+    format: str = "paddle",
+    transforms: Sequence[Mapping[str, Any]] = (),
+    classes: Sequence[str] = (),
+    name: str | None = None,
+    bits: int = 32,
+) -> Path:
+    """Write a detector for deployment, NMS inside, after comparing what was written with the model.
+
+    Args:
+        model: the detector as a layer of tensors.
+        folder, input_shape, format, name, bits: see `ppvision.deploy.export_model`.
+        num_classes: C.
+        transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
+        classes: names of the C classes, or empty.
+
+    Returns:
+        The folder.
+
+    Raises:
+        as `export_model`. The rule of comparison: `ppvision.deploy.detection_parity`.
+    """
+    shape = checked_shape(input_shape)
+    if format not in manifests.FILES:
+        known = ", ".join(manifests.FILES)
+        raise ValueError(f"format: expected one of {known}, got {format!r}.")
+    pipeline = DetectionTransforms(transforms)
+    folder = Path(folder).resolve()
+    replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
+    with evaluation_mode(model), replacing as work:
+        probes = _probes(model, shape, pipeline)
+        raw, final = work / "raw", work / "final"
+        with model.in_graphs():
+            graph = trace_detector(model, shape)
+            write_graph(graph, None, raw, format)
+            write_graph(graph, range(len(probes[0][1]) - RAW), final, format)
+        tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+        error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
+        manifests.Manifest(
+            name=folder.name if name is None else name,
+            task="detection",
+            format=format,
+            input_shape=shape,
+            output_op="nms",
+            transforms=json.loads(json.dumps(list(transforms), default=float)),
+            num_classes=num_classes,
+            classes=[str(label) for label in classes],
+            bits=bits,
+            files=manifests.describe_files(final, format),
+            max_error_to_eager=error,
+            checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
+            onednn=onednn,
+            paddle_version=paddle.__version__,
+            parameters=parameter_names(model.model, final, format, bits),
+        ).write(final)
+    return folder
+
+
+Probe = tuple[Inputs, list[np.ndarray]]  # inputs, and the model's outputs in eager mode
+
+
+@paddle.no_grad()
+def _probes(
+    model: Detector, shape: Sequence[int | None], pipeline: DetectionTransforms
+) -> list[Probe]:
+    """Inputs at sizes that the model takes, multiples of its strides, with its own outputs."""
+    mean, std = pipeline.normalize
+    failure = None
+    for shapes in list(parity.probe_shapes(shape))[-3 if None not in shape[2:] else -2 :]:
+        inputs = []
+        for probed in shapes:
+            images = parity.probe_batches(probed, mean, std)
+            for image, scale in zip(images, _SCALES, strict=False):
+                batch, _, height, width = image.shape
+                inputs.append(
+                    {
+                        "image": image,
+                        "im_shape": np.full((batch, 2), (height, width), np.float32),
+                        "scale_factor": np.full((batch, 2), scale, np.float32),
+                    }
+                )
+        try:
+            found = [model(**{k: paddle.to_tensor(v) for k, v in x.items()}) for x in inputs]
+        except Exception as error:  # whatever the model raises at a size that it does not take
+            failure = failure or error
+            continue
+        arrays = [[tensor.numpy() for tensor in outputs] for outputs in found]
+        if not all(np.isfinite(a).all() for outputs in arrays for a in outputs):
+            raise ValueError(
+                "model: gives numbers that are not finite, so that nothing can be compared. Check "
+                "its weights."
+            )
+        return list(zip(inputs, arrays, strict=True))
+    raise ValueError(
+        f"model: expected one that runs on inputs of input_shape={list(shape)}; it raised "
+        f"{in_one_line(failure)}"
+    ) from failure
+
+
+def _compare_engines(
+    probes: Sequence[Probe], raw: Path, final: Path, format: str, bounds: Bounds, tolerance: float
+) -> tuple[float, bool | None]:
+    """The largest error before NMS, and whether oneDNN may run it (None for ONNX)."""
+    how = raw, final, format, bounds, tolerance
+    if format == "onnx":
+        return _compare(probes, *how, onednn=False), None
+    worst = _compare(probes, *how, onednn=False)
+    try:
+        error = _compare(probes, *how, onednn=True)
+    except (parity.ParityError, RuntimeError) as failure:
+        warnings.warn(
+            f"{failure} The export runs without oneDNN, which is slower on a CPU.", stacklevel=3
+        )
+        return worst, False
+    return max(worst, error), True
+
+
+def _compare(
+    probes: Sequence[Probe],
+    raw: Path,
+    final: Path,
+    format: str,
+    bounds: Bounds,
+    tolerance: float,
+    *,
+    onednn: bool,
+) -> float:
+    engine = "ONNX Runtime"
+    if format == "paddle":
+        engine = f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+    worst, boxes = 0.0, 0
+    try:
+        runtimes = [open_runtime(folder, format, onednn=onednn) for folder in (raw, final)]
+    except Exception as error:
+        raise RuntimeError(
+            f"{engine} does not load the exported graph ({in_one_line(error)})."
+        ) from error
+    for inputs, eager in probes:
+        where = f"{engine}, input {list(inputs['image'].shape)}"
+        try:
+            outputs, kept = (runtime.run(inputs) for runtime in runtimes)
+        except Exception as error:
+            raise RuntimeError(
+                f"{where}: the exported graph does not run ({in_one_line(error)})."
+            ) from error
+        worst = max(worst, check_raw(eager[-RAW:], outputs[-RAW:], tolerance, where))
+        for found in (outputs[:-RAW], kept):
+            boxes += check_found(eager[:-RAW], found, bounds, tolerance, where)
+    if not boxes:
+        warnings.warn(
+            "The detector finds nothing in the pictures of the comparison: boxes and scores before "
+            "NMS were compared alone.",
+            stacklevel=4,
+        )
+    return worst

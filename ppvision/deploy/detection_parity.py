@@ -1,0 +1,210 @@
+"""Whether an exported detector finds what the model finds.
+
+Before NMS, boxes and scores obey the rule of `ppvision.deploy.parity`. After it, boxes of one class
+are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only where a
+bound of NMS decides: its score is within the tolerance of the lowest that is kept, or it overlaps a
+surer box of its class by what NMS just allows. Masks of matched boxes overlap by 0.99 as well, or
+differ in a pixel or two.
+
+A detector of two stages gives its boxes in the order of its proposals, which are themselves chosen
+by scores and overlaps. There rows are matched before they are compared, and one in a hundred may be
+a proposal of one side alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppvision.deploy.detections import Detections, detections_of
+from ppvision.deploy.parity import ParityError, relative_error
+
+SAME = 0.99  # overlap of boxes, and of masks, that are taken for the same
+FEW_PIXELS = 2
+LOST_PROPOSALS = 0.01  # share of proposals that may differ
+NEAR_BOUND = 0.01  # of an overlap to NMS's own
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What decides in NMS whether a box is kept.
+
+    Attributes:
+        score: the lowest score that is kept.
+        overlap: with a surer box of the class, at which one is dropped.
+        count: most boxes of a picture; -1 for no limit.
+    """
+
+    score: float
+    overlap: float
+    count: int
+
+
+def check_raw(
+    eager: Sequence[np.ndarray], exported: Sequence[np.ndarray], tolerance: float, where: str
+) -> float:
+    """Compare boxes and scores before NMS.
+
+    Args:
+        eager, exported: boxes and scores: `[B, M, 4]` and `[B, C, M]`, or of two stages
+            `[M, C, 4]` and `[M, C + 1]`.
+        tolerance: the bound.
+        where: runtime and input, for the message.
+
+    Returns:
+        The largest error, `max|a - b| / max(1, max|a|)`.
+
+    Raises:
+        ParityError: above the bound.
+    """
+    error = max(relative_error(a, b) for a, b in zip(eager, exported, strict=True))
+    two_stages = eager[1].ndim == 2
+    if error > tolerance and two_stages:
+        ours, theirs = (np.concatenate([b.reshape(len(b), -1), s], 1) for b, s in (eager, exported))
+        scales = [max(1.0, float(np.abs(part).max(initial=0))) for part in eager]
+        scale = np.repeat(scales, [eager[0][0].size, eager[1].shape[1]])
+        error, lost = _matched(ours / scale, theirs / scale, tolerance)
+        if lost > max(1, LOST_PROPOSALS * len(ours)):
+            raise ParityError(
+                f"{where}: {lost} of {len(ours)} proposals have no like before NMS, within "
+                f"{tolerance:.3g} (max|a-b| / max(1, max|a|)).",
+                float("inf"),
+                tolerance,
+            )
+    if error > tolerance:
+        raise ParityError(
+            f"{where}: boxes or scores before NMS differ from eager mode by {error:.3g}, allowed "
+            f"is {tolerance:.3g} (max|a-b| / max(1, max|a|)).",
+            error,
+            tolerance,
+        )
+    return error
+
+
+def _matched(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> tuple[float, int]:
+    """Largest difference of rows that have a like within the tolerance, and the number of rows on
+    either side that have none."""
+    if not len(ours) or not len(theirs):
+        return 0.0, max(len(ours), len(theirs))
+    nearest = np.array([np.abs(theirs - row).max(axis=1).min() for row in ours])
+    back = np.array([np.abs(ours - row).max(axis=1).min() for row in theirs])
+    alike = nearest <= tolerance
+    lost = max(int((~alike).sum()), int((back > tolerance).sum()))
+    return float(nearest[alike].max(initial=0.0)), lost
+
+
+def check_found(
+    eager: Sequence[np.ndarray],
+    exported: Sequence[np.ndarray],
+    bounds: Bounds,
+    tolerance: float,
+    where: str,
+) -> int:
+    """Compare what is left after NMS, picture by picture.
+
+    Args:
+        eager, exported: rows `[N, 6]`, counts `[B]`, and masks `[N, H, W]` where there are any.
+        bounds: of NMS.
+        tolerance: of scores.
+        where: for the message.
+
+    Returns:
+        The number of boxes that were matched.
+
+    Raises:
+        ParityError: a box or mask of one side alone.
+    """
+    matched = 0
+    for number, (ours, theirs) in enumerate(
+        zip(by_picture(eager), by_picture(exported), strict=True)
+    ):
+        pairs = _pairs(ours, theirs, tolerance)
+        for side, taken, other in (
+            (ours, [i for i, _ in pairs], "exported"),
+            (theirs, [j for _, j in pairs], "eager"),
+        ):
+            for place in sorted(set(range(len(side))) - set(taken)):
+                if not _on_a_bound(side, place, bounds, tolerance):
+                    box = ", ".join(f"{x:.1f}" for x in side.boxes[place])
+                    raise ParityError(
+                        f"{where}, picture {number}: class {side.class_ids[place]} at [{box}], "
+                        f"score {side.scores[place]:.4f}, has no like in the {other} model's "
+                        f"boxes (overlap {SAME} and a score within {tolerance:.3g}).",
+                        float("inf"),
+                        tolerance,
+                    )
+        if ours.masks is not None:
+            _check_masks(ours, theirs, pairs, tolerance, f"{where}, picture {number}")
+        matched += len(pairs)
+    return matched
+
+
+def by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
+    """A detector's rows, counts and masks, taken apart by picture."""
+    rows, counts, *masks = outputs
+    ends = np.cumsum(counts.reshape(-1))
+    return [
+        detections_of(rows[end - n : end], masks[0][end - n : end] if masks else None, [])
+        for end, n in zip(ends, counts.reshape(-1), strict=True)
+    ]
+
+
+def _pairs(ours: Detections, theirs: Detections, tolerance: float) -> list[tuple[int, int]]:
+    free = set(range(len(theirs)))
+    pairs = []
+    for i in range(len(ours)):
+        overlaps = overlap(ours.boxes[i], theirs.boxes)
+        fits = [
+            j
+            for j in free
+            if ours.class_ids[i] == theirs.class_ids[j]
+            and abs(ours.scores[i] - theirs.scores[j]) <= tolerance
+            and overlaps[j] >= SAME
+        ]
+        if fits:
+            best = max(fits, key=lambda j: overlaps[j])
+            free.remove(best)
+            pairs.append((i, best))
+    return pairs
+
+
+def _on_a_bound(found: Detections, place: int, bounds: Bounds, tolerance: float) -> bool:
+    score = found.scores[place]
+    lowest = bounds.score
+    if 0 < bounds.count <= len(found):
+        lowest = max(lowest, float(found.scores.min()))
+    if score <= lowest + tolerance:
+        return True
+    surer = (found.class_ids == found.class_ids[place]) & (found.scores >= score)
+    surer[place] = False
+    overlaps = overlap(found.boxes[place], found.boxes[surer])
+    return bool((np.abs(overlaps - bounds.overlap) <= NEAR_BOUND).any())
+
+
+def _check_masks(
+    ours: Detections,
+    theirs: Detections,
+    pairs: list[tuple[int, int]],
+    tolerance: float,
+    where: str,
+) -> None:
+    for i, j in pairs:
+        a, b = ours.masks[i], theirs.masks[j]
+        wrong, either = int((a != b).sum()), int((a | b).sum())
+        if wrong > max(FEW_PIXELS, (1 - SAME) * either):
+            raise ParityError(
+                f"{where}: the mask of class {ours.class_ids[i]}, score {ours.scores[i]:.4f}, "
+                f"differs in {wrong} of {either} pixels.",
+                float("inf"),
+                tolerance,
+            )
+
+
+def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union of a box `[4]` with boxes `[N, 4]`; the same empty boxes have 1."""
+    low = np.maximum(box[:2], boxes[:, :2])
+    high = np.minimum(box[2:], boxes[:, 2:])
+    shared = np.maximum(high - low, 0).prod(axis=1)
+    areas = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).prod(axis=1)
+    union = np.maximum(box[2:] - box[:2], 0).prod() + areas - shared
+    return np.where(union > 0, shared / np.maximum(union, 1e-12), np.abs(boxes - box).max(1) == 0)

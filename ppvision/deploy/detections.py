@@ -1,0 +1,60 @@
+"""What a detector found in one picture."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects of one picture, the surest first.
+
+    Attributes:
+        boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the picture as it was given.
+        scores: `[N]` float32, 0 to 1.
+        class_ids: `[N]` int64.
+        names: of the N classes, or None when the model names none.
+        masks: `[N, H, W]` bool at the picture's own size, or None for a detector without.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    class_ids: np.ndarray
+    names: list[str] | None
+    masks: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def above(self, score: float) -> "Detections":
+        """Those of at least this score."""
+        return self._of(self.scores >= score)
+
+    def _of(self, kept: np.ndarray) -> "Detections":
+        """By a selection: `[N]` bool, or places in a new order."""
+        names = None if self.names is None else [str(n) for n in np.array(self.names)[kept]]
+        masks = None if self.masks is None else self.masks[kept]
+        return Detections(self.boxes[kept], self.scores[kept], self.class_ids[kept], names, masks)
+
+
+def detections_of(rows: np.ndarray, masks: np.ndarray | None, class_names: list[str]) -> Detections:
+    """From a detector's rows of one picture.
+
+    Args:
+        rows: `[N, 6]` of class, score, left, top, right, bottom. PaddleDetection marks what is no
+            object by class -1, and fills a picture in which nothing was found with a box of score
+            0; both are left out.
+        masks: `[N, H, W]`, 1 inside of the object, or None.
+        class_names: of all classes, or empty.
+    """
+    class_ids = rows[:, 0].astype(np.int64)
+    names = [class_names[k] if 0 <= k < len(class_names) else str(k) for k in class_ids]
+    found = Detections(
+        rows[:, 2:6].astype(np.float32),
+        rows[:, 1].astype(np.float32),
+        class_ids,
+        names if class_names else None,
+        None if masks is None else masks > 0,
+    )
+    found = found._of((class_ids >= 0) & (found.scores > 0))
+    return found._of(np.argsort(-found.scores, kind="stable"))

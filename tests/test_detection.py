@@ -1,0 +1,422 @@
+"""Detection through the verbs: every architecture over Pale, trained, scored, exported."""
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
+
+from ppdet.data.reader import BatchCompose, Compose
+
+from ppvision.deploy import Predictor
+from ppvision.deploy.detection_transforms import DetectionTransforms
+from ppvision.deploy.manifest import read_manifest
+from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.run_folder import RunFolder, read_metrics
+from ppvision.tasks import open_job
+from ppvision.zoo.weights import read_weights
+from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
+from tests.test_segmentation import ppvision
+
+# What PaddleDetection, pycocotools and Paddle's tracing call.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),
+    pytest.mark.filterwarnings("ignore:Skip loading for"),
+    pytest.mark.filterwarnings("ignore:The detector finds nothing"),
+    pytest.mark.filterwarnings("ignore:.*runs without oneDNN:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*oneDNN cannot run it here:UserWarning"),
+]
+
+FREE = ("--input_shape", "None", "3", "None", "None")
+FIXED = ("--input_shape", "1", "3", str(SIDE), str(SIDE))
+SIZES_FREE = ("MaskRCNN", "YOLOv3")  # exported so; the others, which share their parts, at one size
+
+
+def train(config: Path, run: Path, *options: object) -> int:
+    return ppvision(
+        *("train", "-c", config, "--save_dir", run, "--eval", "--log_iters", 1, *options)
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, scenes):
+    """`run(architecture, sdn) -> (config, run folder)`, two steps of each, made once."""
+    folder = tmp_path_factory.mktemp("detectors")
+    made = {}
+
+    def run(architecture: str, sdn: bool = False) -> tuple[Path, Path]:
+        name = f"{architecture}{'_sdn' if sdn else ''}"
+        if name not in made:
+            content = small_detector(scenes, architecture, sdn=sdn)
+            config = write_detector(folder / f"{name}.yml", content)
+            assert train(config, folder / name, "--iters", 2) == 0
+            made[name] = config, folder / name
+        return made[name]
+
+    return run
+
+
+def best(run: Path) -> Path:
+    return run / "best_model" / "model.pdparams"
+
+
+@pytest.mark.parametrize("sdn", [False, True])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_train_evaluate_export(runs, architecture, sdn, tmp_path, capsys):
+    """`export` compares boxes itself; here that the export scores as the model does."""
+    config, run = runs(architecture, sdn)
+    kinds = {"bbox", "mask"} if architecture == "MaskRCNN" else {"bbox"}
+    tags = {tag for _, tag, _ in read_metrics(run / "metrics.csv")}
+    assert {f"Evaluate/{kind}_AP50" for kind in kinds} <= tags
+    weights = read_weights(best(run))
+    assert any(".diffusion." in name for name in weights) == sdn
+
+    shape = FREE if architecture in SIZES_FREE and not sdn else FIXED
+    folder = tmp_path / "model"
+    code = ppvision(
+        *("export", "-c", config, "--model_path", best(run), "--save_dir", folder, *shape)
+    )
+    assert code == 0
+    capsys.readouterr()
+    assert ppvision("eval", "-c", config, "--model_path", best(run)) == 0
+    eager = capsys.readouterr().out.splitlines()
+    assert ppvision("eval", "-c", config, "--model_dir", folder) == 0
+    exported = capsys.readouterr().out.splitlines()
+
+    def scores(lines: list[str]) -> list[float]:
+        shown = [line for line in lines if line.split(":")[0] in kinds]
+        return [float(word) for line in shown for word in line.split()[2::2]]
+
+    assert len(scores(eager)) >= 3 * len(kinds)
+    np.testing.assert_allclose(scores(exported), scores(eager), atol=2e-3)
+
+
+def test_classes_of_an_evaluation(runs, capsys):
+    config, run = runs("FCOS")
+    capsys.readouterr()
+    assert ppvision("eval", "-c", config, "--model_path", best(run)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.split() == ["class", "bbox"])
+    assert [line.split()[0] for line in lines[start + 1 :][:10]] == [str(k) for k in range(10)]
+
+
+def test_scores_are_those_of_coco(runs, scenes):
+    """By class and in the mean: predictions of our own put into pycocotools."""
+    config, run = runs("MaskRCNN")
+    job = open_job(config)
+    model = job.load(best(run))
+    truth = COCO(str(scenes / "annotations" / "instances_val.json"))
+    found = []
+    for image in truth.loadImgs(truth.getImgIds()):
+        result = job.predict_image(model, scenes / "images" / image["file_name"])
+        for k, score, box, mask in zip(
+            result.class_ids, result.scores, result.boxes, result.masks, strict=True
+        ):
+            corner, end = box[:2].tolist(), box[2:].tolist()
+            size = [b - a for a, b in zip(corner, end, strict=True)]
+            entry = {"image_id": image["id"], "category_id": sorted(truth.getCatIds())[k]}
+            run_lengths = mask_utils.encode(np.asfortranarray(mask, np.uint8))
+            found.append(
+                entry | {"bbox": corner + size, "score": float(score), "segmentation": run_lengths}
+            )
+    scores = job.evaluate(model)
+    for kind, name in (("bbox", "bbox"), ("segm", "mask")):
+        expected = COCOeval(truth, truth.loadRes([dict(f) for f in found]), kind)
+        expected.evaluate()
+        expected.accumulate()
+        expected.summarize()
+        assert scores.means[name]["AP"] == pytest.approx(expected.stats[0], abs=1e-3)
+        assert scores.means[name]["AP50"] == pytest.approx(expected.stats[1], abs=1e-3)
+
+
+def test_predict_draws_and_lists(runs, scenes, tmp_path, capsys):
+    config, run = runs("MaskRCNN")
+    source = tmp_path / "pictures"
+    source.mkdir()
+    picture = np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(source / "wide.png")
+    (source / "broken.png").write_bytes(b"no picture")
+    arguments = ("predict", "-c", config, "--model_path", best(run), "--image_path", source)
+    assert ppvision(*arguments, "--save_dir", tmp_path / "out") == 1  # one does not read
+    assert "broken.png" in capsys.readouterr().err
+    drawn = np.asarray(Image.open(tmp_path / "out" / "overlay" / "wide.png"))
+    assert drawn.shape == picture.shape
+    ((path, entries),) = json.loads((tmp_path / "out" / "predictions.json").read_text()).items()
+    assert path.endswith("wide.png")
+    job = open_job(config)
+    found = job.predict_image(job.load(best(run)), source / "wide.png")
+    assert len(entries) == len(found) > 0
+    assert [e["score"] for e in entries] == sorted((e["score"] for e in entries), reverse=True)
+    first = entries[0]
+    np.testing.assert_allclose(first["box"], found.boxes[0], atol=0.006)
+    mask = mask_utils.decode({**first["mask"], "counts": first["mask"]["counts"].encode()})
+    np.testing.assert_array_equal(mask, found.masks[0])
+
+
+def test_exported_boxes_are_in_pixels_of_the_picture(runs, tmp_path):
+    """The export's own reading, resizing and scaling against those of eager mode, on a picture
+    that is resized unequally; lists of pictures, and batches."""
+    for architecture in ("MaskRCNN", "YOLOv3"):
+        config, run = runs(architecture)
+        job = open_job(config)
+        model = job.load(best(run))
+        folder = job.export(
+            model,
+            tmp_path / architecture,
+            input_shape=[None, 3, SIDE, SIDE],
+            output_op=None,
+            model_format="paddle",
+        )
+        predictor = Predictor(folder, threads=1)
+        sizes = {}  # width, height
+        for number, (height, width) in enumerate(((70, 150), (33, 31), (64, 64))):
+            picture = np.random.default_rng(number).integers(0, 255, (height, width, 3), np.uint8)
+            sizes[tmp_path / f"{architecture}{number}.png"] = width, height
+            Image.fromarray(picture).save(tmp_path / f"{architecture}{number}.png")
+        results = predictor([str(path) for path in sizes], batch_size=2)
+        for path, result in zip(sizes, results, strict=True):
+            expected = job.predict_image(model, path)
+            width, height = sizes[path]
+            assert len(result) == len(expected) > 0
+            np.testing.assert_allclose(result.scores, expected.scores, atol=1e-4)
+            same = np.abs(result.boxes - expected.boxes).max(axis=1) < 0.1
+            assert same.mean() > 0.95  # others share a score with a neighbour
+            assert result.boxes.min() >= -width
+            if architecture == "MaskRCNN":
+                assert result.masks.shape[1:] == (height, width)
+                assert (result.masks == expected.masks)[same].mean() > 0.995
+
+
+@pytest.mark.parametrize("keep_ratio", [False, True])
+@pytest.mark.parametrize("interp", [0, 1, 2, 3])
+def test_transforms_are_those_of_paddledetection(keep_ratio, interp, tmp_path):
+    specs = [
+        {"Decode": {}},
+        {"Resize": {"target_size": [50, 91], "keep_ratio": keep_ratio, "interp": interp}},
+        {"NormalizeImage": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}},
+        {"Permute": {}},
+    ]
+    pad = [{"PadBatch": {"pad_to_stride": 32}}]
+    picture = np.random.default_rng(1).integers(0, 255, (37, 53, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "x.png"), picture[:, :, ::-1])
+    sample = {"im_id": np.array([0]), "curr_iter": 0, "im_file": str(tmp_path / "x.png")}
+    expected = BatchCompose(pad)([Compose(specs)(sample)])
+    found = DetectionTransforms([*specs, *pad])(picture)
+    assert set(found) == {"image", "im_shape", "scale_factor"}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, np.asarray(expected[name])[0])
+
+
+@pytest.mark.parametrize(
+    ("specs", "says"),
+    [
+        ([{"RandomFlip": {}}, {"Permute": {}}], "RandomFlip cannot be reproduced"),
+        ([{"Resize": {"target_size": 8}}, {"Permute": {}}], "Resize takes target_size, keep_ratio"),
+        ([{"Resize": {"target_size": [8, 0], "keep_ratio": True}}, {"Permute": {}}], "one size or"),
+        ([{"NormalizeImage": {"std": [1, 0, 1]}}, {"Permute": {}}], "none of std zero"),
+        ([{"Decode": {}}], "expected Permute"),
+    ],
+)
+def test_transforms_that_deployment_refuses(specs, says):
+    with pytest.raises(ValueError, match=says):
+        DetectionTransforms(specs)
+
+
+def test_resume_goes_on_as_if_nothing_had_happened(runs, scenes, tmp_path):
+    """Four steps at once, or two and then two: the same weights to the bit."""
+    config = write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3"))
+    common = ("--iters", 4, "--save_interval", 2, "--use_ema")
+    assert train(config, tmp_path / "whole", *common) == 0
+    assert train(config, tmp_path / "parts", *common) == 0
+    run = RunFolder(tmp_path / "parts")
+    _, last = list_checkpoints(run.checkpoints)
+    for leftover in sorted(last.rglob("*"), reverse=True):
+        leftover.unlink() if leftover.is_file() else leftover.rmdir()
+    last.rmdir()
+    assert train(run.config, tmp_path / "parts", *common, "-r", "auto") == 0
+    whole, parts = (
+        read_weights(
+            list_checkpoints(RunFolder(tmp_path / n).checkpoints)[-1] / "model.safetensors"
+        )
+        for n in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    for name, value in whole.items():
+        np.testing.assert_array_equal(parts[name], value)
+
+
+def test_two_stages_export_one_picture_at_a_time(runs, tmp_path):
+    config, run = runs("FasterRCNN")
+    job = open_job(config)
+    folder = job.export(
+        job.load(best(run)),
+        tmp_path / "m",
+        input_shape=[None, 3, SIDE, SIDE],
+        output_op=None,
+        model_format="paddle",
+    )
+    manifest = read_manifest(folder)
+    assert manifest.input_shape == [1, 3, SIDE, SIDE]
+    assert (manifest.task, manifest.output_op) == ("detection", "nms")
+    assert manifest.classes == [str(k) for k in range(10)]
+    black = np.zeros((50, 60, 3), np.uint8)
+    predictor = Predictor(folder, threads=1)
+    assert len(predictor([black] * 3, batch_size=8)) == 3
+    assert predictor.run(np.zeros((1, 3, SIDE, SIDE), np.float32))[0].shape[1] == 6
+
+
+def test_an_export_that_finds_other_boxes_is_refused(runs, tmp_path, monkeypatch):
+    """One weight is changed between the run in eager mode and the graph."""
+    from ppvision.deploy import detection_export
+    from ppvision.deploy.parity import ParityError
+
+    config, run = runs("FCOS")
+    job = open_job(config)
+    model = job.load(best(run))
+    trace = detection_export.trace_detector
+
+    def tampered(layer: paddle.nn.Layer, shape: list) -> paddle.nn.Layer:
+        bias = model.fcos_head.fcos_head_reg.bias
+        bias.set_value(bias + 0.05)
+        return trace(layer, shape)
+
+    monkeypatch.setattr(detection_export, "trace_detector", tampered)
+    with pytest.raises(ParityError, match="before NMS"):
+        job.export(
+            model,
+            tmp_path / "m",
+            input_shape=[1, 3, SIDE, SIDE],
+            output_op=None,
+            model_format="paddle",
+        )
+    assert not (tmp_path / "m").exists()
+
+
+def test_flags_that_are_not_for_detectors(runs, tmp_path, capsys):
+    config, run = runs("FCOS")
+    where = ("-c", config, "--model_path", best(run))
+    assert ppvision("eval", *where, "--aug_eval") == 1
+    assert "for segmentation only" in capsys.readouterr().err
+    assert ppvision("export", *where, "--save_dir", tmp_path / "m", "--output_op", "softmax") == 1
+    assert "a detector's graph ends in NMS" in capsys.readouterr().err
+
+
+# -- bad data --------------------------------------------------------------------------------------
+
+
+def _change(scenes: Path, folder: Path, change) -> Path:
+    """The scenes with another annotation file for training."""
+    copy = folder / "scenes"
+    (copy / "annotations").mkdir(parents=True)
+    (copy / "images").symlink_to(scenes / "images")
+    for split in ("train", "val"):
+        name = f"instances_{split}.json"
+        content = json.loads((scenes / "annotations" / name).read_text())
+        if split == "train":
+            content = change(content) or content
+        text = content if isinstance(content, str) else json.dumps(content)
+        (copy / "annotations" / name).write_text(text)
+    return copy
+
+
+def _cut(content: dict) -> str:
+    return json.dumps(content)[:-200]
+
+
+def _missing(content: dict) -> None:
+    content["images"][0]["file_name"] = "train/nowhere.png"
+
+
+def _nowhere(content: dict) -> None:
+    content["annotations"][0]["image_id"] = 10**6
+
+
+def _unknown(content: dict) -> None:
+    content["annotations"][0]["category_id"] = 99
+
+
+def _sizes(content: dict) -> None:
+    content["images"][0]["width"] += 5
+
+
+def _few(content: dict) -> None:
+    content["categories"].pop()
+
+
+def _no_box(content: dict) -> None:
+    del content["annotations"][0]["bbox"]
+
+
+def _wrong_box(content: dict) -> None:
+    content["annotations"][0]["bbox"] = [0, 0, "wide", 3]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_cut, "is not JSON that can be read"),
+        (_missing, "1 pictures are missing: .*nowhere.png"),
+        (_nowhere, "1 annotations belong to no picture: annotation 1: image_id 1000000"),
+        (_unknown, "a category that is not there: annotation 1: category_id 99"),
+        (_sizes, "another size than the file says: .*expected 61x56, got 56x56"),
+        (_few, "expected 10 categories, as num_classes says, got 9"),
+        (_no_box, "annotations.0.: expected .*got no bbox"),
+        (_wrong_box, "boxes are not .x, y, width, height."),
+    ],
+)
+def test_bad_annotations_stop_before_training(scenes, tmp_path, capsys, change, says):
+    copy = _change(scenes, tmp_path, change)
+    config = write_detector(tmp_path / "job.yml", small_detector(copy, "YOLOv3"))
+    assert train(config, tmp_path / "run", "--iters", 1) == 1
+    import re
+
+    assert re.search(says, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+def test_samples_that_do_not_stack_are_an_error(runs, scenes, tmp_path, capsys):
+    """Boxes of several pictures in one batch: Paddle's own loader would hang."""
+    config, run = runs("YOLOv3")
+    options = ["EvalDataset.data_fields=[image, gt_bbox, gt_class]"]
+    assert ppvision("eval", "-c", config, "--model_path", best(run), "-o", *options) == 1
+    assert "make no batch" in capsys.readouterr().err
+
+
+def test_category_ids_with_gaps_and_pictures_without_objects(scenes, tmp_path):
+    """Classes go by the order of the ids."""
+
+    def change(content: dict) -> None:
+        for entry in content["categories"]:
+            entry["id"] = 7 * entry["id"] + 3
+        for entry in content["annotations"]:
+            entry["category_id"] = 7 * entry["category_id"] + 3
+        empty = content["images"][0]["id"]
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] != empty]
+
+    copy = _change(scenes, tmp_path, change)
+    content = small_detector(copy, "YOLOv3")
+    options = dict(content["TrainDataset"]["!COCODataSet"])
+    del options["data_fields"]
+    content["EvalDataset"] = {"!COCODataSet": options}
+    config = write_detector(tmp_path / "job.yml", content)
+    assert train(config, tmp_path / "run", "--iters", 1) == 0
+    job = open_job(config)
+    assert job.class_names == [str(k) for k in range(10)]
+    assert len(job.evaluate(job.load(best(tmp_path / "run"))).by_class["bbox"]) == 10
+
+
+def test_metrics_are_written(runs):
+    _, run = runs("MaskRCNN")
+    with (run / "metrics.csv").open() as file:
+        tags = {row["tag"] for row in csv.DictReader(file)}
+    assert {"Train/loss", "Train/lr", "Evaluate/mask_AP"} <= tags
