@@ -16,7 +16,8 @@ _batches = []
 
 def _step_and_keep(self, network, batches):
     batch = batches[0]
-    _batches.append((batch["img"] if isinstance(batch, dict) else batch[0]).numpy().ravel()[:50])
+    images = batch.get("img", batch.get("image")) if isinstance(batch, dict) else batch[0]
+    _batches.append(images.numpy().ravel()[:50])
     return _step(self, network, batches)
 
 

@@ -526,6 +526,7 @@ def blood(tmp_path) -> Path:
         OBJECT.format("RBC", 2, 3, 10, 9),
         OBJECT.format("WBC", 20, 15, 30, 25),  # reaches out of the 24 x 20 picture
         OBJECT.format("Platelets", 5, 5, 5, 9),  # no area
+        OBJECT.format("Platelets", 30, 5, 40, 9),  # outside
     ]
     (source / "annotations").mkdir(parents=True)
     for name in "ab":
@@ -538,7 +539,8 @@ def blood(tmp_path) -> Path:
 
 
 def check_blood(output: Path, summary: dict) -> None:
-    assert summary["train"] == {"images": 1, "boxes": 2, "dropped_boxes": 1}
+    counts = {"cut_boxes": 1, "flat_boxes": 1, "outside_boxes": 1}
+    assert summary["train"] == {"images": 1, "boxes": 2, "empty_images": 0, **counts}
     coco = COCO(str(output / "annotations" / "instances_val.json"))
     assert [category["name"] for category in coco.loadCats([1, 2, 3])] == [
         "RBC",
@@ -552,6 +554,13 @@ def check_blood(output: Path, summary: dict) -> None:
 
 def test_boxes_become_coco(blood, tmp_path):
     check_blood(tmp_path / "out", convert_bccd(blood, tmp_path / "out"))
+
+
+def test_pictures_without_objects_are_kept(blood, tmp_path):
+    (blood / "annotations" / "a.xml").write_text("<annotation></annotation>")
+    summary = convert_bccd(blood, tmp_path / "out")
+    assert (summary["train"]["empty_images"], summary["train"]["boxes"]) == (1, 0)
+    assert len(COCO(str(tmp_path / "out" / "annotations" / "instances_train.json")).imgs) == 1
 
 
 def test_boxes_in_voc_folders(blood, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -24,8 +25,9 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.zoo.weights import read_weights
+from tests.conftest import ROOT
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
-from tests.test_segmentation import ppvision
+from tests.test_segmentation import ppvision, shell
 
 # What PaddleDetection, pycocotools and Paddle's tracing call.
 pytestmark = [
@@ -378,8 +380,6 @@ def test_bad_annotations_stop_before_training(scenes, tmp_path, capsys, change, 
     copy = _change(scenes, tmp_path, change)
     config = write_detector(tmp_path / "job.yml", small_detector(copy, "YOLOv3"))
     assert train(config, tmp_path / "run", "--iters", 1) == 1
-    import re
-
     assert re.search(says, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
@@ -413,6 +413,160 @@ def test_category_ids_with_gaps_and_pictures_without_objects(scenes, tmp_path):
     job = open_job(config)
     assert job.class_names == [str(k) for k in range(10)]
     assert len(job.evaluate(job.load(best(tmp_path / "run"))).by_class["bbox"]) == 10
+
+
+# -- Pascal VOC ------------------------------------------------------------------------------------
+
+VOC_OBJECT = (
+    "<object><name>{}</name><difficult>0</difficult><bndbox><xmin>{}</xmin><ymin>{}</ymin>"
+    "<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"
+)
+
+
+@pytest.fixture
+def voc(scenes, tmp_path):
+    """The scenes' val split as Pascal VOC, and a config for it."""
+    root = tmp_path / "voc"
+    root.mkdir()
+    (root / "images").symlink_to(scenes / "images")
+    truth = COCO(str(scenes / "annotations" / "instances_val.json"))
+    names = {c["id"]: c["name"] for c in truth.loadCats(truth.getCatIds())}
+    (root / "classes.txt").write_text("\n".join(names.values()))
+    lines = []
+    for image in truth.loadImgs(truth.getImgIds()):
+        objects = [
+            VOC_OBJECT.format(names[a["category_id"]], x, y, x + w, y + h)
+            for a in truth.loadAnns(truth.getAnnIds(image["id"]))
+            for x, y, w, h in [a["bbox"]]
+        ]
+        size = f"<size><width>{image['width']}</width><height>{image['height']}</height></size>"
+        name = f"{image['id']}.xml"
+        (root / name).write_text(f"<annotation>{size}{''.join(objects)}</annotation>")
+        lines.append(f"images/{image['file_name']} {name}")
+    (root / "val.txt").write_text("\n".join(lines))
+    content = small_detector(scenes, "YOLOv3")
+    content["metric"] = "VOC"
+    content["map_type"] = "integral"
+    content["EvalDataset"] = {
+        "!VOCDataSet": {
+            "dataset_dir": str(root),
+            "image_dir": ".",
+            "anno_path": "val.txt",
+            "label_list": "classes.txt",
+            "data_fields": ["image", "gt_bbox", "gt_class", "difficult"],
+        }
+    }
+    return write_detector(tmp_path / "voc.yml", content), root
+
+
+def test_voc_scores(voc, runs, tmp_path, capsys):
+    """A model that finds exactly the objects has mAP 1; a real one some number, twice the same."""
+    config, _ = voc
+    _, run = runs("YOLOv3")
+    job = open_job(config)
+
+    class Oracle(paddle.nn.Layer):
+        def forward(self, batch: dict) -> dict:
+            rows, counts = [], []
+            for boxes, classes, scale in zip(
+                batch["gt_bbox"], batch["gt_class"], batch["scale_factor"], strict=True
+            ):
+                down, across = scale.numpy()
+                rows += [
+                    [float(k[0]), 1.0, *(box / [across, down, across, down])]
+                    for box, k in zip(boxes.numpy(), classes.numpy(), strict=True)
+                ]
+                counts.append(len(boxes))
+            return {"bbox": np.float32(rows), "bbox_num": np.int32(counts)}
+
+    scores = job.evaluate(Oracle())
+    assert scores.means == {"bbox": {"mAP": 1.0}}
+    occurring = scores.by_class["bbox"][~np.isnan(scores.by_class["bbox"])]
+    assert len(occurring) > 1
+    assert (occurring == 1.0).all()
+
+    capsys.readouterr()
+    assert ppvision("eval", "-c", config, "--model_path", best(run)) == 0
+    assert "bbox: mAP" in capsys.readouterr().out
+
+
+def _no_xml(root: Path) -> None:
+    (root / "1.xml").unlink()
+
+
+def _half_xml(root: Path) -> None:
+    (root / "1.xml").write_text("<annotation><size>")
+
+
+def _strange(root: Path) -> None:
+    text = (root / "2.xml").read_text()
+    (root / "2.xml").write_text(text.replace("<name>", "<name>x", 1))
+
+
+def _one_word(root: Path) -> None:
+    (root / "val.txt").write_text("images/1.png")
+
+
+def _no_list(root: Path) -> None:
+    (root / "val.txt").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (_no_xml, "1 files are missing: .*1.xml"),
+        (_half_xml, "1 XML files have no size or boxes"),
+        (_strange, "a class that is not in the label_list: .*2.xml, object 0: 'x"),
+        (_one_word, "1 lines are no picture and XML file: line 1"),
+        (_no_list, "expected a list of pictures and XML files, found no file"),
+    ],
+)
+def test_bad_voc_files(voc, runs, capsys, change, says):
+    config, root = voc
+    change(root)
+    _, run = runs("YOLOv3")
+    assert ppvision("eval", "-c", config, "--model_path", best(run)) == 1
+    assert re.search(says, capsys.readouterr().err)
+
+
+# -- recipes and several processes -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "detection").glob("*.yml")), ids=str)
+def test_every_recipe_builds(path):
+    job = open_job(path)
+    if "slim_config" in job.content:
+        assert job.ends
+    parameters = sum(p.size for p in job.float_model.parameters())
+    expected = {"tiny": 41.4, "small": 67.9, "base": 104.8}  # millions
+    for size, millions in expected.items():
+        if f"pale_{size}" in path.name:
+            assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_two_processes(scenes, tmp_path):
+    """Both hold the same weights at the end, from samples of their own; rank 0 alone writes."""
+    content = small_detector(scenes, "YOLOv3")
+    content["imports"] = ["tests.report_weights"]
+    config = write_detector(tmp_path / "job.yml", content)
+    done = shell(
+        *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),
+        *("--iters", 2, "--batch_size", 2, "--save_interval", 2),
+        NPROC=2,
+        LOG_DIR=tmp_path / "logs",
+        PYTHONPATH=ROOT,
+        PPVISION_REPORT=tmp_path / "report",
+    )
+    logs = "\n".join(p.read_text() for p in (tmp_path / "logs").glob("workerlog.*"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    first, second = (np.load(tmp_path / f"report.{rank}.npz") for rank in (0, 1))
+    assert set(first) == set(second)
+    assert not np.array_equal(first["|batch"], second["|batch"])
+    for name in first:
+        if "|" not in name:
+            np.testing.assert_array_equal(first[name], second[name])
+    assert best(tmp_path / "run").is_file()
+    assert len(list((tmp_path / "run" / "vdl").iterdir())) == 1
 
 
 def test_metrics_are_written(runs):

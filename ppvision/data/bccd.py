@@ -11,6 +11,8 @@ from ppvision.data.sources import SPLITS, existing_source, filled_list
 from ppvision.data.writing import complete_folder, progress, write_description
 
 CLASSES = ["RBC", "WBC", "Platelets"]
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
+_KINDS = ("cut_boxes", "flat_boxes", "outside_boxes")
 
 
 def convert_bccd(source: str | Path, output: str | Path) -> dict:
@@ -23,8 +25,10 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says. Boxes are cut at the picture's border; `dropped_boxes` counts
-        those without an area (BCCD has a few).
+        What `dataset.json` says: pictures, of them those without objects (`empty_images`), boxes,
+        boxes that were cut at the picture's border (`cut_boxes`), and those that are dropped:
+        without an area (`flat_boxes`; BCCD has a few), or outside of the picture
+        (`outside_boxes`).
 
     Raises:
         FileNotFoundError: no such source.
@@ -42,41 +46,50 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
         for split in SPLITS:
             (folder / "images" / split).mkdir(parents=True)
             coco = CocoInstances(dict(enumerate(CLASSES, start=1)))
-            dropped = 0
+            counts = dict.fromkeys(("empty_images", *_KINDS), 0)
             for name in progress(names[split], f"bccd {split}"):
                 image = images / f"{name}.jpg"
                 width, height = decode_picture(image, str(image)).size
                 shutil.copyfile(image, folder / "images" / split / image.name)
                 coco.add_image(f"{split}/{image.name}", height, width)
-                for box, category in _voc_boxes(boxes / f"{name}.xml", width, height):
-                    if box[2] > 0 and box[3] > 0:
+                before = len(coco.annotations)
+                for edges, category in _voc_boxes(boxes / f"{name}.xml"):
+                    box, kind = _cut(edges, width, height)
+                    if kind is not None:
+                        counts[kind] += 1
+                    if box is not None:
                         coco.add_box(box, category)
-                    else:
-                        dropped += 1
+                counts["empty_images"] += len(coco.annotations) == before
             coco.write(folder / "annotations" / f"instances_{split}.json")
             summary[split] = {
                 "images": len(names[split]),
                 "boxes": len(coco.annotations),
-                "dropped_boxes": dropped,
+                **counts,
             }
         write_description(folder, summary)
     return summary
 
 
-def _voc_boxes(path: Path, width: int, height: int) -> Iterator[tuple[list[int], int]]:
-    """`[x, y, width, height]`, cut at the border, and category of every object of a VOC file."""
-
-    def corner(item: ElementTree.Element, key: str, most: int) -> int:
-        return min(max(round(float(item.findtext(f"bndbox/{key}"))), 0), most)
-
+def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
+    """Left, top, right, bottom and category of every object of a VOC file."""
     try:
         for item in ElementTree.parse(path).getroot().iter("object"):
-            left, right = corner(item, "xmin", width), corner(item, "xmax", width)
-            top, bottom = corner(item, "ymin", height), corner(item, "ymax", height)
-            category = CLASSES.index(item.findtext("name")) + 1
-            yield [left, top, right - left, bottom - top], category
-    except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+            edges = [round(float(item.findtext(f"bndbox/{key}"))) for key in _EDGES]
+            yield edges, CLASSES.index(item.findtext("name")) + 1
+    except (OSError, ElementTree.ParseError, TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: expected Pascal VOC boxes of {', '.join(CLASSES)} ({error}). "
             "Get the file again."
         ) from error
+
+
+def _cut(edges: list[int], width: int, height: int) -> tuple[list[int] | None, str | None]:
+    """A box `[x, y, width, height]` inside of the picture, or None, and what was wrong with it."""
+    left, top, right, bottom = edges
+    if right <= left or bottom <= top:
+        return None, "flat_boxes"
+    inside = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+    box = [inside[0], inside[1], inside[2] - inside[0], inside[3] - inside[1]]
+    if box[2] <= 0 or box[3] <= 0:
+        return None, "outside_boxes"
+    return box, "cut_boxes" if list(inside) != edges else None

@@ -96,8 +96,8 @@ def _check_images(
             other.append(
                 f"{path}: expected {image['width']}x{image['height']}, got {found[0]}x{found[1]}"
             )
-    problems += _listed("pictures are missing", missing)
-    problems += _listed("pictures have another size than the file says", other)
+    problems += listed("pictures are missing", missing)
+    problems += listed("pictures have another size than the file says", other)
     return sizes
 
 
@@ -124,9 +124,9 @@ def _check_boxes(
         across, down = sizes[annotation["image_id"]]
         flat += width <= 0 or height <= 0
         beyond += left < 0 or top < 0 or left + width > across or top + height > down
-    problems += _listed("annotations belong to no picture", nowhere)
-    problems += _listed("annotations have a category that is not there", unknown)
-    problems += _listed("boxes are not [x, y, width, height]", wrong)
+    problems += listed("annotations belong to no picture", nowhere)
+    problems += listed("annotations have a category that is not there", unknown)
+    problems += listed("boxes are not [x, y, width, height]", wrong)
     if not annotations:
         problems.append("expected annotations, got none")
     for count, what in (
@@ -142,7 +142,9 @@ def _finite(value: object) -> bool:
     return number and math.isfinite(value)
 
 
-def _listed(what: str, found: list[str]) -> list[str]:
+def listed(what: str, found: list[str]) -> list[str]:
+    """Problems of one kind as a line of a report: their number and the first of them; nothing for
+    none."""
     if not found:
         return []
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ppvision.data.coco_checks import check_coco
 from ppvision.data.files import DataError
+from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_export import export_detector
 from ppvision.deploy.detections import Detections, detections_of
@@ -48,6 +49,7 @@ from ppdet.data.reader import BatchCompose, Compose
 from ppdet.data.source.category import get_categories
 from ppdet.data.source.coco import COCODataSet
 from ppdet.data.source.dataset import ImageFolder
+from ppdet.data.source.voc import VOCDataSet
 from ppdet.engine import Trainer
 from ppdet.engine.callbacks import Callback
 from ppdet.metrics import COCOMetric, VOCMetric
@@ -295,6 +297,11 @@ class Detection(ModelWithWidths):
             if isinstance(dataset, COCODataSet):
                 images = Path(dataset.dataset_dir) / dataset.image_dir
                 check_coco(part, Path(dataset.get_anno()), images, self.content["num_classes"])
+            elif isinstance(dataset, VOCDataSet):
+                root = Path(dataset.dataset_dir)
+                labels = root / dataset.label_list if dataset.label_list else None
+                files = root / dataset.anno_path, root / dataset.image_dir, labels
+                check_voc(part, *files, self.content["num_classes"])
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -559,7 +566,10 @@ class _Found(Callback):
 
 def _voc_scores(metric: VOCMetric) -> Scores:
     found = metric.detection_map
-    by_name = {result["class"]: result["ap"] for result in found.eval_results}
-    counted = zip(found.classes, found.class_gt_counts, strict=True)
-    by_class = [by_name.get(name, 0.0 if count else np.nan) for name, count in counted]
+    # In the order of the classes; the names beside them are off after a class without objects.
+    results = iter(found.eval_results)
+    by_class = []
+    for scored, count in zip(found.class_score_poss, found.class_gt_counts, strict=True):
+        missed = 0.0 if count else np.nan
+        by_class.append(next(results)["ap"] if count and len(scored) else missed)
     return Scores({"bbox": {"mAP": float(found.get_map())}}, {"bbox": np.array(by_class)})

@@ -1,0 +1,112 @@
+"""Pale + SDN + once-QAT in one detector: trained, packed, scored and exported at its widths."""
+
+import numpy as np
+import paddle
+import pytest
+from PIL import Image
+
+pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
+
+from ppvision.deploy import Predictor
+from ppvision.deploy.manifest import read_manifest
+from ppvision.quant import OnceQAT, load_layered
+from ppvision.run_folder import read_metrics
+from ppvision.tasks import open_job
+from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
+from tests.test_detection import best, pytestmark, train  # noqa: F401 (the same warnings)
+from tests.test_segmentation import ppvision
+
+BITS = (8, 4, 2)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, scenes):
+    """Two steps of all three together: `(config, run folder)`."""
+    folder = tmp_path_factory.mktemp("widths")
+    content = small_detector(scenes, "YOLOv3", sdn=True)
+    content["slim_config"] = {"bits": list(BITS)}
+    config = write_detector(folder / "job.yml", content)
+    assert train(config, folder / "run", "--iters", 2) == 0
+    return config, folder / "run"
+
+
+def test_scores_of_every_width(trained, capsys):
+    config, run = trained
+    tags = {tag for _, tag, _ in read_metrics(run / "metrics.csv")}
+    assert {f"Evaluate/bbox_AP50_w{k}" for k in BITS} | {f"Train/loss_w{k}" for k in BITS} <= tags
+    capsys.readouterr()
+    assert ppvision("eval", "-c", config, "--model_path", best(run)) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line[:2] == ["bits", "bbox_AP"])
+    assert [line[0] for line in lines[start + 1 :][:3]] == ["8", "4", "2"]
+    assert ppvision("eval", "-c", config, "--model_path", best(run), "--bits", 4) == 0
+    assert "bbox: AP" in capsys.readouterr().out
+
+
+def test_packed_and_exported(trained, tmp_path, capsys):
+    """`export` compares every width with eager mode itself."""
+    config, run = trained
+    layered = tmp_path / "model.layered"
+    arguments = ("-c", config, "--model_path", best(run))
+    assert ppvision("pack", *arguments, "--output", layered) == 0
+    loaded = load_layered(layered, 4)
+    assert loaded.config["task"] == "detection"
+    assert loaded.config["classes"] == [str(k) for k in range(10)]
+    assert str(tmp_path) not in str(loaded.config)
+    assert "proj_conv" in "".join(loaded.state_dict)
+
+    folder = tmp_path / "widths"
+    code = ppvision(
+        *("export", "-c", config, "--model_path", layered, "--save_dir", folder),
+        *("--bits", 8, 2, "--input_shape", 1, 3, SIDE, SIDE),
+    )
+    assert code == 0
+    assert "bbox_AP" in capsys.readouterr().out
+    sizes = {}
+    picture = np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    job = open_job(config)
+    for k in (8, 2):
+        manifest = read_manifest(folder / f"w{k}")
+        assert (manifest.bits, manifest.task) == (k, "detection")
+        sizes[k] = manifest.files["model.pdiparams"]["bytes"]
+        found = Predictor(folder / f"w{k}", threads=1)(picture)
+        expected = job.predict_image(job.load(layered, k), tmp_path / "x.png")
+        assert len(found) == len(expected)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    assert sizes[2] < 0.5 * sizes[8]
+
+
+def test_pack_without_training(trained, scenes, tmp_path):
+    """Float weights of a detector, with calibration pictures for the statistics."""
+    config = write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3"))
+    job = open_job(config)
+    paddle.save(job.model.state_dict(), str(tmp_path / "float.pdparams"))
+    code = ppvision(
+        *("pack", "-c", config, "--model_path", tmp_path / "float.pdparams", "--ptq"),
+        *("--calibration", scenes / "images" / "val", "--output", tmp_path / "layered"),
+    )
+    assert code == 0
+    assert load_layered(tmp_path / "layered").bits == 8
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_ends_stay_at_eight_bits(scenes, tmp_path, architecture):
+    content = small_detector(scenes, architecture)
+    content["slim_config"] = {"bits": [4, 2]}
+    job = open_job(write_detector(tmp_path / "job.yml", content))
+    ends = job.ends
+    assert isinstance(job.model, OnceQAT)
+    layers = dict(job.model.model.named_sublayers())
+    assert all(layers[name].weight_quanter.range.low == 8 for name in ends)
+    results = len(ends) - 1  # of classes and boxes, by level, stage or kind
+    expected = {"FasterRCNN": 4, "MaskRCNN": 5, "CascadeRCNN": 8, "RetinaNet": 2, "FCOS": 3}
+    assert results == (expected | {"YOLOv3": 6})[architecture]
+
+
+def test_distillation_is_refused(scenes, tmp_path, capsys):
+    content = small_detector(scenes, "YOLOv3")
+    content["slim_config"] = {"distillation": 0.5}
+    config = write_detector(tmp_path / "job.yml", content)
+    assert train(config, tmp_path / "run", "--iters", 1) == 1
+    assert "a detector's losses are its own" in capsys.readouterr().err
