@@ -70,10 +70,8 @@ def _check_objects(
                 count += 1
                 if names is not None and item.findtext("name") not in names:
                     unknown.append(f"{path}, object {number}: {item.findtext('name')!r}")
-                left, top, right, bottom = (
-                    float(item.findtext(f"bndbox/{edge}"))
-                    for edge in ("xmin", "ymin", "xmax", "ymax")
-                )
+                box = [float(item.findtext(f"bndbox/{edge}")) for edge in _EDGES]
+                left, top, right, bottom = box
                 if not all(map(math.isfinite, box)):
                     raise ValueError("a box that is not finite")
                 across = min(right, width - 1) - max(left, 0)
