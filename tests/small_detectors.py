@@ -26,7 +26,10 @@ ARCHITECTURES = {
         {
             "width_mult": 0.125,
             # As many candidates as the coarsest map has points.
-            "PPYOLOEHead": {"static_assigner": {"name": "ATSSAssigner", "topk": 4}},
+            "PPYOLOEHead": {
+                "static_assigner": {"name": "ATSSAssigner", "topk": 4},
+                "static_assigner_epoch": 1,  # the other assigner follows
+            },
         },
     ),
 }

@@ -400,6 +400,18 @@ def _atss() -> object:
     )
 
 
+def _task_aligned() -> object:
+    from ppdet.modeling.assigners.task_aligned_assigner import TaskAlignedAssigner
+
+    boxes = paddle.to_tensor([[[0.0, 0.0, 4.0, 4.0]]])  # [B, boxes, 4]
+    points = paddle.to_tensor([[2.0, 2.0]])
+    return TaskAlignedAssigner(topk=1)(
+        *(paddle.full([1, 1, 2], 0.5), boxes, points, [1]),
+        *(paddle.zeros([1, 1, 1], "int32"), boxes, paddle.ones([1, 1, 1])),
+        bg_index=2,
+    )
+
+
 def _masks_of_nothing() -> object:
     from ppdet.metrics import json_results
 
@@ -489,6 +501,9 @@ PADDLEDET_SHIMS = {
     "nms-in-graphs": Replacement("ppdet.modeling.ops:multiclass_nms", _graph_of_nms, _nms),
     "detection-concat": ConcatShim("ppdet", _proposals),
     "atss": Shim("ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward", _atss),
+    "task-aligned": Shim(
+        "ppdet.modeling.assigners.task_aligned_assigner:TaskAlignedAssigner.forward", _task_aligned
+    ),
     # Not of Paddle 3, but PaddleDetection's own: pictures in which nothing is found, and masks as
     # run lengths of single objects (COCO has them of crowds).
     "masks-of-nothing": Replacement(

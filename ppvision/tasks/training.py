@@ -13,7 +13,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.dashboard import Dashboard
-from ppvision.engine.callbacks import DashboardLog, ProgressLog
+from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
@@ -100,6 +100,7 @@ def run_training(
     histograms: bool = False,
     device: str = "cpu",
     model_path: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Progress:
     """Train as configured; returns the best score and its step.
 
@@ -112,6 +113,7 @@ def run_training(
         histograms: with `use_vdl`, also the distributions of the weights at every checkpoint.
         device: cpu, gpu or gpu:N.
         model_path: weights to start from.
+        callbacks: more of them, on rank 0.
 
     Raises:
         DataError, ConfigError, FileExistsError, CheckpointError: before anything is written.
@@ -144,10 +146,17 @@ def run_training(
     )
     # Nothing is written before all of this has been built.
     with folder.locked() if rank == 0 else contextlib.nullcontext():
-        return _run(job, trainer, do_eval, use_vdl, histograms)
+        return _run(job, trainer, callbacks, do_eval, use_vdl, histograms)
 
 
-def _run(job: Job, trainer: Trainer, do_eval: bool, use_vdl: bool, histograms: bool) -> Progress:
+def _run(
+    job: Job,
+    trainer: Trainer,
+    callbacks: Sequence[Callback],
+    do_eval: bool,
+    use_vdl: bool,
+    histograms: bool,
+) -> Progress:
     rank, world = trainer.rank, trainer.ranks
     folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
@@ -165,6 +174,7 @@ def _run(job: Job, trainer: Trainer, do_eval: bool, use_vdl: bool, histograms: b
                 partial(_pictures, job, model) if do_eval and use_vdl else None,
                 model if histograms else None,
             ),
+            *callbacks,
         ]
     return trainer.fit()
 
