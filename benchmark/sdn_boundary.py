@@ -215,6 +215,13 @@ def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, ob
     """Train to the end, going on where it was, export and score; returns the row."""
     job = opened(case, data_root, work_dir, steps)
     folder = RunFolder(work_dir / case.name)
+    if folder.config.exists():
+        begun = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["iters"]
+        if begun != steps:
+            raise SystemExit(
+                f"{folder.root}: expected a run of --steps {steps}, found one of {begun}. Name "
+                "another --work_dir."
+            )
     options = train_options(
         job, resume="auto", log_iters=50, save_interval=100, keep_checkpoint_max=1
     )
@@ -287,7 +294,8 @@ def multiply_adds(model: nn.Layer, side: int) -> int:
         if isinstance(layer, nn.Conv2D):
             counted.append(layer.weight.size * output.shape[-1] * output.shape[-2])
         elif isinstance(layer, SemanticDifferenceConv2D):
-            taps = layer.weight.size * 8 // 9  # the centre has no difference
+            # The centre has no difference; without similarity all is exported as one convolution.
+            taps = layer.weight.size * (9 if layer.similarity == "none" else 8) // 9
             counted.append(taps * output.shape[-1] * output.shape[-2])
         elif isinstance(layer, nn.Linear):
             counted.append(layer.weight.size * output.size // output.shape[-1])
@@ -343,9 +351,13 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_root", type=Path, required=True, help="made by `ppvision data`")
-    parser.add_argument("--work_dir", type=Path, default=Path("output/sdn_boundary"))
-    parser.add_argument("--results", type=Path, default=RESULTS / "sdn_runs.csv")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument(
+        "--work_dir", type=Path, default=Path("output/sdn_boundary"), help="for the runs"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS / "sdn_runs.csv", help="the table, a CSV file"
+    )
+    parser.add_argument("--steps", type=int, default=STEPS, help="of each run (600)")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--stage", type=int, choices=(1, 2), help="both, if not given")
     what.add_argument("--full", action="store_true", help="every variant everywhere")
@@ -354,6 +366,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)  # some of Paddle's imports set it first
+    if args.results.is_dir():
+        parser.error(f"--results: expected a CSV file, got the folder {args.results}.")
     if args.costs:
         rows = [
             row
@@ -363,6 +377,12 @@ def main() -> None:
         write_rows(RESULTS / "sdn_costs.csv", rows)
         print((RESULTS / "sdn_costs.csv").read_text(encoding="utf-8"))
         return
+    others = {row["steps"] for row in read_rows(args.results)} - {str(args.steps)}
+    if others:
+        parser.error(
+            f"{args.results} has runs of {', '.join(sorted(others))} steps; expected that as "
+            "--steps, or other --results and --work_dir."
+        )
     cases = (
         full()
         if args.full

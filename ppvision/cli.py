@@ -227,7 +227,10 @@ def predict(args: argparse.Namespace) -> int:
         # Another type may number the classes of its label files anew (ADE20K).
         known = dataset.get("type", "Dataset") == "Dataset"
         ignore_index = dataset.get("ignore_index", 255) if known else None
-        failures = predict_to_folder(predictions, *where, ignore_index=ignore_index)
+        count = predictor.manifest.num_classes if args.model_dir else dataset.get("num_classes")
+        failures = predict_to_folder(
+            predictions, *where, ignore_index=ignore_index, num_classes=count
+        )
     print(f"pictures and predictions.json: {args.save_dir}")
     for failure in failures:
         print(f"not predicted: {failure}", file=sys.stderr)

@@ -256,8 +256,15 @@ def test_bad_options():
             BoundaryIoU(bad)
     with pytest.raises(ValueError, match="at most 32767"):
         BoundaryIoU(32768)
-    with pytest.raises(ValueError, match="dilation_ratio"):
-        BoundaryIoU(2, dilation_ratio=0)
+    for bad in (0, "a"):
+        with pytest.raises(ValueError, match="dilation_ratio"):
+            BoundaryIoU(2, dilation_ratio=bad)
+    for bad in (None, "255", True):
+        with pytest.raises(ValueError, match="ignore_index: expected a whole number"):
+            BoundaryIoU(2, ignore_index=bad)
+    far = np.array([[2**63 + 5]], np.uint64)
+    with pytest.raises(ValueError, match=f"got {2**63 + 5} to {2**63 + 5}"):
+        BoundaryIoU(2).update(far, np.zeros((1, 1), np.uint8))
     for bad in ((3, 0), (), (2.5,)):
         with pytest.raises(ValueError, match="tolerances: expected a tuple"):
             BoundaryFScore(2, tolerances=bad)

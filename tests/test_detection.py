@@ -323,6 +323,39 @@ def test_flags_that_are_not_for_detectors(runs, tmp_path, capsys):
     assert "for segmentation only" in capsys.readouterr().err
     assert ppvision("export", *where, "--save_dir", tmp_path / "m", "--output_op", "softmax") == 1
     assert "a detector's graph ends in NMS" in capsys.readouterr().err
+    config, run = runs("FasterRCNN")
+    where = ("-c", config, "--model_path", best(run))
+    assert ppvision("export", *where, "--save_dir", tmp_path / "m", "--format", "onnx") == 1
+    assert "expected a detector of one stage, got FasterRCNN" in capsys.readouterr().err
+
+
+def test_onnx(runs, tmp_path):
+    """PP-YOLOE in ONNX Runtime, compared by the export itself."""
+    config, run = runs("YOLOv3")
+    job = open_job(config)
+    model = job.load(best(run))
+    folder = job.export(
+        model,
+        tmp_path / "m",
+        input_shape=[None, 3, SIDE, SIDE],
+        output_op=None,
+        model_format="onnx",
+    )
+    picture = np.random.default_rng(5).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    found, expected = Predictor(folder)(picture), job.predict_image(model, tmp_path / "x.png")
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+
+
+def test_panels_of_the_dashboard(runs):
+    """Objects to the left, what was found to the right."""
+    config, run = runs("MaskRCNN")
+    job = open_job(config)
+    panels = job.pictures(job.load(best(run)))
+    assert len(panels) == 4
+    for panel in panels.values():
+        assert panel.shape == (56, 2 * 56 + 4, 3)
+        assert panel.dtype == np.uint8
 
 
 # -- bad data --------------------------------------------------------------------------------------

@@ -58,10 +58,10 @@ def test_packed_and_exported(trained, tmp_path, capsys):
     folder = tmp_path / "widths"
     code = ppvision(
         *("export", "-c", config, "--model_path", layered, "--save_dir", folder),
-        *("--bits", 8, 2, "--input_shape", 1, 3, SIDE, SIDE),
+        *("--bits", 8, 2, "--input_shape", 1, 3, SIDE, SIDE, "--skip_eval"),
     )
     assert code == 0
-    assert "bbox_AP" in capsys.readouterr().out
+    assert "max_error" in capsys.readouterr().out
     sizes = {}
     picture = np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "x.png")
@@ -75,6 +75,16 @@ def test_packed_and_exported(trained, tmp_path, capsys):
         assert len(found) == len(expected)
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     assert sizes[2] < 0.5 * sizes[8]
+
+    # The graph of a float export, the weights of any width.
+    code = ppvision(
+        *("export", "-c", config, "--model_path", layered, "--save_dir", tmp_path / "float"),
+        *("--input_shape", 1, 3, SIDE, SIDE),
+    )
+    assert code == 0
+    composed = Predictor(tmp_path / "float", layered=layered, bits=4, threads=1)(picture)
+    expected = job.predict_image(job.load(layered, 4), tmp_path / "x.png")
+    np.testing.assert_allclose(composed.scores, expected.scores, atol=1e-4)
 
 
 def test_pack_without_training(trained, scenes, tmp_path):

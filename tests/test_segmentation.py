@@ -351,7 +351,7 @@ def test_an_exported_model_compares_as_the_config_says(
     seen = []
     monkeypatch.setattr(
         "ppvision.tasks.prediction.predict_to_folder",
-        lambda *_, ignore_index: seen.append(ignore_index) or [],
+        lambda *_, ignore_index, **__: seen.append(ignore_index) or [],
     )
 
     def change(config):
@@ -492,7 +492,7 @@ def test_panels():
     prediction = np.array([[0, 1, 1], [1, 1, 0]])
     wrong = errors(image, label, prediction, 255)
     assert wrong[1, 0].tolist() == list(WRONG)  # beside the other class
-    assert wrong[1, 2].tolist() == list(WRONG_FAR)  # a pixel further
+    assert wrong[1, 2].tolist() == list(WRONG)  # at the picture's edge, which counts as well
     assert wrong[0, 2].tolist() == list(IGNORED)
     assert wrong[0, 0].tolist() == list(BOUNDARY)  # right, and the next class follows
     assert wrong[0, 1].tolist() == [164, 164, 164]
@@ -504,10 +504,13 @@ def test_errors_near_and_far_from_the_boundary():
     """A square of 100 x 100: Boundary IoU looks 3 pixels deep, so does the bright red."""
     image = np.full((100, 100, 3), 200, np.uint8)
     label = np.repeat(np.arange(100) >= 50, 100).reshape(100, 100).astype(int)  # halves
-    found = errors(image, label, 1 - label, 255)[:, 0]
-    assert (found[47:53] == WRONG).all()
-    assert (found[:47] == WRONG_FAR).all()
-    assert (found[53:] == WRONG_FAR).all()
+    found = errors(image, label, 1 - label, 255)
+    assert (found[:, 0] == WRONG).all()  # the picture's edge
+    found = found[:, 50]
+    for near in (slice(0, 3), slice(47, 53), slice(97, 100)):
+        assert (found[near] == WRONG).all()
+    for far in (slice(3, 47), slice(53, 97)):
+        assert (found[far] == WRONG_FAR).all()
     right = errors(image, label, label, 255)
     assert (right[49] == BOUNDARY).all()  # one pixel wide
     assert (np.delete(right, 49, axis=0) == 164).all()  # else the picture in grey
@@ -535,6 +538,10 @@ def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeyp
     assert list(WRONG) not in right
     assert list(WRONG_FAR) not in right
     assert len(list((tmp_path / "with" / "overlay").rglob("*.png"))) == 3
+    caplog.clear()
+    assert predict("few", num_classes=1) == []  # other classes than the model's
+    assert "expected classes from 0 to 0 and 255, got" in caplog.text
+    assert not (tmp_path / "few" / "compared").exists()
     assert predict("without", ignore_index=None) == []
     assert not (tmp_path / "without" / "compared").exists()
 

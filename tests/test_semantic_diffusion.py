@@ -191,7 +191,7 @@ def test_lambda_starts_at_one_is_learned_and_scales_the_guidance():
     assert float(layer.raw_lambda.grad.abs()) > 0
     layer.raw_lambda.set_value(paddle.to_tensor([np.log(np.expm1(2.5))], "float32"))
     expected = reference.semantic_difference(
-        u.numpy(), v.numpy() / 2.5, layer.weight.numpy(), "charbonnier", 1
+        u.numpy(), v.numpy() / 2.5, layer.weight.numpy(), "gaussian", 1
     )
     np.testing.assert_allclose(layer(u, v).numpy(), expected, atol=1e-5)
     assert not hasattr(SemanticDifferenceConv2D(3, 4, similarity="cosine"), "raw_lambda")
@@ -272,6 +272,19 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
             r"guidance: expected \[B, 5, H, W\]",
         ),
         (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "expected a guidance"),
+        *(
+            (
+                lambda shape=shape: SemanticDifferenceConv2D(2, 2, similarity="cosine")(
+                    paddle.rand([2, 2, 3, 3]), paddle.rand(shape)
+                ),
+                r"guidance: expected \[B, C, h, w\] for as many pictures as u",
+            )
+            for shape in ([2, 3, 3], [1, 2, 3, 3], [3, 2, 3, 3])
+        ),
+        (
+            lambda: semantic_difference(*[paddle.rand([1, 1, 3, 3])] * 3, "gausian"),
+            "expected one of charbonnier, .*got 'gausian'",
+        ),
         (
             lambda: SemanticDifferenceConv2D(2, 2)(
                 paddle.rand([1, 2, 3, 3]), paddle.rand([1, 3, 3, 3])

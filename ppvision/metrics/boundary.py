@@ -67,7 +67,9 @@ class _CountedPerClass(ABC):
             )
         if num_classes > MOST_CLASSES:
             raise ValueError(f"num_classes: expected at most {MOST_CLASSES}, got {num_classes}.")
-        self.num_classes, self.ignore_index = num_classes, ignore_index
+        if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
+            raise ValueError(f"ignore_index: expected a whole number, got {ignore_index!r}.")
+        self.num_classes, self.ignore_index = num_classes, int(ignore_index)
         self.counts = np.zeros(0, np.int64)
 
     def update(self, pred: np.ndarray, label: np.ndarray) -> None:
@@ -101,12 +103,13 @@ class _CountedPerClass(ABC):
                 f"{name}: expected whole numbers, got {classes.dtype}. Take the argmax of "
                 "probabilities, or astype(int) of class numbers."
             )
+        seen = classes[~ignored]
         classes = np.where(ignored, _NONE, classes.astype(np.int64))
         low, high = classes.min(), classes.max()
         if low < _NONE or high >= self.num_classes or (classes[~ignored] == _NONE).any():
             raise ValueError(
                 f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
-                f"{self.ignore_index}), got {classes[~ignored].min()} to {high}."
+                f"{self.ignore_index}), got {seen.min()} to {seen.max()}."
             )
         return classes.astype(np.int16)
 
@@ -162,7 +165,7 @@ class BoundaryIoU(_CountedPerClass):
         self, num_classes: int, ignore_index: int = 255, dilation_ratio: float = 0.02
     ) -> None:
         super().__init__(num_classes, ignore_index)
-        if not 0 < dilation_ratio < 1:
+        if not isinstance(dilation_ratio, float | int) or not 0 < dilation_ratio < 1:
             raise ValueError(f"dilation_ratio: expected it in (0, 1), got {dilation_ratio!r}.")
         self.dilation_ratio = dilation_ratio
         self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label

@@ -140,6 +140,13 @@ def _taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice
     )
 
 
+def _check_similarity(similarity: object) -> None:
+    if not isinstance(similarity, str) or similarity not in SIMILARITIES:
+        raise ValueError(
+            f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
+        )
+
+
 def _sum_of_differences(
     u: Tensor, v: Tensor | None, weight: Tensor, similarity: Similarity | None, groups: int
 ) -> Tensor:
@@ -271,7 +278,11 @@ def semantic_difference(
         `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
         Exactly zero where u is constant; in a traced graph without similarity, zero up to rounding,
         since there it is one convolution.
+
+    Raises:
+        ValueError: an unknown similarity.
     """
+    _check_similarity(similarity)
     of = SIMILARITIES[similarity]
     if of is None and not paddle.in_dynamic_mode():
         return _central_difference(u, weight, groups)
@@ -288,6 +299,15 @@ def _check_counts(**counts: object) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+
+
+@paddle.jit.not_to_static  # which would make tensors of the sizes of a graph
+def _check_guidance(v: Tensor, u: Tensor) -> None:
+    if len(v.shape) != 4 or (v.shape[0] != u.shape[0] and -1 not in (v.shape[0], u.shape[0])):
+        raise ValueError(
+            f"guidance: expected [B, C, h, w] for as many pictures as u {list(u.shape)}, got "
+            f"{list(v.shape)}."
+        )
 
 
 def _check_channels(name: str, x: Tensor, channels: int) -> None:
@@ -321,7 +341,7 @@ class SemanticDifferenceConv2D(nn.Layer):
 
     Raises:
         ValueError: an unknown similarity, numbers that do not fit, a feature or guidance of another
-            number of channels, or no guidance.
+            number of channels or pictures, or no guidance.
 
     Source: SDN, NeurIPS 2022 (see the module). Replicate padding is our choice.
     """
@@ -341,10 +361,7 @@ class SemanticDifferenceConv2D(nn.Layer):
                 f"groups: expected a divisor of both {in_channels} and {out_channels} channels, "
                 f"got {groups}."
             )
-        if not isinstance(similarity, str) or similarity not in SIMILARITIES:
-            raise ValueError(
-                f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
-            )
+        _check_similarity(similarity)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.similarity, self.groups = similarity, groups
         self.weight = self.create_parameter(
@@ -366,6 +383,7 @@ class SemanticDifferenceConv2D(nn.Layer):
                 f"similarity {self.similarity}: expected a guidance v, got none. Pass one, or take "
                 "similarity none (central differences)."
             )
+        _check_guidance(v, u)
         if self.similarity != "cosine" and v.shape[1] != self.in_channels:
             raise ValueError(
                 f"guidance: expected {self.in_channels} channels like u, got {v.shape[1]}. Project "

@@ -64,8 +64,9 @@ SHOWN_SCORE = 0.3  # lowest of a box that is drawn in the dashboard
 RESULT_LAYERS = ("*pred_cls*", "*pred_reg*", "*bbox_score*", "*bbox_delta*", "*rpn_rois_*")
 RESULT_LAYERS += ("*mask_fcn_logits", "*retina_cls", "*retina_reg", "*fcos_head_cls")
 RESULT_LAYERS += ("*fcos_head_reg", "*fcos_head_centerness")
+TWO_STAGES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN")
 # These go through pictures one by one, in a loop that a graph unrolls when it is written.
-ONE_BY_ONE = ("FasterRCNN", "MaskRCNN", "CascadeRCNN", "RetinaNet")
+ONE_BY_ONE = (*TWO_STAGES, "RetinaNet")
 
 
 class Samples(paddle.io.Dataset):
@@ -430,17 +431,21 @@ class Detection(ModelWithWidths):
         `ppvision.deploy.detection_export.export_detector`.
 
         Raises:
-            ConfigError: an `output_op`, which is for logits.
+            ConfigError: an `output_op`, which is for logits, or two stages as ONNX.
         """
         if output_op is not None:
             raise ConfigError(
                 f"export --output_op {output_op}: is for logits; a detector's graph ends in NMS. "
                 "Leave it away."
             )
-        if self.content["architecture"] in ONE_BY_ONE and input_shape[0] is None:
-            logger.info(
-                f"export: {self.content['architecture']} takes one picture at a time: batch 1"
+        architecture = self.content["architecture"]
+        if model_format == "onnx" and architecture in TWO_STAGES:
+            raise ConfigError(
+                f"export --format onnx: expected a detector of one stage, got {architecture}, "
+                "whose graph paddle2onnx 2.1 aborts on. Use --format paddle."
             )
+        if input_shape[0] is None and (architecture in ONE_BY_ONE or model_format == "onnx"):
+            logger.info(f"export: {architecture} takes one picture at a time: batch 1")
             input_shape = [1, *input_shape[1:]]
         return export_detector(
             DetectorLayer(model),

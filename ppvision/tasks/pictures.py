@@ -13,7 +13,7 @@ from ppvision.metrics.boundary import boundary_depth, other_class_near
 GAP = 4  # pixels of white between the parts of a panel
 CAPTION = 20  # pixels of height of a line of text
 OVERLAY = 0.5  # weight of the class colours over the picture
-WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (128, 128, 128)
+WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
 
 
@@ -50,13 +50,13 @@ def errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
     """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
-    outside of the band that Boundary IoU looks at; ignored ones in grey."""
+    outside of the band that Boundary IoU looks at; ignored ones nearly white."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
     ignored = label == ignore_index
     wrong = (label != prediction) & ~ignored
     classes = np.where(ignored, -1, label.astype(np.int16)).astype(np.int16)
-    band = other_class_near(classes, boundary_depth(*label.shape), beyond_edge=False)
+    band = other_class_near(classes, boundary_depth(*label.shape), beyond_edge=True)
     shown[outline(label, ignore_index)] = BOUNDARY
     shown[wrong] = WRONG_FAR
     shown[wrong & band] = WRONG

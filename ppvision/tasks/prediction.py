@@ -118,6 +118,7 @@ def predict_to_folder(
     folder: str | Path,
     class_names: list[str],
     ignore_index: int | None = 255,
+    num_classes: int | None = None,
 ) -> list[str]:
     """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
@@ -128,6 +129,8 @@ def predict_to_folder(
         folder: where results go.
         class_names: for the JSON's shares of pixels; empty for numbers.
         ignore_index: label of pixels that do not count. Default 255; None for no comparisons.
+        num_classes: of the labels, which are compared only if they have no other. Default None:
+            any.
 
     Returns:
         One line for every picture that could not be read or predicted.
@@ -148,6 +151,7 @@ def predict_to_folder(
         if path in labels:
             try:
                 label = _read_label(labels[path], prediction.shape)
+                _check_range(labels[path], label, ignore_index, num_classes)
             except DataError as error:  # it is predicted all the same
                 logger.warning(f"no comparison: {error}")
                 return
@@ -171,6 +175,15 @@ def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
             f"prediction, got {list(label.shape)}."
         )
     return label
+
+
+def _check_range(path: Path, label: np.ndarray, ignore_index: int, num_classes: int | None) -> None:
+    known = label[label != ignore_index]
+    if num_classes is not None and known.size and known.max() >= num_classes:
+        raise DataError(
+            f"label {path}: expected classes from 0 to {num_classes - 1} and {ignore_index}, got "
+            f"{known.max()}."
+        )
 
 
 def classify_to_folder(

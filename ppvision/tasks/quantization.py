@@ -38,7 +38,7 @@ from ppvision.quant.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import ConfigError, check_keys, check_number, read_yaml
 from ppvision.zoo.registry import nearest
-from ppvision.zoo.weights import assign_weights, read_weights
+from ppvision.zoo.weights import WeightsError, assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
 
@@ -349,6 +349,13 @@ class ModelWithWidths(ABC):
             raise RuntimeError(
                 f"{model_path}: expected float weights before the model has its quanters, whose "
                 "steps come from them. Open the job anew."
+            )
+        _, absent = self.fitting(arrays)
+        if absent:
+            raise WeightsError(
+                f"{model_path}: expected weights of {', '.join(absent)} as well, got those of a "
+                "model without SDN, which would be untrained. Train with them (train "
+                "--model_path), or take the config that they were trained with."
             )
         assign_weights(self.float_model, arrays, str(model_path))
         if "slim_config" in self.content:
