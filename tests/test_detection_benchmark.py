@@ -10,9 +10,10 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 from benchmark import detection
 from tests.test_detection import pytestmark  # noqa: F401 (the same warnings)
 
+READ = "[{Decode: {}}, {Resize: {target_size: 96, keep_ratio: false}}, {Permute: {}}]"
 SMALL = [
     *("TrainReader.batch_size=2", "num_classes=10", "epoch=1", "LearningRate.base_lr=0.0001"),
-    *("TestReader.sample_transforms=[{Decode: {}}, {Permute: {}}]",),
+    *(f"{reader}.sample_transforms={READ}" for reader in ("TrainReader", "EvalReader")),
 ]
 
 

@@ -76,12 +76,18 @@ def test_packed_and_exported(trained, tmp_path, capsys):
         np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     assert sizes[2] < 0.5 * sizes[8]
 
-    # The graph of a float export, the weights of any width.
-    code = ppvision(
-        *("export", "-c", config, "--model_path", layered, "--save_dir", tmp_path / "float"),
-        *("--input_shape", 1, 3, SIDE, SIDE),
-    )
-    assert code == 0
+
+@pytest.mark.all
+def test_the_graph_of_a_float_export_with_the_weights_of_a_width(trained, tmp_path):
+    config, run = trained
+    layered = tmp_path / "model.layered"
+    where = ("-c", config, "--model_path")
+    assert ppvision("pack", *where, best(run), "--output", layered) == 0
+    shape = ("--input_shape", 1, 3, SIDE, SIDE)
+    assert ppvision("export", *where, layered, "--save_dir", tmp_path / "float", *shape) == 0
+    picture = np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "x.png")
+    job = open_job(config)
     composed = Predictor(tmp_path / "float", layered=layered, bits=4, threads=1)(picture)
     expected = job.predict_image(job.load(layered, 4), tmp_path / "x.png")
     np.testing.assert_allclose(composed.scores, expected.scores, atol=1e-4)

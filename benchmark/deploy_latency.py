@@ -1,0 +1,297 @@
+"""Pale in Paddle Inference against ONNX Runtime and PyTorch, on the same CPU.
+
+    pip install -r benchmark/requirements-torch.txt    # without it PyTorch is left out, with a line
+    python benchmark/deploy_latency.py
+
+exports pale_nano and pale_tiny (fresh weights: time does not depend on them) for one size and
+batch, as our users get them, and runs the same weights by
+
+    paddle      our exported folder, `ppvision.deploy.Predictor`
+    onnx        the same network by paddle2onnx, ONNX Runtime
+    torch       an independent implementation (`torch_pale.py`), eager
+    compiled    the same under torch.compile
+
+each in a process of its own, which waits while another one works: the engines take turns, one run
+each a round. Outputs are compared first. benchmark/results/deploy_latency.csv has a row for each
+engine: median and 10th to 90th percentile of milliseconds, the ratio of paddle's median to its own,
+peak memory of its process, and the limit: multiply-adds over what a large float32 matrix product
+reaches on as many threads.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+RESULTS = Path(__file__).with_name("results") / "deploy_latency.csv"
+MODELS = ("pale_nano", "pale_tiny")
+TASKS = {"classification": 224, "features": 512}
+BATCHES, THREADS = (1, 8), (1, 2)
+ENGINES = ("paddle", "onnx", "torch", "compiled")
+WARM_UP = 3
+MATRIX = 2048  # rows and columns of the product that stands for the machine's peak
+TOLERANCE = 1e-3  # of outputs, in relation to the largest
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run: a model, a task and a batch."""
+
+    model: str
+    task: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}_{self.task}_{self.batch}"
+
+    @property
+    def shape(self) -> list[int]:
+        return [self.batch, 3, TASKS[self.task], TASKS[self.task]]
+
+
+# -- before ----------------------------------------------------------------------------------------
+
+
+def prepare(case: Case, folder: Path) -> None:
+    """Export for both runtimes, and leave the weights for PyTorch; what is there already stays."""
+    import paddle
+
+    import ppvision
+    from ppvision.deploy import export_model
+
+    if (folder / "weights.npz").is_file():
+        return
+    paddle.seed(0)
+    features = case.task == "features"
+    model = ppvision.create_model(case.model, features_only=features)
+    for name in ("paddle", "onnx"):
+        export_model(
+            model,
+            folder / name,
+            input_shape=case.shape,
+            output_op="none",
+            format=name,
+            task=case.task,
+        )
+    sizes = {key: getattr(model.config, key) for key in ("channels", "depths", "num_heads")}
+    (folder / "sizes.json").write_text(json.dumps(sizes), encoding="utf-8")
+    np.savez(folder / "weights.npz", **{k: v.numpy() for k, v in model.state_dict().items()})
+
+
+def multiply_adds(case: Case) -> int:
+    from ppvision.models import pale_transformer
+
+    side, classes = TASKS[case.task], None if case.task == "features" else 1000
+    config = pale_transformer.VARIANTS[case.model]
+    return case.batch * pale_transformer.multiply_adds(config, side, side, num_classes=classes)
+
+
+# -- an engine, in a process of its own ------------------------------------------------------------
+
+
+def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
+    """`run(x) -> arrays` of an engine."""
+    if engine in ("paddle", "onnx"):
+        from ppvision.deploy import Predictor
+
+        return Predictor(folder / engine, threads=threads).run
+    import torch
+
+    from benchmark.torch_pale import Pale, load  # no Paddle in this process
+
+    torch.set_num_threads(threads)
+    sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
+    classes = None if case.task == "features" else 1000
+    model = Pale(sizes["channels"], sizes["depths"], sizes["num_heads"], classes).eval()
+    load(model, dict(np.load(folder / "weights.npz")))
+    if engine == "compiled":
+        model = torch.compile(model)
+
+    def run(x: np.ndarray) -> list[np.ndarray]:
+        with torch.inference_mode():
+            found = model(torch.from_numpy(x))
+        return [y.numpy() for y in (found if isinstance(found, list) else [found])]
+
+    return run
+
+
+def _peak() -> Callable[[], None]:
+    """One product of two large float32 matrices, by the library that Paddle calls."""
+    import paddle
+
+    a, b = paddle.rand([MATRIX, MATRIX]), paddle.rand([MATRIX, MATRIX])
+    return lambda: paddle.matmul(a, b).numpy()
+
+
+def work(engine: str, case: Case, folder: Path, threads: int) -> None:
+    """Answer each line of the input: `save PATH` writes outputs, any other is a timed run."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    answer, sys.stdout = sys.stdout, sys.stderr  # of libraries that print
+    x = np.random.default_rng(0).normal(size=case.shape).astype(np.float32)
+    run = _peak() if engine == "peak" else _runtime(engine, case, folder, threads)
+    for line in sys.stdin:
+        words = line.split()
+        start = time.perf_counter()
+        found = run() if engine == "peak" else run(x)
+        reply = {"ms": 1e3 * (time.perf_counter() - start), "mib": _peak_memory()}
+        if words[0] == "save":
+            np.savez(words[1], *found)
+        print(json.dumps(reply), file=answer, flush=True)
+
+
+def _peak_memory() -> float:
+    """MiB that this process has held at most (not its parent's, which `getrusage` counts in)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+
+
+class Worker:
+    """A process that runs an engine when it is told to."""
+
+    def __init__(self, engine: str, case: Case, folder: Path, threads: int) -> None:
+        arguments = [engine, case.model, case.task, str(case.batch), str(folder), str(threads)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.engine = engine
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__, "--worker", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            text=True,
+        )
+
+    def __call__(self, order: str = "run") -> dict[str, float]:
+        self.process.stdin.write(f"{order}\n")
+        self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        if not reply:
+            raise RuntimeError(f"{self.engine}: its process ended with {self.process.wait()}.")
+        return json.loads(reply)
+
+
+@contextmanager
+def workers(engines: list[str], case: Case, folder: Path, threads: int) -> Iterator[list[Worker]]:
+    """One for each engine, ended afterwards."""
+    made = [Worker(engine, case, folder, threads) for engine in engines]
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.process.kill()
+            worker.process.wait()
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def check_outputs(made: list[Worker], folder: Path) -> None:
+    """Raise unless every engine gives what the first one does."""
+    found = {}
+    for worker in made:
+        path = folder / f"{worker.engine}_out.npz"
+        worker(f"save {path}")
+        with np.load(path) as arrays:
+            found[worker.engine] = [arrays[name] for name in arrays.files]
+        path.unlink()
+    first, *others = found
+    for other in others:
+        for a, b in zip(found[first], found[other], strict=True):
+            error = np.abs(a - b).max() / max(1.0, np.abs(a).max())
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"{other} gives other numbers than {first}: {error:.3g}")
+
+
+def measure(
+    case: Case, engines: list[str], threads: int, folder: Path, repeats: int
+) -> list[dict[str, object]]:
+    """A row for each engine."""
+    from ppvision.environment import machine
+
+    with workers(engines, case, folder, threads) as made:
+        check_outputs(made, folder)
+        times: dict[str, list[float]] = {engine: [] for engine in engines}
+        memory: dict[str, float] = {}
+        for number in range(WARM_UP + repeats):
+            for worker in made:
+                reply = worker()
+                memory[worker.engine] = reply["mib"]
+                if number >= WARM_UP:
+                    times[worker.engine].append(reply["ms"])
+    with workers(["peak"], case, folder, threads) as (peak,):
+        fastest = min(peak()["ms"] for _ in range(10))
+    limit = fastest * multiply_adds(case) / MATRIX**3
+    medians = {engine: float(np.median(values)) for engine, values in times.items()}
+    rows = []
+    for engine, values in times.items():
+        low, high = np.percentile(values, [10, 90])
+        rows.append(
+            {
+                "model": case.model,
+                "task": f"{case.task} {TASKS[case.task]}",
+                "batch": case.batch,
+                "threads": threads,
+                "engine": engine,
+                "median_ms": f"{medians[engine]:.2f}",
+                "p10_ms": f"{low:.2f}",
+                "p90_ms": f"{high:.2f}",
+                "paddle_over_it": f"{medians['paddle'] / medians[engine]:.3f}",
+                "peak_mib": f"{memory[engine]:.0f}",
+                "limit_ms": f"{limit:.2f}",
+                "machine": machine(),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
+    parser.add_argument("--threads", nargs="+", type=int, default=list(THREADS))
+    parser.add_argument("--repeats", type=int, default=20, help="timed rounds of each case")
+    parser.add_argument("--work_dir", type=Path, default=Path("output/deploy_latency"))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the table, a CSV file")
+    args = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from benchmark.runs import write_rows
+
+    engines = list(ENGINES)
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed: its two engines are left out (requirements-torch.txt)")
+        engines = ["paddle", "onnx"]
+    rows = []
+    for model in args.models:
+        for task in args.tasks:
+            for batch in args.batches:
+                case = Case(model, task, batch)
+                folder = args.work_dir.resolve() / case.name
+                folder.mkdir(parents=True, exist_ok=True)
+                prepare(case, folder)
+                for threads in args.threads:
+                    rows += measure(case, engines, threads, folder, args.repeats)
+                    for row in rows[-len(engines) :]:
+                        shown = ("engine", "median_ms", "paddle_over_it", "peak_mib", "limit_ms")
+                        cells = "  ".join(f"{key} {row[key]}" for key in shown)
+                        print(f"{case.name}, {threads} threads: {cells}", flush=True)
+                    args.results.parent.mkdir(parents=True, exist_ok=True)
+                    write_rows(args.results, rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        _engine, _model, _task, _batch, _folder, _threads = sys.argv[2:]
+        work(_engine, Case(_model, _task, int(_batch)), Path(_folder), int(_threads))
+    else:
+        main()
