@@ -39,7 +39,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
 SCORES = ("bbox_AP", "bbox_AP50", "bbox_AP75", "mask_AP", "mask_AP50", "mask_AP75")
 FIELDS = ("case", "bits", "seed", *SCORES, "parameters", "epochs", "cpu_minutes", "machine")
 WIDTHS = (8, 4, 2)
-# Our choice: a sixth of the float training's length, a fifth of its rate.
+# Our choice: a fifth of the float training's length, a fifth of its rate.
 ONCE = ("epoch=8", "LearningRate.base_lr=0.0002", "LearningRate.schedulers.0.max_epochs=8")
 ONCE += ("PPYOLOEHead.static_assigner_epoch=0",)  # it knows boxes already
 EMA_DECAY = 0.998  # of the averaged weights: a few epochs

@@ -23,6 +23,7 @@ from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
+from ppvision.tasks.prediction import read_rgb
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
@@ -313,6 +314,18 @@ def test_flags_that_are_not_for_detectors(runs, tmp_path, capsys):
     where = ("-c", config, "--model_path", best(run))
     assert ppvision("export", *where, "--save_dir", tmp_path / "m", "--format", "onnx") == 1
     assert "expected a detector of one stage, got FasterRCNN" in capsys.readouterr().err
+    shape = ("--input_shape", 2, 3, SIDE, SIDE)
+    assert ppvision("export", *where, "--save_dir", tmp_path / "m", *shape) == 1
+    assert "expected a batch of 1, got 2" in capsys.readouterr().err
+    assert ppvision("eval", *where, "-o", "pretrain_weights=some.pdparams") == 1
+    assert "pretrain_weights: is not read here" in capsys.readouterr().err
+
+
+def test_epochs_with_accumulation(scenes, tmp_path):
+    """12 pictures in batches of 4, 3 of them a step: one step an epoch."""
+    content = small_detector(scenes, "YOLOv3") | {"accumulate": 3}
+    job = open_job(write_detector(tmp_path / "job.yml", content))
+    assert (job.steps_per_epoch, job.iters) == (1, 2)
 
 
 def test_onnx(runs, tmp_path):
@@ -333,15 +346,16 @@ def test_onnx(runs, tmp_path):
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
 
 
-def test_panels_of_the_dashboard(runs):
+def test_panels_of_the_dashboard(runs, scenes):
     """Objects to the left, what was found to the right."""
     config, run = runs("MaskRCNN")
     job = open_job(config)
     panels = job.pictures(job.load(best(run)))
     assert len(panels) == 4
-    for panel in panels.values():
+    pictures = {path.stem: path for path in (scenes / "images" / "val").iterdir()}
+    for name, panel in panels.items():
         assert panel.shape == (56, 2 * 56 + 4, 3)
-        assert panel.dtype == np.uint8
+        assert (panel[:, :56] != read_rgb(pictures[name])).any()  # boxes are drawn
 
 
 # -- bad data --------------------------------------------------------------------------------------
@@ -390,6 +404,22 @@ def _no_box(content: dict) -> None:
     del content["annotations"][0]["bbox"]
 
 
+def _order(content: dict) -> None:
+    content["categories"].reverse()
+
+
+def _twice(content: dict) -> None:
+    content["annotations"][1]["id"] = content["annotations"][0]["id"]
+
+
+def _no_crowd(content: dict) -> None:
+    del content["annotations"][0]["iscrowd"]
+
+
+def _other_names(content: dict) -> None:
+    content["categories"][0]["name"] = "nought"
+
+
 def _wrong_box(content: dict) -> None:
     content["annotations"][0]["bbox"] = [0, 0, "wide", 3]
 
@@ -405,6 +435,10 @@ def _wrong_box(content: dict) -> None:
         (_few, "expected 10 categories, as num_classes says, got 9"),
         (_no_box, "annotations.0.: expected .*got no bbox"),
         (_wrong_box, "boxes are not .x, y, width, height."),
+        (_order, "categories in the order of their ids"),
+        (_twice, "1 annotation ids are there twice: 1"),
+        (_no_crowd, "annotations.0.: expected .*got no iscrowd"),
+        (_other_names, "expected the categories of TrainDataset"),
     ],
 )
 def test_bad_annotations_stop_before_training(scenes, tmp_path, capsys, change, says):
@@ -516,6 +550,7 @@ def test_voc_scores(voc, runs, tmp_path, capsys):
     assert len(occurring) > 1
     assert (occurring == 1.0).all()
 
+    assert job.class_names == [str(k) for k in range(10)]
     capsys.readouterr()
     assert ppvision("eval", "-c", config, "--model_path", best(run)) == 0
     assert "bbox: mAP" in capsys.readouterr().out

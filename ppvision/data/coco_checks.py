@@ -3,11 +3,12 @@
 import json
 import logging
 import math
+from collections import Counter
 from pathlib import Path
 
 from PIL import Image
 
-from ppvision.data.checks import check_pairs
+from ppvision.data.checks import EXIF_ORIENTATION, QUARTER_TURNS, check_pairs
 from ppvision.data.files import DataError
 
 logger = logging.getLogger("ppvision")
@@ -40,6 +41,11 @@ def check_coco(part: str, annotations: Path, images: Path, num_classes: int) -> 
         problems.append(
             f"expected {num_classes} categories, as num_classes says, got {len(categories)}"
         )
+    if list(categories) != sorted(categories, key=lambda number: (str(type(number)), number)):
+        problems.append(
+            f"expected categories in the order of their ids, which numbers the classes, got "
+            f"{', '.join(map(str, list(categories)[:_SHOWN]))}"
+        )
     sizes = _check_images(content["images"], images, problems)
     _check_boxes(part, content["annotations"], sizes, categories, problems)
     if problems:
@@ -57,7 +63,7 @@ def _read(part: str, path: Path) -> dict[str, list[dict]]:
         raise DataError(f"{part}: {path} is not JSON that can be read: {error}") from error
     for key, needed in (
         ("images", ("id", "file_name", "width", "height")),
-        ("annotations", ("image_id", "category_id", "bbox")),
+        ("annotations", ("id", "image_id", "category_id", "bbox", "area", "iscrowd")),
         ("categories", ("id",)),
     ):
         entries = content.get(key) if isinstance(content, dict) else None
@@ -90,6 +96,8 @@ def _check_images(
         try:
             with Image.open(path) as picture:
                 found = picture.size
+                if picture.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS:
+                    found = found[::-1]  # as it is read
         except OSError:
             continue  # named with those that do not decode
         if found != (image["width"], image["height"]):
@@ -109,6 +117,9 @@ def _check_boxes(
     problems: list[str],
 ) -> None:
     nowhere, unknown, wrong, flat, beyond = [], [], [], 0, 0
+    counts = Counter(annotation["id"] for annotation in annotations)
+    twice = [str(number) for number, count in counts.items() if count > 1]
+    problems += listed("annotation ids are there twice", twice)  # the later one would replace it
     for number, annotation in enumerate(annotations):
         name = f"annotation {annotation.get('id', number)}"
         if annotation["image_id"] not in sizes:
@@ -122,7 +133,7 @@ def _check_boxes(
             continue
         left, top, width, height = box
         across, down = sizes[annotation["image_id"]]
-        flat += width <= 0 or height <= 0
+        flat += width <= 0 or height <= 0 or not annotation["area"] > 0
         beyond += left < 0 or top < 0 or left + width > across or top + height > down
     problems += listed("annotations belong to no picture", nowhere)
     problems += listed("annotations have a category that is not there", unknown)

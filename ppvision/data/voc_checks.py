@@ -15,9 +15,7 @@ _EDGES = ("xmin", "ymin", "xmax", "ymax")
 logger = logging.getLogger("ppvision")
 
 
-def check_voc(
-    part: str, annotations: Path, folder: Path, labels: Path | None, num_classes: int
-) -> None:
+def check_voc(part: str, annotations: Path, folder: Path, labels: Path, num_classes: int) -> None:
     """Check a list of pictures and XML files, and all that it names.
 
     Boxes without an area inside of their picture, which PaddleDetection leaves out, are counted in
@@ -27,20 +25,21 @@ def check_voc(
         part: of the config, for messages.
         annotations: the list, a picture and its XML file a line.
         folder: that both are in.
-        labels: a class a line; None for Pascal VOC's own twenty.
+        labels: a class a line.
         num_classes: of the model.
 
     Raises:
         DataError: one report of everything that is wrong.
     """
     for file, what in ((annotations, "a list of pictures and XML files"), (labels, "a label_list")):
-        if file is not None and not file.is_file():
+        if not file.is_file():
             raise DataError(f"{part}: expected {what}, found no file {file}.")
     lines = annotations.read_text(encoding="utf-8").splitlines()
-    names = None if labels is None else labels.read_text(encoding="utf-8").split("\n")
-    names = names and [name.strip() for name in names if name.strip()]
+    names = [name.strip() for name in labels.read_text(encoding="utf-8").splitlines()]
     problems = []
-    if names is not None and len(names) != num_classes:
+    if "" in names:  # PaddleDetection would count it as a class
+        problems.append(f"expected a class in every line of {labels}, got an empty one")
+    if len(names) != num_classes:
         problems.append(
             f"expected {num_classes} classes in {labels}, as num_classes says, got {len(names)}"
         )
@@ -59,7 +58,7 @@ def check_voc(
 
 
 def _check_objects(
-    part: str, files: Sequence[Path], names: Sequence[str] | None, problems: list[str]
+    part: str, files: Sequence[Path], names: Sequence[str], problems: list[str]
 ) -> None:
     broken, unknown, flat, count = [], [], 0, 0
     for path in files:
@@ -68,7 +67,7 @@ def _check_objects(
             width, height = (float(root.findtext(f"size/{axis}")) for axis in ("width", "height"))
             for number, item in enumerate(root.iter("object")):
                 count += 1
-                if names is not None and item.findtext("name") not in names:
+                if item.findtext("name") not in names:
                     unknown.append(f"{path}, object {number}: {item.findtext('name')!r}")
                 box = [float(item.findtext(f"bndbox/{edge}")) for edge in _EDGES]
                 left, top, right, bottom = box

@@ -159,6 +159,7 @@ class Detection(ModelWithWidths):
         cfg.setdefault("worker_num", 0)
         cfg.setdefault("log_iter", 50)
         cfg.setdefault("snapshot_epoch", 1)
+        cfg.setdefault("map_type", "11point")
         for device in ("use_gpu", "use_npu", "use_mlu", "use_xpu"):
             cfg[device] = device == "use_gpu" and paddle.is_compiled_with_cuda()
         return cfg
@@ -169,8 +170,10 @@ class Detection(ModelWithWidths):
 
     @cached_property
     def steps_per_epoch(self) -> int:
+        """Optimiser steps."""
         ranks = paddle.distributed.get_world_size()
-        return max(1, len(self.train_dataset) // (self.batch_size * ranks))
+        batches = len(self.train_dataset) // (self.batch_size * ranks)
+        return max(1, batches // self.content.get("accumulate", 1))
 
     @property
     def iters(self) -> int:
@@ -206,6 +209,8 @@ class Detection(ModelWithWidths):
         take random numbers beside our engine's, and hangs when a sample raises.
         """
         dataset = self._dataset(part)
+        if part == "EvalDataset":
+            dataset.allow_empty = True  # what is found where nothing is counts as well
         dataset.parse_dataset()
         dataset.set_transform(reader._sample_transforms)
         dataset.set_kwargs(**reader.kwargs)
@@ -273,7 +278,8 @@ class Detection(ModelWithWidths):
         """Of the data set that evaluates, or that trains; empty where its file is not there."""
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         dataset = self._dataset(part)
-        path = dataset.get_anno()
+        voc = isinstance(dataset, VOCDataSet)
+        path = dataset.get_label_list() if voc else dataset.get_anno()
         if path is None or not Path(path).is_file():
             logger.warning(f"class names: no {path}; classes go by number")
             return []
@@ -292,17 +298,33 @@ class Detection(ModelWithWidths):
         Raises:
             DataError: one report of everything that is wrong.
         """
+        known: dict[str, list[str]] = {}
         for part in parts:
             part = {"train_dataset": "TrainDataset", "val_dataset": "EvalDataset"}[part]
+            if part == "EvalDataset" and "EvalReader" not in self.content:
+                raise ConfigError("config: detection: expected 'EvalReader' to evaluate, got none.")
             dataset = self._dataset(part)
+            root = Path(dataset.dataset_dir or ".")
+            if isinstance(dataset, (COCODataSet, VOCDataSet)) and not dataset.anno_path:
+                raise ConfigError(f"config: {part}: expected anno_path, got none.")
             if isinstance(dataset, COCODataSet):
-                images = Path(dataset.dataset_dir) / dataset.image_dir
-                check_coco(part, Path(dataset.get_anno()), images, self.content["num_classes"])
+                files = Path(dataset.get_anno()), root / dataset.image_dir
+                known[part] = check_coco(part, *files, self.content["num_classes"])
             elif isinstance(dataset, VOCDataSet):
-                root = Path(dataset.dataset_dir)
-                labels = root / dataset.label_list if dataset.label_list else None
-                files = root / dataset.anno_path, root / dataset.image_dir, labels
-                check_voc(part, *files, self.content["num_classes"])
+                missing = {"gt_bbox", "gt_class", "difficult"} - set(dataset.data_fields)
+                if not dataset.label_list or (part == "EvalDataset" and missing):
+                    raise ConfigError(
+                        f"config: {part}: expected label_list, and data_fields with gt_bbox, "
+                        "gt_class and difficult to evaluate."
+                    )
+                files = root / dataset.anno_path, root / dataset.image_dir
+                labels = root / dataset.label_list
+                check_voc(part, *files, labels, self.content["num_classes"])
+        if len(known) == 2 and known["TrainDataset"] != known["EvalDataset"]:
+            raise DataError(
+                "EvalDataset: expected the categories of TrainDataset, in the same order: "
+                f"{known['TrainDataset']}, got {known['EvalDataset']}."
+            )
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -345,6 +367,11 @@ class Detection(ModelWithWidths):
             raise ConfigError(
                 f"eval --model_dir: expected a detector of {self.content['num_classes']} classes, "
                 f"got {manifest.task} of {manifest.num_classes} in {model_dir}."
+            )
+        if manifest.classes and self.class_names not in ([], manifest.classes):
+            raise ConfigError(
+                f"eval --model_dir: expected the classes of {model_dir}, {manifest.classes}, got "
+                f"{self.class_names}."
             )
         return self._scored(lambda trainer: _Exported(predictor, trainer.dataset))
 
@@ -396,6 +423,7 @@ class Detection(ModelWithWidths):
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """Panels `objects | found` of fixed validation samples, by name."""
         dataset = self._dataset("EvalDataset")
+        dataset.data_fields = ["image", "gt_bbox", "gt_class"]
         dataset.parse_dataset()
         chosen = np.linspace(0, len(dataset.roidbs) - 1, min(PICTURES, len(dataset.roidbs)))
         panels = {}
@@ -443,6 +471,11 @@ class Detection(ModelWithWidths):
             raise ConfigError(
                 f"export --format onnx: expected a detector of one stage, got {architecture}, "
                 "whose graph paddle2onnx 2.1 aborts on. Use --format paddle."
+            )
+        if architecture in ONE_BY_ONE and input_shape[0] not in (None, 1):
+            raise ConfigError(
+                f"export --input_shape: expected a batch of 1, got {input_shape[0]}: "
+                f"{architecture} takes one picture at a time."
             )
         if input_shape[0] is None and (architecture in ONE_BY_ONE or model_format == "onnx"):
             logger.info(f"export: {architecture} takes one picture at a time: batch 1")
@@ -525,7 +558,8 @@ class _Exported(nn.Layer):
         outputs = {"bbox": np.concatenate(rows), "bbox_num": counts}
         if found[0].masks is not None:
             height, width = (max(d.masks.shape[axis] for d in found) for axis in (1, 2))
-            masks = np.zeros((counts.sum(), height, width), np.int32)
+            # PaddleDetection cuts off what is -1, beyond a picture's edge.
+            masks = np.full((counts.sum(), height, width), -1, np.int32)
             for end, d in zip(np.cumsum(counts), found, strict=True):
                 masks[end - len(d) : end, : d.masks.shape[1], : d.masks.shape[2]] = d.masks
             outputs["mask"] = masks

@@ -5,6 +5,7 @@ argument is looked up first, and the message has the file and line of what is wr
 """
 
 import inspect
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ from ppvision.safe_yaml import Located, Tagged, yaml_text
 from ppvision.tasks.config import ConfigError, check_keys, check_number
 from ppvision.tasks.quantization import check_slim_config
 from ppvision.zoo.registry import nearest
+
+logger = logging.getLogger("ppvision")
 
 OURS = ("task", "imports", "slim_config", "seed", "accumulate", "clip_norm", "ema_decay", "run")
 METRICS = ("COCO", "VOC")
@@ -96,6 +99,17 @@ def check_config(content: Located) -> None:
                 "resume repeats the order of shuffled, whole batches only."
             )
     _check_tags(content)
+    if content.get("pretrain_weights"):
+        raise ConfigError(
+            f"config{content.place('pretrain_weights')}: pretrain_weights: is not read here; "
+            "expected the backbone's file as its `pretrained`, or a whole model by --model_path."
+        )
+    ignored = [key for key in ("use_ema", "amp", "find_unused_parameters") if content.get(key)]
+    if ignored:
+        logger.warning(
+            f"config: {', '.join(ignored)}: PaddleDetection's own loop reads it, `ppvision train` "
+            "does not (--use_ema, --precision)"
+        )
     if "slim_config" in content:
         check_slim_config(content["slim_config"])
 
@@ -190,7 +204,8 @@ def activate(content: Located, name: str) -> workspace.AttrDict:
         schema.clear()  # defaults stand elsewhere
     workspace.global_config.clear()
     workspace.global_config.update(pristine)
-    theirs = Located({k: v for k, v in content.items() if k not in OURS}, content.where)
+    left_out = (*OURS, "classwise")  # which would draw curves into the present folder
+    theirs = Located({k: v for k, v in content.items() if k not in left_out}, content.where)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.yml"
         write_text(path, yaml_text(theirs))
