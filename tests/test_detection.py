@@ -35,8 +35,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation"),
     pytest.mark.filterwarnings("ignore:Skip loading for"),
     pytest.mark.filterwarnings("ignore:The detector finds nothing"),
-    pytest.mark.filterwarnings("ignore:.*runs without oneDNN:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*oneDNN cannot run it here:UserWarning"),
 ]
 
 FREE = ("--input_shape", "None", "3", "None", "None")

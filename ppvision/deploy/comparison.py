@@ -10,7 +10,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.deploy import parity
-from ppvision.deploy.runtime import in_one_line, open_runtime
+from ppvision.deploy.runtime import engine_name, failing_as, in_one_line, open_runtime
 from ppvision.deploy.transforms import Normalize, Transforms
 
 _TRIALS = 4  # inputs that differ in their last digits, for each probe
@@ -158,26 +158,16 @@ def _compare(
     *,
     onednn: bool,
 ) -> float:
-    engine = "ONNX Runtime"
-    if format == "paddle":
-        engine = f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+    engine = engine_name(format, onednn=onednn)
     worst = 0.0
-    try:
+    with failing_as(f"{engine} does not load the exported graph"):
         raw_runtime = open_runtime(raw, format, onednn=onednn)
         final_runtime = raw_runtime if final == raw else open_runtime(final, format, onednn=onednn)
-    except Exception as error:
-        raise RuntimeError(
-            f"{engine} does not load the exported graph ({in_one_line(error)})."
-        ) from error
     for x, eager in probes:
         where = f"{engine}, input {list(x.shape)}"
-        try:
+        with failing_as(f"{where}: the exported graph does not run"):
             raw_outputs = raw_runtime.run(x)
             final_outputs = raw_outputs if final == raw else final_runtime.run(x)
-        except Exception as error:
-            raise RuntimeError(
-                f"{where}: the exported graph does not run ({in_one_line(error)})."
-            ) from error
         worst = max(worst, parity.check_close(eager, raw_outputs, tolerance, where))
         if output_op == "argmax":
             parity.check_classes(eager[0], final_outputs[0], tolerance, where)

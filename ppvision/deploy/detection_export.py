@@ -16,7 +16,7 @@ from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.export import checked_shape, evaluation_mode, may_be_replaced, parameter_names
 from ppvision.deploy.graph import trace_detector, write_graph
-from ppvision.deploy.runtime import in_one_line, open_runtime
+from ppvision.deploy.runtime import engine_name, failing_as, in_one_line, open_runtime
 from ppvision.run_folder import replacing_folder
 
 RAW = 2  # outputs before NMS: boxes and scores
@@ -172,24 +172,14 @@ def _compare(
     *,
     onednn: bool,
 ) -> float:
-    engine = "ONNX Runtime"
-    if format == "paddle":
-        engine = f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+    engine = engine_name(format, onednn=onednn)
     worst, boxes = 0.0, 0
-    try:
+    with failing_as(f"{engine} does not load the exported graph"):
         runtimes = [open_runtime(folder, format, onednn=onednn) for folder in folders]
-    except Exception as error:
-        raise RuntimeError(
-            f"{engine} does not load the exported graph ({in_one_line(error)})."
-        ) from error
     for inputs, eager in probes:
         where = f"{engine}, input {list(inputs['image'].shape)}"
-        try:
+        with failing_as(f"{where}: the exported graph does not run"):
             outputs, *kept = (runtime.run(inputs) for runtime in runtimes)
-        except Exception as error:
-            raise RuntimeError(
-                f"{where}: the exported graph does not run ({in_one_line(error)})."
-            ) from error
         worst = max(worst, check_raw(eager[-RAW:], outputs[-RAW:], tolerance, where))
         for found in (outputs[:-RAW], *kept):
             boxes += check_found(eager[:-RAW], found, bounds, tolerance, where)

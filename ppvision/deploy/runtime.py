@@ -1,6 +1,7 @@
 """The two engines that run an exported graph, behind one `run`: Paddle Inference, ONNX Runtime."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,22 @@ def open_runtime(
         device=device,
         onednn=onednn,
     )
+
+
+def engine_name(format: str, *, onednn: bool) -> str:
+    """What messages call the engine of a format."""
+    if format == "onnx":
+        return "ONNX Runtime"
+    return f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+
+
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Errors of a runtime, of whatever type, as a RuntimeError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what} ({in_one_line(error)}).") from error
 
 
 def in_one_line(error: Exception) -> str:

@@ -4,22 +4,16 @@ Configs are PaddleDetection's (`ppvision.tasks.detection_config`). Training take
 readers' transforms, its learning rate, optimizer and losses; scores are those of its `Trainer`.
 """
 
-import contextlib
 import fnmatch
-import io
 import logging
 import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
 from ppvision.data.coco_checks import check_coco
 from ppvision.data.files import DataError
@@ -31,7 +25,8 @@ from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain, yaml_text
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.detection_config import activate, check_config, components
-from ppvision.tasks.detection_scores import Scores, coco_by_class, coco_means
+from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_trainer
+from ppvision.tasks.detection_scores import Scores
 from ppvision.tasks.detector_layer import DetectorLayer
 from ppvision.tasks.pictures import detected, side_by_side
 from ppvision.tasks.prediction import read_rgb
@@ -48,11 +43,7 @@ from ppdet.core.workspace import create
 from ppdet.data.reader import BatchCompose, Compose
 from ppdet.data.source.category import get_categories
 from ppdet.data.source.coco import COCODataSet
-from ppdet.data.source.dataset import ImageFolder
 from ppdet.data.source.voc import VOCDataSet
-from ppdet.engine import Trainer
-from ppdet.engine.callbacks import Callback
-from ppdet.metrics import COCOMetric, VOCMetric
 
 logger = logging.getLogger("ppvision")
 
@@ -352,7 +343,7 @@ class Detection(ModelWithWidths):
         Raises:
             ConfigError: no EvalDataset or EvalReader.
         """
-        return self._scored(lambda trainer: model)
+        return self._scored(lambda dataset: model)
 
     def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
         """Score an exported model on the EvalDataset, through Paddle Inference.
@@ -373,31 +364,17 @@ class Detection(ModelWithWidths):
                 f"eval --model_dir: expected the classes of {model_dir}, {manifest.classes}, got "
                 f"{self.class_names}."
             )
-        return self._scored(lambda trainer: _Exported(predictor, trainer.dataset))
+        return self._scored(lambda dataset: ExportedDetector(predictor, dataset))
 
-    def _scored(self, model_for: Callable[[Trainer], nn.Layer]) -> Scores:
+    def _scored(self, model_for: Callable[[paddle.io.Dataset], nn.Layer]) -> Scores:
         for part in ("EvalDataset", "EvalReader"):
             if part not in self.content:
                 raise ConfigError(f"config: detection: expected {part!r} to evaluate, got none.")
-        cfg = self._activated()
-        with tempfile.TemporaryDirectory() as folder:
-            cfg["output_eval"] = folder
-            cfg["model"], cfg["TestDataset"] = _Nothing(), ImageFolder()
-            trainer = Trainer(cfg, "test")  # which starts no loader
-            reader = create("EvalReader")
-            reader._batch_transforms.collate_batch &= self.content["metric"] != "VOC"
-            trainer.mode, trainer.dataset = "eval", self._read_by(reader, "EvalDataset")
-            trainer.loader = _Batches(trainer.dataset, reader)
-            trainer.model = model_for(trainer)
-            trainer._init_callbacks()
-            trainer._init_metrics()
-            trainer._nranks = 1  # each rank by itself: no gradients are to be exchanged
-            kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
-            found = _Found(trainer, kinds, Path(folder))
-            trainer.register_callbacks([found])
-            with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' own table
-                trainer.evaluate()
-        return found.scores
+        self._activated()
+        reader = create("EvalReader")
+        dataset = self._read_by(reader, "EvalDataset")
+        kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
+        return evaluated_by_trainer(self._activated(), model_for(dataset), dataset, reader, kinds)
 
     # -- predict -------------------------------------------------------------------------------
 
@@ -490,125 +467,3 @@ class Detection(ModelWithWidths):
             classes=self.class_names,
             bits=bits,
         )
-
-
-class _Batches:
-    """The batches of an evaluation, in order.
-
-    Args:
-        dataset: with a reader's transforms.
-        reader: PaddleDetection's.
-    """
-
-    def __init__(self, dataset: paddle.io.Dataset, reader: object) -> None:
-        self.dataset, self.batched = dataset, reader._batch_transforms
-        self.batch_size = reader.batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[dict]:
-        quiet = True if paddle.distributed.get_rank() else None
-        for number in tqdm(range(len(self)), desc="eval", unit="batch", disable=quiet):
-            start = number * self.batch_size
-            places = range(start, min(start + self.batch_size, len(self.dataset)))
-            try:
-                batch = self.batched([self.dataset[place] for place in places])
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise DataError(
-                    f"EvalReader: samples {start} to {places[-1]} make no batch ({error}). Where "
-                    "they differ in size, end with a Resize of one size, pad them (PadBatch), or "
-                    "take batch_size 1; an EvalDataset needs no data_fields."
-                ) from error
-            yield {key: _as_tensors(value) for key, value in batch.items()}
-
-
-def _as_tensors(value: object) -> object:
-    """Arrays as tensors, also those in a list."""
-    if isinstance(value, list):
-        return [_as_tensors(item) for item in value]
-    return paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
-
-
-class _Nothing(nn.Layer):
-    """Stands for a model while PaddleDetection's `Trainer` is built."""
-
-    def load_meanstd(self, transforms: list) -> None:
-        """PaddleDetection tells its architectures so what normalises a picture."""
-
-
-class _Exported(nn.Layer):
-    """An exported detector in the place of an architecture.
-
-    Args:
-        predictor: of the export.
-        dataset: parsed; has the files of the pictures.
-    """
-
-    def __init__(self, predictor: Predictor, dataset: paddle.io.Dataset) -> None:
-        super().__init__()
-        self.predictor = predictor
-        self.files = {int(roidb["im_id"][0]): roidb["im_file"] for roidb in dataset.roidbs}
-
-    def forward(self, batch: dict) -> dict[str, np.ndarray]:
-        """What PaddleDetection's metrics take: rows `[N, 6]`, counts `[B]`, masks `[N, H, W]`."""
-        found = [self.predictor(self.files[int(k)]) for k in batch["im_id"].numpy().reshape(-1)]
-        rows = [np.column_stack([d.class_ids, d.scores, d.boxes]).astype(np.float32) for d in found]
-        counts = np.array([len(d) for d in found], np.int32)
-        outputs = {"bbox": np.concatenate(rows), "bbox_num": counts}
-        if found[0].masks is not None:
-            height, width = (max(d.masks.shape[axis] for d in found) for axis in (1, 2))
-            # PaddleDetection cuts off what is -1, beyond a picture's edge.
-            masks = np.full((counts.sum(), height, width), -1, np.int32)
-            for end, d in zip(np.cumsum(counts), found, strict=True):
-                masks[end - len(d) : end, : d.masks.shape[1], : d.masks.shape[2]] = d.masks
-            outputs["mask"] = masks
-        return outputs
-
-
-class _Found(Callback):
-    """Takes the scores of an evaluation before PaddleDetection's `Trainer` forgets them.
-
-    Args:
-        trainer: with one metric.
-        kinds: of what is scored: "bbox", "mask".
-        folder: where the metric leaves what it found as JSON.
-    """
-
-    def __init__(self, trainer: Trainer, kinds: Sequence[str], folder: Path) -> None:
-        super().__init__(trainer)
-        self.kinds = kinds
-        self.folder = folder
-        self.scores: Scores | None = None
-
-    def on_epoch_end(self, status: dict) -> None:
-        (metric,) = self.model._metrics
-        voc = isinstance(metric, VOCMetric)
-        self.scores = _voc_scores(metric) if voc else self._coco_scores(metric)
-
-    def _coco_scores(self, metric: COCOMetric) -> Scores:
-        truth = COCO(metric.anno_file)
-        means, by_class = {}, {}
-        for kind in self.kinds:
-            found = self.folder / f"{kind}.json"
-            if not found.exists():  # nothing was found in any picture
-                means[kind] = dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
-                by_class[kind] = np.zeros(len(truth.getCatIds()))
-                continue
-            means[kind] = coco_means(metric.get_results()[kind])
-            again = COCOeval(truth, truth.loadRes(str(found)), "segm" if kind == "mask" else kind)
-            again.evaluate()
-            again.accumulate()
-            by_class[kind] = coco_by_class(again)
-        return Scores(means, by_class)
-
-
-def _voc_scores(metric: VOCMetric) -> Scores:
-    found = metric.detection_map
-    # In the order of the classes; the names beside them are off after a class without objects.
-    results = iter(found.eval_results)
-    by_class = []
-    for scored, count in zip(found.class_score_poss, found.class_gt_counts, strict=True):
-        missed = 0.0 if count else np.nan
-        by_class.append(next(results)["ap"] if count and len(scored) else missed)
-    return Scores({"bbox": {"mAP": float(found.get_map())}}, {"bbox": np.array(by_class)})
