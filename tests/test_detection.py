@@ -18,6 +18,7 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 from ppdet.data.reader import BatchCompose, Compose
 
+from ppvision.data.files import DataError
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
@@ -168,6 +169,35 @@ def test_predict_draws_and_lists(runs, scenes, tmp_path, capsys):
     np.testing.assert_allclose(first["box"], found.boxes[0], atol=0.006)
     mask = mask_utils.decode({**first["mask"], "counts": first["mask"]["counts"].encode()})
     np.testing.assert_array_equal(mask, found.masks[0])
+
+
+def test_a_picture_too_narrow_for_its_ratio_is_named(runs, tmp_path):
+    config, run = runs("FCOS")
+    Image.fromarray(np.zeros((1, 400, 3), np.uint8)).save(tmp_path / "line.png")
+    job = open_job(config, ["TestReader.sample_transforms.1.Resize.keep_ratio=true"])
+    model = job.load(best(run))
+    with pytest.raises(DataError, match=r"line\.png: cannot be resized as the TestReader says"):
+        job.predict_image(model, tmp_path / "line.png")
+
+
+class _FindsNothing(paddle.nn.Layer):
+    def forward(self, batch):
+        counts = np.zeros(len(batch["im_id"]), np.int32)
+        return {"bbox": np.zeros((0, 6), np.float32), "bbox_num": counts}
+
+
+def test_a_class_without_objects_has_no_score_where_nothing_is_found(runs, scenes):
+    config, _ = runs("FCOS")
+    job = open_job(config)
+    truth = json.loads((scenes / "annotations" / "instances_val.json").read_text())
+    there = {entry["category_id"] for entry in truth["annotations"]}
+    kinds = [entry["id"] for entry in truth["categories"]]
+    scores = job.evaluate(_FindsNothing())
+    assert scores.means["bbox"]["AP"] == 0.0
+    np.testing.assert_array_equal(
+        scores.by_class["bbox"], [0.0 if kind in there else np.nan for kind in kinds]
+    )
+    assert len(there) < len(kinds)
 
 
 def test_exported_boxes_are_in_pixels_of_the_picture(runs, tmp_path):

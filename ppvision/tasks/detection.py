@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 from paddle import Tensor, nn
@@ -173,7 +174,14 @@ class Detection(ModelWithWidths):
     @cached_property
     def float_model(self) -> nn.Layer:
         cfg = self._activated()
-        model = create(cfg.architecture)
+        try:
+            model = create(cfg.architecture)
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"config: {cfg.architecture}: PaddleDetection does not build it from these "
+                f"components ({type(error).__name__}: {error}). Compare their arguments with those "
+                "of a base file that builds, in configs/detection/_base_."
+            ) from error
         model.load_meanstd(cfg["TestReader"]["sample_transforms"])
         return model
 
@@ -383,15 +391,33 @@ class Detection(ModelWithWidths):
         reader = self.content["TestReader"]
         return [*reader.get("sample_transforms", []), *reader.get("batch_transforms", [])]
 
-    @paddle.no_grad()
-    def predict_image(self, model: nn.Layer, path: str | Path) -> Detections:
-        """What a model finds in one picture, read as the TestReader says."""
+    @cached_property
+    def _reading(self) -> tuple[Compose, BatchCompose]:
+        """How a picture and a batch are made ready, as the TestReader says."""
         self._activated()
         reader, classes = self.content["TestReader"], self.content["num_classes"]
+        parts = Compose, BatchCompose
+        return tuple(
+            made(reader.get(part, []), classes)
+            for made, part in zip(parts, ("sample_transforms", "batch_transforms"), strict=True)
+        )
+
+    @paddle.no_grad()
+    def predict_image(self, model: nn.Layer, path: str | Path) -> Detections:
+        """What a model finds in one picture, read as the TestReader says.
+
+        Raises:
+            DataError: a picture that does not read, or too narrow to be resized.
+        """
         read_rgb(path)  # says what is wrong with a picture that does not read
-        sample = {"im_id": np.array([0]), "curr_iter": 0, "im_file": str(path)}
-        sample = Compose(reader.get("sample_transforms", []), classes)(sample)
-        batch = BatchCompose(reader.get("batch_transforms", []), classes)([sample])
+        read, batched = self._reading
+        try:
+            sample = read({"im_id": np.array([0]), "curr_iter": 0, "im_file": str(path)})
+        except cv2.error as error:
+            raise DataError(
+                f"{path}: cannot be resized as the TestReader says ({error.err}). Crop or pad it."
+            ) from error
+        batch = batched([sample])
         model.eval()
         found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
         masks = found["mask"].numpy() if "mask" in found else None

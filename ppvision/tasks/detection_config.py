@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import paddle
 import yaml
 
 import ppvision.plugins.paddledet  # noqa: F401  (registers Pale and SDN, repairs PaddleDetection)
@@ -46,6 +47,14 @@ _TRANSFORMS = ("sample_transforms", "batch_transforms")
 # Arguments that name another component.
 _NAMES = ("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head")
 _NAMES += ("yolo_head", "bbox_post_process", "mask_post_process", "post_process")
+# Arguments that are themselves made of the arguments which stand as their default.
+_PARTS = ("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal")
+_PARTS += ("roi_extractor",)
+# What every reader takes beside its own arguments.
+_READER_KEYS = ("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch")
+_READER_KEYS += ("pre_img_epoch",)
+_GIVEN = ("learning_rate", "parameters", "grad_clip", "name")  # to optimizers, not by the config
+_OWN_RULES = "AdamWDL"  # PaddleDetection's own optimizer: rates that fall from layer to layer
 
 
 _registered: dict[str, SchemaDict] = {}
@@ -92,6 +101,8 @@ def check_config(content: Located) -> None:
             _check_transforms(content.get(reader, {}), part, reader)
         if isinstance(content.get(reader), dict):
             check_number(content[reader], "batch_size", reader, low=1, whole=True)
+    check_number(content["LearningRate"], "base_lr", "LearningRate", low=0)
+    _check_optimizer(content["OptimizerBuilder"])
     for key in ("shuffle", "drop_last"):
         if content["TrainReader"].get(key, True) is not True:
             raise ConfigError(
@@ -115,18 +126,68 @@ def check_config(content: Located) -> None:
 
 
 def _check_component(content: Located, name: str, known: dict[str, SchemaDict]) -> None:
-    options = content[name]
-    if isinstance(options, Tagged) or options is None:
+    options, schema = content[name], known[name]
+    if isinstance(options, Tagged):
         return
-    if not isinstance(options, Located):
-        raise ConfigError(
-            f"config{content.place(name)}: {name}: expected keys and values, got {options!r}."
-        )
-    if name not in _READERS and known[name].strict:
-        check_keys(options, list(known[name].schema), name)
-    for key in options:
-        if key in _NAMES and isinstance(options[key], str):
+    _check_mapping(content, name, name)
+    if name in _READERS or schema.strict:
+        check_keys(options, [*schema.schema, *(_READER_KEYS if name in _READERS else ())], name)
+    for key, value in options.items():
+        where = f"{name}.{key}"
+        if key in _NAMES and isinstance(value, str):
             _check_name(options, key, name, known)
+        elif key in schema.inject and isinstance(value, Located) and "name" in value:
+            _check_name(value, "name", where, known)
+            check_keys(value, ["name", *known[value["name"]].schema], where)
+        elif key in _PARTS and isinstance(schema.schema[key].default, dict):
+            _check_mapping(options, key, where)
+            check_keys(value, list(schema.schema[key].default), where)
+
+
+def _check_mapping(node: Located, key: str, where: str) -> None:
+    if not isinstance(node[key], Located):
+        raise ConfigError(
+            f"config{node.place(key)}: {where}: expected keys and values, got {node[key]!r}."
+        )
+
+
+def _check_optimizer(builder: Located) -> None:
+    """Names and arguments that PaddleDetection looks up when training begins."""
+    where = "OptimizerBuilder"
+    for key in ("clip_grad_by_norm", "clip_grad_by_value"):
+        if builder.get(key) is not None:
+            check_number(builder, key, where, low=0)
+    if builder.get("regularizer") not in (None, False, "None"):
+        _check_mapping(builder, "regularizer", f"{where}.regularizer")
+        options = builder["regularizer"]
+        check_keys(options, ["type", "factor"], f"{where}.regularizer")
+        _check_choice(options, "type", f"{where}.regularizer", ["L1", "L2"])
+        check_number(options, "factor", f"{where}.regularizer", low=0)
+    if "optimizer" not in builder:
+        return
+    _check_mapping(builder, "optimizer", f"{where}.optimizer")
+    options, where = builder["optimizer"], f"{where}.optimizer"
+    optimizers = {
+        name: made
+        for name, made in vars(paddle.optimizer).items()
+        if inspect.isclass(made) and issubclass(made, paddle.optimizer.Optimizer)
+    }
+    _check_choice(options, "type", where, [*optimizers, _OWN_RULES])
+    if options["type"] != _OWN_RULES:
+        taken = [
+            name
+            for name in inspect.signature(optimizers[options["type"]]).parameters
+            if name not in _GIVEN
+        ]
+        check_keys(options, ["type", "param_groups", *taken], where)
+
+
+def _check_choice(node: Located, key: str, where: str, choices: list[str]) -> None:
+    if node.get(key) not in choices:
+        raise ConfigError(
+            f"config{node.place(key)}: {where}.{key}: got {node.get(key)!r}. "
+            f"{nearest(str(node.get(key)), choices)}"
+        )
 
 
 def _check_name(node: Located, key: str, where: str, known: dict[str, SchemaDict]) -> None:
@@ -155,12 +216,12 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
                 f"config{entry.place(name)}: {place}: got {name!r}. "
                 f"{nearest(str(name), list(operators))}"
             )
-        if not isinstance(options or {}, dict):
+        if not isinstance(options, dict):
             raise ConfigError(
                 f"config{entry.place(name)}: {place}.{name}: expected arguments by name, got "
-                f"{options!r}."
+                f"{options!r}; {{}} are none."
             )
-        _check_arguments(operators[name], options or {}, f"{place}.{name}")
+        _check_arguments(operators[name], options, f"{place}.{name}")
 
 
 def _check_tags(node: object) -> None:

@@ -160,7 +160,8 @@ class _Found(Callback):
             found = self.folder / f"{kind}.json"
             if not found.exists():  # nothing was found in any picture
                 means[kind] = dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
-                by_class[kind] = np.zeros(len(truth.getCatIds()))
+                counted = [truth.getAnnIds(catIds=[k], iscrowd=False) for k in truth.getCatIds()]
+                by_class[kind] = np.array([0.0 if objects else np.nan for objects in counted])
                 continue
             means[kind] = coco_means(metric.get_results()[kind])
             again = COCOeval(truth, truth.loadRes(str(found)), "segm" if kind == "mask" else kind)

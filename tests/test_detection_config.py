@@ -1,0 +1,131 @@
+"""What a detector's config may say, and how it is refused."""
+
+import pytest
+import yaml
+
+from ppvision.tasks import open_job
+from ppvision.tasks.config import ConfigError
+from tests.conftest import ROOT
+
+RECIPES = {
+    "ppyoloe": ROOT / "configs" / "detection" / "ppyoloe_pale_nano_bccd.yml",
+    "mask_rcnn": ROOT / "configs" / "detection" / "mask_rcnn_pale_nano_digit_scenes.yml",
+}
+
+
+def opened(tmp_path, recipe, text):
+    path = tmp_path / "job.yml"
+    path.write_text(yaml.safe_dump({"_BASE_": [str(RECIPES[recipe])]}) + text)
+    return open_job(path)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text", "says"),
+    [
+        ("ppyoloe", "epochs: 3\n", r"job\.yml:\d+\): .*'epochs'.*Did you mean epoch"),
+        ("ppyoloe", "architecture: YOLOv4\n", r"job\.yml:\d+\): architecture.*Did you mean YOLOv3"),
+        ("ppyoloe", "YOLOv3: {bakbone: pale_nano}\n", r"job\.yml:\d+\): YOLOv3.*Did you mean back"),
+        ("ppyoloe", "YOLOv3: {backbone: pale_nanu}\n", r"job\.yml:\d+\): .*Did you mean pale_nano"),
+        ("ppyoloe", "YOLOv3: null\n", r"job\.yml:\d+\): YOLOv3: expected keys and values, got N"),
+        (
+            "ppyoloe",
+            "PPYOLOEHead: {nms: {name: MultiClassNMS, keep_topk: 3}}\n",
+            r"job\.yml:\d+\): PPYOLOEHead\.nms.*Did you mean keep_top_k",
+        ),
+        (
+            "ppyoloe",
+            "PPYOLOEHead: {nms: {name: MultiClassNM}}\n",
+            r"job\.yml:\d+\): PPYOLOEHead\.nms\.name.*Did you mean MultiClassNMS",
+        ),
+        (
+            "mask_rcnn",
+            "RPNHead: {test_proposal: {post_nms_topn: 3}}\n",
+            r"job\.yml:\d+\): RPNHead\.test_proposal.*Did you mean post_nms_top_n",
+        ),
+        (
+            "mask_rcnn",
+            "BBoxHead: {roi_extractor: {resolutoin: 7}}\n",
+            r"job\.yml:\d+\): BBoxHead\.roi_extractor.*Did you mean resolution",
+        ),
+        (
+            "mask_rcnn",
+            "BBoxHead: {roi_extractor: 7}\n",
+            r"job\.yml:\d+\): BBoxHead\.roi_extractor: expected keys and values, got 7",
+        ),
+        (
+            "ppyoloe",
+            "TestReader: {batchsize: 2}\n",
+            r"job\.yml:\d+\): TestReader.*Did you mean batch_size",
+        ),
+        (
+            "ppyoloe",
+            "TestReader: {sample_transforms: [Permute: ]}\n",
+            r"job\.yml:\d+\): TestReader\.sample_transforms\.0\.Permute.*by name, got None; \{\}",
+        ),
+        (
+            "ppyoloe",
+            "TestReader: {sample_transforms: [Resize: {target: 3}]}\n",
+            r"job\.yml:\d+\): TestReader\.sample_transforms\.0\.Resize.*Did you mean target_size",
+        ),
+        (
+            "ppyoloe",
+            "TestReader: {sample_transforms: [Resiz: {}]}\n",
+            r"job\.yml:\d+\): TestReader\.sample_transforms\.0: got 'Resiz'.*Did you mean Resize",
+        ),
+        (
+            "ppyoloe",
+            "OptimizerBuilder: {optimizer: {type: AdanW}}\n",
+            r"job\.yml:\d+\): OptimizerBuilder\.optimizer\.type.*AdamW",
+        ),
+        (
+            "ppyoloe",
+            "OptimizerBuilder: {optimizer: {type: AdamW, weightdecay: 0.1}}\n",
+            r"job\.yml:\d+\): OptimizerBuilder\.optimizer.*Did you mean weight_decay",
+        ),
+        (
+            "ppyoloe",
+            "OptimizerBuilder: {regularizer: {type: L3, factor: 1}}\n",
+            r"job\.yml:\d+\): OptimizerBuilder\.regularizer\.type: got 'L3'",
+        ),
+        (
+            "ppyoloe",
+            "OptimizerBuilder: {clip_grad_by_norm: much}\n",
+            r"job\.yml:\d+\): OptimizerBuilder\.clip_grad_by_norm: expected a number of at least 0",
+        ),
+        (
+            "ppyoloe",
+            "LearningRate: {base_lr: fast}\n",
+            r"job\.yml:\d+\): LearningRate\.base_lr: expected a number of at least 0, got 'fast'",
+        ),
+        (
+            "ppyoloe",
+            "LearningRate: {schedulers: [!CosinDecay {max_epochs: 4}]}\n",
+            r"job\.yml:\d+\): got !CosinDecay.*Did you mean CosineDecay",
+        ),
+        ("ppyoloe", "TrainReader: {shuffle: false}\n", r"job\.yml:\d+\): TrainReader\.shuffle"),
+        ("ppyoloe", "pretrain_weights: a\n", r"job\.yml:\d+\): pretrain_weights: is not read here"),
+    ],
+)
+def test_what_is_unknown_is_named_with_its_line(tmp_path, recipe, text, says):
+    with pytest.raises(ConfigError, match=says):
+        opened(tmp_path, recipe, text)
+
+
+def test_what_paddledetection_cannot_build_is_a_config_error(tmp_path):
+    """Arguments that exist, with values that do not go together."""
+    job = opened(tmp_path, "mask_rcnn", "FPN: {out_channel: wide}\n")
+    with pytest.raises(ConfigError, match="MaskRCNN: PaddleDetection does not build it from these"):
+        job.float_model  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("recipe", "text"),
+    [
+        ("ppyoloe", "PPYOLOEHead: {nms: {name: MultiClassNMS, keep_top_k: 3}}\n"),
+        ("ppyoloe", "TrainReader: {mixup_epoch: 2, use_shared_memory: false}\n"),
+        ("ppyoloe", "OptimizerBuilder: {optimizer: {type: Momentum, momentum: 0.9}}\n"),
+        ("mask_rcnn", "BBoxHead: {roi_extractor: {resolution: 7, aligned: false}}\n"),
+    ],
+)
+def test_what_is_known_passes(tmp_path, recipe, text):
+    assert opened(tmp_path, recipe, text).float_model.sublayers()
