@@ -319,20 +319,22 @@ class PaleAttention(nn.Layer):
                 real = _pad_bottom_right(paddle.ones_like(x[:, :1]), pad_height, pad_width)
             x = _pad_bottom_right(x, pad_height, pad_width)
 
-        query, key, value = self.query(x), self.key(x), self.value(x)  # [B, C, H', W'] each
-        half = query.shape[1] // 2
+        projected = self.query(x), self.key(x), self.value(x)  # [B, C, H', W'] each
+        half = projected[0].shape[1] // 2
+        # Not sliced twice: then the gradient would be two maps padded with zeros, and their sum.
+        halves = zip(  # noqa: B905
+            *(t.reshape([-1, 2, half, padded_height, padded_width]).unbind(1) for t in projected)
+        )  # [B, C/2, H', W'] of q, k and v: first the rows', then the columns'
         fused = device_has_fused_attention() if self.fused is None else self.fused
 
         branches = []
-        for axis, size, start in ((_HEIGHT, rows, 0), (_WIDTH, columns, half)):
-            parts = [
-                _to_groups(t[:, start : start + half], size, axis) for t in (query, key, value)
-            ]  # [B*N, C/2, T] each
+        for axis, size, parts in zip((_HEIGHT, _WIDTH), (rows, columns), halves):  # noqa: B905
+            groups = [_to_groups(t, size, axis) for t in parts]  # [B*N, C/2, T] each
             bias = None
             if real is not None:
                 bias = (1.0 - _to_groups(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
                 bias = bias.unsqueeze(1)  # [B*N, 1, 1, T]
-            out = grouped_attention(*parts, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
+            out = grouped_attention(*groups, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
             branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
         return self.project(_crop(out, padded_height, padded_width, height, width))
