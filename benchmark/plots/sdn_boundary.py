@@ -8,6 +8,7 @@ docs/images/sdn_<data>.png and docs/images/sdn_scores.png.
 """
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from ppvision.tasks.prediction import read_rgb
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmark.runs import read_rows
-from benchmark.sdn_boundary import BEST, DATA, VARIANTS
+from benchmark.sdn_boundary import BACKBONES, BEST, DATA, VARIANTS
 
 IMAGES = Path("docs/images")
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "sdn_runs.csv"
@@ -74,24 +75,29 @@ def crops(data: str, data_root: Path, work_dir: Path) -> np.ndarray:
 
 
 def scores(path: Path) -> plt.Figure:
-    """Boundary IoU of every run, a column a variant, a panel a set."""
-    rows = [row for row in read_rows(path) if row["backbone"] == "pale_nano"]
-    sets = [data for data in DATA if any(row["data"] == data for row in rows)]
-    size = (5 * len(sets), 3.6)
+    """Boundary IoU of every run, a column a variant, a panel a set and backbone."""
+    rows = read_rows(path)
+    there = {(row["backbone"], row["data"]) for row in rows}
+    backbones = [name for name in BACKBONES if any(name == b for b, _ in there)]
+    sets = [name for name in DATA if any(name == d for _, d in there)]
     figure, panels = plt.subplots(
-        1, len(sets), figsize=size, constrained_layout=True, squeeze=False
+        len(backbones),
+        len(sets),
+        figsize=(5 * len(sets), 3.2 * len(backbones)),
+        constrained_layout=True,
+        squeeze=False,
     )
-    for panel, data in zip(panels[0], sets, strict=True):
-        mine = [row for row in rows if row["data"] == data]
+    for panel, case in zip(panels.flat, itertools.product(backbones, sets), strict=True):
+        mine = [row for row in rows if (row["backbone"], row["data"]) == case]
         names = [v for v in VARIANTS if any(row["variant"] == v for row in mine)]
         for place, name in enumerate(names):
             values = [float(row["BoundaryIoU"]) for row in mine if row["variant"] == name]
             panel.plot([place] * len(values), values, "o", color="tab:blue", alpha=0.6)
             panel.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, "k-")
         panel.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
-        panel.set_title(f"{data}, pale_nano")
-        panel.set_ylabel("Boundary IoU, a point a seed, a line the mean")
-        panel.yaxis.label.set_size(8)
+        panel.set_xlim(-0.6, max(2, len(names)) - 0.4)
+        panel.set_title(f"{case[1]}, {case[0]}", fontsize=10)
+        panel.set_ylabel("Boundary IoU")
     return figure
 
 
