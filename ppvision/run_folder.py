@@ -123,11 +123,7 @@ def replacing_folder(
     """
     work = folder.with_name(f".{folder.name}.ppvision-partial")
     _clear(work, folder)
-    if folder.exists() and not may_be_replaced(folder):
-        raise FileExistsError(
-            f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
-            "holds other files. Name another one or remove it."
-        )
+    check_replaceable(folder, may_be_replaced, ours)
     final = work / "final"
     final.mkdir(parents=True)
     try:
@@ -137,6 +133,15 @@ def replacing_folder(
         final.replace(folder)
     finally:
         _clear(work, folder)
+
+
+def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:
+    """Raise the `FileExistsError` of `replacing_folder`."""
+    if folder.exists() and not may_be_replaced(folder):
+        raise FileExistsError(
+            f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
+            "holds other files. Name another one or remove it."
+        )
 
 
 def _clear(work: Path, folder: Path) -> None:

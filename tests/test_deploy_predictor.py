@@ -365,6 +365,37 @@ def test_falls_back_from_onednn_aloud(exported):
     assert Predictor(folder, use_onednn=False).onednn is False  # not tried, nothing to say
 
 
+class Enlarging(nn.Layer):
+    """A map of a quarter and of a 32nd of the picture's side, the latter enlarged."""
+
+    def __init__(self):
+        super().__init__()
+        paddle.seed(2)
+        self.fine = nn.Conv2D(3, 8, 7, stride=4, padding=3)
+        self.coarse = nn.Sequential(nn.Conv2D(8, 8, 3, 4, 1), nn.ReLU(), nn.Conv2D(8, 8, 3, 2, 1))
+        self.head = nn.Conv2D(16, 2, 1)
+
+    def forward(self, x):
+        fine = self.fine(x)
+        coarse = self.coarse(fine)
+        size = paddle.shape(fine)[2:]
+        coarse = nn.functional.interpolate(coarse, size, mode="bilinear", align_corners=False)
+        return self.head(paddle.concat([fine, coarse], axis=1))
+
+
+@pytest.mark.parametrize("side", [16, 32, 33, 64, 65])
+def test_pictures_that_shrink_to_one_pixel(exported, side):
+    """oneDNN's enlargement of one pixel would write beyond its memory."""
+    folder = exported(Enlarging, output_op="none", transforms=[])
+    predictor, model = Predictor(folder, threads=1), Enlarging()
+    assert predictor.onednn
+    x = np.random.default_rng(0).normal(size=(1, 3, side, side)).astype(np.float32)
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy()
+    for _ in range(2):
+        np.testing.assert_allclose(predictor.run(x)[0], expected, atol=1e-5)
+
+
 def test_onednn_is_used_where_it_runs(exported):
     assert Predictor(exported()).onednn is True
     assert Predictor(exported(), use_onednn=False).onednn is False

@@ -280,6 +280,32 @@ def test_a_new_manifest_loads_changed_files_only(server, state, original):
     assert server.loaded() == files(4, start=4)
 
 
+def test_an_update_that_breaks_off_leaves_the_older_model(server, state, cache):
+    load_layered(server.url, bits=4)
+    other = layered_state(tiny_once_qat(9).model, BITS)
+    save_layered(other, server.folder, bits=BITS, config=CONFIG)
+    server.statuses["w3.safetensors"] = 503
+    with pytest.raises(LayeredModelError, match="answers 503"):
+        load_layered(server.url, bits=4)
+    server.statuses["manifest.json"] = 503
+    assert_same(load_layered(server.url, bits=4).state, state, 4)
+    assert_same(load_layered(server.url).state, state, 4)
+    server.statuses.clear()
+    server.loaded()
+    assert_same(load_layered(server.url, bits=4).state, other, 4)
+    assert server.loaded() == files(4, start=3)  # w2 had come
+    assert not (copy_of(cache) / "previous").exists()
+
+
+def test_older_files_do_not_stay_beside_a_newer_model(server):
+    load_layered(server.url, bits=8)
+    other = layered_state(tiny_once_qat(9).model, BITS)
+    save_layered(other, server.folder, bits=BITS, config=CONFIG)
+    load_layered(server.url, bits=2)
+    stop(server)
+    assert_same(load_layered(server.url).state, other, 2)
+
+
 def test_a_damaged_copy_is_loaded_again(server, state, cache):
     load_layered(server.url, bits=3)
     server.loaded()

@@ -207,6 +207,22 @@ def test_export_of_widths(trained, packed, tmp_path):
         assert float(row["mIoU"]) == pytest.approx(scores.miou)
 
 
+def test_export_of_widths_does_not_mix(packed, trained, tmp_path, capsys):
+    """Neither with other files nor with widths of an earlier export."""
+    config, _ = trained
+    folder = tmp_path / "widths"
+    export = ("export", "-c", config, "--model_path", packed, "--save_dir", folder, "--skip_eval")
+    export += ("--input_shape", 1, 3, 64, 64, "--bits")
+    assert ppvision(*export, 4, 2) == 0
+    assert ppvision(*export, 2) == 0
+    assert {path.name for path in folder.iterdir()} == {"w2", "widths.csv", "vdl"}
+    (folder / "w4").mkdir()
+    (folder / "w4" / "mine.txt").touch()
+    assert ppvision(*export, 8) == 1
+    assert "which holds w4" in capsys.readouterr().err
+    assert not (folder / "w8").exists()
+
+
 @pytest.fixture(scope="module")
 def float_export(packed, trained, tmp_path_factory):
     """An export without --bits."""
@@ -411,6 +427,9 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
         ({"bits": ["8"]}, "expected a list of widths such as [8, 4, 2], got ['8']"),
         ({"weights": 3}, "expected a number for each of bits, got 3"),
         ({"activations": "yes"}, "expected true or false, got 'yes'"),
+        ({"weights": [float("inf"), 1]}, "expected a number for each of bits, got [inf, 1]"),
+        ({"distillation": float("inf")}, "distillation: expected a finite number"),
+        ({"layers": {0: {"bits": 4}}}, "name (a number as a name in quotes)"),
     ],
 )
 def test_wrong_slim_configs(config_file, tmp_path, capsys, slim, message):

@@ -27,7 +27,7 @@ from ppvision.quant import (
 from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.quant.layered_state import layered_state
 from ppvision.quant.packed_layers import pack_model, packed_copy
-from ppvision.tasks.quantization import passes
+from ppvision.tasks.quantization import draw_widths, passes
 from ppvision.zoo.weights import WeightsError, assign_weights
 
 BITS = (8, 4, 2)
@@ -202,8 +202,13 @@ def test_rules_of_yaml():
         ({"types": {"Conv3D": {}}}, "expected one of Conv2D, .*got 'Conv3D'"),
         ({"layers": {"head": {"bit": 4}}}, "the rule for head: expected bits"),
         ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "expected bits, or min_bits"),
-        ({"layers": {"head": {"bits": 9}}}, "from 1 to 8, got 9"),
+        ({"layers": {"head": {"bits": 9}}}, "the rule for head: bits: expected 1 to 8, got 9"),
         ({"layers": {"head": {"activations": "yes"}}}, "both true or false"),
+        ({"layers": {"head": {"bits": 0}}}, "the rule for head: bits: expected 1 to 8, got 0"),
+        ({"layers": {"head": {"bits": [4]}}}, r"the rule for head: bits: .*got \[4\]"),
+        ({"layers": {"head": {"min_bits": "4"}}}, "the rule for head: min_bits: .*got '4'"),
+        ({"weights": [float("inf"), 1, 1]}, "weights: expected a number of at least 0"),
+        ({"distillation": float("inf")}, "distillation: expected a number of at least 0"),
         ({"layers": {"*": {"float": True}}}, "expected a layer that the config names"),
     ],
 )
@@ -283,13 +288,11 @@ def test_a_users_own_layer():
 
 
 def test_what_stays_in_float_is_said(logged):
-    shared = nn.Conv2D(3, 3, 1)
-    model = nn.Sequential(shared, Doubled(3, 3, 1), nn.BatchNorm(3), shared, nn.LayerNorm([4]))
+    model = nn.Sequential(nn.Conv2D(3, 3, 1), Doubled(3, 3, 1), nn.BatchNorm(3), nn.LayerNorm([4]))
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
     LayeredQAT(config).quantize(model)
     (line,) = [line for line in logged() if "left in float" in line]
-    # SlimQAT replaces a layer in the first place that holds it.
-    assert line.endswith("left in float: 1 (Doubled), 2 (BatchNorm), 3 (Conv2D)")
+    assert line.endswith("left in float: 1 (Doubled), 2 (BatchNorm)")
 
 
 def test_a_block_that_stands_in_two_places():
@@ -634,3 +637,56 @@ def test_packing_another_architecture_is_refused():
 def test_activations_that_saw_nothing_are_not_packed():
     with pytest.raises(ValueError, match=r"stem\.0.*steps of this activation are not set"):
         layered_state(once(activations=True).model, BITS)
+
+
+class Tied(nn.Layer):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_a_layer_under_two_names_is_refused():
+    model = nn.Sequential(("inner", Tied()))
+    with pytest.raises(ValueError, match=r"got one as inner\.first and inner\.second"):
+        LayeredQAT(slim_quant_config(model, bits=BITS)).quantize(model)
+
+
+def test_inputs_by_name():
+    model = once()
+    model.eval()
+    x = pictures()
+    np.testing.assert_array_equal(model(x=x).numpy(), model(x).numpy())
+    model.train()
+    assert len(model(x=x)) == len(BITS)
+
+
+def test_the_teacher_is_no_state():
+    """The engine puts back all buffers after a step that fails."""
+    model = once(distillation=1.0)
+    before = [name for name, _ in model.named_buffers()]
+    model.weighted(8, [], paddle.rand([2, 4]))
+    model.weighted(2, [], paddle.rand([2, 4]))
+    assert [name for name, _ in model.named_buffers()] == before
+
+
+def test_the_middle_width_is_drawn_from_seed_and_step():
+    model = once(bits=(8, 6, 4, 3, 2), objective="sandwich")
+
+    def drawn(seed: int) -> list[int]:
+        middle = []
+        for step in range(60):
+            draw_widths(model, seed, step)
+            high, k, low = model.drawn
+            assert (high, low) == (8, 2)
+            middle.append(k)
+        return middle
+
+    first = drawn(0)
+    assert first == drawn(0) != drawn(1)
+    assert all(10 <= first.count(k) <= 30 for k in (6, 4, 3))

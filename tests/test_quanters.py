@@ -348,3 +348,16 @@ def test_calibration_sees_all_batches():
     assert quanter.steps()[0] * 128 > 2.5
     with pytest.raises(ValueError, match="saw none"):
         quanter.calibrated()
+
+
+def test_calibration_keeps_a_bounded_share_of_each_batch():
+    """Nothing of a batch but its share stays in memory, and early batches count like late ones."""
+    quanter = LayeredActivationQuanter(BITS)._instance(nn.Linear(2, 2))
+    quanter.calibrating = True
+    for number in range(40):
+        quanter(paddle.full([1 << 16], float(number)))
+    assert quanter._seen.base is None
+    assert len(quanter._seen) <= 1 << 20
+    _, counts = np.unique(quanter._seen, return_counts=True)
+    assert len(counts) == 40
+    assert counts.max() <= 2 * counts.min()

@@ -3,7 +3,8 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +19,16 @@ from ppvision.deploy.detections import Detections, detections_of
 from ppvision.deploy.manifest import Manifest, read_manifest
 from ppvision.deploy.parity import softmax
 from ppvision.deploy.runtime import (
+    ONE_PIXEL,
     Batch,
     OnnxRuntime,
     PaddleRuntime,
+    enlarges,
     in_one_line,
     open_runtime,
 )
 from ppvision.deploy.transforms import Step, Transforms
-from ppvision.quant.layered_model import load_layered
+from ppvision.quant.layered_model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
 
@@ -114,8 +117,9 @@ class Predictor:
         self._how = {"threads": threads, "device": device}
         self._use_onednn = use_onednn
         self._layered = layered
+        self._weights: LayeredModel | None = None  # in the place of the folder's
         if layered is None:
-            self._open(folder)
+            self._open()
         else:
             self.set_bits(bits)
 
@@ -127,27 +131,52 @@ class Predictor:
         """
         if self._layered is None:
             raise ValueError("set_bits: expected a Predictor with a layered model (layered=...).")
-        layered = load_layered(self._layered, bits)
+        before, self._weights = self._weights, load_layered(self._layered, bits)
+        try:
+            self._open()
+        except Exception:
+            self._weights = before
+            raise
+        self.bits = self._weights.bits
+
+    @contextmanager
+    def _open_with(self) -> Iterator[Callable[[bool], PaddleRuntime | OnnxRuntime]]:
+        """What opens the export, or its graph with other weights, with oneDNN or without."""
+        if self._weights is None:
+            yield lambda onednn: self._opened(self._folder, onednn)
+            return
         with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
-            compose(self._folder, self.manifest, layered, Path(work))
-            self._open(Path(work))
-        self.bits = layered.bits
+            compose(self._folder, self.manifest, self._weights, Path(work))
+            yield lambda onednn: self._opened(Path(work), onednn)
 
-    def _open(self, folder: Path) -> None:
-        """Load the model files of a folder, with oneDNN where that is wanted and works."""
+    def _opened(self, folder: Path, onednn: bool) -> PaddleRuntime | OnnxRuntime:
+        return open_runtime(folder, self.manifest.format, onednn=onednn, **self._how)
+
+    def _open(self) -> None:
+        """Load the model files, for oneDNN where that is wanted and works."""
         manifest = self.manifest
-
-        def open_with(onednn: bool) -> PaddleRuntime | OnnxRuntime:
-            return open_runtime(folder, manifest.format, onednn=onednn, **self._how)
-
         wanted = self._use_onednn
         if wanted is None:
             wanted = manifest.format == "paddle" and self._how["device"] == "cpu"
         runtime = None
-        if wanted:
-            runtime = _try_onednn(open_with, manifest, insist=bool(self._use_onednn))
-        self.onednn = runtime is not None
-        self._runtime = runtime or open_with(False)
+        with self._open_with() as open_with:
+            if wanted:
+                runtime = _try_onednn(open_with, manifest, insist=bool(self._use_onednn))
+            self.onednn = runtime is not None
+            self._runtime = runtime or open_with(False)
+        # An export of one size was compared at it.
+        free = self.onednn and None in manifest.input_shape[2:]
+        self._one_pixel = free and enlarges(self._folder)
+        self._without_onednn: PaddleRuntime | None = None
+
+    def _runtime_for(self, height: int, width: int) -> PaddleRuntime | OnnxRuntime:
+        """Without oneDNN where a feature map that is enlarged may be one pixel."""
+        if not (self._one_pixel and max(height, width) <= ONE_PIXEL):
+            return self._runtime
+        if self._without_onednn is None:
+            with self._open_with() as open_with:
+                self._without_onednn = open_with(False)
+        return self._without_onednn
 
     def __call__(
         self, images: Picture | Sequence[Picture], batch_size: int = 1
@@ -239,14 +268,15 @@ class Predictor:
                 f"batch: expected a float32 array {expected} (None: any size), got {got}. "
                 "Set transforms at export so that every picture gets this size."
             )
-        if self.manifest.task != "detection":
-            return self._runtime.run(batch)
         count, _, height, width = batch.shape
+        runtime = self._runtime_for(height, width)
+        if self.manifest.task != "detection":
+            return runtime.run(batch)
         whole = {
             "im_shape": np.full((count, 2), (height, width), np.float32),
             "scale_factor": np.ones((count, 2), np.float32),
         }
-        return self._runtime.run({"image": batch, **whole, **(sizes or {})})
+        return runtime.run({"image": batch, **whole, **(sizes or {})})
 
     def _finish(self, group: list[_Prepared], results: list[Prediction | None]) -> None:
         missing = (self.manifest.input_shape[0] or len(group)) - len(group)

@@ -13,6 +13,10 @@ from paddle import inference
 # Linear into an operator that has no oneDNN kernel (`benchmark/pointwise_layers.py` times it).
 _ONEDNN_PASSES_OFF = ("operator_reshape_onednn_fuse_pass", "matmul_add_act_fuse_pass")
 
+# Pictures of which a backbone of stride 32 leaves one pixel. Where that is enlarged again, oneDNN's
+# kernels in Paddle 3.2 write beyond their memory.
+ONE_PIXEL = 32
+
 Batch = np.ndarray | Mapping[str, np.ndarray]
 
 # Memory that the GPU pool reserves at the start, in MB; it grows when needed.
@@ -124,6 +128,11 @@ def open_runtime(
         device=device,
         onednn=onednn,
     )
+
+
+def enlarges(folder: Path) -> bool:
+    """Whether an exported graph for Paddle Inference resizes feature maps."""
+    return "_interp" in (folder / "model.json").read_text(encoding="utf-8")
 
 
 def engine_name(format: str, *, onednn: bool) -> str:

@@ -2,7 +2,7 @@
 
 import fnmatch
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import paddle
 from paddle import nn
@@ -64,7 +64,8 @@ class LayeredQAT(SlimQAT):
 
         Raises:
             ValueError: constraints without inputs, or such as fuse a convolution with its
-                BatchNorm, which here has statistics for each width; nothing to quantise.
+                BatchNorm, which here has statistics for each width; a layer under two names;
+                nothing to quantise.
         """
         if self._config.constraints and inputs is None:
             raise ValueError(
@@ -75,6 +76,7 @@ class LayeredQAT(SlimQAT):
         for norm in NORMS:
             if widths and norm not in self._config._type2config:
                 self._config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
+        shared = _names_of_shared(model)
         quantized = super().quantize(model, inplace=inplace, inputs=inputs)
         layers = quantized.sublayers()
         if not any(isinstance(layer, LayeredLayer) for layer in layers):
@@ -90,7 +92,9 @@ class LayeredQAT(SlimQAT):
                     f"quantize: expected constraints that leave layers as they are, but one made "
                     f"{type(layer).__name__}, whose codes cannot be stored in layers."
                 )
-        left = [f"{path} ({type(layer).__name__})" for path, layer in _in_float(quantized)]
+        in_float = dict(_in_float(quantized))
+        _check_shared(shared, list(in_float))
+        left = [f"{path} ({type(layer).__name__})" for path, layer in in_float.items()]
         if left:
             logger.info(f"quantization: left in float: {', '.join(left)}")
         return quantized
@@ -130,6 +134,26 @@ class LayeredQAT(SlimQAT):
         from ppvision.quant.packed_layers import packed_copy
 
         return packed_copy(model, bits)
+
+
+def _names_of_shared(model: nn.Layer) -> list[list[str]]:
+    """Of each layer with a weight that stands in several places, all of its paths."""
+    places: dict[int, list[str]] = {}
+    for path, parent in model.named_sublayers(include_self=True):
+        for name, layer in parent._sub_layers.items():
+            if type(layer) in WITH_WEIGHT:
+                places.setdefault(id(layer), []).append(f"{path}.{name}" if path else name)
+    return [names for names in places.values() if len(names) > 1]
+
+
+def _check_shared(shared: list[list[str]], in_float: Sequence[str]) -> None:
+    """PaddleSlim replaces a layer in one of its places only."""
+    for names in shared:
+        if 0 < len(set(names) & set(in_float)) < len(names):
+            raise ValueError(
+                f"quantize: expected every layer under one name, got one as {' and '.join(names)}. "
+                "Keep it under one name and call that twice."
+            )
 
 
 def _has_quanter(layer: nn.Layer) -> bool:
@@ -243,6 +267,12 @@ def _factories_of(
             f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
             f"activations, float (both true or false); got {dict(rule)!r}."
         )
+    for key in ("bits", "min_bits", "max_bits"):
+        width = rule.get(key, MAX_BITS)
+        if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_BITS:
+            raise ValueError(
+                f"slim_config: the rule for {path}: {key}: expected 1 to {MAX_BITS}, got {width!r}."
+            )
     if rule.get("float"):
         return None
     low, high = rule.get("min_bits", 1), rule.get("max_bits", MAX_BITS)

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -108,6 +108,33 @@ class Remote:
         finally:
             os.close(handle)
 
+    @property
+    def previous(self) -> Path:
+        """A complete model of before, while a newer one is being fetched."""
+        return self.folder / "previous"
+
+    def set_aside(self, names: Iterable[str]) -> None:
+        """Keep files as `previous`, from where they are taken again if they are still the same."""
+        work = self.folder / "previous.partial"
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        for name in names:
+            if (self.folder / name).is_file():
+                shutil.copy2(self.folder / name, work / name)
+        shutil.rmtree(self.previous, ignore_errors=True)
+        work.replace(self.previous)
+
+    def tidy(self, files: Mapping[str, tuple[int, str]]) -> None:
+        """Remove `previous`, and files in the copy that are not these any more.
+
+        Args:
+            files: bytes and sha256 by name.
+        """
+        shutil.rmtree(self.previous, ignore_errors=True)
+        for name, (size, sha256) in files.items():
+            if not _is(self.folder / name, size, sha256):
+                (self.folder / name).unlink(missing_ok=True)
+
     def read(self, name: str, limit: int) -> bytes:
         """A small file, into memory.
 
@@ -158,6 +185,9 @@ class Remote:
         """
         target = self.folder / name
         if _is(target, size, sha256):
+            return
+        if _is(self.previous / name, size, sha256):
+            shutil.copy2(self.previous / name, target)
             return
         # The name has the sha256: what was loaded of another version is not gone on with.
         partial = self.folder / f"{name}.{sha256[:16]}.partial"

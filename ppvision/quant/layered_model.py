@@ -39,9 +39,11 @@ from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
 from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.quant.quanters import checked_widths
-from ppvision.run_folder import replacing_folder, sync_folder, write_bytes
+from ppvision.run_folder import check_replaceable, replacing_folder, sync_folder, write_bytes
 
 logger = logging.getLogger("ppvision")
+
+_OURS = "an earlier layered model"
 
 # -- writing ---------------------------------------------------------------------------------------
 
@@ -74,19 +76,26 @@ def save_layered(
     """
     state = _state_of(model, checked_widths(list(bits)))
     folder = Path(folder).resolve()
+    check_output(folder)
     manifest = describe_state(state, _plain(config))
     layers = split_layers(state)
     join_layers(manifest, layers, str(folder))  # what a reader would refuse is not written
-    with replacing_folder(folder, _is_layered, "an earlier layered model") as work:
-        try:
+    try:
+        with replacing_folder(folder, _is_layered, _OURS) as work:
             _write(manifest, layers, work / "final")
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OSError(
-                error.errno, f"layered model: could not write {folder} ({reason})"
-            ) from error
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(
+            error.errno,
+            f"layered model: could not write {folder} ({reason}). Make room, or name another one.",
+        ) from error
     sync_folder(folder.parent)
     return folder
+
+
+def check_output(folder: str | Path) -> None:
+    """Raise `FileExistsError` for a folder that `save_layered` would not replace."""
+    check_replaceable(Path(folder).resolve(), _is_layered, _OURS)
 
 
 def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredState:
@@ -341,31 +350,39 @@ def _load_url(remote: Remote, bits: int | None) -> LayeredModel:
         manifest = parse_manifest(data, f"{remote.shown}/{MANIFEST}")
         look = partial(_served, remote, manifest)
         bits = _chosen(manifest, bits, remote.shown, look)
+        cached = remote.folder / MANIFEST
+        if cached.is_file() and cached.read_bytes() != data:
+            remote.set_aside([MANIFEST, *manifest.files])
+            cached.unlink()
         for name in manifest.names(bits):
             entry = manifest.files[name]
             remote.fetch(name, entry.bytes, entry.sha256)
         # Last, so that the manifest in the cache is one whose files came.
-        write_bytes(remote.folder / MANIFEST, data)
+        write_bytes(cached, data)
+        remote.tidy({name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()})
         return _load(remote.folder, manifest, len(data), bits, look)
 
 
 def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> LayeredModel:
     """What was fetched before, now that the server does not answer."""
-    if not (remote.folder / MANIFEST).is_file():
+    folder = next(
+        (known for known in (remote.folder, remote.previous) if (known / MANIFEST).is_file()), None
+    )
+    if folder is None:
         raise error
-    manifest, size = _read_manifest(remote.folder)
-    look = partial(_present, remote.folder, manifest)
+    manifest, size = _read_manifest(folder)
+    look = partial(_present, folder, manifest)
     bits = _chosen(manifest, bits, remote.shown, look)
     if look() < bits:
         raise FetchError(
-            f"{error} In {remote.folder} are the files up to {file_name(look())}, not those of "
-            f"{bits} bits."
+            f"{error} In {folder} are the files up to {file_name(look())}, not those of {bits} "
+            "bits."
         ) from error
     try:
-        model = _load(remote.folder, manifest, size, bits, look)
+        model = _load(folder, manifest, size, bits, look)
     except LayeredModelError as damaged:
         raise FetchError(f"{error} What was fetched before is not whole: {damaged}") from damaged
-    logger.warning("%s Taking what was fetched before: %s", error, remote.folder)
+    logger.warning("%s Taking what was fetched before: %s", error, folder)
     return model
 
 

@@ -6,6 +6,7 @@ sandwich rule (Yu and Huang, ICCV 2019) and distillation from the highest width.
 """
 
 import contextlib
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -65,12 +66,13 @@ class OnceQAT(nn.Layer):
             raise ValueError(
                 f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
             )
-        if not distillation >= 0:
+        if not 0 <= distillation < math.inf:
             raise ValueError(
                 f"distillation: expected a number of at least 0, got {distillation!r}."
             )
         weights = [1.0] * len(self.widths) if weights is None else list(weights)
-        if len(weights) != len(self.widths) or min(weights) < 0 or not sum(weights) > 0:
+        possible = len(weights) == len(self.widths) and min(weights) >= 0
+        if not possible or not 0 < sum(weights) < math.inf:
             raise ValueError(
                 f"weights: expected a number of at least 0 for each of {list(bits)}, got "
                 f"{weights!r}."
@@ -82,7 +84,7 @@ class OnceQAT(nn.Layer):
         self.objective, self.distillation = objective, distillation
         self.bits = self.widths[0]
         self._alone: int | None = None
-        self._teacher: Tensor | None = None
+        self._teacher: list[Tensor] = []  # in a list: as an attribute it would become a buffer
         self._ran: tuple[int, ...] = ()  # widths of the last forward pass in training
         self._draws = random.Random(0)
         self.drawn = self.widths  # of the step
@@ -125,22 +127,22 @@ class OnceQAT(nn.Layer):
             self.train_at(None)
             self.set_bits(before)
 
-    def forward(self, *inputs: object) -> object:
+    def forward(self, *inputs: object, **named: object) -> object:
         """In evaluation what the model gives at the present width; in training a list of outputs,
         those of the highest width first, then of the next. Of a model that gives its losses by
         name, as PaddleDetection's do, one dictionary: `loss`, the weighted mean over the widths,
         and `loss_w8`, `loss_w4`, ..."""
         if not self.training:
-            return self.model(*inputs)
+            return self.model(*inputs, **named)
         if self._alone is not None:
             self._ran = (self._alone,)
-            return self.model(*inputs)
+            return self.model(*inputs, **named)
         self.draw(self._draws)
         self._ran = self.drawn
         before, outputs = self.bits, []
         for bits in self._ran:
             self.set_bits(bits)
-            found = self.model(*inputs)
+            found = self.model(*inputs, **named)
             outputs += found if isinstance(found, (list, tuple)) else [found]
         self.set_bits(before)
         return self._one_dict(outputs) if isinstance(outputs[0], dict) else outputs
@@ -204,9 +206,9 @@ class OnceQAT(nn.Layer):
         """
         if self.distillation:
             if bits == self.widths[0]:
-                self._teacher = logits.detach()
+                self._teacher = [logits.detach()]
             else:
-                losses = [*losses, self.distillation * _divergence(logits, self._teacher)]
+                losses = [*losses, self.distillation * _divergence(logits, *self._teacher)]
         return [self.weights[bits] * loss for loss in losses]
 
 

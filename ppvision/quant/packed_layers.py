@@ -31,7 +31,7 @@ from ppvision.quant.layered_state import (
     layered_state,
     layers_by_path,
 )
-from ppvision.quant.quanters import LayeredActivationQuanterLayer, rounding_range
+from ppvision.quant.quanters import LayeredActivationQuanterLayer, nearest, rounding_range
 
 
 class _Tables:
@@ -137,7 +137,7 @@ class FixedActivation(nn.Layer):
         self.register_buffer("step", paddle.to_tensor(np.float32(step)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.step * paddle.clip(paddle.round(x / self.step), self.low, self.high)
+        return self.step * paddle.clip(nearest(x / self.step), self.low, self.high)
 
 
 def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool = True) -> nn.Layer:

@@ -384,6 +384,15 @@ def _rows(weight: Tensor, axis: int) -> np.ndarray:
 # -- activations -----------------------------------------------------------------------------------
 
 _KEPT_VALUES = 1 << 16  # of each batch, for the initial steps
+_KEPT_IN_ALL = 1 << 20  # of all batches: 4 MiB
+
+
+def nearest(x: Tensor) -> Tensor:
+    """The nearest whole number, halves upwards; of any shape.
+
+    Not `paddle.round`, whose oneDNN kernel would take most of an exported model's time.
+    """
+    return paddle.floor(x + 0.5)
 
 
 class _Rounding(PyLayer):
@@ -396,13 +405,13 @@ class _Rounding(PyLayer):
         """`learning` is a factor of the step's gradient."""
         ctx.save_for_backward(x, step, learning)
         ctx.low, ctx.high = low, high
-        return step * paddle.clip(paddle.round(x / step), low, high)
+        return step * paddle.clip(nearest(x / step), low, high)
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, learning = ctx.saved_tensor()
         u = x / step
-        q = paddle.clip(paddle.round(u), ctx.low, ctx.high)
+        q = paddle.clip(nearest(u), ctx.low, ctx.high)
         inside = paddle.logical_and(u >= ctx.low, u <= ctx.high).astype(gradient.dtype)
         of_step = (gradient * (q - u * inside)).sum().reshape(step.shape)
         gradients = gradient * inside, learning * of_step, learning
@@ -437,7 +446,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         self.register_buffer(self._step_name, paddle.zeros([count]))
         self.register_buffer("signed", paddle.zeros([1]))
         self.calibrating = False
-        self._seen: list[np.ndarray] = []
+        self._seen, self._thinned = np.zeros(0, np.float32), 1
         self._is_set: bool | None = None  # not known
 
     @property
@@ -453,7 +462,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
     @property
     def saw_nothing(self) -> bool:
         """Whether calibration has not reached this quanter."""
-        return self.calibrating and not self._seen
+        return self.calibrating and not len(self._seen)
 
     def set_bits(self, bits: int) -> None:
         self.bits = bits
@@ -487,8 +496,10 @@ class LayeredActivationQuanterLayer(BaseQuanter):
 
     def _see(self, x: Tensor) -> None:
         values = x.detach().astype("float32").numpy().reshape(-1)
-        stride = max(1, len(values) // _KEPT_VALUES)
-        self._seen.append(values[::stride])
+        stride = self._thinned * max(1, len(values) // _KEPT_VALUES)
+        self._seen = np.concatenate([self._seen, values[::stride]])
+        if len(self._seen) > _KEPT_IN_ALL:  # of each picture less, so that all count alike
+            self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
 
     def calibrated(self) -> None:
         """Set the steps by what was seen since; the same on every rank (rank 0's).
@@ -497,9 +508,9 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             ValueError: nothing was seen.
         """
         self.calibrating = False
-        if not self._seen:
+        if not len(self._seen):
             raise ValueError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
-        values, self._seen = np.concatenate(self._seen), []
+        values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
         steps = [rounding_step(values, bits, signed) for bits in self.range.widths]
         self.signed.set_value(np.float32([signed]))

@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 from ppvision.dashboard import write_comparison
 from ppvision.deploy import Predictor
 from ppvision.deploy.bench import bench_exported
+from ppvision.deploy.export import may_be_replaced
 from ppvision.deploy.manifest import read_manifest
 from ppvision.environment import machine
+from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed_layers import pack_model
 from ppvision.tasks.quantization import ModelWithWidths
 
@@ -38,7 +41,8 @@ def export_widths(
         model_path: a checkpoint of once-QAT, a layered model, or float weights with a slim_config.
         folder: gets `w8`, `w4`, ... (see `export_model`), `widths.csv`, and a VisualDL record for
             each width under `vdl`, whose page of settings shows the same table.
-        bits: widths.
+        bits: widths. Those of an earlier export that are not among them are removed: they may be
+            of another model.
         input_shape, output_op, model_format: see `export_model`.
         evaluate: whether to score each export on the val split.
 
@@ -49,8 +53,10 @@ def export_widths(
     Raises:
         ConfigError, ValueError: a model in float, a width that is not there.
         ParityError: an export gives other numbers than the model at its width.
+        FileExistsError: the folder holds other files.
     """
     folder, widths = Path(folder), sorted(set(bits), reverse=True)
+    _check_folder(folder)
     state = job.state(model_path, widths[0])
     for k in widths:
         state.check_bits(k)
@@ -84,9 +90,28 @@ def export_widths(
             "load_s": round(_load_seconds(exported), 2),
         }
         rows.append(row)
+    for old in _exports(folder):
+        if old not in folders:
+            logger.info(f"export: removing {old}, of an earlier export")
+            shutil.rmtree(old)
     _write_table(folder / TABLE, rows)
     write_comparison(folder / "vdl", {f"w{row['bits']}": row for row in rows})
     return rows
+
+
+def _exports(folder: Path) -> list[Path]:
+    return [path for k in range(1, MAX_BITS + 1) if (path := folder / f"w{k}").exists()]
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `FileExistsError` where something else than an earlier export would be mixed with."""
+    present = list(folder.iterdir()) if folder.is_dir() else []
+    ours = [folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))]
+    if other := sorted(path.name for path in present if path not in ours):
+        raise FileExistsError(
+            f"export --bits: expected a new or empty folder, or an earlier export at widths, got "
+            f"{folder}, which holds {', '.join(other[:5])}. Name another one with --save_dir."
+        )
 
 
 def _load_seconds(folder: Path) -> float:

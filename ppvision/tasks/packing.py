@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.layered_layers import LayeredNorm
+from ppvision.quant.layered_model import check_output
 from ppvision.quant.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.prediction import list_images
+from ppvision.tasks.prediction import list_images, read_rgb
 from ppvision.tasks.quantization import ModelWithWidths, has_quanters
 from ppvision.zoo.weights import read_weights
 
@@ -50,6 +51,7 @@ def pack_checkpoint(
             calibration.
         FileExistsError: the folder holds something else than a layered model.
     """
+    check_output(output)
     quanters = has_quanters(read_weights(model_path))
     if ptq and quanters:
         raise ConfigError(f"--ptq: expected float weights, got {model_path}, which has quanters.")
@@ -79,7 +81,7 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
                 "whose steps come from them."
             )
         return
-    chosen = [path for path, _ in list_images(pictures)]
+    chosen = [path for path, _ in list_images(pictures, "--calibration")]
     places = np.linspace(0, len(chosen) - 1, min(len(chosen), CALIBRATION_PICTURES)).astype(int)
     chosen = [chosen[place] for place in places]
     logger.info(f"calibration: {len(chosen)} pictures of {pictures}")
@@ -112,29 +114,44 @@ def _set_activations(once: OnceQAT) -> None:
 
 def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what: str) -> None:
     for path in tqdm(pictures, desc=what, unit="img", disable=None):
+        read_rgb(path)  # says what is wrong with a picture that does not read
         job.predict_image(model, path)
 
 
 def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> None:
-    """BatchNorm's statistics anew: the mean over what the norms see while `run` runs.
+    """BatchNorm's statistics anew: mean and variance over all that the norms see.
 
-    Meanwhile each norm uses the statistics of the batch, so that those behind it see what they will
-    see when all are set.
+    What a norm sees depends on those before it. So the pictures are shown twice. In the first round
+    every norm works with the statistics of the pictures so far; in the second with those of all
+    pictures, and what it sees then counts. (Statistics of one picture alone would not do: behind
+    global pooling that is one pixel, which has no variance.)
 
     Args:
-        norms: of a model at one width, in evaluation mode.
-        run: shows pictures to the model.
+        norms: of a model at one width.
+        run: shows pictures to the model in evaluation mode.
     """
-    sums: dict[int, list[np.ndarray | int]] = {}
+    _see_and_set(norms, run, at_once=True)
+    _see_and_set(norms, run, at_once=False)
+
+
+def _see_and_set(norms: Sequence[nn.Layer], run: Callable[[], None], *, at_once: bool) -> None:
+    """Show the pictures and set the statistics: after each of them, or behind the last."""
+    sums: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
 
     def see(norm: nn.Layer, inputs: tuple) -> None:
-        norm.training = True  # `run` may have set the model to evaluation
         x = inputs[0].astype("float32")
         channels = x.ndim - 1 if norm._data_format[-1] == "C" else 1
         axes = [axis for axis in range(x.ndim) if axis != channels]
         mean, square = x.mean(axis=axes).numpy(), paddle.square(x).mean(axis=axes).numpy()
-        known = sums.setdefault(id(norm), [0.0, 0.0, 0])
-        known[0], known[1], known[2] = known[0] + mean, known[1] + square, known[2] + 1
+        known = sums.get(id(norm), (0.0, 0.0, 0))
+        sums[id(norm)] = known[0] + mean, known[1] + square, known[2] + 1
+        if at_once:
+            set_statistics(norm)
+
+    def set_statistics(norm: nn.Layer) -> None:
+        mean, square, count = sums[id(norm)]
+        norm._mean.set_value(mean / count)
+        norm._variance.set_value(np.maximum(square / count - (mean / count) ** 2, 0.0))
 
     hooks = [norm.register_forward_pre_hook(see) for norm in norms]
     try:
@@ -143,8 +160,5 @@ def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> N
         for hook in hooks:
             hook.remove()
     for norm in norms:
-        norm.training = False
-        if id(norm) in sums:
-            mean, square, count = sums[id(norm)]
-            norm._mean.set_value(mean / count)
-            norm._variance.set_value(np.maximum(square / count - (mean / count) ** 2, 0.0))
+        if id(norm) in sums:  # not an auxiliary head's
+            set_statistics(norm)

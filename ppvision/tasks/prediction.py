@@ -39,13 +39,14 @@ def read_rgb(path: str | Path) -> np.ndarray:
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
-def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
-    """Pictures of `--image_path`, each with the name of its result.
+def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tuple[Path, str]]:
+    """Pictures of a flag's path, each with the name of its result.
 
     Args:
         image_path: a picture, a folder (searched deeply), or a list file: one picture a line,
             relative to the list; what follows a space, tab or comma, such as a label, is left out
             (see `listed_labels`).
+        flag: for messages.
 
     Returns:
         `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
@@ -57,7 +58,7 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
     """
     path = Path(image_path)
     if not path.exists():
-        raise FileNotFoundError(f"--image_path: expected a file or folder, found none at {path}.")
+        raise FileNotFoundError(f"{flag}: expected a file or folder, found none at {path}.")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
         found = [(p, p.relative_to(path)) for p in files]
@@ -68,11 +69,11 @@ def list_images(image_path: str | Path) -> list[tuple[Path, str]]:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"--image_path: expected a picture, a folder or a text file, got {path}."
+                f"{flag}: expected a picture, a folder or a text file, got {path}."
             ) from error
         found = [(path.parent / n, Path(n)) for n in (_picture_of(path, li) for li in lines) if n]
     if not found:
-        raise ValueError(f"--image_path: expected pictures, found none in {path}.")
+        raise ValueError(f"{flag}: expected pictures, found none in {path}.")
     return list(zip([p for p, _ in found], _result_names([n for _, n in found]), strict=True))
 
 

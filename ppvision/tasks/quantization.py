@@ -19,6 +19,7 @@ result, and SDN's fusions stay at 8 bits unless `layers` names them.
 
 import copy
 import logging
+import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,6 +70,8 @@ def check_slim_config(options: object) -> None:
         )
     check_keys(options, KEYS, "slim_config")
     check_number(options, "distillation", "slim_config", low=0)
+    if math.isinf(options.get("distillation", 0.0)):
+        raise ConfigError("config: slim_config.distillation: expected a finite number, got inf.")
     for key, kinds, what in (
         ("activations", bool, "true or false"),
         ("bits", list, "a list of widths such as [8, 4, 2]"),
@@ -77,7 +80,8 @@ def check_slim_config(options: object) -> None:
         value = options.get(key, _DEFAULTS[key])
         numbers = value if isinstance(value, list) else []
         if not isinstance(value, kinds) or not all(
-            isinstance(n, int | float) and not isinstance(n, bool) for n in numbers
+            isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)
+            for n in numbers
         ):
             place = options.place(key) if isinstance(options, Located) else ""
             raise ConfigError(f"config{place}: slim_config.{key}: expected {what}, got {value!r}.")
@@ -90,10 +94,12 @@ def check_slim_config(options: object) -> None:
             )
     for key in ("types", "layers"):
         rules = options.get(key, {})
-        if not isinstance(rules, dict) or not all(isinstance(r, dict) for r in rules.values()):
+        if not isinstance(rules, dict) or not all(
+            isinstance(name, str) and isinstance(rule, dict) for name, rule in rules.items()
+        ):
             raise ConfigError(
                 f"config: slim_config.{key}: expected a rule such as {{min_bits: 4}} under each "
-                f"name, got {rules!r}."
+                f"name (a number as a name in quotes), got {rules!r}."
             )
 
 

@@ -129,6 +129,11 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
                 f"{path}: expected sha256 {card.sha256}, got {found}. Install ppvision again."
             )
     path = Path(path)
+    if (path / "manifest.json").is_file():
+        raise WeightsError(
+            f"{path}: expected a file of weights, got a layered model, which `eval`, `predict` and "
+            "`export` take. Training starts from a checkpoint or float weights."
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"weights: expected a file or a name of the zoo, got {str(path)!r}. "

@@ -1,0 +1,174 @@
+"""Calibration by pictures: steps of activations, BatchNorm's statistics, what is refused."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+import yaml
+from paddle import nn
+
+from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
+from ppvision.quant import OnceQAT
+from ppvision.quant.layered_state import layered_state
+from ppvision.quant.quanters import rounding_step
+from ppvision.tasks import open_job, packing
+from ppvision.tasks.packing import estimate_statistics, pack_checkpoint
+from tests.conftest import classification_config
+
+BITS = (8, 4, 2)
+EPSILON = 1e-5
+
+
+def pictures(count: int = 6) -> list[np.ndarray]:
+    """float64 `[3, 5, 7]` each, of different means, so that one alone tells little of all."""
+    rng = np.random.default_rng(0)
+    return [rng.normal(rng.normal(0, 2, (3, 1, 1)), 1, (3, 5, 7)) for _ in range(count)]
+
+
+def shown_to(model: nn.Layer, images: list[np.ndarray]) -> None:
+    model.eval()
+    with paddle.no_grad():
+        for image in images:
+            model(paddle.to_tensor(image[None], "float32"))
+
+
+def test_statistics_are_those_of_all_pictures():
+    """Of a norm behind another one and behind global pooling as well, by NumPy in float64."""
+    first, second = nn.BatchNorm2D(3), nn.BatchNorm2D(3)
+    first.weight.set_value(np.float32([0.5, 1, 2]))
+    first.bias.set_value(np.float32([1, 0, -1]))
+    net = nn.Sequential(first, nn.AdaptiveAvgPool2D(1), second)
+    images = pictures()
+    estimate_statistics([first, second], lambda: shown_to(net, images))
+
+    def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Over all but axis 1 of `[count, C, ...]`."""
+        axes = (0, *range(2, values.ndim))
+        return values.mean(axes), values.var(axes)
+
+    x = np.stack(images)
+    mean, variance = moments(x)
+    np.testing.assert_allclose(first._mean.numpy(), mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(first._variance.numpy(), variance, rtol=1e-4)
+    shape = (3, 1, 1)
+    weight, bias = np.array([0.5, 1, 2]).reshape(shape), np.array([1, 0, -1]).reshape(shape)
+    x = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + EPSILON) * weight + bias
+    mean, variance = moments(x.mean((2, 3)))
+    np.testing.assert_allclose(second._mean.numpy(), mean, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(second._variance.numpy(), variance, rtol=1e-3)
+
+
+def test_a_deep_network_gets_the_statistics_of_one_batch():
+    """Six norms, each behind the others: what a batch of all pictures gives, to a few percent."""
+    paddle.seed(3)
+    layers = []
+    for _ in range(6):
+        layers += [nn.Conv2D(3, 3, 3, padding=1), nn.BatchNorm2D(3), nn.ReLU()]
+    net = nn.Sequential(*layers)
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2D)]
+    images = pictures(60)
+    net.train()
+    for norm in norms:
+        norm._momentum = 0.0  # the batch's own
+    with paddle.no_grad():
+        net(paddle.to_tensor(np.stack(images), "float32"))
+    expected = [(norm._mean.numpy(), norm._variance.numpy()) for norm in norms]
+    for norm in norms:
+        norm._mean.set_value(paddle.zeros([3]))
+        norm._variance.set_value(paddle.ones([3]))
+    estimate_statistics(norms, lambda: shown_to(net, images))
+    for norm, (mean, variance) in zip(norms, expected, strict=True):
+        np.testing.assert_allclose(norm._mean.numpy(), mean, rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(norm._variance.numpy(), variance, rtol=0.1)
+
+
+@pytest.fixture
+def calibrated(tmp_path, monkeypatch):
+    """A small model at three widths with rounded activations, calibrated; and its pictures."""
+    paddle.seed(1)
+    net = nn.Sequential(nn.Conv2D(3, 4, 3), nn.Conv2D(4, 5, 1), nn.BatchNorm2D(5))
+    rules = {"0": {"activations": False}}
+    config = slim_quant_config(net, bits=BITS, activations=True, layers=rules)
+    once = OnceQAT(LayeredQAT(config).quantize(net), BITS)
+    images = {}
+    for number, image in enumerate(pictures()):
+        path = tmp_path / f"{number}.png"
+        path.touch()
+        images[path] = image
+    monkeypatch.setattr(packing, "read_rgb", lambda path: None)
+
+    def predict(model: nn.Layer, path: Path) -> None:
+        shown_to(model, [images[path]])
+
+    packing._calibrate(SimpleNamespace(predict_image=predict), once, tmp_path)
+    return once, list(images.values())
+
+
+def hidden(once: OnceQAT, images: list[np.ndarray], bits: int) -> list[np.ndarray]:
+    """What the second layer reads while the weights are at a width."""
+    arrays = layered_state(once.model, BITS).state_dict(bits)
+    weight, bias = (paddle.to_tensor(arrays[f"0.{name}"]) for name in ("weight", "bias"))
+    return [F.conv2d(paddle.to_tensor(x[None], "float32"), weight, bias).numpy() for x in images]
+
+
+def test_steps_of_activations_are_the_best_at_each_width(calibrated):
+    """For what the layer reads while the weights are at the highest."""
+    once, images = calibrated
+    values = np.concatenate([x.ravel() for x in hidden(once, images, 8)])
+    quanter = once.model[1].activation_quanter
+    expected = [rounding_step(values, bits, signed=True) for bits in BITS]
+    np.testing.assert_allclose(quanter.steps(), expected, rtol=1e-5)
+
+
+def test_statistics_are_those_of_their_width(calibrated):
+    once, images = calibrated
+    found = layered_state(once.model, BITS)
+    for bits in BITS[1:]:  # the highest keeps those of the float model
+        once.set_bits(bits)
+        once.eval()
+        with paddle.no_grad():
+            seen = [
+                once.model[1](once.model[0](paddle.to_tensor(x[None], "float32"))).numpy()
+                for x in images
+            ]
+        x = np.concatenate(seen)
+        arrays = found.statistics[bits]
+        np.testing.assert_allclose(arrays["2._mean"], x.mean((0, 2, 3)), rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(arrays["2._variance"], x.var((0, 2, 3)), rtol=1e-3)
+
+
+def test_the_folder_and_the_pictures_are_named(tmp_path, crops, weights_of_resnet, capsys):
+    job, weights = weights_of_resnet
+    (tmp_path / "empty").mkdir()
+    for folder, says in (
+        (tmp_path / "empty", "--calibration: expected pictures, found none"),
+        (tmp_path / "missing", "--calibration: expected a file or folder, found none"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=says):
+            pack_checkpoint(job(), weights, tmp_path / "out", ptq=True, calibration=folder)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"a\.png"):
+        pack_checkpoint(job(), weights, tmp_path / "out", ptq=True, calibration=broken)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "mine.txt").touch()
+    with pytest.raises(FileExistsError, match="an earlier layered model"):
+        pack_checkpoint(job(), weights, other, ptq=True, calibration=broken)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def weights_of_resnet(tmp_path, crops):
+    content = classification_config(crops)
+    content["model"] = {"type": "resnet20", "num_classes": 3}
+    content["slim_config"] = {"bits": [8, 4], "activations": True}
+    config = tmp_path / "job.yml"
+    config.write_text(yaml.safe_dump(content))
+    weights = tmp_path / "float.pdparams"
+    paddle.save(open_job(config).float_model.state_dict(), str(weights))
+    return lambda: open_job(config), weights
