@@ -5,6 +5,7 @@
 #   bash scripts/test.sh --all                also the tests that need nginx and Chromium, which
 #                                             are installed with apt-get when run as root
 #   bash scripts/test.sh [--all] -k doctor    other arguments go to pytest
+#                                             (-n 0: in one process, for a debugger)
 set -euo pipefail
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -31,4 +32,5 @@ python -m ruff format --check --quiet . || {
   echo "test: expected formatted files; run: .venv/bin/ruff format ." >&2
   exit 1
 }
-exec python -m pytest "${select[@]}" "$@"
+# Two processes: most tests keep one core busy. Those of a file stay together, for their fixtures.
+exec python -m pytest -n 2 --dist loadfile "${select[@]}" "$@"

@@ -235,7 +235,7 @@ def test_manifest_describes_the_files(tmp_path):
 
 
 def test_deployed_graph_holds_no_more_than_it_gives(tmp_path):
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     assert (folder / "model.json").read_text().count('"1.fetch"') == 1
 
 
@@ -266,7 +266,7 @@ def test_modes_come_back_after_a_failure(tmp_path):
     model.norm.eval()
     model.forward_mode = None
     with pytest.raises(ParityError):
-        export_model(model, tmp_path / "net", input_shape=[1, 3, 16, 16])
+        export_model(model, tmp_path / "net", input_shape=[1, 3, 48, 48])
     assert model.training
     assert not model.norm.training
 
@@ -301,7 +301,7 @@ def test_a_wrong_output_op_behind_right_logits(
     monkeypatch.setattr(module, output_op, wrong)
     with pytest.raises(ParityError, match=message):
         export_model(
-            Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op=output_op, format=format
+            Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op=output_op, format=format
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -321,14 +321,14 @@ def _lie(monkeypatch, liar: bool) -> None:
 def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):
     _lie(monkeypatch, False)
     with pytest.raises(ParityError, match="Inference without oneDNN"):
-        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op="none")
+        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_numbers_with_onednn_turn_it_off_aloud(tmp_path, monkeypatch):
     _lie(monkeypatch, True)
     with pytest.warns(UserWarning, match="with oneDNN.* differs.*runs without oneDNN"):
-        folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16], output_op="none")
+        folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert manifest(folder)["onednn"] is False
     assert manifest(folder)["max_error_to_eager"] < 1e-3
 
@@ -343,7 +343,7 @@ def test_onednns_align_corners_fault_is_noticed(tmp_path):
             )
 
     with pytest.warns(UserWarning, match="with oneDNN.* differs"):
-        folder = export_model(Enlarges(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+        folder = export_model(Enlarges(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     with pytest.warns(UserWarning, match="gave other numbers when this was exported"):
         predictor = Predictor(folder)
     assert predictor.onednn is False
@@ -365,16 +365,16 @@ def test_untraceable_model(tmp_path):
 
 
 def test_a_failed_export_keeps_the_earlier_one(tmp_path):
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(ParityError):
-        export_model(Lies(), folder, input_shape=[1, 3, 16, 16])
+        export_model(Lies(), folder, input_shape=[1, 3, 48, 48])
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
 def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     replace, renamed = Path.replace, []
 
@@ -386,7 +386,7 @@ def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        export_model(Net(), folder, input_shape=[1, 3, 20, 20])
+        export_model(Net(), folder, input_shape=[1, 3, 40, 40])
     assert "final" in renamed
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
@@ -395,7 +395,7 @@ def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
 @pytest.mark.parametrize("where", ["before", "between"])
 def test_what_a_killed_export_left_is_cleared(tmp_path, where):
     """Killed before its two renames, or between them, when the earlier export stands aside."""
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     left = tmp_path / ".net.ppvision-partial"
     (left / "final").mkdir(parents=True)
@@ -403,7 +403,7 @@ def test_what_a_killed_export_left_is_cleared(tmp_path, where):
     if where == "between":
         folder.rename(left / "old")
     with pytest.raises(ParityError):
-        export_model(Lies(), folder, input_shape=[1, 3, 16, 16])
+        export_model(Lies(), folder, input_shape=[1, 3, 48, 48])
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
@@ -418,16 +418,16 @@ def test_the_work_folder_has_one_name(tmp_path, monkeypatch):
 
     monkeypatch.setattr("ppvision.deploy.export.compare", killed)
     with pytest.raises(KeyboardInterrupt):
-        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+        export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     assert used == [tmp_path / ".net.ppvision-partial" / "final"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_export_is_replaced(tmp_path):
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
-    export_model(Net(6), folder, input_shape=[1, 3, 20, 20], format="onnx")
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
+    export_model(Net(6), folder, input_shape=[1, 3, 40, 40], format="onnx")
     assert {p.name for p in folder.iterdir()} == {"model.onnx", "deploy.yaml"}
-    assert manifest(folder)["input_shape"] == [1, 3, 20, 20]
+    assert manifest(folder)["input_shape"] == [1, 3, 40, 40]
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
 
 
@@ -438,13 +438,13 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path, files):
     for name in files:
         (folder / name).write_text("mine")
     with pytest.raises(FileExistsError, match="other files"):
-        export_model(Net(), folder, input_shape=[1, 3, 16, 16])
+        export_model(Net(), folder, input_shape=[1, 3, 48, 48])
     assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(files, "mine")
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "net").mkdir()
-    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 16, 16])
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     assert (folder / "deploy.yaml").is_file()
 
 
@@ -472,14 +472,14 @@ def test_a_comparison_that_cannot_fail_is_said_aloud(tmp_path):
     model.up.weight.set_value(model.up.weight * 1e-6)
     model.up.bias.set_value(model.up.bias * 0)
     with pytest.warns(UserWarning, match="cannot fail"):
-        export_model(model, tmp_path / "net", input_shape=[1, 3, 16, 16])
+        export_model(model, tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
 def test_not_finite_models_are_refused(tmp_path):
     model = Net()
     model.up.bias.set_value(paddle.full([4], float("nan")))
     with pytest.raises(ValueError, match="not finite"):
-        export_model(model, tmp_path / "net", input_shape=[1, 3, 16, 16])
+        export_model(model, tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
 @pytest.mark.parametrize(
@@ -502,13 +502,13 @@ def test_not_finite_models_are_refused(tmp_path):
 )
 def test_arguments_that_do_not_fit(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
-        export_model(Net(), tmp_path / "net", **{"input_shape": [1, 3, 16, 16], **arguments})
+        export_model(Net(), tmp_path / "net", **{"input_shape": [1, 3, 48, 48], **arguments})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_argmax_of_one_class(tmp_path):
     with pytest.raises(ValueError, match="at least 2 classes"):
-        export_model(Net(1), tmp_path / "net", input_shape=[1, 3, 16, 16])
+        export_model(Net(1), tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
 def test_paddleseg_model(tmp_path):
