@@ -60,38 +60,38 @@ MEAN, STD = np.float32([125.3, 123.0, 113.9]), np.float32([63.0, 62.1, 66.7])  #
 # -- three ways to group the tokens of a map ------------------------------------------------------
 
 
-def rows_of(x: Tensor, interlaced: bool) -> Tensor:
-    """Groups of SIZE rows. `[B, C, H, W]` -> `[B*N, C, SIZE*W]`."""
+def rows_of(x: Tensor, interlaced: bool, size: int) -> Tensor:
+    """Groups of `size` rows. `[B, C, H, W]` -> `[B*N, C, size*W]`."""
     batch, channels, height, width = x.shape
-    count = height // SIZE
-    split = [batch, channels, *((SIZE, count) if interlaced else (count, SIZE)), width]
+    count = height // size
+    split = [batch, channels, *((size, count) if interlaced else (count, size)), width]
     order = [0, 3, 1, 2, 4] if interlaced else [0, 2, 1, 3, 4]
-    return x.reshape(split).transpose(order).reshape([batch * count, channels, SIZE * width])
+    return x.reshape(split).transpose(order).reshape([batch * count, channels, size * width])
 
 
-def map_of_rows(groups: Tensor, interlaced: bool, height: int, width: int) -> Tensor:
+def map_of_rows(groups: Tensor, interlaced: bool, height: int, width: int, size: int) -> Tensor:
     """The inverse of `rows_of`."""
-    channels, count = groups.shape[1], height // SIZE
-    x = groups.reshape([-1, count, channels, SIZE, width])  # [B, N, C, s, W]
+    channels, count = groups.shape[1], height // size
+    x = groups.reshape([-1, count, channels, size, width])  # [B, N, C, s, W]
     x = x.transpose([0, 2, 3, 1, 4] if interlaced else [0, 2, 1, 3, 4])
     return x.reshape([-1, channels, height, width])
 
 
-def windows_of(x: Tensor) -> Tensor:
-    """Windows of SIZE x SIZE. `[B, C, H, W]` -> `[B*windows, C, SIZE*SIZE]`."""
+def windows_of(x: Tensor, size: int) -> Tensor:
+    """Windows of `size` x `size`. `[B, C, H, W]` -> `[B*windows, C, size*size]`."""
     batch, channels, height, width = x.shape
-    x = x.reshape([batch, channels, height // SIZE, SIZE, width // SIZE, SIZE])
-    return x.transpose([0, 2, 4, 1, 3, 5]).reshape([-1, channels, SIZE * SIZE])
+    x = x.reshape([batch, channels, height // size, size, width // size, size])
+    return x.transpose([0, 2, 4, 1, 3, 5]).reshape([-1, channels, size * size])
 
 
-def map_of_windows(groups: Tensor, height: int, width: int) -> Tensor:
+def map_of_windows(groups: Tensor, height: int, width: int, size: int) -> Tensor:
     """The inverse of `windows_of`."""
     channels = groups.shape[1]
-    x = groups.reshape([-1, height // SIZE, width // SIZE, channels, SIZE, SIZE])
+    x = groups.reshape([-1, height // size, width // size, channels, size, size])
     return x.transpose([0, 3, 1, 4, 2, 5]).reshape([-1, channels, height, width])
 
 
-def shifted_mask(height: int, width: int, shift: int) -> Tensor:
+def shifted_mask(height: int, width: int, shift: int, size: int) -> Tensor:
     """Which tokens of a shifted window were no neighbours before the shift.
 
     Returns:
@@ -101,7 +101,7 @@ def shifted_mask(height: int, width: int, shift: int) -> Tensor:
     for axis, length in ((2, height), (3, width)):
         wrapped = (paddle.arange(length) >= length - shift).astype("float32")
         region += wrapped.reshape([-1, 1] if axis == 2 else [1, -1]) * (axis - 1)
-    tokens = windows_of(region)[:, 0]  # [windows, T]: 0 to 3, the parts that met by the shift
+    tokens = windows_of(region, size)[:, 0]  # [windows, T]: 0 to 3, the parts that met by the shift
     return (tokens.unsqueeze(1) != tokens.unsqueeze(2)).astype("float32").unsqueeze(1) * (
         MASKED_SCORE
     )
@@ -115,9 +115,12 @@ class GroupedAttention(nn.Layer):
         num_heads: an even number; pale and stripes give half of them to rows, half to columns.
         kind: of ATTENTIONS.
         shift: of the windows; 0 does not shift.
+        size: rows of a pale, side of a window, width of a stripe.
     """
 
-    def __init__(self, channels: int, num_heads: int, kind: str, shift: int = 0) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, kind: str, shift: int = 0, size: int = SIZE
+    ) -> None:
         super().__init__()
         self.query = SeparableConv(channels)
         self.key = SeparableConv(channels)
@@ -126,10 +129,11 @@ class GroupedAttention(nn.Layer):
         self.num_heads = num_heads
         self.kind = kind
         self.shift = shift
+        self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
-        below, right = -height % SIZE, -width % SIZE
+        below, right = -height % self.size, -width % self.size
         bias = None
         if below or right:
             real = F.pad(paddle.ones([1, 1, height, width]), [0, right, 0, below])
@@ -141,17 +145,19 @@ class GroupedAttention(nn.Layer):
 
     def _windows(self, parts: list[Tensor], bias: Tensor | None) -> Tensor:
         batch, _, height, width = parts[0].shape
-        shift = self.shift if min(height, width) > SIZE else 0  # one window: nothing to shift
+        size = self.size
+        shift = self.shift if min(height, width) > size else 0  # one window: nothing to shift
         if shift:
             parts = [paddle.roll(t, [-shift, -shift], axis=[2, 3]) for t in parts]
-        groups = [windows_of(t) for t in parts]
+        groups = [windows_of(t, size) for t in parts]
         if bias is not None:  # only a map of one window is padded
-            bias = windows_of(bias).unsqueeze(1)  # [windows, 1, 1, T]
+            bias = windows_of(bias, size).unsqueeze(1)  # [windows, 1, 1, T]
         elif shift:
-            bias = shifted_mask(height, width, shift)  # [windows, 1, T, T]
+            bias = shifted_mask(height, width, shift, size)  # [windows, 1, T, T]
         if bias is not None:
             bias = bias.tile([batch, 1, 1, 1])
-        out = map_of_windows(grouped_attention(*groups, self.num_heads, bias), height, width)
+        out = grouped_attention(*groups, self.num_heads, bias)
+        out = map_of_windows(out, height, width, size)
         return paddle.roll(out, [shift, shift], axis=[2, 3]) if shift else out
 
     def _bands(self, parts: list[Tensor], bias: Tensor | None) -> Tensor:
@@ -163,13 +169,13 @@ class GroupedAttention(nn.Layer):
             cut = [*cut] if bias is None else [*cut, bias]
             if branch == 1:
                 cut = [t.transpose([0, 1, 3, 2]) for t in cut]
-            groups = [rows_of(t, interlaced) for t in cut]
+            groups = [rows_of(t, interlaced, self.size) for t in cut]
             keys = None
             if bias is not None:
                 keys = groups.pop().unsqueeze(1).tile([batch, 1, 1, 1])  # [B*N, 1, 1, T]
             out = grouped_attention(*groups, self.num_heads // 2, keys)
             sides = (height, width) if branch == 0 else (width, height)
-            out = map_of_rows(out, interlaced, *sides)
+            out = map_of_rows(out, interlaced, *sides, self.size)
             branches.append(out if branch == 0 else out.transpose([0, 1, 3, 2]))
         return paddle.concat(branches, axis=1)
 

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.export import checked_shape, evaluation_mode, may_be_replaced, parameter_names
 from ppvision.deploy.graph import trace_detector, write_graph
+from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import engine_name, failing_as, in_one_line, open_runtime
 from ppvision.run_folder import replacing_folder
 
@@ -75,7 +76,8 @@ def export_detector(
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
-        with model.in_graphs():
+        in_form = pale_form(model.model, shape) if format == "paddle" else nullcontext()
+        with model.in_graphs(), in_form:
             graph = trace_detector(model, shape)
             write_graph(graph, None, raw, format)
             write_graph(graph, range(len(probes[0][1]) - RAW), final, format)

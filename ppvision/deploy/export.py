@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ppvision.deploy import parity
 from ppvision.deploy.comparison import compare, eager_probes, rounding_error
 from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.transforms import CenterCrop, Transforms
 from ppvision.quant.packed_layers import FixedActivation
 from ppvision.run_folder import replacing_folder
@@ -104,14 +105,15 @@ def export_model(
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
 
-        graph = trace(model, shape, output_op, every_output=task == "features")
         final = raw = work / "final"
-        if output_op == "none":
-            write_graph(graph, None, final, format)
-        else:
-            raw = work / "raw"
-            write_graph(graph, [0], raw, format)
-            write_graph(graph, [1], final, format)
+        with pale_form(model, shape) if format == "paddle" else nullcontext():
+            graph = trace(model, shape, output_op, every_output=task == "features")
+            if output_op == "none":
+                write_graph(graph, None, final, format)
+            else:
+                raw = work / "raw"
+                write_graph(graph, [0], raw, format)
+                write_graph(graph, [1], final, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))

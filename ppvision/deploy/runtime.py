@@ -9,9 +9,17 @@ import paddle
 from paddle import inference
 
 # Passes of the oneDNN pipeline that Paddle 3 gets wrong or that cost time; the rest is kept.
-# The first fails on the reshapes of attention ("type of outputs must be equal"); the second turns
-# Linear into an operator that has no oneDNN kernel (`benchmark/pointwise_layers.py` times it).
-_ONEDNN_PASSES_OFF = ("operator_reshape_onednn_fuse_pass", "matmul_add_act_fuse_pass")
+_ONEDNN_PASSES_OFF = (
+    # Fails on the reshapes of attention ("type of outputs must be equal").
+    "operator_reshape_onednn_fuse_pass",
+    # Turns Linear into an operator without a oneDNN kernel (`benchmark/pointwise_layers.py`).
+    "matmul_add_act_fuse_pass",
+    # Takes the grouping of `pale_form`, a reshape of five axes, for a shuffle of channels.
+    "shuffle_channel_detect_pass",
+    # Take away what `self_attention_fuse_pass` looks for.
+    "reshape_transpose_matmul_fuse_pass",
+    "matmul_transpose_reshape_fuse_pass",
+)
 
 # Pictures of which a backbone of stride 32 leaves one pixel. Where that is enlarged again, oneDNN's
 # kernels in Paddle 3.2 write beyond their memory.

@@ -1,0 +1,202 @@
+"""PS-Attention in another order of the same arithmetic: the form that exported graphs hold.
+
+The layer that is trained (`ppvision.nn.pale_attention`) is channel-first, pads maps to multiples of
+the pale size and masks what it padded. Where a graph's sizes are known, this is quicker on a CPU
+(`docs/performance.md` has every step's measurement):
+
+- nothing is padded: with padded keys masked and padded queries cut off, only the pixels of the
+  picture count, so that the first groups of rows have a row more than the others;
+- query, key and value are one depthwise convolution, with BatchNorm folded into it, and two grouped
+  pointwise ones, for the rows' half of the channels and for the columns';
+- 1 / sqrt(d) is in the query's weights;
+- groups are token-last, `[G, T, 3, heads, d]`, written such that Paddle Inference takes the whole
+  attention for one operator (`self_dp_attention`, of processors with AVX-512), which holds no
+  T x T scores.
+
+Weights stay as they are, under their own names: they are arranged by operations of the graph, which
+Paddle Inference folds once, when it loads.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppvision.nn import PaleAttention
+from ppvision.nn.pale_attention import SeparableConv
+from ppvision.quant.layered_layers import LayeredLayer
+from ppvision.quant.layered_state import layers_by_path
+
+
+@contextmanager
+def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[None]:
+    """The model with `PaleAttention` in the form for graphs, and as it was afterwards.
+
+    Args:
+        model: in evaluation mode.
+        input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
+
+    A layer of other arithmetic keeps its form: one whose padding takes part in the attention, or
+    one that is quantised and rounds activations.
+    """
+    changed = []
+    if input_shape[2] is not None and input_shape[3] is not None:
+        for _, parent, name, layer in list(layers_by_path(model)):
+            if isinstance(layer, PaleAttention) and _fits(layer):
+                parent._sub_layers[name] = GraphPaleAttention(layer)
+                changed.append((parent, name, layer))
+    try:
+        yield
+    finally:
+        for parent, name, layer in changed:
+            parent._sub_layers[name] = layer
+
+
+def _fits(attention: PaleAttention) -> bool:
+    projections = (attention.query, attention.key, attention.value)
+    return attention.mask_padding and all(
+        isinstance(projection, SeparableConv)
+        and all(_is_plain(projection[place]) for place in (0, 2))
+        and isinstance(projection[1], nn.BatchNorm2D)
+        for projection in projections
+    )
+
+
+def _is_plain(layer: nn.Layer) -> bool:
+    """A convolution of a float weight, or of packed codes, on its input as it comes."""
+    fixed = isinstance(layer, nn.Conv2D) and not isinstance(layer, LayeredLayer)
+    return fixed and getattr(layer, "activation", None) is None
+
+
+class GraphPaleAttention(nn.Layer):
+    """`PaleAttention` in evaluation mode, for a graph.
+
+    Args:
+        attention: whose weights it computes with, and which it becomes where a size of its input is
+            not known.
+
+    Shapes: `[B, C, H, W]` -> the same; any B, known H and W.
+    """
+
+    def __init__(self, attention: PaleAttention) -> None:
+        super().__init__()
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        if _has_known_size(x):
+            return self._attend(x)
+        return self.attention(x)
+
+    @paddle.jit.not_to_static  # sizes are numbers here, and the loops unroll
+    def _attend(self, x: Tensor) -> Tensor:
+        heads = self.attention.num_heads // 2
+        branches = []
+        for rows, qkv in zip((True, False), self._projected(x), strict=True):
+            size = self.attention.pale_size[0 if rows else 1]
+            sets = [grouped_attention(group, heads) for group in to_groups(qkv, size, rows)]
+            branches.append(from_groups(sets, x.shape[2], x.shape[3], rows))  # [B, C/2, H, W]
+        return self.attention.project(paddle.concat(branches, axis=1))  # [B, C, H, W]
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """q, k and v, `[B, 3C/2, H, W]`: of the half that attends in rows, and of the other."""
+        channels = x.shape[1]
+        half = channels // 2
+        scale = (channels // self.attention.num_heads) ** -0.5
+        depthwise, shift, weights, biases = [], [], [], []
+        for place, name in enumerate(("query", "key", "value")):
+            convolution, norm, pointwise = getattr(self.attention, name)
+            gain = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)  # [C]
+            depthwise.append(convolution.weight * gain.reshape([-1, 1, 1, 1]))  # [C, 1, 3, 3]
+            shift.append(norm.bias - norm._mean * gain)
+            factor = scale if place == 0 else 1.0
+            weights.append(pointwise.weight * factor)  # [C, C, 1, 1]
+            biases.append(pointwise.bias * factor)
+        tripled = F.conv2d(
+            paddle.concat([x] * 3, axis=1),  # [B, 3C, H, W]
+            paddle.concat(depthwise),
+            paddle.concat(shift),
+            padding=1,
+            groups=3 * channels,
+        )
+        return tuple(
+            F.conv2d(
+                tripled,
+                paddle.concat([weight[part] for weight in weights]),  # [3C/2, C, 1, 1]
+                paddle.concat([bias[part] for bias in biases]),
+                groups=3,
+            )
+            for part in (slice(None, half), slice(half, None))
+        )
+
+
+@paddle.jit.not_to_static
+def _has_known_size(x: Tensor) -> bool:
+    return x.shape[2] > 0 and x.shape[3] > 0
+
+
+def to_groups(qkv: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
+    """The tokens of each group of interlaced rows, or columns.
+
+    Args:
+        qkv: `[B, 3D, H, W]`.
+        pale_size: rows (columns) of a group, at most.
+        rows: whether rows are grouped.
+
+    Returns:
+        `[B, G, s, O, 3D]`, O the pixels of a line: G groups of s lines each. One such tensor, or,
+        where the number of lines is no multiple of the number of groups, two: the groups that have
+        a line more, then the others.
+    """
+    _, channels, height, width = qkv.shape
+    length, other = (height, width) if rows else (width, height)
+    count = -(-length // pale_size)
+    size, more = divmod(length, count)
+    if not more:
+        if rows:
+            split = qkv.reshape([-1, channels, size, count, other])  # [B, 3D, s, G, O]
+            return [split.transpose([0, 3, 2, 4, 1])]
+        split = qkv.reshape([-1, channels, other, size, count])  # [B, 3D, O, s, G]
+        return [split.transpose([0, 4, 3, 2, 1])]
+    lines = qkv.transpose([0, 2, 3, 1] if rows else [0, 3, 2, 1])  # [B, L, O, 3D]
+    shared = lines[:, : size * count].reshape([-1, size, count, other, channels])
+    last = lines[:, size * count :].unsqueeze(1)  # [B, 1, more, O, 3D]
+    longer = paddle.concat([shared[:, :, :more], last], axis=1)  # [B, s + 1, more, O, 3D]
+    return [part.transpose([0, 2, 1, 3, 4]) for part in (longer, shared[:, :, more:])]
+
+
+def grouped_attention(groups: Tensor, num_heads: int) -> Tensor:
+    """Attention among the tokens of each group; the scale is in the query.
+
+    Shapes: `[B, G, s, O, 3D]`, channels of q, k and v one after another -> `[B, G, s, O, D]`.
+    """
+    _, count, size, other, channels = groups.shape
+    depth = channels // 3 // num_heads
+    tokens = groups.reshape([-1, size * other, 3, num_heads, depth])  # [B*G, T, 3, heads, d]
+    tokens = tokens.transpose([2, 0, 3, 1, 4])
+    query, key, value = tokens[0], tokens[1], tokens[2]  # [B*G, heads, T, d] each
+    scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [B*G, heads, T, T]
+    out = paddle.matmul(F.softmax(scores, axis=-1), value)  # [B*G, heads, T, d]
+    return out.transpose([0, 2, 1, 3]).reshape([-1, count, size, other, channels // 3])
+
+
+def from_groups(sets: Sequence[Tensor], height: int, width: int, rows: bool) -> Tensor:
+    """Lines back in their places: the inverse of `to_groups`, for any number of channels.
+
+    Returns:
+        `[B, D, H, W]`.
+    """
+    shared = sets[0]
+    if len(sets) == 2:
+        longer, shorter = sets
+        shared = paddle.concat([longer[:, :, :-1], shorter], axis=1)  # [B, G, s, O, D]
+    count, size, other, channels = shared.shape[1:]
+    order = [0, 4, 2, 1, 3] if rows else [0, 4, 3, 2, 1]
+    x = shared.transpose(order)  # [B, D, s, G, O] or [B, D, O, s, G]
+    if len(sets) == 1:
+        return x.reshape([-1, channels, height, width])
+    last = longer[:, :, -1].transpose([0, 3, 1, 2] if rows else [0, 3, 2, 1])
+    if rows:
+        return paddle.concat([x.reshape([-1, channels, size * count, other]), last], axis=2)
+    return paddle.concat([x.reshape([-1, channels, other, size * count]), last], axis=3)

@@ -1,0 +1,109 @@
+"""The form of PS-Attention for graphs: the same numbers as the layer that is trained."""
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+import ppvision
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.pale_form import GraphPaleAttention, from_groups, pale_form, to_groups
+from ppvision.nn import PaleAttention
+
+SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    paddle.seed(3)
+
+
+def fresh(channels=16, heads=4, pale_size=7, **settings) -> PaleAttention:
+    """Weights, biases and statistics that are all different from their first values."""
+    layer = PaleAttention(channels, heads, pale_size, **settings)
+    generator = np.random.default_rng(0)
+    for name, tensor in layer.state_dict().items():
+        values = generator.normal(size=tensor.shape)
+        positive = name.endswith("_variance")
+        tensor.set_value((np.abs(values) + 0.5 if positive else values).astype("float32"))
+    layer.eval()
+    return layer
+
+
+def noise(*shape):
+    return paddle.to_tensor(np.random.default_rng(1).normal(size=shape).astype("float32"))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("pale_size", [7, (3, 4), 2])
+def test_same_numbers_as_the_layer(size, pale_size):
+    layer, x = fresh(pale_size=pale_size), noise(2, 16, *size)
+    with paddle.no_grad():
+        expected = layer(x).numpy()
+        found = GraphPaleAttention(layer)(x).numpy()
+    assert np.abs(found - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("length", range(1, 31))
+@pytest.mark.parametrize("rows", [True, False])
+def test_groups_are_interlaced_lines_and_go_back(length, rows):
+    """Of a map whose values are places: every group holds each N-th line, and no other."""
+    height, width = (length, 3) if rows else (3, length)
+    count = -(-length // 7)
+    line = np.arange(length)[:, None] if rows else np.arange(length)[None, :]
+    places = np.broadcast_to(line, (height, width)).astype("float32")
+    x = paddle.to_tensor(np.stack([places, 100 + places, 200 + places])[None])
+    sets = to_groups(x, 7, rows)
+    found = [group[..., 0] for part in sets for group in part.numpy()[0]]  # [s, O] each
+    assert [list(group[:, 0]) for group in found] == [
+        list(range(first, length, count)) for first in range(count)
+    ]
+    assert all((group == group[:, :1]).all() for group in found)
+    assert np.array_equal(from_groups(sets, height, width, rows).numpy(), x.numpy())
+
+
+def test_model_is_as_before_even_after_an_error():
+    model = ppvision.create_model("pale_nano", num_classes=3)
+    before = [(name, id(layer)) for name, layer in model.named_sublayers()]
+
+    def fail():
+        with pale_form(model, [1, 3, 32, 32]):
+            assert any(isinstance(layer, GraphPaleAttention) for layer in model.sublayers())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [(name, id(layer)) for name, layer in model.named_sublayers()] == before
+
+
+@pytest.mark.parametrize("shape", [[1, 3, None, 32], [1, 3, 32, None]])
+def test_sizes_that_are_free_keep_the_layer(shape):
+    model = ppvision.create_model("pale_nano", num_classes=3)
+    with pale_form(model, shape):
+        assert not any(isinstance(layer, GraphPaleAttention) for layer in model.sublayers())
+
+
+def test_padding_that_takes_part_keeps_the_layer():
+    model = nn.Sequential(fresh(mask_padding=False))
+    with pale_form(model, [1, 16, 32, 32]):
+        assert isinstance(model[0], PaleAttention)
+
+
+@pytest.mark.parametrize("size", [64, 50])
+def test_exported_and_eager_agree(tmp_path, size):
+    """At a size without padding in the first stages, and at one that pads everywhere."""
+    model = ppvision.create_model("pale_nano", num_classes=5)
+    model.eval()
+    folder = export_model(
+        model,
+        tmp_path / "net",
+        input_shape=[None, 3, size, size],
+        output_op="none",
+        task="classification",
+    )
+    x = noise(2, 3, size, size)
+    with paddle.no_grad():
+        expected = model(x).numpy()
+    for onednn in (True, False):
+        (found,) = Predictor(folder, use_onednn=onednn).run(x.numpy())
+        assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
