@@ -1,7 +1,6 @@
 """The command line: verbs to functions, nothing else."""
 
 import argparse
-import functools
 import logging
 import os
 import re
@@ -210,13 +209,13 @@ def predict(args: argparse.Namespace) -> int:
 
         predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
         task, names = predictor.manifest.task, predictor.manifest.classes
-        predictions = predictor
+        predictions = lambda path, image: predictor(image)  # noqa: E731
     else:
         if job is None:
             raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
         model = job.load(args.model_path, args.bits)
         task, names = job.content.get("task", "segmentation"), job.class_names
-        predictions = functools.partial(job.predict_image, model)
+        predictions = lambda path, image: job.predict_image(model, path)  # noqa: E731
     where = args.image_path, args.save_dir, names
     if task == "classification":
         failures = classify_to_folder(predictions, *where)

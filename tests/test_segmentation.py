@@ -526,7 +526,7 @@ def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeyp
 
     def predict(folder, **options):
         return predict_to_folder(
-            lambda p: read_label(truth[p]), path, tmp_path / folder, [], **options
+            lambda p, _: read_label(truth[p]), path, tmp_path / folder, [], **options
         )
 
     assert predict("with") == []  # a label that is missing is no failed prediction

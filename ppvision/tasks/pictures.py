@@ -12,6 +12,7 @@ from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
 CAPTION = 20  # pixels of height of a line of text
+COMPRESSION = 1  # of PNG's nine levels the quickest
 OVERLAY = 0.5  # weight of the class colours over the picture
 WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
@@ -160,21 +161,25 @@ def save_comparison(
     name: str,
 ) -> None:
     """Write `compared/<name>.png`, the `panel` of a picture whose label is known."""
-    path = folder / "compared" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(panel(image, label, prediction, ignore_index)).save(path)
+    save_picture(panel(image, label, prediction, ignore_index), folder / "compared", name)
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:
     """Write `overlay/<name>.png` and the class map `labels/<name>.png`: a palette PNG, or one of 16
     bits where a class is beyond 255."""
-    paths = {part: folder / part / f"{name}.png" for part in ("overlay", "labels")}
-    for path in paths.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(overlay(image, prediction)).save(paths["overlay"])
+    save_picture(overlay(image, prediction), folder / "overlay", name)
+    path = folder / "labels" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if prediction.max() > 255:
-        Image.fromarray(prediction.astype(np.uint16)).save(paths["labels"])
+        Image.fromarray(prediction.astype(np.uint16)).save(path)
         return
     classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
     classes.putpalette(PALETTE.ravel().tolist())
-    classes.save(paths["labels"])
+    classes.save(path)
+
+
+def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:
+    """Write a picture `[H, W, 3]` uint8 RGB as `<name>.png`."""
+    path = folder / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path, compress_level=COMPRESSION)

@@ -3,13 +3,13 @@
 import json
 import logging
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
@@ -17,11 +17,21 @@ from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
 from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
 from ppvision.run_folder import write_text
-from ppvision.tasks.pictures import detected, labelled, save_comparison, save_prediction
+from ppvision.tasks.pictures import (
+    detected,
+    labelled,
+    save_comparison,
+    save_picture,
+    save_prediction,
+)
 
 logger = logging.getLogger("ppvision")
 
+Prediction = np.ndarray | Classification | Detections
+Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
+
 SEPARATORS = " \t,"  # between a picture and its label in a list file
+AHEAD = 4  # pictures that are read before, or written after, the one in the model
 DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
@@ -114,7 +124,7 @@ def _result_names(names: list[Path]) -> list[str]:
 
 
 def predict_to_folder(
-    predict: Callable[[Path], np.ndarray],
+    predict: Callable[[Path, np.ndarray], np.ndarray],
     image_path: str | Path,
     folder: str | Path,
     class_names: list[str],
@@ -125,7 +135,7 @@ def predict_to_folder(
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
 
     Args:
-        predict: `(path) -> [H, W]` classes.
+        predict: `(path, pixels) -> [H, W]` classes; pixels are `[H, W, 3]` uint8 RGB.
         image_path: see `list_images`.
         folder: where results go.
         class_names: for the JSON's shares of pixels; empty for numbers.
@@ -136,29 +146,26 @@ def predict_to_folder(
     Returns:
         One line for every picture that could not be read or predicted.
     """
-    report = {}
     pictures = list_images(image_path)
     labels = {} if ignore_index is None else listed_labels(image_path)
 
-    def write(path: Path, name: str) -> None:
-        image, prediction = read_rgb(path), predict(path)
+    def write(path: Path, name: str, image: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
         save_prediction(image, prediction, Path(folder), name)
-        counts = np.bincount(prediction.ravel())
-        report[str(path)] = {
-            class_names[i] if class_names else str(i): round(int(n) / prediction.size, 6)
-            for i, n in enumerate(counts)
-            if n
-        }
         if path in labels:
             try:
                 label = _read_label(labels[path], prediction.shape)
                 _check_range(labels[path], label, ignore_index, num_classes)
+                save_comparison(image, label, prediction, ignore_index, Path(folder), name)
             except DataError as error:  # it is predicted all the same
                 logger.warning(f"no comparison: {error}")
-                return
-            save_comparison(image, label, prediction, ignore_index, Path(folder), name)
+        counts = np.bincount(prediction.ravel())
+        return {
+            class_names[i] if class_names else str(i): round(int(n) / prediction.size, 6)
+            for i, n in enumerate(counts)
+            if n
+        }
 
-    failures = _for_every_picture(pictures, write)
+    report, failures = _for_every_picture(pictures, predict, write)
     _write_report(folder, report)
     return failures
 
@@ -188,7 +195,7 @@ def _check_range(path: Path, label: np.ndarray, ignore_index: int, num_classes: 
 
 
 def classify_to_folder(
-    predict: Callable[[Path], Classification],
+    predict: Callable[[Path, np.ndarray], Classification],
     image_path: str | Path,
     folder: str | Path,
     class_names: list[str],
@@ -197,38 +204,34 @@ def classify_to_folder(
     its number, its probability and the five likeliest classes of every picture.
 
     Args:
-        predict: `(path) -> Classification`.
+        predict: `(path, pixels) -> Classification`.
         image_path, folder: as `predict_to_folder`.
         class_names: empty for numbers.
 
     Returns:
         One line for every picture that could not be read or predicted.
     """
-    report = {}
 
     def named(class_id: int) -> str:
         return class_names[class_id] if class_names else str(class_id)
 
-    def write(path: Path, name: str) -> None:
-        image, found = read_rgb(path), predict(path)
+    def write(path: Path, name: str, image: np.ndarray, found: Classification) -> dict[str, object]:
         entry = {"class": named(found.class_id), "class_id": found.class_id}
         if found.probabilities is not None:
             likeliest = np.argsort(-found.probabilities, kind="stable")[:5]
             shares = {named(int(k)): round(float(found.probabilities[k]), 6) for k in likeliest}
             entry |= {"probability": shares[entry["class"]], "top5": shares}
-        report[str(path)] = entry
-        picture = labelled(image, CLASSIFIED_SIDE, "", entry["class"])
-        target = Path(folder) / "overlay" / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(target)
+        shown = labelled(image, CLASSIFIED_SIDE, "", entry["class"])
+        save_picture(shown, Path(folder) / "overlay", name)
+        return entry
 
-    failures = _for_every_picture(list_images(image_path), write)
+    report, failures = _for_every_picture(list_images(image_path), predict, write)
     _write_report(folder, report)
     return failures
 
 
 def detect_to_folder(
-    predict: Callable[[Path], Detections],
+    predict: Callable[[Path, np.ndarray], Detections],
     image_path: str | Path,
     folder: str | Path,
     score: float = DRAWN_SCORE,
@@ -237,23 +240,19 @@ def detect_to_folder(
     (left, top, right, bottom in pixels) and mask (COCO's run lengths) of every object.
 
     Args:
-        predict: `(path) -> Detections`.
+        predict: `(path, pixels) -> Detections`.
         image_path, folder: as `predict_to_folder`.
         score: lowest of an object that is drawn; the JSON has all. Default 0.5.
 
     Returns:
         One line for every picture that could not be read or predicted.
     """
-    report = {}
 
-    def write(path: Path, name: str) -> None:
-        image, found = read_rgb(path), predict(path)
-        report[str(path)] = [_described(found, place) for place in range(len(found))]
-        target = Path(folder) / "overlay" / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(detected(image, found.above(score))).save(target)
+    def write(path: Path, name: str, image: np.ndarray, found: Detections) -> list[dict]:
+        save_picture(detected(image, found.above(score)), Path(folder) / "overlay", name)
+        return [_described(found, place) for place in range(len(found))]
 
-    failures = _for_every_picture(list_images(image_path), write)
+    report, failures = _for_every_picture(list_images(image_path), predict, write)
     _write_report(folder, report)
     return failures
 
@@ -273,16 +272,45 @@ def _described(found: Detections, place: int) -> dict[str, object]:
 
 
 def _for_every_picture(
-    pictures: list[tuple[Path, str]], write: Callable[[Path, str], None]
-) -> list[str]:
-    failures = []
-    for path, name in tqdm(pictures, desc="predict", unit="img", disable=None):
-        try:
-            write(path, name)
-        except (ValueError, OSError) as error:
-            text = str(error)
-            failures.append(text if str(path) in text else f"{path}: {text}")
-    return failures
+    pictures: list[tuple[Path, str]],
+    predict: Predict,
+    write: Callable[[Path, str, np.ndarray, Prediction], object],
+) -> tuple[dict[str, object], list[str]]:
+    """Read, predict and write every picture: what `write` returned for each, by path, and a line
+    for each that failed.
+
+    The next pictures are read, and the last ones written, while the model works: decoding and
+    compressing take as long as a small model does.
+    """
+    report, failures = {}, []
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        ahead = deque(reader.submit(read_rgb, path) for path, _ in pictures[:AHEAD])
+        behind: deque[tuple[Path, Future]] = deque()
+
+        def finish(path: Path, work: Future) -> None:
+            try:
+                report[str(path)] = work.result()
+            except (ValueError, OSError) as error:
+                text = str(error)
+                failures.append(text if str(path) in text else f"{path}: {text}")
+
+        for place, (path, name) in enumerate(
+            tqdm(pictures, desc="predict", unit="img", disable=None)
+        ):
+            if place + AHEAD < len(pictures):
+                ahead.append(reader.submit(read_rgb, pictures[place + AHEAD][0]))
+            work: Future = Future()
+            try:
+                image = ahead.popleft().result()
+                work = writer.submit(write, path, name, image, predict(path, image))
+            except (ValueError, OSError) as error:
+                work.set_exception(error)
+            behind.append((path, work))
+            if len(behind) > AHEAD:
+                finish(*behind.popleft())
+        for path, work in behind:
+            finish(path, work)
+    return report, failures
 
 
 def _write_report(folder: str | Path, report: dict) -> None:
