@@ -6,6 +6,7 @@ import yaml
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError
 from tests.conftest import ROOT
+from tests.small_detectors import small_detector, write_detector
 
 RECIPES = {
     "ppyoloe": ROOT / "configs" / "detection" / "ppyoloe_pale_nano_bccd.yml",
@@ -52,6 +53,18 @@ def opened(tmp_path, recipe, text):
             "BBoxHead: {roi_extractor: 7}\n",
             r"job\.yml:\d+\): BBoxHead\.roi_extractor: expected keys and values, got 7",
         ),
+        (
+            "ppyoloe",
+            "PPYOLOEHead: {loss_weight: {clas: 1.0}}\n",
+            r"job\.yml:\d+\): PPYOLOEHead\.loss_weight.*Did you mean class",
+        ),
+        (
+            "ppyoloe",
+            "TrainDataset: !COCODataSet {data_fields: [image, gt_box]}\n",
+            r"job\.yml:\d+\): TrainDataset\.data_fields: got 'gt_box'.*Did you mean .*gt_bbox",
+        ),
+        ("ppyoloe", "TrainDataset: {image_dir: x}\n", r"\): TrainDataset: expected a tag"),
+        ("ppyoloe", "TrainReader: null\n", r"job\.yml:\d+\): TrainReader: expected keys and v"),
         (
             "ppyoloe",
             "TestReader: {batchsize: 2}\n",
@@ -129,3 +142,10 @@ def test_what_paddledetection_cannot_build_is_a_config_error(tmp_path):
 )
 def test_what_is_known_passes(tmp_path, recipe, text):
     assert opened(tmp_path, recipe, text).float_model.sublayers()
+
+
+def test_fcos_needs_objects_in_training(tmp_path, scenes):
+    content = small_detector(scenes, "FCOS")
+    content["TrainDataset"]["!COCODataSet"]["allow_empty"] = True
+    with pytest.raises(ConfigError, match="allow_empty: expected false for FCOS"):
+        open_job(write_detector(tmp_path / "job.yml", content))

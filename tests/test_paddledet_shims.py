@@ -121,3 +121,44 @@ def test_masks_of_nothing_and_of_something():
     bboxes, masks = np.float32([[1, 0.9, 0, 0, 2, 2]]), np.ones((1, 2, 2), np.int32)
     found = json_results.get_seg_res(masks, bboxes, [0, 1], [[7], [8]], {1: 5})
     assert [(f["image_id"], f["category_id"]) for f in found] == [(8, 5)]
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1], [2, 0], [0, 0], [1, 0, 0, 3]])
+def test_masks_beside_pictures_of_nothing(order):
+    """Each picture's masks are those that it has alone; a row of score 0 stands for nothing."""
+    from ppdet.modeling.post_process import MaskPostProcess
+
+    random = np.random.default_rng(0)
+    rows, masks, alone = [], [], []
+    for count in order:
+        own = np.zeros((count, 6), np.float32)
+        own[:, 1] = random.uniform(0.2, 1, count)
+        own[:, 2:4] = random.uniform(0, 8, (count, 2))
+        own[:, 4:] = own[:, 2:4] + random.uniform(4, 8, (count, 2))
+        cells = random.uniform(0, 1, (count, 4, 4)).astype(np.float32)
+        masks += list(cells)
+        rows += list(own) if count else [np.float32([0, 0, 0, 0, 1, 1])]
+        if count:
+            whole = [paddle.to_tensor(x) for x in (cells, own, np.int32([count]))]
+            alone += list(MaskPostProcess()(*whole, paddle.full([1, 2], 16)).numpy())
+        else:
+            alone.append(np.zeros((16, 16)))
+    cells = np.stack(masks) if masks else np.full((1, 1, 1), -1, np.float32)
+    counts = np.int32([max(1, count) for count in order])
+    inputs = [paddle.to_tensor(x) for x in (cells, np.stack(rows), counts)]
+    found = MaskPostProcess()(*inputs, paddle.full([len(order), 2], 16)).numpy()
+    np.testing.assert_array_equal(found, np.stack(alone))
+
+
+def test_regions_without_a_size_are_those_of_a_point():
+    from ppdet.modeling.heads.roi_extractor import RoIAlign
+
+    feature = paddle.arange(64, dtype="float32").reshape([1, 1, 8, 8])
+    align = RoIAlign(resolution=2, spatial_scale=1.0, aligned=True)
+    regions = paddle.to_tensor([[3.5, 2.5, 3.5, 2.5], [1.0, 1.0, 5.0, 5.0]])
+    flat, whole = align([feature], [regions], paddle.to_tensor([2], "int32")).numpy()
+    assert np.allclose(flat, 2 * 8 + 3, atol=0.1)  # the pixel whose middle is there
+    without = paddle.vision.ops.roi_align(
+        feature, regions[1:], paddle.to_tensor([1], "int32"), 2, 1.0, aligned=True
+    )
+    np.testing.assert_array_equal(whole, without[0].numpy())

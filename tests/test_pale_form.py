@@ -6,6 +6,7 @@ import pytest
 from paddle import nn
 
 import ppvision
+from benchmark.deploy_steps import Grouped, TokenLast
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.pale_form import GraphPaleAttention, from_groups, pale_form, to_groups
 from ppvision.nn import PaleAttention
@@ -41,6 +42,14 @@ def test_same_numbers_as_the_layer(size, pale_size):
     with paddle.no_grad():
         expected = layer(x).numpy()
         found = GraphPaleAttention(layer)(x).numpy()
+    assert np.abs(found - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("form", [TokenLast, Grouped])
+def test_steps_of_the_benchmark_are_the_layer_too(form):
+    layer, x = fresh(), noise(1, 16, 9, 14)
+    with paddle.no_grad():
+        expected, found = layer(x).numpy(), form(layer)(x).numpy()
     assert np.abs(found - expected).max() <= 2e-5 * max(1, np.abs(expected).max())
 
 

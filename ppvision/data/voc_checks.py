@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppvision.data.checks import check_pairs
-from ppvision.data.coco_checks import listed
+from ppvision.data.coco_checks import listed, other_size
 from ppvision.data.files import DataError
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -51,20 +51,21 @@ def check_voc(part: str, annotations: Path, folder: Path, labels: Path, num_clas
         problems.append("expected pictures, got none")
     missing = [str(path) for pair in pairs for path in pair if not path.is_file()]
     problems += listed("files are missing", missing)
-    _check_objects(part, [xml for _, xml in pairs if xml.is_file()], names, problems)
+    _check_objects(part, [pair for pair in pairs if pair[1].is_file()], names, problems)
     if problems:
         raise DataError(f"{part}: {annotations}:\n  " + "\n  ".join(problems))
     check_pairs(part, [(str(image), None) for image, _ in pairs])
 
 
 def _check_objects(
-    part: str, files: Sequence[Path], names: Sequence[str], problems: list[str]
+    part: str, pairs: Sequence[tuple[Path, Path]], names: Sequence[str], problems: list[str]
 ) -> None:
-    broken, unknown, flat, count = [], [], 0, 0
-    for path in files:
+    broken, unknown, other, flat, count = [], [], [], 0, 0
+    for image, path in pairs:
         try:
             root = ElementTree.parse(path).getroot()
             width, height = (float(root.findtext(f"size/{axis}")) for axis in ("width", "height"))
+            other += other_size(image, (width, height))
             for number, item in enumerate(root.iter("object")):
                 count += 1
                 if item.findtext("name") not in names:
@@ -79,6 +80,7 @@ def _check_objects(
         except (ElementTree.ParseError, TypeError, ValueError) as error:
             broken.append(f"{path} ({error})")
     problems += listed("XML files have no size or boxes that can be read", broken)
+    problems += listed("pictures have another size than their XML file says", other)
     problems += listed("objects have a class that is not in the label_list", unknown)
     if not count:
         problems.append("expected objects, got none")

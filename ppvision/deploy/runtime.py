@@ -9,13 +9,11 @@ import paddle
 from paddle import inference
 
 # Passes of the oneDNN pipeline that Paddle 3 gets wrong or that cost time; the rest is kept.
-_ONEDNN_PASSES_OFF = (
+ONEDNN_PASSES_OFF = (
     # Fails on the reshapes of attention ("type of outputs must be equal").
     "operator_reshape_onednn_fuse_pass",
     # Turns Linear into an operator without a oneDNN kernel (`benchmark/pointwise_layers.py`).
     "matmul_add_act_fuse_pass",
-    # Takes the grouping of `pale_form`, a reshape of five axes, for a shuffle of channels.
-    "shuffle_channel_detect_pass",
     # Take away what `self_attention_fuse_pass` looks for.
     "reshape_transpose_matmul_fuse_pass",
     "matmul_transpose_reshape_fuse_pass",
@@ -67,7 +65,7 @@ class PaddleRuntime:
             config.set_cpu_math_library_num_threads(threads)
         if onednn:
             config.enable_onednn()
-            for name in _ONEDNN_PASSES_OFF:
+            for name in ONEDNN_PASSES_OFF:
                 config.delete_pass(name)
         else:
             config.disable_onednn()

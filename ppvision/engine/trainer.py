@@ -488,6 +488,11 @@ class Trainer:
     def _evaluate(self) -> None:
         step = self.progress.step
         scores = dict(self.evaluate(self.model))
+        if not scores:
+            raise ValueError(
+                "evaluation: expected scores, got none: nothing in the validation set counts. "
+                f"Training stands at step {step}; go on with --resume once that is mended."
+            )
         best_of, score = self.model, next(iter(scores.values()))
         if self.ema is not None:
             averaged = self.evaluate(self.ema)

@@ -14,7 +14,7 @@ A shim is put in only if a probe, which runs what fails once on a tiny input, me
     Shim           one function gets new code in which exactly these operations go through
                    `Operations`; the object stays, so that whoever imported it is repaired too
     ConcatShim     the modules of a package find `Operations.concat` as `paddle.concat`
-    Replacement    one function of a module makes way for another one
+    Replacement    one function of a module or class makes way for another one
 """
 
 import ast
@@ -235,7 +235,7 @@ class ConcatShim(Shim):
 
 @dataclass(frozen=True)
 class Replacement(Shim):
-    """A function of a module that makes way for another.
+    """A function of a module, or a method of one of its classes, that makes way for another.
 
     Attributes:
         new: from the old function to the new one.
@@ -244,11 +244,12 @@ class Replacement(Shim):
     new: Callable[[Callable], Callable]
 
     def put_in(self) -> Callable[[], None]:
-        module, _, name = self.target.partition(":")
-        module = importlib.import_module(module)
-        old = getattr(module, name)
-        setattr(module, name, functools.wraps(old)(self.new(old)))
-        return functools.partial(setattr, module, name, old)
+        module, _, path = self.target.partition(":")
+        *owners, name = path.split(".")
+        owner = functools.reduce(getattr, owners, importlib.import_module(module))
+        old = getattr(owner, name)
+        setattr(owner, name, functools.wraps(old)(self.new(old)))
+        return functools.partial(setattr, owner, name, old)
 
 
 _in_force: dict[str, Callable[[], None]] = {}  # how to take out each shim that is in force
@@ -496,6 +497,108 @@ def _nms(old: Callable) -> Callable:
     return choose
 
 
+def _assigned_nothing(name: str) -> Callable[[], object]:
+    """A probe: a batch without objects, for one of PP-YOLOE's assigners."""
+
+    def probe() -> object:
+        boxes, none = paddle.zeros([2, 4]), paddle.zeros([1, 0, 4])
+        nothing = {
+            "gt_labels": paddle.zeros([1, 0, 1], "int32"),
+            "gt_bboxes": none,
+            "pad_gt_mask": paddle.zeros([1, 0, 1]),
+        }
+        module = importlib.import_module(f"ppdet.modeling.assigners.{name}_assigner")
+        if name == "atss":
+            found = module.ATSSAssigner(topk=1, num_classes=2)(boxes, [2], bg_index=2, **nothing)
+        else:
+            found = module.TaskAlignedAssigner(topk=1)(
+                paddle.zeros([1, 2, 2]),
+                boxes.unsqueeze(0),
+                boxes[:, :2],
+                [2],
+                bg_index=2,
+                **nothing,
+            )
+        _, _, _, positive = found
+        return positive
+
+    return probe
+
+
+def _assign(old: Callable) -> Callable:
+    """With the fourth result, which boxes are positive for which anchors, for no boxes as well."""
+
+    def forward(self: object, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
+        found = old(self, *args, **kwargs)
+        if len(found) == 4:
+            return found
+        batch, anchors = found[0].shape
+        return *found, paddle.zeros([batch, 0, anchors])
+
+    return forward
+
+
+SMALLEST_REGION = 1e-2  # pixels: far below what a feature map tells apart
+
+
+def _flat_region() -> object:
+    from ppdet.modeling.heads.roi_extractor import RoIAlign
+
+    align = RoIAlign(resolution=2, spatial_scale=1.0, aligned=True)
+    regions = paddle.to_tensor([[3.0, 3.0, 3.0, 6.0]])
+    found = align([paddle.zeros([1, 1, 8, 8])], [regions], paddle.to_tensor([1], "int32"))
+    if paddle.isnan(found).any():
+        raise ValueError("a region without a width gives NaN")
+    return found
+
+
+def _align(old: Callable) -> Callable:
+    """Regions with a width and a height: of those that have none, such as the proposal that stands
+    for none, Paddle's kernel takes the mean of no points."""
+
+    def forward(self: object, feats: list[Tensor], roi: list[Tensor], rois_num: Tensor) -> Tensor:
+        regions = [
+            paddle.concat([r[:, :2], paddle.maximum(r[:, 2:], r[:, :2] + SMALLEST_REGION)], axis=1)
+            for r in roi
+        ]
+        return old(self, feats, regions, rois_num)
+
+    return forward
+
+
+def _masks_of_one_of_two() -> object:
+    from ppdet.modeling.post_process import MaskPostProcess
+
+    rows = paddle.to_tensor([[0, 0, 0, 0, 1, 1], [0, 0.9, 0, 0, 4, 4]], "float32")
+    one = paddle.ones([2], "int32")
+    found = MaskPostProcess()(paddle.ones([1, 2, 2]), rows, one, paddle.full([2, 2], 4))
+    if found.shape[0] != 2:
+        raise ValueError("one mask for two rows")
+    return found
+
+
+def _masks(old: Callable) -> Callable:
+    """A mask for each row: also for the row of score 0 that stands for a picture in which nothing
+    was found."""
+
+    def paste(
+        self: object, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor
+    ) -> Tensor:
+        rows = bboxes.shape[0]
+        if not paddle.in_dynamic_mode() or mask_out.shape[0] == rows:
+            return old(self, mask_out, bboxes, bbox_num, origin_shape)
+        counts, scores = bbox_num.numpy().ravel(), bboxes[:, 1].numpy()
+        ends = np.cumsum(counts)
+        nothing = [end - 1 for end, n in zip(ends, counts, strict=True) if n == 1]
+        real = np.setdiff1d(np.arange(rows), [row for row in nothing if scores[row] == 0])
+        masks = paddle.zeros([rows, *mask_out.shape[1:]], mask_out.dtype)
+        if len(real):
+            masks = paddle.scatter(masks, paddle.to_tensor(real), mask_out)
+        return old(self, masks, bboxes, bbox_num, origin_shape)
+
+    return paste
+
+
 PADDLEDET_SHIMS = {
     # PaddleDetection writes it into graphs of Paddle 2, which Paddle 3 no longer makes.
     "nms-in-graphs": Replacement("ppdet.modeling.ops:multiclass_nms", _graph_of_nms, _nms),
@@ -504,10 +607,28 @@ PADDLEDET_SHIMS = {
     "task-aligned": Shim(
         "ppdet.modeling.assigners.task_aligned_assigner:TaskAlignedAssigner.forward", _task_aligned
     ),
-    # Not of Paddle 3, but PaddleDetection's own: pictures in which nothing is found, and masks as
-    # run lengths of single objects (COCO has them of crowds).
+    # Not of Paddle 3, but PaddleDetection's own: pictures in which nothing is found, alone and
+    # beside others, and masks as run lengths of single objects (COCO has them of crowds).
     "masks-of-nothing": Replacement(
         "ppdet.metrics.json_results:strip_mask", _masks_of_nothing, _strip_mask
+    ),
+    "masks-of-some": Replacement(
+        "ppdet.modeling.post_process:MaskPostProcess.__call__", _masks_of_one_of_two, _masks
+    ),
+    # Samples without objects, which `allow_empty: true` lets into training.
+    "atss-of-nothing": Replacement(
+        "ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward",
+        _assigned_nothing("atss"),
+        _assign,
+    ),
+    "task-aligned-of-nothing": Replacement(
+        "ppdet.modeling.assigners.task_aligned_assigner:TaskAlignedAssigner.forward",
+        _assigned_nothing("task_aligned"),
+        _assign,
+    ),
+    # Of Paddle: on a CPU, and only with `aligned`.
+    "flat-regions": Replacement(
+        "ppdet.modeling.heads.roi_extractor:RoIAlign.forward", _flat_region, _align
     ),
     "run-lengths": Replacement(
         "ppdet.modeling.proposal_generator.target:rasterize_polygons_within_box",

@@ -30,7 +30,7 @@ from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_t
 from ppvision.tasks.detection_scores import Scores
 from ppvision.tasks.detector_layer import DetectorLayer
 from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import read_rgb
+from ppvision.tasks.prediction import read_rgb, result_names
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     example_input,
@@ -118,7 +118,9 @@ class Detection(ModelWithWidths):
             (learning_rate, ("LearningRate", "base_lr")),
         ):
             if value is not None:
-                content.setdefault(path[0], Located({}, {}))[path[1]] = value
+                part = content.setdefault(path[0], Located({}, {}))
+                if isinstance(part, Located):  # else the check below says what it is
+                    part[path[1]] = value
         if epochs is not None:
             content["epoch"] = epochs
         check_config(content)
@@ -303,12 +305,19 @@ class Detection(ModelWithWidths):
             if part == "EvalDataset" and "EvalReader" not in self.content:
                 raise ConfigError("config: detection: expected 'EvalReader' to evaluate, got none.")
             dataset = self._dataset(part)
-            root = Path(dataset.dataset_dir or ".")
+            root, fields = Path(dataset.dataset_dir or "."), dataset.data_fields
             if isinstance(dataset, (COCODataSet, VOCDataSet)) and not dataset.anno_path:
                 raise ConfigError(f"config: {part}: expected anno_path, got none.")
             if isinstance(dataset, COCODataSet):
                 files = Path(dataset.get_anno()), root / dataset.image_dir
-                known[part] = check_coco(part, *files, self.content["num_classes"])
+                if part == "TrainDataset" and self._has_masks and "gt_poly" not in fields:
+                    raise ConfigError(
+                        f"config: {part}: expected gt_poly among data_fields, which the mask head "
+                        f"learns from, got {fields}."
+                    )
+                known[part] = check_coco(
+                    part, *files, self.content["num_classes"], masks=self._has_masks
+                )
             elif isinstance(dataset, VOCDataSet):
                 missing = {"gt_bbox", "gt_class", "difficult"} - set(dataset.data_fields)
                 if not dataset.label_list or (part == "EvalDataset" and missing):
@@ -428,10 +437,13 @@ class Detection(ModelWithWidths):
         dataset = self._dataset("EvalDataset")
         dataset.data_fields = ["image", "gt_bbox", "gt_class"]
         dataset.parse_dataset()
-        chosen = np.linspace(0, len(dataset.roidbs) - 1, min(PICTURES, len(dataset.roidbs)))
+        count = min(PICTURES, len(dataset.roidbs))
+        chosen = np.linspace(0, len(dataset.roidbs) - 1, count).astype(int)
+        samples = [dataset.roidbs[index] for index in chosen]
+        root = Path(dataset.dataset_dir or ".") / (dataset.image_dir or "")
+        files = [Path(os.path.relpath(sample["im_file"], root)) for sample in samples]
         panels = {}
-        for index in chosen.astype(int):
-            sample = dataset.roidbs[index]
+        for name, sample in zip(result_names(files), samples, strict=True):
             image = read_rgb(sample["im_file"])
             count = len(sample.get("gt_bbox", []))
             truth = np.zeros((count, 6), np.float32)
@@ -441,9 +453,7 @@ class Detection(ModelWithWidths):
                 truth[:, 2:] = sample["gt_bbox"]
             true = detections_of(truth, None, self.class_names)
             found = self.predict_image(model, sample["im_file"]).above(SHOWN_SCORE)
-            panels[Path(sample["im_file"]).stem] = side_by_side(
-                [detected(image, true), detected(image, found)]
-            )
+            panels[name] = side_by_side([detected(image, true), detected(image, found)])
         return panels
 
     # -- export --------------------------------------------------------------------------------
@@ -462,7 +472,8 @@ class Detection(ModelWithWidths):
         `ppvision.deploy.detection_export.export_detector`.
 
         Raises:
-            ConfigError: an `output_op`, which is for logits, or two stages as ONNX.
+            ConfigError: an `output_op`, which is for logits; two stages, or more than one class,
+                as ONNX.
         """
         if output_op is not None:
             raise ConfigError(
@@ -474,6 +485,12 @@ class Detection(ModelWithWidths):
             raise ConfigError(
                 f"export --format onnx: expected a detector of one stage, got {architecture}, "
                 "whose graph paddle2onnx 2.1 aborts on. Use --format paddle."
+            )
+        if model_format == "onnx" and self.content["num_classes"] > 1:
+            raise ConfigError(
+                f"export --format onnx: expected a detector of one class, got "
+                f"{self.content['num_classes']}: of the NMS that paddle2onnx 2.1 writes, only the "
+                "first class's scores are right. Use --format paddle."
             )
         if architecture in ONE_BY_ONE and input_shape[0] not in (None, 1):
             raise ConfigError(

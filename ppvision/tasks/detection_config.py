@@ -43,13 +43,16 @@ _REQUIRED = (
     *("TestReader", "LearningRate", "OptimizerBuilder"),
 )
 _READERS = ("TrainReader", "EvalReader", "TestReader")
+_DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
+_FIELDS = ("image", "gt_bbox", "gt_class", "gt_poly", "is_crowd", "difficult", "gt_score")
+_FIELDS += ("gt_rbox", "gt_keypoint", "gt_track_id", "semantic")
 _TRANSFORMS = ("sample_transforms", "batch_transforms")
 # Arguments that name another component.
 _NAMES = ("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head")
 _NAMES += ("yolo_head", "bbox_post_process", "mask_post_process", "post_process")
 # Arguments that are themselves made of the arguments which stand as their default.
 _PARTS = ("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal")
-_PARTS += ("roi_extractor",)
+_PARTS += ("roi_extractor", "loss_weight")
 # What every reader takes beside its own arguments.
 _READER_KEYS = ("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch")
 _READER_KEYS += ("pre_img_epoch",)
@@ -96,6 +99,15 @@ def check_config(content: Located) -> None:
     _check_name(content, "architecture", "", known)
     for name in known.keys() & content.keys():
         _check_component(content, name, known)
+    for part in _DATASETS:
+        if part in content:
+            _check_dataset(content, part)
+    training = content["TrainDataset"]
+    if content["architecture"] == "FCOS" and training.get("allow_empty"):
+        raise ConfigError(
+            f"config{training.place('allow_empty')}: TrainDataset.allow_empty: expected false for "
+            "FCOS, whose losses are divided by the number of objects in the batch."
+        )
     for reader in _READERS:
         for part in _TRANSFORMS:
             _check_transforms(content.get(reader, {}), part, reader)
@@ -142,6 +154,28 @@ def _check_component(content: Located, name: str, known: dict[str, SchemaDict]) 
         elif key in _PARTS and isinstance(schema.schema[key].default, dict):
             _check_mapping(options, key, where)
             check_keys(value, list(schema.schema[key].default), where)
+
+
+def _check_dataset(content: Located, part: str) -> None:
+    """That it says what it is, and names fields that there are."""
+    options = content[part]
+    if not isinstance(options, Tagged) and "name" not in (options or {}):
+        raise ConfigError(
+            f"config{content.place(part)}: {part}: expected a tag that says what it is, such as "
+            f"`{part}: !COCODataSet`, got none."
+        )
+    fields = options.get("data_fields") or []
+    if not isinstance(fields, list):
+        raise ConfigError(
+            f"config{options.place('data_fields')}: {part}.data_fields: expected a list, got "
+            f"{fields!r}."
+        )
+    for field in fields:
+        if field not in _FIELDS:
+            raise ConfigError(
+                f"config{options.place('data_fields')}: {part}.data_fields: got {field!r}. "
+                f"{nearest(str(field), list(_FIELDS))}"
+            )
 
 
 def _check_mapping(node: Located, key: str, where: str) -> None:

@@ -84,7 +84,7 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
         found = [(path.parent / n, Path(n)) for n in (_picture_of(path, li) for li in lines) if n]
     if not found:
         raise ValueError(f"{flag}: expected pictures, found none in {path}.")
-    return list(zip([p for p, _ in found], _result_names([n for _, n in found]), strict=True))
+    return list(zip([p for p, _ in found], result_names([n for _, n in found]), strict=True))
 
 
 def _picture_of(list_path: Path, line: str) -> str:
@@ -110,7 +110,8 @@ def listed_labels(image_path: str | Path) -> dict[Path, Path]:
     return labels
 
 
-def _result_names(names: list[Path]) -> list[str]:
+def result_names(names: list[Path]) -> list[str]:
+    """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
     inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
     stems = Counter(str(name.with_suffix("")) for name in inside)
     taken: Counter[str] = Counter()

@@ -1,0 +1,36 @@
+"""The benchmark of `predict`, on a few small photographs."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from benchmark import predict_pipeline as pipeline
+from ppvision.data.writing import write_picture
+
+# What PaddleSeg's imports call.
+pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Non compatible API")
+
+
+def test_a_row_for_each_case(tmp_path, monkeypatch):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(2):
+        pixels = random.integers(0, 255, (64, 96, 3), dtype=np.uint8)
+        write_picture(photographs / f"{number}.png", pixels)
+    name = "pale_nano SegFormer, whole"
+    monkeypatch.setattr(pipeline, "CASES", {name: pipeline.CASES[name]})
+    table = tmp_path / "pipeline.csv"
+    options = ["--photographs", photographs, "--count", 5, "--rounds", 1, "--results", table]
+    monkeypatch.setattr("sys.argv", ["", *map(str, options)])
+    pipeline.main()
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["case"], row["photographs"], row["pixels"]) == (name, "5", "96x64")
+    assert float(row["images_per_second"]) > 0
+    assert float(row["share_outside_of_the_model"]) < 1
+
+
+def test_no_photographs(tmp_path):
+    with pytest.raises(SystemExit, match="found none in"):
+        pipeline.copied(tmp_path, tmp_path / "copies", 3)
