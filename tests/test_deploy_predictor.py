@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -243,6 +244,31 @@ def test_run_gives_the_raw_output(exported):
     (out,) = Predictor(exported(output_op="none")).run(x)
     with paddle.no_grad():
         assert np.allclose(out, net()(paddle.to_tensor(x)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [None, 0.25])
+def test_paddles_flag_is_changed_for_the_first_run_alone(exported, monkeypatch, own):
+    """Its deletion of tensors; a value that somebody has set stays."""
+    flag, seen = "FLAGS_eager_delete_tensor_gb", []
+    before = paddle.get_flags([flag])
+    predictor = Predictor(exported(task="segmentation"), use_onednn=False)
+    graph, run = predictor._runtime._predictor, type(predictor._runtime._predictor).run
+    monkeypatch.setattr(
+        predictor._runtime,
+        "_predictor",
+        SimpleNamespace(run=lambda: (seen.append(paddle.get_flags([flag])[flag]), run(graph))),
+    )
+    batch = np.zeros((1, 3, 48, 48), np.float32)
+    try:
+        if own is not None:
+            paddle.set_flags({flag: own})
+        predictor.run(batch)
+        predictor.run(batch)
+        after = paddle.get_flags([flag])[flag]
+    finally:
+        paddle.set_flags(before)
+    assert seen == ([0.008, 0.0] if own is None else [own, own])
+    assert after == (0.0 if own is None else own)
 
 
 def test_other_channels_have_run_but_no_pictures(exported):
