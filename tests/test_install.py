@@ -321,6 +321,9 @@ def test_a_requirements_file_that_is_not_there_is_named(project: Project) -> Non
     assert "got 'requirments.txt'" in output
 
 
+PYTEST = "-m pytest -n 2 --dist loadfile"
+
+
 @pytest.mark.parametrize("script", ["scripts/test.sh", ".ci/run"])
 def test_test_sh_lints_then_hands_its_arguments_to_pytest(project: Project, script: str) -> None:
     code, output = project.run(script, "-k", "one or two")
@@ -328,7 +331,7 @@ def test_test_sh_lints_then_hands_its_arguments_to_pytest(project: Project, scri
     lint, formatted, tests = project.calls()[3:]
     assert lint.startswith("-m ruff check")
     assert formatted.startswith("-m ruff format --check")
-    assert tests == "-m pytest -k one or two"
+    assert tests == f"{PYTEST} -k one or two"
 
 
 @pytest.mark.parametrize("step", ["ruff check", "ruff format"])
@@ -353,4 +356,4 @@ def test_all_installs_what_the_marked_tests_need(project: Project) -> None:
     assert code == 0, output
     calls = project.calls()
     assert any(call.startswith("apt-get install") and "nginx chromium" in call for call in calls)
-    assert calls[-1] == "-m pytest -m  -x"
+    assert calls[-1] == f"{PYTEST} -m  -x"
