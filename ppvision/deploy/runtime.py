@@ -15,7 +15,8 @@ ONEDNN_PASSES_OFF = (
     "operator_reshape_onednn_fuse_pass",
     # Turns Linear into an operator without a oneDNN kernel (`benchmark/pointwise_layers.py`).
     "matmul_add_act_fuse_pass",
-    # Take away what `self_attention_fuse_pass` looks for.
+    # Fold transpositions into products before `self_attention_fuse_pass` looks for both; in today's
+    # form they find nothing (`benchmark/deploy_steps.py`).
     "reshape_transpose_matmul_fuse_pass",
     "matmul_transpose_reshape_fuse_pass",
 )
