@@ -12,10 +12,10 @@ batch, as our users get them, and runs the same weights by
     compiled    the same under torch.compile
 
 each in a process of its own, which waits while another one works: the engines take turns, one run
-each a round. Outputs are compared first. benchmark/results/deploy_latency.csv has a row for each
-engine: median and 10th to 90th percentile of milliseconds, the ratio of paddle's median to its own,
-peak memory of its process, and the limit: multiply-adds over what a large float32 matrix product
-reaches on as many threads.
+each a round, with a pause in between. Outputs are compared first. A row of
+benchmark/results/deploy_latency.csv for each engine: median and 10th to 90th percentile of
+milliseconds, the ratio of paddle's median to its own, peak memory of its process, and the limit:
+multiply-adds over what a large float32 matrix product reaches on as many threads.
 """
 
 import argparse
@@ -38,6 +38,7 @@ TASKS = {"classification": 224, "features": 512}
 BATCHES, THREADS = (1, 8), (1, 2)
 ENGINES = ("paddle", "onnx", "torch", "compiled")
 WARM_UP = 3
+PAUSE = 0.3  # seconds before a run: OpenMP's threads spin for 0.2 after one, in the others' way
 MATRIX = 2048  # rows and columns of the product that stands for the machine's peak
 TOLERANCE = 1e-3  # of outputs, in relation to the largest
 
@@ -173,6 +174,7 @@ class Worker:
         )
 
     def __call__(self, order: str = "run") -> dict[str, float]:
+        time.sleep(PAUSE)
         self.process.stdin.write(f"{order}\n")
         self.process.stdin.flush()
         reply = self.process.stdout.readline()
