@@ -23,7 +23,6 @@ the two processes share the runs out. Top-1 is that of the last step, never the 
 """
 
 import argparse
-import functools
 import logging
 import os
 import sys
@@ -180,55 +179,6 @@ class GroupedAttention(nn.Layer):
         return paddle.concat(branches, axis=1)
 
 
-def _add_bias(out: Tensor, bias: Tensor | None) -> Tensor:
-    """Paddle's CPU kernel broadcasts over `[B, C, H, W]` several times slower than over
-    `[B, C, HW]`."""
-    return out if bias is None else (out.flatten(2) + bias.unsqueeze(-1)).reshape(out.shape)
-
-
-def _convolve(conv: nn.Conv2D, x: Tensor) -> Tensor:
-    """`conv(x)`, to the bit, with the quicker bias."""
-    out = F.conv2d(x, conv.weight, None, conv._stride, conv._padding, 1, conv._groups)
-    return _add_bias(out, conv.bias)
-
-
-@functools.cache
-def _taps(height: int, width: int) -> Tensor:
-    """`[9, HW*HW]`: entry (t, p*HW + q) is 1 where pixel p is tap t of a 3 x 3 kernel around q."""
-    taps = np.zeros((3, 3, height, width, height, width), np.float32)
-    for i, j in np.ndindex(3, 3):
-        for y, x in np.ndindex(height, width):
-            if 0 <= y + i - 1 < height and 0 <= x + j - 1 < width:
-                taps[i, j, y + i - 1, x + j - 1, y, x] = 1
-    return paddle.to_tensor(taps.reshape(9, -1))
-
-
-def _convolve_depthwise(conv: nn.Conv2D, x: Tensor) -> Tensor:
-    """A depthwise 3 x 3 `conv(x)` as one matrix product per channel: on maps of 8 x 8 and less
-    several times faster than Paddle's CPU kernel, and the same but for rounding."""
-    batch, channels, height, width = x.shape
-    if height * width > 64:
-        return _convolve(conv, x)
-    matrices = paddle.matmul(conv.weight.reshape([channels, 9]), _taps(height, width))
-    pixels = height * width
-    out = paddle.matmul(
-        x.reshape([batch, channels, pixels]).transpose([1, 0, 2]),  # [C, B, HW]
-        matrices.reshape([channels, pixels, pixels]),
-    )
-    return _add_bias(out.transpose([1, 0, 2]).reshape(x.shape), conv.bias)
-
-
-def speed_up(model: nn.Layer) -> nn.Layer:
-    """The same network, quicker to train on a CPU: about two thirds of the time a step."""
-    for layer in model.sublayers():
-        if isinstance(layer, nn.Conv2D):
-            depthwise = layer._groups == layer._in_channels
-            layer.forward = functools.partial(
-                _convolve_depthwise if depthwise else _convolve, layer
-            )
-    return model
-
-
 def build(kind: str, seed: int) -> PaleTransformer:
     """The network of one run. The three kinds start from the same values for the same seed."""
     paddle.seed(seed)
@@ -324,7 +274,7 @@ def evaluation(images: np.ndarray, labels: np.ndarray) -> Callable[[nn.Layer], d
 def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
     """Train one network to the end; returns its row."""
     steps = epochs * (len(data["train"][0]) // BATCH)
-    model = speed_up(build(kind, seed))
+    model = build(kind, seed)
     warm_up = steps // epochs * WARMUP_EPOCHS
     schedule = paddle.optimizer.lr.LinearWarmup(
         paddle.optimizer.lr.CosineAnnealingDecay(RATE, steps - warm_up), warm_up, 0.0, RATE

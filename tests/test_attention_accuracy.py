@@ -12,8 +12,6 @@ from benchmark.attention_accuracy import (
     GroupedAttention,
     add_run,
     build,
-    losses,
-    speed_up,
 )
 from ppvision.nn import PaleAttention
 
@@ -86,22 +84,13 @@ def test_pale_is_the_librarys_and_all_agree_on_one_window():
 
 
 @pytest.mark.parametrize("kind", ATTENTIONS)
-def test_the_networks_start_alike_and_the_quick_form_is_the_same(kind):
-    first, model, quick = build("pale", 3), build(kind, 3), speed_up(build(kind, 3))
+def test_the_networks_start_alike(kind):
+    first, model = build("pale", 3), build(kind, 3)
     for a, b in zip(first.parameters(), model.parameters(), strict=True):
         assert a.shape == b.shape
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     shifts = [b.attention.shift for stage in model.stages for b in stage]
     assert shifts == [0, 2, 0, 2, 0, 0]
-    batch = [paddle.randn([4, 3, 32, 32]), paddle.to_tensor([0, 1, 2, 3])]
-    grads = []
-    for network in (model, quick):
-        paddle.seed(0)
-        (loss,) = losses(network, batch)
-        loss.backward()
-        grads.append((float(loss), network.merges[0][0].weight.grad.numpy()))
-    assert grads[0][0] == pytest.approx(grads[1][0], rel=1e-5)
-    np.testing.assert_allclose(grads[0][1], grads[1][1], atol=1e-4 * np.abs(grads[0][1]).max())
 
 
 def test_results_are_ordered_and_summed_up(tmp_path):

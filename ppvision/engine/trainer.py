@@ -27,6 +27,7 @@ from ppvision.engine.checkpoint import (
     set_aside,
     update_progress,
 )
+from ppvision.engine.cpu_training import cpu_training
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
@@ -261,7 +262,8 @@ class Trainer:
                 the checkpoint to go on from.
         """
         try:
-            self._fit()
+            with cpu_training():
+                self._fit()
         except BaseException as error:
             # A full disk fails again when files are closed: the first error is the one to show.
             with contextlib.suppress(OSError):

@@ -1,0 +1,149 @@
+"""Quicker training on a CPU: three habits of Paddle's, changed while a training runs.
+
+The numbers stay the same but for rounding; `docs/performance.md` has what each brings. All three
+are our choice. On other devices nothing changes.
+"""
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 2**30  # the most that either takes
+
+SMALL_MAP = 64  # pixels up to which a depthwise convolution is a product of matrices
+
+
+@contextmanager
+def cpu_training() -> Iterator[None]:
+    """All three, where the current device is the CPU."""
+    with ExitStack() as stack:
+        if paddle.get_device() == "cpu":
+            keep_freed_memory()
+            stack.enter_context(contiguous_transpositions())
+            stack.enter_context(quick_convolutions())
+        yield
+
+
+@contextmanager
+def contiguous_transpositions() -> Iterator[None]:
+    """Transpositions write their result at once.
+
+    By default they are views, and whichever kernel reads one first copies it, element by element
+    on a single core.
+    """
+    flag = "FLAGS_use_stride_kernel"
+    before = paddle.get_flags(flag)
+    paddle.set_flags({flag: False})
+    try:
+        yield
+    finally:
+        paddle.set_flags(before)
+
+
+@contextmanager
+def quick_convolutions() -> Iterator[None]:
+    """`nn.Conv2D` in eager mode with quicker biases, pointwise kernels, and depthwise 3x3 ones on
+    small maps."""
+    paddles = nn.Conv2D.forward
+
+    def forward(self: nn.Conv2D, x: Tensor) -> Tensor:
+        if paddle.in_dynamic_mode():
+            return _convolve(self, x, paddles)
+        return paddles(self, x)
+
+    nn.Conv2D.forward = forward
+    try:
+        yield
+    finally:
+        nn.Conv2D.forward = paddles
+
+
+@paddle.jit.not_to_static
+def _convolve(
+    layer: nn.Conv2D, x: Tensor, paddles: Callable[[nn.Conv2D, Tensor], Tensor]
+) -> Tensor:
+    """What `layer` gives for `x`, by its own `forward` wherever that is as quick."""
+    plain = layer._data_format == "NCHW" and layer._padding_mode == "zeros"
+    if not plain or x.ndim != 4 or x.shape[1] != layer._in_channels or 0 in x.shape:
+        return paddles(layer, x)
+    small = x.dtype == paddle.float32 and x.shape[2] * x.shape[3] <= SMALL_MAP
+    # `layer.weight` is asked for once: a quantised layer computes it then.
+    if _is_pointwise(layer):
+        out = _pointwise(x, layer.weight)
+    elif small and _is_depthwise(layer):
+        out = _depthwise(x, layer.weight)
+    elif layer.bias is None:
+        return paddles(layer, x)
+    else:
+        options = (layer._stride, layer._padding, layer._dilation, layer._groups)
+        out = F.conv2d(x, layer.weight, None, *options)
+    return out if layer.bias is None else _add_bias(out, layer.bias)
+
+
+def _is_pointwise(layer: nn.Conv2D) -> bool:
+    sizes = (layer._kernel_size, layer._stride, layer._updated_padding)
+    return layer._groups == 1 and sizes == ([1, 1], [1, 1], [0, 0])
+
+
+def _is_depthwise(layer: nn.Conv2D) -> bool:
+    sizes = (layer._kernel_size, layer._stride, layer._updated_padding, layer._dilation)
+    channels = (layer._in_channels, layer._out_channels)
+    return {*channels} == {layer._groups} and sizes == ([3, 3], [1, 1], [1, 1], [1, 1])
+
+
+def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """`[B, C, H, W]`; over its four axes the sum and its gradient take several times as long."""
+    batch, channels = x.shape[:2]
+    return (x.reshape([batch, channels, -1]) + bias.reshape([-1, 1])).reshape(x.shape)
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """`[B, C, H, W]` -> `[B, out, H, W]`. Paddle copies the map, and its gradient, into columns."""
+    batch, channels, height, width = x.shape
+    out = paddle.matmul(weight.reshape([-1, channels]), x.reshape([batch, channels, -1]))
+    return out.reshape([batch, -1, height, width])
+
+
+def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """`[B, C, H, W]` -> the same: a product of matrices for each channel."""
+    batch, channels, height, width = x.shape
+    pixels = height * width
+    matrices = paddle.matmul(weight.reshape([channels, 9]), _taps(height, width))
+    out = paddle.matmul(
+        x.reshape([batch, channels, pixels]).transpose([1, 0, 2]),  # [C, B, HW]
+        matrices.reshape([channels, pixels, pixels]),
+    )
+    return out.transpose([1, 0, 2]).reshape(x.shape)
+
+
+@functools.cache
+def _taps(height: int, width: int) -> Tensor:
+    """`[9, HW*HW]`: entry (t, p*HW + q) is 1 where pixel p is tap t of a 3x3 kernel around q."""
+    taps = np.zeros((3, 3, height, width, height, width), np.float32)
+    for i, j in np.ndindex(3, 3):
+        for y, x in np.ndindex(height, width):
+            if 0 <= y + i - 1 < height and 0 <= x + j - 1 < width:
+                taps[i, j, y + i - 1, x + j - 1, y, x] = 1
+    return paddle.to_tensor(taps.reshape(9, -1))
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what is freed: the next tensor then needs no new pages.
+
+    Holds for the rest of the process. Does nothing where the user has set one of glibc's `MALLOC_`
+    variables, or where there is no glibc.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
