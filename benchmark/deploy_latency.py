@@ -21,16 +21,15 @@ multiply-adds over what a large float32 matrix product reaches on as many thread
 import argparse
 import importlib.util
 import json
-import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmark.turns import Worker, answer, in_turn, started
 
 RESULTS = Path(__file__).with_name("results") / "deploy_latency.csv"
 MODELS = ("pale_nano", "pale_tiny")
@@ -38,7 +37,6 @@ TASKS = {"classification": 224, "features": 512}
 BATCHES, THREADS = (1, 8), (1, 2)
 ENGINES = ("paddle", "onnx", "torch", "compiled")
 WARM_UP = 3
-PAUSE = 0.3  # seconds before a run: OpenMP's threads spin for 0.2 after one, in the others' way
 MATRIX = 2048  # rows and columns of the product that stands for the machine's peak
 TOLERANCE = 1e-3  # of outputs, in relation to the largest
 
@@ -126,73 +124,33 @@ def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
     return run
 
 
-def _peak() -> Callable[[], None]:
+def _peak() -> Callable[[], list[np.ndarray]]:
     """One product of two large float32 matrices, by the library that Paddle calls."""
     import paddle
 
     a, b = paddle.rand([MATRIX, MATRIX]), paddle.rand([MATRIX, MATRIX])
-    return lambda: paddle.matmul(a, b).numpy()
+    return lambda: [paddle.matmul(a, b).numpy()]
 
 
 def work(engine: str, case: Case, folder: Path, threads: int) -> None:
-    """Answer each line of the input: `save PATH` writes outputs, any other is a timed run."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    answer = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
-    x = np.random.default_rng(0).normal(size=case.shape).astype(np.float32)
-    run = _peak() if engine == "peak" else _runtime(engine, case, folder, threads)
-    for line in sys.stdin:
-        words = line.split()
-        start = time.perf_counter()
-        found = run() if engine == "peak" else run(x)
-        reply = {"ms": 1e3 * (time.perf_counter() - start), "mib": _peak_memory()}
-        if words[0] == "save":
-            np.savez(words[1], *found)
-        print(json.dumps(reply), file=answer, flush=True)
+    """A worker's side."""
+
+    def make() -> Callable[[], list[np.ndarray]]:
+        if engine == "peak":
+            return _peak()
+        x = np.random.default_rng(0).normal(size=case.shape).astype(np.float32)
+        run = _runtime(engine, case, folder, threads)
+        return lambda: run(x)
+
+    answer(make)
 
 
-def _peak_memory() -> float:
-    """MiB that this process has held at most (not its parent's, which `getrusage` counts in)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-class Worker:
-    """A process that runs an engine when it is told to."""
-
-    def __init__(self, engine: str, case: Case, folder: Path, threads: int) -> None:
-        arguments = [engine, case.model, case.task, str(case.batch), str(folder), str(threads)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.engine = engine
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", __file__, "--worker", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-
-    def __call__(self, order: str = "run") -> dict[str, float]:
-        time.sleep(PAUSE)
-        self.process.stdin.write(f"{order}\n")
-        self.process.stdin.flush()
-        reply = self.process.stdout.readline()
-        if not reply:
-            raise RuntimeError(f"{self.engine}: its process ended with {self.process.wait()}.")
-        return json.loads(reply)
-
-
-@contextmanager
-def workers(engines: list[str], case: Case, folder: Path, threads: int) -> Iterator[list[Worker]]:
-    """One for each engine, ended afterwards."""
-    made = [Worker(engine, case, folder, threads) for engine in engines]
-    try:
-        yield made
-    finally:
-        for worker in made:
-            worker.process.kill()
-            worker.process.wait()
+def workers(engines: list[str], case: Case, folder: Path, threads: int) -> list[Worker]:
+    """One for each engine."""
+    shape = (case.model, case.task, case.batch)
+    return [
+        Worker(engine, __file__, (engine, *shape, folder, threads), threads) for engine in engines
+    ]
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -202,10 +160,10 @@ def check_outputs(made: list[Worker], folder: Path) -> None:
     """Raise unless every engine gives what the first one does."""
     found = {}
     for worker in made:
-        path = folder / f"{worker.engine}_out.npz"
+        path = folder / f"{worker.name}_out.npz"
         worker(f"save {path}")
         with np.load(path) as arrays:
-            found[worker.engine] = [arrays[name] for name in arrays.files]
+            found[worker.name] = [arrays[name] for name in arrays.files]
         path.unlink()
     first, *others = found
     for other in others:
@@ -221,17 +179,10 @@ def measure(
     """A row for each engine."""
     from ppvision.environment import machine
 
-    with workers(engines, case, folder, threads) as made:
+    with started(workers(engines, case, folder, threads)) as made:
         check_outputs(made, folder)
-        times: dict[str, list[float]] = {engine: [] for engine in engines}
-        memory: dict[str, float] = {}
-        for number in range(WARM_UP + repeats):
-            for worker in made:
-                reply = worker()
-                memory[worker.engine] = reply["mib"]
-                if number >= WARM_UP:
-                    times[worker.engine].append(reply["ms"])
-    with workers(["peak"], case, folder, threads) as (peak,):
+        times, memory = in_turn(made, WARM_UP, repeats)
+    with started(workers(["peak"], case, folder, threads)) as (peak,):
         fastest = min(peak()["ms"] for _ in range(10))
     limit = fastest * multiply_adds(case) / MATRIX**3
     medians = {engine: float(np.median(values)) for engine, values in times.items()}
@@ -267,8 +218,7 @@ def main() -> None:
     parser.add_argument("--work_dir", type=Path, default=Path("output/deploy_latency"))
     parser.add_argument("--results", type=Path, default=RESULTS, help="the table, a CSV file")
     args = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from benchmark.runs import write_rows
+    from benchmark.runs import write_rows  # not at the top: it imports Paddle
 
     engines = list(ENGINES)
     if importlib.util.find_spec("torch") is None:
