@@ -49,10 +49,10 @@ from ppvision.environment import machine
 from ppvision.models.pale_transformer import PatchMerging
 from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
+from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.layered_layers import set_bits
 from ppvision.run_folder import RunFolder
 from ppvision.tasks.quantization import (
-    FLOAT_BITS,
     draw_widths,
     example_input,
     once_qat,

@@ -37,10 +37,10 @@ import yaml
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.environment import machine
 from ppvision.quant import OnceQAT
+from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.layered_layers import set_bits
 from ppvision.run_folder import RunFolder, write_text
 from ppvision.tasks import open_job
-from ppvision.tasks.quantization import FLOAT_BITS
 from ppvision.tasks.segmentation import Segmentation
 from ppvision.tasks.training import run_training, train_options
 

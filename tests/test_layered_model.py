@@ -73,6 +73,11 @@ def folder(original, tmp_path) -> Path:
 # -- there and back --------------------------------------------------------------------------------
 
 
+def test_widths_are_a_list(model, tmp_path):
+    with pytest.raises(ValueError, match=r"bits: expected a list of widths such as .*, got 8"):
+        save_layered(model, tmp_path / "out", bits=8, config=CONFIG)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_there_and_back(original, state, bits):
     found = load_layered(original, bits)

@@ -7,7 +7,7 @@ import pytest
 
 from benchmark import layered_segmentation, sdn_boundary
 from benchmark.layered_segmentation import WIDTHS, cases_of, main
-from ppvision.tasks.quantization import FLOAT_BITS
+from ppvision.quant.codes import FLOAT_BITS
 
 
 def test_every_method_has_its_widths():

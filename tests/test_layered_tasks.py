@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import importlib
 import json
+import shutil
 
 import numpy as np
 import paddle
@@ -13,13 +14,13 @@ from paddle import nn
 from visualdl.proto.record_pb2 import Record
 from visualdl.reader.record_reader import RecordReader
 
-from ppvision.deploy import Predictor
+from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.comparison import rounding_error
 from ppvision.deploy.manifest import read_manifest
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.layered_state import LayeredActivation
-from ppvision.quant.packed_layers import FixedActivation
+from ppvision.quant.packed_layers import FixedActivation, pack_model
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width
@@ -271,6 +272,35 @@ def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
     )
     with pytest.raises(ValueError, match="of another architecture; missing or of another shape"):
         Predictor(float_export, layered=other)
+
+
+def test_predictor_refuses_other_classes(packed, float_export, tmp_path):
+    loaded = load_layered(packed)
+    names = [f"thing {number}" for number in range(read_manifest(float_export).num_classes)]
+    other = save_layered(
+        loaded.state, tmp_path / "other", bits=BITS, config=loaded.config | {"classes": names}
+    )
+    named = tmp_path / "named"  # the export, whose classes have names here
+    shutil.copytree(float_export, named)
+    manifest = yaml.safe_load((named / "deploy.yaml").read_text())
+    manifest["classes"] = names
+    (named / "deploy.yaml").write_text(yaml.safe_dump(manifest))
+    Predictor(named, layered=other)
+    manifest["classes"] = names[::-1]
+    (named / "deploy.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(ValueError, match=r"layered: expected the classes of .*got thing 0"):
+        Predictor(named, layered=other)
+
+
+def test_an_export_says_the_width_that_it_holds(trained, packed, tmp_path):
+    job = open_job(trained[0])
+    model = pack_model(job.structure(), load_layered(packed).state, 4)
+    for bits in (2, 32):
+        with pytest.raises(ValueError, match=rf"bits: expected 4, .* got {bits}"):
+            export_model(model, tmp_path / "out", input_shape=[1, 3, 48, 48], bits=bits)
+    with pytest.raises(ValueError, match=r"bits: expected 32, .* got 4"):
+        export_model(job.float_model, tmp_path / "out", input_shape=[1, 3, 48, 48], bits=4)
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_to_onnx(packed, trained, tmp_path):

@@ -288,11 +288,21 @@ def test_a_users_own_layer():
 
 
 def test_what_stays_in_float_is_said(logged):
-    model = nn.Sequential(nn.Conv2D(3, 3, 1), Doubled(3, 3, 1), nn.BatchNorm(3), nn.LayerNorm([4]))
+    model = nn.Sequential(
+        nn.Conv2D(3, 3, 1),
+        Doubled(3, 3, 1),
+        nn.BatchNorm(3),
+        nn.LayerNorm([4]),  # has no weight that a width could be given
+        nn.Conv1D(3, 3, 1),
+        nn.Sequential(nn.Embedding(4, 3), nn.GRU(3, 3)),
+    )
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
     LayeredQAT(config).quantize(model)
     (line,) = [line for line in logged() if "left in float" in line]
-    assert line.endswith("left in float: 1 (Doubled), 2 (BatchNorm)")
+    assert line.endswith(
+        "left in float: 1 (Doubled), 2 (BatchNorm), 4 (Conv1D), 5.0 (Embedding), 5.1 (GRU), "
+        "5.1.0.cell (GRUCell)"
+    )
 
 
 def test_a_block_that_stands_in_two_places():

@@ -48,8 +48,8 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
 
     Raises:
         ValueError: packed codes or ONNX in place of a float export; an export of another
-            architecture, or one without names; a model that rounds activations, which a float graph
-            does not.
+            architecture or other classes, or one without names; a model that rounds activations,
+            which a float graph does not.
     """
     if manifest.format != "paddle" or manifest.bits != 32 or not manifest.parameters:
         raise ValueError(
@@ -60,6 +60,12 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
         raise ValueError(
             "layered: its activations are quantised, which a float graph does not do. Use the "
             "folder that `export --bits` wrote for this width."
+        )
+    theirs, ours = layered.config.get("classes") or [], manifest.classes
+    if theirs and ours and list(theirs) != list(ours):
+        raise ValueError(
+            f"layered: expected the classes of {folder}, {', '.join(ours[:8])}; got "
+            f"{', '.join(map(str, theirs[:8]))}."
         )
     arrays, names = layered.state_dict, graph_parameters(folder / PROGRAM)
     tensors = _read(folder / PARAMETERS, names)

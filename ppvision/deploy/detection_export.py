@@ -14,7 +14,13 @@ from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
 from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
-from ppvision.deploy.export import checked_shape, evaluation_mode, may_be_replaced, parameter_names
+from ppvision.deploy.export import (
+    check_packed,
+    checked_shape,
+    evaluation_mode,
+    may_be_replaced,
+    parameter_names,
+)
 from ppvision.deploy.graph import trace_detector, write_graph
 from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import engine_name, failing_as, in_one_line, open_runtime
@@ -71,6 +77,7 @@ def export_detector(
         known = ", ".join(manifests.FILES)
         raise ValueError(f"format: expected one of {known}, got {format!r}.")
     pipeline = DetectionTransforms(transforms)
+    check_packed(model, bits)
     folder = Path(folder).resolve()
     replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
     with evaluation_mode(model), replacing as work:

@@ -17,7 +17,7 @@ from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.transforms import CenterCrop, Transforms
-from ppvision.quant.packed_layers import FixedActivation
+from ppvision.quant.packed_layers import FixedActivation, packed_bits
 from ppvision.run_folder import replacing_folder
 
 
@@ -54,9 +54,9 @@ def export_model(
         classes: names of the K classes, or empty.
         task: "segmentation", "classification" or "features" (`output_op` "none").
         name: written into `deploy.yaml`. Default: the folder's.
-        bits: of the weights: 32, or the width of packed codes (`ppvision.quant.packed_layers`),
-            which are compared ten times as strictly (less so where activations are rounded, see
-            `parity`).
+        bits: of the weights: 32, or the width of the model's packed codes
+            (`ppvision.quant.packed_layers`), which are compared ten times as strictly (less so
+            where activations are rounded, see `parity`).
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -98,6 +98,7 @@ def export_model(
             "Leave them away and prepare the input yourself (Predictor.run)."
         )
 
+    check_packed(model, bits)
     folder = Path(folder).resolve()
     replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
     with evaluation_mode(model), replacing as work:
@@ -163,6 +164,15 @@ def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
             f"height or width that may be any (not for the channels), got {shape}."
         )
     return shape
+
+
+def check_packed(model: nn.Layer, bits: int) -> None:
+    """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without any."""
+    if bits != (held := packed_bits(model)):
+        raise ValueError(
+            f"bits: expected {held}, which the model's weights have, got {bits}. "
+            "LayeredQAT(config).convert(model, bits) gives codes of another width."
+        )
 
 
 @contextmanager

@@ -161,12 +161,12 @@ def _has_quanter(layer: nn.Layer) -> bool:
 
 
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
-    """Layers that could have been quantised: by type, or as a subclass of the user's own."""
+    """Layers with a weight that has no quanter, and norms without statistics for each width."""
     for path, _, _, layer in layers_by_path(model):
-        if isinstance(layer, (*WITH_WEIGHT, _BatchNormBase)):
-            if not isinstance(layer, LayeredLayer | LayeredNorm):
-                yield path, layer
-        elif isinstance(layer, nn.BatchNorm):  # Paddle's older one
+        norm = isinstance(layer, (_BatchNormBase, nn.BatchNorm))  # the second is Paddle's older one
+        weights = [p for p in layer._parameters.values() if p is not None and p.ndim > 1]
+        ours = LayeredLayer | LayeredNorm | LayeredWeightQuanterLayer
+        if (norm or weights) and not isinstance(layer, ours):
             yield path, layer
 
 

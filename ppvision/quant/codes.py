@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MAX_BITS = 8
+FLOAT_BITS = 32  # what a model without quantisation is said to have
 
 
 def code_range(bits: int) -> tuple[int, int]:

@@ -74,7 +74,7 @@ def save_layered(
         FileExistsError: `folder` holds other files.
         OSError: the disk is full, for one. After any of them an older model is as it was.
     """
-    state = _state_of(model, checked_widths(list(bits)))
+    state = _state_of(model, checked_widths(bits))
     folder = Path(folder).resolve()
     check_output(folder)
     manifest = describe_state(state, _plain(config))

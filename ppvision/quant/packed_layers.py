@@ -18,6 +18,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.layered_layers import (
     NORMS,
     LayeredLayer,
@@ -172,7 +173,9 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
                     f"{path}: expected a layer with a weight {list(weight.codes.shape)}, got "
                     f"{layer}. The layered model belongs to another architecture."
                 )
-            parent._sub_layers[name] = _packed(type(layer))(layer, weight, activation, tables)
+            packed = _packed(type(layer))(layer, weight, activation, tables)
+            packed.model_bits = bits if codes else FLOAT_BITS
+            parent._sub_layers[name] = packed
         elif type(layer) in _FLOAT_NORMS:
             parent._sub_layers[name] = _plain_norm(layer)
         elif isinstance(layer, LayeredActivationQuanterLayer) and path in activations:
@@ -185,6 +188,12 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
     _assign(model, {**state.floats, **statistics})
     model.eval()
     return model
+
+
+def packed_bits(model: nn.Layer) -> int:
+    """The width of the codes in a model (its layers may have others by rules); 32 without any."""
+    packed = (layer for layer in model.sublayers() if isinstance(layer, PackedLayer))
+    return next((layer.model_bits for layer in packed), FLOAT_BITS)
 
 
 def packed_copy(model: nn.Layer, bits: int) -> nn.Layer:

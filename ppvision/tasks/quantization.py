@@ -31,6 +31,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.quant import load_layered
+from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.fetching import is_url
 from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OBJECTIVES, OnceQAT
@@ -46,7 +47,6 @@ logger = logging.getLogger("ppvision")
 KEYS = ("bits", "objective", "weights", "distillation", "activations", "steps", "types", "layers")
 _DEFAULTS = {"activations": False, "bits": list(DEFAULT_BITS), "weights": None}
 _OF_ONCE_QAT = ("objective", "weights", "distillation")
-FLOAT_BITS = 32  # what a model without quantisation is said to have
 
 
 def read_slim_config(path: str | Path) -> Located:
