@@ -35,7 +35,7 @@ from ppvision.environment import machine
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT
 from ppvision.quant.layered_layers import LayeredNorm
-from ppvision.tasks.packing import estimate_statistics
+from ppvision.quant.norm_statistics import estimate_statistics
 from ppvision.zoo.weights import assign_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -234,7 +234,8 @@ def compare(
         once.set_bits(k)
         rows.append(row(k, "float's", classes_of(once, shown)))
         norms = [layer for layer in once.sublayers() if isinstance(layer, LayeredNorm)]
-        estimate_statistics(norms, partial(classes_of, once, calibration))
+        shows = [partial(once, paddle.to_tensor(x)) for x in calibration]
+        estimate_statistics(norms, shows)
         rows.append(row(k, "own", classes_of(once, shown)))
     return rows
 

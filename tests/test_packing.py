@@ -15,7 +15,7 @@ from ppvision.quant import OnceQAT
 from ppvision.quant.layered_state import layered_state
 from ppvision.quant.quanters import rounding_step
 from ppvision.tasks import open_job, packing
-from ppvision.tasks.packing import estimate_statistics, pack_checkpoint
+from ppvision.tasks.packing import pack_checkpoint
 from tests.conftest import classification_config
 
 BITS = (8, 4, 2)
@@ -33,56 +33,6 @@ def shown_to(model: nn.Layer, images: list[np.ndarray]) -> None:
     with paddle.no_grad():
         for image in images:
             model(paddle.to_tensor(image[None], "float32"))
-
-
-def test_statistics_are_those_of_all_pictures():
-    """Of a norm behind another one and behind global pooling as well, by NumPy in float64."""
-    first, second = nn.BatchNorm2D(3), nn.BatchNorm2D(3)
-    first.weight.set_value(np.float32([0.5, 1, 2]))
-    first.bias.set_value(np.float32([1, 0, -1]))
-    net = nn.Sequential(first, nn.AdaptiveAvgPool2D(1), second)
-    images = pictures()
-    estimate_statistics([first, second], lambda: shown_to(net, images))
-
-    def moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Over all but axis 1 of `[count, C, ...]`."""
-        axes = (0, *range(2, values.ndim))
-        return values.mean(axes), values.var(axes)
-
-    x = np.stack(images)
-    mean, variance = moments(x)
-    np.testing.assert_allclose(first._mean.numpy(), mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(first._variance.numpy(), variance, rtol=1e-4)
-    shape = (3, 1, 1)
-    weight, bias = np.array([0.5, 1, 2]).reshape(shape), np.array([1, 0, -1]).reshape(shape)
-    x = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + EPSILON) * weight + bias
-    mean, variance = moments(x.mean((2, 3)))
-    np.testing.assert_allclose(second._mean.numpy(), mean, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(second._variance.numpy(), variance, rtol=1e-3)
-
-
-def test_a_deep_network_gets_the_statistics_of_one_batch():
-    """Six norms, each behind the others: what a batch of all pictures gives, to a few percent."""
-    paddle.seed(3)
-    layers = []
-    for _ in range(6):
-        layers += [nn.Conv2D(3, 3, 3, padding=1), nn.BatchNorm2D(3), nn.ReLU()]
-    net = nn.Sequential(*layers)
-    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2D)]
-    images = pictures(60)
-    net.train()
-    for norm in norms:
-        norm._momentum = 0.0  # the batch's own
-    with paddle.no_grad():
-        net(paddle.to_tensor(np.stack(images), "float32"))
-    expected = [(norm._mean.numpy(), norm._variance.numpy()) for norm in norms]
-    for norm in norms:
-        norm._mean.set_value(paddle.zeros([3]))
-        norm._variance.set_value(paddle.ones([3]))
-    estimate_statistics(norms, lambda: shown_to(net, images))
-    for norm, (mean, variance) in zip(norms, expected, strict=True):
-        np.testing.assert_allclose(norm._mean.numpy(), mean, rtol=0.05, atol=0.05)
-        np.testing.assert_allclose(norm._variance.numpy(), variance, rtol=0.1)
 
 
 @pytest.fixture

@@ -1,18 +1,18 @@
 """`pack`: a trained model, or a float one as it is, as a layered model."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import paddle
 from paddle import nn
 from tqdm import tqdm
 
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.layered_layers import LayeredNorm
 from ppvision.quant.layered_model import check_output
+from ppvision.quant.norm_statistics import estimate_statistics
 from ppvision.quant.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.prediction import list_images, read_rgb
@@ -89,14 +89,19 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
     for quanter in activations:
         quanter.calibrating = True
     if activations:
-        _show(job, once, chosen, "activations")
+        with _progress(chosen, "activations") as bar:
+            for path in chosen:
+                _show(job, once, path, bar)
     _set_activations(once)
     norms = [norm for norm in once.sublayers() if isinstance(norm, LayeredNorm)]
     if not norms:
         return
     for k in once.widths[1:]:
         once.set_bits(k)
-        estimate_statistics(norms, partial(_show, job, once, chosen, f"statistics at {k} bits"))
+        with tqdm(
+            total=len(chosen), desc=f"statistics at {k} bits", unit="img", disable=None
+        ) as bar:
+            estimate_statistics(norms, [partial(_show, job, once, path, bar) for path in chosen])
     once.set_bits(once.widths[0])
 
 
@@ -112,53 +117,11 @@ def _set_activations(once: OnceQAT) -> None:
             quanter.calibrated()
 
 
-def _show(job: ModelWithWidths, model: nn.Layer, pictures: Sequence[Path], what: str) -> None:
-    for path in tqdm(pictures, desc=what, unit="img", disable=None):
-        read_rgb(path)  # says what is wrong with a picture that does not read
-        job.predict_image(model, path)
+def _progress(pictures: Sequence[Path], what: str) -> tqdm:
+    return tqdm(total=len(pictures), desc=what, unit="img", disable=None)
 
 
-def estimate_statistics(norms: Sequence[nn.Layer], run: Callable[[], None]) -> None:
-    """BatchNorm's statistics anew: mean and variance over all that the norms see.
-
-    What a norm sees depends on those before it. So the pictures are shown twice. In the first round
-    every norm works with the statistics of the pictures so far; in the second with those of all
-    pictures, and what it sees then counts. (Statistics of one picture alone would not do: behind
-    global pooling that is one pixel, which has no variance.)
-
-    Args:
-        norms: of a model at one width.
-        run: shows pictures to the model in evaluation mode.
-    """
-    _see_and_set(norms, run, at_once=True)
-    _see_and_set(norms, run, at_once=False)
-
-
-def _see_and_set(norms: Sequence[nn.Layer], run: Callable[[], None], *, at_once: bool) -> None:
-    """Show the pictures and set the statistics: after each of them, or behind the last."""
-    sums: dict[int, tuple[np.ndarray, np.ndarray, int]] = {}
-
-    def see(norm: nn.Layer, inputs: tuple) -> None:
-        x = inputs[0].astype("float32")
-        channels = x.ndim - 1 if norm._data_format[-1] == "C" else 1
-        axes = [axis for axis in range(x.ndim) if axis != channels]
-        mean, square = x.mean(axis=axes).numpy(), paddle.square(x).mean(axis=axes).numpy()
-        known = sums.get(id(norm), (0.0, 0.0, 0))
-        sums[id(norm)] = known[0] + mean, known[1] + square, known[2] + 1
-        if at_once:
-            set_statistics(norm)
-
-    def set_statistics(norm: nn.Layer) -> None:
-        mean, square, count = sums[id(norm)]
-        norm._mean.set_value(mean / count)
-        norm._variance.set_value(np.maximum(square / count - (mean / count) ** 2, 0.0))
-
-    hooks = [norm.register_forward_pre_hook(see) for norm in norms]
-    try:
-        run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for norm in norms:
-        if id(norm) in sums:  # not an auxiliary head's
-            set_statistics(norm)
+def _show(job: ModelWithWidths, model: nn.Layer, path: Path, bar: tqdm) -> None:
+    read_rgb(path)  # says what is wrong with a picture that does not read
+    job.predict_image(model, path)
+    bar.update()
