@@ -33,7 +33,7 @@ from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.packed_layers import pack_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import write_rows
+from benchmark.runs import read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results") / "layered_size.csv"
 BITS = (8, 6, 4, 3, 2)
@@ -153,14 +153,17 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--results", type=Path, default=RESULTS, help="rows of others stay")
     parser.add_argument("--repeats", type=int, default=40, help="timed runs of each export")
     args = parser.parse_args()
-    rows = []
-    for network in NETWORKS:
+    rows = {network: [] for network in NETWORKS}
+    for row in read_rows(args.results):
+        rows[row["network"]].append(row)
+    for network in args.networks:
         with tempfile.TemporaryDirectory() as work:
-            rows += measure(network, Path(work), args.repeats)
-    write_rows(args.results, rows)
+            rows[network] = measure(network, Path(work), args.repeats)
+        write_rows(args.results, [row for of in rows.values() for row in of])
     print(args.results.read_text(encoding="utf-8"))
 
 

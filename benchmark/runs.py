@@ -62,11 +62,11 @@ def spent(folder: Path) -> float:
 
 
 def read_rows(path: Path) -> Rows:
-    """The runs of a results file, without its summary (whose `seed` is a word)."""
+    """The rows of a results file, without a summary of runs (whose `seed` is a word)."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["seed"].isdigit()]
+        return [row for row in csv.DictReader(file) if row.get("seed", "0").isdigit()]
 
 
 def mean_and_spread(rows: Rows, keys: Sequence[str], scores: Sequence[str]) -> Rows:

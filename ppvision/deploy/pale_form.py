@@ -60,6 +60,7 @@ def _fits(attention: PaleAttention) -> bool:
         isinstance(projection, SeparableConv)
         and all(_is_plain(projection[place]) for place in (0, 2))
         and isinstance(projection[1], nn.BatchNorm2D)
+        and projection[1]._epsilon == attention.query[1]._epsilon
         for projection in projections
     )
 
@@ -102,33 +103,42 @@ class GraphPaleAttention(nn.Layer):
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q, k and v, `[B, 3C/2, H, W]`: of the half that attends in rows, and of the other."""
         channels = x.shape[1]
-        half = channels // 2
-        scale = (channels // self.attention.num_heads) ** -0.5
-        depthwise, shift, weights, biases = [], [], [], []
-        for place, name in enumerate(("query", "key", "value")):
-            convolution, norm, pointwise = getattr(self.attention, name)
-            gain = norm.weight / paddle.sqrt(norm._variance + norm._epsilon)  # [C]
-            depthwise.append(convolution.weight * gain.reshape([-1, 1, 1, 1]))  # [C, 1, 3, 3]
-            shift.append(norm.bias - norm._mean * gain)
-            factor = scale if place == 0 else 1.0
-            weights.append(pointwise.weight * factor)  # [C, C, 1, 1]
-            biases.append(pointwise.bias * factor)
+        parts = [getattr(self.attention, name) for name in ("query", "key", "value")]
+        convolutions, norms, pointwise = zip(*parts, strict=True)
+        # Few operations on weights: when the graph is loaded, each is folded by itself.
+        gain, shift = _folded(norms)  # [3C] each
         tripled = F.conv2d(
             paddle.concat([x] * 3, axis=1),  # [B, 3C, H, W]
-            paddle.concat(depthwise),
-            paddle.concat(shift),
+            paddle.concat([layer.weight for layer in convolutions]) * gain.reshape([-1, 1, 1, 1]),
+            shift,
             padding=1,
             groups=3 * channels,
         )
+        scale = (channels // self.attention.num_heads) ** -0.5
+        weights = _halves([layer.weight for layer in pointwise], scale)  # [3C/2, C, 1, 1] each
+        biases = _halves([layer.bias for layer in pointwise], scale)  # [3C/2] each
         return tuple(
-            F.conv2d(
-                tripled,
-                paddle.concat([weight[part] for weight in weights]),  # [3C/2, C, 1, 1]
-                paddle.concat([bias[part] for bias in biases]),
-                groups=3,
-            )
-            for part in (slice(None, half), slice(half, None))
+            F.conv2d(tripled, weight, bias, groups=3)
+            for weight, bias in zip(weights, biases, strict=True)
         )
+
+
+def _folded(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
+    """What the norms multiply by, and add: `[3C]` each."""
+    names = ("weight", "bias", "_mean", "_variance")
+    joined = [paddle.concat([getattr(norm, name) for norm in norms]) for name in names]
+    weight, bias, mean, variance = joined
+    gain = weight / paddle.sqrt(variance + norms[0]._epsilon)
+    return gain, bias - mean * gain
+
+
+def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
+    """Of q's (times the scale), k's and v's `[C, ...]` the rows' halves together, and the
+    columns': `[3C/2, ...]` each."""
+    query, key, value = qkv
+    channels, *rest = query.shape
+    split = paddle.stack([query * scale, key, value]).reshape([3, 2, channels // 2, *rest])
+    return [split[:, place].reshape([3 * channels // 2, *rest]) for place in (0, 1)]
 
 
 @paddle.jit.not_to_static
