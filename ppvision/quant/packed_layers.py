@@ -66,6 +66,9 @@ class PackedLayer:
         weight: at its width.
         activation: how its input is rounded, or None.
         tables: shared by the layers of a model; None puts the float weight into a graph, not codes.
+
+    Attributes:
+        model_bits: width of the model that the layer is in, 32 where a graph gets float weights.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class PackedLayer:
         self._shape = list(weight.codes.shape)
         self.register_buffer("unpacked", paddle.to_tensor(weight.dequantized()))
         self._in_graph = tables is not None
+        self.model_bits = FLOAT_BITS
         if tables is not None:
             aligned = [1] * len(self._shape)
             aligned[weight.axis] = -1

@@ -98,9 +98,7 @@ def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None)
         return
     for k in once.widths[1:]:
         once.set_bits(k)
-        with tqdm(
-            total=len(chosen), desc=f"statistics at {k} bits", unit="img", disable=None
-        ) as bar:
+        with _progress(chosen, f"statistics at {k} bits") as bar:
             estimate_statistics(norms, [partial(_show, job, once, path, bar) for path in chosen])
     once.set_bits(once.widths[0])
 
