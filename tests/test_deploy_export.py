@@ -103,8 +103,8 @@ def test_segmentation_runs_at_sizes_it_was_not_checked_on(tmp_path, format, outp
     files = {"paddle": {"model.json", "model.pdiparams"}, "onnx": {"model.onnx"}}[format]
     assert {p.name for p in folder.iterdir()} == files | {"deploy.yaml"}
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
-    for onednn in (False, True) if format == "paddle" else (False,):
-        runtime = open_runtime(folder, format, threads=1, onednn=onednn)
+    for engine in ("native", "onednn") if format == "paddle" else ("native",):
+        runtime = open_runtime(folder, format, threads=1, engine=engine)
         for shape in ((1, 3, 20, 33), (3, 3, 41, 16), (1, 3, 20, 33)):
             x = noise(*shape)
             (logits,) = eager(model, x)
@@ -154,11 +154,11 @@ def pale(tmp_path_factory):
     return model, folder
 
 
-@pytest.mark.parametrize("onednn", [False, True])
-def test_pale_with_every_size_free(pale, onednn):
+@pytest.mark.parametrize("engine", ["native", "onednn"])
+def test_pale_with_every_size_free(pale, engine):
     """Multiples of the pale size, sizes that need padding on one axis or both, other batches."""
     model, folder = pale
-    runtime = open_runtime(folder, "paddle", onednn=onednn)
+    runtime = open_runtime(folder, "paddle", engine=engine)
     for batch, height, width in (
         (1, 112, 137), (3, 97, 131), (2, 56, 56), (1, 224, 224), (1, 33, 5), (1, 56, 224),
     ):  # fmt: skip
@@ -306,27 +306,27 @@ def test_a_wrong_output_op_behind_right_logits(
     assert list(tmp_path.iterdir()) == []
 
 
-def _lie(monkeypatch, liar: bool) -> None:
+def _lie(monkeypatch, liar: str) -> None:
     """Paddle Inference gives other numbers with oneDNN only, or without it only."""
 
-    def open_liar(folder, format, *, onednn):
-        runtime = open_runtime(folder, format, onednn=onednn)
+    def open_liar(folder, format, *, engine):
+        runtime = open_runtime(folder, format, engine=engine)
         run = runtime.run
-        runtime.run = lambda x: [(1.25 if onednn == liar else 1) * out for out in run(x)]
+        runtime.run = lambda x: [(1.25 if engine == liar else 1) * out for out in run(x)]
         return runtime
 
     monkeypatch.setattr(comparison, "open_runtime", open_liar)
 
 
 def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):
-    _lie(monkeypatch, False)
+    _lie(monkeypatch, "native")
     with pytest.raises(ParityError, match="Inference without oneDNN"):
         export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_numbers_with_onednn_turn_it_off_aloud(tmp_path, monkeypatch):
-    _lie(monkeypatch, True)
+    _lie(monkeypatch, "onednn")
     with pytest.warns(UserWarning, match="with oneDNN.* differs.*runs without oneDNN"):
         folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert manifest(folder)["onednn"] is False

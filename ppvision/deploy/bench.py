@@ -12,6 +12,7 @@ from paddle import nn
 from tqdm import tqdm
 
 from ppvision.deploy.predictor import Predictor
+from ppvision.deploy.runtime import Engine
 
 DEFAULT_SIZE = 224  # pixels, where an export leaves height and width open
 WARM_UP = 3
@@ -24,7 +25,8 @@ class Latency:
     Attributes:
         name: the folder, or `eager`.
         median, low, high: milliseconds a batch: the median and the 10th and 90th percentile.
-        onednn: whether oneDNN ran it; None for the eager model and ONNX Runtime.
+        engine: "openvino", "onednn" or "native" of Paddle Inference; None for the eager model and
+            ONNX Runtime.
         bytes: of the weights and the graph; None for the eager model.
     """
 
@@ -32,7 +34,7 @@ class Latency:
     median: float
     low: float
     high: float
-    onednn: bool | None
+    engine: Engine | None
     bytes: int | None
 
 
@@ -100,7 +102,7 @@ def bench_exported(
                 median,
                 low,
                 high,
-                None if manifest is None or manifest.format == "onnx" else predictors[name].onednn,
+                predictors[name].engine if name in predictors else None,
                 None if manifest is None else sum(f["bytes"] for f in manifest.files.values()),
             )
         )
@@ -110,14 +112,13 @@ def bench_exported(
 def table(rows: Sequence[Latency]) -> str:
     """The rows as text; the last column is the first row's median over this one's."""
     width = max(5, *(len(row.name) for row in rows))
-    lines = [f"{'model':{width}}  median ms  10..90 %          oneDNN  bytes       speed-up"]
+    lines = [f"{'model':{width}}  median ms  10..90 %          engine    bytes       speed-up"]
     for row in rows:
-        onednn = "-" if row.onednn is None else ("yes" if row.onednn else "no")
         size = "-" if row.bytes is None else f"{row.bytes:,}"
         spread = f"{row.low:.2f}..{row.high:.2f}"
         lines.append(
-            f"{row.name:{width}}  {row.median:9.2f}  {spread:16}  {onednn:6}  {size:10}  "
-            f"{rows[0].median / row.median:.2f}"
+            f"{row.name:{width}}  {row.median:9.2f}  {spread:16}  {row.engine or '-':8}  {size:10}"
+            f"  {rows[0].median / row.median:.2f}"
         )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     lines.append(f"peak memory of this process {peak:,.0f} MiB")

@@ -12,6 +12,7 @@ from paddle import Tensor, nn
 from ppvision.deploy import parity
 from ppvision.deploy.runtime import (
     ONE_PIXEL,
+    Engine,
     engine_name,
     enlarges,
     failing_as,
@@ -142,8 +143,8 @@ def compare(
     """
     _warn_if_blind(probes, tolerance)
     if format == "onnx":
-        return _compare(probes, raw, final, output_op, format, tolerance, onednn=False), None
-    worst = _compare(probes, raw, final, output_op, format, tolerance, onednn=False)
+        return _compare(probes, raw, final, output_op, format, tolerance, "native"), None
+    worst = _compare(probes, raw, final, output_op, format, tolerance, "native")
     if enlarges(raw) and all(max(x.shape[2:]) <= ONE_PIXEL for x, _ in probes):
         warnings.warn(
             "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which pictures "
@@ -153,7 +154,7 @@ def compare(
         )
         return worst, False
     try:
-        error = _compare(probes, raw, final, output_op, format, tolerance, onednn=True)
+        error = _compare(probes, raw, final, output_op, format, tolerance, "onednn")
     except (parity.ParityError, RuntimeError) as failure:
         # Paddle's oneDNN has kernels with faults: bilinear enlargement with align_corners, NHWC.
         warnings.warn(
@@ -163,6 +164,18 @@ def compare(
     return max(worst, error), True
 
 
+def compare_openvino(
+    probes: Sequence[Probe], raw: Path, final: Path, output_op: str, tolerance: float
+) -> float:
+    """As `compare`, of the graphs for OpenVINO: the largest error.
+
+    Raises:
+        ParityError: above the bound.
+        RuntimeError: OpenVINO does not run the graph.
+    """
+    return _compare(probes, raw, final, output_op, "paddle", tolerance, "openvino")
+
+
 def _compare(
     probes: Sequence[Probe],
     raw: Path,
@@ -170,16 +183,14 @@ def _compare(
     output_op: str,
     format: str,
     tolerance: float,
-    *,
-    onednn: bool,
+    engine: Engine,
 ) -> float:
-    engine = engine_name(format, onednn=onednn)
-    worst = 0.0
-    with failing_as(f"{engine} does not load the exported graph"):
-        raw_runtime = open_runtime(raw, format, onednn=onednn)
-        final_runtime = raw_runtime if final == raw else open_runtime(final, format, onednn=onednn)
+    name, worst = engine_name(format, engine), 0.0
+    with failing_as(f"{name} does not load the exported graph"):
+        raw_runtime = open_runtime(raw, format, engine=engine)
+        final_runtime = raw_runtime if final == raw else open_runtime(final, format, engine=engine)
     for x, eager in probes:
-        where = f"{engine}, input {list(x.shape)}"
+        where = f"{name}, input {list(x.shape)}"
         with failing_as(f"{where}: the exported graph does not run"):
             raw_outputs = raw_runtime.run(x)
             final_outputs = raw_outputs if final == raw else final_runtime.run(x)

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 from paddle.base import core
 
-from ppvision.deploy.manifest import Manifest
+from ppvision.deploy.manifest import OPENVINO_PROGRAM, Manifest
 from ppvision.quant.layered_model import LayeredModel
 
 PROGRAM, PARAMETERS = "model.json", "model.pdiparams"
@@ -37,8 +37,8 @@ def graph_parameters(program: Path) -> list[str]:
 
 
 def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path) -> None:
-    """Write `model.json` and `model.pdiparams` into `work`: the graph of a float export with a
-    layered model's weights.
+    """Write `model.pdiparams` into `work`, a layered model's weights, beside links to the graphs of
+    a float export.
 
     Args:
         folder: of the export.
@@ -85,7 +85,8 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
             f"or of another shape: {', '.join(wrong[:8])}."
         )
     _write(work / PARAMETERS, tensors)
-    (work / PROGRAM).symlink_to((folder / PROGRAM).resolve())
+    for program in (PROGRAM, *([OPENVINO_PROGRAM] if manifest.openvino else [])):
+        (work / program).symlink_to((folder / program).resolve())
 
 
 def _read(path: Path, names: list[str]) -> dict[str, paddle.Tensor]:

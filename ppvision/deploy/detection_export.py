@@ -23,7 +23,7 @@ from ppvision.deploy.export import (
 )
 from ppvision.deploy.graph import trace_detector, write_graph
 from ppvision.deploy.pale_form import pale_form
-from ppvision.deploy.runtime import engine_name, failing_as, in_one_line, open_runtime
+from ppvision.deploy.runtime import Engine, engine_name, failing_as, in_one_line, open_runtime
 from ppvision.run_folder import replacing_folder
 
 RAW = 2  # outputs before NMS: boxes and scores
@@ -100,7 +100,7 @@ def export_detector(
             num_classes=num_classes,
             classes=[str(label) for label in classes],
             bits=bits,
-            files=manifests.describe_files(final, format),
+            files=manifests.describe_files(final, manifests.FILES[format]),
             max_error_to_eager=error,
             checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
             onednn=onednn,
@@ -160,15 +160,15 @@ def _compare_engines(
     """
     how = format, bounds, tolerance
     if format == "onnx":
-        return _compare(probes, [raw, final], *how, onednn=False), None
-    worst = _compare(probes, [raw], *how, onednn=False)
+        return _compare(probes, [raw, final], *how, "native"), None
+    worst = _compare(probes, [raw], *how, "native")
     try:
-        error = _compare(probes, [raw, final], *how, onednn=True)
+        error = _compare(probes, [raw, final], *how, "onednn")
     except (parity.ParityError, RuntimeError) as failure:
         warnings.warn(
             f"{failure} The export runs without oneDNN, which is slower on a CPU.", stacklevel=3
         )
-        return max(worst, _compare(probes, [raw, final], *how, onednn=False)), False
+        return max(worst, _compare(probes, [raw, final], *how, "native")), False
     return max(worst, error), True
 
 
@@ -178,15 +178,13 @@ def _compare(
     format: str,
     bounds: Bounds,
     tolerance: float,
-    *,
-    onednn: bool,
+    engine: Engine,
 ) -> float:
-    engine = engine_name(format, onednn=onednn)
-    worst, boxes = 0.0, 0
-    with failing_as(f"{engine} does not load the exported graph"):
-        runtimes = [open_runtime(folder, format, onednn=onednn) for folder in folders]
+    name, worst, boxes = engine_name(format, engine), 0.0, 0
+    with failing_as(f"{name} does not load the exported graph"):
+        runtimes = [open_runtime(folder, format, engine=engine) for folder in folders]
     for inputs, eager in probes:
-        where = f"{engine}, input {list(inputs['image'].shape)}"
+        where = f"{name}, input {list(inputs['image'].shape)}"
         with failing_as(f"{where}: the exported graph does not run"):
             outputs, *kept = (runtime.run(inputs) for runtime in runtimes)
         worst = max(worst, check_raw(eager[-RAW:], outputs[-RAW:], tolerance, where))

@@ -1,6 +1,7 @@
 """From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,10 +13,18 @@ from paddle import nn
 
 from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
-from ppvision.deploy.comparison import compare, eager_probes, rounding_error
+from ppvision.deploy.comparison import (
+    Probe,
+    compare,
+    compare_openvino,
+    eager_probes,
+    rounding_error,
+)
 from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.openvino import write_openvino_program
 from ppvision.deploy.pale_form import pale_form
+from ppvision.deploy.runtime import has_openvino
 from ppvision.deploy.transforms import CenterCrop, Transforms
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
 from ppvision.run_folder import replacing_folder
@@ -72,7 +81,8 @@ def export_model(
     The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
-    in `deploy.yaml`, and `Predictor` then leaves it out.
+    in `deploy.yaml`, and `Predictor` then leaves it out. So is OpenVINO, for which a Pale of float
+    weights and known height and width gets a graph of its own (`ppvision.deploy.openvino`).
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -119,6 +129,11 @@ def export_model(
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
+        of_openvino, openvino = None, None
+        if format == "paddle" and has_openvino():
+            of_openvino, openvino = _with_openvino(
+                model, probes, raw, final, shape, output_op, task, tolerance
+            )
 
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -130,14 +145,48 @@ def export_model(
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=[str(label) for label in classes],
             bits=bits,
-            files=manifests.describe_files(final, format),
-            max_error_to_eager=error,
+            files=manifests.describe_files(final, manifests.file_names(format, openvino)),
+            max_error_to_eager=max(error, of_openvino or 0.0),
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
             parameters=parameter_names(model, final, format, bits),
+            openvino=openvino,
         ).write(final)
     return folder
+
+
+def _with_openvino(
+    model: nn.Layer,
+    probes: Sequence[Probe],
+    raw: Path,
+    final: Path,
+    shape: Sequence[int | None],
+    output_op: str,
+    task: str,
+    tolerance: float,
+) -> tuple[float | None, bool | None]:
+    """Write the graphs for OpenVINO beside the others, and compare them.
+
+    Returns:
+        The largest error, and whether OpenVINO may run the export: not where it fails or gives
+        other numbers, which a warning says; None where there is nothing to try.
+    """
+    every_output = task == "features"
+    error = None
+    try:
+        if not write_openvino_program(model, shape, output_op, final, every_output=every_output):
+            return None, None
+        if raw != final:
+            write_openvino_program(model, shape, "none", raw, every_output=every_output)
+        error = compare_openvino(probes, raw, final, output_op, tolerance)
+    except (parity.ParityError, RuntimeError) as failure:
+        (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)
+        warnings.warn(
+            f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
+            stacklevel=3,
+        )
+    return error, error is not None
 
 
 def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
@@ -191,7 +240,8 @@ def may_be_replaced(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     present = {path.name for path in folder.iterdir()}
-    ours = {manifests.NAME, *(name for names in manifests.FILES.values() for name in names)}
+    ours = {manifests.NAME, manifests.OPENVINO_PROGRAM}
+    ours |= {name for names in manifests.FILES.values() for name in names}
     return not present or (manifests.NAME in present and present <= ours)
 
 

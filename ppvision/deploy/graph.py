@@ -33,11 +33,16 @@ class _Graph(nn.Layer):
         if self.every_output:
             return list(outputs)
         logits = outputs[0]
-        if self.output_op == "argmax":
-            return [logits, paddle.argmax(logits, axis=1, dtype="int32")]
-        if self.output_op == "softmax":
-            return [logits, nn.functional.softmax(logits, axis=1)]
-        return [logits]
+        if self.output_op == "none":
+            return [logits]
+        return [logits, final_op(logits, self.output_op)]
+
+
+def final_op(logits: Tensor, output_op: str) -> Tensor:
+    """What a graph makes of its logits, over axis 1: "argmax" (int32), "softmax" or "none"."""
+    if output_op == "argmax":
+        return paddle.argmax(logits, axis=1, dtype="int32")
+    return nn.functional.softmax(logits, axis=1) if output_op == "softmax" else logits
 
 
 class _DetectorGraph(nn.Layer):

@@ -1,7 +1,7 @@
 """`deploy.yaml`: what an exported folder holds, and how it is verified before use."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ FORMAT_VERSION = 1
 TASKS = ("segmentation", "classification", "features", "detection")
 OUTPUT_OPS = ("argmax", "softmax", "none", "nms")
 FILES = {"paddle": ("model.json", "model.pdiparams"), "onnx": ("model.onnx",)}
+# Beside the files of format "paddle", where OpenVINO may run the export.
+OPENVINO_PROGRAM = "model.pdmodel"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class Manifest:
     paddle_version: str
     # Of a float export for Paddle Inference: the model's name of each of the graph's parameters.
     parameters: dict[str, str] = field(default_factory=dict)
+    # Whether OpenVINO runs it, with `model.pdmodel`; None where there was nothing to try.
+    openvino: bool | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -45,12 +49,17 @@ class Manifest:
         (folder / NAME).write_text(text, encoding="utf-8")
 
 
-def describe_files(folder: Path, format: str) -> dict[str, dict[str, Any]]:
-    """Bytes and sha256 of each file of an export."""
+def describe_files(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Bytes and sha256 of files of an export."""
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
-        for name in FILES[format]
+        for name in names
     }
+
+
+def file_names(format: str, openvino: bool | None) -> tuple[str, ...]:
+    """The files of an export, without `deploy.yaml`."""
+    return (*FILES[format], OPENVINO_PROGRAM) if openvino else FILES[format]
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -72,7 +81,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: not readable as YAML ({error}). Copy or export the folder again."
         ) from error
     manifest = _checked(path, content)
-    for name in FILES[manifest.format]:
+    for name in file_names(manifest.format, manifest.openvino):
         _verify(folder / name, manifest.files[name])
     return manifest
 
@@ -121,7 +130,10 @@ def _checked(path: Path, content: Any) -> Manifest:
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         raise problem("expected parameters to be names by name")
     files = content["files"]
-    for name in FILES[content["format"]]:
+    openvino = content.get("openvino")
+    if openvino not in (None, True, False) or (openvino and content["format"] != "paddle"):
+        raise problem(f"expected openvino to be true, false or null, got {openvino!r}")
+    for name in file_names(content["format"], openvino):
         entry = files.get(name) if isinstance(files, Mapping) else None
         if not isinstance(entry, Mapping) or not {"bytes", "sha256"} <= entry.keys():
             raise problem(f"expected bytes and sha256 of {name} under files")

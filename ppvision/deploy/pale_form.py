@@ -44,7 +44,7 @@ def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[No
     changed = []
     if input_shape[2] is not None and input_shape[3] is not None:
         for _, parent, name, layer in list(layers_by_path(model)):
-            if isinstance(layer, PaleAttention) and _fits(layer):
+            if isinstance(layer, PaleAttention) and fits(layer):
                 parent._sub_layers[name] = GraphPaleAttention(layer)
                 changed.append((parent, name, layer))
     try:
@@ -54,18 +54,18 @@ def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[No
             parent._sub_layers[name] = layer
 
 
-def _fits(attention: PaleAttention) -> bool:
+def fits(attention: PaleAttention) -> bool:
     projections = (attention.query, attention.key, attention.value)
     return attention.mask_padding and all(
         isinstance(projection, SeparableConv)
-        and all(_is_plain(projection[place]) for place in (0, 2))
+        and all(is_plain(projection[place]) for place in (0, 2))
         and isinstance(projection[1], nn.BatchNorm2D)
         and projection[1]._epsilon == attention.query[1]._epsilon
         for projection in projections
     )
 
 
-def _is_plain(layer: nn.Layer) -> bool:
+def is_plain(layer: nn.Layer) -> bool:
     """A convolution of a float weight, or of packed codes, on its input as it comes."""
     fixed = isinstance(layer, nn.Conv2D) and not isinstance(layer, LayeredLayer)
     return fixed and getattr(layer, "activation", None) is None
@@ -86,7 +86,7 @@ class GraphPaleAttention(nn.Layer):
         self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
-        if _has_known_size(x):
+        if has_known_size(x):
             return self._attend(x)
         return self.attention(x)
 
@@ -142,7 +142,7 @@ def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
 
 
 @paddle.jit.not_to_static
-def _has_known_size(x: Tensor) -> bool:
+def has_known_size(x: Tensor) -> bool:
     return x.shape[2] > 0 and x.shape[3] > 0
 
 

@@ -21,9 +21,11 @@ from ppvision.deploy.parity import softmax
 from ppvision.deploy.runtime import (
     ONE_PIXEL,
     Batch,
+    Engine,
     OnnxRuntime,
     PaddleRuntime,
     enlarges,
+    has_openvino,
     in_one_line,
     open_runtime,
 )
@@ -61,9 +63,10 @@ class Predictor:
         folder: with `deploy.yaml`; size and sha256 of every file are verified.
         threads: CPU threads. None: the runtime's default.
         device: "cpu" or "gpu" (the first one).
-        use_onednn: None tries oneDNN on a CPU at load and, where it fails or failed the comparison
-            of the export, warns and goes on without it; True insists; False leaves it out. Only for
-            Paddle exports.
+        use_onednn: None takes the quickest on a CPU: OpenVINO where the export has a graph for it,
+            or else oneDNN. What fails at load is warned of, and the next is taken; so is oneDNN
+            that failed the comparison of the export. True insists on oneDNN; False leaves Paddle's
+            own kernels alone. Only for Paddle exports.
         layered: a layered model (folder or URL) of the same architecture, whose weights go in the
             place of the folder's. Only for float exports for Paddle Inference.
         bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.
@@ -71,7 +74,8 @@ class Predictor:
     Attributes:
         manifest: the content of `deploy.yaml`.
         bits: of the weights: 32, or the width of `layered` or of the packed codes.
-        onednn: whether oneDNN is used.
+        engine: of Paddle Inference: "openvino", "onednn" or "native"; None with ONNX Runtime.
+        onednn: whether the engine is oneDNN.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
@@ -140,30 +144,32 @@ class Predictor:
         self.bits = self._weights.bits
 
     @contextmanager
-    def _open_with(self) -> Iterator[Callable[[bool], PaddleRuntime | OnnxRuntime]]:
-        """What opens the export, or its graph with other weights, with oneDNN or without."""
+    def _open_with(self) -> Iterator[Callable[[Engine], PaddleRuntime | OnnxRuntime]]:
+        """What opens the export, or its graph with other weights, in an engine."""
         if self._weights is None:
-            yield lambda onednn: self._opened(self._folder, onednn)
+            yield lambda engine: self._opened(self._folder, engine)
             return
         with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
             compose(self._folder, self.manifest, self._weights, Path(work))
-            yield lambda onednn: self._opened(Path(work), onednn)
+            yield lambda engine: self._opened(Path(work), engine)
 
-    def _opened(self, folder: Path, onednn: bool) -> PaddleRuntime | OnnxRuntime:
-        return open_runtime(folder, self.manifest.format, onednn=onednn, **self._how)
+    def _opened(self, folder: Path, engine: Engine) -> PaddleRuntime | OnnxRuntime:
+        return open_runtime(folder, self.manifest.format, engine=engine, **self._how)
 
     def _open(self) -> None:
-        """Load the model files, for oneDNN where that is wanted and works."""
-        manifest = self.manifest
-        wanted = self._use_onednn
-        if wanted is None:
-            wanted = manifest.format == "paddle" and self._how["device"] == "cpu"
-        runtime = None
+        """Load the model files, in the quickest engine that is wanted and works."""
+        manifest, wanted = self.manifest, self._use_onednn
+        on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
+        runtime, self.engine = None, None if manifest.format == "onnx" else "native"
         with self._open_with() as open_with:
-            if wanted:
-                runtime = _try_onednn(open_with, manifest, insist=bool(self._use_onednn))
-            self.onednn = runtime is not None
-            self._runtime = runtime or open_with(False)
+            if on_cpu and wanted is None and manifest.openvino and has_openvino():
+                runtime = _try(open_with, manifest, "openvino", insist=False)
+                self.engine = "openvino" if runtime else self.engine
+            if runtime is None and on_cpu and wanted is not False:
+                runtime = _try(open_with, manifest, "onednn", insist=bool(wanted))
+                self.engine = "onednn" if runtime else self.engine
+            self._runtime = runtime or open_with("native")
+        self.onednn = self.engine == "onednn"
         # An export of one size was compared at it.
         free = self.onednn and None in manifest.input_shape[2:]
         self._one_pixel = free and enlarges(self._folder)
@@ -175,7 +181,7 @@ class Predictor:
             return self._runtime
         if self._without_onednn is None:
             with self._open_with() as open_with:
-                self._without_onednn = open_with(False)
+                self._without_onednn = open_with("native")
         return self._without_onednn
 
     def __call__(
@@ -331,19 +337,26 @@ class Predictor:
         return Classification(class_id, names[class_id] if names else None, probabilities)
 
 
-def _try_onednn(open_with, manifest: Manifest, *, insist: bool) -> PaddleRuntime | None:
-    """A runtime with oneDNN that has run once, or None and a warning."""
+def _try(
+    open_with: Callable[[Engine], PaddleRuntime],
+    manifest: Manifest,
+    engine: Engine,
+    *,
+    insist: bool,
+) -> PaddleRuntime | None:
+    """A runtime that has run once, or None and a warning."""
     try:
-        if manifest.onednn is False:
+        if engine == "onednn" and manifest.onednn is False:
             raise RuntimeError("it failed or gave other numbers when this was exported")
-        runtime = open_with(True)
+        runtime = open_with(engine)
         smallest = min(manifest.checked_shapes, key=np.prod)
         runtime.run(_zeros(manifest.task, smallest))
-    except Exception as error:  # Paddle raises many kinds for an operator that oneDNN cannot run
-        reason = f"{manifest.name}: oneDNN cannot run it here ({in_one_line(error)})."
+    except Exception as error:  # Paddle raises many kinds for an operator that an engine cannot run
+        name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
+        reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
         if insist:
             raise RuntimeError(f"{reason} Pass use_onednn=None or False.") from error
-        warnings.warn(f"{reason} Going on without oneDNN, which is slower.", stacklevel=3)
+        warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
         return None
     return runtime
 

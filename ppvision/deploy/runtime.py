@@ -1,13 +1,22 @@
-"""The two engines that run an exported graph, behind one `run`: Paddle Inference, ONNX Runtime."""
+"""What runs an exported graph, behind one `run`: Paddle Inference (OpenVINO, oneDNN or Paddle's own
+kernels), ONNX Runtime."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import paddle
 from paddle import inference
+
+from ppvision.deploy.manifest import OPENVINO_PROGRAM
+
+# Of Paddle Inference, from the quickest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
+# kernels for its operators, Paddle's own kernels (the only ones on a GPU).
+Engine = Literal["openvino", "onednn", "native"]
 
 # Passes of the oneDNN pipeline that Paddle 3 gets wrong or that cost time; the rest is kept.
 ONEDNN_PASSES_OFF = (
@@ -36,32 +45,31 @@ _GPU_POOL_MB = 256
 
 
 class PaddleRuntime:
-    """Paddle Inference on a PIR model.
+    """Paddle Inference on an export's files.
 
     Args:
-        program: `model.json`.
-        parameters: `model.pdiparams`.
+        folder: with `model.json` (for OpenVINO `model.pdmodel`) and `model.pdiparams`.
         threads: CPU threads of the kernels. None: Paddle's default.
         device: "cpu" or "gpu" (the first one).
-        onednn: use oneDNN kernels (CPU only). oneDNN keeps the kernels that it compiled last, 1024
-            of them unless the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise:
-            with pictures of ever new sizes, memory rises until that many are held.
+        engine: "openvino" and "onednn" are for a CPU. oneDNN keeps the kernels that it compiled
+            last, 1024 of them unless the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY says
+            otherwise: with pictures of ever new sizes, memory rises until that many are held.
 
     Not for several threads at once: make one for each.
     """
 
     def __init__(
         self,
-        program: Path,
-        parameters: Path,
+        folder: Path,
         *,
         threads: int | None = None,
         device: str = "cpu",
-        onednn: bool = False,
+        engine: Engine = "native",
     ) -> None:
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         _check_device(device, has_gpu, "paddlepaddle")
-        config = inference.Config(str(program), str(parameters))
+        program = OPENVINO_PROGRAM if engine == "openvino" else "model.json"
+        config = inference.Config(str(folder / program), str(folder / "model.pdiparams"))
         config.disable_glog_info()
         if device == "gpu":
             config.enable_use_gpu(_GPU_POOL_MB, 0)
@@ -69,13 +77,18 @@ class PaddleRuntime:
             config.disable_gpu()
         if threads is not None:
             config.set_cpu_math_library_num_threads(threads)
-        if onednn:
+        if engine == "onednn":
             config.enable_onednn()
             for name in ONEDNN_PASSES_OFF:
                 config.delete_pass(name)
         else:
             config.disable_onednn()
-        self._predictor = inference.create_predictor(config)
+        # OpenVINO writes what it compiled, the weights too, to the working directory or here.
+        with tempfile.TemporaryDirectory(prefix="ppvision-") as cache:
+            if engine == "openvino":
+                config.set_optim_cache_dir(cache)
+                config.enable_openvino_engine(inference.PrecisionType.Float32)
+            self._predictor = inference.create_predictor(config)
         self._has_run = False
         self._inputs = {
             name: self._predictor.get_input_handle(name)
@@ -131,18 +144,18 @@ def open_runtime(
     *,
     threads: int | None = None,
     device: str = "cpu",
-    onednn: bool = False,
+    engine: Engine = "native",
 ) -> PaddleRuntime | OnnxRuntime:
-    """The runtime of an export's model files; `onednn` is for format "paddle" only."""
+    """The runtime of an export's model files; `engine` is for format "paddle"."""
     if format == "onnx":
         return OnnxRuntime(folder / "model.onnx", threads=threads, device=device)
-    return PaddleRuntime(
-        folder / "model.json",
-        folder / "model.pdiparams",
-        threads=threads,
-        device=device,
-        onednn=onednn,
-    )
+    return PaddleRuntime(folder, threads=threads, device=device, engine=engine)
+
+
+def has_openvino() -> bool:
+    """Whether the installed Paddle holds OpenVINO's plugin for CPUs."""
+    libraries = Path(paddle.__file__).parent / "libs"
+    return any(libraries.glob("*openvino_intel_cpu_plugin*"))
 
 
 def enlarges(folder: Path) -> bool:
@@ -150,11 +163,15 @@ def enlarges(folder: Path) -> bool:
     return "_interp" in (folder / "model.json").read_text(encoding="utf-8")
 
 
-def engine_name(format: str, *, onednn: bool) -> str:
+def engine_name(format: str, engine: Engine) -> str:
     """What messages call the engine of a format."""
     if format == "onnx":
         return "ONNX Runtime"
-    return f"Paddle Inference {'with' if onednn else 'without'} oneDNN"
+    return {
+        "openvino": "Paddle Inference with OpenVINO",
+        "onednn": "Paddle Inference with oneDNN",
+        "native": "Paddle Inference without oneDNN",
+    }[engine]
 
 
 @contextmanager

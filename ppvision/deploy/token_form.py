@@ -1,0 +1,191 @@
+"""Pale blocks in another order of the same arithmetic: the form that OpenVINO runs quickest.
+
+The block that is trained (`ppvision.models.pale_transformer`) is channel-first. Here everything but
+the depthwise convolutions works on tokens `[B, HW, C]`: LayerNorm and the pointwise layers then
+need no transposition, and each group's heads are one batch of matrix products, which OpenVINO
+(`ppvision.deploy.openvino`) takes for attention. Nothing is padded: with padded keys masked and
+padded queries cut off, only the pixels of the picture count, so that the first groups of rows (or
+columns) have a line more than the others.
+
+`docs/performance.md` has what the order brings. Where a size is not known, the block keeps its
+own form.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppvision.deploy.pale_form import fits, has_known_size, is_plain
+from ppvision.models.pale_transformer import PaleBlock
+from ppvision.quant.layered_state import layers_by_path
+
+
+@contextmanager
+def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[int]:
+    """The model with its Pale blocks in the form for tokens, and as it was afterwards.
+
+    Args:
+        model: in evaluation mode.
+        input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
+
+    Yields:
+        How many blocks have the form. One of other arithmetic keeps its own: whose padding takes
+        part in the attention, or whose layers are quantised.
+    """
+    changed = []
+    if input_shape[2] is not None and input_shape[3] is not None:
+        for _, parent, name, layer in list(layers_by_path(model)):
+            if isinstance(layer, PaleBlock) and _fits(layer):
+                parent._sub_layers[name] = TokenPaleBlock(layer)
+                changed.append((parent, name, layer))
+    try:
+        yield len(changed)
+    finally:
+        for parent, name, layer in changed:
+            parent._sub_layers[name] = layer
+
+
+def _fits(block: PaleBlock) -> bool:
+    pointwise = (block.attention.project, block.mlp[0], block.mlp[2])
+    return fits(block.attention) and all(is_plain(layer) for layer in (block.position, *pointwise))
+
+
+class TokenPaleBlock(nn.Layer):
+    """`PaleBlock` in evaluation mode, for a graph.
+
+    Args:
+        block: whose weights it computes with, and which it becomes where a size of its input is not
+            known.
+
+    Shapes: `[B, C, H, W]` -> the same; any B, known H and W.
+    """
+
+    def __init__(self, block: PaleBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        if has_known_size(x):
+            return self._forward(x)
+        return self.block(x)
+
+    @paddle.jit.not_to_static  # sizes are numbers here, and the loops unroll
+    def _forward(self, x: Tensor) -> Tensor:
+        block = self.block
+        height, width = x.shape[2:]
+        tokens = to_tokens(x + block.position(x))
+        normed = _layer_norm(tokens, block.norm1)
+        tokens = tokens + self._attend(to_map(normed, height, width))
+        hidden = F.gelu(_pointwise(_layer_norm(tokens, block.norm2), block.mlp[0]))
+        return to_map(tokens + _pointwise(hidden, block.mlp[2]), height, width)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """PS-Attention of `[B, C, H, W]`, as tokens `[B, HW, C]`."""
+        attention = self.block.attention
+        _, channels, height, width = x.shape
+        heads, half = attention.num_heads // 2, channels // 2
+        scale = (channels // attention.num_heads) ** -0.5
+        projected = []
+        for name in ("query", "key", "value"):
+            depthwise, norm, pointwise = getattr(attention, name)
+            factor = scale if name == "query" else 1.0
+            projected.append(_pointwise(to_tokens(norm(depthwise(x))), pointwise, factor))
+        branches = []
+        for rows, size in zip((True, False), attention.pale_size, strict=True):
+            cut = slice(None, half) if rows else slice(half, None)
+            maps = [
+                z[:, :, cut].reshape([-1, height, width, heads, half // heads]) for z in projected
+            ]
+            groups = zip(*(to_token_groups(z, size, rows) for z in maps), strict=True)
+            found = [_attention(*group, rows) for group in groups]  # [B, s, G, W, heads, d] each
+            branches.append(from_token_groups(found, rows).reshape([-1, height * width, half]))
+        return _pointwise(paddle.concat(branches, axis=2), attention.project)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` -> `[B, HW, C]`."""
+    _, channels, height, width = x.shape
+    return x.transpose([0, 2, 3, 1]).reshape([-1, height * width, channels])
+
+
+def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
+    """`[B, HW, C]` -> `[B, C, H, W]`."""
+    return tokens.reshape([-1, height, width, tokens.shape[2]]).transpose([0, 3, 1, 2])
+
+
+def to_token_groups(x: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
+    """Lines that attend to each other, side by side.
+
+    Args:
+        x: `[B, H, W, heads, d]`.
+        pale_size: lines of a group, at most.
+        rows: whether lines are rows.
+
+    Returns:
+        `[B, s, G, W, heads, d]` for rows, `[B, H, s, G, heads, d]` for columns: G groups of s lines
+        each. One such tensor, or, where the number of lines is no multiple of the number of groups,
+        two: the groups that have a line more, then the others.
+    """
+    axis = 1 if rows else 2
+    length = x.shape[axis]
+    count = -(-length // pale_size)
+    size, more = divmod(length, count)
+    shape = [-1, *x.shape[1:]]
+    shape[axis : axis + 1] = [size, count]
+    if not more:
+        return [x.reshape(shape)]
+    shared = _part(x, axis, 0, size * count).reshape(shape)
+    last = _part(x, axis, size * count, length).unsqueeze(axis)
+    longer = paddle.concat([_part(shared, axis + 1, 0, more), last], axis=axis)
+    return [longer, _part(shared, axis + 1, more, count)]
+
+
+def from_token_groups(sets: Sequence[Tensor], rows: bool) -> Tensor:
+    """Lines back in their places, `[B, H, W, heads, d]`: the inverse of `to_token_groups`."""
+    axis = 1 if rows else 2
+    shared = sets[0]
+    if len(sets) == 2:
+        longer, shorter = sets
+        size = shorter.shape[axis]
+        shared = paddle.concat([_part(longer, axis, 0, size), shorter], axis=axis + 1)
+    shape = [-1, *shared.shape[1:]]
+    shape[axis : axis + 2] = [shape[axis] * shape[axis + 1]]
+    x = shared.reshape(shape)
+    if len(sets) == 1:
+        return x
+    return paddle.concat([x, _part(longer, axis, size, size + 1).squeeze(axis)], axis=axis)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, rows: bool) -> Tensor:
+    """Attention among the tokens of each group, in the layout of `to_token_groups`; the scale is in
+    the query."""
+    # Groups and heads to the front, then the two axes of a group's tokens, then d.
+    order = [0, 2, 4, 1, 3, 5] if rows else [0, 3, 4, 1, 2, 5]
+    back = [0, 3, 1, 4, 2, 5] if rows else [0, 3, 4, 1, 2, 5]
+    parts = [z.transpose(order) for z in (query, key, value)]  # [B, G, heads, ., ., d]
+    _, count, heads, *tokens, depth = parts[0].shape
+    flat = [-1, heads, tokens[0] * tokens[1], depth]
+    query, key, value = (z.reshape(flat) for z in parts)  # [B*G, heads, T, d]
+    scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [B*G, heads, T, T]
+    out = paddle.matmul(F.softmax(scores, axis=-1), value)
+    return out.reshape([-1, count, heads, *tokens, depth]).transpose(back)
+
+
+def _part(x: Tensor, axis: int, start: int, end: int) -> Tensor:
+    return x.slice([axis], [start], [end])
+
+
+def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm._epsilon)
+
+
+def _pointwise(tokens: Tensor, layer: nn.Conv2D, factor: float = 1.0) -> Tensor:
+    """A 1x1 convolution on tokens `[B, N, C]`, its result times `factor`."""
+    weight = layer.weight.reshape(layer.weight.shape[:2]).transpose([1, 0])  # [C, C']
+    bias = layer.bias
+    if factor != 1.0:
+        weight, bias = weight * factor, bias * factor
+    return F.linear(tokens, weight, bias)

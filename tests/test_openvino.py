@@ -1,0 +1,271 @@
+"""The graph for OpenVINO: the same numbers as the blocks that are trained, and what stands beside
+it in an export."""
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+
+import ppvision
+from ppvision.deploy import Predictor, comparison, export_model
+from ppvision.deploy.openvino import write_openvino_program
+from ppvision.deploy.runtime import has_openvino, open_runtime
+from ppvision.deploy.token_form import (
+    TokenPaleBlock,
+    from_token_groups,
+    to_map,
+    to_token_groups,
+    to_tokens,
+    token_form,
+)
+from ppvision.models.pale_transformer import PaleBlock
+from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
+from ppvision.quant import OnceQAT, save_layered
+
+SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
+needs_openvino = pytest.mark.skipif(
+    not has_openvino(), reason="this build of Paddle has no OpenVINO"
+)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    paddle.seed(3)
+
+
+def randomised(layer):
+    """Weights, biases and statistics that are all different from their first values."""
+    generator = np.random.default_rng(0)
+    for name, tensor in layer.state_dict().items():
+        values = generator.normal(size=tensor.shape)
+        positive = name.endswith("_variance")
+        tensor.set_value((np.abs(values) + 0.5 if positive else values).astype("float32"))
+    layer.eval()
+    return layer
+
+
+def noise(*shape):
+    return np.random.default_rng(1).normal(size=shape).astype("float32")
+
+
+def small(**settings):
+    model = ppvision.create_model("pale_nano", **{"num_classes": 5, **settings})
+    model.eval()
+    return model
+
+
+def exported(folder, model=None, **settings):
+    how = {"input_shape": [None, 3, 50, 64], "output_op": "none", "task": "classification"}
+    return export_model(model or small(), folder, **{**how, **settings})
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("pale_size", [7, (3, 4), 2])
+def test_same_numbers_as_the_block(size, pale_size):
+    block = randomised(PaleBlock(16, 4, pale_size, 4, 0.0, True, None))
+    x = paddle.to_tensor(noise(2, 16, *size))
+    with paddle.no_grad():
+        expected, found = block(x).numpy(), TokenPaleBlock(block)(x).numpy()
+    assert np.abs(found - expected).max() <= 3e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("length", range(1, 31))
+@pytest.mark.parametrize("rows", [True, False])
+def test_groups_are_interlaced_lines_and_go_back(length, rows):
+    """Of a map whose values are places: every group holds each N-th line, and no other."""
+    height, width = (length, 3) if rows else (3, length)
+    count = -(-length // 7)
+    line = np.arange(length)[:, None] if rows else np.arange(length)[None, :]
+    places = np.broadcast_to(line, (height, width)).astype("float32")
+    x = paddle.to_tensor(np.stack([places, 100 + places], axis=-1)[None, :, :, None])
+    sets = to_token_groups(x, 7, rows)  # [1, s, G, W, 1, 2] or [1, H, s, G, 1, 2]
+    axis = 2 if rows else 3
+    found = [
+        sorted(set(np.take(part.numpy()[..., 0], g, axis=axis).reshape(-1)))
+        for part in sets
+        for g in range(part.shape[axis])
+    ]
+    assert found == [list(range(first, length, count)) for first in range(count)]
+    assert np.array_equal(from_token_groups(sets, rows).numpy(), x.numpy())
+
+
+def test_tokens_and_maps():
+    x = noise(2, 5, 3, 4)
+    tokens = to_tokens(paddle.to_tensor(x))
+    assert np.array_equal(tokens.numpy(), x.reshape(2, 5, 12).transpose(0, 2, 1))
+    assert np.array_equal(to_map(tokens, 3, 4).numpy(), x)
+
+
+def test_model_is_as_before_even_after_an_error():
+    model = small()
+    before = [(name, id(layer)) for name, layer in model.named_sublayers()]
+
+    def fail():
+        with token_form(model, [1, 3, 32, 32]) as blocks:
+            assert blocks == 6
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [(name, id(layer)) for name, layer in model.named_sublayers()] == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [({}, [1, 3, None, 32]), ({}, [1, 3, 32, None]), ({"mask_padding": False}, [1, 3, 32, 32])],
+)
+def test_blocks_that_keep_their_form(settings, shape, tmp_path):
+    model = small(**settings)
+    with token_form(model, shape) as blocks:
+        assert blocks == 0
+    assert not write_openvino_program(model, shape, "none", tmp_path, every_output=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_openvino
+@pytest.mark.parametrize("output_op", ["none", "softmax", "argmax"])
+def test_the_quickest_engine_needs_no_flag(tmp_path, monkeypatch, output_op):
+    model = small()
+    folder = exported(tmp_path / "net", model, output_op=output_op)
+    monkeypatch.chdir(tmp_path)  # where OpenVINO would leave what it compiles
+    predictor = Predictor(folder, threads=1)
+    assert predictor.engine == "openvino"
+    assert predictor.onednn is False
+    for batch in (1, 3, 1):
+        x = noise(batch, 3, 50, 64)
+        with paddle.no_grad():
+            expected = model(paddle.to_tensor(x)).numpy().astype("float64")
+        if output_op == "argmax":
+            expected = expected.argmax(axis=1)
+        elif output_op == "softmax":
+            expected = np.exp(expected) / np.exp(expected).sum(axis=1, keepdims=True)
+        (found,) = predictor.run(x)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 1e-5
+    assert {path.name for path in tmp_path.iterdir()} == {"net"}
+    held = {"deploy.yaml", "model.json", "model.pdiparams", "model.pdmodel"}
+    assert {path.name for path in folder.iterdir()} == held
+
+
+@needs_openvino
+def test_features(tmp_path):
+    model = small(features_only=True, num_classes=5)
+    folder = exported(tmp_path / "net", model, task="features", input_shape=[2, 3, 64, 96])
+    x = noise(2, 3, 64, 96)
+    with paddle.no_grad():
+        expected = [feature.numpy() for feature in model(paddle.to_tensor(x))]
+    predictor = Predictor(folder)
+    assert predictor.engine == "openvino"
+    for one, other in zip(predictor.run(x), expected, strict=True):
+        assert np.abs(one - other).max() <= 1e-4 * max(1, np.abs(other).max())
+
+
+@needs_openvino
+def test_onednn_and_plain_kernels_stay_a_choice(tmp_path):
+    folder, x = exported(tmp_path / "net"), noise(1, 3, 50, 64)
+    (expected,) = Predictor(folder).run(x)
+    for use_onednn, engine in ((True, "onednn"), (False, "native")):
+        predictor = Predictor(folder, use_onednn=use_onednn)
+        assert predictor.engine == engine
+        assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-5
+
+
+@needs_openvino
+def test_free_sizes_and_onnx_have_no_graph_for_it(tmp_path):
+    for name, settings in (
+        ("free", {"input_shape": [1, 3, None, None]}),
+        ("onnx", {"format": "onnx"}),
+    ):
+        folder = exported(tmp_path / name, **settings)
+        assert not (folder / "model.pdmodel").exists()
+        assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is None
+        assert Predictor(folder).engine == {"free": "onednn", "onnx": None}[name]
+
+
+@needs_openvino
+def test_weights_of_a_layered_model(tmp_path):
+    """The graph for OpenVINO runs with each width's weights."""
+    model = small()
+    folder = exported(tmp_path / "net", model)
+    net = small()
+    layered = OnceQAT(LayeredQAT(slim_quant_config(net)).quantize(net))
+    layered.train()  # statistics of every width
+    layered(paddle.to_tensor(noise(4, 3, 50, 64)))
+    layered.eval()
+    save_layered(layered, tmp_path / "layered", bits=(8, 4), config={"type": "pale_nano"})
+    x = noise(1, 3, 50, 64)
+    predictor = Predictor(folder, layered=tmp_path / "layered")
+    for bits in (8, 4):
+        predictor.set_bits(bits)
+        assert predictor.engine == "openvino"
+        other = Predictor(folder, layered=tmp_path / "layered", bits=bits, use_onednn=True)
+        assert np.abs(predictor.run(x)[0] - other.run(x)[0]).max() <= 1e-5
+
+
+@needs_openvino
+def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
+    def open_liar(folder, format, *, engine):
+        runtime = open_runtime(folder, format, engine=engine)
+        run = runtime.run
+        runtime.run = lambda x: [(1.25 if engine == "openvino" else 1) * out for out in run(x)]
+        return runtime
+
+    monkeypatch.setattr(comparison, "open_runtime", open_liar)
+    model = randomised(small())
+    with pytest.warns(UserWarning, match="with OpenVINO.* differs.*runs with oneDNN instead"):
+        folder = exported(tmp_path / "net", model)
+    assert not (folder / "model.pdmodel").exists()
+    assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
+    assert Predictor(folder).engine == "onednn"
+
+
+@needs_openvino
+def test_what_cannot_be_traced_turns_it_off_aloud(tmp_path, monkeypatch):
+    def fail(*args, **settings):
+        raise TypeError("no such operator")
+
+    monkeypatch.setattr("ppvision.deploy.openvino._matmul", fail)
+    with pytest.warns(UserWarning, match="no graph for OpenVINO.*runs with oneDNN instead"):
+        folder = exported(tmp_path / "net")
+    assert {path.name for path in folder.iterdir()} == {
+        "deploy.yaml", "model.json", "model.pdiparams",
+    }  # fmt: skip
+    assert paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])).shape == [2, 2]
+
+
+@needs_openvino
+def test_falls_back_aloud_where_it_fails_at_load(tmp_path, monkeypatch):
+    folder = exported(tmp_path / "net")
+
+    def open_broken(folder, format, *, engine, **how):
+        if engine == "openvino":
+            raise ValueError("no plugin")
+        return open_runtime(folder, format, engine=engine, **how)
+
+    monkeypatch.setattr("ppvision.deploy.predictor.open_runtime", open_broken)
+    with pytest.warns(UserWarning, match="OpenVINO cannot run it here .*Going on without OpenVINO"):
+        predictor = Predictor(folder)
+    assert predictor.engine == "onednn"
+
+
+@needs_openvino
+def test_its_graph_is_verified(tmp_path):
+    folder = exported(tmp_path / "net")
+    path = folder / "model.pdmodel"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="incomplete or changed"):
+        Predictor(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"model\.pdmodel"):
+        Predictor(folder)
+
+
+def test_exports_of_before_still_run(tmp_path):
+    """A description without the key, which earlier versions wrote."""
+    folder = exported(tmp_path / "net", input_shape=[1, 3, None, None])
+    description = folder / "deploy.yaml"
+    text = description.read_text()
+    assert "openvino: null\n" in text
+    description.write_text(text.replace("openvino: null\n", ""))
+    assert Predictor(folder).engine == "onednn"
