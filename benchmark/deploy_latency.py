@@ -6,7 +6,8 @@
 exports pale_nano and pale_tiny (fresh weights: time does not depend on them) for one size and
 batch, as our users get them, and runs the same weights by
 
-    paddle      our exported folder, `ppvision.deploy.Predictor`
+    paddle      our exported folder, `ppvision.deploy.Predictor`: OpenVINO's engine
+    onednn      the same folder with `use_onednn=True`
     onnx        the same network by paddle2onnx, ONNX Runtime
     torch       an independent implementation (`torch_pale.py`), eager
     compiled    the same under torch.compile
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).with_name("results") / "deploy_latency.csv"
 MODELS = ("pale_nano", "pale_tiny")
 TASKS = {"classification": 224, "features": 512}
 BATCHES, THREADS = (1, 8), (1, 2)
-ENGINES = ("paddle", "onnx", "torch", "compiled")
+ENGINES = ("paddle", "onednn", "onnx", "torch", "compiled")
 WARM_UP = 3
 MATRIX = 2048  # rows and columns of the product that stands for the machine's peak
 TOLERANCE = 1e-3  # of outputs, in relation to the largest
@@ -100,9 +101,11 @@ def multiply_adds(case: Case) -> int:
 
 def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
     """`run(x) -> arrays` of an engine."""
-    if engine in ("paddle", "onnx"):
+    if engine in ("paddle", "onednn", "onnx"):
         from ppvision.deploy import Predictor
 
+        if engine == "onednn":
+            return Predictor(folder / "paddle", threads=threads, use_onednn=True).run
         return Predictor(folder / engine, threads=threads).run
     import torch
 
@@ -223,7 +226,7 @@ def main() -> None:
     engines = list(ENGINES)
     if importlib.util.find_spec("torch") is None:
         print("torch is not installed: its two engines are left out (requirements-torch.txt)")
-        engines = ["paddle", "onnx"]
+        engines = ["paddle", "onednn", "onnx"]
     rows = []
     for model in args.models:
         for task in args.tasks:

@@ -1,4 +1,4 @@
-"""Where the time of an exported Pale goes, by oneDNN's own log.
+"""Where the time of an exported Pale goes in oneDNN, by its own log.
 
     python benchmark/deploy_profile.py --model pale_tiny --threads 1
 
@@ -29,7 +29,7 @@ def run(folder: Path, threads: int, runs: int) -> None:
     """What the process with the log does; prints the median of the runs' milliseconds."""
     from ppvision.deploy import Predictor
 
-    predictor = Predictor(folder, threads=threads)
+    predictor = Predictor(folder, threads=threads, use_onednn=True)
     x = np.random.default_rng(0).normal(size=(1, 3, SIDE, SIDE)).astype(np.float32)
     times = []
     for _ in range(runs):
