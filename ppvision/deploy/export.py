@@ -81,8 +81,10 @@ def export_model(
     The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
-    in `deploy.yaml`, and `Predictor` then leaves it out. So is OpenVINO, for which a Pale of float
-    weights and known height and width gets a graph of its own (`ppvision.deploy.openvino`).
+    in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks, float weights and known
+    height and width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers
+    are reported in the same way; operators that OpenVINO does not know are no fault, and
+    `deploy.yaml` alone says so.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -181,13 +183,13 @@ def _with_openvino(
         if raw != final:
             write_openvino_program(model, shape, "none", raw, every_output=every_output)
         error = compare_openvino(probes, raw, final, output_op, tolerance)
-    except RuntimeError:
-        pass  # such as SDN's neighbours; `deploy.yaml` says so
     except parity.ParityError as failure:
         warnings.warn(
             f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
             stacklevel=3,
         )
+    except RuntimeError:
+        pass  # it does not know every operator, such as SDN's; `deploy.yaml` says so
     if error is None:
         (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)
     return error, error is not None
