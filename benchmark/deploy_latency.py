@@ -226,7 +226,7 @@ def main() -> None:
     engines = list(ENGINES)
     if importlib.util.find_spec("torch") is None:
         print("torch is not installed: its two engines are left out (requirements-torch.txt)")
-        engines = ["paddle", "onednn", "onnx"]
+        engines = [name for name in engines if name not in ("torch", "compiled")]
     rows = []
     for model in args.models:
         for task in args.tasks:
