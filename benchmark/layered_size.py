@@ -163,6 +163,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = {network: [] for network in NETWORKS}
     for row in read_rows(args.results):
+        row.setdefault("composed_float_load_s", "")  # of a file from before this column
         rows[row["network"]].append(row)
     for network in args.networks:
         with tempfile.TemporaryDirectory() as work:
