@@ -1,6 +1,7 @@
 """From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,6 +29,8 @@ from ppvision.deploy.runtime import has_openvino
 from ppvision.deploy.transforms import CenterCrop, Transforms
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
 from ppvision.run_folder import replacing_folder
+
+logger = logging.getLogger("ppvision")
 
 
 def export_model(
@@ -83,8 +86,8 @@ def export_model(
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
     in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks, float weights and known
     height and width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers
-    are reported in the same way; operators that OpenVINO does not know are no fault, and
-    `deploy.yaml` alone says so.
+    are reported in the same way; that it does not know an operator is no fault, and a line of the
+    log and `deploy.yaml` say so.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -188,8 +191,9 @@ def _with_openvino(
             f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
             stacklevel=3,
         )
-    except RuntimeError:
-        pass  # it does not know every operator, such as SDN's; `deploy.yaml` says so
+    except RuntimeError as failure:
+        # No fault of the model: OpenVINO does not know every operator, such as SDN's.
+        logger.info(f"{failure} The export runs with oneDNN instead of OpenVINO.")
     if error is None:
         (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)
     return error, error is not None

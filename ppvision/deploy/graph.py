@@ -17,7 +17,7 @@ DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
 _ONNX_OPSET = 17
 
 
-class _Graph(nn.Layer):
+class ModelGraph(nn.Layer):
     """The model's outputs and, unless `output_op` is none, the final one behind them."""
 
     def __init__(self, model: nn.Layer, output_op: str, every_output: bool) -> None:
@@ -35,14 +35,14 @@ class _Graph(nn.Layer):
         logits = outputs[0]
         if self.output_op == "none":
             return [logits]
-        return [logits, final_op(logits, self.output_op)]
+        return [logits, _final_op(logits, self.output_op)]
 
 
-def final_op(logits: Tensor, output_op: str) -> Tensor:
-    """What a graph makes of its logits, over axis 1: "argmax" (int32), "softmax" or "none"."""
+def _final_op(logits: Tensor, output_op: str) -> Tensor:
+    """What a graph makes of its logits, over axis 1: "argmax" (int32) or "softmax"."""
     if output_op == "argmax":
         return paddle.argmax(logits, axis=1, dtype="int32")
-    return nn.functional.softmax(logits, axis=1) if output_op == "softmax" else logits
+    return nn.functional.softmax(logits, axis=1)
 
 
 class _DetectorGraph(nn.Layer):
@@ -68,7 +68,7 @@ def trace(
     Raises:
         RuntimeError: the model cannot be traced; the cause is attached.
     """
-    graph = _Graph(model, output_op, every_output)
+    graph = ModelGraph(model, output_op, every_output)
     graph.eval()
     return _traced(graph, [InputSpec(list(input_shape), "float32", name=INPUT_NAME)])
 

@@ -19,29 +19,23 @@ from paddle.base.layer_helper import LayerHelper
 from paddle.pir_utils import DygraphOldIrGuard
 from paddle.static import InputSpec
 
-from ppvision.deploy.graph import INPUT_NAME, final_op
+from ppvision.deploy.graph import INPUT_NAME, ModelGraph
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
 from ppvision.quant.packed_layers import packed_bits
 
 
-class _Graph(nn.Layer):
-    """The model's logits, or every output, or what `output_op` makes of the logits."""
+class _Deployed(nn.Layer):
+    """Of a graph's outputs those that are deployed: every one, or the last alone."""
 
-    def __init__(self, model: nn.Layer, output_op: str, every_output: bool) -> None:
+    def __init__(self, graph: ModelGraph) -> None:
         super().__init__()
-        self.model = model
-        self.output_op = output_op
-        self.every_output = every_output
+        self.graph = graph
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = self.model(x)
-        if not isinstance(outputs, (list, tuple)):
-            outputs = [outputs]
-        if self.every_output:
-            return list(outputs)
-        return [final_op(outputs[0], self.output_op)]
+        outputs = self.graph(x)
+        return outputs if self.graph.every_output else outputs[-1:]
 
 
 def write_openvino_program(
@@ -73,7 +67,7 @@ def write_openvino_program(
     with token_form(model, input_shape) as blocks:
         if not blocks:
             return False
-        graph = _Graph(model, output_op, every_output)
+        graph = _Deployed(ModelGraph(model, output_op, every_output))
         graph.eval()
         spec = InputSpec(list(input_shape), "float32", name=INPUT_NAME)
         prefix = folder / "openvino"
