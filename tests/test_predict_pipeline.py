@@ -22,15 +22,26 @@ def test_a_row_for_each_case(tmp_path, monkeypatch):
     name = "pale_nano SegFormer, whole"
     monkeypatch.setattr(pipeline, "CASES", {name: pipeline.CASES[name]})
     table = tmp_path / "pipeline.csv"
-    options = ["--photographs", photographs, "--count", 5, "--rounds", 1, "--results", table]
+    options = ["--photographs", photographs, "--count", 5, "--at_a_time", 3, "--results", table]
     monkeypatch.setattr("sys.argv", ["", *map(str, options)])
     pipeline.main()
     (row,) = csv.DictReader(table.read_text().splitlines())
     assert (row["case"], row["photographs"], row["pixels"]) == (name, "5", "96x64")
     assert float(row["images_per_second"]) > 0
-    assert float(row["share_outside_of_the_model"]) < 1
+    assert 0 < float(row["share_outside_of_the_model"]) < 1
+    assert float(row["over_the_graph_alone"]) > 0
 
 
 def test_no_photographs(tmp_path):
     with pytest.raises(SystemExit, match="found none in"):
-        pipeline.copied(tmp_path, tmp_path / "copies", 3)
+        pipeline.copied(tmp_path, tmp_path / "copies", 3, 2)
+
+
+def test_photographs_go_round(tmp_path):
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for name in "ab":
+        (photographs / f"{name}.png").write_text(name, encoding="utf-8")
+    folders = pipeline.copied(photographs, tmp_path / "copies", 5, 2)
+    texts = [[p.read_text(encoding="utf-8") for p in sorted(f.iterdir())] for f in folders]
+    assert texts == [["a", "b"], ["a", "b"], ["a"]]

@@ -289,7 +289,7 @@ class Predictor:
         # Fill an export's fixed batch; the copies' results are dropped.
         filled = group + group[-1:] * missing
         sizes = {
-            name: np.stack([prepared.inputs[name] for prepared in filled])
+            name: _stacked([prepared.inputs[name] for prepared in filled])
             for name in group[0].inputs
         }
         batch = sizes.pop("image")
@@ -394,6 +394,11 @@ def _read(image: Picture) -> np.ndarray:
             "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list."
         )
     return image
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """A batch; of one array without a copy."""
+    return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
 
 
 def _undo(output: np.ndarray, steps: list[Step], mode: str) -> np.ndarray:

@@ -290,13 +290,26 @@ class Normalize:
         if 0 in std:
             raise ValueError(f"Normalize: expected std without zeros, got {list(std)}.")
         self.mean, self.std = np.array(mean, "float64"), np.array(std, "float64")
+        every_byte = np.arange(256, dtype=np.uint8).reshape(256, 1, 1).repeat(3, axis=2)
+        self._of_bytes = np.ascontiguousarray(self._computed(every_byte).T)  # [3, 1, 256]
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, None]:
+        return (self._looked_up if image.dtype == np.uint8 else self._computed)(image), None
+
+    def _looked_up(self, image: np.ndarray) -> np.ndarray:
+        """What `_computed` gives for a byte: the same numbers in a tenth of the time, and already
+        channel after channel in memory, as the network wants them."""
+        planes = np.empty((3, *image.shape[:2]), np.float32)
+        for channel, (plane, of_bytes) in enumerate(zip(planes, self._of_bytes, strict=True)):
+            cv2.LUT(cv2.extractChannel(image, channel), of_bytes, dst=plane)
+        return planes.transpose(1, 2, 0)
+
+    def _computed(self, image: np.ndarray) -> np.ndarray:
         # In place on float32 with float64 constants, as PaddleSeg does: the same rounding.
         image = image.astype(np.float32, copy=False) / 255.0
         image -= self.mean
         image /= self.std
-        return image, None
+        return image
 
 
 KNOWN: dict[str, Callable[..., Any]] = {
@@ -339,7 +352,9 @@ class Transforms:
         Returns:
             The network's input `[3, H', W']`, float32, and the size changes made, in order.
         """
-        image = image.astype(np.float32)
+        # Sizes change in float32, as in PaddleSeg; only Normalize gives the same for bytes.
+        if not (self.transforms and isinstance(self.transforms[0], Normalize)):
+            image = image.astype(np.float32)
         steps = []
         for transform in self.transforms:
             image, step = transform(image)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import Z_RLE
 
 import cv2
 import numpy as np
@@ -12,7 +13,8 @@ from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
 CAPTION = 20  # pixels of height of a line of text
-COMPRESSION = 1  # of PNG's nine levels the quickest
+# Class maps: of PNG's nine levels the quickest, and of zlib's strategies the one for runs.
+COMPRESSION = {"compress_level": 1, "compress_type": Z_RLE}
 WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
 
@@ -33,13 +35,13 @@ PALETTE = voc_palette()
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
     more classes share."""
-    colours = PALETTE[label & 255]
+    colours = PALETTE.take(label & 255, axis=0)
     return _half_of_each(image, colours)
 
 
 def _half_of_each(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The mean of two pictures of uint8, rounded down."""
-    return ((a.astype(np.uint16) + b) >> 1).astype(np.uint8)
+    return (a & b) + ((a ^ b) >> 1)  # what both have, and half of what one has: never above a byte
 
 
 def outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
@@ -175,11 +177,11 @@ def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, nam
     path = folder / "labels" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     if prediction.max() > 255:
-        Image.fromarray(prediction.astype(np.uint16)).save(path, compress_level=COMPRESSION)
+        Image.fromarray(prediction.astype(np.uint16)).save(path, **COMPRESSION)
         return
     classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
     classes.putpalette(PALETTE.ravel().tolist())
-    classes.save(path, compress_level=COMPRESSION)
+    classes.save(path, **COMPRESSION)
 
 
 def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:

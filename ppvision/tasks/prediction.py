@@ -46,7 +46,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise DataError(f"{path}: expected a picture that OpenCV reads. Save it as PNG or JPEG.")
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tuple[Path, str]]:
