@@ -6,9 +6,9 @@ quantises pale_tiny and ResNet-50 (fresh weights: bytes and time do not depend o
 widths from 8 to 2, every layer), and writes benchmark/results/layered_size.csv, a row for each
 width: bytes of the layered model up to it and of its export's weights, both over what all tensors
 at their own width and all float tensors take; the graph's bytes; files that the next width needs;
-latency over that of the float export in oneDNN, in the same round; seconds to load, of the folded
-codes over the float export's in oneDNN, and of a width that `Predictor` composes over the float
-export's in the quickest engine, which both take.
+latency over that of the float export, in the same round; seconds to load, of the export and of a
+width that `Predictor` composes, over the float export's. All in the engine that `Predictor` takes by
+itself.
 """
 
 import argparse
@@ -120,12 +120,10 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
         for k in BITS
     }
     threads = os.cpu_count()
-    # Packed codes run in oneDNN; a float export of a Pale would run in OpenVINO.
-    predictors = {"float": Predictor(in_float, threads=threads, use_onednn=True)}
+    predictors = {"float": Predictor(in_float, threads=threads)}
     predictors |= {str(k): Predictor(folder, threads=threads) for k, folder in exports.items()}
     times = latencies(predictors, repeats)
-    onednn = seconds(lambda: Predictor(in_float, threads=threads, use_onednn=True), 5)
-    quickest = seconds(lambda: Predictor(in_float, threads=threads), 5)
+    float_load = seconds(lambda: Predictor(in_float, threads=threads), 5)
     rows = []
     for k, folder in exports.items():
         weights, graph = (folder / name for name in ("model.pdiparams", "model.json"))
@@ -144,11 +142,11 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
                 "export_bytes": weights.stat().st_size,
                 "export_over_ideal": f"{weights.stat().st_size / exported_ideal(state, k):.4f}",
                 "graph_bytes": graph.stat().st_size,
+                "engine": predictors[str(k)].engine,
                 "latency_over_float": f"{ratio:.3f}",
-                "float_load_s": f"{onednn:.2f}",
-                "load_s_over_float": f"{in_graph - onednn:.2f}",
-                "composed_float_load_s": f"{quickest:.2f}",
-                "composed_load_s_over_float": f"{composed - quickest:.2f}",
+                "float_load_s": f"{float_load:.2f}",
+                "load_s_over_float": f"{in_graph - float_load:.2f}",
+                "composed_load_s_over_float": f"{composed - float_load:.2f}",
                 "machine": machine(),
             }
         )
@@ -163,7 +161,6 @@ def main() -> None:
     args = parser.parse_args()
     rows = {network: [] for network in NETWORKS}
     for row in read_rows(args.results):
-        row.setdefault("composed_float_load_s", "")  # of a file from before this column
         rows[row["network"]].append(row)
     for network in args.networks:
         with tempfile.TemporaryDirectory() as work:

@@ -332,10 +332,7 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
             }
         )
     for threads in (1, 2):
-        # In one engine: the baseline over a Pale would run in OpenVINO, which SDN does not.
-        predictors = {
-            v: Predictor(folder, threads=threads, use_onednn=True) for v, folder in folders.items()
-        }
+        predictors = {v: Predictor(folder, threads=threads) for v, folder in folders.items()}
         x = np.random.default_rng(0).normal(size=[1, 3, CROP, CROP]).astype(np.float32)
         times = {variant: [] for variant in predictors}
         for number in range(5 + repeats):  # in turn, so that what else happens meets all alike
@@ -345,6 +342,7 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
                 if number >= 5:
                     times[variant].append(1e3 * (time.perf_counter() - start))
         for row in rows:
+            row["engine"] = predictors[row["variant"]].engine
             mine, base = np.array(times[row["variant"]]), np.array(times["baseline"])
             row[f"ms_{threads}_threads"] = f"{np.median(mine):.2f}"
             row[f"ratio_{threads}_threads"] = f"{np.median(mine / base):.3f}"

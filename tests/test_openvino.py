@@ -5,10 +5,12 @@ import numpy as np
 import paddle
 import pytest
 import yaml
+from paddle import nn
+from paddle.base.proto import framework_pb2
 
 import ppvision
-from ppvision.deploy import Predictor, comparison, export_model
-from ppvision.deploy.openvino import write_openvino_program
+from ppvision.deploy import Predictor, comparison, export_model, openvino
+from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.runtime import has_openvino, open_runtime
 from ppvision.deploy.token_form import (
     TokenPaleBlock,
@@ -19,8 +21,11 @@ from ppvision.deploy.token_form import (
     token_form,
 )
 from ppvision.models.pale_transformer import PaleBlock
+from ppvision.nn.semantic_diffusion import SIMILARITIES, SemanticDiffusionPyramid
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT, save_layered
+from ppvision.quant.layered_state import layered_state
+from ppvision.quant.packed_layers import PackedLayer, pack_model
 
 SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
 needs_openvino = pytest.mark.skipif(
@@ -52,6 +57,10 @@ def small(**settings):
     model = ppvision.create_model("pale_nano", **{"num_classes": 5, **settings})
     model.eval()
     return model
+
+
+def blocks_in_token_form(model):
+    return sum(isinstance(layer, TokenPaleBlock) for layer in model.sublayers())
 
 
 def exported(folder, model=None, **settings):
@@ -101,8 +110,8 @@ def test_model_is_as_before_even_after_an_error():
     before = [(name, id(layer)) for name, layer in model.named_sublayers()]
 
     def fail():
-        with token_form(model, [1, 3, 32, 32]) as blocks:
-            assert blocks == 6
+        with token_form(model, [1, 3, 32, 32]):
+            assert blocks_in_token_form(model) == 6
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -114,11 +123,16 @@ def test_model_is_as_before_even_after_an_error():
     ("settings", "shape"),
     [({}, [1, 3, None, 32]), ({}, [1, 3, 32, None]), ({"mask_padding": False}, [1, 3, 32, 32])],
 )
-def test_blocks_that_keep_their_form(settings, shape, tmp_path):
+def test_blocks_that_keep_their_form(settings, shape):
     model = small(**settings)
-    with token_form(model, shape) as blocks:
-        assert blocks == 0
-    assert not write_openvino_program(model, shape, "none", tmp_path, every_output=False)
+    with token_form(model, shape):
+        assert blocks_in_token_form(model) == 0
+
+
+@pytest.mark.parametrize("shape", [[1, 3, None, 32], [1, 3, 32, None]], ids=str)
+def test_no_graph_of_free_sizes(shape, tmp_path):
+    how = {"raw": tmp_path, "final": tmp_path, "every_output": False}
+    assert not write_openvino_programs(small(), shape, "none", **how)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,6 +217,78 @@ def test_weights_of_a_layered_model(tmp_path):
 
 
 @needs_openvino
+def test_packed_codes(tmp_path):
+    """They are unpacked when the graph is loaded, as for oneDNN, from the same file."""
+    bits, net = 3, small()
+    layered = OnceQAT(LayeredQAT(slim_quant_config(net, bits=(8, 3))).quantize(net), (8, 3))
+    layered.train()
+    layered(paddle.to_tensor(noise(4, 3, 50, 64)))
+    layered.eval()
+    model = pack_model(small(), layered_state(layered.model, (8, 3)), bits)
+    folder = exported(tmp_path / "net", model, bits=bits)
+    predictor, x = Predictor(folder), noise(2, 3, 50, 64)
+    assert predictor.engine == "openvino"
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy()
+    assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+    codes = sum(layer.packed.size for layer in model.sublayers() if isinstance(layer, PackedLayer))
+    assert 0 < codes < (folder / "model.pdiparams").stat().st_size < 1.5 * codes
+
+
+@needs_openvino
+@pytest.mark.parametrize("similarity", list(SIMILARITIES))
+def test_semantic_diffusion(tmp_path, similarity):
+    class Network(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.fine = nn.Conv2D(3, 8, 3, stride=2, padding=1)
+            self.coarse = nn.Conv2D(8, 6, 3, stride=2, padding=1)
+            self.diffusion = SemanticDiffusionPyramid([8, 6], similarity=similarity)
+
+        def forward(self, x):
+            fine = self.fine(x)
+            return self.diffusion([fine, self.coarse(fine)])
+
+    model = Network()
+    for diffusion in model.diffusion.diffusions:
+        diffusion.fuse.weight.set_value(noise(*diffusion.fuse.weight.shape))  # they start at zero
+    model.eval()
+    folder = exported(tmp_path / "net", model, task="features", input_shape=[1, 3, 64, 97])
+    predictor, x = Predictor(folder), noise(1, 3, 64, 97)
+    assert predictor.engine == "openvino"
+    with paddle.no_grad():
+        expected = [feature.numpy() for feature in model(paddle.to_tensor(x))]
+    for one, other in zip(predictor.run(x), expected, strict=True):
+        assert np.abs(one - other).max() <= 1e-4 * max(1, np.abs(other).max())
+
+
+@needs_openvino
+def test_other_networks(tmp_path):
+    model = paddle.vision.models.resnet18(num_classes=5)
+    model.eval()
+    predictor, x = Predictor(exported(tmp_path / "net", model)), noise(1, 3, 50, 64)
+    assert predictor.engine == "openvino"
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy()
+    assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+@needs_openvino
+def test_graph_holds_nothing_idle(tmp_path):
+    """Every variable is of an operator, and no operator has what no run reads."""
+    program = framework_pb2.ProgramDesc.FromString(
+        (exported(tmp_path / "net") / "model.pdmodel").read_bytes()
+    )
+    (block,) = program.blocks
+    slots = [slot for op in block.ops for slot in (*op.inputs, *op.outputs)]
+    assert all(slot.arguments for slot in slots)
+    assert {variable.name for variable in block.vars} == {n for s in slots for n in s.arguments}
+    attributes = {attribute.name for op in block.ops for attribute in op.attrs}
+    assert "axis" in attributes
+    assert not {name for name in attributes if name.startswith("op_")}
+
+
+@needs_openvino
 def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
     def open_liar(folder, format, *, engine):
         runtime = open_runtime(folder, format, engine=engine)
@@ -224,7 +310,7 @@ def test_what_cannot_be_traced_turns_it_off(tmp_path, monkeypatch):
     def fail(*args, **settings):
         raise TypeError("no such operator")
 
-    monkeypatch.setattr("ppvision.deploy.openvino._matmul", fail)
+    monkeypatch.setitem(openvino._STAND_INS, "matmul", fail)
     folder = exported(tmp_path / "net")
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
     assert Predictor(folder).engine == "onednn"

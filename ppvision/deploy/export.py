@@ -23,7 +23,7 @@ from ppvision.deploy.comparison import (
 )
 from ppvision.deploy.composition import PROGRAM, graph_parameters
 from ppvision.deploy.graph import trace, write_graph
-from ppvision.deploy.openvino import write_openvino_program
+from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import has_openvino
 from ppvision.deploy.transforms import CenterCrop, Transforms
@@ -84,10 +84,9 @@ def export_model(
     The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
-    in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks, float weights and known
-    height and width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers
-    are reported in the same way; that it does not know an operator is no fault, and a line of the
-    log and `deploy.yaml` say so.
+    in `deploy.yaml`, and `Predictor` then leaves it out. With a known height and width there is a
+    graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers are reported in the same way;
+    that it does not know an operator is no fault, and a line of the log and `deploy.yaml` say so.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -181,10 +180,10 @@ def _with_openvino(
     every_output = task == "features"
     error = None
     try:
-        if not write_openvino_program(model, shape, output_op, final, every_output=every_output):
+        if not write_openvino_programs(
+            model, shape, output_op, raw, final, every_output=every_output
+        ):
             return None, None
-        if raw != final:
-            write_openvino_program(model, shape, "none", raw, every_output=every_output)
         error = compare_openvino(probes, raw, final, output_op, tolerance)
     except parity.ParityError as failure:
         warnings.warn(
@@ -192,7 +191,7 @@ def _with_openvino(
             stacklevel=3,
         )
     except RuntimeError as failure:
-        # No fault of the model: OpenVINO does not know every operator, such as SDN's.
+        # No fault of the model: OpenVINO does not know every operator.
         logger.info(f"{failure} The export runs with oneDNN instead of OpenVINO.")
     if error is None:
         (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)

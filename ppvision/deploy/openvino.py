@@ -2,104 +2,135 @@
 
 Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a whole graph to it
 (`Config.enable_openvino_engine`). It reads Paddle's earlier program format alone, `model.pdmodel`;
-the weights are those of `model.pdiparams`, byte for byte. So an export holds the graph twice and
-its weights once.
+the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
+graph twice and its weights once.
 
-Only graphs that have something to gain are written: float weights, known height and width, and
-Pale blocks in the form for tokens (`ppvision.deploy.token_form`).
+Only graphs of known height and width are written: sizes that are read from a tensor cannot be
+expressed in that format. Pale blocks are in the form for tokens (`ppvision.deploy.token_form`).
 """
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import paddle
+from google.protobuf.message import Message
 from paddle import Tensor, nn
+from paddle.base.framework import Variable
 from paddle.base.layer_helper import LayerHelper
+from paddle.base.proto import framework_pb2
 from paddle.pir_utils import DygraphOldIrGuard
-from paddle.static import InputSpec
 
-from ppvision.deploy.graph import INPUT_NAME, ModelGraph
+from ppvision.deploy.graph import trace
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
-from ppvision.quant.packed_layers import packed_bits
 
 
-class _Deployed(nn.Layer):
-    """Of a graph's outputs those that are deployed: every one, or the last alone."""
-
-    def __init__(self, graph: ModelGraph) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        outputs = self.graph(x)
-        return outputs if self.graph.every_output else outputs[-1:]
-
-
-def write_openvino_program(
+def write_openvino_programs(
     model: nn.Layer,
     input_shape: Sequence[int | None],
     output_op: str,
-    folder: Path,
+    raw: Path,
+    final: Path,
     *,
     every_output: bool,
 ) -> bool:
-    """Write `model.pdmodel` beside an export's `model.pdiparams`, where OpenVINO has to gain by it.
+    """Write `model.pdmodel` beside each `model.pdiparams` of an export.
 
     Args:
         model: in evaluation mode.
         input_shape: of the graph, `[B, C, H, W]`.
-        output_op: "argmax", "softmax" or "none"; the graph's only output, unless `every_output`.
-        folder: holds `model.pdiparams` of the same model.
+        output_op: "argmax", "softmax" or "none".
+        raw: folder with the graph up to the logits (or features).
+        final: folder with the graph to be deployed, `output_op` included; `raw` when that is none.
         every_output: all that the model gives.
 
     Returns:
-        Whether it was written: not for packed codes, free height or width, or without Pale blocks.
+        Whether they were written: not for a free height or width.
 
     Raises:
         RuntimeError: the model cannot be traced in the earlier format, or its weights come out in
-            another order; the cause is attached. Nothing new stands in the folder.
+            another order; the cause is attached. Nothing new stands in `final`.
     """
-    if packed_bits(model) != 32:
+    if None in input_shape[2:]:
         return False
-    with token_form(model, input_shape) as blocks:
-        if not blocks:
-            return False
-        graph = _Deployed(ModelGraph(model, output_op, every_output))
-        graph.eval()
-        spec = InputSpec(list(input_shape), "float32", name=INPUT_NAME)
-        prefix = folder / "openvino"
-        try:
-            with _earlier_format():
-                graph = paddle.jit.to_static(graph, input_spec=[spec], full_graph=True)
-                paddle.jit.save(graph, str(prefix))
-            weights = (folder / "model.pdiparams").read_bytes()
-            if prefix.with_suffix(".pdiparams").read_bytes() != weights:
-                raise ValueError("the weights of the two formats differ")
-            prefix.with_suffix(".pdmodel").replace(folder / OPENVINO_PROGRAM)
-        except Exception as error:  # whatever tracing raises
-            raise RuntimeError(
-                f"The model has no graph for OpenVINO ({in_one_line(error)})."
-            ) from error
-        finally:
-            for path in folder.glob(f"{prefix.name}.*"):
-                path.unlink()
+    try:
+        with token_form(model, input_shape), _earlier_format():
+            graph = trace(model, input_shape, output_op, every_output=every_output)
+            if raw == final:
+                _write(graph, None, final)
+            else:
+                logits, result = graph.forward.concrete_program.outputs
+                _write(graph, [logits], raw)
+                _write(graph, [result], final)
+    except Exception as error:  # whatever tracing raises
+        raise RuntimeError(
+            f"The model has no graph for OpenVINO ({in_one_line(error)})."
+        ) from error
     return True
+
+
+def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        prefix = Path(work) / "model"
+        paddle.jit.save(graph, str(prefix), output_spec=outputs)
+        weights = (folder / "model.pdiparams").read_bytes()
+        if prefix.with_suffix(".pdiparams").read_bytes() != weights:
+            raise ValueError("the weights of the two formats differ")
+        program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+    (folder / OPENVINO_PROGRAM).write_bytes(program)
+
+
+# Of no use to a run. Several copies of each are held while a program is read, and together they
+# take more memory than many a model's weights.
+_IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_role_var"}
+_IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
+
+
+def _slimmed(program: bytes) -> bytes:
+    """A serialised program without idle attributes, idle outputs and empty slots."""
+    description = framework_pb2.ProgramDesc.FromString(program)
+    for block in description.blocks:
+        used = set()
+        for op in block.ops:
+            _keep(op.attrs, lambda attribute: attribute.name not in _IDLE_ATTRIBUTES)
+            _keep(op.inputs, lambda slot: slot.arguments)
+            _keep(op.outputs, lambda slot: slot.arguments and slot.parameter not in _IDLE_OUTPUTS)
+            used.update(name for slot in (*op.inputs, *op.outputs) for name in slot.arguments)
+        _keep(block.vars, lambda variable: variable.name in used)  # noqa: B023 (called at once)
+    return description.SerializeToString()
+
+
+def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:
+    """Remove what is not wanted from a repeated field."""
+    kept = [item for item in repeated if wanted(item)]
+    del repeated[:]
+    repeated.extend(kept)
 
 
 @contextmanager
 def _earlier_format() -> Iterator[None]:
     """Tracing gives a program in the format of before PIR."""
-    # Paddle 3.2 moved this function to C++, where it lost the earlier format.
-    before = paddle.matmul
+    # Paddle 3.2 moved these functions to C++, where they lost the earlier format.
+    before = {name: getattr(paddle, name) for name in _STAND_INS}
     with DygraphOldIrGuard():
-        paddle.matmul = _matmul
+        for name, function in _STAND_INS.items():
+            setattr(paddle, name, function)
         try:
             yield
         finally:
-            paddle.matmul = before
+            for name, function in before.items():
+                setattr(paddle, name, function)
+
+
+def _append(kind: str, inputs: dict[str, Tensor], **attributes: object) -> Tensor:
+    """The output of a new operator in a program of the earlier format."""
+    helper = LayerHelper(kind)
+    out = helper.create_variable_for_type_inference(dtype=inputs["X"].dtype)
+    helper.append_op(type=kind, inputs=inputs, outputs={"Out": out}, attrs=attributes)
+    return out
 
 
 def _matmul(
@@ -109,13 +140,18 @@ def _matmul(
     transpose_y: bool = False,
     name: str | None = None,
 ) -> Tensor:
-    """`paddle.matmul` as an operator of a program in the earlier format."""
-    helper = LayerHelper("matmul_v2", name=name)
-    out = helper.create_variable_for_type_inference(dtype=x.dtype)
-    helper.append_op(
-        type="matmul_v2",
-        inputs={"X": x, "Y": y},
-        outputs={"Out": out},
-        attrs={"trans_x": transpose_x, "trans_y": transpose_y},
-    )
-    return out
+    return _append("matmul_v2", {"X": x, "Y": y}, trans_x=transpose_x, trans_y=transpose_y)
+
+
+def _amax(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
+    return _append("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
+
+
+# Those of our layers' functions that need one, of operators that OpenVINO knows.
+_STAND_INS: dict[str, Callable[..., Tensor]] = {
+    "matmul": _matmul,
+    "square": lambda x: x * x,
+    "rsqrt": lambda x: _append("rsqrt", {"X": x}),
+    "reciprocal": lambda x: 1.0 / x,
+    "amax": _amax,
+}

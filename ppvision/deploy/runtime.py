@@ -1,10 +1,11 @@
 """What runs an exported graph, behind one `run`: Paddle Inference (OpenVINO, oneDNN or Paddle's own
 kernels), ONNX Runtime."""
 
+import ctypes
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -105,9 +106,13 @@ class PaddleRuntime:
             array = batch if isinstance(batch, np.ndarray) else batch[name]
             handle.reshape(array.shape)
             handle.copy_from_cpu(np.ascontiguousarray(array))
-        with nullcontext() if self._has_run else _fewer_deletions():
+        if self._has_run:
             self._predictor.run()
-        self._has_run = True
+        else:
+            with _fewer_deletions():
+                self._predictor.run()
+            _give_memory_back()
+            self._has_run = True
         return [output.copy_to_cpu() for output in self._outputs]
 
 
@@ -187,6 +192,14 @@ def _fewer_deletions() -> Iterator[None]:
         yield
     finally:
         paddle.set_flags({_GARBAGE_FLAG: before})
+
+
+def _give_memory_back() -> None:
+    """Return to the system what loading took and freed: copies of the weights, mostly, which glibc
+    would keep."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 @contextmanager

@@ -24,16 +24,15 @@ from ppvision.quant.layered_state import layers_by_path
 
 
 @contextmanager
-def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[int]:
+def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[None]:
     """The model with its Pale blocks in the form for tokens, and as it was afterwards.
 
     Args:
         model: in evaluation mode.
         input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
 
-    Yields:
-        How many blocks have the form. One of other arithmetic keeps its own: whose padding takes
-        part in the attention, or whose layers are quantised.
+    A block of other arithmetic keeps its form: whose padding takes part in the attention, or whose
+    layers have quanters or round activations.
     """
     changed = []
     if input_shape[2] is not None and input_shape[3] is not None:
@@ -42,7 +41,7 @@ def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[i
                 parent._sub_layers[name] = TokenPaleBlock(layer)
                 changed.append((parent, name, layer))
     try:
-        yield len(changed)
+        yield
     finally:
         for parent, name, layer in changed:
             parent._sub_layers[name] = layer
@@ -169,7 +168,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, rows: bool) -> Tensor:
     _, count, heads, *tokens, depth = parts[0].shape
     flat = [-1, heads, tokens[0] * tokens[1], depth]
     query, key, value = (z.reshape(flat) for z in parts)  # [B*G, heads, T, d]
-    scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [B*G, heads, T, T]
+    scores = paddle.matmul(query, key, transpose_y=True)  # [B*G, heads, T, T]
     out = paddle.matmul(F.softmax(scores, axis=-1), value)
     return out.reshape([-1, count, heads, *tokens, depth]).transpose(back)
 
@@ -184,8 +183,7 @@ def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def _pointwise(tokens: Tensor, layer: nn.Conv2D, factor: float = 1.0) -> Tensor:
     """A 1x1 convolution on tokens `[B, N, C]`, its result times `factor`."""
-    weight = layer.weight.reshape(layer.weight.shape[:2]).transpose([1, 0])  # [C, C']
-    bias = layer.bias
+    weight, bias = layer.weight.reshape(layer.weight.shape[:2]), layer.bias  # [C', C], [C']
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor
-    return F.linear(tokens, weight, bias)
+    return paddle.matmul(tokens, weight, transpose_y=True) + bias
