@@ -6,9 +6,9 @@ quantises pale_tiny and ResNet-50 (fresh weights: bytes and time do not depend o
 widths from 8 to 2, every layer), and writes benchmark/results/layered_size.csv, a row for each
 width: bytes of the layered model up to it and of its export's weights, both over what all tensors
 at their own width and all float tensors take; the graph's bytes; files that the next width needs;
-latency over that of the float export, in the same round; seconds to load, of the export and of a
-width that `Predictor` composes, over the float export's. All in the engine that `Predictor` takes by
-itself.
+latency over that of the float export, in the same round; seconds to load, of the export and of
+a width that `Predictor` composes, over the float export's. All in the engine that `Predictor`
+takes by itself.
 """
 
 import argparse
