@@ -10,11 +10,13 @@ tokens meet differs:
     windows   7 x 7, shifted by 3 (Swin)
     global    all tokens
 
-One picture in eager mode, one thread, forward alone and with backward; the attentions take turns, a
-run each a round, median of the rounds. Memory is what Paddle's allocator holds at most beyond the
-input and the weights. Global attention is left out where its scores alone would take more than
-`MOST_SCORES`. Writes benchmark/results/attention_scaling.csv and docs/images/attention_scaling.png.
-Growth is from the map of half the side: of the time, and of the multiply-adds.
+One picture in eager mode, as the engine trains on a CPU (`ppvision.engine.cpu_training`), one
+thread, forward alone and with backward; the attentions take turns, a run each a round, median of
+the rounds. Memory is what Paddle's allocator holds at most beyond the input and the weights. Global
+attention is left out where its scores alone would take more than `MOST_SCORES`. Writes
+benchmark/results/attention_scaling.csv and docs/images/attention_scaling.png. Growth is from the
+map of half the side: of the time, and of the multiply-adds. `--profile` prints Paddle's table of
+operators for PS-Attention's forward pass instead, at every side.
 """
 
 import argparse
@@ -29,9 +31,10 @@ os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
 import matplotlib as mpl
 import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import Tensor, nn, profiler
 from tqdm import tqdm
 
+from ppvision.engine.cpu_training import cpu_training
 from ppvision.environment import machine
 from ppvision.nn import PaleAttention
 from ppvision.nn.pale_attention import SeparableConv, grouped_attention
@@ -171,14 +174,32 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
     plt.close(figure)
 
 
+def profile(side: int) -> None:
+    """Print the operators of four forward passes of PS-Attention, by time."""
+    layer, x = ATTENTIONS["pale"](), paddle.randn([1, CHANNELS, side, side])
+    with paddle.no_grad():
+        layer(x)
+        with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU]) as recorder:
+            for _ in range(4):
+                layer(x)
+    print(f"{side} a side")
+    recorder.summary(op_detail=False, thread_sep=False, time_unit="ms")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sides", type=int, nargs="+", default=list(ROUNDS), choices=ROUNDS)
     parser.add_argument("--rounds", type=int, help="default: 30 to 5, fewer for larger maps")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--image", type=Path, default=IMAGE)
+    parser.add_argument("--profile", action="store_true", help="operators of PS-Attention")
     args = parser.parse_args()
-    rows = [row for side in args.sides for row in measure(side, args.rounds or ROUNDS[side])]
+    with cpu_training():
+        if args.profile:
+            for side in args.sides:
+                profile(side)
+            return
+        rows = [row for side in args.sides for row in measure(side, args.rounds or ROUNDS[side])]
     add_growth(rows)
     write_rows(args.results, rows)
     draw(rows, args.image)

@@ -15,7 +15,8 @@ batch, as our users get them, and runs the same weights by
 each in a process of its own, which waits while another one works: the engines take turns, one run
 each a round, with a pause in between. Outputs are compared first. A row of
 benchmark/results/deploy_latency.csv for each engine: median and 10th to 90th percentile of
-milliseconds, the ratio of paddle's median to its own, peak memory of its process, and the limit:
+milliseconds, the ratio of paddle's median to its own; memory of its process: the peak, which comes
+while it loads, what it holds at the end, and what its imports alone take; and the limit:
 multiply-adds over what a large float32 matrix product reaches on as many threads.
 """
 
@@ -40,6 +41,7 @@ ENGINES = ("paddle", "onednn", "onnx", "torch", "compiled")
 WARM_UP = 3
 MATRIX = 2048  # rows and columns of the product that stands for the machine's peak
 TOLERANCE = 1e-3  # of outputs, in relation to the largest
+MEMORY = ("peak", "resident", "imports")
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,16 @@ def multiply_adds(case: Case) -> int:
 
 def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
     """`run(x) -> arrays` of an engine."""
-    if engine in ("paddle", "onednn", "onnx"):
+    if engine in ("paddle", "onednn"):
         from ppvision.deploy import Predictor
 
-        if engine == "onednn":
-            return Predictor(folder / "paddle", threads=threads, use_onednn=True).run
-        return Predictor(folder / engine, threads=threads).run
+        onednn = True if engine == "onednn" else None
+        return Predictor(folder / "paddle", threads=threads, use_onednn=onednn).run
+    if engine == "onnx":
+        return _onnx_session(folder / "onnx" / "model.onnx", threads)
     import torch
 
-    from benchmark.torch_pale import Pale, load  # no Paddle in this process
+    from benchmark.torch_pale import Pale, load
 
     torch.set_num_threads(threads)
     sizes = json.loads((folder / "sizes.json").read_text(encoding="utf-8"))
@@ -125,6 +128,17 @@ def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
         return [y.numpy() for y in (found if isinstance(found, list) else [found])]
 
     return run
+
+
+def _onnx_session(model: Path, threads: int) -> Callable:
+    """ONNX Runtime as its users start it, in a process without Paddle."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(str(model), options)
+    (inputs,) = session.get_inputs()
+    return lambda x: session.run(None, {inputs.name: x})
 
 
 def _peak() -> Callable[[], list[np.ndarray]]:
@@ -145,6 +159,8 @@ def work(engine: str, case: Case, folder: Path, threads: int) -> None:
         run = _runtime(engine, case, folder, threads)
         return lambda: run(x)
 
+    modules = {"onnx": "onnxruntime", "torch": "torch", "compiled": "torch"}
+    importlib.import_module(modules.get(engine, "ppvision.deploy"))
     answer(make)
 
 
@@ -184,7 +200,7 @@ def measure(
 
     with started(workers(engines, case, folder, threads)) as made:
         check_outputs(made, folder)
-        times, memory = in_turn(made, WARM_UP, repeats)
+        times, last = in_turn(made, WARM_UP, repeats)
     with started(workers(["peak"], case, folder, threads)) as (peak,):
         fastest = min(peak()["ms"] for _ in range(10))
     limit = fastest * multiply_adds(case) / MATRIX**3
@@ -203,7 +219,7 @@ def measure(
                 "p10_ms": f"{low:.2f}",
                 "p90_ms": f"{high:.2f}",
                 "paddle_over_it": f"{medians['paddle'] / medians[engine]:.3f}",
-                "peak_mib": f"{memory[engine]:.0f}",
+                **{f"{name}_mib": f"{last[engine][name]:.0f}" for name in MEMORY},
                 "limit_ms": f"{limit:.2f}",
                 "machine": machine(),
             }
@@ -238,7 +254,13 @@ def main() -> None:
                 for threads in args.threads:
                     rows += measure(case, engines, threads, folder, args.repeats)
                     for row in rows[-len(engines) :]:
-                        shown = ("engine", "median_ms", "paddle_over_it", "peak_mib", "limit_ms")
+                        shown = (
+                            "engine",
+                            "median_ms",
+                            "paddle_over_it",
+                            "peak_mib",
+                            "resident_mib",
+                        )
                         cells = "  ".join(f"{key} {row[key]}" for key in shown)
                         print(f"{case.name}, {threads} threads: {cells}", flush=True)
                     args.results.parent.mkdir(parents=True, exist_ok=True)

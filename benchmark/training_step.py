@@ -125,7 +125,7 @@ def measure(
     shared = (name, batch, side, json.dumps(sizes))  # so that PyTorch's process needs no Paddle
     made = [Worker(form, __file__, (form, *shared), threads) for form in forms]
     with started(made):
-        times, memory = in_turn(made, WARM_UP, repeats)
+        times, last = in_turn(made, WARM_UP, repeats)
     medians = {form: float(np.median(values)) for form, values in times.items()}
     rows = []
     for form, values in times.items():
@@ -139,7 +139,7 @@ def measure(
             "p10_ms": f"{low:.1f}",
             "p90_ms": f"{high:.1f}",
             "over_torch": f"{medians[form] / medians['torch']:.2f}" if "torch" in medians else "",
-            "peak_mib": f"{memory[form]:.0f}",
+            "peak_mib": f"{last[form]['peak']:.0f}",
             "machine": machine(),
         }
         rows.append(row)

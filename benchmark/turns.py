@@ -49,7 +49,8 @@ class Worker:
         )
 
     def __call__(self, order: str = "run") -> dict[str, float]:
-        """What the process answers: `ms` of the run and `mib`, its peak of memory so far."""
+        """What the process answers: `ms` of the run; in MiB `peak`, what it has held at most,
+        `resident`, what it holds, and `imports`, what it held before `make`."""
         time.sleep(PAUSE)
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{order}\n")
@@ -74,17 +75,17 @@ def started(made: list[Worker]) -> Iterator[list[Worker]]:
 
 def in_turn(
     made: list[Worker], warm_up: int, repeats: int
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Milliseconds of each one's runs, one run each a round, and each one's peak memory in MiB."""
+) -> tuple[dict[str, list[float]], dict[str, dict[str, float]]]:
+    """Milliseconds of each one's runs, one run each a round, and each one's last answer."""
     times: dict[str, list[float]] = {worker.name: [] for worker in made}
-    memory: dict[str, float] = {}
+    last: dict[str, dict[str, float]] = {}
     for number in range(warm_up + repeats):
         for worker in made:
             reply = worker()
-            memory[worker.name] = reply["mib"]
+            last[worker.name] = reply
             if number >= warm_up:
                 times[worker.name].append(reply["ms"])
-    return times, memory
+    return times, last
 
 
 def answer(make: Callable[[], Callable[[], Sequence[np.ndarray]]]) -> None:
@@ -95,18 +96,20 @@ def answer(make: Callable[[], Callable[[], Sequence[np.ndarray]]]) -> None:
     """
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    imports = _memory("VmRSS")
     run = make()
     for line in sys.stdin:
         words = line.split()
         start = time.perf_counter()
         found = run()
-        reply = {"ms": 1e3 * (time.perf_counter() - start), "mib": _peak_memory()}
+        reply = {"ms": 1e3 * (time.perf_counter() - start), "imports": imports}
+        reply |= {"peak": _memory("VmHWM"), "resident": _memory("VmRSS")}
         if words[0] == "save":
             np.savez(words[1], *found)
         print(json.dumps(reply), file=replies, flush=True)
 
 
-def _peak_memory() -> float:
-    """MiB that this process has held at most (not its parent's, which `getrusage` counts in)."""
+def _memory(entry: str) -> float:
+    """MiB of this process (not its parent's, which `getrusage` counts in)."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))

@@ -39,10 +39,12 @@ def test_workers_answer_in_turn_and_end(script, tmp_path):
     made = [Worker("small", script, [1], 1), Worker("large", script, [301], 1)]
     with started(made):
         made[0](f"save {tmp_path / 'out.npz'}")
-        times, memory = in_turn(made, 1, 3)
+        times, last = in_turn(made, 1, 3)
     assert [len(times[name]) for name in ("small", "large")] == [3, 3]
     assert all(ms >= 0 for values in times.values() for ms in values)
-    assert 250 < memory["large"] - memory["small"] < 350  # MiB; 300 more are held
+    for name in ("peak", "resident"):
+        assert 250 < last["large"][name] - last["small"][name] < 350  # MiB; 300 more are held
+    assert abs(last["large"]["imports"] - last["small"]["imports"]) < 50
     with np.load(tmp_path / "out.npz") as arrays:
         assert [arrays[name].tolist() for name in arrays.files] == [[2, 2, 2]]
     assert all(worker.process.poll() is not None for worker in made)
