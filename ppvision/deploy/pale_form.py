@@ -17,21 +17,19 @@ Weights stay as they are, under their own names: they are arranged by operations
 Paddle Inference folds once, when it loads.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.deploy.graph_forms import has_known_size, in_form, is_plain
 from ppvision.nn import PaleAttention
 from ppvision.nn.pale_attention import SeparableConv
-from ppvision.quant.layered_layers import LayeredLayer
-from ppvision.quant.layered_state import layers_by_path
 
 
-@contextmanager
-def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[None]:
+def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> AbstractContextManager[None]:
     """The model with `PaleAttention` in the form for graphs, and as it was afterwards.
 
     Args:
@@ -41,17 +39,12 @@ def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[No
     A layer of other arithmetic keeps its form: one whose padding takes part in the attention, or
     one that is quantised and rounds activations.
     """
-    changed = []
-    if input_shape[2] is not None and input_shape[3] is not None:
-        for _, parent, name, layer in list(layers_by_path(model)):
-            if isinstance(layer, PaleAttention) and fits(layer):
-                parent._sub_layers[name] = GraphPaleAttention(layer)
-                changed.append((parent, name, layer))
-    try:
-        yield
-    finally:
-        for parent, name, layer in changed:
-            parent._sub_layers[name] = layer
+    return in_form(model, input_shape, _form)
+
+
+def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
+    replaced = isinstance(layer, PaleAttention) and fits(layer)
+    return GraphPaleAttention(layer) if replaced else None
 
 
 def fits(attention: PaleAttention) -> bool:
@@ -63,12 +56,6 @@ def fits(attention: PaleAttention) -> bool:
         and projection[1]._epsilon == attention.query[1]._epsilon
         for projection in projections
     )
-
-
-def is_plain(layer: nn.Layer) -> bool:
-    """A convolution of a float weight, or of packed codes, on its input as it comes."""
-    fixed = isinstance(layer, nn.Conv2D) and not isinstance(layer, LayeredLayer)
-    return fixed and getattr(layer, "activation", None) is None
 
 
 class GraphPaleAttention(nn.Layer):
@@ -139,11 +126,6 @@ def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
     channels, *rest = query.shape
     split = paddle.stack([query * scale, key, value]).reshape([3, 2, channels // 2, *rest])
     return [split[:, place].reshape([3 * channels // 2, *rest]) for place in (0, 1)]
-
-
-@paddle.jit.not_to_static
-def has_known_size(x: Tensor) -> bool:
-    return x.shape[2] > 0 and x.shape[3] > 0
 
 
 def to_groups(qkv: Tensor, pale_size: int, rows: bool) -> list[Tensor]:

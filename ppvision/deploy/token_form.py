@@ -11,20 +11,19 @@ columns) have a line more than the others.
 own form.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.pale_form import fits, has_known_size, is_plain
+from ppvision.deploy.graph_forms import has_known_size, in_form, is_plain
+from ppvision.deploy.pale_form import fits
 from ppvision.models.pale_transformer import PaleBlock
-from ppvision.quant.layered_state import layers_by_path
 
 
-@contextmanager
-def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[None]:
+def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> AbstractContextManager[None]:
     """The model with its Pale blocks in the form for tokens, and as it was afterwards.
 
     Args:
@@ -34,17 +33,11 @@ def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> Iterator[N
     A block of other arithmetic keeps its form: whose padding takes part in the attention, or whose
     layers have quanters or round activations.
     """
-    changed = []
-    if input_shape[2] is not None and input_shape[3] is not None:
-        for _, parent, name, layer in list(layers_by_path(model)):
-            if isinstance(layer, PaleBlock) and _fits(layer):
-                parent._sub_layers[name] = TokenPaleBlock(layer)
-                changed.append((parent, name, layer))
-    try:
-        yield
-    finally:
-        for parent, name, layer in changed:
-            parent._sub_layers[name] = layer
+    return in_form(model, input_shape, _form)
+
+
+def _form(layer: nn.Layer) -> "TokenPaleBlock | None":
+    return TokenPaleBlock(layer) if isinstance(layer, PaleBlock) and _fits(layer) else None
 
 
 def _fits(block: PaleBlock) -> bool:
