@@ -10,6 +10,7 @@ from paddleslim.quant import SlimQuantConfig
 
 from ppvision import create_model
 from ppvision.engine import cpu_training as quick
+from ppvision.nn import ChannelLayerNorm, PaleAttention
 from ppvision.plugins.paddleslim import LayeredQAT
 from ppvision.quant import LayeredWeightQuanter, OnceQAT
 
@@ -23,7 +24,8 @@ def gradients(layer: nn.Layer, x: np.ndarray) -> list[np.ndarray]:
     y = layer(x)
     weights = np.random.default_rng(1).normal(size=y.shape).astype(y.numpy().dtype)
     (y * paddle.to_tensor(weights)).sum().backward()
-    return [y.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in layer.parameters())]
+    trainable = [p for p in layer.parameters() if not p.stop_gradient]
+    return [y.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in trainable)]
 
 
 def assert_same(quicker: list[np.ndarray], reference: list[np.ndarray], tolerance: float) -> None:
@@ -82,6 +84,74 @@ def test_a_batch_without_samples_passes():  # regions of a picture without objec
         assert nn.Conv2D(6, 10, 1)(paddle.zeros([0, 6, 7, 7])).shape == [0, 10, 7, 7]
 
 
+@pytest.mark.parametrize("shape", [(2, 6, 8, 5), (1, 6, 1, 1), (3, 4, 2, 7)], ids=str)
+def test_norms_and_their_gradients_are_the_same(shape):
+    layer = ChannelLayerNorm(shape[1])
+    rng = np.random.default_rng(0)
+    for parameter in layer.parameters():
+        parameter.set_value(rng.normal(size=parameter.shape).astype(np.float32))
+    x = rng.normal(3, 2, size=shape)
+    for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-12)):
+        layer.to(dtype=dtype)
+        reference = gradients(layer, x.astype(dtype))
+        with quick.quick_norms():
+            assert_same(gradients(layer, x.astype(dtype)), reference, tolerance)
+
+
+def test_a_norm_whose_weight_is_frozen_trains_its_bias():
+    layer = ChannelLayerNorm(6)
+    layer.weight.stop_gradient = True
+    x = np.random.default_rng(0).normal(size=(2, 6, 3, 4)).astype(np.float32)
+    reference = gradients(layer, x)
+    with quick.quick_norms():
+        assert_same(gradients(layer, x), reference, 1e-5)
+
+
+def test_norms_without_gradients_or_parameters_are_paddles():
+    x = paddle.randn([2, 6, 4, 4])
+    layers = [ChannelLayerNorm(6), ChannelLayerNorm(6, bias_attr=False)]
+    layers.append(ChannelLayerNorm(6, weight_attr=False, bias_attr=False))
+    for layer in layers:
+        reference = layer(x)
+        with quick.quick_norms():
+            np.testing.assert_allclose(layer(x).numpy(), reference.numpy(), atol=1e-6)
+            with paddle.no_grad():
+                assert (layer(x) == reference).all()
+    with quick.quick_norms(), pytest.raises(ValueError, match="shape"):
+        ChannelLayerNorm(6)(paddle.zeros([1, 5, 4, 4]))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(14, 7), (9, 15)], ids=str)  # with padding, and without
+def test_projections_their_gradients_and_statistics_are_the_same(size, training):
+    x = np.random.default_rng(0).normal(size=(2, 8, *size)).astype(np.float32)
+    found = []
+    for manager in (quick.ExitStack, quick.shared_projections):
+        paddle.seed(0)
+        layer = PaleAttention(8, 2, pale_size=7)
+        layer.train() if training else layer.eval()
+        with manager():
+            values = gradients(layer, x)
+        found.append(values + [value.numpy() for value in layer.state_dict().values()])
+    assert_same(found[1], found[0], 5e-5)
+
+
+def test_projections_run_as_one_convolution_unless_quantised(monkeypatch):
+    calls = []
+    convolve = quick.F.conv2d
+    monkeypatch.setattr(quick.F, "conv2d", lambda *a, **n: calls.append(1) or convolve(*a, **n))
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter((8, 2)))
+    attention = PaleAttention(8, 2)
+    quantised = LayeredQAT(config).quantize(nn.Sequential(PaleAttention(8, 2)))[0]
+    x = paddle.randn([1, 8, 7, 7])
+    reference = quantised(x).numpy()
+    calls.clear()
+    with quick.shared_projections():
+        attention(x)
+        assert len(calls) == 1
+        np.testing.assert_array_equal(quantised(x).numpy(), reference)
+
+
 def test_a_quantised_layer_computes_its_weight_once(monkeypatch):
     model = nn.Sequential(nn.Conv2D(3, 8, 3), nn.Conv2D(8, 4, 1), nn.Conv2D(4, 4, 3, groups=4))
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter((8, 2)))
@@ -105,7 +175,7 @@ def test_a_quantised_layer_computes_its_weight_once(monkeypatch):
 def test_a_model_trains_alike():
     losses = []
     for manager in (quick.cpu_training, None):
-        paddle.seed(0)
+        paddle.seed(1)
         model = create_model("pale_nano", num_classes=4)
         optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
         x, y = paddle.randn([2, 3, 60, 52]), paddle.to_tensor([1, 3])
@@ -124,28 +194,33 @@ def test_a_model_trains_alike():
 
 
 def test_everything_is_put_back():
-    forward, flags = nn.Conv2D.forward, paddle.get_flags(FLAG)
+    def methods() -> list[object]:
+        return [nn.Conv2D.forward, ChannelLayerNorm.forward, PaleAttention._projections]
+
+    own, flags = methods(), paddle.get_flags(FLAG)
 
     def break_off() -> None:
         with quick.cpu_training():
-            assert nn.Conv2D.forward is not forward
+            assert not set(methods()) & set(own)
             assert paddle.get_flags(FLAG) == {FLAG: False}
             raise KeyError
 
     with pytest.raises(KeyError):
         break_off()
-    assert nn.Conv2D.forward is forward
+    assert methods() == own
     assert paddle.get_flags(FLAG) == flags
 
 
 def test_graphs_are_those_of_paddle(tmp_path):
-    layer = nn.Conv2D(4, 6, 1)
-    with quick.quick_convolutions():
-        spec = [paddle.static.InputSpec([None, 4, None, None])]
+    def operators() -> list[str]:
+        layer = nn.Sequential(nn.Conv2D(4, 6, 1), ChannelLayerNorm(6), PaleAttention(6, 2))
+        spec = [paddle.static.InputSpec([2, 4, 14, 14])]
         graph = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
-        operators = [op.name() for op in graph.forward.main_program.global_block().ops]
-    assert "pd_op.conv2d" in operators
-    assert "pd_op.matmul" not in operators
+        return [op.name() for op in graph.forward.main_program.global_block().ops]
+
+    own = operators()
+    with quick.cpu_training():
+        assert operators() == own
 
 
 def test_other_devices_keep_their_habits(monkeypatch):

@@ -319,7 +319,7 @@ class PaleAttention(nn.Layer):
                 real = _pad_bottom_right(paddle.ones_like(x[:, :1]), pad_height, pad_width)
             x = _pad_bottom_right(x, pad_height, pad_width)
 
-        projected = self.query(x), self.key(x), self.value(x)  # [B, C, H', W'] each
+        projected = self._projections(x)  # [B, C, H', W'] each
         half = projected[0].shape[1] // 2
         # Not sliced twice: then the gradient would be two maps padded with zeros, and their sum.
         halves = zip(  # noqa: B905
@@ -338,6 +338,9 @@ class PaleAttention(nn.Layer):
             branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
         return self.project(_crop(out, padded_height, padded_width, height, width))
+
+    def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.query(x), self.key(x), self.value(x)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, pale_size={self.pale_size}"
