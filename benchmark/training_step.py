@@ -8,6 +8,7 @@ Forward, backward and AdamW at 224 x 224, eager, fresh weights, in these forms:
     plain           as Paddle trains by default
     contiguous      and transpositions that write their result at once
     convolutions    and quicker biases, pointwise and small depthwise convolutions
+    layers          and LayerNorm by BatchNorm's kernels, q, k and v by one depthwise convolution
     engine          and the allocator keeps its memory: what `ppvision train` does on a CPU
     to_static       as `engine`, with the network in a graph (which has Paddle's own convolutions)
     torch           an independent implementation (`torch_pale.py`)
@@ -27,16 +28,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
-
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.turns import Worker, answer, in_turn, started
+from ppvision.environment import prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 RESULTS = Path(__file__).with_name("results") / "training_step.csv"
 MODELS = ("pale_nano", "pale_tiny")
-FORMS = ("plain", "contiguous", "convolutions", "engine", "to_static", "torch")
+FORMS = ("plain", "contiguous", "convolutions", "layers", "engine", "to_static", "torch")
 SIDE, CLASSES, THREADS = 224, 1000, (1, 2)
 WARM_UP = 3
 
@@ -55,13 +57,19 @@ def paddle_step(form: str, name: str, batch: int, side: int) -> Step:
         contiguous_transpositions,
         keep_freed_memory,
         quick_convolutions,
+        quick_norms,
+        shared_projections,
     )
 
-    if form != "plain":
+    order = FORMS.index(form)
+    if order >= FORMS.index("contiguous"):
         _lasting.enter_context(contiguous_transpositions())
-    if form in ("convolutions", "engine", "to_static"):
+    if order >= FORMS.index("convolutions"):
         _lasting.enter_context(quick_convolutions())
-    if form in ("engine", "to_static"):
+    if order >= FORMS.index("layers"):
+        _lasting.enter_context(quick_norms())
+        _lasting.enter_context(shared_projections())
+    if order >= FORMS.index("engine"):
         keep_freed_memory()
     paddle.seed(0)
     model = ppvision.create_model(name, num_classes=CLASSES, drop_path_rate=0.0)

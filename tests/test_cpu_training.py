@@ -136,7 +136,7 @@ def test_projections_their_gradients_and_statistics_are_the_same(size, training)
     assert_same(found[1], found[0], 5e-5)
 
 
-def test_projections_run_as_one_convolution_unless_quantised(monkeypatch):
+def test_projections_run_as_one_convolution_unless_quantised_or_hooked(monkeypatch):
     calls = []
     convolve = quick.F.conv2d
     monkeypatch.setattr(quick.F, "conv2d", lambda *a, **n: calls.append(1) or convolve(*a, **n))
@@ -150,6 +150,10 @@ def test_projections_run_as_one_convolution_unless_quantised(monkeypatch):
         attention(x)
         assert len(calls) == 1
         np.testing.assert_array_equal(quantised(x).numpy(), reference)
+        seen = []
+        attention.key[0].register_forward_post_hook(lambda *_: seen.append(1))
+        attention(x)
+        assert seen == [1]
 
 
 def test_a_quantised_layer_computes_its_weight_once(monkeypatch):

@@ -193,14 +193,23 @@ def _project(
 ) -> tuple[Tensor, ...]:
     """`[B, C, H, W]` -> query, key and value, each the same."""
     parts = (layer.query, layer.key, layer.value)
-    # A quantised layer is another class.
-    if any(type(part) is not SeparableConv or type(part[0]) is not nn.Conv2D for part in parts):
+    if not all(_is_separable(part) for part in parts):
         return own(layer, x)
     batch, channels, height, width = x.shape
     weight = paddle.stack([part[0].weight for part in parts], axis=1)  # [C, 3, 1, 3, 3]
     maps = F.conv2d(x, weight.reshape([-1, 1, 3, 3]), padding=1, groups=channels)  # [B, 3C, H, W]
     maps = maps.reshape([batch, channels, 3, height, width]).unbind(2)
     return tuple(part[2](part[1](m)) for part, m in zip(parts, maps, strict=True))
+
+
+def _is_separable(part: nn.Layer) -> bool:
+    """Whether `part` begins with a depthwise convolution that nobody replaced, as quantisation
+    does, or hooked."""
+    if type(part) is not SeparableConv or type(part[0]) is not nn.Conv2D:
+        return False
+    layers = (part, part[0])
+    hooked = any(each._forward_pre_hooks or each._forward_post_hooks for each in layers)
+    return not hooked and _is_depthwise(part[0]) and part[0].bias is None
 
 
 def keep_freed_memory() -> None:
