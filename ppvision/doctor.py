@@ -27,6 +27,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TextIO
 
+from ppvision.environment import fast_mkl
+
 Level = Literal["ok", "warn", "fail"]
 
 # The versions ppvision was run with; tests/test_doctor.py compares them with requirements.txt,
@@ -445,15 +447,17 @@ def _disk(env: Environment) -> Finding:
 
 def _mkl(env: Environment) -> Iterator[Finding]:
     """MKL takes its slow generic kernels on AMD processors unless told otherwise."""
-    if env.cpu_vendor != "AuthenticAMD":
+    wanted = fast_mkl(env.cpu_vendor, env.cpu_flags)
+    if wanted is None:
         return
     value = env.variables.get("MKL_DEBUG_CPU_TYPE")
-    if value == "5":
-        yield Finding("MKL_DEBUG_CPU_TYPE", "5")
+    if value == wanted:
+        yield Finding("MKL_DEBUG_CPU_TYPE", value)
         return
     found = "not set" if value is None else value
-    remedy = "export MKL_DEBUG_CPU_TYPE=5 before Python starts (scripts/*.sh do)"
-    yield Finding("MKL_DEBUG_CPU_TYPE", found, "5 on an AMD processor, for speed", "warn", remedy)
+    remedy = f"export MKL_DEBUG_CPU_TYPE={wanted} before Python starts (scripts/*.sh do)"
+    expected = f"{wanted} on this AMD processor, for speed"
+    yield Finding("MKL_DEBUG_CPU_TYPE", found, expected, "warn", remedy)
 
 
 def _gpu(env: Environment) -> Finding:

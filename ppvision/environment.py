@@ -3,10 +3,42 @@
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddleslim", "numpy")
+
+
+_AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+
+
+def fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
+    """The `MKL_DEBUG_CPU_TYPE` under which Paddle's MKL is fastest.
+
+    Args:
+        vendor, flags: of the processor, as /proc/cpuinfo calls them.
+
+    Returns:
+        7 (AVX-512) or 5 (AVX2) on AMD processors, where MKL takes slow generic kernels unless told
+        otherwise (docs/design.md); None where it chooses well by itself.
+    """
+    if vendor != "AuthenticAMD":
+        return None
+    return "7" if _AVX512.issubset(flags) else "5"
+
+
+def prefer_fast_mkl() -> None:
+    """Set `MKL_DEBUG_CPU_TYPE` where the user has not. MKL reads it once, as Paddle starts."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    pairs = (line.partition(":") for line in lines)
+    table = {name.strip(): value.strip() for name, _, value in pairs}
+    kind = fast_mkl(table.get("vendor_id", ""), table.get("flags", "").split())
+    if kind is not None:
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
 
 
 def processor() -> str:

@@ -117,8 +117,12 @@ ppvision_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 ppvision_setup "$ppvision_root"
 export PATH="$ppvision_root/.venv/bin:$PATH"
 
-# On AMD processors Paddle's MKL picks its slow generic kernels unless told that AVX2 is there
+# On AMD processors Paddle's MKL picks its slow generic kernels unless told what the processor has
 # (docs/design.md has the measurement). MKL reads this once, before Paddle starts.
-if grep -q AuthenticAMD /proc/cpuinfo; then
-  export MKL_DEBUG_CPU_TYPE="${MKL_DEBUG_CPU_TYPE:-5}"
+if grep -q AuthenticAMD /proc/cpuinfo && [ -z "${MKL_DEBUG_CPU_TYPE:-}" ]; then
+  MKL_DEBUG_CPU_TYPE="$(python -c "import os
+from ppvision.environment import prefer_fast_mkl
+prefer_fast_mkl()
+print(os.environ['MKL_DEBUG_CPU_TYPE'])")"
+  export MKL_DEBUG_CPU_TYPE
 fi

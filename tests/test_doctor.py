@@ -23,9 +23,11 @@ from ppvision.doctor import (
     parse_probe,
     write_report,
 )
+from ppvision.environment import fast_mkl, prefer_fast_mkl
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 1 << 30
+AVX512 = frozenset({"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"})
 
 
 def good_environment() -> Environment:
@@ -259,6 +261,26 @@ def test_the_variable_is_enough_on_amd() -> None:
         good_environment(), cpu_vendor="AuthenticAMD", variables={"MKL_DEBUG_CPU_TYPE": "5"}
     )
     assert finding(env, "MKL_DEBUG_CPU_TYPE").level == "ok"
+    env = replace(env, cpu_flags=env.cpu_flags | AVX512)
+    assert finding(env, "MKL_DEBUG_CPU_TYPE").level == "warn"
+    env = replace(env, variables={"MKL_DEBUG_CPU_TYPE": "7"})
+    assert finding(env, "MKL_DEBUG_CPU_TYPE").level == "ok"
+
+
+def test_mkl_is_told_of_avx512_where_all_of_it_is_there() -> None:
+    assert fast_mkl("AuthenticAMD", ["avx2", *AVX512]) == "7"
+    assert fast_mkl("AuthenticAMD", ["avx2", *(AVX512 - {"avx512vl"})]) == "5"
+    assert fast_mkl("GenuineIntel", AVX512) is None
+
+
+def test_the_users_own_choice_for_mkl_stays(monkeypatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "vendor_id : AuthenticAMD\nflags: fpu")
+    monkeypatch.setenv("MKL_DEBUG_CPU_TYPE", "4")
+    prefer_fast_mkl()
+    assert os.environ["MKL_DEBUG_CPU_TYPE"] == "4"
+    monkeypatch.delenv("MKL_DEBUG_CPU_TYPE")
+    prefer_fast_mkl()
+    assert os.environ.pop("MKL_DEBUG_CPU_TYPE") == "5"
 
 
 def test_the_report_says_what_to_do_only_where_something_is_wrong() -> None:
