@@ -20,13 +20,14 @@ operators for PS-Attention's forward pass instead, at every side.
 """
 
 import argparse
-import os
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 import matplotlib as mpl
 import numpy as np
@@ -35,7 +36,6 @@ from paddle import Tensor, nn, profiler
 from tqdm import tqdm
 
 from ppvision.engine.cpu_training import cpu_training
-from ppvision.environment import machine
 from ppvision.nn import PaleAttention
 from ppvision.nn.pale_attention import SeparableConv, grouped_attention
 

@@ -32,6 +32,9 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.turns import Worker, answer, in_turn, started
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts, here and in the workers
 
 RESULTS = Path(__file__).with_name("results") / "deploy_latency.csv"
 MODELS = ("pale_nano", "pale_tiny")
@@ -196,8 +199,6 @@ def measure(
     case: Case, engines: list[str], threads: int, folder: Path, repeats: int
 ) -> list[dict[str, object]]:
     """A row for each engine."""
-    from ppvision.environment import machine
-
     with started(workers(engines, case, folder, threads)) as made:
         check_outputs(made, folder)
         times, last = in_turn(made, WARM_UP, repeats)

@@ -16,7 +16,6 @@ Writes benchmark/results/deploy_steps.csv.
 """
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -24,7 +23,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 import numpy as np
 import paddle
@@ -35,7 +36,6 @@ from tqdm import tqdm
 import ppvision
 from ppvision.deploy import pale_form, runtime
 from ppvision.deploy.graph import trace, write_graph
-from ppvision.environment import machine
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import write_rows

@@ -13,7 +13,6 @@ benchmark/results/predict_pipeline.csv.
 """
 
 import argparse
-import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 import numpy as np
 import paddle
@@ -30,7 +31,6 @@ from tqdm import tqdm
 
 import ppvision
 from ppvision.deploy import Predictor, export_model
-from ppvision.environment import machine
 from ppvision.tasks.prediction import classify_to_folder, predict_to_folder, read_rgb
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

@@ -9,19 +9,19 @@ benchmark/results/sdn_operator.csv.
 
 import argparse
 import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")  # before Paddle starts
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from ppvision.environment import machine
 from ppvision.nn.semantic_diffusion import semantic_difference
 
 RESULTS = Path(__file__).with_name("results") / "sdn_operator.csv"

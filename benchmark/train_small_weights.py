@@ -16,8 +16,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-if "AuthenticAMD" in Path("/proc/cpuinfo").read_text():
-    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+from ppvision.environment import machine, prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
 
 import cv2
 import numpy as np
@@ -25,7 +26,6 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.data.digit_scenes import write_digit_scenes
-from ppvision.environment import machine
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.zoo.registry import WeightsCard
 from ppvision.zoo.weights import WEIGHTS_FOLDER, load_weights, save_weights
