@@ -213,7 +213,7 @@ def test_export_of_widths_does_not_mix(packed, trained, tmp_path, capsys):
     config, _ = trained
     folder = tmp_path / "widths"
     export = ("export", "-c", config, "--model_path", packed, "--save_dir", folder, "--skip_eval")
-    export += ("--input_shape", 1, 3, 64, 64, "--bits")
+    export += ("--input_shape", 1, 3, None, None, "--bits")
     assert ppvision(*export, 4, 2) == 0
     assert ppvision(*export, 2) == 0
     assert {path.name for path in folder.iterdir()} == {"w2", "widths.csv", "vdl"}

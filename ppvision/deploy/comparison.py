@@ -21,7 +21,7 @@ from ppvision.deploy.runtime import (
 )
 from ppvision.deploy.transforms import Normalize, Transforms
 
-_TRIALS = 4  # inputs that differ in their last digits, for each probe
+_TRIALS = 8  # inputs that differ in their last digits, for each probe
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
 
 
