@@ -84,9 +84,10 @@ def export_model(
     The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
-    in `deploy.yaml`, and `Predictor` then leaves it out. With a known height and width there is a
-    graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers are reported in the same way;
-    that it does not know an operator is no fault, and a line of the log and `deploy.yaml` say so.
+    in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known height and
+    width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers are reported
+    in the same way; that it does not know an operator is no fault, and a line of the log and
+    `deploy.yaml` say so.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (

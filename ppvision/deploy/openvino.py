@@ -5,8 +5,10 @@ Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a
 the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
 graph twice and its weights once.
 
-Only graphs of known height and width are written: sizes that are read from a tensor cannot be
-expressed in that format. Pale blocks are in the form for tokens (`ppvision.deploy.token_form`).
+Only networks with Pale blocks get one, at a known height and width. Sizes that are read from a
+tensor cannot be expressed in that format; and Paddle 3.2 keeps an engine's memory until the process
+ends, which of packed ResNets filled a machine. The blocks are in the form for tokens
+(`ppvision.deploy.token_form`).
 """
 
 import tempfile
@@ -26,6 +28,7 @@ from ppvision.deploy.graph import trace
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
+from ppvision.models.pale_transformer import PaleBlock
 
 
 def write_openvino_programs(
@@ -48,13 +51,14 @@ def write_openvino_programs(
         every_output: all that the model gives.
 
     Returns:
-        Whether they were written: not for a free height or width.
+        Whether they were written: not for a free height or width, or without Pale blocks.
 
     Raises:
         RuntimeError: the model cannot be traced in the earlier format, or its weights come out in
             another order; the cause is attached. Nothing new stands in `final`.
     """
-    if None in input_shape[2:]:
+    has_blocks = any(isinstance(layer, PaleBlock) for layer in model.sublayers())
+    if None in input_shape[2:] or not has_blocks:
         return False
     try:
         with token_form(model, input_shape), _earlier_format():
