@@ -52,7 +52,8 @@ class PaddleRuntime:
         folder: with `model.json` (for OpenVINO `model.pdmodel`) and `model.pdiparams`.
         threads: CPU threads of the kernels. None: Paddle's default.
         device: "cpu" or "gpu" (the first one).
-        engine: "openvino" and "onednn" are for a CPU. oneDNN keeps the kernels that it compiled
+        engine: "openvino" and "onednn" are for a CPU. What OpenVINO takes, Paddle 3.2 keeps until
+            the process ends, also when the runtime is gone. oneDNN keeps the kernels that it compiled
             last, 1024 of them unless the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY says
             otherwise: with pictures of ever new sizes, memory rises until that many are held.
 
