@@ -53,9 +53,10 @@ class PaddleRuntime:
         threads: CPU threads of the kernels. None: Paddle's default.
         device: "cpu" or "gpu" (the first one).
         engine: "openvino" and "onednn" are for a CPU. What OpenVINO takes, Paddle 3.2 keeps until
-            the process ends, also when the runtime is gone. oneDNN keeps the kernels that it compiled
-            last, 1024 of them unless the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY says
-            otherwise: with pictures of ever new sizes, memory rises until that many are held.
+            the process ends, also when the runtime is gone. oneDNN keeps the kernels that it
+            compiled last, 1024 of them unless the environment variable
+            ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with pictures of ever new sizes, memory
+            rises until that many are held.
 
     Not for several threads at once: make one for each.
     """
