@@ -110,7 +110,10 @@ def _runtime(engine: str, case: Case, folder: Path, threads: int) -> Callable:
         from ppvision.deploy import Predictor
 
         onednn = True if engine == "onednn" else None
-        return Predictor(folder / "paddle", threads=threads, use_onednn=onednn).run
+        predictor = Predictor(folder / "paddle", threads=threads, use_onednn=onednn)
+        if predictor.engine != ("onednn" if onednn else "openvino"):
+            raise RuntimeError(f"{engine}: runs in {predictor.engine}; export it anew.")
+        return predictor.run
     if engine == "onnx":
         return _onnx_session(folder / "onnx" / "model.onnx", threads)
     import torch

@@ -37,8 +37,8 @@ def prefer_fast_mkl() -> None:
     pairs = (line.partition(":") for line in lines)
     table = {name.strip(): value.strip() for name, _, value in pairs}
     kind = fast_mkl(table.get("vendor_id", ""), table.get("flags", "").split())
-    if kind is not None:
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
+    if kind is not None and not os.environ.get("MKL_DEBUG_CPU_TYPE"):
+        os.environ["MKL_DEBUG_CPU_TYPE"] = kind
 
 
 def processor() -> str:

@@ -176,6 +176,14 @@ def test_a_quantised_layer_computes_its_weight_once(monkeypatch):
     assert_same(found, reference, 1e-5)
 
 
+def test_a_norm_of_one_channel_gives_its_bias():
+    layer = ChannelLayerNorm(1)
+    layer.bias.set_value(np.array([0.25], np.float32))
+    with quick.quick_norms():
+        found = layer(paddle.randn([2, 1, 3, 3]))
+    assert np.array_equal(found.numpy(), np.full([2, 1, 3, 3], 0.25, np.float32))
+
+
 def test_a_model_trains_alike():
     losses = []
     for manager in (quick.cpu_training, None):

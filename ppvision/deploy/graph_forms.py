@@ -24,12 +24,12 @@ def in_form(
         form: what stands for a layer; None where it stays.
     """
     changed = []
-    if None not in input_shape[2:]:
-        for _, parent, name, layer in list(layers_by_path(model)):
-            if (other := form(layer)) is not None:
-                parent._sub_layers[name] = other
-                changed.append((parent, name, layer))
     try:
+        if None not in input_shape[2:]:
+            for _, parent, name, layer in list(layers_by_path(model)):
+                if (other := form(layer)) is not None:
+                    parent._sub_layers[name] = other
+                    changed.append((parent, name, layer))
         yield
     finally:
         for parent, name, layer in changed:

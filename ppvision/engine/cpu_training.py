@@ -166,6 +166,7 @@ def _channel_norm(
     """`[B, C, H, W]` -> the same: BatchNorm with each pixel as a channel, then one that norms
     nothing, for weight and bias."""
     plain = x.ndim == 4 and x.shape[1:2] == layer._normalized_shape and 0 not in x.shape
+    plain = plain and x.shape[1] > 1  # BatchNorm lets a single element through as it is
     known = x.dtype in (paddle.float32, paddle.float64)  # to BatchNorm on a CPU
     # BatchNorm has no gradient for its bias, nor an error, where its weight needs none.
     trained = all(p is not None and not p.stop_gradient for p in (layer.weight, layer.bias))
