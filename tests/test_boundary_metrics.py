@@ -52,11 +52,24 @@ def test_equal_to_scipy_class_by_class(seed):
         np.testing.assert_allclose(found[f"class_BoundaryF{tolerance}"], expected, atol=1e-12)
         assert found[f"BoundaryF{tolerance}"] == pytest.approx(np.nanmean(expected))
 
-    for width in (1, 5):
+    for width in (1, 5, 20):
         found = computed(TrimapIoU(classes, width=width), preds, labels)
         expected = reference.trimap_iou(preds, labels, classes, width)
         np.testing.assert_allclose(found["class_TrimapIoU"], expected, atol=1e-12)
         assert found["TrimapIoU"] == pytest.approx(np.nanmean(expected))
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 10**6])
+def test_f_score_is_the_same_however_many_pixels_are_looked_at(monkeypatch, at_once):
+    rng = np.random.default_rng(0)
+    label = blobs(rng, 64, 80, 4)
+    pred = shaken(rng, label, 4)
+    pred[:, 40:] = 0  # boundaries without any to be found
+    monkeypatch.setattr("ppvision.metrics.boundary.LOOKED_AT_ONCE", at_once)
+    found = computed(BoundaryFScore(4), [pred], [label])
+    for tolerance in (3, 5, 9):
+        expected = reference.boundary_f([pred], [label], 4, tolerance)
+        np.testing.assert_allclose(found[f"class_BoundaryF{tolerance}"], expected, atol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)

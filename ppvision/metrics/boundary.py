@@ -21,6 +21,8 @@ import numpy as np
 
 _NONE = -1  # class of pixels that do not count
 MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
+WIDEST_DISC = 16  # pixels up to which a filter is quicker than a distance transform
+LOOKED_AT_ONCE = 2**14  # pixels, by the search for the nearest boundary; our choice
 
 
 def boundary_depth(height: int, width: int, dilation_ratio: float = 0.02) -> int:
@@ -103,15 +105,18 @@ class _CountedPerClass(ABC):
                 f"{name}: expected whole numbers, got {classes.dtype}. Take the argmax of "
                 "probabilities, or astype(int) of class numbers."
             )
-        seen = classes[~ignored]
-        classes = np.where(ignored, _NONE, classes.astype(np.int64))
-        low, high = classes.min(), classes.max()
-        if low < _NONE or high >= self.num_classes or (classes[~ignored] == _NONE).any():
-            raise ValueError(
-                f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
-                f"{self.ignore_index}), got {seen.min()} to {seen.max()}."
-            )
-        return classes.astype(np.int16)
+        if classes.min() < 0 or classes.max() >= self.num_classes:
+            seen = classes[~ignored]  # the others may be anything
+            if seen.size and (seen.min() < 0 or seen.max() >= self.num_classes):
+                raise ValueError(
+                    f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
+                    f"{self.ignore_index}), got {int(seen.min())} to {int(seen.max())}."
+                )
+        # Written once, in the few bytes that OpenCV's filters take: three metrics do this to each
+        # map, and wider copies took longer than all that they count.
+        small = classes.astype(np.int16)
+        np.copyto(small, _NONE, where=ignored)
+        return small
 
     def _per_class(self, classes: np.ndarray) -> np.ndarray:
         return np.bincount(classes, minlength=self.num_classes)
@@ -271,22 +276,28 @@ class BoundaryFScore(_CountedPerClass):
         """
         reach = max(self.tolerances)
         padded = np.pad(other, reach, constant_values=_NONE)
-        row, column = np.nonzero(mine != _NONE)
-        classes = mine[row, column]
+        pixels = np.flatnonzero(mine != _NONE)
+        row, column = np.divmod(pixels, mine.shape[1])
+        classes = mine.ravel()[pixels]
         squares = np.full(len(classes), reach**2 + 1, np.int64)
         left, wanted = np.arange(len(classes)), classes  # those not found yet
         looked_at, enough = 0, np.count_nonzero(self._per_class(classes)) * mine.size
         places = (row + reach) * padded.shape[1] + column + reach
         flat = padded.ravel()
-        for down, right, square in zip(*self._disc, strict=True):
-            hit = flat.take(places + (down * padded.shape[1] + right)) == wanted
-            squares[left[hit]] = square
-            looked_at += len(left)
-            left, wanted, places = left[~hit], wanted[~hit], places[~hit]
+        down, right, disc_squares = self._disc
+        offsets = down * padded.shape[1] + right
+        start = 0
+        while len(left) and start < len(offsets):
+            # Several offsets at once where few pixels are left: NumPy takes longer to be called
+            # than to look at them.
+            here = slice(start, start + max(1, LOOKED_AT_ONCE // len(left)))
+            hits = flat.take(places[:, None] + offsets[here]) == wanted[:, None]  # [left, offsets]
+            found = hits.any(axis=1)
+            squares[left[found]] = disc_squares[here][hits[found].argmax(axis=1)]
+            left, wanted, places = left[~found], wanted[~found], places[~found]
+            start, looked_at = here.stop, looked_at + hits.size
             if looked_at > enough:
                 squares[left] = _squares_to_class(other, wanted, row[left], column[left])
-                break
-            if not len(left):
                 break
         return classes, squares
 
@@ -303,6 +314,18 @@ class BoundaryFScore(_CountedPerClass):
             f_score[all_pred + all_label == 0] = np.nan
             scores |= self._with_mean(f"BoundaryF{tolerance}", f_score)
         return scores
+
+
+def _within(boundary: np.ndarray, distance: int) -> np.ndarray:
+    """Pixels `[H, W]` with one of `boundary` within a Euclidean distance."""
+    if distance <= WIDEST_DISC:
+        rows, columns = np.ogrid[-distance : distance + 1, -distance : distance + 1]
+        disc = (rows**2 + columns**2 <= distance**2).astype(np.uint8)
+        return cv2.dilate(boundary.astype(np.uint8), disc).astype(bool)
+    distances = cv2.distanceTransform(
+        (~boundary).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
+    return distances <= distance
 
 
 class TrimapIoU(_CountedPerClass):
@@ -332,10 +355,7 @@ class TrimapIoU(_CountedPerClass):
         boundary = other_class_near(label, 1, beyond_edge=False)
         if not boundary.any():
             return
-        distance = cv2.distanceTransform(
-            (~boundary).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-        )
-        band = (distance <= self.width) & (label != _NONE)
+        band = _within(boundary, self.width) & (label != _NONE)
         self.counts += [
             self._per_class(label[band & (pred == label)]),
             self._per_class(pred[band]),
