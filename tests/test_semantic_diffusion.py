@@ -319,7 +319,7 @@ def test_training_keeps_no_maps_for_the_backward_pass():
     stats, kept = paddle.base.core, {}
     for name, run in (
         ("lean", lambda: semantic_difference(u, v, w, "charbonnier")),
-        ("plain", lambda: module._sum_of_differences(u, v, w, module._charbonnier, 1)),
+        ("plain", lambda: module._sum_of_differences(u, v, w, SIMILARITIES["charbonnier"], 1)),
     ):
         before = stats.host_memory_stat_current_value("Allocated", 0)
         y = run()
@@ -456,6 +456,20 @@ def test_central_differences_are_one_convolution_in_a_graph(groups):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
     found.sum().backward()
     assert (w.grad.numpy()[:, :, 1, 1] == 0).all()  # the centre still counts for nothing
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("cosine", "none")])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("size", [(7, 5), (1, 6), (4, 1), (1, 1)])
+def test_the_form_of_a_graph(name, groups, size):
+    u, v, w = maps(20, (2, 3, *size), (2, 3, *size), (6, 3 // groups, 3, 3))
+    expected = reference.semantic_difference(u.numpy(), v.numpy(), w.numpy(), name, groups)
+    found = module._sum_in_a_graph(u, v, w, module._OF_DIFFERENCES[name], groups)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+    flat = module._sum_in_a_graph(
+        paddle.full_like(u, 0.7), v, w, module._OF_DIFFERENCES[name], groups
+    )
+    assert (flat.numpy() == 0).all()
 
 
 @pytest.mark.filterwarnings("ignore:Value do not have 'place'")  # Paddle's own backward pass

@@ -24,25 +24,35 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-# -- similarity of the guidance at two pixels, [B, C, H, W] each, in units of lambda ---------------
+# -- similarity of the guidance at two pixels, by its difference [B, C, H, W] in units of lambda ---
+
+
+def _charbonnier(difference: Tensor) -> Tensor:
+    return paddle.rsqrt(1.0 + paddle.square(difference))
+
+
+def _gaussian(difference: Tensor) -> Tensor:
+    return paddle.exp(-0.5 * paddle.square(difference))
+
+
+def _perona_malik(difference: Tensor) -> Tensor:
+    return paddle.reciprocal(1.0 + paddle.square(difference))
+
+
+def _increasing(difference: Tensor) -> Tensor:
+    return 1.0 - _charbonnier(difference)
+
+
+_OF_DIFFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "charbonnier": _charbonnier,
+    "gaussian": _gaussian,
+    "perona_malik": _perona_malik,
+    "increasing": _increasing,
+}
+
+# -- similarity by the guidance itself at both pixels, [B, C, H, W] each ---------------------------
 
 _EPSILON = 1e-6  # of a squared length, so that the direction of a zero vector is defined
-
-
-def _charbonnier(near: Tensor, far: Tensor) -> Tensor:
-    return paddle.rsqrt(1.0 + paddle.square(far - near))
-
-
-def _gaussian(near: Tensor, far: Tensor) -> Tensor:
-    return paddle.exp(-0.5 * paddle.square(far - near))
-
-
-def _perona_malik(near: Tensor, far: Tensor) -> Tensor:
-    return paddle.reciprocal(1.0 + paddle.square(far - near))
-
-
-def _increasing(near: Tensor, far: Tensor) -> Tensor:
-    return 1.0 - _charbonnier(near, far)
 
 
 def _cosine(near: Tensor, far: Tensor) -> Tensor:
@@ -65,12 +75,15 @@ def _direction(v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 Similarity = Callable[[Tensor, Tensor], Tensor]
+
+
+def _of_both(similarity: Callable[[Tensor], Tensor]) -> Similarity:
+    return lambda near, far: similarity(far - near)
+
+
 SIMILARITIES: dict[str, Similarity | None] = {
-    "charbonnier": _charbonnier,
-    "gaussian": _gaussian,
-    "perona_malik": _perona_malik,
+    **{name: _of_both(similarity) for name, similarity in _OF_DIFFERENCES.items()},
     "cosine": _cosine,
-    "increasing": _increasing,
     "none": None,
 }
 _WITHOUT_SCALE = ("cosine", "none")
@@ -179,6 +192,59 @@ def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
     return F.conv2d(_replicate(u), kernel, groups=groups)
 
 
+@paddle.jit.not_to_static  # the loops unroll
+def _sum_in_a_graph(
+    u: Tensor, v: Tensor, weight: Tensor, similarity: Callable[[Tensor], Tensor], groups: int
+) -> Tensor:
+    """`_sum_of_differences` in few operations, for a graph: differences are a depthwise convolution
+    of both maps at once, and one convolution takes a map of edges in both of its places.
+
+    Wherever both taps do not lie side by side half of its kernel is zeros, which costs less than
+    operations do.
+    """
+    channels, dtype = u.shape[1], u.dtype
+    maps = _bordered(paddle.concat([u, v], axis=1))  # [B, 2C, H+2, W+2]
+    total = None
+    for direction in DIRECTIONS:
+        difference = np.tile(_difference_kernel(direction), (2 * channels, 1, 1, 1))
+        difference = paddle.to_tensor(difference).astype(maps.dtype)
+        differences = F.conv2d(maps, difference, groups=2 * channels)  # [B, 2C, H+|dy|, W+|dx|]
+        of_u, of_v = differences[:, :channels], differences[:, channels:]
+        edges = (similarity(of_v) * of_u).astype(dtype)
+        part = F.conv2d(edges, _both_taps(weight, direction), groups=groups)  # [B, O, H, W]
+        total = part if total is None else total + part
+    return total
+
+
+def _difference_kernel(direction: tuple[int, int]) -> np.ndarray:
+    """`[1, 1, rows, columns]` that gives a bordered map's `_edges` without similarity: -1 at p, 1
+    at q, and as many zeros as cut the border off along an axis that both share."""
+    kernel = np.zeros([1, 1, *(2 if step else 3 for step in direction)], np.float32)
+    for sign, end in zip((-1, 1), _ends(direction), strict=True):
+        row, column = (at if step else 1 for at, step in zip(end, direction, strict=True))
+        kernel[0, 0, row, column] = sign
+    return kernel
+
+
+def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
+    """The kernel `[O, C/groups, 1 + |dy|, 1 + |dx|]` of a map of edges, of both of its `_taps`."""
+    size = [1 + abs(step) for step in direction]
+    places = np.zeros([3, 3, *size], np.float32)
+    for (sign, tap, _, _), at in zip(_taps(direction), _ends(direction)[::-1], strict=True):
+        places[*tap, *at] = sign
+    places = paddle.to_tensor(places.reshape(9, -1)).astype(weight.dtype)
+    outputs, channels = weight.shape[:2]
+    return paddle.matmul(weight.reshape([outputs, channels, 9]), places).reshape(
+        [outputs, channels, *size]
+    )
+
+
+def _ends(direction: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Row and column of p, and of q = p + direction, in the smallest window that holds both."""
+    dy, dx = direction
+    return (int(dy < 0), int(dx < 0)), (int(dy > 0), int(dx > 0))
+
+
 def _bordered(x: Tensor) -> Tensor:
     """With a border, and in float32 under AMP: squares of differences overflow float16."""
     return _replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
@@ -277,15 +343,19 @@ def semantic_difference(
     Returns:
         `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
         Exactly zero where u is constant; in a traced graph without similarity, zero up to rounding,
-        since there it is one convolution.
+        since there it is one convolution. (A graph has the others in another order of operations:
+        the same numbers up to rounding.)
 
     Raises:
         ValueError: an unknown similarity.
     """
     _check_similarity(similarity)
     of = SIMILARITIES[similarity]
-    if of is None and not paddle.in_dynamic_mode():
-        return _central_difference(u, weight, groups)
+    if not paddle.in_dynamic_mode():
+        if of is None:
+            return _central_difference(u, weight, groups)
+        if similarity in _OF_DIFFERENCES:
+            return _sum_in_a_graph(u, v, weight, _OF_DIFFERENCES[similarity], groups)
     # In a graph that is traced or not trained there is nothing to keep; nor of a batch of none.
     if paddle.in_dynamic_mode() and paddle.is_grad_enabled() and u.shape[0]:
         return _SemanticDifference.apply(u, v, weight, of, groups)
