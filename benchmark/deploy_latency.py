@@ -68,14 +68,12 @@ class Case:
 
 
 def prepare(case: Case, folder: Path) -> None:
-    """Export for both runtimes, and leave the weights for PyTorch; what is there already stays."""
+    """Export for both runtimes anew, and leave the weights for PyTorch."""
     import paddle
 
     import ppvision
     from ppvision.deploy import export_model
 
-    if (folder / "weights.npz").is_file():
-        return
     paddle.seed(0)
     features = case.task == "features"
     model = ppvision.create_model(case.model, features_only=features)

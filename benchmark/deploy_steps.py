@@ -13,14 +13,21 @@ pale_tiny with fresh weights (time does not depend on them), 224 x 224. Forms of
 and, with the last one, oneDNN's passes: each of those that `PaddleRuntime` leaves out put back
 (`+pass`), or one more left out (`-pass`). All take turns in one process, median of the rounds.
 Writes benchmark/results/deploy_steps.csv.
+
+    python benchmark/deploy_steps.py --any_size --models pale_nano pale_tiny --sides 224 512
+
+The same of graphs whose height and width are free, run at these sides: the layer as it is trained,
+and the form in graphs (`ppvision.deploy.any_size_form`). Writes benchmark/results/any_size.csv.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from ppvision.environment import machine, prefer_fast_mkl
@@ -40,8 +47,7 @@ from ppvision.deploy.graph import trace, write_graph
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import write_rows
 
-RESULTS = Path(__file__).with_name("results") / "deploy_steps.csv"
-MODEL, SIDE = "pale_tiny", 224
+RESULTS = Path(__file__).with_name("results")
 TOLERANCE = 1e-3  # of the logits, in relation to the largest
 
 
@@ -92,30 +98,42 @@ FORMS = {
     "grouped": Grouped,
     "graph": pale_form.GraphPaleAttention,
 }
+OF_ANY_SIZE = ("trained", "graph")  # the other forms want known sizes
 PLACEMENT = "onednn_placement_pass"
 
 
-def settings(form: str) -> dict[str, tuple[str, ...] | None]:
+@dataclass(frozen=True)
+class Case:
+    """What is run: a model on pictures of one size, in a graph of that size or of any."""
+
+    model: str
+    side: int
+    any_size: bool
+    batch: int
+
+
+def settings(form: str, any_size: bool) -> dict[str, tuple[str, ...] | None]:
     """Passes that are left out, by the name of the setting; None is without oneDNN."""
     off = runtime.ONEDNN_PASSES_OFF
     found: dict[str, tuple[str, ...] | None] = {"as deployed": off}
-    if form == "graph":
+    if form == "graph" and not any_size:
         found |= {f"+{name}": tuple(p for p in off if p != name) for name in off}
         found[f"-{PLACEMENT}"] = (*off, PLACEMENT)
     return found | {"without oneDNN": None}
 
 
-def export(form: str, folder: Path, batch: int) -> None:
+def export(form: str, folder: Path, case: Case) -> None:
     """The graph with one form of the attention."""
     paddle.seed(0)
-    model = ppvision.create_model(MODEL)
+    model = ppvision.create_model(case.model)
     model.eval()
-    shape = [batch, 3, SIDE, SIDE]
+    side = None if case.any_size else case.side
+    shape = [case.batch, 3, side, side]
     kind = pale_form.GraphPaleAttention
     if FORMS[form] is not None:
         pale_form.GraphPaleAttention = FORMS[form]
     try:
-        with pale_form.pale_form(model, shape) if FORMS[form] else nullcontext():
+        with pale_form.pale_form(model) if FORMS[form] else nullcontext():
             write_graph(trace(model, shape, "none", every_output=False), None, folder, "paddle")
     finally:
         pale_form.GraphPaleAttention = kind
@@ -146,15 +164,16 @@ def runner(folder: Path, off: tuple[str, ...] | None, threads: int, x: np.ndarra
     return run
 
 
-def measure(batch: int, threads: int, rounds: int, work: Path) -> list[dict[str, object]]:
+def measure(case: Case, threads: int, rounds: int, work: Path) -> list[dict[str, object]]:
     """A row for each form and setting."""
-    x = np.random.default_rng(0).normal(size=(batch, 3, SIDE, SIDE)).astype(np.float32)
+    shape = (case.batch, 3, case.side, case.side)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     runs, outcome, expected = {}, {}, None
-    for form in FORMS:
-        folder = work / f"{form}_{batch}"
+    for form in OF_ANY_SIZE if case.any_size else FORMS:
+        folder = work / f"{form}_{case.model}_{case.side}_{case.batch}"
         if not folder.exists():
-            export(form, folder, batch)
-        for name, off in settings(form).items():
+            export(form, folder, case)
+        for name, off in settings(form, case.any_size).items():
             try:
                 run = runner(folder, off, threads, x)
                 found = run()
@@ -166,7 +185,7 @@ def measure(batch: int, threads: int, rounds: int, work: Path) -> list[dict[str,
             outcome[form, name] = "other numbers" if wrong else "runs"
             runs[form, name] = run
     times = {key: [] for key in runs}
-    for _ in tqdm(range(rounds), desc=f"batch {batch}, {threads} threads", disable=None):
+    for _ in tqdm(range(rounds), desc=f"{case}, {threads} threads", disable=None):
         for key, run in runs.items():
             start = time.perf_counter()
             run()
@@ -175,8 +194,9 @@ def measure(batch: int, threads: int, rounds: int, work: Path) -> list[dict[str,
     deployed = medians["graph", "as deployed"]
     return [
         {
-            "model": MODEL,
-            "batch": batch,
+            "model": case.model,
+            "side": case.side,
+            "batch": case.batch,
             "threads": threads,
             "form": form,
             "passes": name,
@@ -193,18 +213,23 @@ def measure(batch: int, threads: int, rounds: int, work: Path) -> list[dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=["pale_tiny"])
+    parser.add_argument("--sides", type=int, nargs="+", default=[224])
+    parser.add_argument("--any_size", action="store_true", help="graphs of free height and width")
     parser.add_argument("--batches", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, help="default: see above")
     args = parser.parse_args()
-    rows = []
+    name = "any_size.csv" if args.any_size else "deploy_steps.csv"
+    results, rows = args.results or RESULTS / name, []
     with tempfile.TemporaryDirectory() as work:
-        for batch in args.batches:
+        for model, side, batch in itertools.product(args.models, args.sides, args.batches):
             for threads in args.threads:
-                rows += measure(batch, threads, args.rounds, Path(work))
-                write_rows(args.results, rows)
-    print(args.results.read_text(encoding="utf-8"))
+                case = Case(model, side, args.any_size, batch)
+                rows += measure(case, threads, args.rounds, Path(work))
+                write_rows(results, rows)
+    print(results.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

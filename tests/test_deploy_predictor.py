@@ -331,6 +331,10 @@ def test_flipped_bits(copy, name):
     ("change", "message"),
     [
         (lambda m: m.update(format_version=99), "format_version 1, got 99"),
+        (lambda m: m.update(checked_shapes=[]), "checked_shapes to be sizes"),
+        (lambda m: m.update(checked_shapes=[[1, 3, 8]]), "checked_shapes to be sizes"),
+        (lambda m: m.update(openvino=0), "openvino to be true, false or null"),
+        (lambda m: m.update(onednn="yes"), "onednn to be true, false or null"),
         (lambda m: m.pop("transforms"), "lacks transforms"),
         (lambda m: m.update(extra=1), "unknown keys extra"),
         (lambda m: m.update(task="painting"), "task to be one of"),

@@ -1,6 +1,8 @@
 """The graph for OpenVINO: the same numbers as the blocks that are trained, and what stands beside
 it in an export."""
 
+import warnings
+
 import numpy as np
 import paddle
 import pytest
@@ -110,7 +112,7 @@ def test_model_is_as_before_even_after_an_error():
     before = [(name, id(layer)) for name, layer in model.named_sublayers()]
 
     def fail():
-        with token_form(model, [1, 3, 32, 32]):
+        with token_form(model):
             assert blocks_in_token_form(model) == 6
             raise KeyError
 
@@ -119,14 +121,73 @@ def test_model_is_as_before_even_after_an_error():
     assert [(name, id(layer)) for name, layer in model.named_sublayers()] == before
 
 
-@pytest.mark.parametrize(
-    ("settings", "shape"),
-    [({}, [1, 3, None, 32]), ({}, [1, 3, 32, None]), ({"mask_padding": False}, [1, 3, 32, 32])],
-)
-def test_blocks_that_keep_their_form(settings, shape):
-    model = small(**settings)
-    with token_form(model, shape):
+def test_padding_that_takes_part_keeps_the_block():
+    model = small(mask_padding=False)
+    with token_form(model):
         assert blocks_in_token_form(model) == 0
+
+
+class DoubledBlock(PaleBlock):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled(layer, inputs, output):
+    return 2 * output
+
+
+def as_doubled(block):
+    block.__class__ = DoubledBlock
+
+
+def with_forward_of_its_own(layer):
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+# What somebody may have changed in a block of theirs.
+CHANGES = {
+    "a subclass": as_doubled,
+    "a hook": lambda block: block.register_forward_post_hook(doubled),
+    "its own forward": with_forward_of_its_own,
+    "another forward of a convolution": lambda block: with_forward_of_its_own(
+        block.attention.key[2]
+    ),
+    "a hook of its attention": lambda block: block.attention.register_forward_post_hook(doubled),
+    "a hook of a convolution": lambda block: block.attention.key[0].register_forward_post_hook(
+        doubled
+    ),
+    "another activation": lambda block: block.mlp.__setitem__("1", nn.ReLU()),
+    "no bias": lambda block: block.mlp.__setitem__("2", nn.Conv2D(32, 8, 1, bias_attr=False)),
+    "3x3 in the MLP": lambda block: block.mlp.__setitem__("0", nn.Conv2D(8, 32, 3, padding=1)),
+    "a norm without weight": lambda block: block.attention.value.__setitem__(
+        "1", nn.BatchNorm2D(8, weight_attr=False)
+    ),
+    "a bias more": lambda block: block.attention.query.__setitem__(
+        "0", nn.Conv2D(8, 8, 3, padding=1, groups=8)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", list(CHANGES))
+def test_changed_blocks_are_exported_as_they_are(tmp_path, change):
+    """With the numbers of the changed block, in whatever engine knows it."""
+    block = PaleBlock(8, 2, 7, 4, 0.0, True, None)
+    CHANGES[change](block)
+    model = nn.Sequential(nn.Conv2D(3, 8, 3, stride=2, padding=1), randomised(block))
+    model.eval()
+    with token_form(model):
+        assert blocks_in_token_form(model) == 0
+    with warnings.catch_warnings():
+        # Their trained form may hold what OpenVINO, or oneDNN, does not know.
+        warnings.filterwarnings("ignore", message="(?s).*, which is slower")
+        folder = exported(tmp_path / "net", model, task="features", input_shape=[1, 3, 32, 50])
+        predictor = Predictor(folder)
+    x = noise(1, 3, 32, 50)
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy()
+    (found,) = predictor.run(x)
+    assert np.abs(found - expected).max() <= 1e-3 * max(1, np.abs(expected).max())
 
 
 @pytest.mark.parametrize("shape", [[1, 3, None, 32], [1, 3, 32, None]], ids=str)
@@ -197,8 +258,8 @@ def test_free_sizes_and_onnx_have_no_graph_for_it(tmp_path):
 
 
 @needs_openvino
-def test_weights_of_a_layered_model(tmp_path):
-    """The graph for OpenVINO runs with each width's weights."""
+def test_weights_of_a_layered_model(tmp_path, monkeypatch):
+    """The graph for OpenVINO runs with each width's weights, and is opened once for each."""
     model = small()
     folder = exported(tmp_path / "net", model)
     net = small()
@@ -208,12 +269,25 @@ def test_weights_of_a_layered_model(tmp_path):
     layered.eval()
     save_layered(layered, tmp_path / "layered", bits=(8, 4), config={"type": "pale_nano"})
     x = noise(1, 3, 50, 64)
+    opened = []
+
+    def open_counted(*args, **how):
+        opened.append(how["engine"])
+        return open_runtime(*args, **how)
+
+    monkeypatch.setattr("ppvision.deploy.predictor.open_runtime", open_counted)
     predictor = Predictor(folder, layered=tmp_path / "layered")
-    for bits in (8, 4):
+    for bits in (8, 4, 8, 4):
         predictor.set_bits(bits)
-        assert predictor.engine == "openvino"
+        assert (predictor.engine, predictor.bits) == ("openvino", bits)
         other = Predictor(folder, layered=tmp_path / "layered", bits=bits, use_onednn=True)
         assert np.abs(predictor.run(x)[0] - other.run(x)[0]).max() <= 1e-5
+    assert opened.count("openvino") == 2  # Paddle would keep the memory of each
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError):
+        predictor.set_bits(8)
+    assert (predictor.engine, predictor.bits) == ("openvino", 4)
+    assert np.abs(predictor.run(x)[0] - other.run(x)[0]).max() <= 1e-5
 
 
 @needs_openvino
@@ -305,18 +379,42 @@ def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
 
 
 @needs_openvino
-def test_what_cannot_be_traced_turns_it_off(tmp_path, monkeypatch):
+def test_what_cannot_be_traced_turns_it_off_aloud(tmp_path, monkeypatch):
     def fail(*args, **settings):
         raise TypeError("no such operator")
 
     monkeypatch.setitem(openvino._STAND_INS, "matmul", fail)
-    folder = exported(tmp_path / "net")
+    with pytest.warns(UserWarning, match="no such operator.*runs with oneDNN instead"):
+        folder = exported(tmp_path / "net")
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
     assert Predictor(folder).engine == "onednn"
     assert {path.name for path in folder.iterdir()} == {
         "deploy.yaml", "model.json", "model.pdiparams",
     }  # fmt: skip
     assert paddle.matmul(paddle.ones([2, 2]), paddle.ones([2, 2])).shape == [2, 2]
+
+
+@needs_openvino
+def test_a_full_disk_is_no_fault_of_the_model(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(openvino, "_write", full)
+    with pytest.raises(OSError, match="No space left"):
+        exported(tmp_path / "net")
+    assert not (tmp_path / "net").exists()
+
+
+@needs_openvino
+def test_other_engines_need_no_folder_for_temporary_files(tmp_path, monkeypatch):
+    folder, x = exported(tmp_path / "net"), noise(1, 3, 50, 64)
+    expected = Predictor(folder).run(x)[0]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.warns(UserWarning, match="OpenVINO cannot run it here .*FileNotFoundError"):
+        predictor = Predictor(folder)
+    assert predictor.engine == "onednn"
+    assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-5
+    assert np.abs(Predictor(folder, use_onednn=False).run(x)[0] - expected).max() <= 1e-5
 
 
 @needs_openvino

@@ -76,7 +76,7 @@ def test_model_is_as_before_even_after_an_error():
     before = [(name, id(layer)) for name, layer in model.named_sublayers()]
 
     def fail():
-        with pale_form(model, [1, 3, 32, 32]):
+        with pale_form(model):
             assert any(isinstance(layer, GraphPaleAttention) for layer in model.sublayers())
             raise KeyError
 
@@ -85,16 +85,51 @@ def test_model_is_as_before_even_after_an_error():
     assert [(name, id(layer)) for name, layer in model.named_sublayers()] == before
 
 
-@pytest.mark.parametrize("shape", [[1, 3, None, 32], [1, 3, 32, None]])
-def test_sizes_that_are_free_keep_the_layer(shape):
-    model = ppvision.create_model("pale_nano", num_classes=3)
-    with pale_form(model, shape):
-        assert not any(isinstance(layer, GraphPaleAttention) for layer in model.sublayers())
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("pale_size", [7, (3, 4), 2])
+@pytest.mark.parametrize("heads", [2, 4])
+def test_same_numbers_with_the_mask_inside_of_the_product(size, pale_size, heads):
+    layer, x = fresh(pale_size=pale_size, heads=heads), noise(2, 16, *size)
+    with paddle.no_grad():
+        expected = layer(x).numpy()
+        found = GraphPaleAttention(layer)._attend_at_any_size(x).numpy()
+    assert np.abs(found - expected).max() <= 5e-5 * max(1, np.abs(expected).max())
+
+
+def test_padding_gets_no_attention_however_low_the_scores_are():
+    """Keys of padding have scores of their own, which must not count beside scores of -500."""
+    layer, x = fresh(), noise(1, 16, 9, 9)
+    layer.query[2].weight.set_value(paddle.zeros_like(layer.query[2].weight))
+    layer.key[2].weight.set_value(0.1 * layer.key[2].weight)
+    layer.query[2].bias.set_value(paddle.full([16], -125.0))
+    layer.key[2].bias.set_value(paddle.full([16], 2.0))  # 4 channels of a head: -125 * 2 * 4 / 2
+    with paddle.no_grad():
+        expected, found = layer(x).numpy(), GraphPaleAttention(layer)._attend_at_any_size(x).numpy()
+    assert np.abs(found - expected).max() <= 1e-3 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [1, 3, None, 50], [1, 3, 50, None]])
+@pytest.mark.parametrize("features", [False, True])
+def test_exported_at_any_size(tmp_path, shape, features):
+    model = ppvision.create_model("pale_nano", num_classes=5, features_only=features)
+    model.eval()
+    task = "features" if features else "classification"
+    folder = export_model(model, tmp_path / "net", input_shape=shape, output_op="none", task=task)
+    predictors = [Predictor(folder, use_onednn=onednn) for onednn in (True, False)]
+    for size in ((64, 96), (50, 50), (1, 7), (131, 33)):
+        size = tuple(n or free for n, free in zip(shape[2:], size, strict=True))
+        x = noise(2 if shape[0] is None else 1, 3, *size)
+        with paddle.no_grad():
+            expected = model(x) if features else [model(x)]
+        for predictor in predictors:
+            for one, other in zip(predictor.run(x.numpy()), expected, strict=True):
+                bound = 1e-4 * max(1, np.abs(other.numpy()).max())
+                assert np.abs(one - other.numpy()).max() <= bound
 
 
 def test_padding_that_takes_part_keeps_the_layer():
     model = nn.Sequential(fresh(mask_padding=False))
-    with pale_form(model, [1, 16, 32, 32]):
+    with pale_form(model):
         assert isinstance(model[0], PaleAttention)
 
 

@@ -83,7 +83,7 @@ def export_detector(
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
-        in_form = pale_form(model.model, shape) if format == "paddle" else nullcontext()
+        in_form = pale_form(model.model) if format == "paddle" else nullcontext()
         with model.in_graphs(), in_form:
             graph = trace_detector(model, shape)
             write_graph(graph, None, raw, format)

@@ -1,7 +1,6 @@
 """From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
-import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,11 +25,10 @@ from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import has_openvino
+from ppvision.deploy.token_form import changed_blocks
 from ppvision.deploy.transforms import CenterCrop, Transforms
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
 from ppvision.run_folder import replacing_folder
-
-logger = logging.getLogger("ppvision")
 
 
 def export_model(
@@ -85,9 +83,8 @@ def export_model(
     or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
     where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
     in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known height and
-    width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): other numbers are reported
-    in the same way; that it does not know an operator is no fault, and a line of the log and
-    `deploy.yaml` say so.
+    width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): that it does not know an
+    operator, or gives other numbers, is reported in the same way.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -122,7 +119,7 @@ def export_model(
             _check_logits(probes[0][1][0], task, output_op, classes)
 
         final = raw = work / "final"
-        with pale_form(model, shape) if format == "paddle" else nullcontext():
+        with pale_form(model) if format == "paddle" else nullcontext():
             graph = trace(model, shape, output_op, every_output=task == "features")
             if output_op == "none":
                 write_graph(graph, None, final, format)
@@ -186,14 +183,17 @@ def _with_openvino(
         ):
             return None, None
         error = compare_openvino(probes, raw, final, output_op, tolerance)
-    except parity.ParityError as failure:
+    except RuntimeError as failure:  # a ParityError too
+        changed = changed_blocks(model)
+        why = (
+            f" ({changed} of its Pale blocks keep the form that is trained, which OpenVINO seldom "
+            "takes: padding without a mask, rounded inputs, or parts changed since.)"
+        )
         warnings.warn(
-            f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
+            f"{failure}{why if changed else ''} The export runs with oneDNN instead of OpenVINO, "
+            "which is slower.",
             stacklevel=3,
         )
-    except RuntimeError as failure:
-        # No fault of the model: OpenVINO does not know every operator.
-        logger.info(f"{failure} The export runs with oneDNN instead of OpenVINO.")
     if error is None:
         (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)
     return error, error is not None

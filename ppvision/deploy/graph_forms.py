@@ -4,42 +4,83 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.quant.layered_layers import LayeredLayer
+from ppvision.nn.layers import is_pointwise
 from ppvision.quant.layered_state import layers_by_path
+from ppvision.quant.packed_layers import PackedLayer
 
 
 @contextmanager
-def in_form(
-    model: nn.Layer,
-    input_shape: Sequence[int | None],
-    form: Callable[[nn.Layer], nn.Layer | None],
-) -> Iterator[None]:
+def in_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Iterator[None]:
     """The model with some of its layers replaced, and as it was afterwards.
 
     Args:
         model: in evaluation mode.
-        input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
         form: what stands for a layer; None where it stays.
     """
     changed = []
     try:
-        if None not in input_shape[2:]:
-            for _, parent, name, layer in list(layers_by_path(model)):
-                if (other := form(layer)) is not None:
-                    parent._sub_layers[name] = other
-                    changed.append((parent, name, layer))
+        for _, parent, name, layer in list(layers_by_path(model)):
+            if (other := form(layer)) is not None:
+                parent._sub_layers[name] = other
+                changed.append((parent, name, layer))
         yield
     finally:
         for parent, name, layer in changed:
             parent._sub_layers[name] = layer
 
 
-def is_plain(layer: nn.Layer) -> bool:
-    """A convolution of a float weight, or of packed codes, on its input as it comes."""
-    fixed = isinstance(layer, nn.Conv2D) and not isinstance(layer, LayeredLayer)
-    return fixed and getattr(layer, "activation", None) is None
+def is_untouched(layer: nn.Layer, kind: type[nn.Layer]) -> bool:
+    """Whether a layer computes what `kind` says: no subclass, no hooks, no `forward` of its own."""
+    return type(layer) is kind and not _is_changed(layer)
+
+
+def is_plain_conv(layer: nn.Layer) -> bool:
+    """Whether a layer is a convolution of a float weight, or of packed codes, on its input as it
+    comes."""
+    kind, activation = type(layer), None
+    if isinstance(layer, PackedLayer):
+        kind, activation = layer.kind, layer.activation
+    if kind is not nn.Conv2D or activation is not None or _is_changed(layer):
+        return False
+    return layer._data_format == "NCHW" and layer._padding_mode == "zeros"
+
+
+def is_plain_linear(layer: nn.Layer) -> bool:
+    """Whether a layer is such a convolution of a 1x1 kernel, with a bias."""
+    return is_plain_conv(layer) and is_pointwise(layer) and layer.bias is not None
+
+
+def _is_changed(layer: nn.Layer) -> bool:
+    hooked = bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+    return hooked or "forward" in vars(layer)
+
+
+def folded_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
+    """What N norms of C channels, in evaluation mode, multiply by, and add: `[N C]` each."""
+    # Few operations on weights: when the graph is loaded, each is folded by itself.
+    names = ("weight", "bias", "_mean", "_variance")
+    joined = [paddle.concat([getattr(norm, name) for norm in norms]) for name in names]
+    weight, bias, mean, variance = joined
+    gain = weight / paddle.sqrt(variance + norms[0]._epsilon)
+    return gain, bias - mean * gain
+
+
+def attention_of_groups(tokens: Tensor, shape: Sequence[int | Tensor]) -> Tensor:
+    """Attention among the T tokens of each group, written such that Paddle Inference takes it for
+    one operator; the scale is in the query.
+
+    Args:
+        tokens: `[G, T, 3, heads, d]`, of query, key and value.
+        shape: of the result, whose memory is `[G, T, heads, d]`.
+    """
+    tokens = tokens.transpose([2, 0, 3, 1, 4])
+    query, key, value = tokens[0], tokens[1], tokens[2]  # [G, heads, T, d] each
+    scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [G, heads, T, T]
+    out = paddle.matmul(F.softmax(scores, axis=-1), value)  # [G, heads, T, d]
+    return out.transpose([0, 2, 1, 3]).reshape(shape)
 
 
 @paddle.jit.not_to_static

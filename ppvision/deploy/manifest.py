@@ -52,7 +52,7 @@ class Manifest:
 def describe_files(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Bytes and sha256 of files of an export."""
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
         for name in names
     }
 
@@ -118,6 +118,9 @@ def _checked(path: Path, content: Any) -> Manifest:
     shape = content["input_shape"]
     if not isinstance(shape, list) or len(shape) != 4:
         raise problem(f"expected input_shape [B, C, H, W], got {shape!r}")
+    shapes = content["checked_shapes"]
+    if not isinstance(shapes, list) or not shapes or not all(map(_is_size, shapes)):
+        raise problem(f"expected checked_shapes to be sizes [B, C, H, W], got {shapes!r}")
     classes, count = content["classes"], content["num_classes"]
     if content["task"] == "features":
         if count is not None:
@@ -130,14 +133,24 @@ def _checked(path: Path, content: Any) -> Manifest:
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         raise problem("expected parameters to be names by name")
     files = content["files"]
+    for key in ("onednn", "openvino"):
+        value = content.get(key)
+        known = value is None or isinstance(value, bool)
+        if not known or (value and content["format"] != "paddle"):
+            raise problem(
+                f"expected {key} to be true, false or null (of format onnx no true), got {value!r}"
+            )
     openvino = content.get("openvino")
-    if openvino not in (None, True, False) or (openvino and content["format"] != "paddle"):
-        raise problem(f"expected openvino to be true, false or null, got {openvino!r}")
     for name in file_names(content["format"], openvino):
         entry = files.get(name) if isinstance(files, Mapping) else None
         if not isinstance(entry, Mapping) or not {"bytes", "sha256"} <= entry.keys():
             raise problem(f"expected bytes and sha256 of {name} under files")
     return Manifest(**content)
+
+
+def _is_size(shape: object) -> bool:
+    whole = isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)
+    return whole and len(shape) == 4
 
 
 def _verify(path: Path, expected: Mapping[str, Any]) -> None:
@@ -151,13 +164,14 @@ def _verify(path: Path, expected: Mapping[str, Any]) -> None:
             f"{path}: expected {expected['bytes']} bytes, got {size}; the file is incomplete or "
             "changed. Copy or export it again."
         )
-    if (digest := _sha256(path)) != expected["sha256"]:
+    if (digest := sha256_of(path)) != expected["sha256"]:
         raise ValueError(
             f"{path}: expected sha256 {expected['sha256']}, got {digest}; the file is corrupt or "
             "changed. Copy or export it again."
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

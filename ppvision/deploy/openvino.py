@@ -11,6 +11,7 @@ ends, which of packed ResNets filled a machine. The blocks are in the form for t
 (`ppvision.deploy.token_form`).
 """
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import contextmanager
@@ -56,12 +57,13 @@ def write_openvino_programs(
     Raises:
         RuntimeError: the model cannot be traced in the earlier format, or its weights come out in
             another order; the cause is attached. Nothing new stands in `final`.
+        OSError: a file cannot be written.
     """
     has_blocks = any(isinstance(layer, PaleBlock) for layer in model.sublayers())
     if None in input_shape[2:] or not has_blocks:
         return False
     try:
-        with token_form(model, input_shape), _earlier_format():
+        with token_form(model), _earlier_format():
             graph = trace(model, input_shape, output_op, every_output=every_output)
             if raw == final:
                 _write(graph, None, final)
@@ -69,11 +71,17 @@ def write_openvino_programs(
                 logits, result = graph.forward.concrete_program.outputs
                 _write(graph, [logits], raw)
                 _write(graph, [result], final)
+    except OSError:
+        raise  # a full disk, say, which is no fault of the model
     except Exception as error:  # whatever tracing raises
-        raise RuntimeError(
-            f"The model has no graph for OpenVINO ({in_one_line(error)})."
-        ) from error
+        raise RuntimeError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
     return True
+
+
+def _reason(error: Exception) -> str:
+    """What stands at the end of a message of tracing, behind all the code that led there."""
+    named = [line for line in str(error).splitlines() if re.match(r"\s*\w+Error: ", line)]
+    return named[-1].strip() if named else in_one_line(error)
 
 
 def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> None:
@@ -151,9 +159,11 @@ def _amax(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
     return _append("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
 
 
-# Those of our layers' functions that need one, of operators that OpenVINO knows.
+# Those of our layers' functions, and of PaddleSeg's OCRNet, that need one; OpenVINO knows these
+# operators.
 _STAND_INS: dict[str, Callable[..., Tensor]] = {
     "matmul": _matmul,
+    "bmm": _matmul,
     "square": lambda x: x * x,
     "rsqrt": lambda x: _append("rsqrt", {"X": x}),
     "reciprocal": lambda x: 1.0 / x,

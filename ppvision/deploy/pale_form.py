@@ -1,8 +1,8 @@
 """PS-Attention in another order of the same arithmetic: the form that exported graphs hold.
 
 The layer that is trained (`ppvision.nn.pale_attention`) is channel-first, pads maps to multiples of
-the pale size and masks what it padded. Where a graph's sizes are known, this is quicker on a CPU
-(`docs/performance.md` has every step's measurement):
+the pale size and masks what it padded. In a graph this is quicker on a CPU (`docs/performance.md`
+has every step's measurement), here for sizes that are known:
 
 - nothing is padded: with padded keys masked and padded queries cut off, only the pixels of the
   picture count, so that the first groups of rows have a row more than the others;
@@ -13,8 +13,9 @@ the pale size and masks what it padded. Where a graph's sizes are known, this is
   attention for one operator (`self_dp_attention`, of processors with AVX-512), which holds no
   T x T scores.
 
-Weights stay as they are, under their own names: they are arranged by operations of the graph, which
-Paddle Inference folds once, when it loads.
+For other sizes see `ppvision.deploy.any_size_form`. Weights stay as they are, under their own
+names: they are arranged by operations of the graph, which Paddle Inference folds once, when it
+loads.
 """
 
 from collections.abc import Sequence
@@ -24,22 +25,31 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.graph_forms import has_known_size, in_form, is_plain
+from ppvision.deploy.any_size_form import attend_in_columns, attend_in_rows, masks
+from ppvision.deploy.graph_forms import (
+    attention_of_groups,
+    folded_norms,
+    has_known_size,
+    in_form,
+    is_plain_conv,
+    is_plain_linear,
+    is_untouched,
+)
 from ppvision.nn import PaleAttention
-from ppvision.nn.pale_attention import SeparableConv
+from ppvision.nn.layers import is_depthwise
+from ppvision.nn.pale_attention import SeparableConv, crop_to, pad_bottom_right, padding_to
 
 
-def pale_form(model: nn.Layer, input_shape: Sequence[int | None]) -> AbstractContextManager[None]:
+def pale_form(model: nn.Layer) -> AbstractContextManager[None]:
     """The model with `PaleAttention` in the form for graphs, and as it was afterwards.
 
     Args:
         model: in evaluation mode.
-        input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
 
-    A layer of other arithmetic keeps its form: one whose padding takes part in the attention, or
-    one that is quantised and rounds activations.
+    A layer of other arithmetic keeps its form: one whose padding takes part in the attention, one
+    that is quantised and rounds activations, a subclass, one with hooks or other parts.
     """
-    return in_form(model, input_shape, _form)
+    return in_form(model, _form)
 
 
 def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
@@ -48,13 +58,29 @@ def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
 
 
 def fits(attention: PaleAttention) -> bool:
+    """Whether nothing of a layer is other than `PaleAttention` made it, but for its weights."""
     projections = (attention.query, attention.key, attention.value)
-    return attention.mask_padding and all(
-        isinstance(projection, SeparableConv)
-        and all(is_plain(projection[place]) for place in (0, 2))
-        and isinstance(projection[1], nn.BatchNorm2D)
-        and projection[1]._epsilon == attention.query[1]._epsilon
-        for projection in projections
+    return (
+        is_untouched(attention, PaleAttention)
+        and attention.mask_padding
+        and all(_is_separable(projection) for projection in projections)
+        and len({projection[1]._epsilon for projection in projections}) == 1
+    )
+
+
+def _is_separable(projection: nn.Layer) -> bool:
+    if not is_untouched(projection, SeparableConv) or len(projection) != 3:
+        return False
+    depthwise, norm, pointwise = projection
+    folds = is_untouched(norm, nn.BatchNorm2D) and norm._use_global_stats is not False
+    return (
+        is_plain_conv(depthwise)
+        and is_depthwise(depthwise)
+        and depthwise.bias is None
+        and folds
+        and norm.weight is not None
+        and norm.bias is not None
+        and is_plain_linear(pointwise)
     )
 
 
@@ -62,10 +88,9 @@ class GraphPaleAttention(nn.Layer):
     """`PaleAttention` in evaluation mode, for a graph.
 
     Args:
-        attention: whose weights it computes with, and which it becomes where a size of its input is
-            not known.
+        attention: whose weights it computes with.
 
-    Shapes: `[B, C, H, W]` -> the same; any B, known H and W.
+    Shapes: `[B, C, H, W]` -> the same.
     """
 
     def __init__(self, attention: PaleAttention) -> None:
@@ -75,7 +100,7 @@ class GraphPaleAttention(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         if has_known_size(x):
             return self._attend(x)
-        return self.attention(x)
+        return self._attend_at_any_size(x)
 
     @paddle.jit.not_to_static  # sizes are numbers here, and the loops unroll
     def _attend(self, x: Tensor) -> Tensor:
@@ -87,13 +112,31 @@ class GraphPaleAttention(nn.Layer):
             branches.append(from_groups(sets, x.shape[2], x.shape[3], rows))  # [B, C/2, H, W]
         return self.attention.project(paddle.concat(branches, axis=1))  # [B, C, H, W]
 
+    @paddle.jit.not_to_static
+    def _attend_at_any_size(self, x: Tensor) -> Tensor:
+        """With sizes that are read from the map: it is padded and masked after all."""
+        height, width = (n if n > 0 else paddle.shape(x)[2 + i] for i, n in enumerate(x.shape[2:]))
+        rows, columns = self.attention.pale_size
+        pads = padding_to(height, rows), padding_to(width, columns)
+        padded_height, padded_width = height + pads[0], width + pads[1]
+        real = pad_bottom_right(paddle.ones_like(x[:, :1]), *pads)
+        heads = self.attention.num_heads // 2
+        mask = masks(real, heads)
+        of_rows, of_columns = self._projected(pad_bottom_right(x, *pads))
+        padded = padded_height, padded_width
+        branches = [
+            attend_in_rows(of_rows, mask, heads, rows, *padded),
+            attend_in_columns(of_columns, mask, heads, columns, *padded),
+        ]
+        out = crop_to(paddle.concat(branches, axis=1), *padded, height, width)
+        return self.attention.project(out)
+
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """q, k and v, `[B, 3C/2, H, W]`: of the half that attends in rows, and of the other."""
         channels = x.shape[1]
         parts = [getattr(self.attention, name) for name in ("query", "key", "value")]
         convolutions, norms, pointwise = zip(*parts, strict=True)
-        # Few operations on weights: when the graph is loaded, each is folded by itself.
-        gain, shift = _folded(norms)  # [3C] each
+        gain, shift = folded_norms(norms)  # [3C] each
         tripled = F.conv2d(
             paddle.concat([x] * 3, axis=1),  # [B, 3C, H, W]
             paddle.concat([layer.weight for layer in convolutions]) * gain.reshape([-1, 1, 1, 1]),
@@ -108,15 +151,6 @@ class GraphPaleAttention(nn.Layer):
             F.conv2d(tripled, weight, bias, groups=3)
             for weight, bias in zip(weights, biases, strict=True)
         )
-
-
-def _folded(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
-    """What the norms multiply by, and add: `[3C]` each."""
-    names = ("weight", "bias", "_mean", "_variance")
-    joined = [paddle.concat([getattr(norm, name) for norm in norms]) for name in names]
-    weight, bias, mean, variance = joined
-    gain = weight / paddle.sqrt(variance + norms[0]._epsilon)
-    return gain, bias - mean * gain
 
 
 def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
@@ -166,11 +200,7 @@ def grouped_attention(groups: Tensor, num_heads: int) -> Tensor:
     _, count, size, other, channels = groups.shape
     depth = channels // 3 // num_heads
     tokens = groups.reshape([-1, size * other, 3, num_heads, depth])  # [B*G, T, 3, heads, d]
-    tokens = tokens.transpose([2, 0, 3, 1, 4])
-    query, key, value = tokens[0], tokens[1], tokens[2]  # [B*G, heads, T, d] each
-    scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [B*G, heads, T, T]
-    out = paddle.matmul(F.softmax(scores, axis=-1), value)  # [B*G, heads, T, d]
-    return out.transpose([0, 2, 1, 3]).reshape([-1, count, size, other, channels // 3])
+    return attention_of_groups(tokens, [-1, count, size, other, channels // 3])
 
 
 def from_groups(sets: Sequence[Tensor], height: int, width: int, rows: bool) -> Tensor:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,10 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from ppvision.deploy.composition import compose
+from ppvision.deploy.composition import PARAMETERS, compose
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.deploy.detections import Detections, detections_of
-from ppvision.deploy.manifest import Manifest, read_manifest
+from ppvision.deploy.manifest import read_manifest, sha256_of
 from ppvision.deploy.parity import softmax
 from ppvision.deploy.runtime import (
     ONE_PIXEL,
@@ -122,6 +122,7 @@ class Predictor:
         self._use_onednn = use_onednn
         self._layered = layered
         self._weights: LayeredModel | None = None  # in the place of the folder's
+        self._kept: dict[str, PaddleRuntime] = {}  # OpenVINO's, by the sha256 of their weights
         if layered is None:
             self._open()
         else:
@@ -129,6 +130,9 @@ class Predictor:
 
     def set_bits(self, bits: int | None) -> None:
         """Take the weights of another width of the layered model; None: of the highest complete.
+
+        In OpenVINO the widths that were taken before stay loaded, since Paddle keeps their memory
+        in any case: to go back to one is quick, and each takes its memory once.
 
         Raises:
             ValueError: made without a layered model; a width that it has not; another architecture.
@@ -144,31 +148,57 @@ class Predictor:
         self.bits = self._weights.bits
 
     @contextmanager
-    def _open_with(self) -> Iterator[Callable[[Engine], PaddleRuntime | OnnxRuntime]]:
-        """What opens the export, or its graph with other weights, in an engine."""
+    def _model_files(self) -> Iterator[Path]:
+        """The folder with the export, or with its graph and other weights."""
         if self._weights is None:
-            yield lambda engine: self._opened(self._folder, engine)
+            yield self._folder
             return
         with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
             compose(self._folder, self.manifest, self._weights, Path(work))
-            yield lambda engine: self._opened(Path(work), engine)
+            yield Path(work)
 
     def _opened(self, folder: Path, engine: Engine) -> PaddleRuntime | OnnxRuntime:
-        return open_runtime(folder, self.manifest.format, engine=engine, **self._how)
+        def opened() -> PaddleRuntime | OnnxRuntime:
+            return open_runtime(folder, self.manifest.format, engine=engine, **self._how)
+
+        if engine != "openvino" or self._weights is None:
+            return opened()
+        weights = sha256_of(folder / PARAMETERS)
+        if weights not in self._kept:
+            self._kept[weights] = opened()
+        return self._kept[weights]
+
+    def _tried(self, folder: Path, engine: Engine, *, insist: bool) -> PaddleRuntime | None:
+        """A runtime that has run once, or None and a warning."""
+        try:
+            if engine == "onednn" and self.manifest.onednn is False:
+                raise RuntimeError("it failed or gave other numbers when this was exported")
+            runtime = self._opened(folder, engine)
+            smallest = min(self.manifest.checked_shapes, key=np.prod)
+            runtime.run(_zeros(self.manifest.task, smallest))
+        except Exception as error:  # Paddle raises many kinds for what an engine cannot run
+            name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
+            reason = f"{self.manifest.name}: {name} cannot run it here ({in_one_line(error)})."
+            if insist:
+                raise RuntimeError(f"{reason} Pass use_onednn=None or False.") from error
+            warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
+            return None
+        return runtime
 
     def _open(self) -> None:
         """Load the model files, in the quickest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
-        runtime, self.engine = None, None if manifest.format == "onnx" else "native"
-        with self._open_with() as open_with:
+        runtime, name = None, None if manifest.format == "onnx" else "native"
+        with self._model_files() as folder:
             if on_cpu and wanted is None and manifest.openvino and has_openvino():
-                runtime = _try(open_with, manifest, "openvino", insist=False)
-                self.engine = "openvino" if runtime else self.engine
+                runtime = self._tried(folder, "openvino", insist=False)
+                name = "openvino" if runtime else name
             if runtime is None and on_cpu and wanted is not False:
-                runtime = _try(open_with, manifest, "onednn", insist=bool(wanted))
-                self.engine = "onednn" if runtime else self.engine
-            self._runtime = runtime or open_with("native")
+                runtime = self._tried(folder, "onednn", insist=bool(wanted))
+                name = "onednn" if runtime else name
+            self._runtime = runtime or self._opened(folder, "native")
+        self.engine = name
         self.onednn = self.engine == "onednn"
         # An export of one size was compared at it.
         free = self.onednn and None in manifest.input_shape[2:]
@@ -180,8 +210,8 @@ class Predictor:
         if not (self._one_pixel and max(height, width) <= ONE_PIXEL):
             return self._runtime
         if self._without_onednn is None:
-            with self._open_with() as open_with:
-                self._without_onednn = open_with("native")
+            with self._model_files() as folder:
+                self._without_onednn = self._opened(folder, "native")
         return self._without_onednn
 
     def __call__(
@@ -335,30 +365,6 @@ class Predictor:
             class_id = int(probabilities.argmax())
         names = self.manifest.classes
         return Classification(class_id, names[class_id] if names else None, probabilities)
-
-
-def _try(
-    open_with: Callable[[Engine], PaddleRuntime],
-    manifest: Manifest,
-    engine: Engine,
-    *,
-    insist: bool,
-) -> PaddleRuntime | None:
-    """A runtime that has run once, or None and a warning."""
-    try:
-        if engine == "onednn" and manifest.onednn is False:
-            raise RuntimeError("it failed or gave other numbers when this was exported")
-        runtime = open_with(engine)
-        smallest = min(manifest.checked_shapes, key=np.prod)
-        runtime.run(_zeros(manifest.task, smallest))
-    except Exception as error:  # Paddle raises many kinds for an operator that an engine cannot run
-        name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
-        reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
-        if insist:
-            raise RuntimeError(f"{reason} Pass use_onednn=None or False.") from error
-        warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
-        return None
-    return runtime
 
 
 def _zeros(task: str, shape: Sequence[int]) -> Batch:

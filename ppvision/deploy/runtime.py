@@ -5,7 +5,7 @@ import ctypes
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,8 @@ Engine = Literal["openvino", "onednn", "native"]
 ONEDNN_PASSES_OFF = (
     # Fails on the reshapes of attention ("type of outputs must be equal").
     "operator_reshape_onednn_fuse_pass",
-    # Turns Linear into an operator without a oneDNN kernel (`benchmark/pointwise_layers.py`).
+    # Turns Linear into an operator without a oneDNN kernel: half as slow again, unless MKL was told
+    # of AVX-512 (`benchmark/pointwise_layers.py`).
     "matmul_add_act_fuse_pass",
     # Fold transpositions into products before `self_attention_fuse_pass` looks for both; in today's
     # form they find nothing (`benchmark/deploy_steps.py`).
@@ -86,10 +87,11 @@ class PaddleRuntime:
                 config.delete_pass(name)
         else:
             config.disable_onednn()
-        # OpenVINO writes what it compiled, the weights too, to the working directory or here.
-        with tempfile.TemporaryDirectory(prefix="ppvision-") as cache:
+        with ExitStack() as stack:
             if engine == "openvino":
-                config.set_optim_cache_dir(cache)
+                # It writes what it compiled, the weights too, to the working directory or here.
+                cache = tempfile.TemporaryDirectory(prefix="ppvision-")
+                config.set_optim_cache_dir(stack.enter_context(cache))
                 config.enable_openvino_engine(inference.PrecisionType.Float32)
             self._predictor = inference.create_predictor(config)
         self._has_run = False

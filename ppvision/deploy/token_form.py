@@ -18,22 +18,34 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.graph_forms import has_known_size, in_form, is_plain
+from ppvision.deploy.graph_forms import (
+    has_known_size,
+    in_form,
+    is_plain_conv,
+    is_plain_linear,
+    is_untouched,
+)
 from ppvision.deploy.pale_form import fits
-from ppvision.models.pale_transformer import PaleBlock
+from ppvision.models.pale_transformer import Mlp, PaleBlock
+from ppvision.nn import ChannelLayerNorm, DropPath
 
 
-def token_form(model: nn.Layer, input_shape: Sequence[int | None]) -> AbstractContextManager[None]:
+def token_form(model: nn.Layer) -> AbstractContextManager[None]:
     """The model with its Pale blocks in the form for tokens, and as it was afterwards.
 
     Args:
         model: in evaluation mode.
-        input_shape: of the graph, `[B, C, H, W]`. Nothing changes where H or W is None.
 
-    A block of other arithmetic keeps its form: whose padding takes part in the attention, or whose
-    layers have quanters or round activations.
+    A block of other arithmetic keeps its form: whose padding takes part in the attention, whose
+    layers have quanters or round activations, a subclass, one with hooks or other parts.
     """
-    return in_form(model, input_shape, _form)
+    return in_form(model, _form)
+
+
+def changed_blocks(model: nn.Layer) -> int:
+    """How many Pale blocks of a model keep their form."""
+    blocks = [layer for layer in model.sublayers() if isinstance(layer, PaleBlock)]
+    return sum(not _fits(block) for block in blocks)
 
 
 def _form(layer: nn.Layer) -> "TokenPaleBlock | None":
@@ -41,8 +53,24 @@ def _form(layer: nn.Layer) -> "TokenPaleBlock | None":
 
 
 def _fits(block: PaleBlock) -> bool:
-    pointwise = (block.attention.project, block.mlp[0], block.mlp[2])
-    return fits(block.attention) and all(is_plain(layer) for layer in (block.position, *pointwise))
+    """Whether nothing of a block is other than `PaleBlock` made it, but for its weights."""
+    return (
+        is_untouched(block, PaleBlock)
+        and is_plain_conv(block.position)
+        and fits(block.attention)
+        and is_plain_linear(block.attention.project)
+        and all(is_untouched(norm, ChannelLayerNorm) for norm in (block.norm1, block.norm2))
+        and is_untouched(block.drop_path, DropPath)
+        and _is_mlp(block.mlp)
+    )
+
+
+def _is_mlp(mlp: nn.Layer) -> bool:
+    if not is_untouched(mlp, Mlp) or len(mlp) != 3:
+        return False
+    first, activation, last = mlp
+    gelu = is_untouched(activation, nn.GELU) and not activation._approximate
+    return gelu and is_plain_linear(first) and is_plain_linear(last)
 
 
 class TokenPaleBlock(nn.Layer):

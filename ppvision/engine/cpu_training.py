@@ -16,6 +16,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.nn import ChannelLayerNorm, PaleAttention
+from ppvision.nn.layers import is_depthwise, is_pointwise
 from ppvision.nn.pale_attention import SeparableConv
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -100,9 +101,9 @@ def _convolve(
         return paddles(layer, x)
     small = x.dtype == paddle.float32 and x.shape[2] * x.shape[3] <= SMALL_MAP
     # `layer.weight` is asked for once: a quantised layer computes it then.
-    if _is_pointwise(layer):
+    if is_pointwise(layer):
         out = _pointwise(x, layer.weight)
-    elif small and _is_depthwise(layer):
+    elif small and is_depthwise(layer):
         out = _depthwise(x, layer.weight)
     elif layer.bias is None:
         return paddles(layer, x)
@@ -110,17 +111,6 @@ def _convolve(
         options = (layer._stride, layer._padding, layer._dilation, layer._groups)
         out = F.conv2d(x, layer.weight, None, *options)
     return out if layer.bias is None else _add_bias(out, layer.bias)
-
-
-def _is_pointwise(layer: nn.Conv2D) -> bool:
-    sizes = (layer._kernel_size, layer._stride, layer._updated_padding)
-    return layer._groups == 1 and sizes == ([1, 1], [1, 1], [0, 0])
-
-
-def _is_depthwise(layer: nn.Conv2D) -> bool:
-    sizes = (layer._kernel_size, layer._stride, layer._updated_padding, layer._dilation)
-    channels = (layer._in_channels, layer._out_channels)
-    return {*channels} == {layer._groups} and sizes == ([3, 3], [1, 1], [1, 1], [1, 1])
 
 
 def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
@@ -210,7 +200,7 @@ def _is_separable(part: nn.Layer) -> bool:
         return False
     layers = (part, part[0])
     hooked = any(each._forward_pre_hooks or each._forward_post_hooks for each in layers)
-    return not hooked and _is_depthwise(part[0]) and part[0].bias is None
+    return not hooked and is_depthwise(part[0]) and part[0].bias is None
 
 
 def keep_freed_memory() -> None:

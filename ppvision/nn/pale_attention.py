@@ -43,7 +43,7 @@ def _checked_pale_size(pale_size: int) -> int:
     return pale_size
 
 
-def _padding(length: int | Tensor, multiple: int) -> int | Tensor:
+def padding_to(length: int | Tensor, multiple: int) -> int | Tensor:
     """How much `length` lacks to the next multiple; arithmetic that also traces for tensors."""
     return (multiple - length % multiple) % multiple
 
@@ -51,7 +51,7 @@ def _padding(length: int | Tensor, multiple: int) -> int | Tensor:
 # Helpers that ask whether a size is a number or a tensor (an exported graph's own input size) stay
 # plain Python: to_static would make both answers branches of the graph, which differ in type.
 @paddle.jit.not_to_static
-def _pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tensor) -> Tensor:
+def pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tensor) -> Tensor:
     """Zero-pad `[B, C, H, W]` at the bottom and on the right."""
     if isinstance(pad_height, int) and isinstance(pad_width, int):
         if pad_height == 0 and pad_width == 0:
@@ -91,8 +91,8 @@ def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
     pale_size = _checked_pale_size(pale_size)
     if x.ndim != 4:
         raise ValueError(f"x: expected a [B, C, H, W] tensor, got {x.ndim} axes: {list(x.shape)}.")
-    pad = _padding(x.shape[axis], pale_size)
-    x = _pad_bottom_right(x, pad, 0) if axis == _HEIGHT else _pad_bottom_right(x, 0, pad)
+    pad = padding_to(x.shape[axis], pale_size)
+    x = pad_bottom_right(x, pad, 0) if axis == _HEIGHT else pad_bottom_right(x, 0, pad)
     return _to_groups(x, pale_size, axis)
 
 
@@ -131,11 +131,11 @@ def pale_merge(groups: Tensor, pale_size: int, axis: int, height: int, width: in
     _check_groups(groups, pale_size, axis, height, width)
     padded_height, padded_width = height, width
     if axis == _HEIGHT:
-        padded_height = height + _padding(height, pale_size)
+        padded_height = height + padding_to(height, pale_size)
     else:
-        padded_width = width + _padding(width, pale_size)
+        padded_width = width + padding_to(width, pale_size)
     x = _from_groups(groups, pale_size, axis, padded_height, padded_width)
-    return _crop(x, padded_height, padded_width, height, width)
+    return crop_to(x, padded_height, padded_width, height, width)
 
 
 def _from_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> Tensor:
@@ -166,7 +166,7 @@ def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width:
 
 
 @paddle.jit.not_to_static
-def _crop(
+def crop_to(
     x: Tensor,
     padded_height: int | Tensor,
     padded_width: int | Tensor,
@@ -268,8 +268,8 @@ class PaleAttention(nn.Layer):
             below 1.
 
     Every pointwise layer is a 1x1 convolution, for oneDNN. pale_tiny at 224, batch 1, 2 threads of
-    an AMD EPYC with 2 cores, in Paddle Inference: 126 ms, against 157 with Linear, 247 with Linear
-    and `matmul_add_act_fuse_pass` (which `Predictor` deletes), 271 and 304 without oneDNN
+    an AMD EPYC with 2 cores, in Paddle Inference: 73 ms, against 99 with Linear, 85 with Linear and
+    `matmul_add_act_fuse_pass` (which `Predictor` deletes), 101 and 121 without oneDNN
     (`python benchmark/pointwise_layers.py`, `benchmark/results/pointwise_layers.csv`).
     """
 
@@ -307,7 +307,7 @@ class PaleAttention(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2], x.shape[3]
         rows, columns = self.pale_size
-        pad_height, pad_width = _padding(height, rows), _padding(width, columns)
+        pad_height, pad_width = padding_to(height, rows), padding_to(width, columns)
         padded_height, padded_width = height + pad_height, width + pad_width
 
         real = None
@@ -316,8 +316,8 @@ class PaleAttention(nn.Layer):
         )
         if padded:
             if self.mask_padding:
-                real = _pad_bottom_right(paddle.ones_like(x[:, :1]), pad_height, pad_width)
-            x = _pad_bottom_right(x, pad_height, pad_width)
+                real = pad_bottom_right(paddle.ones_like(x[:, :1]), pad_height, pad_width)
+            x = pad_bottom_right(x, pad_height, pad_width)
 
         projected = self._projections(x)  # [B, C, H', W'] each
         half = projected[0].shape[1] // 2
@@ -337,7 +337,7 @@ class PaleAttention(nn.Layer):
             out = grouped_attention(*groups, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
             branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
-        return self.project(_crop(out, padded_height, padded_width, height, width))
+        return self.project(crop_to(out, padded_height, padded_width, height, width))
 
     def _projections(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.query(x), self.key(x), self.value(x)

@@ -97,6 +97,11 @@ class PackedLayer:
             self.register_buffer("starts", starts)
 
     @property
+    def kind(self) -> type[nn.Layer]:
+        """The class of the float layer."""
+        return type(self).__bases__[1]
+
+    @property
     def weight(self) -> Tensor:
         if paddle.in_dynamic_mode() or not self._in_graph:
             return self.unpacked  # eager mode does not unpack at every call

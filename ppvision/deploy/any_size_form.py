@@ -1,0 +1,89 @@
+"""PS-Attention of one branch, for graphs that read height or width from their input.
+
+There the map is padded to multiples of the pale size, and padded keys are masked, as in the layer
+that is trained (`ppvision.nn.pale_attention`). Added to the scores, as there, the mask would come
+between the two products, and Paddle Inference would not take the attention for one operator
+(`self_dp_attention`, of processors with AVX-512) but hold the T x T scores, which are most of the
+time and of the memory of a large picture.
+
+So the mask is part of the product: each head has a channel more, in which a query is 1, a key 0, or
+`MASKED_SCORE` where it is padding, and a value 0. That adds to each score what the mask would.
+"""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor
+
+from ppvision.deploy.graph_forms import attention_of_groups
+from ppvision.nn.pale_attention import MASKED_SCORE
+
+
+def masks(real: Tensor, heads: int) -> Tensor:
+    """The further channel of each head.
+
+    Args:
+        real: `[B, 1, H, W]`, 1 inside of the picture and 0 in its padding.
+        heads: of a branch.
+
+    Returns:
+        `[B, 3 heads, H, W]`, of queries, keys and values.
+    """
+    # A convolution: oneDNN multiplies and adds a tensor of few channels many times slower.
+    weight, bias = np.zeros([3, heads], np.float32), np.zeros([3, heads], np.float32)
+    bias[0] = 1.0
+    weight[1], bias[1] = -MASKED_SCORE, MASKED_SCORE
+    weight, bias = paddle.to_tensor(weight), paddle.to_tensor(bias)
+    return F.conv2d(real, weight.reshape([-1, 1, 1, 1]), bias.reshape([-1]))
+
+
+def attend_in_rows(
+    qkv: Tensor, mask: Tensor, heads: int, size: int, height: int | Tensor, width: int | Tensor
+) -> Tensor:
+    """Attention in groups of interlaced rows.
+
+    Args:
+        qkv: `[B, 3D, H, W]`, query (times the scale), key and value one after another.
+        mask: `[B, 3 heads, H, W]`, from `masks`.
+        heads: that share D channels.
+        size: rows of a group.
+        height: H, a multiple of `size`.
+        width: W.
+
+    Returns:
+        `[B, D, H, W]`.
+    """
+    count = height // size
+
+    def grouped(x: Tensor) -> Tensor:
+        split = x.reshape([-1, x.shape[1], size, count, width])
+        return split.transpose([0, 3, 2, 4, 1])  # [B, G, s, W, .]
+
+    out = _attend(grouped(qkv), grouped(mask), heads, count, size, width)
+    return out.transpose([0, 4, 2, 1, 3]).reshape([-1, out.shape[4], height, width])
+
+
+def attend_in_columns(
+    qkv: Tensor, mask: Tensor, heads: int, size: int, height: int | Tensor, width: int | Tensor
+) -> Tensor:
+    """`attend_in_rows`, of columns: W is a multiple of `size`."""
+    count = width // size
+
+    def grouped(x: Tensor) -> Tensor:
+        split = x.reshape([-1, x.shape[1], height, size, count])
+        return split.transpose([0, 4, 3, 2, 1])  # [B, G, s, H, .]
+
+    out = _attend(grouped(qkv), grouped(mask), heads, count, size, height)
+    return out.transpose([0, 4, 3, 2, 1]).reshape([-1, out.shape[4], height, width])
+
+
+def _attend(
+    qkv: Tensor, mask: Tensor, heads: int, count: int | Tensor, size: int, other: int | Tensor
+) -> Tensor:
+    """`[B, G, s, O, 3D]` and `[B, G, s, O, 3 heads]` -> `[B, G, s, O, D]`; O: pixels of a line."""
+    depth = qkv.shape[4] // 3 // heads
+    tokens = qkv.reshape([-1, size * other, 3, heads, depth])
+    mask = mask.reshape([-1, size * other, 3, heads, 1])
+    tokens = paddle.concat([tokens, mask], axis=4)  # [B*G, T, 3, heads, d+1]
+    out = attention_of_groups(tokens, [-1, count, size, other, heads, depth + 1])
+    return out[..., :depth].reshape([-1, count, size, other, heads * depth])
