@@ -10,6 +10,11 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.static import InputSpec
 
 from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.difference_form import (
+    GraphSemanticDifference,
+    difference_form,
+    sum_of_differences,
+)
 from ppvision.nn import SemanticDifferenceConv2D, SemanticDiffusion, SemanticDiffusionPyramid
 from ppvision.nn import semantic_diffusion as module
 from ppvision.nn.semantic_diffusion import SIMILARITIES, semantic_difference
@@ -464,12 +469,28 @@ def test_central_differences_are_one_convolution_in_a_graph(groups):
 def test_the_form_of_a_graph(name, groups, size):
     u, v, w = maps(20, (2, 3, *size), (2, 3, *size), (6, 3 // groups, 3, 3))
     expected = reference.semantic_difference(u.numpy(), v.numpy(), w.numpy(), name, groups)
-    found = module._sum_in_a_graph(u, v, w, module._OF_DIFFERENCES[name], groups)
+    found = sum_of_differences(u, v, w, module.OF_DIFFERENCES[name], groups)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
-    flat = module._sum_in_a_graph(
-        paddle.full_like(u, 0.7), v, w, module._OF_DIFFERENCES[name], groups
-    )
+    flat = sum_of_differences(paddle.full_like(u, 0.7), v, w, module.OF_DIFFERENCES[name], groups)
     assert (flat.numpy() == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_which_layers_take_the_form_of_a_graph(name):
+    """Those of a difference, as long as nobody changed them; afterwards all are as they were."""
+    model = SemanticDiffusionPyramid([4, 6, 8], similarity=name)
+    before = [(path, id(layer)) for path, layer in model.named_sublayers()]
+
+    def count():
+        with difference_form(model):
+            return sum(isinstance(x, GraphSemanticDifference) for x in model.sublayers())
+
+    fits = name not in ("cosine", "none")
+    assert count() == (3 if fits else 0)
+    hook = model.diffusions[1].difference.register_forward_post_hook(lambda *_: None)
+    assert count() == (2 if fits else 0)
+    hook.remove()
+    assert [(path, id(layer)) for path, layer in model.named_sublayers()] == before
 
 
 @pytest.mark.filterwarnings("ignore:Value do not have 'place'")  # Paddle's own backward pass

@@ -37,44 +37,36 @@ def masks(real: Tensor, heads: int) -> Tensor:
     return F.conv2d(real, weight.reshape([-1, 1, 1, 1]), bias.reshape([-1]))
 
 
-def attend_in_rows(
-    qkv: Tensor, mask: Tensor, heads: int, size: int, height: int | Tensor, width: int | Tensor
+def masked_attention(
+    qkv: Tensor,
+    mask: Tensor,
+    heads: int,
+    size: int,
+    rows: bool,
+    height: int | Tensor,
+    width: int | Tensor,
 ) -> Tensor:
-    """Attention in groups of interlaced rows.
+    """Attention in groups of interlaced rows, or columns.
 
     Args:
         qkv: `[B, 3D, H, W]`, query (times the scale), key and value one after another.
         mask: `[B, 3 heads, H, W]`, from `masks`.
         heads: that share D channels.
-        size: rows of a group.
-        height: H, a multiple of `size`.
-        width: W.
+        size: rows (columns) of a group.
+        rows: whether rows are grouped.
+        height, width: H and W; the one that is grouped is a multiple of `size`.
 
     Returns:
         `[B, D, H, W]`.
     """
-    count = height // size
-
-    def grouped(x: Tensor) -> Tensor:
-        split = x.reshape([-1, x.shape[1], size, count, width])
-        return split.transpose([0, 3, 2, 4, 1])  # [B, G, s, W, .]
-
-    out = _attend(grouped(qkv), grouped(mask), heads, count, size, width)
-    return out.transpose([0, 4, 2, 1, 3]).reshape([-1, out.shape[4], height, width])
-
-
-def attend_in_columns(
-    qkv: Tensor, mask: Tensor, heads: int, size: int, height: int | Tensor, width: int | Tensor
-) -> Tensor:
-    """`attend_in_rows`, of columns: W is a multiple of `size`."""
-    count = width // size
-
-    def grouped(x: Tensor) -> Tensor:
-        split = x.reshape([-1, x.shape[1], height, size, count])
-        return split.transpose([0, 4, 3, 2, 1])  # [B, G, s, H, .]
-
-    out = _attend(grouped(qkv), grouped(mask), heads, count, size, height)
-    return out.transpose([0, 4, 3, 2, 1]).reshape([-1, out.shape[4], height, width])
+    length, other = (height, width) if rows else (width, height)
+    count = length // size
+    split = [size, count, other] if rows else [other, size, count]
+    order = [0, 3, 2, 4, 1] if rows else [0, 4, 3, 2, 1]  # to [B, G, s, O, .], O a line's pixels
+    back = [0, 4, 2, 1, 3] if rows else [0, 4, 3, 2, 1]
+    qkv, mask = (x.reshape([-1, x.shape[1], *split]).transpose(order) for x in (qkv, mask))
+    out = _attend(qkv, mask, heads, count, size, other)  # [B, G, s, O, D]
+    return out.transpose(back).reshape([-1, out.shape[4], height, width])
 
 
 def _attend(

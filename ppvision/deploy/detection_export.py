@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +18,11 @@ from ppvision.deploy.export import (
     check_packed,
     checked_shape,
     evaluation_mode,
+    graph_forms,
     may_be_replaced,
     parameter_names,
 )
 from ppvision.deploy.graph import trace_detector, write_graph
-from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import Engine, engine_name, failing_as, in_one_line, open_runtime
 from ppvision.run_folder import replacing_folder
 
@@ -83,8 +83,7 @@ def export_detector(
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
-        in_form = pale_form(model.model) if format == "paddle" else nullcontext()
-        with model.in_graphs(), in_form:
+        with model.in_graphs(), graph_forms(model.model, format):
             graph = trace_detector(model, shape)
             write_graph(graph, None, raw, format)
             write_graph(graph, range(len(probes[0][1]) - RAW), final, format)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ppvision.deploy.comparison import (
     rounding_error,
 )
 from ppvision.deploy.composition import PROGRAM, graph_parameters
+from ppvision.deploy.difference_form import difference_form
 from ppvision.deploy.graph import trace, write_graph
 from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.pale_form import pale_form
@@ -119,7 +120,7 @@ def export_model(
             _check_logits(probes[0][1][0], task, output_op, classes)
 
         final = raw = work / "final"
-        with pale_form(model) if format == "paddle" else nullcontext():
+        with graph_forms(model, format):
             graph = trace(model, shape, output_op, every_output=task == "features")
             if output_op == "none":
                 write_graph(graph, None, final, format)
@@ -244,6 +245,16 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
     finally:
         for layer, training in before:
             layer.training = training
+
+
+@contextmanager
+def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
+    """The model with our layers in the forms for Paddle Inference's graphs; as it is for ONNX."""
+    if format != "paddle":
+        yield
+        return
+    with pale_form(model), difference_form(model):
+        yield
 
 
 def may_be_replaced(folder: Path) -> bool:

@@ -33,17 +33,18 @@ def in_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Ite
 
 
 def is_untouched(layer: nn.Layer, kind: type[nn.Layer]) -> bool:
-    """Whether a layer computes what `kind` says: no subclass, no hooks, no `forward` of its own."""
-    return type(layer) is kind and not _is_changed(layer)
+    """Whether a layer computes what `kind` says, with a float weight or packed codes and on its
+    input as it comes: no subclass, no hooks, no `forward` of its own."""
+    found, activation = type(layer), None
+    if isinstance(layer, PackedLayer):
+        found, activation = layer.kind, layer.activation
+    hooked = bool(layer._forward_pre_hooks or layer._forward_post_hooks)
+    return found is kind and activation is None and not hooked and "forward" not in vars(layer)
 
 
 def is_plain_conv(layer: nn.Layer) -> bool:
-    """Whether a layer is a convolution of a float weight, or of packed codes, on its input as it
-    comes."""
-    kind, activation = type(layer), None
-    if isinstance(layer, PackedLayer):
-        kind, activation = layer.kind, layer.activation
-    if kind is not nn.Conv2D or activation is not None or _is_changed(layer):
+    """Whether a layer is an untouched convolution of channels-first maps, padded with zeros."""
+    if not is_untouched(layer, nn.Conv2D):
         return False
     return layer._data_format == "NCHW" and layer._padding_mode == "zeros"
 
@@ -51,11 +52,6 @@ def is_plain_conv(layer: nn.Layer) -> bool:
 def is_plain_linear(layer: nn.Layer) -> bool:
     """Whether a layer is such a convolution of a 1x1 kernel, with a bias."""
     return is_plain_conv(layer) and is_pointwise(layer) and layer.bias is not None
-
-
-def _is_changed(layer: nn.Layer) -> bool:
-    hooked = bool(layer._forward_pre_hooks or layer._forward_post_hooks)
-    return hooked or "forward" in vars(layer)
 
 
 def folded_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:

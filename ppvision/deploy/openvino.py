@@ -25,6 +25,7 @@ from paddle.base.layer_helper import LayerHelper
 from paddle.base.proto import framework_pb2
 from paddle.pir_utils import DygraphOldIrGuard
 
+from ppvision.deploy.difference_form import difference_form
 from ppvision.deploy.graph import trace
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
 from ppvision.deploy.runtime import in_one_line
@@ -63,7 +64,7 @@ def write_openvino_programs(
     if None in input_shape[2:] or not has_blocks:
         return False
     try:
-        with token_form(model), _earlier_format():
+        with token_form(model), difference_form(model), _earlier_format():
             graph = trace(model, input_shape, output_op, every_output=every_output)
             if raw == final:
                 _write(graph, None, final)

@@ -25,7 +25,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.any_size_form import attend_in_columns, attend_in_rows, masks
+from ppvision.deploy.any_size_form import masked_attention, masks
 from ppvision.deploy.graph_forms import (
     attention_of_groups,
     folded_norms,
@@ -125,8 +125,8 @@ class GraphPaleAttention(nn.Layer):
         of_rows, of_columns = self._projected(pad_bottom_right(x, *pads))
         padded = padded_height, padded_width
         branches = [
-            attend_in_rows(of_rows, mask, heads, rows, *padded),
-            attend_in_columns(of_columns, mask, heads, columns, *padded),
+            masked_attention(of_rows, mask, heads, rows, True, *padded),
+            masked_attention(of_columns, mask, heads, columns, False, *padded),
         ]
         out = crop_to(paddle.concat(branches, axis=1), *padded, height, width)
         return self.attention.project(out)

@@ -43,7 +43,7 @@ def _increasing(difference: Tensor) -> Tensor:
     return 1.0 - _charbonnier(difference)
 
 
-_OF_DIFFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
+OF_DIFFERENCES: dict[str, Callable[[Tensor], Tensor]] = {
     "charbonnier": _charbonnier,
     "gaussian": _gaussian,
     "perona_malik": _perona_malik,
@@ -82,7 +82,7 @@ def _of_both(similarity: Callable[[Tensor], Tensor]) -> Similarity:
 
 
 SIMILARITIES: dict[str, Similarity | None] = {
-    **{name: _of_both(similarity) for name, similarity in _OF_DIFFERENCES.items()},
+    **{name: _of_both(similarity) for name, similarity in OF_DIFFERENCES.items()},
     "cosine": _cosine,
     "none": None,
 }
@@ -107,7 +107,7 @@ def _window(x: Tensor, rows: slice, columns: slice) -> Tensor:
 
 
 @paddle.jit.not_to_static
-def _replicate(x: Tensor) -> Tensor:
+def replicate(x: Tensor) -> Tensor:
     """A border of one pixel around `[B, C, H, W]` that repeats its neighbours: [B, C, H+2, W+2].
 
     Zeros would be edges to the operator (our choice).
@@ -144,7 +144,7 @@ def _edges(
     return difference if similarity is None else similarity(*ends(v)) * difference
 
 
-def _taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
+def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
     """How a map of edges enters the sum: (sign, place in the 3x3 kernel, rows, columns), twice."""
     dy, dx = direction
     return (
@@ -169,7 +169,7 @@ def _sum_of_differences(
     for direction in DIRECTIONS:
         edges = _edges(u, v, direction, similarity)
         parts = []
-        for _, (row, column), rows, columns in _taps(direction):
+        for _, (row, column), rows, columns in taps(direction):
             kernel = weight[:, :, row : row + 1, column : column + 1]  # [O, C/groups, 1, 1]
             # Cut before it is rounded: `crop` has no kernel for half precision.
             part = _window(edges, rows, columns).astype(dtype)  # [B, C, H, W]
@@ -189,65 +189,12 @@ def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
     centre = paddle.to_tensor(centre).astype(weight.dtype)
     others = weight * (1.0 - centre)
     kernel = others - centre * others.sum(axis=[2, 3], keepdim=True)  # [O, C/groups, 3, 3]
-    return F.conv2d(_replicate(u), kernel, groups=groups)
-
-
-@paddle.jit.not_to_static  # the loops unroll
-def _sum_in_a_graph(
-    u: Tensor, v: Tensor, weight: Tensor, similarity: Callable[[Tensor], Tensor], groups: int
-) -> Tensor:
-    """`_sum_of_differences` in few operations, for a graph: differences are a depthwise convolution
-    of both maps at once, and one convolution takes a map of edges in both of its places.
-
-    Wherever both taps do not lie side by side half of its kernel is zeros, which costs less than
-    operations do.
-    """
-    channels, dtype = u.shape[1], u.dtype
-    maps = _bordered(paddle.concat([u, v], axis=1))  # [B, 2C, H+2, W+2]
-    total = None
-    for direction in DIRECTIONS:
-        difference = np.tile(_difference_kernel(direction), (2 * channels, 1, 1, 1))
-        difference = paddle.to_tensor(difference).astype(maps.dtype)
-        differences = F.conv2d(maps, difference, groups=2 * channels)  # [B, 2C, H+|dy|, W+|dx|]
-        of_u, of_v = differences[:, :channels], differences[:, channels:]
-        edges = (similarity(of_v) * of_u).astype(dtype)
-        part = F.conv2d(edges, _both_taps(weight, direction), groups=groups)  # [B, O, H, W]
-        total = part if total is None else total + part
-    return total
-
-
-def _difference_kernel(direction: tuple[int, int]) -> np.ndarray:
-    """`[1, 1, rows, columns]` that gives a bordered map's `_edges` without similarity: -1 at p, 1
-    at q, and as many zeros as cut the border off along an axis that both share."""
-    kernel = np.zeros([1, 1, *(2 if step else 3 for step in direction)], np.float32)
-    for sign, end in zip((-1, 1), _ends(direction), strict=True):
-        row, column = (at if step else 1 for at, step in zip(end, direction, strict=True))
-        kernel[0, 0, row, column] = sign
-    return kernel
-
-
-def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
-    """The kernel `[O, C/groups, 1 + |dy|, 1 + |dx|]` of a map of edges, of both of its `_taps`."""
-    size = [1 + abs(step) for step in direction]
-    places = np.zeros([3, 3, *size], np.float32)
-    for (sign, tap, _, _), at in zip(_taps(direction), _ends(direction)[::-1], strict=True):
-        places[*tap, *at] = sign
-    places = paddle.to_tensor(places.reshape(9, -1)).astype(weight.dtype)
-    outputs, channels = weight.shape[:2]
-    return paddle.matmul(weight.reshape([outputs, channels, 9]), places).reshape(
-        [outputs, channels, *size]
-    )
-
-
-def _ends(direction: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Row and column of p, and of q = p + direction, in the smallest window that holds both."""
-    dy, dx = direction
-    return (int(dy < 0), int(dx < 0)), (int(dy > 0), int(dx > 0))
+    return F.conv2d(replicate(u), kernel, groups=groups)
 
 
 def _bordered(x: Tensor) -> Tensor:
     """With a border, and in float32 under AMP: squares of differences overflow float16."""
-    return _replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
+    return replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
 
 
 class _SemanticDifference(PyLayer):
@@ -291,7 +238,7 @@ class _SemanticDifference(PyLayer):
                 edges = _edges(*maps, direction, ctx.similarity)
             rows_of_edges, columns_of_edges = edges.shape[2:]
             edges_grad = 0.0
-            for sign, (row, column), rows, columns in _taps(direction):
+            for sign, (row, column), rows, columns in taps(direction):
                 place = 3 * row + column
                 used = _window(edges.detach(), rows, columns).astype(dtype)
                 used = used.reshape([batch, groups, channels, height * width])
@@ -343,19 +290,15 @@ def semantic_difference(
     Returns:
         `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
         Exactly zero where u is constant; in a traced graph without similarity, zero up to rounding,
-        since there it is one convolution. (A graph has the others in another order of operations:
-        the same numbers up to rounding.)
+        since there it is one convolution.
 
     Raises:
         ValueError: an unknown similarity.
     """
     _check_similarity(similarity)
     of = SIMILARITIES[similarity]
-    if not paddle.in_dynamic_mode():
-        if of is None:
-            return _central_difference(u, weight, groups)
-        if similarity in _OF_DIFFERENCES:
-            return _sum_in_a_graph(u, v, weight, _OF_DIFFERENCES[similarity], groups)
+    if of is None and not paddle.in_dynamic_mode():
+        return _central_difference(u, weight, groups)
     # In a graph that is traced or not trained there is nothing to keep; nor of a batch of none.
     if paddle.in_dynamic_mode() and paddle.is_grad_enabled() and u.shape[0]:
         return _SemanticDifference.apply(u, v, weight, of, groups)
@@ -445,9 +388,14 @@ class SemanticDifferenceConv2D(nn.Layer):
             )
 
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        guidance = self.guidance(u, v)
+        return semantic_difference(u, guidance, self.weight, self.similarity, self.groups)
+
+    def guidance(self, u: Tensor, v: Tensor | None) -> Tensor | None:
+        """`v` in units of lambda and at the size of `u`; None for similarity `none`."""
         _check_channels("feature", u, self.in_channels)
         if self.similarity == "none":
-            return semantic_difference(u, None, self.weight, "none", self.groups)
+            return None
         if v is None:
             raise ValueError(
                 f"similarity {self.similarity}: expected a guidance v, got none. Pass one, or take "
@@ -461,7 +409,7 @@ class SemanticDifferenceConv2D(nn.Layer):
             )
         if hasattr(self, "raw_lambda"):
             v = v / F.softplus(self.raw_lambda).astype(v.dtype)
-        return semantic_difference(u, _enlarged(v, u), self.weight, self.similarity, self.groups)
+        return _enlarged(v, u)
 
     def extra_repr(self) -> str:
         return (

@@ -1,0 +1,114 @@
+"""SDN's semantic difference convolution in fewer operations: the form that exported graphs hold.
+
+In the layer that is trained (`ppvision.nn.semantic_diffusion`) every map of edges is made of slices
+and enters the sum by two 1x1 convolutions, about a hundred small operations. Paddle Inference pays
+for their number. Here the differences towards one neighbour are a depthwise convolution of -1 and
+1, of both maps at once, and one convolution takes a map of edges in both of its places
+(`docs/performance.md` has what that brings). On the diagonals half of its kernel is zeros, which
+cost less than operations do.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from ppvision.deploy.graph_forms import in_form, is_untouched
+from ppvision.nn import SemanticDifferenceConv2D
+from ppvision.nn.semantic_diffusion import DIRECTIONS, OF_DIFFERENCES, replicate, taps
+
+
+def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
+    """The model with `SemanticDifferenceConv2D` in the form for graphs, and as it was afterwards.
+
+    Args:
+        model: in evaluation mode.
+
+    A layer keeps its form whose similarity is not of a difference (cosine looks at both ends, none
+    is one convolution in a graph anyway), that rounds activations or that was changed.
+    """
+    return in_form(model, _form)
+
+
+def _form(layer: nn.Layer) -> "GraphSemanticDifference | None":
+    replaced = is_untouched(layer, SemanticDifferenceConv2D) and layer.similarity in OF_DIFFERENCES
+    return GraphSemanticDifference(layer) if replaced else None
+
+
+class GraphSemanticDifference(nn.Layer):
+    """`SemanticDifferenceConv2D` in evaluation mode, for a graph.
+
+    Args:
+        layer: whose weights it computes with.
+
+    Shapes: as of the layer.
+    """
+
+    def __init__(self, layer: SemanticDifferenceConv2D) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        layer = self.layer
+        guidance = layer.guidance(u, v)
+        of = OF_DIFFERENCES[layer.similarity]
+        return sum_of_differences(u, guidance, layer.weight, of, layer.groups)
+
+
+@paddle.jit.not_to_static  # the loops unroll
+def sum_of_differences(
+    u: Tensor, v: Tensor, weight: Tensor, similarity: Callable[[Tensor], Tensor], groups: int
+) -> Tensor:
+    """The sum over neighbours of `ppvision.nn.semantic_diffusion`.
+
+    Args:
+        u, v: features and guidance, `[B, C, H, W]`.
+        weight: `[O, C/groups, 3, 3]`.
+        similarity: of a difference of the guidance.
+        groups: of the convolution.
+
+    Returns:
+        `[B, O, H, W]`.
+    """
+    channels = u.shape[1]
+    maps = replicate(paddle.concat([u, v], axis=1))  # [B, 2C, H+2, W+2]
+    total = None
+    for direction in DIRECTIONS:
+        kernel = np.tile(_difference_kernel(direction), (2 * channels, 1, 1, 1))
+        kernel = paddle.to_tensor(kernel).astype(maps.dtype)
+        differences = F.conv2d(maps, kernel, groups=2 * channels)  # [B, 2C, H+|dy|, W+|dx|]
+        edges = similarity(differences[:, channels:]) * differences[:, :channels]
+        part = F.conv2d(edges, _both_taps(weight, direction), groups=groups)  # [B, O, H, W]
+        total = part if total is None else total + part
+    return total
+
+
+def _difference_kernel(direction: tuple[int, int]) -> np.ndarray:
+    """`[1, 1, rows, columns]`: -1 at p, 1 at q = p + direction, and as many zeros as cut the border
+    of a map off along an axis that both share."""
+    kernel = np.zeros([1, 1, *(2 if step else 3 for step in direction)], np.float32)
+    for sign, end in zip((-1, 1), _ends(direction), strict=True):
+        row, column = (at if step else 1 for at, step in zip(end, direction, strict=True))
+        kernel[0, 0, row, column] = sign
+    return kernel
+
+
+def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
+    """The kernel `[O, C/groups, 1 + |dy|, 1 + |dx|]` of a map of edges, of both of its `taps`."""
+    size = [1 + abs(step) for step in direction]
+    places = np.zeros([3, 3, *size], np.float32)
+    for (sign, tap, _, _), at in zip(taps(direction), _ends(direction)[::-1], strict=True):
+        places[*tap, *at] = sign
+    places = paddle.to_tensor(places.reshape(9, -1)).astype(weight.dtype)
+    outputs, channels = weight.shape[:2]
+    kernel = paddle.matmul(weight.reshape([outputs, channels, 9]), places)
+    return kernel.reshape([outputs, channels, *size])
+
+
+def _ends(direction: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Row and column of p, and of q, in the smallest window that holds both."""
+    dy, dx = direction
+    return (int(dy < 0), int(dx < 0)), (int(dy > 0), int(dx > 0))
