@@ -1,0 +1,1 @@
+"""Artefacts of earlier versions, and what wrote them (`write_artefacts.py`)."""
