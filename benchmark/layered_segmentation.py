@@ -36,10 +36,11 @@ import yaml
 
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.environment import machine
+from ppvision.files import write_text
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.layered_layers import set_bits
-from ppvision.run_folder import RunFolder, write_text
+from ppvision.run_folder import RunFolder
 from ppvision.tasks import open_job
 from ppvision.tasks.segmentation import Segmentation
 from ppvision.tasks.training import run_training, train_options

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ppvision.engine.callbacks import Callback
-from ppvision.run_folder import write_text
+from ppvision.files import write_text
 
 Rows = list[dict[str, object]]
 

@@ -9,6 +9,8 @@ import traceback
 import warnings
 from pathlib import Path
 
+from ppvision.errors import InputError
+
 logger = logging.getLogger("ppvision")
 
 # What a user can mend: shown as one message, without a traceback (PPVISION_TRACEBACK=1 shows it).
@@ -67,7 +69,7 @@ def list_zoo(args: argparse.Namespace) -> None:
     from ppvision.zoo.registry import nearest
 
     if not list_models(args.pattern):
-        raise ValueError(
+        raise InputError(
             f"list: no model matches {args.pattern!r}. {nearest(args.pattern, list_models())}"
         )
     print(f"{'model':12} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
@@ -99,13 +101,13 @@ def data(args: argparse.Namespace) -> None:
     for flag in given:
         if flag not in _DATA_FLAGS[args.name]:
             known = ", ".join(f"--{f}" for f in _DATA_FLAGS[args.name]) or "only --output"
-            raise ValueError(f"data {args.name}: takes {known}; got --{flag}.")
+            raise InputError(f"data {args.name}: takes {known}; got --{flag}.")
     if args.name == "digit-scenes":
         summary = write_digit_scenes(args.output, **given)
     elif args.name == "digits":
         summary = write_digits(args.output)
     elif "source" not in given:
-        raise ValueError(f"data {args.name}: expected --source, the folder or file you have.")
+        raise InputError(f"data {args.name}: expected --source, the folder or file you have.")
     else:
         summary = CONVERTERS[args.name](given.pop("source"), args.output, **given)
     print(f"{args.output}: {summary}")
@@ -118,7 +120,7 @@ def train(args: argparse.Namespace) -> None:
     from ppvision.tasks.training import run_training, train_options
 
     if args.histograms and not args.use_vdl:
-        raise ValueError("--histograms: are shown in VisualDL; expected --use_vdl with it.")
+        raise InputError("--histograms: are shown in VisualDL; expected --use_vdl with it.")
     _set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         paddle.distributed.init_parallel_env()
@@ -176,10 +178,10 @@ def evaluate(args: argparse.Namespace) -> None:
     }
     how = {flag: value for flag, value in flags.items() if value is not None}
     if how and job.content.get("task", "segmentation") != "segmentation":
-        raise ValueError(f"eval: --{', --'.join(how)}: for segmentation only.")
+        raise InputError(f"eval: --{', --'.join(how)}: for segmentation only.")
     if args.model_dir:
         if args.bits is not None:
-            raise ValueError("--bits: an exported folder has one width; expected --model_path.")
+            raise InputError("--bits: an exported folder has one width; expected --model_path.")
         found = {None: job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)}
     else:
         bits = None if args.bits is None else [args.bits]
@@ -204,7 +206,7 @@ def predict(args: argparse.Namespace) -> int:
     job = _job(args) if args.config else None
     if args.model_dir:
         if args.bits is not None:
-            raise ValueError("--bits: an exported folder has one width; expected --model_path.")
+            raise InputError("--bits: an exported folder has one width; expected --model_path.")
         from ppvision.deploy import Predictor
 
         predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
@@ -212,7 +214,7 @@ def predict(args: argparse.Namespace) -> int:
         predictions = lambda path, image: predictor(image)  # noqa: E731
     else:
         if job is None:
-            raise ValueError("predict: expected --config with --model_path (or --model_dir alone).")
+            raise InputError("predict: expected --config with --model_path (or --model_dir alone).")
         model = job.load(args.model_path, args.bits)
         task, names = job.content.get("task", "segmentation"), job.class_names
         predictions = lambda path, image: job.predict_image(model, path)  # noqa: E731
@@ -269,9 +271,9 @@ def pack(args: argparse.Namespace) -> None:
         return
     for flag in ("config", "model_path", "output"):
         if getattr(args, flag) is None:
-            raise ValueError(f"pack: expected --{flag} (or --info with a layered model).")
+            raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
     if args.calibration and not args.ptq:
-        raise ValueError("--calibration: is for --ptq; a trained model needs none.")
+        raise InputError("--calibration: is for --ptq; a trained model needs none.")
     _set_device("cpu")
     from ppvision.tasks.packing import pack_checkpoint
 
@@ -289,7 +291,7 @@ def bench(args: argparse.Namespace) -> None:
     eager = None
     if args.model_path:
         if args.config is None:
-            raise ValueError("bench: expected --config with --model_path (the eager model).")
+            raise InputError("bench: expected --config with --model_path (the eager model).")
         eager = _job(args).load(args.model_path)
     rows = bench_exported(
         args.model_dir,
@@ -321,9 +323,9 @@ def _set_device(device: str) -> None:
     import paddle
 
     if not re.fullmatch(r"cpu|gpu(:\d+)?", device):
-        raise ValueError(f"--device: expected cpu, gpu or gpu:N, got {device!r}.")
+        raise InputError(f"--device: expected cpu, gpu or gpu:N, got {device!r}.")
     if _kind(device) == "gpu" and not paddle.is_compiled_with_cuda():
-        raise ValueError(
+        raise InputError(
             "--device gpu: this Paddle was built for CPU. Install requirements-gpu.txt (README, "
             "'On a GPU') or pass --device cpu."
         )

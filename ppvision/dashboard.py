@@ -19,7 +19,9 @@ from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
-from ppvision.run_folder import RunFolder, read_metrics, write_text
+from ppvision.errors import MissingFileError, StorageError
+from ppvision.files import write_text
+from ppvision.run_folder import RunFolder, read_metrics
 
 HISTOGRAM_BUCKETS = 30
 
@@ -126,7 +128,7 @@ def _open_vdl(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
     if records:
         # VisualDL prints its write errors and goes on.
         if len(_points(aside / name)) != len(records):
-            raise OSError(f"dashboard: could not write {aside / name}: is the disk full?")
+            raise StorageError(f"dashboard: could not write {aside / name}: is the disk full?")
         (aside / name).rename(folder / name)
     shutil.rmtree(aside)
     for path in earlier:
@@ -179,7 +181,7 @@ def vdl_folders(runs: list[Path]) -> list[Path]:
     for run in runs:
         found = sorted(p.parent for p in Path(run).rglob("vdlrecords.*"))
         if not found:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"dashboard: expected a run folder with VisualDL records, got {run}. "
                 "Train with --use_vdl."
             )

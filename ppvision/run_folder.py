@@ -1,14 +1,13 @@
-"""Folders that we write: a run's, `--save_dir`, and how a folder is replaced as a whole."""
+"""A run's folder, `--save_dir`."""
 
 import csv
-import fcntl
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppvision.errors import FolderInUseError
+from ppvision.files import lock_folder, write_text
 from ppvision.safe_yaml import yaml_text
 
 
@@ -45,7 +44,7 @@ class RunFolder:
             FileExistsError: the folder holds files and the run is not to be resumed.
         """
         if not resume and self.root.exists() and any(self.root.iterdir()):
-            raise FileExistsError(
+            raise FolderInUseError(
                 f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
                 "Go on with it (--resume auto), name another one (--save_dir) or remove it."
             )
@@ -57,99 +56,17 @@ class RunFolder:
         Raises:
             FileExistsError: another process holds it.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(handle)
-            raise FileExistsError(
-                f"save_dir: another process is training in {self.root}. Wait for it, stop it, or "
-                "name another folder (--save_dir)."
-            ) from error
-        try:
+        busy = (
+            f"save_dir: another process is training in {self.root}. Wait for it, stop it, or "
+            "name another folder (--save_dir)."
+        )
+        with lock_folder(self.root, busy):
             yield
-        finally:
-            os.close(handle)
 
     def open(self, config: dict) -> None:
         """Make the folder and write the resolved configuration."""
         self.root.mkdir(parents=True, exist_ok=True)
         write_text(self.config, yaml_text(config))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its name, sync it, then rename it: never half a file under the name."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """`write_text` for bytes."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-_OLD = "old"  # where an earlier folder stands between the two renames that replace it
-
-
-@contextmanager
-def replacing_folder(
-    folder: Path, may_be_replaced: Callable[[Path], bool], ours: str
-) -> Iterator[Path]:
-    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
-
-    It is called `.NAME.ppvision-partial`; what a killed run left there is removed.
-
-    Args:
-        folder: the new folder; resolved.
-        may_be_replaced: of a folder that is there already.
-        ours: what such a folder holds, for the error: "an earlier export".
-
-    Raises:
-        FileExistsError: the folder is there, and is not to be replaced.
-    """
-    work = folder.with_name(f".{folder.name}.ppvision-partial")
-    _clear(work, folder)
-    check_replaceable(folder, may_be_replaced, ours)
-    final = work / "final"
-    final.mkdir(parents=True)
-    try:
-        yield work
-        if folder.exists():
-            folder.replace(work / _OLD)
-        final.replace(folder)
-    finally:
-        _clear(work, folder)
-
-
-def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:
-    """Raise the `FileExistsError` of `replacing_folder`."""
-    if folder.exists() and not may_be_replaced(folder):
-        raise FileExistsError(
-            f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
-            "holds other files. Name another one or remove it."
-        )
-
-
-def _clear(work: Path, folder: Path) -> None:
-    """Remove a work folder. What it holds because it was to be replaced goes back."""
-    old = work / _OLD
-    if old.exists() and not folder.exists():
-        old.replace(folder)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 # How a run is run, without effect on what it computes (`iters` stands in the config as well).

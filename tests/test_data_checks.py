@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from ppvision.data.checks import check_segmentation_list
-from ppvision.data.files import DataError
+from ppvision.errors import DataError
 
 SIZE = (12, 16)  # height, width
 

@@ -21,7 +21,7 @@ from ppvision.data.converters import (
     convert_dsb2018,
 )
 from ppvision.data.dsb2018 import nucleus_label
-from ppvision.data.files import DataError
+from ppvision.errors import DataError
 
 # pycocotools 2.0.11 on numpy 2.
 pytestmark = pytest.mark.filterwarnings(

@@ -18,10 +18,10 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 from ppdet.data.reader import BatchCompose, Compose
 
-from ppvision.data.files import DataError
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.errors import DataError
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.prediction import read_rgb

@@ -20,7 +20,7 @@ from ppvision.data.digit_scenes import (
     load_photos,
     write_digit_scenes,
 )
-from ppvision.data.files import DataError
+from ppvision.errors import DataError
 
 SMALL = {"count": 6, "val_count": 3, "size": 48, "max_digits": 5}
 

@@ -13,6 +13,8 @@ import numpy as np
 from paddle.io.dataloader.collate import default_collate_fn
 from paddle.vision.transforms import functional as V
 
+from ppvision.errors import InputError
+
 # The strength of each operation of RandAugment at the highest magnitude.
 MAGNITUDES = 10
 MAX_ROTATION = 30.0  # degrees
@@ -154,9 +156,9 @@ class RandAugment:
         self, num_ops: int = 2, magnitude: float = 9, magnitude_std: float = 0.5, fill: int = 128
     ) -> None:
         if not 0 <= magnitude <= MAGNITUDES:
-            raise ValueError(f"RandAugment: expected magnitude 0 to {MAGNITUDES}, got {magnitude}.")
+            raise InputError(f"RandAugment: expected magnitude 0 to {MAGNITUDES}, got {magnitude}.")
         if num_ops < 1 or magnitude_std < 0 or not 0 <= fill <= 255:
-            raise ValueError(
+            raise InputError(
                 "RandAugment: expected num_ops of at least 1, magnitude_std of at least 0, fill 0 "
                 f"to 255, got {num_ops}, {magnitude_std}, {fill}."
             )
@@ -200,7 +202,7 @@ class RandomErasing:
         self, prob: float = 0.25, scale: Sequence[float] = (0.02, 1 / 3), ratio: float = 0.3
     ) -> None:
         if not 0 <= prob <= 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio <= 1:
-            raise ValueError(
+            raise InputError(
                 "RandomErasing: expected prob in [0, 1], 0 < scale[0] <= scale[1] <= 1 and ratio "
                 f"in (0, 1], got {prob}, {list(scale)}, {ratio}."
             )
@@ -210,7 +212,7 @@ class RandomErasing:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating):
-            raise ValueError(
+            raise InputError(
                 f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it behind "
                 "Normalize."
             )
@@ -255,7 +257,7 @@ class MixBatch:
         label_smoothing: float = 0.0,
     ) -> None:
         if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise InputError(
                 "expected mixup and cutmix of at least 0 and label_smoothing in [0, 1), got "
                 f"{mixup}, {cutmix}, {label_smoothing}."
             )

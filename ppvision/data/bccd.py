@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ppvision.data.coco import CocoInstances
-from ppvision.data.files import DataError, decode_picture
+from ppvision.data.pictures import decode_picture
 from ppvision.data.sources import SPLITS, existing_source, filled_list
-from ppvision.data.writing import complete_folder, progress, write_description
+from ppvision.data.writing import progress, write_description
+from ppvision.errors import DataError
+from ppvision.files import create_folder
 
 CLASSES = ["RBC", "WBC", "Platelets"]
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -42,7 +44,7 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
     boxes = source / ("Annotations" if voc else "annotations")
     names = {split: [line[0] for _, line in filled_list(lists, split)] for split in SPLITS}
     summary = {"name": "bccd", "source": source.resolve().name, "classes": CLASSES}
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split in SPLITS:
             (folder / "images" / split).mkdir(parents=True)
             coco = CocoInstances(dict(enumerate(CLASSES, start=1)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.data.files import DataError, decode_picture
+from ppvision.data.pictures import decode_picture
 from ppvision.data.sources import (
     SPLITS,
     Sample,
@@ -16,7 +16,9 @@ from ppvision.data.sources import (
     read_map,
     write_pair_list,
 )
-from ppvision.data.writing import complete_folder, progress, write_description, write_picture
+from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.errors import DataError
+from ppvision.files import create_folder
 
 CLASSES = [
     "sky",
@@ -58,7 +60,7 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
     read_split = _segnet_samples if segnet else listed_samples
     samples = {split: read_split(source, split) for split in SPLITS}
     summary = {"name": "camvid", "source": source.resolve().name, "classes": CLASSES}
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split in SPLITS:
             pixels = _write_split(folder, split, samples[split], segnet)
             summary[split] = {

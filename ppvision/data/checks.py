@@ -21,8 +21,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ppvision.data.files import DEEP_MODES, DataError, decode_picture, read_list
+from ppvision.data.pictures import DEEP_MODES, decode_picture
+from ppvision.data.text import read_list
 from ppvision.data.writing import progress
+from ppvision.errors import DataError
+from ppvision.files import cache_folder
 
 SHOWN = 10  # problems of each kind that the error lists
 ANY_CLASS = 2**16  # more classes than a label map of 16 bits can hold: no value is out of range
@@ -315,8 +318,7 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
             if path is not None and path.is_file():
                 status = path.stat()
                 digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    cache = os.environ.get("PPVISION_CACHE") or Path.home() / ".cache" / "ppvision"
-    return Path(cache) / "checked" / f"{digest.hexdigest()}.json"
+    return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 
 def _stored_verdict(stamp: Path) -> dict | None:

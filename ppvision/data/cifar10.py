@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ppvision.data.files import DataError, decode_picture
+from ppvision.data.pictures import decode_picture
 from ppvision.data.sources import PICTURE_SUFFIXES, SPLITS, existing_source
-from ppvision.data.writing import complete_folder, progress, write_description
+from ppvision.data.writing import progress, write_description
+from ppvision.errors import DataError
+from ppvision.files import create_folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -46,7 +48,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
         source = archives[0]
     pictures = _folder_pictures(source) if source.is_dir() else _tar_pictures(source)
     counts = {split: Counter() for split in SPLITS}
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split in SPLITS:
             for name in CLASSES:
                 (folder / "classes" / split / name).mkdir(parents=True)

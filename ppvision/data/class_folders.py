@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 import paddle
 
-from ppvision.data.files import READABLE_SUFFIXES, DataError, read_list
+from ppvision.data.listing import READABLE_SUFFIXES
+from ppvision.data.text import read_list
+from ppvision.errors import DataError
 
 
 class ClassFolders(paddle.io.Dataset):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.errors import InputError
+
 
 def uncompressed_rle(mask: np.ndarray) -> dict:
     """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
@@ -24,7 +26,7 @@ def visible_box(mask: np.ndarray) -> list[int]:
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
-        raise ValueError("mask: expected at least one pixel that is set, got none.")
+        raise InputError("mask: expected at least one pixel that is set, got none.")
     return [
         int(columns[0]),
         int(rows[0]),

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ppvision.data.checks import EXIF_ORIENTATION, QUARTER_TURNS, check_pairs
-from ppvision.data.files import DataError
+from ppvision.errors import DataError, InputError
 
 logger = logging.getLogger("ppvision")
 
@@ -254,7 +254,7 @@ def _run_lengths(text: str) -> list[int]:
     for character in text:
         digit = ord(character) - 48
         if not 0 <= digit < 64:
-            raise ValueError(character)
+            raise InputError(character)
         number |= (digit & 31) << shift
         shift += 5
         if digit & 32:
@@ -264,11 +264,11 @@ def _run_lengths(text: str) -> list[int]:
         if len(found) > 2:
             number += found[-2]
         if number < 0:
-            raise ValueError(number)
+            raise InputError(number)
         found.append(number)
         number = shift = 0
     if shift:
-        raise ValueError(text)
+        raise InputError(text)
     return found
 
 

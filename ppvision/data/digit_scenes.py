@@ -26,14 +26,10 @@ import cv2
 import numpy as np
 
 from ppvision.data.coco import CocoInstances
-from ppvision.data.files import DataError, decode_picture, rgb_pixels
-from ppvision.data.writing import (
-    complete_folder,
-    progress,
-    write_description,
-    write_lines,
-    write_picture,
-)
+from ppvision.data.pictures import decode_picture, rgb_pixels
+from ppvision.data.writing import progress, write_description, write_lines, write_picture
+from ppvision.errors import DataError, InputError, MissingFileError
+from ppvision.files import create_folder
 
 CLASS_NAMES = ["background", *map(str, range(10))]
 
@@ -103,7 +99,7 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
     else:
         paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
         if not paths:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"photographs: expected a folder with {', '.join(sorted(PHOTO_SUFFIXES))} files, "
                 f"found none in {folder}."
             )
@@ -247,9 +243,9 @@ def write_digit_scenes(
         ("seed", seed, 0, 2**32 - 1),
     ):
         if not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{name}: expected a whole number, {least} to {most}, got {value!r}.")
+            raise InputError(f"{name}: expected a whole number, {least} to {most}, got {value!r}.")
     if photos is not None and Path(output).resolve().is_relative_to(Path(photos).resolve()):
-        raise ValueError(
+        raise InputError(
             f"output: expected a folder outside of the photographs, got {output} in {photos}, "
             "where scenes would be read as photographs. Name another one."
         )
@@ -261,7 +257,7 @@ def write_digit_scenes(
         "photos": "scikit-learn sample images" if photos is None else Path(photos).resolve().name,
         "classes": CLASS_NAMES,
     }
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split_id, (split, scenes) in enumerate((("train", count), ("val", val_count))):
             sources = load_digits(split), load_photos(split, photos)
             summary[split] = _write_split(folder, split, split_id, scenes, summary, sources)

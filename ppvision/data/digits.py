@@ -7,7 +7,8 @@ import numpy as np
 
 from ppvision.data.digit_scenes import VAL_EVERY, load_digits
 from ppvision.data.sources import SPLITS
-from ppvision.data.writing import complete_folder, progress, write_description, write_picture
+from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.files import create_folder
 
 
 def write_digits(output: str | Path) -> dict:
@@ -26,7 +27,7 @@ def write_digits(output: str | Path) -> dict:
     """
     names = [str(digit) for digit in range(10)]
     summary = {"name": "digits", "classes": names, "held_out": f"one in {VAL_EVERY} of each class"}
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split in SPLITS:
             tiles, classes = load_digits(split)
             counts: Counter[str] = Counter()

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from ppvision.data.coco import CocoInstances
-from ppvision.data.files import DataError, decode_picture, rgb_pixels
+from ppvision.data.pictures import decode_picture, rgb_pixels
 from ppvision.data.sources import (
     SPLITS,
     existing_source,
@@ -16,7 +16,9 @@ from ppvision.data.sources import (
     read_map,
     write_pair_list,
 )
-from ppvision.data.writing import complete_folder, progress, write_description, write_picture
+from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.errors import DataError, InputError
+from ppvision.files import create_folder
 
 VAL_EVERY = 5  # stage1_train has no split: one in five pictures, by sorted ID, is val
 
@@ -54,7 +56,7 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         ValueError: `border` is not a whole number from 0 on.
     """
     if isinstance(border, bool) or not isinstance(border, int) or border < 0:
-        raise ValueError(f"border: expected a whole number of pixels, 0 or more, got {border!r}.")
+        raise InputError(f"border: expected a whole number of pixels, 0 or more, got {border!r}.")
     source = existing_source(source, "dsb2018")
     original = source / "stage1_train" if (source / "stage1_train").is_dir() else source
     if not (source / "train.txt").exists() and any(original.glob("*/masks")):
@@ -70,7 +72,7 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         "border": border,
         "classes": ["background", "nucleus", *(["border"] if border else [])],
     }
-    with complete_folder(output) as folder:
+    with create_folder(output) as folder:
         for split in SPLITS:
             summary[split] = _write_split(folder, split, pictures[split], border)
         write_description(folder, summary)

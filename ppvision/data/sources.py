@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.data.files import DataError, decode_picture, read_list
+from ppvision.data.pictures import decode_picture
+from ppvision.data.text import read_list
 from ppvision.data.writing import write_lines
+from ppvision.errors import DataError, MissingFileError
 
 SPLITS = ("train", "val")
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png"}
@@ -30,7 +32,7 @@ def existing_source(source: str | Path, name: str, file_allowed: bool = False) -
     source = Path(source)
     if not (source.is_dir() or (file_allowed and source.is_file())):
         expected = "a folder or tar file" if file_allowed else "a folder"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"source: expected {expected} with {name}, found none at {source}. Check the path."
         )
     return source

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppvision.data.checks import check_pairs
 from ppvision.data.coco_checks import listed, other_size
-from ppvision.data.files import DataError
+from ppvision.errors import DataError, InputError
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -73,7 +73,7 @@ def _check_objects(
                 box = [float(item.findtext(f"bndbox/{edge}")) for edge in _EDGES]
                 left, top, right, bottom = box
                 if not all(map(math.isfinite, box)):
-                    raise ValueError("a box that is not finite")
+                    raise InputError("a box that is not finite")
                 across = min(right, width - 1) - max(left, 0)
                 down = min(bottom, height - 1) - max(top, 0)
                 flat += across <= 0 or down <= 0

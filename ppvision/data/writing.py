@@ -1,43 +1,12 @@
 """How every data writer leaves a folder: complete, or not there."""
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
-
-
-@contextmanager
-def complete_folder(output: str | Path) -> Iterator[Path]:
-    """Yield a folder beside `output` that takes its name once the block has ended without error.
-
-    Until then it is called `.NAME.ppvision-partial`; what a killed run left there is removed.
-
-    Raises:
-        FileExistsError: `output` exists and is not an empty folder.
-    """
-    target = Path(output).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        held = "which holds files" if target.is_dir() else "which is a file"
-        raise FileExistsError(
-            f"output: expected a new or empty folder, got {output}, {held}. "
-            "Name another one or remove it."
-        )
-    partial = target.with_name(f".{target.name}.ppvision-partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    if target.is_dir():
-        target.rmdir()
-    partial.replace(target)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

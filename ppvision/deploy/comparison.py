@@ -20,6 +20,7 @@ from ppvision.deploy.runtime import (
     open_runtime,
 )
 from ppvision.deploy.transforms import Normalize, Transforms
+from ppvision.errors import InputError
 
 _TRIALS = 8  # inputs that differ in their last digits, for each probe
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
@@ -65,7 +66,7 @@ def eager_probes(
         ]
         return list(zip(inputs, arrays, strict=True))
     size, error = failure
-    raise ValueError(
+    raise InputError(
         f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
         f"it failed; on {list(size)} it raised {in_one_line(error)}"
     ) from error
@@ -96,13 +97,13 @@ def _as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarra
     if task != "features":
         tensors = tensors[:1]
     if not tensors or not all(isinstance(t, Tensor) for t in tensors):
-        raise ValueError(
+        raise InputError(
             f"model: expected a tensor or a list of tensors, got {type(output).__name__}. "
             "Wrap the model in a Layer that returns its logits."
         )
     arrays = [t.numpy() for t in tensors]
     if not all(np.isfinite(a).all() for a in arrays):
-        raise ValueError(
+        raise InputError(
             f"model: gives numbers that are not finite for an input of {list(shape)}, so that "
             "nothing can be compared. Check its weights."
         )

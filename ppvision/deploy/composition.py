@@ -13,6 +13,7 @@ import paddle
 from paddle.base import core
 
 from ppvision.deploy.manifest import OPENVINO_PROGRAM, Manifest
+from ppvision.errors import InputError
 from ppvision.quant.layered_model import LayeredModel
 
 PROGRAM, PARAMETERS = "model.json", "model.pdiparams"
@@ -52,18 +53,18 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
             which a float graph does not.
     """
     if manifest.format != "paddle" or manifest.bits != 32 or not manifest.parameters:
-        raise ValueError(
+        raise InputError(
             f"{folder}: expected a float export for Paddle Inference that names its parameters, "
             f"got {manifest.bits} bits, format {manifest.format}. Export again without --bits."
         )
     if layered.state.activations:
-        raise ValueError(
+        raise InputError(
             "layered: its activations are quantised, which a float graph does not do. Use the "
             "folder that `export --bits` wrote for this width."
         )
     theirs, ours = layered.config.get("classes") or [], manifest.classes
     if theirs and ours and list(theirs) != list(ours):
-        raise ValueError(
+        raise InputError(
             f"layered: expected the classes of {folder}, {', '.join(ours[:8])}; got "
             f"{', '.join(map(str, theirs[:8]))}."
         )
@@ -80,7 +81,7 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
         else:
             tensors[name] = paddle.to_tensor(arrays[path].astype(tensors[name].numpy().dtype))
     if wrong:
-        raise ValueError(
+        raise InputError(
             f"layered: expected the tensors of {folder}, which is of another architecture; missing "
             f"or of another shape: {', '.join(wrong[:8])}."
         )

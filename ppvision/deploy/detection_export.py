@@ -24,7 +24,8 @@ from ppvision.deploy.export import (
 )
 from ppvision.deploy.graph import trace_detector, write_graph
 from ppvision.deploy.runtime import Engine, engine_name, failing_as, in_one_line, open_runtime
-from ppvision.run_folder import replacing_folder
+from ppvision.errors import InputError
+from ppvision.files import replace_folder
 
 RAW = 2  # outputs before NMS: boxes and scores
 _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
@@ -75,11 +76,11 @@ def export_detector(
     shape = checked_shape(input_shape)
     if format not in manifests.FILES:
         known = ", ".join(manifests.FILES)
-        raise ValueError(f"format: expected one of {known}, got {format!r}.")
+        raise InputError(f"format: expected one of {known}, got {format!r}.")
     pipeline = DetectionTransforms(transforms)
     check_packed(model, bits)
     folder = Path(folder).resolve()
-    replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
+    replacing = replace_folder(folder, may_be_replaced, "an earlier export")
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
@@ -139,12 +140,12 @@ def _probes(
             continue
         arrays = [[tensor.numpy() for tensor in outputs] for outputs in found]
         if not all(np.isfinite(a).all() for outputs in arrays for a in outputs):
-            raise ValueError(
+            raise InputError(
                 "model: gives numbers that are not finite, so that nothing can be compared. Check "
                 "its weights."
             )
         return list(zip(inputs, arrays, strict=True))
-    raise ValueError(
+    raise InputError(
         f"model: expected one that runs on inputs of input_shape={list(shape)}; it raised "
         f"{in_one_line(failure)}"
     ) from failure

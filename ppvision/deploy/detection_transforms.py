@@ -13,6 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ppvision.errors import InputError
+
 Inputs = dict[str, np.ndarray]  # image [H, W, 3] on the way, [3, H, W] at its end; im_shape [2];
 # scale_factor [2]: height, width each
 
@@ -35,11 +37,11 @@ class Resize:
         size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
         whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)
         if len(size) != 2 or not whole:
-            raise ValueError(
+            raise InputError(
                 f"Resize: expected target_size as one size or [height, width], got {target_size!r}."
             )
         if interp not in range(5):
-            raise ValueError(f"Resize: expected interp from 0 to 4 (OpenCV's), got {interp!r}.")
+            raise InputError(f"Resize: expected interp from 0 to 4 (OpenCV's), got {interp!r}.")
         self.size, self.keep_ratio, self.interp = size, bool(keep_ratio), interp
 
     def __call__(self, inputs: Inputs) -> Inputs:
@@ -51,7 +53,7 @@ class Resize:
         else:
             down, across = self.size[0] / height, self.size[1] / width
         if round(height * down) < 1 or round(width * across) < 1:
-            raise ValueError(
+            raise InputError(
                 f"picture: {width}x{height} is too narrow to be resized to {self.size[1]}x"
                 f"{self.size[0]} with its ratio kept. Crop or pad it first."
             )
@@ -82,7 +84,7 @@ class NormalizeImage:
         norm_type: str = "mean_std",
     ) -> None:
         if len(mean) != 3 or len(std) != 3 or 0 in std or norm_type not in ("mean_std", "none"):
-            raise ValueError(
+            raise InputError(
                 "NormalizeImage: expected three numbers each as mean and std, none of std zero, "
                 f"and norm_type mean_std or none; got {mean!r}, {std!r}, {norm_type!r}."
             )
@@ -116,7 +118,7 @@ class PadBatch:
 
     def __init__(self, pad_to_stride: int = 0) -> None:
         if isinstance(pad_to_stride, bool) or not isinstance(pad_to_stride, int):
-            raise ValueError(f"PadBatch: expected a whole pad_to_stride, got {pad_to_stride!r}.")
+            raise InputError(f"PadBatch: expected a whole pad_to_stride, got {pad_to_stride!r}.")
         self.stride = pad_to_stride
 
     def __call__(self, inputs: Inputs) -> Inputs:
@@ -148,7 +150,7 @@ class DetectionTransforms:
     def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
         self.transforms = [_build(spec) for spec in specs if list(spec) != [_READING]]
         if not any(isinstance(transform, Permute) for transform in self.transforms):
-            raise ValueError("transforms: a detector takes its channels first; expected Permute.")
+            raise InputError("transforms: a detector takes its channels first; expected Permute.")
 
     @property
     def normalize(self) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +180,10 @@ class DetectionTransforms:
 
 def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs]:
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise ValueError(f"transforms: expected {{NAME: {{...}}}}, got {spec!r}.")
+        raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {spec!r}.")
     ((name, options),) = spec.items()
     if name not in KNOWN:
-        raise ValueError(
+        raise InputError(
             f"transforms: {name} cannot be reproduced in deployment; known are {_READING}, "
             f"{', '.join(KNOWN)}. Random and other training transforms belong to the TrainReader: "
             "deployment takes those of the TestReader."
@@ -191,7 +193,7 @@ def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs]:
         inspect.signature(KNOWN[name]).bind(**options)
     except TypeError as error:
         parameters = ", ".join(inspect.signature(KNOWN[name]).parameters)
-        raise ValueError(
+        raise InputError(
             f"transforms: {name} takes {parameters or 'nothing'}; got {', '.join(options)} "
             f"({error})."
         ) from error

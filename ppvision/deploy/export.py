@@ -28,8 +28,9 @@ from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.runtime import has_openvino
 from ppvision.deploy.token_form import changed_blocks
 from ppvision.deploy.transforms import CenterCrop, Transforms
+from ppvision.errors import InputError
+from ppvision.files import replace_folder
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
-from ppvision.run_folder import replacing_folder
 
 
 def export_model(
@@ -94,26 +95,26 @@ def export_model(
         ("format", format, tuple(manifests.FILES)),
     ):
         if value not in known:
-            raise ValueError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
+            raise InputError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
     if task == "features" and output_op != "none":
-        raise ValueError(
+        raise InputError(
             f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
         )
     pipeline = Transforms(transforms)
     if task == "segmentation" and any(isinstance(t, CenterCrop) for t in pipeline.transforms):
-        raise ValueError(
+        raise InputError(
             "transforms: CenterCrop leaves parts of the picture without a class; expected none for "
             "segmentation. Resize or pad instead."
         )
     if pipeline.transforms and shape[1] != 3:
-        raise ValueError(
+        raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
             "Leave them away and prepare the input yourself (Predictor.run)."
         )
 
     check_packed(model, bits)
     folder = Path(folder).resolve()
-    replacing = replacing_folder(folder, may_be_replaced, "an earlier export")
+    replacing = replace_folder(folder, may_be_replaced, "an earlier export")
     with evaluation_mode(model), replacing as work:
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
@@ -219,7 +220,7 @@ def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
     sizes = [n for n in shape if n is not None]
     positive = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
     if len(shape) != 4 or shape[1] is None or not positive:
-        raise ValueError(
+        raise InputError(
             "input_shape: expected [B, C, H, W], whole numbers above 0 with None for a batch, "
             f"height or width that may be any (not for the channels), got {shape}."
         )
@@ -229,7 +230,7 @@ def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
 def check_packed(model: nn.Layer, bits: int) -> None:
     """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without any."""
     if bits != (held := packed_bits(model)):
-        raise ValueError(
+        raise InputError(
             f"bits: expected {held}, which the model's weights have, got {bits}. "
             "LayeredQAT(config).convert(model, bits) gives codes of another width."
         )
@@ -269,14 +270,14 @@ def may_be_replaced(folder: Path) -> bool:
 def _check_logits(logits: np.ndarray, task: str, output_op: str, classes: Sequence[str]) -> None:
     axes = {"classification": "[B, K]", "segmentation": "[B, K, H, W]"}[task]
     if logits.ndim != axes.count(",") + 1:
-        raise ValueError(
+        raise InputError(
             f"model: expected logits {axes} for task {task!r}, got {list(logits.shape)}."
         )
     if output_op == "argmax" and logits.shape[1] < 2:
-        raise ValueError(
+        raise InputError(
             "output_op: argmax needs at least 2 classes, the model has 1. Pass 'none'."
         )
     if len(classes) not in (0, logits.shape[1]):
-        raise ValueError(
+        raise InputError(
             f"classes: expected {logits.shape[1]} names, one per logit, got {len(classes)}."
         )

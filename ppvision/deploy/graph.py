@@ -10,6 +10,8 @@ from paddle import Tensor, nn
 from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
+from ppvision.errors import EngineError, MissingPackageError
+
 INPUT_NAME = "x"
 DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
 
@@ -109,7 +111,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
         for table, known in zip(_trace_tables(), recorded, strict=True):
             for key in set(table) - known:
                 del table[key]
-        raise RuntimeError(
+        raise EngineError(
             f"The model cannot be traced into a static graph: {error}\n"
             "Read sizes from x.shape, use whole-number arithmetic (//, %), and branch on nothing "
             "but sizes and settings."
@@ -163,7 +165,7 @@ def _to_onnx(program: Path, parameters: Path) -> bytes:
     try:
         import paddle2onnx
     except ImportError as error:
-        raise ImportError(
+        raise MissingPackageError(
             "An ONNX export needs paddle2onnx, which is not installed: pip install paddle2onnx"
         ) from error
     try:
@@ -172,6 +174,6 @@ def _to_onnx(program: Path, parameters: Path) -> bytes:
             str(program), str(parameters), save_file=None, opset_version=_ONNX_OPSET
         )
     except UnboundLocalError as error:  # paddle2onnx logs its failure and goes on without a result
-        raise RuntimeError(
+        raise EngineError(
             "paddle2onnx cannot convert this model; its message stands above. Use format='paddle'."
         ) from error

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from ppvision.errors import InputError, MissingFileError
+
 NAME = "deploy.yaml"
 FORMAT_VERSION = 1
 
@@ -71,13 +73,13 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / NAME
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: expected a folder written by export_model, found no {NAME} in it."
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: not readable as YAML ({error}). Copy or export the folder again."
         ) from error
     manifest = _checked(path, content)
@@ -155,17 +157,17 @@ def _is_size(shape: object) -> bool:
 
 def _verify(path: Path, expected: Mapping[str, Any]) -> None:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path}: named in {NAME}, but missing. Copy the whole folder again."
         )
     size = path.stat().st_size
     if size != expected["bytes"]:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected {expected['bytes']} bytes, got {size}; the file is incomplete or "
             "changed. Copy or export it again."
         )
     if (digest := sha256_of(path)) != expected["sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{path}: expected sha256 {expected['sha256']}, got {digest}; the file is corrupt or "
             "changed. Copy or export it again."
         )

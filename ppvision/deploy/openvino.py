@@ -30,6 +30,7 @@ from ppvision.deploy.graph import trace
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
+from ppvision.errors import EngineError, InputError
 from ppvision.models.pale_transformer import PaleBlock
 
 
@@ -75,7 +76,7 @@ def write_openvino_programs(
     except OSError:
         raise  # a full disk, say, which is no fault of the model
     except Exception as error:  # whatever tracing raises
-        raise RuntimeError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
+        raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
     return True
 
 
@@ -91,7 +92,7 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         paddle.jit.save(graph, str(prefix), output_spec=outputs)
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
-            raise ValueError("the weights of the two formats differ")
+            raise InputError("the weights of the two formats differ")
         program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
     (folder / OPENVINO_PROGRAM).write_bytes(program)
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 import cv2
 import numpy as np
 
+from ppvision.errors import PpvisionError
+
 FLOAT_TOLERANCE = 1e-3
 PACKED_TOLERANCE = 1e-4  # of packed codes against the same width in eager mode
 LAST_DIGITS = 1e-5  # share of the input: an engine's other order of additions, a few layers deep
@@ -25,7 +27,7 @@ EVEN_SIZES = ((96, 128), (128, 160))
 LARGE_SIZES = ((256, 320), (512, 640))
 
 
-class ParityError(RuntimeError):
+class ParityError(PpvisionError, RuntimeError):
     """The exported graph gives other numbers than the model.
 
     Attributes:

@@ -30,6 +30,7 @@ from ppvision.deploy.runtime import (
     open_runtime,
 )
 from ppvision.deploy.transforms import Step, Transforms
+from ppvision.errors import EngineError, InputError, MissingFileError
 from ppvision.quant.layered_model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
@@ -100,11 +101,11 @@ class Predictor:
     ) -> None:
         whole = isinstance(threads, int) and not isinstance(threads, bool)
         if threads is not None and (not whole or threads < 1):
-            raise ValueError(
+            raise InputError(
                 f"threads: expected None or a whole number of at least 1, got {threads!r}."
             )
         if bits is not None and layered is None:
-            raise ValueError("bits: expected a layered model with it (layered=...), got none.")
+            raise InputError("bits: expected a layered model with it (layered=...), got none.")
         self._folder = folder = Path(folder)
         self.manifest = read_manifest(folder)
         self.bits = self.manifest.bits
@@ -113,7 +114,7 @@ class Predictor:
         self._transforms = kind(self.manifest.transforms)
         self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
-            raise ValueError(
+            raise InputError(
                 "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
                 f"format={self.manifest.format!r}, device={device!r}. Leave it at None."
             )
@@ -138,7 +139,7 @@ class Predictor:
             ValueError: made without a layered model; a width that it has not; another architecture.
         """
         if self._layered is None:
-            raise ValueError("set_bits: expected a Predictor with a layered model (layered=...).")
+            raise InputError("set_bits: expected a Predictor with a layered model (layered=...).")
         before, self._weights = self._weights, load_layered(self._layered, bits)
         try:
             self._open()
@@ -172,7 +173,7 @@ class Predictor:
         """A runtime that has run once, or None and a warning."""
         try:
             if engine == "onednn" and self.manifest.onednn is False:
-                raise RuntimeError("it failed or gave other numbers when this was exported")
+                raise EngineError("it failed or gave other numbers when this was exported")
             runtime = self._opened(folder, engine)
             smallest = min(self.manifest.checked_shapes, key=np.prod)
             runtime.run(_zeros(self.manifest.task, smallest))
@@ -180,7 +181,7 @@ class Predictor:
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
             reason = f"{self.manifest.name}: {name} cannot run it here ({in_one_line(error)})."
             if insist:
-                raise RuntimeError(f"{reason} Pass use_onednn=None or False.") from error
+                raise EngineError(f"{reason} Pass use_onednn=None or False.") from error
             warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
             return None
         return runtime
@@ -241,11 +242,11 @@ class Predictor:
                 does not fit the export's fixed size.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
+            raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
         if self.manifest.input_shape[1] != 3:
-            raise ValueError(
+            raise InputError(
                 f"images: this export takes {self.manifest.input_shape[1]} channels, not RGB "
                 "pictures. Prepare the input yourself and call run."
             )
@@ -300,7 +301,7 @@ class Predictor:
             got = type(batch).__name__
             if isinstance(batch, np.ndarray):
                 got = f"{batch.dtype} {list(batch.shape)}"
-            raise ValueError(
+            raise InputError(
                 f"batch: expected a float32 array {expected} (None: any size), got {got}. "
                 "Set transforms at export so that every picture gets this size."
             )
@@ -381,20 +382,20 @@ def _read(image: Picture) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         path = os.fspath(image)
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"image: expected a picture file, found none at {path}.")
+            raise MissingFileError(f"image: expected a picture file, found none at {path}.")
         # As PaddleSeg reads it: 3 channels, turned upright by its EXIF tag.
         picture = cv2.imread(path, cv2.IMREAD_COLOR)
         if picture is None:
-            raise ValueError(
+            raise InputError(
                 f"image: {path} is not a picture that OpenCV reads. Convert it to PNG or JPEG."
             )
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     if not isinstance(image, np.ndarray):
-        raise ValueError(
+        raise InputError(
             f"image: expected a path or a uint8 array [H, W, 3], got {type(image).__name__}."
         )
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(
+        raise InputError(
             f"image: expected a uint8 array [H, W, 3] (RGB, 0..255), got {image.dtype} "
             f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
             "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list."

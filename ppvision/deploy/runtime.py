@@ -14,6 +14,7 @@ import paddle
 from paddle import inference
 
 from ppvision.deploy.manifest import OPENVINO_PROGRAM
+from ppvision.errors import EngineError, InputError, MissingPackageError
 
 # Of Paddle Inference, from the quickest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
 # kernels for its operators, Paddle's own kernels (the only ones on a GPU).
@@ -127,7 +128,7 @@ class OnnxRuntime:
         try:
             import onnxruntime
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 "An ONNX export runs in ONNX Runtime, which is not installed: "
                 "pip install onnxruntime"
             ) from error
@@ -212,7 +213,7 @@ def failing_as(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuntimeError(f"{what} ({in_one_line(error)}).") from error
+        raise EngineError(f"{what} ({in_one_line(error)}).") from error
 
 
 def in_one_line(error: Exception) -> str:
@@ -222,9 +223,9 @@ def in_one_line(error: Exception) -> str:
 
 def _check_device(device: str, has_gpu: bool, package: str) -> None:
     if device not in ("cpu", "gpu"):
-        raise ValueError(f"device: expected 'cpu' or 'gpu', got {device!r}.")
+        raise InputError(f"device: expected 'cpu' or 'gpu', got {device!r}.")
     if device == "gpu" and not has_gpu:
-        raise ValueError(
+        raise InputError(
             f"device: 'gpu' asked for, but the installed {package} finds none. Install the build "
             f"of {package} for your GPU, or pass device='cpu'."
         )

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from ppvision.errors import InputError
+
 Size = tuple[int, int]  # (height, width)
 
 _INTERPOLATIONS = {
@@ -36,7 +38,7 @@ class Step(NamedTuple):
 
 def _resized(image: np.ndarray, width: int, height: int, interp: int = cv2.INTER_LINEAR):
     if width < 1 or height < 1:
-        raise ValueError(
+        raise InputError(
             f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
             "is too narrow for the size that the transforms ask for. Crop or pad it first."
         )
@@ -50,7 +52,7 @@ def _resized_by(image: np.ndarray, scale: float) -> np.ndarray:
 
 def _whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise ValueError(
+        raise InputError(
             f"{owner}: expected {name} to be a whole number of at least {lowest}, got {value!r}."
         )
     return value
@@ -58,14 +60,14 @@ def _whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
 
 def _width_height(owner: str, value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise ValueError(f"{owner}: expected target_size [width, height], got {value!r}.")
+        raise InputError(f"{owner}: expected target_size [width, height], got {value!r}.")
     width, height = (_whole(owner, "each value of target_size", n) for n in value)
     return width, height
 
 
 def _number(owner: str, name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{owner}: expected {name} to be a number, got {value!r}.")
+        raise InputError(f"{owner}: expected {name} to be a number, got {value!r}.")
     return float(value)
 
 
@@ -92,7 +94,7 @@ class Resize:
             _whole("Resize", "size_divisor", size_divisor)
         self.size_divisor = size_divisor
         if interp not in _INTERPOLATIONS:
-            raise ValueError(
+            raise InputError(
                 f"Resize: expected interp to be one of {list(_INTERPOLATIONS)}, got {interp!r}. "
                 "A random interpolation cannot be deployed."
             )
@@ -162,7 +164,7 @@ class LimitLong:
             if value is not None:
                 _whole("LimitLong", name, value)
         if max_long is not None and min_long is not None and min_long > max_long:
-            raise ValueError(
+            raise InputError(
                 f"LimitLong: expected min_long <= max_long, got {min_long} and {max_long}."
             )
         self.max_long, self.min_long = max_long, min_long
@@ -200,7 +202,7 @@ class Padding:
         height, width = image.shape[:2]
         new_width, new_height = self.target_size
         if new_width < width or new_height < height:
-            raise ValueError(
+            raise InputError(
                 f"Padding: expected a picture of at most {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before Padding."
             )
@@ -232,7 +234,7 @@ class PaddingByAspectRatio:
     ) -> None:
         self.aspect_ratio = _number("PaddingByAspectRatio", "aspect_ratio", aspect_ratio)
         if self.aspect_ratio <= 0:
-            raise ValueError(
+            raise InputError(
                 f"PaddingByAspectRatio: expected aspect_ratio above 0, got {aspect_ratio!r}."
             )
         self.value = _number("PaddingByAspectRatio", "im_padding_value", im_padding_value)
@@ -263,7 +265,7 @@ class CenterCrop:
         height, width = image.shape[:2]
         new_width, new_height = self.target_size
         if new_width > width or new_height > height:
-            raise ValueError(
+            raise InputError(
                 f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before CenterCrop."
             )
@@ -282,13 +284,13 @@ class Normalize:
     def __init__(self, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)) -> None:
         for name, values in (("mean", mean), ("std", std)):
             if not isinstance(values, (list, tuple)) or len(values) not in (1, 3):
-                raise ValueError(
+                raise InputError(
                     f"Normalize: expected {name} to be a list of 1 or 3 numbers, got {values!r}."
                 )
             for value in values:
                 _number("Normalize", f"each value of {name}", value)
         if 0 in std:
-            raise ValueError(f"Normalize: expected std without zeros, got {list(std)}.")
+            raise InputError(f"Normalize: expected std without zeros, got {list(std)}.")
         self.mean, self.std = np.array(mean, "float64"), np.array(std, "float64")
         every_byte = np.arange(256, dtype=np.uint8).reshape(256, 1, 1).repeat(3, axis=2)
         self._of_bytes = np.ascontiguousarray(self._computed(every_byte).T)  # [3, 1, 256]
@@ -341,7 +343,7 @@ class Transforms:
 
     def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
-            raise ValueError(
+            raise InputError(
                 f"transforms: expected a list of {{type: ..., ...}}, got {type(specs).__name__}."
             )
         self.transforms = [_build(spec) for spec in specs]
@@ -365,10 +367,10 @@ class Transforms:
 
 def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
-        raise ValueError(f"transforms: expected {{type: NAME, ...}}, got {spec!r}.")
+        raise InputError(f"transforms: expected {{type: NAME, ...}}, got {spec!r}.")
     name = spec["type"]
     if name not in KNOWN:
-        raise ValueError(
+        raise InputError(
             f"transforms: {name} cannot be reproduced in deployment; known are {', '.join(KNOWN)}. "
             "Random and other training transforms belong to the training data only: give the "
             "transforms of the validation data."
@@ -378,7 +380,7 @@ def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, 
         inspect.signature(KNOWN[name]).bind(**arguments)
     except TypeError as error:
         parameters = ", ".join(inspect.signature(KNOWN[name]).parameters)
-        raise ValueError(
+        raise InputError(
             f"transforms: {name} takes {parameters}; got {', '.join(arguments) or 'nothing'} "
             f"({error})."
         ) from error

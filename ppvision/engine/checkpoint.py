@@ -21,12 +21,13 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.run_folder import sync_folder, write_text
+from ppvision.errors import MissingFileError, PpvisionError, StorageError, WeightsError
+from ppvision.files import sync_folder, write_text
 from ppvision.safe_yaml import load_yaml, plain, yaml_text
-from ppvision.zoo.weights import WeightsError, assign_weights, read_weights, save_weights
+from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
 
-class CheckpointError(ValueError):
+class CheckpointError(PpvisionError, ValueError):
     """A checkpoint that is incomplete, damaged or of another model."""
 
 
@@ -105,7 +106,9 @@ def save_checkpoint(
         sync_folder(folder)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(error.errno, f"checkpoint: could not write {final} ({reason})") from error
+        raise StorageError(
+            error.errno, f"checkpoint: could not write {final} ({reason})"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     if keep is not None:
@@ -217,7 +220,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     path = Path(resume)
     if not path.is_dir():
         near = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"resume: expected `auto` or a checkpoint's folder, got {resume!r}. "
             f"In {folder}: {near}."
         )

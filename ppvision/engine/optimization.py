@@ -5,6 +5,8 @@ import re
 import paddle
 from paddle import nn
 
+from ppvision.errors import InputError
+
 
 def parameter_groups(
     model: nn.Layer, weight_decay: float, layer_decay: float | None = None
@@ -29,7 +31,7 @@ def parameter_groups(
     Source of layer-wise decay: BEiT (Bao et al., 2022); numbered as CSWin does.
     """
     if weight_decay < 0 or (layer_decay is not None and not 0 < layer_decay <= 1):
-        raise ValueError(
+        raise InputError(
             "optimizer: expected weight_decay of at least 0 and layer_decay in (0, 1], got "
             f"{weight_decay!r} and {layer_decay!r}."
         )
@@ -53,7 +55,7 @@ def _block_starts(model: nn.Layer) -> list[int]:
     """Blocks before each stage, and in all."""
     stages = getattr(model, "stages", None)
     if stages is None:
-        raise ValueError(
+        raise InputError(
             f"optimizer: layer_decay needs a model with stages of blocks, got "
             f"{type(model).__name__}. Leave layer_decay away."
         )
@@ -88,12 +90,12 @@ def cosine_with_warmup(
         ValueError: warm-up as long as the training, or rates out of order.
     """
     if not 0 <= warmup < iters:
-        raise ValueError(
+        raise InputError(
             f"lr_scheduler: expected a warm-up shorter than the training of {iters} steps, got "
             f"{warmup}. Lower warmup_epochs."
         )
     if not 0 <= warmup_start_lr <= learning_rate or not 0 <= end_lr <= learning_rate:
-        raise ValueError(
+        raise InputError(
             "lr_scheduler: expected warmup_start_lr and end_lr between 0 and learning_rate, got "
             f"{warmup_start_lr!r}, {end_lr!r} and {learning_rate!r}."
         )

@@ -14,6 +14,8 @@ import numpy as np
 import paddle
 from paddle.io.dataloader.collate import default_collate_fn
 
+from ppvision.errors import InputError
+
 
 def derived_seed(*numbers: int) -> int:
     """A 32-bit seed from any numbers; close numbers give unrelated seeds."""
@@ -126,7 +128,7 @@ class SeededBatches(paddle.io.BatchSampler):
         )
         self.per_epoch = len(self.sampler)
         if self.per_epoch == 0:
-            raise ValueError(
+            raise InputError(
                 f"train_dataset: expected at least batch_size={batch_size} samples for each of "
                 f"{self.sampler.nranks} process(es), got {len(dataset)}. Lower --batch_size."
             )

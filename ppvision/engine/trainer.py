@@ -36,6 +36,7 @@ from ppvision.engine.seeding import (
     sample_name,
     seed_batch,
 )
+from ppvision.errors import InputError, PpvisionError, StorageError
 from ppvision.run_folder import RunFolder, config_differences
 
 logger = logging.getLogger("ppvision")
@@ -55,7 +56,7 @@ _ONLY = ""  # the name of a forward pass that has no other beside it
 _LATEST = ("Train/lr", "Train/grad_norm")
 
 
-class DataReadError(RuntimeError):
+class DataReadError(PpvisionError, RuntimeError):
     """A sample that could not be read while training."""
 
 
@@ -100,20 +101,20 @@ class TrainOptions:
         for name in ("iters", "batch_size", "accumulate", "log_iters", "save_interval"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+                raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}.")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed: expected a whole number of at least 0, got {self.seed!r}.")
+            raise InputError(f"seed: expected a whole number of at least 0, got {self.seed!r}.")
         for name, low, high in (("clip_norm", 0, math.inf), ("ema_decay", 0, 1)):
             value = getattr(self, name)
             if value is None and name == "clip_norm":
                 continue
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not low < value < high:
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected a number above {low} and below {high}, got {value!r}."
                 )
         if self.precision not in PRECISIONS:
-            raise ValueError(
+            raise InputError(
                 f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
             )
 
@@ -156,7 +157,7 @@ class Trainer:
         before_step: Callable[[int], None] | None = None,
     ) -> None:
         if options.clip_norm is not None and optimizer._grad_clip is not None:
-            raise ValueError(
+            raise InputError(
                 "clip_norm: the optimiser clips already (grad_clip_cfg). Leave one of the two."
             )
         self.model = model
@@ -269,7 +270,7 @@ class Trainer:
             with contextlib.suppress(OSError):
                 self._end()
             if isinstance(error, OSError):
-                raise OSError(error.errno, self._with_advice(error)) from error
+                raise StorageError(error.errno, self._with_advice(error)) from error
             raise
         self._end()
         return self.progress
@@ -491,7 +492,7 @@ class Trainer:
         step = self.progress.step
         scores = dict(self.evaluate(self.model))
         if not scores:
-            raise ValueError(
+            raise InputError(
                 "evaluation: expected scores, got none: nothing in the validation set counts. "
                 f"Training stands at step {step}; go on with --resume once that is mended."
             )
@@ -551,7 +552,9 @@ class Trainer:
                 os.fsync(file.fileno())
             partial.replace(path)
         except OSError as error:
-            raise OSError(error.errno, f"best model: could not write {path} ({error})") from error
+            raise StorageError(
+                error.errno, f"best model: could not write {path} ({error})"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

@@ -19,6 +19,8 @@ from numbers import Integral
 import cv2
 import numpy as np
 
+from ppvision.errors import InputError
+
 _NONE = -1  # class of pixels that do not count
 MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
 WIDEST_DISC = 16  # pixels up to which a filter is quicker than a distance transform
@@ -64,13 +66,13 @@ class _CountedPerClass(ABC):
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if not _is_count(num_classes):
-            raise ValueError(
+            raise InputError(
                 f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
             )
         if num_classes > MOST_CLASSES:
-            raise ValueError(f"num_classes: expected at most {MOST_CLASSES}, got {num_classes}.")
+            raise InputError(f"num_classes: expected at most {MOST_CLASSES}, got {num_classes}.")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
-            raise ValueError(f"ignore_index: expected a whole number, got {ignore_index!r}.")
+            raise InputError(f"ignore_index: expected a whole number, got {ignore_index!r}.")
         self.num_classes, self.ignore_index = num_classes, int(ignore_index)
         self.counts = np.zeros(0, np.int64)
 
@@ -89,7 +91,7 @@ class _CountedPerClass(ABC):
         given = f"{list(pred.shape)} and {list(label.shape)}"
         pred, label = _as_batch(pred), _as_batch(label)
         if pred.shape != label.shape or pred.ndim != 3 or not pred.size:
-            raise ValueError(
+            raise InputError(
                 "pred, label: expected two maps [H, W], [B, H, W] or [B, 1, H, W] of one size, got "
                 f"{given}. Take the classes (argmax) of logits first."
             )
@@ -101,14 +103,14 @@ class _CountedPerClass(ABC):
     def _checked(self, classes: np.ndarray, ignored: np.ndarray, name: str) -> np.ndarray:
         """`[B, H, W]` int16 with -1 where ignored."""
         if classes.dtype.kind not in "iub":
-            raise ValueError(
+            raise InputError(
                 f"{name}: expected whole numbers, got {classes.dtype}. Take the argmax of "
                 "probabilities, or astype(int) of class numbers."
             )
         if classes.min() < 0 or classes.max() >= self.num_classes:
             seen = classes[~ignored]  # the others may be anything
             if seen.size and (seen.min() < 0 or seen.max() >= self.num_classes):
-                raise ValueError(
+                raise InputError(
                     f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
                     f"{self.ignore_index}), got {int(seen.min())} to {int(seen.max())}."
                 )
@@ -171,7 +173,7 @@ class BoundaryIoU(_CountedPerClass):
     ) -> None:
         super().__init__(num_classes, ignore_index)
         if not isinstance(dilation_ratio, float | int) or not 0 < dilation_ratio < 1:
-            raise ValueError(f"dilation_ratio: expected it in (0, 1), got {dilation_ratio!r}.")
+            raise InputError(f"dilation_ratio: expected it in (0, 1), got {dilation_ratio!r}.")
         self.dilation_ratio = dilation_ratio
         self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label
 
@@ -240,7 +242,7 @@ class BoundaryFScore(_CountedPerClass):
             or not tolerances
             or not all(_is_count(tolerance) for tolerance in tolerances)
         ):
-            raise ValueError(
+            raise InputError(
                 "tolerances: expected a tuple of whole numbers of pixels from 1 on, got "
                 f"{tolerances!r}. Write (3,) for one of 3."
             )
@@ -347,7 +349,7 @@ class TrimapIoU(_CountedPerClass):
     def __init__(self, num_classes: int, ignore_index: int = 255, width: int = 5) -> None:
         super().__init__(num_classes, ignore_index)
         if not _is_count(width):
-            raise ValueError(f"width: expected a whole number of pixels from 1 on, got {width!r}.")
+            raise InputError(f"width: expected a whole number of pixels from 1 on, got {width!r}.")
         self.width = width
         self.counts = np.zeros((3, num_classes), np.int64)  # right, predicted, true
 

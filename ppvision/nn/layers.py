@@ -3,6 +3,8 @@
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.errors import InputError
+
 
 class DropPath(nn.Layer):
     """Stochastic depth: drops a residual branch for some samples of a batch.
@@ -19,7 +21,7 @@ class DropPath(nn.Layer):
     def __init__(self, drop_prob: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= drop_prob < 1.0:
-            raise ValueError(
+            raise InputError(
                 f"DropPath: expected drop_prob in [0, 1), got {drop_prob}. "
                 "Lower the model's drop_path_rate."
             )

@@ -15,6 +15,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.errors import InputError
+
 # Added to the score of a padded key. exp(-1e4) is zero in float32, and the number itself is
 # representable in float16, so the same constant serves AMP.
 MASKED_SCORE = -1e4
@@ -28,7 +30,7 @@ def _grouped_axis(axis: int) -> int:
         return _HEIGHT
     if axis in (_WIDTH, _WIDTH - 4):
         return _WIDTH
-    raise ValueError(
+    raise InputError(
         f"axis: expected 2 or -2 (height: groups of rows) or 3 or -1 (width: groups of columns) of "
         f"a [B, C, H, W] tensor, got {axis!r}."
     )
@@ -36,7 +38,7 @@ def _grouped_axis(axis: int) -> int:
 
 def _checked_pale_size(pale_size: int) -> int:
     if isinstance(pale_size, bool) or not isinstance(pale_size, int) or pale_size < 1:
-        raise ValueError(
+        raise InputError(
             f"pale_size: expected a whole number of at least 1, got {pale_size!r}. "
             "The paper uses 7 rows and 7 columns."
         )
@@ -90,7 +92,7 @@ def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
     axis = _grouped_axis(axis)
     pale_size = _checked_pale_size(pale_size)
     if x.ndim != 4:
-        raise ValueError(f"x: expected a [B, C, H, W] tensor, got {x.ndim} axes: {list(x.shape)}.")
+        raise InputError(f"x: expected a [B, C, H, W] tensor, got {x.ndim} axes: {list(x.shape)}.")
     pad = padding_to(x.shape[axis], pale_size)
     x = pad_bottom_right(x, pad, 0) if axis == _HEIGHT else pad_bottom_right(x, 0, pad)
     return _to_groups(x, pale_size, axis)
@@ -158,7 +160,7 @@ def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width:
     count = -(-length // pale_size)
     rows, _, tokens = groups.shape
     if tokens != pale_size * other or (rows >= 0 and rows % count):
-        raise ValueError(
+        raise InputError(
             f"groups: expected [B * {count}, C, {pale_size * other}] for height={height}, "
             f"width={width}, pale_size={pale_size}, axis={axis}, got {list(groups.shape)}. "
             "Pass the size, pale_size and axis that pale_partition was given."
@@ -284,12 +286,12 @@ class PaleAttention(nn.Layer):
     ) -> None:
         super().__init__()
         if num_heads < 2 or num_heads % 2:
-            raise ValueError(
+            raise InputError(
                 "num_heads: expected an even number (half for rows, half for columns), "
                 f"got {num_heads}."
             )
         if channels % num_heads:
-            raise ValueError(
+            raise InputError(
                 f"channels: expected a multiple of num_heads={num_heads}, got {channels}."
             )
         rows, columns = (

@@ -24,6 +24,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
+from ppvision.errors import InputError
+
 # -- similarity of the guidance at two pixels, by its difference [B, C, H, W] in units of lambda ---
 
 
@@ -155,7 +157,7 @@ def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice,
 
 def _check_similarity(similarity: object) -> None:
     if not isinstance(similarity, str) or similarity not in SIMILARITIES:
-        raise ValueError(
+        raise InputError(
             f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
         )
 
@@ -311,13 +313,13 @@ def semantic_difference(
 def _check_counts(**counts: object) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+            raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}.")
 
 
 @paddle.jit.not_to_static  # which would make tensors of the sizes of a graph
 def _check_guidance(v: Tensor, u: Tensor) -> None:
     if len(v.shape) != 4 or (v.shape[0] != u.shape[0] and -1 not in (v.shape[0], u.shape[0])):
-        raise ValueError(
+        raise InputError(
             f"guidance: expected [B, C, h, w] for as many pictures as u {list(u.shape)}, got "
             f"{list(v.shape)}."
         )
@@ -325,7 +327,7 @@ def _check_guidance(v: Tensor, u: Tensor) -> None:
 
 def _check_channels(name: str, x: Tensor, channels: int) -> None:
     if len(x.shape) != 4 or x.shape[1] != channels:
-        raise ValueError(
+        raise InputError(
             f"{name}: expected [B, {channels}, H, W], as this layer was made, got {list(x.shape)}. "
             f"Make it with the channels of the {name}."
         )
@@ -370,7 +372,7 @@ class SemanticDifferenceConv2D(nn.Layer):
         super().__init__()
         _check_counts(in_channels=in_channels, out_channels=out_channels, groups=groups)
         if in_channels % groups or out_channels % groups:
-            raise ValueError(
+            raise InputError(
                 f"groups: expected a divisor of both {in_channels} and {out_channels} channels, "
                 f"got {groups}."
             )
@@ -397,13 +399,13 @@ class SemanticDifferenceConv2D(nn.Layer):
         if self.similarity == "none":
             return None
         if v is None:
-            raise ValueError(
+            raise InputError(
                 f"similarity {self.similarity}: expected a guidance v, got none. Pass one, or take "
                 "similarity none (central differences)."
             )
         _check_guidance(v, u)
         if self.similarity != "cosine" and v.shape[1] != self.in_channels:
-            raise ValueError(
+            raise InputError(
                 f"guidance: expected {self.in_channels} channels like u, got {v.shape[1]}. Project "
                 "it first (SemanticDiffusion does), or take similarity cosine."
             )
@@ -501,7 +503,7 @@ class SemanticDiffusion(nn.Layer):
 
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         if (v is None) != (self.guidance_channels is None):
-            raise ValueError(
+            raise InputError(
                 f"guidance: this layer was made with guidance_channels={self.guidance_channels}; "
                 f"expected {'none' if v is not None else 'one'}."
             )
@@ -544,21 +546,21 @@ class SemanticDiffusionPyramid(nn.Layer):
         super().__init__()
         count = len(feat_channels)
         if levels is not None and not isinstance(levels, (list, tuple)):
-            raise ValueError(
+            raise InputError(
                 f"levels: expected a list of numbers or None, got {levels!r}. Write [0] for one."
             )
         chosen = list(range(count)) if levels is None else list(levels)
         for level in chosen:
             if isinstance(level, bool) or not isinstance(level, int) or not -count <= level < count:
-                raise ValueError(
+                raise InputError(
                     f"levels: expected numbers from 0 to {count - 1} (or from -{count} to -1) for "
                     f"a backbone of {count} feature maps, got {levels!r}."
                 )
         chosen = [level % count for level in chosen]
         if not chosen:
-            raise ValueError(f"levels: expected at least one, got {levels!r}. None takes all.")
+            raise InputError(f"levels: expected at least one, got {levels!r}. None takes all.")
         if len(set(chosen)) != len(chosen):
-            raise ValueError(
+            raise InputError(
                 f"levels: expected each once, got {levels!r}, which is {chosen} of {count} feature "
                 "maps."
             )
@@ -578,7 +580,7 @@ class SemanticDiffusionPyramid(nn.Layer):
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         if not isinstance(features, (list, tuple)) or len(features) != len(self.feat_channels):
             got = len(features) if isinstance(features, (list, tuple)) else type(features).__name__
-            raise ValueError(
+            raise InputError(
                 f"features: expected a list of {len(self.feat_channels)} maps of "
                 f"{self.feat_channels} channels, got {got}. A backbone returns a list, also of one."
             )

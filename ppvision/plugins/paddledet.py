@@ -21,6 +21,8 @@ import contextlib
 import importlib
 import io
 
+from ppvision.errors import MissingPackageError
+
 try:
     with contextlib.redirect_stdout(io.StringIO()):  # it asks for numba, which tracking alone needs
         for _package in ("ppdet.metrics", "ppdet.modeling"):  # which register their components
@@ -29,7 +31,7 @@ try:
     from ppdet.core import workspace
     from ppdet.utils import cli
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         f"ppvision.plugins.paddledet needs PaddleDetection, which does not import ({error}); "
         "install it with: pip install --no-deps paddledet==2.6.0"
     ) from error
@@ -41,6 +43,7 @@ import yaml
 from paddle import Tensor, nn
 from ppdet.modeling.shape_spec import ShapeSpec
 
+from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import shims
 from ppvision.zoo import create_model
@@ -121,7 +124,7 @@ class _PaleBackbone(nn.Layer):
         name, count = type(self).__name__, 4
         chosen = list(return_idx)
         if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
-            raise ValueError(
+            raise InputError(
                 f"{name}: return_idx: expected numbers from 0 to {count - 1}, the finest first, "
                 f"got {return_idx!r}."
             )
@@ -203,7 +206,7 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
         return workspace.register(workspace.serializable(component))
     owner = known.pymodule.__name__
     if owner != __name__:
-        raise ValueError(
+        raise InputError(
             f"PaddleDetection component {name!r}: expected a free name, but {owner} has registered "
             "it. Import only one of the two."
         )

@@ -19,11 +19,13 @@ and the shims of `ppvision.plugins.shims` are in force where this Paddle needs t
 again, or reloading it, changes nothing.
 """
 
+from ppvision.errors import MissingPackageError
+
 try:
     from paddleseg.core.train import loss_computation  # (shims repair its train())
     from paddleseg.cvlibs import builder, manager
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         f"ppvision.plugins.paddleseg needs PaddleSeg, which does not import ({error}); install it "
         "with: pip install --no-deps paddleseg==2.8.0"
     ) from error
@@ -34,6 +36,7 @@ from typing import Literal
 
 from paddle import Tensor, nn
 
+from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
 from ppvision.plugins import shims
@@ -119,18 +122,18 @@ class SemanticDiffusionBackbone(nn.Layer):
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Layer):
-            raise ValueError(
+            raise InputError(
                 f"SemanticDiffusionBackbone: expected a backbone, got {backbone!r}. In YAML: "
                 "backbone: {type: NAME}."
             )
         if not hasattr(backbone, "feat_channels"):
-            raise ValueError(
+            raise InputError(
                 "SemanticDiffusionBackbone: expected a backbone that names its feat_channels, got "
                 f"{type(backbone).__name__}. Set that attribute to the channels of its outputs."
             )
         first = next((m for m in backbone.sublayers() if isinstance(m, nn.Conv2D)), None)
         if None not in (in_channels, first) and first._in_channels != in_channels:
-            raise ValueError(
+            raise InputError(
                 f"in_channels: got {in_channels}, but the {type(backbone).__name__} inside takes "
                 f"{first._in_channels}. Set in_channels there."
             )
@@ -168,7 +171,7 @@ def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
     if known is not None and known.__module__ == __name__:
         return known  # imported before, and reloaded now
     if known is not None:
-        raise ValueError(
+        raise InputError(
             f"PaddleSeg backbone {name!r}: expected a free name, but {known.__module__} has "
             "registered it. Import only one of the two."
         )

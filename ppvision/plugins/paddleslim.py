@@ -8,13 +8,16 @@ import paddle
 from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase
 
+from ppvision.errors import MissingPackageError
+
 try:
     from paddleslim.quant import SlimQAT, SlimQuantConfig
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         "Quantization needs PaddleSlim: pip install --no-deps paddleslim==2.6.0"
     ) from error
 
+from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
@@ -68,7 +71,7 @@ class LayeredQAT(SlimQAT):
                 nothing to quantise.
         """
         if self._config.constraints and inputs is None:
-            raise ValueError(
+            raise InputError(
                 "inputs: the config has constraints, which PaddleSlim applies to a traced model. "
                 "Expected an example input, got none."
             )
@@ -81,14 +84,14 @@ class LayeredQAT(SlimQAT):
         layers = quantized.sublayers()
         if not any(isinstance(layer, LayeredLayer) for layer in layers):
             itself = type(model) in WITH_WEIGHT
-            raise ValueError(
+            raise InputError(
                 f"quantize: expected a layer that the config names in {type(model).__name__}, "
                 f"found none. Known types: {', '.join(t.__name__ for t in WITH_WEIGHT)}."
                 + (" A model that is one layer goes into nn.Sequential." if itself else "")
             )
         for layer in layers:
             if not isinstance(layer, LayeredLayer) and _has_quanter(layer):
-                raise ValueError(
+                raise InputError(
                     f"quantize: expected constraints that leave layers as they are, but one made "
                     f"{type(layer).__name__}, whose codes cannot be stored in layers."
                 )
@@ -150,7 +153,7 @@ def _check_shared(shared: list[list[str]], in_float: Sequence[str]) -> None:
     """PaddleSlim replaces a layer in one of its places only."""
     for names in shared:
         if 0 < len(set(names) & set(in_float)) < len(names):
-            raise ValueError(
+            raise InputError(
                 f"quantize: expected every layer under one name, got one as {' and '.join(names)}. "
                 "Keep it under one name and call that twice."
             )
@@ -210,13 +213,13 @@ def slim_quant_config(
     names = {kind.__name__: kind for kind in WITH_WEIGHT}
     for name in types:
         if name not in names:
-            raise ValueError(
+            raise InputError(
                 f"slim_config: types: expected one of {', '.join(names)}, got {name!r}."
             )
     paths = {path: layer for path, layer in model.named_sublayers() if type(layer) in WITH_WEIGHT}
     for pattern in layers:
         if not fnmatch.filter(paths, pattern) and not fnmatch.filter(paths, f"{pattern}.*"):
-            raise ValueError(
+            raise InputError(
                 f"slim_config: layers: {pattern!r} matches no layer. There are, for example, "
                 f"{', '.join(list(paths)[:5])}."
             )
@@ -263,14 +266,14 @@ def _factories_of(
     switches = [rule[key] for key in ("activations", "float") if key in rule]
     unknown += [switch for switch in switches if not isinstance(switch, bool)]
     if unknown or ("bits" in rule and {"min_bits", "max_bits"} & rule.keys()):
-        raise ValueError(
+        raise InputError(
             f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
             f"activations, float (both true or false); got {dict(rule)!r}."
         )
     for key in ("bits", "min_bits", "max_bits"):
         width = rule.get(key, MAX_BITS)
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_BITS:
-            raise ValueError(
+            raise InputError(
                 f"slim_config: the rule for {path}: {key}: expected 1 to {MAX_BITS}, got {width!r}."
             )
     if rule.get("float"):

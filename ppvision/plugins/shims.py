@@ -36,6 +36,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
+from ppvision.errors import EngineError, InputError
+
 # What a probe may raise when the fault is there. Anything else is not ours to hide.
 FAULTS = (TypeError, ValueError, IndexError)
 
@@ -138,7 +140,7 @@ def repaired_code(function: FunctionType) -> CodeType:
     try:
         source = textwrap.dedent(inspect.getsource(function))
     except OSError as error:
-        raise RuntimeError(
+        raise EngineError(
             f"{function.__module__}.{function.__qualname__} needs a repair on this Paddle, but its "
             "source is not installed. Install the package with its .py files."
         ) from error
@@ -147,7 +149,7 @@ def repaired_code(function: FunctionType) -> CodeType:
     rewriter = _Rewriter()
     repaired = ast.unparse(ast.fix_missing_locations(rewriter.visit(tree)))
     if not rewriter.count or function.__code__.co_freevars:
-        raise RuntimeError(
+        raise EngineError(
             f"{function.__module__}.{function.__qualname__} fails on this Paddle in a way that its "
             "shim does not cover. Please report the versions that `ppvision doctor` prints."
         )
@@ -548,7 +550,7 @@ def _flat_region() -> object:
     regions = paddle.to_tensor([[3.0, 3.0, 3.0, 6.0]])
     found = align([paddle.zeros([1, 1, 8, 8])], [regions], paddle.to_tensor([1], "int32"))
     if paddle.isnan(found).any():
-        raise ValueError("a region without a width gives NaN")
+        raise InputError("a region without a width gives NaN")
     return found
 
 
@@ -573,7 +575,7 @@ def _masks_of_one_of_two() -> object:
     one = paddle.ones([2], "int32")
     found = MaskPostProcess()(paddle.ones([1, 2, 2]), rows, one, paddle.full([2, 2], 4))
     if found.shape[0] != 2:
-        raise ValueError("one mask for two rows")
+        raise InputError("one mask for two rows")
     return found
 
 

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppvision.errors import InputError
+
 MAX_BITS = 8
 FLOAT_BITS = 32  # what a model without quantisation is said to have
 
@@ -51,9 +53,9 @@ def quantize_codes(
     low, high = code_range(bits)
     weight = np.asarray(weight)
     if not np.issubdtype(weight.dtype, np.floating):
-        raise ValueError(f"weight: expected floats, got {weight.dtype}.")
+        raise InputError(f"weight: expected floats, got {weight.dtype}.")
     if not np.isfinite(weight).all():
-        raise ValueError("weight: expected finite numbers, got nan or infinity. Train them again.")
+        raise InputError("weight: expected finite numbers, got nan or infinity. Train them again.")
     step = _aligned_step(step, weight.shape, axis)
     # In float32 w / s is rounded, which can move a weight that lies on a border by a cell.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -65,15 +67,15 @@ def _aligned_step(step: np.ndarray | float, shape: tuple[int, ...], axis: int | 
     """The steps in float64, shaped to be multiplied with an array of `shape`."""
     step = np.asarray(step, np.float64)
     if axis is not None and not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis: expected one of the {len(shape)} of {list(shape)}, got {axis}.")
+        raise InputError(f"axis: expected one of the {len(shape)} of {list(shape)}, got {axis}.")
     expected = () if axis is None else (shape[axis],)
     if step.shape != expected:
-        raise ValueError(
+        raise InputError(
             f"step: expected shape {list(expected)} for a weight {list(shape)} and axis {axis}, "
             f"got {list(step.shape)}."
         )
     if not (np.isfinite(step).all() and (step >= 0).all()):
-        raise ValueError("step: expected finite numbers of at least 0, got others.")
+        raise InputError("step: expected finite numbers of at least 0, got others.")
     if axis is None:
         return step
     aligned = [1] * len(shape)
@@ -157,7 +159,7 @@ def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
     for number, plane in enumerate(planes):
         plane = np.asarray(plane)
         if plane.shape != codes.shape or not np.isin(plane, (0, 1)).all():
-            raise ValueError(
+            raise InputError(
                 f"planes: expected arrays {list(codes.shape)} of 0 and 1, number {number} is not."
             )
         codes = 2 * codes + plane
@@ -199,14 +201,14 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
     """
     packed = np.asarray(packed)
     if count < 0:
-        raise ValueError(f"count: expected at least 0, got {count}.")
+        raise InputError(f"count: expected at least 0, got {count}.")
     if packed.dtype != np.uint8 or packed.ndim != 2 or not 1 <= len(packed) <= MAX_BITS:
-        raise ValueError(
+        raise InputError(
             f"packed: expected 1 to {MAX_BITS} planes of uint8, got {packed.dtype} "
             f"{list(packed.shape)}."
         )
     if packed.shape[1] != plane_bytes(count):
-        raise ValueError(
+        raise InputError(
             f"packed: expected planes of {plane_bytes(count)} bytes for {count} codes, got "
             f"{packed.shape[1]}."
         )
@@ -214,7 +216,7 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
     for number, plane in enumerate(packed):  # one after another: eight bytes a code are too many
         bits = np.unpackbits(plane).view(np.int8)  # [8 * bytes]
         if bits[count:].any():
-            raise ValueError("packed: expected zeros behind the last code, got others.")
+            raise InputError("packed: expected zeros behind the last code, got others.")
         codes = 2 * codes + bits[:count] if number else -bits[:count]  # sign first
     return codes
 
@@ -223,14 +225,14 @@ def check_bits(name: str, bits: int) -> None:
     """Raise `ValueError` unless `bits` is a whole number from 1 to 8."""
     whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
     if not whole or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"{name}: expected a whole number from 1 to {MAX_BITS}, got {bits!r}.")
+        raise InputError(f"{name}: expected a whole number from 1 to {MAX_BITS}, got {bits!r}.")
 
 
 def _check_narrower(bits: int, top_bits: int) -> None:
     check_bits("bits", bits)
     check_bits("bits", top_bits)
     if bits > top_bits:
-        raise ValueError(
+        raise InputError(
             f"bits: expected at most the {top_bits} that there are, got {bits}. A wider code needs "
             "more planes."
         )
@@ -245,9 +247,9 @@ def checked_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     low, high = code_range(bits)
     codes = np.asarray(codes)
     if not np.issubdtype(codes.dtype, np.integer):
-        raise ValueError(f"codes: expected whole numbers, got {codes.dtype}.")
+        raise InputError(f"codes: expected whole numbers, got {codes.dtype}.")
     if codes.size and not (low <= codes.min() and codes.max() <= high):
-        raise ValueError(
+        raise InputError(
             f"codes: expected {low} to {high} at {bits} bits, got {codes.min()} to {codes.max()}."
         )
     return codes.astype(np.int8)

@@ -20,6 +20,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
+from ppvision.errors import StorageError
+from ppvision.files import cache_folder
 from ppvision.quant.layered_files import LayeredModelError
 
 logger = logging.getLogger("ppvision")
@@ -49,12 +51,6 @@ def is_url(path_or_url: object) -> bool:
     return isinstance(path_or_url, str) and bool(re.match(r"[A-Za-z][\w+.-]*://", path_or_url))
 
 
-def cache_root() -> Path:
-    """`$PPVISION_CACHE`, or `~/.cache/ppvision`."""
-    root = os.environ.get("PPVISION_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "ppvision"
-
-
 class Remote:
     """A folder on a server, and its copy in the cache.
 
@@ -62,7 +58,7 @@ class Remote:
         url: http or https; of the folder. A query (`?token=...`) goes with every file.
 
     Attributes:
-        folder: the copy, `layered/<hash of the address>` in `cache_root()`.
+        folder: the copy, `layered/<hash of the address>` in `cache_folder()`.
         shown: the address without user name, password and query, for messages.
 
     Raises:
@@ -83,7 +79,7 @@ class Remote:
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self.shown = self._shown("")
         key = hashlib.sha256(urlunsplit(self._parts).encode()).hexdigest()[:32]
-        self.folder = cache_root() / "layered" / key
+        self.folder = cache_folder() / "layered" / key
 
     def _url(self, name: str) -> str:
         return urlunsplit(self._parts._replace(path=f"{self._parts.path}/{name}"))
@@ -202,7 +198,9 @@ class Remote:
                 self._load(name, partial, size)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise OSError(error.errno, f"cache: could not write {partial} ({reason})") from error
+            raise StorageError(
+                error.errno, f"cache: could not write {partial} ({reason})"
+            ) from error
         if not _is(partial, size, sha256):
             _drop(partial)
             raise FetchError(
@@ -218,7 +216,7 @@ class Remote:
         free = shutil.disk_usage(self.folder).free
         there = partial.stat().st_size if partial.exists() else 0
         if size - there > free:
-            raise OSError(errno.ENOSPC, f"{size - there} bytes are needed, {free} are free")
+            raise StorageError(errno.ENOSPC, f"{size - there} bytes are needed, {free} are free")
         resumed = there > 0
         for left in range(ATTEMPTS - 1, -1, -1):
             before = partial.stat().st_size if partial.exists() else 0

@@ -30,6 +30,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
+from ppvision.errors import InputError, PpvisionError
 from ppvision.quant.codes import MAX_BITS, plane_bytes, unpack_codes
 from ppvision.quant.layered_state import LayeredActivation, LayeredState, LayeredWeight
 
@@ -43,7 +44,7 @@ _PARTS = ("architecture", "weights", "activations", "files")
 _KEYS = ("format_version", "sha256", "bits", "lowest", "highest", *_PARTS)
 
 
-class LayeredModelError(ValueError):
+class LayeredModelError(PpvisionError, ValueError):
     """A layered model that is incomplete, damaged, of another version, or not one at all."""
 
 
@@ -216,13 +217,13 @@ def _parse_json(data: bytes, where: str) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            raise ValueError("a key stands twice")
+            raise InputError("a key stands twice")
         return content
 
     def number(text: str) -> float:
         value = float(text)
         if not math.isfinite(value):
-            raise ValueError(f"{text[:20]} is not a finite number")
+            raise InputError(f"{text[:20]} is not a finite number")
         return value
 
     try:

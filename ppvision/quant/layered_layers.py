@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor, nn
 from paddle.quantization.config import SingleLayerConfig
 
+from ppvision.errors import EngineError, InputError
 from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.quant.quanters import (
     LayeredActivationQuanter,
@@ -55,7 +56,7 @@ class LayeredLayer:
         try:
             return self.weight_quanter(weight)
         except AttributeError as error:  # else Paddle's Layer would look for a float `weight`
-            raise RuntimeError(f"{self.full_name()}: {error}") from error
+            raise EngineError(f"{self.full_name()}: {error}") from error
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
     def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
@@ -69,13 +70,13 @@ def _check_quanters(layer: nn.Layer, q_config: SingleLayerConfig) -> None:
     kinds = LayeredWeightQuanter | None, LayeredActivationQuanter | None
     alone = weight is None and activation is not None
     if alone or not isinstance(weight, kinds[0]) or not isinstance(activation, kinds[1]):
-        raise ValueError(
+        raise InputError(
             f"{layer.full_name()}: expected LayeredWeightQuanter as weight, and "
             "LayeredActivationQuanter or None as activation; got "
             f"{type(weight).__name__} and {type(activation).__name__}."
         )
     if layer._parameters.get("weight") is None:
-        raise ValueError(
+        raise InputError(
             f"{layer.full_name()}: expected a weight of its own, got one that is computed from "
             "others (weight_norm, spectral_norm). Leave the layer in float, or remove the norm."
         )

@@ -19,6 +19,8 @@ import numpy as np
 from paddle import nn
 from safetensors.numpy import save
 
+from ppvision.errors import InputError, MissingFileError, StorageError
+from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
 from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
 from ppvision.quant.layered_files import (
     MANIFEST,
@@ -39,7 +41,6 @@ from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
 from ppvision.quant.layered_state import LayeredState, layered_state
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.quant.quanters import checked_widths
-from ppvision.run_folder import check_replaceable, replacing_folder, sync_folder, write_bytes
 
 logger = logging.getLogger("ppvision")
 
@@ -81,11 +82,11 @@ def save_layered(
     layers = split_layers(state)
     join_layers(manifest, layers, str(folder))  # what a reader would refuse is not written
     try:
-        with replacing_folder(folder, _is_layered, _OURS) as work:
+        with replace_folder(folder, _is_layered, _OURS) as work:
             _write(manifest, layers, work / "final")
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(
+        raise StorageError(
             error.errno,
             f"layered model: could not write {folder} ({reason}). Make room, or name another one.",
         ) from error
@@ -102,7 +103,7 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
     """The model's state, complete at all of the widths."""
     if isinstance(model, LayeredState):
         if tuple(model.bits) != bits or model.held_bits < bits[0]:
-            raise ValueError(
+            raise InputError(
                 f"bits: expected {list(model.bits)}, which the state was trained at, all of them "
                 f"there; got {list(bits)}, {model.held_bits} bits there. Load it at its highest "
                 "width."
@@ -118,12 +119,12 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
             quantised = True
             known &= set(layer.weight_quanter.range.trained)
     if not quantised:
-        raise ValueError(
+        raise InputError(
             f"model: expected one with layered quanters, found none in {type(model).__name__}. "
             "Quantise it first: LayeredQAT(config).quantize(model)."
         )
     if unknown := sorted(set(bits) - known):
-        raise ValueError(
+        raise InputError(
             f"bits: expected widths that the model was trained at, got {unknown} as well. Of the "
             f"others it knows {sorted(known, reverse=True)}."
         )
@@ -133,12 +134,12 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config as it comes back from JSON."""
     if not isinstance(config, Mapping):
-        raise ValueError(f"config: expected a dict, got {type(config).__name__}.")
+        raise InputError(f"config: expected a dict, got {type(config).__name__}.")
     _check_plain(config, "config")
     try:
         return json.loads(json.dumps(dict(config), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"config: expected plain values that JSON holds ({error}).") from error
+        raise InputError(f"config: expected plain values that JSON holds ({error}).") from error
 
 
 def _check_plain(value: object, where: str) -> None:
@@ -146,13 +147,13 @@ def _check_plain(value: object, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"{where}: expected text as keys, got {key!r}.")
+                raise InputError(f"{where}: expected text as keys, got {key!r}.")
             _check_plain(item, f"{where}.{key}")
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             _check_plain(item, f"{where}[{number}]")
     elif not (value is None or isinstance(value, (str, int, float))):
-        raise ValueError(
+        raise InputError(
             f"{where}: expected a dict, list, text, number, boolean or None, got "
             f"{type(value).__name__}."
         )
@@ -248,7 +249,7 @@ def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredMod
 def _folder(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder}: expected the folder of a layered model (save_layered, `ppvision pack`), "
             "found none."
         )
@@ -285,7 +286,7 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
     if bits is not None:
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= high:
-            raise ValueError(f"bits: expected {low} to {high} for {source}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {high} for {source}, got {bits!r}.")
         return int(bits)
     found = max(look(), low)  # without the lowest, reading it will say so
     if found < high:

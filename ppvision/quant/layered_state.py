@@ -11,6 +11,7 @@ import numpy as np
 from paddle import nn
 from paddle.quantization import BaseQuanter
 
+from ppvision.errors import InputError
 from ppvision.quant.codes import (
     dequantize_codes,
     downsample_codes,
@@ -57,7 +58,7 @@ class LayeredWeight:
         """
         width = self.width(bits)
         if width > self.held_bits:
-            raise ValueError(f"bits: expected at most {self.held_bits} that are there, got {bits}.")
+            raise InputError(f"bits: expected at most {self.held_bits} that are there, got {bits}.")
         codes = downsample_codes(self.codes, self.held_bits, width)
         return replace(self, codes=codes, held_bits=width)
 
@@ -128,7 +129,7 @@ class LayeredState:
         low = min(self.bits)
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= self.held_bits:
-            raise ValueError(f"bits: expected {low} to {self.held_bits}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {self.held_bits}, got {bits!r}.")
 
     def statistics_at(self, bits: int) -> Mapping[str, np.ndarray]:
         """BatchNorm's, of the width or of the next trained one above."""
@@ -196,7 +197,7 @@ def _layered_weight(path: str, layer: LayeredLayer, bits: tuple[int, ...]) -> La
     try:
         codes = quantize_codes(cells, 1.0, quanter.top_bits)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     return LayeredWeight(
         codes=codes,
         held_bits=quanter.top_bits,
@@ -212,7 +213,7 @@ def _layered_weight(path: str, layer: LayeredLayer, bits: tuple[int, ...]) -> La
 def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> LayeredActivation:
     steps = layer.steps()
     if not (steps > 0).all():
-        raise ValueError(
+        raise InputError(
             f"{path}: the steps of this activation are not set. Train a step, or calibrate (pack "
             "--ptq --calibration DIR)."
         )

@@ -14,6 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.errors import EngineError, InputError
 from ppvision.quant.layered_layers import LayeredLayer, set_bits
 from ppvision.quant.quanters import DEFAULT_BITS, checked_widths
 
@@ -63,17 +64,17 @@ class OnceQAT(nn.Layer):
         self.widths = checked_widths(bits)
         _check_quanters(model, self.widths)
         if objective not in OBJECTIVES:
-            raise ValueError(
+            raise InputError(
                 f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
             )
         if not 0 <= distillation < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"distillation: expected a number of at least 0, got {distillation!r}."
             )
         weights = [1.0] * len(self.widths) if weights is None else list(weights)
         possible = len(weights) == len(self.widths) and min(weights) >= 0
         if not possible or not 0 < sum(weights) < math.inf:
-            raise ValueError(
+            raise InputError(
                 f"weights: expected a number of at least 0 for each of {list(bits)}, got "
                 f"{weights!r}."
             )
@@ -98,7 +99,7 @@ class OnceQAT(nn.Layer):
         """
         low, high = self.widths[-1], self.widths[0]
         if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
-            raise ValueError(f"bits: expected {low} to {high}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {high}, got {bits!r}.")
         self.bits = bits
         set_bits(self.model, bits)
 
@@ -190,7 +191,7 @@ class OnceQAT(nn.Layer):
         elif OnceQAT.stock_losses is not None:
             found = OnceQAT.stock_losses(logits, losses, data)
         else:
-            raise RuntimeError(
+            raise EngineError(
                 "OnceQAT: expected a model with loss_computation, or PaddleSeg's losses: import "
                 "ppvision.plugins.paddleseg."
             )
@@ -227,7 +228,7 @@ def _check_quanters(model: nn.Layer, widths: tuple[int, ...]) -> None:
     layers = [layer for layer in model.sublayers() if isinstance(layer, LayeredLayer)]
     quanters = [q for q in (layer.weight_quanter for layer in layers) if q is not None]
     if not quanters:
-        raise ValueError(
+        raise InputError(
             f"OnceQAT: expected a model with layered quanters, found none in "
             f"{type(model).__name__}. Quantise it first: LayeredQAT(config).quantize(model)."
         )
@@ -235,7 +236,7 @@ def _check_quanters(model: nn.Layer, widths: tuple[int, ...]) -> None:
         known = quanter.range.trained
         missing = set(widths) - set(known)
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"bits: expected widths that the quanters know ({list(known)}), got "
                 f"{sorted(missing)} as well. Give LayeredWeightQuanter the same bits."
             )

@@ -18,6 +18,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.errors import InputError
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.layered_layers import (
     NORMS,
@@ -178,7 +179,7 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
                 continue
             own = layer._parameters.get("weight")
             if own is None or list(own.shape) != list(weight.codes.shape):
-                raise ValueError(
+                raise InputError(
                     f"{path}: expected a layer with a weight {list(weight.codes.shape)}, got "
                     f"{layer}. The layered model belongs to another architecture."
                 )
@@ -190,7 +191,7 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
         elif isinstance(layer, LayeredActivationQuanterLayer) and path in activations:
             parent._sub_layers[name] = activations.pop(path)
     if waiting or activations:
-        raise ValueError(
+        raise InputError(
             f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it has not. "
             "The layered model belongs to another architecture."
         )
@@ -232,7 +233,7 @@ def _assign(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
     wrong = [k for k in own.keys() | arrays.keys() if k not in own or k not in arrays]
     wrong += [k for k in own.keys() & arrays.keys() if list(own[k].shape) != list(arrays[k].shape)]
     if wrong:
-        raise ValueError(
+        raise InputError(
             "model: expected the tensors of the layered model; missing there, unknown or of "
             f"another shape: {', '.join(sorted(wrong)[:8])}. It belongs to another architecture."
         )

@@ -18,6 +18,7 @@ from paddle.autograd import PyLayer
 from paddle.quantization import BaseQuanter
 from paddle.quantization.factory import QuanterFactory
 
+from ppvision.errors import InputError
 from ppvision.quant.codes import MAX_BITS, check_bits, code_range
 
 DEFAULT_BITS = (8, 6, 4, 3, 2)
@@ -38,7 +39,7 @@ class _Range:
         check_bits("min_bits", min_bits)
         check_bits("max_bits", max_bits)
         if min_bits > max_bits:
-            raise ValueError(f"min_bits: expected at most max_bits ({max_bits}), got {min_bits}.")
+            raise InputError(f"min_bits: expected at most max_bits ({max_bits}), got {min_bits}.")
         self.low, self.high = min_bits, max_bits
         self.widths = tuple(sorted({self.width(k) for k in self.trained}, reverse=True))
 
@@ -227,7 +228,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         super().__init__()
         self.range = _Range(bits, min_bits, max_bits)
         if steps not in ("shared", "per_width"):
-            raise ValueError(f"steps: expected shared or per_width, got {steps!r}.")
+            raise InputError(f"steps: expected shared or per_width, got {steps!r}.")
         self.axis = channel_axis(layer)
         self.widths = self.range.widths
         self.top_bits = self.widths[0]
@@ -473,7 +474,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             return x
         if not self._has_steps():
             if not self.training:
-                raise ValueError(
+                raise InputError(
                     f"{self.full_name()}: the steps of this activation are not set. Train a step, "
                     "or calibrate (pack --ptq --calibration DIR)."
                 )
@@ -509,7 +510,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         """
         self.calibrating = False
         if not len(self._seen):
-            raise ValueError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
+            raise InputError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
         values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
         steps = [rounding_step(values, bits, signed) for bits in self.range.widths]
@@ -569,9 +570,9 @@ def checked_widths(bits: Sequence[int]) -> tuple[int, ...]:
     """
     widths = tuple(bits) if isinstance(bits, (list, tuple)) else None
     if not widths:
-        raise ValueError(f"bits: expected a list of widths such as [8, 4, 2], got {bits!r}.")
+        raise InputError(f"bits: expected a list of widths such as [8, 4, 2], got {bits!r}.")
     for width in widths:
         check_bits("bits", width)
     if len(set(widths)) != len(widths):
-        raise ValueError(f"bits: expected each width once, got {list(widths)}.")
+        raise InputError(f"bits: expected each width once, got {list(widths)}.")
     return tuple(sorted(widths, reverse=True))

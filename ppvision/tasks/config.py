@@ -8,14 +8,11 @@ from typing import Literal, get_args, get_origin
 
 import yaml
 
+from ppvision.errors import ConfigError
 from ppvision.safe_yaml import Located, Tagged, load_yaml
 from ppvision.zoo.registry import nearest
 
 TASKS = ("classification", "segmentation", "detection")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be read, or that names something unknown."""
 
 
 def read_yaml(path: str | Path) -> Located:

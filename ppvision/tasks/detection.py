@@ -17,11 +17,11 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.data.coco_checks import check_coco
-from ppvision.data.files import DataError
 from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_export import export_detector
 from ppvision.deploy.detections import Detections, detections_of
+from ppvision.errors import DataError
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain, yaml_text
 from ppvision.tasks.config import ConfigError

@@ -20,7 +20,7 @@ from ppdet.core import workspace
 from ppdet.core.config.schema import SchemaDict, SharedConfig
 from ppdet.data import transform
 
-from ppvision.run_folder import write_text
+from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, yaml_text
 from ppvision.tasks.config import ConfigError, check_keys, check_number
 from ppvision.tasks.quantization import check_slim_config

@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
-from ppvision.data.files import DataError
 from ppvision.deploy import Predictor
+from ppvision.errors import DataError
 from ppvision.tasks.detection_scores import Scores, coco_by_class, coco_means
 
 # isort: split

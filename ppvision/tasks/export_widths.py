@@ -14,6 +14,7 @@ from ppvision.deploy.bench import bench_exported
 from ppvision.deploy.export import may_be_replaced
 from ppvision.deploy.manifest import read_manifest
 from ppvision.environment import machine
+from ppvision.errors import FolderInUseError
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed_layers import pack_model
 from ppvision.tasks.quantization import ModelWithWidths
@@ -108,7 +109,7 @@ def _check_folder(folder: Path) -> None:
     present = list(folder.iterdir()) if folder.is_dir() else []
     ours = [folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))]
     if other := sorted(path.name for path in present if path not in ours):
-        raise FileExistsError(
+        raise FolderInUseError(
             f"export --bits: expected a new or empty folder, or an earlier export at widths, got "
             f"{folder}, which holds {', '.join(other[:5])}. Name another one with --save_dir."
         )

@@ -13,10 +13,12 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from ppvision.data.files import READABLE_SUFFIXES, DataError, decode_picture
+from ppvision.data.listing import READABLE_SUFFIXES
+from ppvision.data.pictures import decode_picture
 from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
-from ppvision.run_folder import write_text
+from ppvision.errors import DataError, InputError, MissingFileError
+from ppvision.files import write_text
 from ppvision.tasks.pictures import (
     detected,
     labelled,
@@ -68,7 +70,7 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
     """
     path = Path(image_path)
     if not path.exists():
-        raise FileNotFoundError(f"{flag}: expected a file or folder, found none at {path}.")
+        raise MissingFileError(f"{flag}: expected a file or folder, found none at {path}.")
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
         found = [(p, p.relative_to(path)) for p in files]
@@ -78,12 +80,12 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{flag}: expected a picture, a folder or a text file, got {path}."
             ) from error
         found = [(path.parent / n, Path(n)) for n in (_picture_of(path, li) for li in lines) if n]
     if not found:
-        raise ValueError(f"{flag}: expected pictures, found none in {path}.")
+        raise InputError(f"{flag}: expected pictures, found none in {path}.")
     return list(zip([p for p, _ in found], result_names([n for _, n in found]), strict=True))
 
 

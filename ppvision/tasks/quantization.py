@@ -30,6 +30,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.errors import EngineError
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.fetching import is_url
@@ -352,7 +353,7 @@ class ModelWithWidths(ABC):
             assign_weights(self.model, arrays, str(model_path))
             return
         if isinstance(vars(self).get("model"), OnceQAT):
-            raise RuntimeError(
+            raise EngineError(
                 f"{model_path}: expected float weights before the model has its quanters, whose "
                 "steps come from them. Open the job anew."
             )

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 
 from paddle import nn
 
+from ppvision.errors import InputError, InputTypeError
+
 BuildModel = Callable[..., nn.Layer]
 
 
@@ -86,7 +88,7 @@ def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
     def enter(build: BuildModel) -> BuildModel:
         known = _MODELS.get(card.name)
         if known is not None and known[0].__qualname__ != build.__qualname__:
-            raise ValueError(
+            raise InputError(
                 f"register_model: {card.name!r} is taken by {known[0].__module__}."
                 f"{known[0].__qualname__}; expected a new name."
             )
@@ -98,7 +100,7 @@ def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
 
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     if name not in _MODELS:
-        raise ValueError(
+        raise InputError(
             f"model: expected a name of the zoo, got {name!r}. {nearest(name, list(_MODELS))}"
         )
     return _MODELS[name]
@@ -141,7 +143,7 @@ def create_model(name: str, **options: object) -> nn.Layer:
     known = model_options(name)
     for option in options:
         if option not in known:
-            raise TypeError(
+            raise InputTypeError(
                 f"create_model({name!r}): expected options among {', '.join(known)}; got "
                 f"{option!r}. {nearest(option, known)}"
             )

@@ -8,7 +8,6 @@ import fnmatch
 import hashlib
 import io
 import json
-import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ppvision.errors import MissingFileError, WeightsError
+from ppvision.files import write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.zoo.registry import WeightsCard, nearest
 
@@ -29,10 +30,6 @@ ZOO_WEIGHTS: dict[str, WeightsCard] = {
     path.stem: WeightsCard(**json.loads(path.read_text(encoding="utf-8")))
     for path in sorted(WEIGHTS_FOLDER.glob("*.json"))
 }
-
-
-class WeightsError(ValueError):
-    """Weights that cannot be read, or that do not fit the model."""
 
 
 # What a .pdparams written by paddle.save may name: arrays, their types, and ordered dicts.
@@ -135,7 +132,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
             "`export` take. Training starts from a checkpoint or float weights."
         )
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"weights: expected a file or a name of the zoo, got {str(path)!r}. "
             + nearest(path.name, list(ZOO_WEIGHTS))
         )
@@ -158,16 +155,7 @@ def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
     """Write arrays by name as safetensors: beside the file first, then renamed over it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_bytes(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
 
 
 def load_weights(

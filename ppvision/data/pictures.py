@@ -1,4 +1,4 @@
-"""Reading lists and pictures, with errors that name the file."""
+"""Reading pictures, with errors that name the file."""
 
 import threading
 from collections.abc import Iterator
@@ -9,8 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile
 
-# Picture files as users name them, found in a folder without regard to case.
-READABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+from ppvision.errors import DataError
 
 # What PIL calls pictures of more than 8 bits a channel.
 DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
@@ -18,30 +17,6 @@ DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 _truncation_lock = threading.Lock()
 _strict_readers = 0
 _flag_outside = False
-
-
-class DataError(ValueError):
-    """What a user's data set or list holds is not what training or conversion needs."""
-
-
-def read_list(path: str | Path, separator: str = " ") -> list[tuple[int, list[str]]]:
-    """The lines of a list file: number (from 1) and fields of each, split as PaddleSeg splits.
-
-    Raises:
-        DataError: no such file, not UTF-8 text, or a byte order mark (which would become part of
-            the first file's name).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: expected a list file, found none. Check the path.")
-    try:
-        with path.open(encoding="utf-8") as file:
-            lines = list(file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected UTF-8 text ({error}). Save it as UTF-8.") from error
-    if lines and lines[0].startswith("\ufeff"):
-        raise DataError(f"{path}: starts with a byte order mark. Save it as UTF-8 without one.")
-    return [(number, line.strip().split(separator)) for number, line in enumerate(lines, start=1)]
 
 
 @contextmanager

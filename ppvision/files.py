@@ -1,0 +1,230 @@
+"""How ppvision writes: complete, or not there; and never two processes into one place.
+
+A file or folder gets its final name once its content is complete and on the disk. Until then it
+stands beside it under a name that says so (`NAME.partial`, `.NAME.ppvision-partial`). What a killed
+process leaves there blocks nobody: locks belong to processes, and end with them.
+"""
+
+import contextlib
+import fcntl
+import glob
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ppvision.errors import FolderInUseError
+
+# -- locks -----------------------------------------------------------------------------------------
+
+# Descriptors of the locks that this process holds. `flock` belongs to the open file, which a fork
+# copies: a worker of a data loader that outlives its killed trainer would keep the trainer's lock.
+_lock_descriptors: set[int] = set()
+
+
+def _forget_locks_in_child() -> None:
+    """Close the copies of the parent's locks, which stay with the parent."""
+    while _lock_descriptors:
+        os.close(_lock_descriptors.pop())
+
+
+os.register_at_fork(after_in_child=_forget_locks_in_child)
+
+
+@contextmanager
+def lock_folder(folder: Path, busy: str) -> Iterator[None]:
+    """Hold a folder, made where it is not there, against every other process.
+
+    The lock leaves no file behind, ends with the process however that ends, and is not inherited
+    by child processes.
+
+    Args:
+        folder: to be held.
+        busy: message of the error when another process holds it.
+
+    Raises:
+        FolderInUseError: another process (or another part of this one) holds it.
+    """
+    handle = _open_and_lock(folder, busy)
+    _lock_descriptors.add(handle)
+    try:
+        yield
+    finally:
+        if handle in _lock_descriptors:  # not in a child that was forked inside of the block
+            _lock_descriptors.remove(handle)
+            os.close(handle)
+
+
+def _open_and_lock(folder: Path, busy: str) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # its last holder removed it just now
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A holder that ended may have removed or renamed it before we got the lock.
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                return handle
+        except BlockingIOError as error:
+            os.close(handle)
+            raise FolderInUseError(busy) from error
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+# Seconds after which nobody writes on at a partial file: one that is written is touched all along.
+ABANDONED_AFTER = 3600
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path`; the file that the block writes there takes the name `path`.
+
+    It is synced first, so that a loss of power leaves the old file or the new one. After an error
+    nothing is left of it.
+    """
+    # Two processes or threads may write the same file of a cache: each has a name of its own.
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident():x}.partial")
+    _remove_abandoned(path)
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed while they wrote `path` have left."""
+    latest = time.time() - ABANDONED_AFTER
+    for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        with contextlib.suppress(FileNotFoundError):  # another writer removed it just now
+            if partial.stat().st_mtime < latest:
+                partial.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file as `replace_file` does."""
+    with replace_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as `replace_file` does."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` outlast a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+_OLD = "old"  # where an earlier folder stands between the two renames that replace it
+
+
+@contextmanager
+def replace_folder(
+    folder: Path, may_be_replaced: Callable[[Path], bool], ours: str
+) -> Iterator[Path]:
+    """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
+
+    It is called `.NAME.ppvision-partial`, and locked: a second process that would write the same
+    folder is refused. What a killed process left there is removed.
+
+    Args:
+        folder: the new folder; resolved.
+        may_be_replaced: of a folder that is there already.
+        ours: what such a folder holds, for the error: "an earlier export".
+
+    Raises:
+        FolderInUseError: the folder is there, and is not to be replaced; or another process is
+            writing it.
+    """
+    work = folder.with_name(f".{folder.name}.ppvision-partial")
+    busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
+    with lock_folder(work, busy):
+        _empty_work(work, folder)
+        try:
+            check_replaceable(folder, may_be_replaced, ours)
+            final = work / "final"
+            final.mkdir()
+            yield work
+            if folder.exists():
+                folder.replace(work / _OLD)
+            final.replace(folder)
+            sync_folder(folder.parent)
+        finally:
+            _empty_work(work, folder)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:
+    """Raise the `FolderInUseError` of `replace_folder`."""
+    if folder.exists() and not may_be_replaced(folder):
+        raise FolderInUseError(
+            f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
+            "holds other files. Name another one or remove it."
+        )
+
+
+def _empty_work(work: Path, folder: Path) -> None:
+    """Empty a work folder. What it holds because it was to be replaced goes back."""
+    old = work / _OLD
+    if old.exists() and not folder.exists():
+        old.replace(folder)
+    for path in work.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def create_folder(output: str | Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that takes its name once the block has ended without error.
+
+    Until then it is called `.NAME.ppvision-partial`, and locked; what a killed run left there is
+    removed.
+
+    Raises:
+        FolderInUseError: `output` exists and is not an empty folder, or another process is
+            writing it.
+    """
+    target = Path(output).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        held = "which holds files" if target.is_dir() else "which is a file"
+        raise FolderInUseError(
+            f"output: expected a new or empty folder, got {output}, {held}. "
+            "Name another one or remove it."
+        )
+    is_empty = lambda path: path.is_dir() and not any(path.iterdir())  # noqa: E731
+    with replace_folder(target, is_empty, "an empty one") as work:
+        yield work / "final"
+
+
+def cache_folder() -> Path:
+    """`$PPVISION_CACHE`, or `ppvision` in the user's cache folder (`$XDG_CACHE_HOME`, by default
+    `~/.cache`); it may not be there yet."""
+    own = os.environ.get("PPVISION_CACHE")
+    if own:
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ppvision"
