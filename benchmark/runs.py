@@ -2,15 +2,17 @@
 
 import csv
 import fcntl
+import io
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ppvision.engine.callbacks import Callback
-from ppvision.files import write_text
+from ppvision.errors import FolderInUseError
+from ppvision.files import lock_folder, write_text
 
 Rows = list[dict[str, object]]
 
@@ -90,12 +92,15 @@ def mean_and_spread(rows: Rows, keys: Sequence[str], scores: Sequence[str]) -> R
 
 def write_rows(path: Path, rows: Rows) -> None:
     """A results file of one measurement, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    write_text(path, _csv_text(list(rows[0]), rows))
+
+
+def _csv_text(fields: Sequence[str], rows: Rows) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def add_row(
@@ -125,16 +130,22 @@ def add_rows(
         order: the key to sort the runs by.
         summary: rows that follow the runs.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _table_held(path):
         rows = read_rows(path)
         rows += [{key: str(value) for key, value in row.items()} for row in new]
         rows.sort(key=order)
-        partial = path.with_suffix(".partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fields, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows + summary(rows))
-        partial.replace(path)
-        path.with_suffix(".lock").unlink()
+        write_text(path, _csv_text(fields, rows + summary(rows)))
+
+
+@contextmanager
+def _table_held(path: Path) -> Iterator[None]:
+    """Hold the folder of a table, once no other process holds it."""
+    held = ExitStack()
+    while True:
+        try:
+            held.enter_context(lock_folder(path.parent, f"{path.parent}: in use"))
+            break
+        except FolderInUseError:
+            time.sleep(0.05)
+    with held:
+        yield

@@ -113,9 +113,11 @@ def data(args: argparse.Namespace) -> None:
     print(f"{args.output}: {summary}")
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace) -> int | None:
     import paddle
 
+    from ppvision.engine.reading import end_with_launcher
+    from ppvision.engine.stopping import TrainingStopped
     from ppvision.run_folder import RunFolder
     from ppvision.tasks.training import run_training, train_options
 
@@ -123,6 +125,7 @@ def train(args: argparse.Namespace) -> None:
         raise InputError("--histograms: are shown in VisualDL; expected --use_vdl with it.")
     _set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        end_with_launcher()
         paddle.distributed.init_parallel_env()
     job = _job(
         args,
@@ -143,16 +146,21 @@ def train(args: argparse.Namespace) -> None:
         use_ema=args.use_ema,
         resume=args.resume,
     )
-    progress = run_training(
-        job,
-        folder,
-        options,
-        do_eval=args.do_eval,
-        use_vdl=args.use_vdl,
-        histograms=args.histograms,
-        device=args.device,
-        model_path=args.model_path,
-    )
+    try:
+        progress = run_training(
+            job,
+            folder,
+            options,
+            do_eval=args.do_eval,
+            use_vdl=args.use_vdl,
+            histograms=args.histograms,
+            device=args.device,
+            model_path=args.model_path,
+        )
+    except TrainingStopped as stop:
+        if paddle.distributed.get_rank() == 0:
+            print(f"ppvision: {stop}", file=sys.stderr)
+        return 128 + stop.signal_number
     if paddle.distributed.get_rank() == 0:
         best = (
             f"; best score {progress.best_score:.4f} at step {progress.best_step}, "
@@ -161,6 +169,7 @@ def train(args: argparse.Namespace) -> None:
             else ""
         )
         print(f"run folder {folder.root}{best}")
+    return None
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -176,6 +185,8 @@ def evaluate(args: argparse.Namespace) -> None:
         "crop_size": args.crop_size,
         "stride": args.stride,
     }
+    if args.num_workers and args.model_dir:
+        raise InputError("--num_workers: an exported model reads its pictures itself.")
     how = {flag: value for flag, value in flags.items() if value is not None}
     if how and job.content.get("task", "segmentation") != "segmentation":
         raise InputError(f"eval: --{', --'.join(how)}: for segmentation only.")
@@ -185,7 +196,9 @@ def evaluate(args: argparse.Namespace) -> None:
         found = {None: job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)}
     else:
         bits = None if args.bits is None else [args.bits]
-        found = {k: job.evaluate(m, **how) for k, m in job.models(args.model_path, bits)}
+        workers = args.num_workers
+        models = job.models(args.model_path, bits)
+        found = {k: job.evaluate(m, num_workers=workers, **how) for k, m in models}
     if len(found) == 1:
         print(next(iter(found.values())).table(job.class_names))
         return
@@ -431,6 +444,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("eval", help="score a model")
     _add_config(verb)
     _add_model(verb)
+    verb.add_argument("--num_workers", type=_count, default=0, help="processes that read data")
     verb.add_argument("--aug_eval", action="store_true", help="several scales and flips")
     verb.add_argument("--scales", type=float, nargs="+")
     verb.add_argument("--flip_horizontal", action="store_true")

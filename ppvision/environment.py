@@ -57,7 +57,11 @@ def machine() -> str:
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the checkout that `folder` lies in, marked when files differ from it."""
+    """The commit of the checkout that `folder` belongs to, marked when files differ from it.
+
+    A folder inside of a checkout that does not track it, such as an environment's site-packages
+    in somebody's project, belongs to none.
+    """
 
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
@@ -69,7 +73,7 @@ def git_revision(folder: Path = Path(__file__).parent) -> str:
             return None
 
     revision = git("rev-parse", "HEAD")
-    if revision is None:
+    if revision is None or not git("ls-files", "--", "."):
         return "not a git checkout"
     return f"{revision} with changes" if git("status", "--porcelain", "-uno") else revision
 

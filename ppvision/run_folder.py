@@ -2,8 +2,8 @@
 
 import csv
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppvision.errors import FolderInUseError
@@ -16,6 +16,7 @@ class RunFolder:
     """Paths inside a run's folder."""
 
     root: Path
+    _holders: list[bool] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def config(self) -> Path:
@@ -40,28 +41,63 @@ class RunFolder:
     def check_new(self, resume: bool) -> None:
         """Raise before anything is written if a new run would meet an older one.
 
+        What a run leaves that ended before its first checkpoint is no run to go on from, and is
+        replaced.
+
         Raises:
-            FileExistsError: the folder holds files and the run is not to be resumed.
+            FolderInUseError: the folder holds files and the run is not to be resumed, or it is a
+                file.
         """
-        if not resume and self.root.exists() and any(self.root.iterdir()):
+        if self.root.exists() and not self.root.is_dir():
+            raise FolderInUseError(
+                f"save_dir: expected a folder, got {self.root}, which is a file."
+            )
+        if not resume and self.root.exists() and not self._holds_a_start_only():
             raise FolderInUseError(
                 f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
                 "Go on with it (--resume auto), name another one (--save_dir) or remove it."
             )
 
+    def _holds_a_start_only(self) -> bool:
+        """Whether there is nothing but what a run writes before its first checkpoint."""
+        before = {self.config.name, self.metrics.name, self.vdl.name, self.checkpoints.name}
+        # A killed run may have left a partial file of one of them, and of its first checkpoint.
+        found = {path.name for path in self.root.iterdir() if path.suffix != ".partial"}
+        if not found <= before:
+            return False
+        if not self.checkpoints.exists():
+            return True
+        return all(path.suffix == ".partial" for path in self.checkpoints.iterdir())
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder, made where it is not there, against a second run in it.
 
+        Inside, the same object may be asked again. A folder that was made and is still empty when
+        the block raises goes again.
+
         Raises:
-            FileExistsError: another process holds it.
+            FolderInUseError: another process, or another object of this one, holds it.
         """
+        if self._holders:
+            yield
+            return
         busy = (
             f"save_dir: another process is training in {self.root}. Wait for it, stop it, or "
             "name another folder (--save_dir)."
         )
+        made = not self.root.exists()
         with lock_folder(self.root, busy):
-            yield
+            self._holders.append(True)
+            try:
+                yield
+            except BaseException:
+                if made:
+                    with suppress(OSError):  # it is not empty
+                        self.root.rmdir()
+                raise
+            finally:
+                self._holders.pop()
 
     def open(self, config: dict) -> None:
         """Make the folder and write the resolved configuration."""

@@ -1,9 +1,12 @@
-"""A run that a test can kill:  python -m tests.small_run FOLDER STEPS [slow]
+"""A run that a test can kill:  python -m tests.small_run FOLDER STEPS [slow] [workers] [stuck=WHAT]
 
 A small network with dropout on random samples, through the whole engine: checkpoints every 3 steps,
 averaged weights, scores. With `slow`, every step takes a little longer, so that a kill can hit one.
+`workers` reads with 2 processes, whose ids it prints. `stuck=step|evaluation|sample` prints "stuck"
+and sleeps there, in the fifth step, the first evaluation or sample 7.
 """
 
+import multiprocessing
 import random
 import sys
 import time
@@ -15,6 +18,7 @@ from paddle import nn
 
 from ppvision.dashboard import Dashboard
 from ppvision.engine.callbacks import DashboardLog
+from ppvision.engine.stopping import TrainingStopped
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.run_folder import RunFolder
 
@@ -74,21 +78,50 @@ def build(folder: Path, steps: int, clip=None, config=None, **options) -> Traine
     return trainer
 
 
-def main() -> None:
+def stick() -> None:
+    print("stuck", flush=True)
+    time.sleep(120)
+
+
+class StuckNumbers(NoisyNumbers):
+    def __getitem__(self, index: int) -> dict:
+        if index == 7:
+            stick()
+        return super().__getitem__(index)
+
+
+def main() -> int:
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-    if "slow" in sys.argv:
-        whole = Trainer._step
+    stuck = next((word[6:] for word in sys.argv if word.startswith("stuck=")), None)
+    whole = Trainer._step
 
-        def slow(self, network, batches):
-            time.sleep(0.03)
-            return whole(self, network, batches)
+    def slow(self, network, batches):
+        if stuck == "step" and self.progress.step == 5:
+            stick()
+        if "workers" in sys.argv and "told" not in vars(self):
+            self.told = True
+            print(
+                "workers", *[child.pid for child in multiprocessing.active_children()], flush=True
+            )
+        time.sleep(0.03 if "slow" in sys.argv else 0)
+        return whole(self, network, batches)
 
-        Trainer._step = slow
-    trainer = build(folder, steps, resume="auto")
+    Trainer._step = slow
+    trainer = build(folder, steps, resume="auto", num_workers=2 if "workers" in sys.argv else 0)
+    if stuck == "evaluation":
+        trainer.evaluate = lambda model: stick()
+    if stuck == "sample":
+        trainer.dataset = StuckNumbers()
+        trainer.batches = trainer._batches(trainer.progress.step, steps)
     print("training", flush=True)
-    trainer.fit()
+    try:
+        trainer.fit()
+    except TrainingStopped as stop:
+        print(f"stopped: {stop}", flush=True)
+        return 128 + stop.signal_number
     print("done", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

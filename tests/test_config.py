@@ -167,7 +167,7 @@ def test_overrides(config_file):
         epochs=3,
     )
     assert job.config.batch_size == 2
-    assert job.config.iters == 3 * 6  # 12 scenes, 2 a step
+    assert job.iters == 3 * 6  # 12 scenes, 2 a step
     assert job.config.lr_scheduler_cfg["learning_rate"] == 0.5
     assert job.builder.model.linear_pred.weight.shape[1] == 8
 

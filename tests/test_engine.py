@@ -22,6 +22,7 @@ from ppvision.engine.callbacks import Callback, ProgressLog
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
 from ppvision.engine.seeding import SeededBatches, SeededDataset
 from ppvision.engine.trainer import TrainOptions
+from ppvision.errors import FolderInUseError
 from ppvision.run_folder import RunFolder, read_metrics
 from tests.conftest import ROOT
 from tests.small_run import NoisyNumbers, build
@@ -248,11 +249,13 @@ def test_another_optimizer_is_refused(uninterrupted, tmp_path):
 
 
 def test_a_second_run_in_one_folder_is_refused(tmp_path):
-    folder = RunFolder(tmp_path / "run")
-    with folder.locked(), pytest.raises(FileExistsError, match="another process is training"):  # noqa: SIM117
-        with folder.locked():
-            pass
+    folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
     with folder.locked():
+        with folder.locked():  # the same object: `run_training` and `Trainer.fit` both ask
+            pass
+        with pytest.raises(FolderInUseError, match="another process is training"), other.locked():
+            pass
+    with other.locked():
         pass
 
 

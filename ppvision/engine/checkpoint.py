@@ -10,6 +10,7 @@ checkpoints/step_N/
 """
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -164,15 +165,16 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     takes another way, and `--resume auto` must not come back to them.
 
     Returns:
-        Where they are now.
+        Where they are now: `step_40`, or `step_40.2`, ... where one was abandoned before.
     """
     moved = []
-    for path in list_checkpoints(folder):
+    # The newest first: what is left after a kill in between are the checkpoints of one way.
+    for path in reversed(list_checkpoints(folder)):
         if int(path.name[5:]) > step:
-            target = folder / "abandoned" / path.name
-            target.parent.mkdir(exist_ok=True)
-            if target.exists():
-                shutil.rmtree(target)
+            aside = folder / "abandoned"
+            aside.mkdir(exist_ok=True)
+            names = itertools.chain([path.name], (f"{path.name}.{k}" for k in itertools.count(2)))
+            target = next(aside / name for name in names if not (aside / name).exists())
             moved.append(path.replace(target))
     return moved
 

@@ -110,6 +110,15 @@ class SeededDataset(paddle.io.Dataset):
         return len(self.dataset)
 
 
+def batches_per_epoch(samples: int, batch_size: int, ranks: int) -> int:
+    """Batches of one rank in one pass over the data.
+
+    As `paddle.io.DistributedBatchSampler` counts them: ranks that lack a sample take one from the
+    front, and a short last batch is dropped.
+    """
+    return -(-samples // ranks) // batch_size
+
+
 class SeededBatches(paddle.io.BatchSampler):
     """The batches `start` to `stop` of one rank, over as many epochs as that takes.
 
@@ -126,7 +135,7 @@ class SeededBatches(paddle.io.BatchSampler):
         self.sampler = paddle.io.DistributedBatchSampler(
             dataset, batch_size=batch_size, shuffle=True, drop_last=True
         )
-        self.per_epoch = len(self.sampler)
+        self.per_epoch = batches_per_epoch(len(dataset), batch_size, self.sampler.nranks)
         if self.per_epoch == 0:
             raise InputError(
                 f"train_dataset: expected at least batch_size={batch_size} samples for each of "

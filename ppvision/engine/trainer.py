@@ -1,10 +1,10 @@
 """One short training loop."""
 
 import contextlib
+import errno
 import hashlib
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -28,6 +28,7 @@ from ppvision.engine.checkpoint import (
     update_progress,
 )
 from ppvision.engine.cpu_training import cpu_training
+from ppvision.engine.reading import BatchReader
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
@@ -36,7 +37,9 @@ from ppvision.engine.seeding import (
     sample_name,
     seed_batch,
 )
-from ppvision.errors import InputError, PpvisionError, StorageError
+from ppvision.engine.stopping import StopRequest, TrainingStopped
+from ppvision.errors import FolderInUseError, InputError, PpvisionError, StorageError
+from ppvision.files import replace_file
 from ppvision.run_folder import RunFolder, config_differences
 
 logger = logging.getLogger("ppvision")
@@ -54,6 +57,8 @@ _ONLY = ""  # the name of a forward pass that has no other beside it
 
 # Logged as they are; of the others the mean since the last line.
 _LATEST = ("Train/lr", "Train/grad_norm")
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or the user's share of it
 
 
 class DataReadError(PpvisionError, RuntimeError):
@@ -122,6 +127,8 @@ class TrainOptions:
 class Trainer:
     """Trains a model, evaluates it now and then, and keeps what a resume needs.
 
+    Building one changes no file: what `options.resume` names is read, and `fit` does the rest.
+
     Args:
         model: the network, without any data-parallel wrapper.
         optimizer: over its parameters.
@@ -180,6 +187,10 @@ class Trainer:
         self.ema = deepcopy(model) if options.use_ema else None
         self.progress = Progress()
         self._saved_step = -1  # of the newest checkpoint in this folder
+        self._found: list[Path] | None = None  # checkpoints in the folder at a resume
+        self._kept_step = 0  # later ones are of another way that the run took before
+        self._stop = StopRequest()
+        self._agreed_signal = 0  # that stops all ranks after this step
         self.scaler = paddle.amp.GradScaler(
             enable=options.precision == "fp16", init_loss_scaling=1024
         )
@@ -194,6 +205,7 @@ class Trainer:
         return SeededBatches(self.dataset, options.batch_size, options.seed, start * k, stop * k)
 
     def _resume(self, resume: str) -> None:
+        self._found = list_checkpoints(self.folder.checkpoints)
         path = find_checkpoint(self.folder.checkpoints, resume)
         if path is None:
             logger.info(f"resume: no checkpoint in {self.folder.checkpoints}; starting anew")
@@ -205,14 +217,29 @@ class Trainer:
         ours = path.parent.resolve() == self.folder.checkpoints.resolve()
         if ours:
             self._saved_step = self.progress.step
-        if self.rank == 0:
-            moved = set_aside(self.folder.checkpoints, self.progress.step - (not ours))
-            if moved:
-                logger.info(
-                    f"resume: later checkpoints are set aside: {', '.join(map(str, moved))}; "
-                    "remove them when nothing in them is needed"
-                )
+        self._kept_step = self.progress.step - (not ours)
         self._tell_of_another_config(read_config(path))
+
+    def _set_later_ones_aside(self) -> None:
+        """Take the way on from the checkpoint that was read; the folder is held.
+
+        Raises:
+            FolderInUseError: the checkpoints are no longer those that there were then.
+        """
+        if self._found is None:
+            return
+        if list_checkpoints(self.folder.checkpoints) != self._found:
+            raise FolderInUseError(
+                f"resume: another process has changed {self.folder.checkpoints} since this one "
+                "began. Start again."
+            )
+        moved = set_aside(self.folder.checkpoints, self._kept_step)
+        self._found = None  # once for each trainer
+        if moved:
+            logger.info(
+                f"resume: later checkpoints are set aside: {', '.join(map(str, moved))}; "
+                "remove them when nothing in them is needed"
+            )
 
     def _tell_of_another_config(self, before: dict) -> None:
         if not before:
@@ -252,27 +279,43 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last step.
 
+        SIGINT, SIGTERM and SIGHUP end training after the current step; a second signal, a second
+        or more later, ends the process at once. This is so in the main thread only, and only for
+        signals that the program neither ignores nor handles itself. Afterwards signals do what they
+        did before.
+
         Returns:
             The best score and its step, among others.
 
         Raises:
+            TrainingStopped: a signal came, and a checkpoint of the last complete step is written.
+                An evaluation that it met is done again at a resume.
             FloatingPointError: the loss or the gradient is not finite; a checkpoint of the moment
                 before is written, and the message names it and the batch's files.
             DataReadError: a sample could not be read; the message names it.
-            OSError: a checkpoint, a picture or a number could not be written; the message names
-                the checkpoint to go on from.
+            ReaderError: a process that reads data has ended.
+            FolderInUseError: another process trains in the folder.
+            StorageError: a checkpoint, a picture or a number could not be written; the message
+                names the checkpoint to go on from.
         """
-        try:
-            with cpu_training():
-                self._fit()
-        except BaseException as error:
-            # A full disk fails again when files are closed: the first error is the one to show.
-            with contextlib.suppress(OSError):
-                self._end()
-            if isinstance(error, OSError):
-                raise StorageError(error.errno, self._with_advice(error)) from error
-            raise
-        self._end()
+        self._stop, self._agreed_signal = StopRequest(), 0
+        with self.folder.locked() if self.rank == 0 else contextlib.nullcontext():
+            try:
+                if self.rank == 0:
+                    self._set_later_ones_aside()
+                with cpu_training(), self._stop:
+                    self._fit()
+            except BaseException as error:
+                # A full disk fails again when files are closed: the first error is the one to show.
+                with contextlib.suppress(OSError):
+                    self._end()
+                if isinstance(error, OSError) and not isinstance(error, FolderInUseError):
+                    raise StorageError(error.errno, self._with_advice(error)) from error
+                if isinstance(error, Exception) and self.ranks > 1 and self._stop.number:
+                    # Another rank stopped first, in an evaluation, and this one waited for it.
+                    raise self._stopped() from error
+                raise
+            self._end()
         return self.progress
 
     def _end(self) -> None:
@@ -283,28 +326,38 @@ class Trainer:
         what = error.strerror or str(error)
         if error.filename:
             what = f"{error.filename}: {what}"
+        first = "Make room" if error.errno in _FULL else "Mend that"
         found = list_checkpoints(self.folder.checkpoints)
         if not found:
-            return f"{what}. No checkpoint is complete yet. Make room and start again"
-        return f"{what}. Complete is {found[-1]}. Make room, then go on with --resume auto"
+            return f"{what}. No checkpoint is complete yet. {first}, then start again"
+        return f"{what}. Complete is {found[-1]}. {first}, then go on with --resume auto"
 
     def _fit(self) -> None:
         options = self.options
         network = self.model
         if self.ranks > 1:
             network = paddle.DataParallel(self.model)
-        loader = paddle.io.DataLoader(
-            SeededDataset(self.dataset, options.seed),
-            batch_sampler=self.batches,
-            num_workers=options.num_workers,
-            collate_fn=partial(collate, batched=self.batched),
-            return_list=True,
-        )
         if self._evaluation_is_owed:
             self._save_and_evaluate()
+        reader = BatchReader(
+            SeededDataset(self.dataset, options.seed),
+            self.batches,
+            options.num_workers,
+            partial(collate, batched=self.batched),
+        )
+        with reader:
+            if self.ranks == 1:  # several have to agree on a step, and wait for the batch
+                self._stop.on_request = reader.wake
+            self._take_steps(network, reader)
+        if self.progress.step < options.iters:
+            self._save_and_stop()
+
+    def _take_steps(self, network: nn.Layer, reader: BatchReader) -> None:
+        """To the last one, or to the moment of a signal."""
+        options = self.options
         waiting, read = [], 0.0
         clock = began = time.perf_counter()
-        for batch in loader:
+        for batch in reader:
             if isinstance(batch, dict) and UNREADABLE in batch:
                 raise DataReadError(batch[UNREADABLE])
             read += time.perf_counter() - clock
@@ -317,9 +370,31 @@ class Trainer:
                 self._log(numbers)
                 if self._is_due(options.save_interval):
                     self._save_and_evaluate()
+                if self._stop_signal:
+                    return
                 waiting, read = [], 0.0
                 began = time.perf_counter()
             clock = time.perf_counter()
+
+    # -- stopping ------------------------------------------------------------------------------
+
+    @property
+    def _stop_signal(self) -> int:
+        """That stops the run after this step, on all ranks alike; 0 for none."""
+        return self._agreed_signal if self.ranks > 1 else self._stop.number
+
+    def _save_and_stop(self) -> None:
+        if self.progress.step > 0 and self._saved_step != self.progress.step:
+            self._save(self.options.keep_checkpoint_max)
+            self._tell("on_save", self.progress.step)
+        if self.ranks > 1:
+            paddle.distributed.barrier()  # the launcher stops rank 0 as soon as another one ends
+        raise self._stopped()
+
+    def _stopped(self) -> TrainingStopped:
+        step = self.progress.step
+        path = self.folder.checkpoints / f"step_{step}" if step > 0 else None
+        return TrainingStopped(self._stop_signal or self._stop.number, step, path)
 
     def _is_due(self, interval: int) -> bool:
         return self.progress.step % interval == 0 or self.progress.step == self.options.iters
@@ -430,7 +505,8 @@ class Trainer:
 
     def _check_finite(self, what: str, value: float, statistics: list[Tensor]) -> None:
         """Stop all ranks together if the number is not finite on one of them: keep the state before
-        this step, then raise with all that helps to find the cause."""
+        this step, then raise with all that helps to find the cause. Ranks also agree here on a
+        signal that one of them has got."""
         step = self.progress.step
         report = None
         if not math.isfinite(value):
@@ -438,9 +514,10 @@ class Trainer:
             report = (value, [sample_name(self.dataset, index) for _, index in keys])
         reports = [report]
         if self.ranks > 1:
-            flag = paddle.to_tensor([0 if report is None else 1])
-            paddle.distributed.all_reduce(flag)
-            if int(flag) == 0:
+            flags = paddle.to_tensor([0 if report is None else 1, self._stop.number])
+            paddle.distributed.all_reduce(flags, paddle.distributed.ReduceOp.MAX)
+            bad, self._agreed_signal = flags.tolist()
+            if not bad:
                 return
             reports = []
             paddle.distributed.all_gather_object(reports, report)
@@ -475,8 +552,12 @@ class Trainer:
         # Saved first: an evaluation that fails must not cost the steps before it.
         path = self._save(self.options.keep_checkpoint_max)
         self._tell("on_save", self.progress.step)
+        if self.ranks > 1 and self._agreed_signal:
+            self._save_and_stop()
         if self.evaluate is not None:
-            self._evaluate()
+            # It may take long, and a resume does it again.
+            with self._stop.interrupting(self._stopped):
+                self._evaluate()
         self.progress.evaluated = self.progress.step
         if path is not None:
             update_progress(path, self.progress)
@@ -544,19 +625,14 @@ class Trainer:
 
     def _save_best(self, model: nn.Layer) -> None:
         path = self.folder.best_model
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name("model.partial.pdparams")
         try:
-            paddle.save(model.state_dict(), str(partial))
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replace_file(path) as partial_path:
+                paddle.save(model.state_dict(), str(partial_path))
         except OSError as error:
             raise StorageError(
                 error.errno, f"best model: could not write {path} ({error})"
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _tell(self, event: str, *arguments: object) -> None:
         if self.rank == 0:

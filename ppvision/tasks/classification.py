@@ -3,10 +3,11 @@
 Its config: `ppvision/tasks/classification_config.py`.
 """
 
+import itertools
 import logging
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.reading import read_in_order
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
@@ -225,9 +227,10 @@ class Classification(ModelWithWidths):
         losses = [F.cross_entropy(logits, targets, soft_label=True)]
         return model.weighted(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
 
-    def scores(self, model: nn.Layer) -> dict[str, float]:
+    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag; of a once-QAT at every width."""
-        return scores_by_width(model, lambda at_width: self.evaluate(at_width).by_tag())
+        evaluate = partial(self.evaluate, num_workers=num_workers)
+        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """One panel: fixed validation samples with their class and the predicted one."""
@@ -250,11 +253,12 @@ class Classification(ModelWithWidths):
     # -- evaluate ------------------------------------------------------------------------------
 
     @paddle.no_grad()
-    def evaluate(self, model: nn.Layer) -> Scores:
+    def evaluate(self, model: nn.Layer, *, num_workers: int = 0) -> Scores:
         """Score a model on the val split; several ranks share the pictures and add up.
 
         Args:
             model: gives logits `[B, K]`.
+            num_workers: processes that read pictures; 0 reads in this one.
 
         Raises:
             ConfigError: pictures of different sizes in one batch.
@@ -265,17 +269,19 @@ class Classification(ModelWithWidths):
         totals = _Totals(self.num_classes)
         # Not Paddle's loader, which hangs when a sample raises.
         starts = range(0, len(mine), self.batch_size)
-        for start in tqdm(starts, desc="eval", unit="batch", disable=None if rank == 0 else True):
-            samples = [self.val_dataset[i] for i in mine[start : start + self.batch_size]]
-            shapes = {image.shape for image, _ in samples}
-            if len(shapes) > 1:
-                raise ConfigError(
-                    "config: val_dataset.transforms: expected pictures of one size, got "
-                    f"{' and '.join(f'{s[2]}x{s[1]}' for s in sorted(shapes)[:2])} (width x "
-                    "height). End with Resize, or ResizeByShort and CenterCrop."
-                )
-            images, labels = (np.stack(part) for part in zip(*samples, strict=True))
-            totals.add(model(paddle.to_tensor(images)), paddle.to_tensor(labels))
+        shown = {"desc": "eval", "unit": "batch", "disable": None if rank == 0 else True}
+        with read_in_order(self.val_dataset.__getitem__, mine, num_workers) as samples:
+            for _ in tqdm(starts, **shown):
+                batch = list(itertools.islice(samples, self.batch_size))
+                shapes = {image.shape for image, _ in batch}
+                if len(shapes) > 1:
+                    raise ConfigError(
+                        "config: val_dataset.transforms: expected pictures of one size, got "
+                        f"{' and '.join(f'{s[2]}x{s[1]}' for s in sorted(shapes)[:2])} (width x "
+                        "height). End with Resize, or ResizeByShort and CenterCrop."
+                    )
+                images, labels = (np.stack(part) for part in zip(*batch, strict=True))
+                totals.add(model(paddle.to_tensor(images)), paddle.to_tensor(labels))
         return totals.over_ranks().scores()
 
     def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:

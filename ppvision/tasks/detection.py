@@ -8,7 +8,7 @@ import fnmatch
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -37,6 +37,7 @@ from ppvision.tasks.quantization import (
     scores_by_width,
     without_paths,
 )
+from ppvision.tasks.training import steps_of
 from ppvision.zoo.weights import names_behind_sdn
 
 # isort: split
@@ -165,9 +166,11 @@ class Detection(ModelWithWidths):
     @cached_property
     def steps_per_epoch(self) -> int:
         """Optimiser steps."""
-        ranks = paddle.distributed.get_world_size()
-        batches = len(self.train_dataset) // (self.batch_size * ranks)
-        return max(1, batches // self.content.get("accumulate", 1))
+        batching = {
+            "batch_size": self.batch_size,
+            "accumulate": self.content.get("accumulate", 1),
+        }
+        return steps_of(1, self.train_dataset, batching)
 
     @property
     def iters(self) -> int:
@@ -345,22 +348,24 @@ class Detection(ModelWithWidths):
         batch[EPOCH] = int(batch[EPOCH])
         return [network(batch)["loss"]]
 
-    def scores(self, model: nn.Layer) -> dict[str, float]:
+    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag; of a once-QAT at every width."""
-        return scores_by_width(model, lambda at_width: self.evaluate(at_width).by_tag())
+        evaluate = partial(self.evaluate, num_workers=num_workers)
+        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
 
     # -- evaluate ------------------------------------------------------------------------------
 
-    def evaluate(self, model: nn.Layer) -> Scores:
+    def evaluate(self, model: nn.Layer, *, num_workers: int = 0) -> Scores:
         """Score a model on the EvalDataset by PaddleDetection's `Trainer`; each rank scores all.
 
         Args:
             model: of this job's architecture.
+            num_workers: processes that read pictures; 0 reads in this one.
 
         Raises:
             ConfigError: no EvalDataset or EvalReader.
         """
-        return self._scored(lambda dataset: model)
+        return self._scored(lambda dataset: model, num_workers)
 
     def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
         """Score an exported model on the EvalDataset, through Paddle Inference.
@@ -383,7 +388,9 @@ class Detection(ModelWithWidths):
             )
         return self._scored(lambda dataset: ExportedDetector(predictor, dataset))
 
-    def _scored(self, model_for: Callable[[paddle.io.Dataset], nn.Layer]) -> Scores:
+    def _scored(
+        self, model_for: Callable[[paddle.io.Dataset], nn.Layer], num_workers: int = 0
+    ) -> Scores:
         for part in ("EvalDataset", "EvalReader"):
             if part not in self.content:
                 raise ConfigError(f"config: detection: expected {part!r} to evaluate, got none.")
@@ -391,7 +398,8 @@ class Detection(ModelWithWidths):
         reader = create("EvalReader")
         dataset = self._read_by(reader, "EvalDataset")
         kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
-        return evaluated_by_trainer(self._activated(), model_for(dataset), dataset, reader, kinds)
+        model = model_for(dataset)
+        return evaluated_by_trainer(self._activated(), model, dataset, reader, kinds, num_workers)
 
     # -- predict -------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
 from ppvision.deploy import Predictor
+from ppvision.engine.reading import read_in_order
 from ppvision.errors import DataError
 from ppvision.tasks.detection_scores import Scores, coco_by_class, coco_means
 
@@ -28,7 +29,12 @@ from ppdet.metrics import COCOMetric, VOCMetric
 
 
 def evaluated_by_trainer(
-    cfg: dict, model: nn.Layer, dataset: paddle.io.Dataset, reader: object, kinds: Sequence[str]
+    cfg: dict,
+    model: nn.Layer,
+    dataset: paddle.io.Dataset,
+    reader: object,
+    kinds: Sequence[str],
+    num_workers: int = 0,
 ) -> Scores:
     """Score a detector on a data set.
 
@@ -38,6 +44,7 @@ def evaluated_by_trainer(
         dataset: parsed, with the reader's transforms.
         reader: PaddleDetection's EvalReader.
         kinds: of what is scored: "bbox", "mask".
+        num_workers: processes that read pictures; 0 reads in this one.
 
     Raises:
         DataError: samples that make no batch.
@@ -48,13 +55,17 @@ def evaluated_by_trainer(
         trainer = Trainer(cfg, "test")  # which starts no loader
         reader._batch_transforms.collate_batch &= cfg["metric"] != "VOC"
         trainer.mode, trainer.dataset, trainer.model = "eval", dataset, model
-        trainer.loader = _Batches(dataset, reader)
         trainer._init_callbacks()
         trainer._init_metrics()
         trainer._nranks = 1  # each rank by itself: no gradients are to be exchanged
         found = _Found(trainer, kinds, Path(folder))
         trainer.register_callbacks([found])
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools' own table
+        batches = _Batches(dataset, reader)
+        with (
+            read_in_order(batches.read, range(len(batches)), num_workers) as batches.found,
+            contextlib.redirect_stdout(io.StringIO()),  # pycocotools' own table
+        ):
+            trainer.loader = batches
             trainer.evaluate()
     return found.scores
 
@@ -99,23 +110,28 @@ class _Batches:
     def __init__(self, dataset: paddle.io.Dataset, reader: object) -> None:
         self.dataset, self.batched = dataset, reader._batch_transforms
         self.batch_size = reader.batch_size
+        self.found: Iterator[dict] = iter(())  # what `read` gives, one batch after another
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
+    def read(self, number: int) -> dict:
+        """One batch, as arrays."""
+        start = number * self.batch_size
+        places = range(start, min(start + self.batch_size, len(self.dataset)))
+        try:
+            return self.batched([self.dataset[place] for place in places])
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise DataError(
+                f"EvalReader: samples {start} to {places[-1]} make no batch ({error}). Where "
+                "they differ in size, end with a Resize of one size, pad them (PadBatch), or "
+                "take batch_size 1; an EvalDataset needs no data_fields."
+            ) from error
+
     def __iter__(self) -> Iterator[dict]:
         quiet = True if paddle.distributed.get_rank() else None
-        for number in tqdm(range(len(self)), desc="eval", unit="batch", disable=quiet):
-            start = number * self.batch_size
-            places = range(start, min(start + self.batch_size, len(self.dataset)))
-            try:
-                batch = self.batched([self.dataset[place] for place in places])
-            except (ValueError, TypeError, RuntimeError) as error:
-                raise DataError(
-                    f"EvalReader: samples {start} to {places[-1]} make no batch ({error}). Where "
-                    "they differ in size, end with a Resize of one size, pad them (PadBatch), or "
-                    "take batch_size 1; an EvalDataset needs no data_fields."
-                ) from error
+        shown = {"desc": "eval", "unit": "batch", "disable": quiet}
+        for batch in tqdm(self.found, total=len(self), **shown):
             yield {key: _as_tensors(value) for key, value in batch.items()}
 
 

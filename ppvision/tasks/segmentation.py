@@ -4,7 +4,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from paddleseg.transforms import Compose
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
 from ppvision.deploy import Predictor, export_model
+from ppvision.engine.reading import read_in_order
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
     ConfigError,
@@ -110,9 +111,7 @@ class Segmentation(ModelWithWidths):
         self.content = plain(content)
         self.config = _CheckedConfig(self.content)
         self.builder = SegBuilder(self.config)
-        if epochs is not None:
-            self.check_data("train_dataset")
-            self.content["iters"] = steps_of(epochs, self.builder.train_dataset, self.content)
+        self._epochs = epochs
 
     @staticmethod
     def _check_components(content: Located) -> None:
@@ -181,32 +180,39 @@ class Segmentation(ModelWithWidths):
             DataError: one report of everything that is wrong.
         """
         for part in parts:
-            cfg = getattr(self.config, f"{part}_cfg")
-            if not cfg:
-                raise ConfigError(f"config: expected a {part}, got none.")
+            cfg = self._check_place(part)
             if cfg["type"] == "Dataset":
-                mode = cfg.get("mode")
-                if f"{mode}_path" not in cfg:
-                    raise ConfigError(
-                        f"config: {part}: expected mode train, val or test and its list file "
-                        f"(train_path, ...), got mode {mode!r}."
-                    )
                 check_segmentation_list(
-                    cfg[f"{mode}_path"],
+                    cfg[f"{cfg['mode']}_path"],
                     cfg["dataset_root"],
                     cfg["num_classes"],
                     ignore_index=cfg.get("ignore_index", 255),
                     separator=cfg.get("separator", " "),
                 )
-                continue
-            # PaddleSeg's own data sets would start a download for a folder that is not there.
-            root = cfg.get("dataset_root")
-            if root is None or not Path(root).is_dir():
+            else:
+                check_pairs(f"{part} ({cfg['type']})", getattr(self.builder, part).file_list)
+
+    def _check_place(self, part: str) -> dict:
+        """What the config says of `train_dataset` or `val_dataset`, which must name its files."""
+        cfg = getattr(self.config, f"{part}_cfg")
+        if not cfg:
+            raise ConfigError(f"config: expected a {part}, got none.")
+        if cfg["type"] == "Dataset":
+            mode = cfg.get("mode")
+            if f"{mode}_path" not in cfg:
                 raise ConfigError(
-                    f"config: {part}: expected dataset_root, the folder of {cfg['type']}, got "
-                    f"{root!r}, which is not there. ppvision downloads nothing."
+                    f"config: {part}: expected mode train, val or test and its list file "
+                    f"(train_path, ...), got mode {mode!r}."
                 )
-            check_pairs(f"{part} ({cfg['type']})", getattr(self.builder, part).file_list)
+            return cfg
+        # PaddleSeg's own data sets would start a download for a folder that is not there.
+        root = cfg.get("dataset_root")
+        if root is None or not Path(root).is_dir():
+            raise ConfigError(
+                f"config: {part}: expected dataset_root, the folder of {cfg['type']}, got "
+                f"{root!r}, which is not there. ppvision downloads nothing."
+            )
+        return cfg
 
     # -- the model -----------------------------------------------------------------------------
 
@@ -229,8 +235,11 @@ class Segmentation(ModelWithWidths):
 
     score_tags = ("Evaluate/mIoU", "Evaluate/Acc", *(f"Evaluate/{n}" for n in BOUNDARY_SCORES))
 
-    @property
+    @cached_property
     def iters(self) -> int:
+        if self._epochs is not None:
+            self._check_place("train_dataset")
+            self.content["iters"] = steps_of(self._epochs, self.train_dataset, self.content)
         return self.config.iters
 
     @property
@@ -240,6 +249,7 @@ class Segmentation(ModelWithWidths):
     @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
         vars(self.builder)["model"] = self.model  # whose parameters its optimiser takes
+        self.content["iters"] = self.iters  # which its schedule reads
         return self.builder.optimizer
 
     @property
@@ -263,11 +273,12 @@ class Segmentation(ModelWithWidths):
 
     # -- evaluate ------------------------------------------------------------------------------
 
-    def evaluate(self, model: paddle.nn.Layer, **how: object) -> Scores:
+    def evaluate(self, model: paddle.nn.Layer, *, num_workers: int = 0, **how: object) -> Scores:
         """Score a model on the val split as PaddleSeg's own evaluation does, and along boundaries.
 
         Args:
             model: with PaddleSeg's interface: a list of logits.
+            num_workers: processes that read pictures; 0 reads in this one.
             **how: `aug_eval, scales, flip_horizontal, flip_vertical, is_slide, crop_size, stride`;
                 they go over the config's `test_config`.
         """
@@ -279,8 +290,7 @@ class Segmentation(ModelWithWidths):
         dataset = self.builder.val_dataset
         model.eval()
 
-        def predict(index: int) -> tuple[np.ndarray, np.ndarray]:
-            sample = dataset[index]
+        def predict(sample: dict) -> tuple[np.ndarray, np.ndarray]:
             run = infer.aug_inference if augmented else infer.inference
             with paddle.no_grad():
                 prediction, _ = run(
@@ -291,22 +301,31 @@ class Segmentation(ModelWithWidths):
                 )
             return prediction.numpy()[0, 0], np.asarray(sample["label"]).squeeze()
 
-        return self._scored(predict)
+        return self._scored(dataset.__getitem__, predict, num_workers)
 
-    def _scored(self, predict: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> Scores:
-        """The scores of `predict(index) -> prediction, label` on the val split, over all ranks."""
+    def _scored(
+        self,
+        read: Callable[[int], object],
+        predict: Callable[[object], tuple[np.ndarray, np.ndarray]],
+        num_workers: int = 0,
+    ) -> Scores:
+        """The scores of `predict(read(index)) -> prediction, label` on the val split, over all
+        ranks; `num_workers` processes read."""
         dataset = self.builder.val_dataset
         scoring = Scoring(dataset.num_classes, dataset.ignore_index)
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
         shown = {"desc": "eval", "unit": "img", "disable": True if rank else None}
-        for index in tqdm(range(rank, len(dataset), world), **shown):
-            scoring.update(*predict(index))
+        mine = range(rank, len(dataset), world)
+        with read_in_order(read, mine, num_workers) as samples:
+            for sample in tqdm(samples, total=len(mine), **shown):
+                scoring.update(*predict(sample))
         scoring.add_other_ranks()
         return scoring.scores()
 
-    def scores(self, model: paddle.nn.Layer) -> dict[str, float]:
+    def scores(self, model: paddle.nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag; of a once-QAT at every width."""
-        return scores_by_width(model, lambda at_width: self.evaluate(at_width).by_tag())
+        evaluate = partial(self.evaluate, num_workers=num_workers)
+        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
 
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", **how: object
@@ -335,7 +354,7 @@ class Segmentation(ModelWithWidths):
         def predict(index: int) -> tuple[np.ndarray, np.ndarray]:
             return predictor(dataset.file_list[index][0]), self._label(index)
 
-        return self._scored(predict)
+        return self._scored(lambda index: index, predict)
 
     def _label(self, index: int) -> np.ndarray:
         """The label map `[H, W]` of a val sample, as its data set class numbers the classes."""

@@ -15,6 +15,7 @@ from paddle import Tensor, nn
 from ppvision.dashboard import Dashboard
 from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
+from ppvision.engine.seeding import batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.quant import OnceQAT
@@ -64,8 +65,8 @@ class Job(Protocol):
     def losses(self, network: nn.Layer, batch: object) -> Sequence[Tensor]:
         """One forward pass; the sum of the losses counts."""
 
-    def scores(self, model: nn.Layer) -> dict[str, float]:
-        """Evaluate, on every rank at once; scores by tag."""
+    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
+        """Evaluate, on every rank at once; scores by tag. `num_workers` processes read."""
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """Panels `[H, W, 3]` uint8 RGB of fixed validation samples, by name."""
@@ -73,8 +74,9 @@ class Job(Protocol):
 
 def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
     """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
-    ranks = paddle.distributed.get_world_size()
-    batches = len(dataset) // (content["batch_size"] * ranks)
+    batches = batches_per_epoch(
+        len(dataset), content["batch_size"], paddle.distributed.get_world_size()
+    )
     return max(1, epochs * batches // content.get("accumulate", 1))
 
 
@@ -116,13 +118,30 @@ def run_training(
         callbacks: more of them, on rank 0.
 
     Raises:
-        DataError, ConfigError, FileExistsError, CheckpointError: before anything is written.
-        FloatingPointError, DataReadError, OSError: see `Trainer.fit`.
+        DataError, ConfigError, FolderInUseError, CheckpointError: before anything is written.
+        TrainingStopped, FloatingPointError, DataReadError, ReaderError, StorageError: see
+            `Trainer.fit`.
     """
+    # Held from here on, so that what is read of it is what is then gone on from.
+    with folder.locked() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
+        trainer = _trainer(job, folder, options, do_eval, device, model_path)
+        # Nothing is written before all of this has been built.
+        _open_folder(job, trainer, do_eval, use_vdl, histograms, callbacks)
+        return trainer.fit()
+
+
+def _trainer(
+    job: Job,
+    folder: RunFolder,
+    options: TrainOptions,
+    do_eval: bool,
+    device: str,
+    model_path: str | Path | None,
+) -> Trainer:
     rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     if rank == 0:
-        job.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
         folder.check_new(options.resume is not None)
+        job.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
     paddle.seed(options.seed)  # initial weights, the same on every rank
     if world > 1 and device.startswith("gpu"):
         nn.SyncBatchNorm.convert_sync_batchnorm(job.float_model)
@@ -132,31 +151,29 @@ def run_training(
     model, losses, before_step = job.model, job.losses, None
     if isinstance(model, OnceQAT):
         losses, before_step = passes(model, losses), partial(draw_widths, model, options.seed)
-    trainer = Trainer(
+    return Trainer(
         model,
         job.optimizer,
         job.train_dataset,
         losses,
-        job.scores if do_eval else None,
+        partial(job.scores, num_workers=options.num_workers) if do_eval else None,
         folder,
         options,
         job.content,
         job.batched,
         before_step,
     )
-    # Nothing is written before all of this has been built.
-    with folder.locked() if rank == 0 else contextlib.nullcontext():
-        return _run(job, trainer, callbacks, do_eval, use_vdl, histograms)
 
 
-def _run(
+def _open_folder(
     job: Job,
     trainer: Trainer,
-    callbacks: Sequence[Callback],
     do_eval: bool,
     use_vdl: bool,
     histograms: bool,
-) -> Progress:
+    callbacks: Sequence[Callback],
+) -> None:
+    """Write the config, and let the trainer tell the dashboard of what happens."""
     rank, world = trainer.rank, trainer.ranks
     folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
@@ -176,7 +193,6 @@ def _run(
             ),
             *callbacks,
         ]
-    return trainer.fit()
 
 
 def _pictures(job: Job, model: nn.Layer) -> dict[str, np.ndarray]:

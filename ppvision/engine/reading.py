@@ -1,0 +1,304 @@
+"""Processes that read data: none outlives the process that started it, none takes a signal that
+is meant for that process."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import pickle
+import queue
+import shutil
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+import paddle
+from paddle.base import core
+
+from ppvision.engine.stopping import STOP_SIGNALS
+from ppvision.errors import PpvisionError
+
+Sample = TypeVar("Sample")
+
+# Seconds to wait for readers that are asked to end, before they are killed (processes) or left
+# alone (the thread that reads where there are no processes).
+PATIENCE = 1.0
+
+# What the queue of a `BatchReader` holds beside batches.
+_END, _WOKEN = object(), object()
+
+
+class ReaderError(PpvisionError, RuntimeError):
+    """A process that reads data ended, or could not be started."""
+
+
+# -- inside of a worker ----------------------------------------------------------------------------
+
+
+def _protect_worker(before_end: Callable[[], None] = lambda: None) -> None:
+    """To be called first in a process that reads data.
+
+    Ctrl-C, a closed terminal and a cluster's manager signal the whole group. The process that
+    trains decides then, and stops its readers itself.
+
+    Args:
+        before_end: called when that process is gone, before this one ends.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, args=(before_end,), daemon=True).start()
+
+
+def _end_with_parent(before_end: Callable[[], None]) -> None:
+    multiprocessing.parent_process().join()
+    before_end()
+    os._exit(1)
+
+
+def _begin_loader_worker(worker: int) -> None:
+    # Batches that nobody received would stay in /dev/shm until the machine restarts.
+    _protect_worker(core._cleanup_mmap_fds)
+
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_launcher() -> None:
+    """Let this process be killed when Paddle's launcher, which started it, is killed.
+
+    The launcher starts each rank in a session of its own. Without this, the ranks would train on
+    and hold the run's folder. A rank that was started by anything else is left alone.
+    """
+    if "PADDLE_BACKUP_ENV_PATH" in os.environ:  # set by the launcher for its ranks
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+# -- batches for training --------------------------------------------------------------------------
+
+
+class BatchReader:
+    """The batches of a `paddle.io.DataLoader`; a context manager that leaves no worker behind.
+
+    Paddle waits for a batch in C++, where Python handles no signal. Here a thread waits there, one
+    batch at a time, and the caller waits in Python.
+
+    Args:
+        dataset, batch_sampler, collate_fn: as `paddle.io.DataLoader` takes them.
+        num_workers: processes that read; 0 reads in a thread of this process.
+
+    Raises:
+        ReaderError: a worker could not be started, or has ended by itself.
+    """
+
+    def __init__(
+        self,
+        dataset: paddle.io.Dataset,
+        batch_sampler: paddle.io.BatchSampler,
+        num_workers: int,
+        collate_fn: Callable[[list], object],
+    ) -> None:
+        self._loader = paddle.io.DataLoader(
+            dataset,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            collate_fn=collate_fn,
+            return_list=True,
+            worker_init_fn=_begin_loader_worker,
+        )
+        self._num_workers = num_workers
+        self._workers: list[BaseProcess] = []
+        self._wanted: queue.SimpleQueue = queue.SimpleQueue()
+        # Its `put` may interrupt a `get` or `put` of the same thread, as a signal handler does.
+        self._found: queue.SimpleQueue = queue.SimpleQueue()
+        self._iterator = None
+
+    def __enter__(self) -> "BatchReader":
+        with _started_workers(self._workers):
+            self._iterator = iter(self._loader)
+        device = paddle.get_device()
+        self._thread = threading.Thread(target=self._read, args=(device,), daemon=True)
+        self._thread.start()
+        return self
+
+    def _read(self, device: str) -> None:
+        paddle.set_device(device)  # of this thread; batches are copied there
+        while self._wanted.get():
+            try:
+                found = next(self._iterator)
+            except StopIteration:
+                found = _END
+            except BaseException as error:  # raised where the batch is waited for
+                found = _Failure(error)
+            self._found.put(found)
+
+    def __iter__(self) -> Iterator[object]:
+        while True:
+            self._wanted.put(True)
+            found = self._found.get()
+            if found is _END or found is _WOKEN:
+                return
+            if isinstance(found, _Failure):
+                raise found.error
+            yield found
+
+    def wake(self) -> None:
+        """End the iteration now, even while it waits; for a signal handler."""
+        self._found.put(_WOKEN)
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        codes = [worker.exitcode for worker in self._workers]  # before we end them
+        self._wanted.put(False)
+        if self._workers:
+            # Asks them to end; after it, Paddle no longer takes their end for a failure. The thread
+            # may do the same at the same moment, and one of the two then finds nothing to close.
+            with contextlib.suppress(Exception):
+                self._iterator._try_shutdown_all(PATIENCE)
+            _end_workers(self._workers)
+        else:
+            self._thread.join(PATIENCE)  # longer only if a sample takes longer
+        if isinstance(error, Exception) and not isinstance(error, PpvisionError):
+            ended = [code for code in codes if code]
+            if ended:
+                raise _worker_ended(ended[0]) from error
+
+
+class _Failure:
+    """An exception on its way from the thread to whoever waits for a batch."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+@contextlib.contextmanager
+def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
+    """Add the processes that are started inside to `workers`; end them if the block raises."""
+    before = multiprocessing.active_children()
+    try:
+        yield
+    except BaseException as error:
+        _end_workers([child for child in multiprocessing.active_children() if child not in before])
+        if isinstance(error, OSError):
+            raise ReaderError(
+                f"num_workers: a process that reads data could not be started "
+                f"({error.strerror or error}). {_shared_memory()} Take --num_workers 0."
+            ) from error
+        raise
+    workers += [child for child in multiprocessing.active_children() if child not in before]
+
+
+def _end_workers(workers: Sequence[BaseProcess]) -> None:
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+
+
+def _worker_ended(code: int) -> ReaderError:
+    """What is known of a worker that ended by itself, from its exit code."""
+    if code == -signal.SIGBUS:
+        why = f"was stopped by SIGBUS: the shared memory is too small. {_shared_memory()}"
+    elif code == -signal.SIGKILL:
+        why = "was killed (SIGKILL), most likely because memory ran out."
+    elif code < 0:
+        why = f"was stopped by {signal.Signals(-code).name}."
+    else:
+        why = f"ended with exit code {code}."
+    return ReaderError(
+        f"num_workers: a process that reads data {why} Go on with --num_workers 0, which reads in "
+        "the training process, or with fewer workers."
+    )
+
+
+def _shared_memory() -> str:
+    folder = Path("/dev/shm")
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return f"There is no {folder} here."
+    return (
+        f"{folder} has {usage.total / 2**20:.0f} MiB, {usage.free / 2**20:.0f} of them free "
+        "(docker run --shm-size=2g gives more)."
+    )
+
+
+# -- samples for an evaluation ---------------------------------------------------------------------
+
+_read: Callable[[int], object] | None = None  # in a worker
+
+
+def _begin_worker(read: Callable[[int], object]) -> None:
+    global _read
+    _protect_worker()
+    _read = read
+
+
+def _read_in_worker(index: int) -> object:
+    try:
+        return _read(index)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it would break the pool on its way
+            raise ReaderError(f"{type(error).__name__}: {error}") from None
+        raise
+
+
+@contextlib.contextmanager
+def read_in_order(
+    read: Callable[[int], Sample], indices: Sequence[int], num_workers: int
+) -> Iterator[Iterator[Sample]]:
+    """Give `read(index)` for each index, in their order; the workers end with the block.
+
+    Args:
+        read: gives what can be pickled, such as NumPy arrays. It runs in forked processes, which
+            see its objects as they are now.
+        indices: what to read.
+        num_workers: processes that read ahead; 0 reads here, when a sample is asked for.
+
+    Yields:
+        An iterator over the samples. It raises what `read` raises, and `ReaderError` where a worker
+        could not be started, or has ended by itself.
+    """
+    if num_workers == 0 or not indices:
+        yield map(read, indices)
+        return
+    with contextlib.closing(_read_ahead(read, indices, num_workers)) as samples:
+        yield samples
+
+
+def _read_ahead(
+    read: Callable[[int], Sample], indices: Sequence[int], num_workers: int
+) -> Iterator[Sample]:
+    first, *others = indices
+    workers: list[BaseProcess] = []
+    with _started_workers(workers):
+        pool = ProcessPoolExecutor(
+            num_workers,
+            # Forked, because data sets need not be picklable.
+            mp_context=multiprocessing.get_context("fork"),
+            initializer=_begin_worker,
+            initargs=(read,),
+        )
+        waiting = deque([pool.submit(_read_in_worker, first)])  # starts them all
+    try:
+        for index in others:
+            waiting.append(pool.submit(_read_in_worker, index))
+            if len(waiting) > 2 * num_workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        codes = [worker.exitcode for worker in workers if worker.exitcode]
+        raise _worker_ended(codes[0] if codes else 1) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end_workers(workers)

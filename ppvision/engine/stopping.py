@@ -1,0 +1,100 @@
+"""Signals that ask a training run to stop."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Seconds after the first signal in which others count as the same request. `timeout` sends its
+# signal twice, Paddle's launcher three times within 0.6 s, and Ctrl-C reaches a process both from
+# the terminal and from the program that started it.
+SAME_REQUEST = 1.0
+
+
+class TrainingStopped(KeyboardInterrupt):
+    """A signal ended training; nothing that was trained is lost.
+
+    It is a `KeyboardInterrupt`, so that `except Exception` around several runs does not take it
+    for a failure of one of them.
+
+    Attributes:
+        signal_number: SIGINT, SIGTERM or SIGHUP.
+        step: the last complete step.
+        checkpoint: the folder to go on from, or None before the first complete step.
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: Path | None) -> None:
+        name = signal.Signals(signal_number).name
+        if checkpoint is None:
+            what = f"stopped by {name} before the first step was complete; start again"
+        else:
+            what = f"stopped by {name} after step {step}; go on with --resume auto ({checkpoint})"
+        super().__init__(what)
+        self.signal_number = signal_number
+        self.step = step
+        self.checkpoint = checkpoint
+
+
+class StopRequest:
+    """Inside of `with`, notes SIGINT, SIGTERM and SIGHUP instead of ending the process.
+
+    A second signal, at least `SAME_REQUEST` seconds after the first, ends the process at once.
+
+    Only the main thread may change what signals do; in another thread this changes nothing. A
+    signal that is ignored stays so (`nohup`, `command &` in a script), and one that the program
+    handles itself stays with the program.
+
+    Attributes:
+        number: of the first signal; 0 as long as none has come.
+        on_request: called once, when the first signal comes; None for nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.on_request: Callable[[], None] | None = None
+        self._time = 0.0
+        self._process = os.getpid()
+        self._interruption: Callable[[], BaseException] | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                    self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def interrupting(self, interruption: Callable[[], BaseException]) -> Iterator[None]:
+        """A signal does not wait for the end of this block, but raises `interruption()` in it; one
+        that has come before raises it at once."""
+        self._interruption = interruption
+        try:
+            if self.number:
+                raise interruption()
+            yield
+        finally:
+            self._interruption = None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a data-reading process that has just been forked; the trainer will stop it
+        if self.number == 0:
+            self.number, self._time = number, time.monotonic()
+            if self.on_request is not None:
+                self.on_request()
+            if self._interruption is not None:
+                raise self._interruption()
+        elif time.monotonic() - self._time >= SAME_REQUEST:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
