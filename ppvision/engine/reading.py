@@ -164,7 +164,9 @@ class BatchReader:
                 self._iterator._try_shutdown_all(PATIENCE)
             _end_workers(self._workers)
         else:
-            self._thread.join(PATIENCE)  # longer only if a sample takes longer
+            self._thread.join(PATIENCE)
+            if self._thread.is_alive():  # inside of a sample that takes longer
+                self._iterator._shutdown = True  # else Paddle waits for it without end
         if isinstance(error, Exception) and not isinstance(error, PpvisionError):
             ended = [code for code in codes if code]
             if ended:
