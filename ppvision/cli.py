@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 import warnings
@@ -117,7 +118,7 @@ def train(args: argparse.Namespace) -> int | None:
     import paddle
 
     from ppvision.engine.reading import end_with_launcher
-    from ppvision.engine.stopping import TrainingStopped
+    from ppvision.engine.stopping import STOP_SIGNALS, TrainingStopped
     from ppvision.run_folder import RunFolder
     from ppvision.tasks.training import run_training, train_options
 
@@ -158,6 +159,8 @@ def train(args: argparse.Namespace) -> int | None:
             model_path=args.model_path,
         )
     except TrainingStopped as stop:
+        for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ranks that are ending
+            signal.signal(number, signal.SIG_IGN)
         if paddle.distributed.get_rank() == 0:
             print(f"ppvision: {stop}", file=sys.stderr)
         return 128 + stop.signal_number

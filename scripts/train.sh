@@ -17,7 +17,7 @@ if [ "${NPROC:-1}" -gt 1 ]; then
         *" --device gpu"* | *" --device=gpu"*) backend=(--devices "$(seq -s, 0 $((NPROC - 1)))") ;;
         *) backend=(--nproc_per_node "$NPROC" --backend gloo) ;; # Paddle's CPU transport
     esac
-    exec python -m paddle.distributed.launch "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \
+    exec python -m ppvision.engine.launch "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \
         "$ppvision_root/ppvision/__main__.py" train --config "$config" --do_eval --use_vdl "$@"
 fi
 exec python -m ppvision train --config "$config" --do_eval --use_vdl "$@"

@@ -10,17 +10,18 @@ import queue
 import shutil
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 import paddle
-from paddle.base import core
 
 from ppvision.engine.stopping import STOP_SIGNALS
 from ppvision.errors import PpvisionError
@@ -42,41 +43,49 @@ class ReaderError(PpvisionError, RuntimeError):
 # -- inside of a worker ----------------------------------------------------------------------------
 
 
-def _protect_worker(before_end: Callable[[], None] = lambda: None) -> None:
+def _protect_worker(_: int = 0) -> None:
     """To be called first in a process that reads data.
 
     Ctrl-C, a closed terminal and a cluster's manager signal the whole group. The process that
     trains decides then, and stops its readers itself.
-
-    Args:
-        before_end: called when that process is gone, before this one ends.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(before_end,), daemon=True).start()
+    # Whichever comes first when the parent is gone: this thread, or the end of Paddle's own loop.
+    began = time.time()
+    util.Finalize(None, _free_shared_memory, args=(began,), exitpriority=0)
+    threading.Thread(target=_end_with_parent, args=(began,), daemon=True).start()
 
 
-def _end_with_parent(before_end: Callable[[], None]) -> None:
+def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    before_end()
+    _free_shared_memory(began)
     os._exit(1)
 
 
-def _begin_loader_worker(worker: int) -> None:
-    # Batches that nobody received would stay in /dev/shm until the machine restarts.
-    _protect_worker(core._cleanup_mmap_fds)
+def _free_shared_memory(began: float) -> None:
+    """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
+    They would stay until the machine restarts."""
+    if multiprocessing.parent_process().is_alive():
+        return
+    for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
+        with contextlib.suppress(OSError):
+            # Older ones may be of a container that shares the memory, and counts its own processes.
+            if path.stat().st_mtime >= began:
+                path.unlink()
 
 
+LAUNCHER = "PPVISION_LAUNCHER"  # environment: process id of `ppvision.engine.launch`
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_launcher() -> None:
-    """Let this process be killed when Paddle's launcher, which started it, is killed.
+    """Let this process be killed when `ppvision.engine.launch`, which started it, is killed.
 
-    The launcher starts each rank in a session of its own. Without this, the ranks would train on
-    and hold the run's folder. A rank that was started by anything else is left alone.
+    Each rank has a session of its own. Without this, the ranks would train on and hold the run's
+    folder.
     """
-    if "PADDLE_BACKUP_ENV_PATH" in os.environ:  # set by the launcher for its ranks
+    if os.environ.get(LAUNCHER) == str(os.getppid()):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -110,7 +119,7 @@ class BatchReader:
             num_workers=num_workers,
             collate_fn=collate_fn,
             return_list=True,
-            worker_init_fn=_begin_loader_worker,
+            worker_init_fn=_protect_worker,
         )
         self._num_workers = num_workers
         self._workers: list[BaseProcess] = []

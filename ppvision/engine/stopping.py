@@ -11,10 +11,12 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Seconds after the first signal in which others count as the same request. `timeout` sends its
-# signal twice, Paddle's launcher three times within 0.6 s, and Ctrl-C reaches a process both from
-# the terminal and from the program that started it.
-SAME_REQUEST = 1.0
+# Seconds after the first signal in which others count as the same request. `timeout` signals a
+# process and then its group, and Ctrl-C may come from the terminal and from a parent that hands it
+# on.
+SAME_REQUEST = 0.25
+# Of several ranks: Paddle's launchers signal them up to three times within a second.
+SAME_REQUEST_OF_RANKS = 2.0
 
 
 class TrainingStopped(KeyboardInterrupt):
@@ -44,18 +46,22 @@ class TrainingStopped(KeyboardInterrupt):
 class StopRequest:
     """Inside of `with`, notes SIGINT, SIGTERM and SIGHUP instead of ending the process.
 
-    A second signal, at least `SAME_REQUEST` seconds after the first, ends the process at once.
+    A second signal, at least `same_request` seconds after the first, ends the process at once.
 
     Only the main thread may change what signals do; in another thread this changes nothing. A
     signal that is ignored stays so (`nohup`, `command &` in a script), and one that the program
     handles itself stays with the program.
+
+    Args:
+        same_request: seconds.
 
     Attributes:
         number: of the first signal; 0 as long as none has come.
         on_request: called once, when the first signal comes; None for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, same_request: float = SAME_REQUEST) -> None:
+        self.same_request = same_request
         self.number = 0
         self.on_request: Callable[[], None] | None = None
         self._time = 0.0
@@ -95,6 +101,6 @@ class StopRequest:
                 self.on_request()
             if self._interruption is not None:
                 raise self._interruption()
-        elif time.monotonic() - self._time >= SAME_REQUEST:
+        elif time.monotonic() - self._time >= self.same_request:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -37,7 +37,12 @@ from ppvision.engine.seeding import (
     sample_name,
     seed_batch,
 )
-from ppvision.engine.stopping import StopRequest, TrainingStopped
+from ppvision.engine.stopping import (
+    SAME_REQUEST,
+    SAME_REQUEST_OF_RANKS,
+    StopRequest,
+    TrainingStopped,
+)
 from ppvision.errors import FolderInUseError, InputError, PpvisionError, StorageError
 from ppvision.files import replace_file
 from ppvision.run_folder import RunFolder, config_differences
@@ -279,10 +284,10 @@ class Trainer:
     def fit(self) -> Progress:
         """Train to the last step.
 
-        SIGINT, SIGTERM and SIGHUP end training after the current step; a second signal, a second
-        or more later, ends the process at once. This is so in the main thread only, and only for
-        signals that the program neither ignores nor handles itself. Afterwards signals do what they
-        did before.
+        SIGINT, SIGTERM and SIGHUP end training after the current step; a second signal ends the
+        process at once (one within `SAME_REQUEST` seconds counts as the first). This is so in the
+        main thread only, and only for signals that the program neither ignores nor handles itself.
+        Afterwards signals do what they did before.
 
         Returns:
             The best score and its step, among others.
@@ -298,7 +303,8 @@ class Trainer:
             StorageError: a checkpoint, a picture or a number could not be written; the message
                 names the checkpoint to go on from.
         """
-        self._stop, self._agreed_signal = StopRequest(), 0
+        self._stop = StopRequest(SAME_REQUEST if self.ranks == 1 else SAME_REQUEST_OF_RANKS)
+        self._agreed_signal = 0
         with self.folder.locked() if self.rank == 0 else contextlib.nullcontext():
             try:
                 if self.rank == 0:
