@@ -164,7 +164,8 @@ class BatchReader:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        codes = [worker.exitcode for worker in self._workers]  # before we end them
+        # Paddle's loader raises these. Looked at before we end the workers ourselves.
+        code = _code_of_ended(self._workers) if isinstance(error, SystemError | RuntimeError) else 0
         self._wanted.put(False)
         if self._workers:
             # Asks them to end; after it, Paddle no longer takes their end for a failure. The thread
@@ -176,10 +177,8 @@ class BatchReader:
             self._thread.join(PATIENCE)
             if self._thread.is_alive():  # inside of a sample that takes longer
                 self._iterator._shutdown = True  # else Paddle waits for it without end
-        if isinstance(error, Exception) and not isinstance(error, PpvisionError):
-            ended = [code for code in codes if code]
-            if ended:
-                raise _worker_ended(ended[0]) from error
+        if code and not isinstance(error, PpvisionError):
+            raise _worker_ended(code) from error
 
 
 class _Failure:
@@ -211,6 +210,18 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         worker.kill()
     for worker in workers:
         worker.join()
+
+
+def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
+    """The exit code of a worker that has failed, or 0. A process that is about to end closes its
+    pipes first, by which it is noticed, so this waits a moment."""
+    until = time.monotonic() + PATIENCE
+    while workers:
+        code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
+        if code or time.monotonic() > until:
+            return code
+        time.sleep(0.01)
+    return 0
 
 
 def _worker_ended(code: int) -> ReaderError:
@@ -308,8 +319,7 @@ def _read_ahead(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        codes = [worker.exitcode for worker in workers if worker.exitcode]
-        raise _worker_ended(codes[0] if codes else 1) from error
+        raise _worker_ended(_code_of_ended(workers)) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         _end_workers(workers)
