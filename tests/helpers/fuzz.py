@@ -1,0 +1,206 @@
+"""Mutated documents for tests of parsers, and the bounds that every parser has to keep.
+
+    for seed in range(DEFAULT_COUNT):
+        rng = random.Random(seed)
+        data = json.dumps(mutate_document(document, rng)).encode()
+        call_within_bounds(lambda: parse(path), size=len(data), case=f"seed {seed}")
+
+A parser may succeed or raise `PpvisionError`. Anything else, a call that takes too long, and one
+that allocates more than ten times its input (64 MiB for small ones) fail the test.
+"""
+
+import copy
+import random
+import signal
+import tracemalloc
+from collections.abc import Callable, Iterator
+
+from ppvision.errors import PpvisionError
+
+COUNT = 1000  # mutations of one parser in `all` mark
+DEFAULT_COUNT = COUNT // 10  # the first of the same seeds
+FLOOR = 64 * 2**20  # bytes that any call may allocate
+FACTOR = 10  # times its input that a call may allocate
+SECONDS = 20  # of one call; ten times what the slowest takes on a loaded machine
+
+# Values of every type that JSON, YAML and Python know, at the edges of what formats can hold.
+_STRANGE = (
+    *(None, True, False, 0, -1, 1, 2, 255, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400),
+    *(0.0, -0.0, 0.5, 1e-320, 1e30, 1e308, float("nan"), float("inf"), float("-inf")),
+    *("", " ", "0", "1", "-1", "1.0", "nan", "1e999", "true", "None", "\0", "\ufeff", "\udcff"),
+    *(
+        "..",
+        "/",
+        "a/../..",
+        "a\\b",
+        "x" * 300,
+        "x" * 100_000,
+        "\ud800",
+        "%s%n",
+        "[",
+        "{}",
+        "é",
+        "²",
+    ),
+    *([], {}, [[]], [{}], {"": None}, [0] * 1000, [None], [["a"]], {"id": 0}),
+)
+
+
+def _deep(depth: int) -> list:
+    nested: list = []
+    for _ in range(depth):
+        nested = [nested]
+    return nested
+
+
+def strange_value(rng: random.Random) -> object:
+    """A value that a careless parser does not expect."""
+    if rng.random() < 0.03:
+        return _deep(rng.choice((50, 500)))
+    return copy.deepcopy(rng.choice(_STRANGE))
+
+
+def _places(node: object) -> Iterator[tuple[dict | list, object]]:
+    """Every `(container, key or index)` below a node."""
+    for key in list(node) if isinstance(node, dict) else range(len(node)):
+        yield node, key
+        if isinstance(node[key], (dict, list)):
+            yield from _places(node[key])
+
+
+def mutate_document(document: dict | list, rng: random.Random) -> dict | list:
+    """A deep copy of a document of dictionaries, lists and plain values, with one change: a value
+    becomes another one, an entry goes, is there twice, has another key or another entry's value.
+    """
+    mutated = copy.deepcopy(document)
+    container, key = rng.choice(list(_places(mutated)))
+    change = rng.choice(("value", "value", "value", "remove", "repeat", "swap", "rename"))
+    if change == "remove":
+        del container[key]
+    elif change == "repeat" and isinstance(container, list):
+        container.insert(key, copy.deepcopy(container[key]))
+    elif change == "rename" and isinstance(container, dict):
+        container[rng.choice(("", "id", str(key) * 2, str(key).upper()))] = container.pop(key)
+    elif change == "swap":
+        other, place = rng.choice(list(_places(mutated)))
+        container[key] = copy.deepcopy(other[place])
+    elif isinstance(container[key], (int, float)) and rng.random() < 0.3:
+        container[key] = container[key] * rng.choice((-1, 0.5, 2, 1000, 1e30))
+    else:
+        container[key] = strange_value(rng)
+    return mutated
+
+
+_TOKENS = (
+    *(
+        b"\0",
+        b"\xff",
+        b"\xfe\xff",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\r",
+        b"\r\n",
+        b"\t",
+        b" ",
+        b"\n\n",
+    ),
+    *(
+        b"-1",
+        b"0",
+        b"9" * 5000,
+        b"1e999",
+        b"NaN",
+        b"null",
+        b"&x;",
+        b"<!--",
+        b"]]>",
+        b"</",
+        b"\x1b[2J",
+    ),
+    *(
+        b"[" * 2000,
+        b"{",
+        b"}",
+        b'"',
+        b"'",
+        b"\\",
+        b"\\ud800",
+        b",",
+        b":",
+        b"..",
+        b"/",
+        b"*a",
+        b"&a ",
+    ),
+    *(b"\xc3\x28", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x80\xa8", b"\x85", b"\xb2"),
+)
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """The data with one to three changes: flipped bits, lost, repeated or foreign bytes, a cut."""
+    mutated = bytearray(data)
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(mutated) + 1)
+        end = min(len(mutated), place + rng.choice((1, 1, 2, 8, 64)))
+        change = rng.choice(("flip", "random", "remove", "repeat", "token", "token", "cut"))
+        if change == "cut":
+            del mutated[place:]
+        elif change == "remove":
+            del mutated[place:end]
+        elif change == "repeat":
+            mutated[place:place] = mutated[place:end] * rng.choice((1, 2, 100))
+        elif change == "token":
+            mutated[place:end] = rng.choice(_TOKENS)
+        elif change == "random":
+            mutated[place:end] = rng.randbytes(end - place)
+        elif place < len(mutated):
+            mutated[place] ^= 1 << rng.randrange(8)
+    return bytes(mutated)
+
+
+class _TooLongError(BaseException):
+    """Not an Exception, so that no parser catches it."""
+
+
+def call_within_bounds(
+    call: Callable[[], object], *, size: int, case: str, seconds: float = SECONDS
+) -> object:
+    """Call a parser; only `PpvisionError` may come out, within bounds of time and memory.
+
+    Args:
+        call: without arguments.
+        size: bytes of what it reads.
+        case: how the test's failure calls it, such as its seed.
+        seconds: that it may take. Default 20.
+
+    Returns:
+        What `call` returns, or the `PpvisionError`.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    base, _ = tracemalloc.get_traced_memory()
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        result = call()
+    except PpvisionError as error:
+        result = error
+    except _TooLongError:
+        raise AssertionError(f"{case}: no answer within {seconds} s") from None
+    except BaseException as error:
+        raise AssertionError(f"{case}: {type(error).__name__}: {str(error)[:300]}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        _, peak = tracemalloc.get_traced_memory()
+        if not tracing:
+            tracemalloc.stop()
+    limit = max(FLOOR, FACTOR * size)
+    assert peak - base <= limit, f"{case}: allocated {peak - base} bytes, more than {limit}"
+    return result
