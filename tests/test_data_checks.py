@@ -102,15 +102,9 @@ def test_empty_list(root):
     assert "the data set is empty" in failure(root)
 
 
-def test_list_that_is_no_utf8(root):
-    (root / "train.txt").write_bytes(b"images/\xe4.jpg labels/\xe4.png\n")
+def test_list_that_is_no_text(root):
+    (root / "train.txt").write_bytes(b"\0\1\2images/0.jpg labels/0.png\n")
     assert "train.txt: expected UTF-8 text" in failure(root)
-
-
-def test_byte_order_mark(root):
-    text = (root / "train.txt").read_bytes()
-    (root / "train.txt").write_bytes(b"\xef\xbb\xbf" + text)
-    assert "byte order mark" in failure(root)
 
 
 def test_lines_that_are_no_pairs(root):
@@ -118,11 +112,9 @@ def test_lines_that_are_no_pairs(root):
         "images/0.jpg labels/0.png\nimages/1.jpg\n\nimages/my cat.jpg labels/my cat.png\n"
     )
     message = failure(root)
-    assert "train.txt: 3 problems in 4 lines" in message
+    assert "train.txt: 2 problems in 3 lines" in message
     assert "no label (1)" in message
     assert "line 2: 'images/1.jpg'" in message
-    assert "empty line (1)" in message
-    assert "\n      line 3\n" in message
     assert "too many fields (1)" in message
     assert "line 4: 'images/my cat.jpg labels/my cat.png' has 4 fields" in message
 
@@ -135,9 +127,9 @@ def test_windows_line_ends_are_fine(root):
 
 def test_another_separator(root):
     save(root / "images" / "my cat.jpg", picture())
-    (root / "train.txt").write_text("images/my cat.jpg\tlabels/0.png\n")
+    (root / "train.txt").write_text("images/my cat.jpg, labels/0.png\n")
     assert "cat.jpg" in failure(root)
-    assert check(root, separator="\t")["labels"] == 1
+    assert check(root, separator=",")["labels"] == 1
 
 
 def test_labels_may_be_missing_for_prediction(root):

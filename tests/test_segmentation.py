@@ -19,6 +19,7 @@ from visualdl.reader.record_reader import RecordReader
 
 from ppvision.cli import run
 from ppvision.data.checks import DataError
+from ppvision.data.listing import list_images, listed_labels
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
@@ -32,7 +33,7 @@ from ppvision.tasks.pictures import (
     panel,
     save_prediction,
 )
-from ppvision.tasks.prediction import list_images, listed_labels, predict_to_folder, read_rgb
+from ppvision.tasks.prediction import predict_to_folder, read_rgb
 from ppvision.tasks.segmentation_scores import Scoring
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of

@@ -1,13 +1,13 @@
 """BCCD: blood cells with boxes, Pascal VOC to COCO."""
 
 import shutil
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
 
 from ppvision.data.coco import CocoInstances
 from ppvision.data.pictures import decode_picture
 from ppvision.data.sources import SPLITS, existing_source, filled_list
+from ppvision.data.text import read_xml
 from ppvision.data.writing import progress, write_description
 from ppvision.errors import DataError
 from ppvision.files import create_folder
@@ -75,10 +75,10 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
 def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
     """Left, top, right, bottom and category of every object of a VOC file."""
     try:
-        for item in ElementTree.parse(path).getroot().iter("object"):
+        for item in read_xml(path).findall("object"):
             edges = [round(float(item.findtext(f"bndbox/{key}"))) for key in _EDGES]
-            yield edges, CLASSES.index(item.findtext("name")) + 1
-    except (OSError, ElementTree.ParseError, TypeError, ValueError, OverflowError) as error:
+            yield edges, CLASSES.index((item.findtext("name") or "").strip()) + 1
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(
             f"{path}: expected Pascal VOC boxes of {', '.join(CLASSES)} ({error}). "
             "Get the file again."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.data.listing import find_pictures
 from ppvision.data.pictures import decode_picture
 from ppvision.data.sources import (
     SPLITS,
@@ -73,10 +74,12 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
 
 
 def _segnet_samples(source: Path, split: str) -> list[Sample]:
-    images = sorted((source / split).glob("*.png"))
+    images = find_pictures(source / split) if (source / split).is_dir() else []
     if not images:
-        raise DataError(f"{source / split}: the set is empty: expected PNG pictures, found none.")
-    return [Sample(path.stem, path, source / f"{split}annot" / path.name) for path in images]
+        raise DataError(f"{source / split}: the set is empty: expected pictures, found none.")
+    return [
+        Sample(path.stem, path, source / f"{split}annot" / f"{path.stem}.png") for path in images
+    ]
 
 
 def _write_split(folder: Path, split: str, samples: list[Sample], segnet: bool) -> Counter:

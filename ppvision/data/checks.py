@@ -1,6 +1,7 @@
 """Check a segmentation data set before the first step, and name every file that is wrong.
 
-Reads what PaddleSeg's `Dataset` reads, by its rules: `image label` lines, images through OpenCV in
+Reads what PaddleSeg's `Dataset` reads under `ppvision`: the same `image label` lines (both call
+`ppvision.data.listing.read_pairs`), images through OpenCV in
 colour (grey is repeated, transparency dropped, the EXIF rotation applied), label maps through PIL
 (a palette PNG gives its indices). PaddleSeg itself finds most of these faults in the middle of a
 training, as a broadcast error, a loss of NaN or not at all.
@@ -21,8 +22,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DEEP_MODES, decode_picture
-from ppvision.data.text import read_list
+from ppvision.data.text import cut_text
 from ppvision.data.writing import progress
 from ppvision.errors import DataError
 from ppvision.files import cache_folder
@@ -91,13 +93,14 @@ def check_segmentation_list(
             f"{list_file}: expected a list file, found none; there is one at {root / list_file}. "
             "List paths start from the current folder, not from dataset_root."
         )
-    lines = read_list(list_file, separator)
+    found, problems = read_pairs(list_file, root, separator, need_labels)
     if not root.is_dir():
         raise DataError(f"dataset_root: expected a folder, found none at {root}. Check the path.")
-    if not lines:
+    if not found and not problems:
         raise DataError(f"{list_file}: the data set is empty: the list has no line. Fill it.")
 
-    pairs, problems = _parse(lines, root, separator, need_labels)
+    pairs = [_Pair(*entry) for entry in found]
+    lines = [[pair.where, str(pair.image), str(pair.label)] for pair in pairs]
     settings = [str(root.resolve()), num_classes, ignore_index, separator, need_labels, lines]
     return _checked(str(list_file), pairs, problems, settings, num_classes, ignore_index)
 
@@ -169,25 +172,6 @@ def _checked(
     return summary
 
 
-def _parse(
-    lines: list[tuple[int, list[str]]], root: Path, separator: str, need_labels: bool
-) -> tuple[list[_Pair], list[tuple[str, str]]]:
-    pairs, problems = [], []
-    for number, fields in lines:
-        where = f"line {number}"
-        if fields == [""]:
-            problems.append(("empty line", where))
-        elif len(fields) > 2:
-            text = f"{where}: {separator.join(fields)!r} has {len(fields)} fields"
-            problems.append(("too many fields", text))
-        elif len(fields) == 1 and need_labels:
-            problems.append(("no label", f"{where}: {fields[0]!r}"))
-        else:
-            label = root / fields[1] if len(fields) == 2 else None
-            pairs.append(_Pair(where, root / fields[0], label))
-    return pairs, problems
-
-
 def _check_pair(pair: _Pair, num_classes: int, ignore_index: int) -> _Finding:
     finding = _Finding()
     image_size = _checked_image(pair, finding)
@@ -205,7 +189,7 @@ def _check_pair(pair: _Pair, num_classes: int, ignore_index: int) -> _Finding:
 
 
 def _decoded(path: Path, what: str, where: str, finding: _Finding) -> Image.Image | None:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
         finding.problems.append((f"missing {what}", f"{where}: {path}"))
         return None
     try:
@@ -279,7 +263,6 @@ def _report(
     ignore_index: int,
 ) -> str:
     advice = {
-        "empty line": "Remove it.",
         "no label": "Every line needs an image and a label with the separator between them.",
         "too many fields": "Expected two. For file names with the separator in them choose another "
         "one, for example a tab, in the list and as the data set's separator.",
@@ -304,7 +287,7 @@ def _report(
         if kind in kinds:
             parts.append(f"{kind} ({kinds[kind]}): {sentence}")
             texts = [text for other, text in problems if other == kind]
-            parts += [f"    {text}" for text in texts[:SHOWN]]
+            parts += [f"    {cut_text(text)}" for text in texts[:SHOWN]]
             if len(texts) > SHOWN:
                 parts.append(f"    and {len(texts) - SHOWN} more")
     return "\n  ".join(parts)
@@ -315,9 +298,10 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for pair in pairs:
         for path in (pair.image, pair.label):
-            if path is not None and path.is_file():
+            if path is not None and os.path.isfile(path):
                 status = path.stat()
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+                text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(os.fsencode(text))  # names of files may hold bytes that are no text
     return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 

@@ -1,20 +1,29 @@
 """CIFAR-10 as picture files, packed or in class folders: `classes/{train,val}/NAME/*`."""
 
 import io
+import lzma
 import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
 from ppvision.data.pictures import decode_picture
-from ppvision.data.sources import PICTURE_SUFFIXES, SPLITS, existing_source
+from ppvision.data.sources import SPLITS, existing_source
 from ppvision.data.writing import progress, write_description
 from ppvision.errors import DataError
 from ppvision.files import create_folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+# A packed file may say that a kilobyte becomes gigabytes. A picture of 32 x 32 pixels has 3 KiB,
+# a name in a header of its own a few hundred bytes.
+PICTURE_BYTES = 64 * 2**20
+HEADER_BYTES = 2**20
+
+_HEADER_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE}
+_HEADER_TYPES |= {tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
 
 # Path within the source, split, class and content of one picture.
 _Picture = tuple[str, str, str, bytes]
@@ -39,7 +48,11 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
     """
     source = existing_source(source, "cifar10", file_allowed=True)
     if source.is_dir() and not (source / "train").is_dir():
-        archives = [path for path in source.iterdir() if path.name.endswith(TAR_SUFFIXES)]
+        archives = [
+            path
+            for path in source.iterdir()
+            if path.name.endswith(TAR_SUFFIXES) and not is_leftover(path.name)
+        ]
         if len(archives) != 1:
             raise DataError(
                 f"{source}: expected train/ and test/ with class folders, or one tar file, found "
@@ -72,12 +85,19 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
     return summary
 
 
-def _split_and_class(parts: tuple[str, ...], where: str) -> tuple[str, str] | None:
+def _split_and_class(
+    parts: tuple[str, ...], where: str, left_out: LeftOut
+) -> tuple[str, str] | None:
     """Split and class of a picture by its path, or None for a file that is no part of the set."""
+    # macOS adds `._NAME.jpg` to tar files and `__MACOSX` to zip files.
+    if is_leftover(PurePosixPath(*parts)) or (parts[-1:] and parts[-1].startswith(".")):
+        left_out.leftovers[parts[-1]] += 1
+        return None
     if len(parts) < 3 or parts[-3] not in ("train", "test", "val"):
         return None
-    is_picture = PurePosixPath(parts[-1]).suffix.lower() in PICTURE_SUFFIXES
-    if not is_picture or parts[-1].startswith("."):  # `._NAME.jpg`: what macOS adds to tar files
+    suffix = PurePosixPath(parts[-1]).suffix.lower()
+    if suffix not in READABLE_SUFFIXES:
+        left_out.others[suffix or "no suffix"] += 1
         return None
     if parts[-2] not in CLASSES:
         raise DataError(
@@ -88,16 +108,33 @@ def _split_and_class(parts: tuple[str, ...], where: str) -> tuple[str, str] | No
 
 
 def _folder_pictures(source: Path) -> Iterator[_Picture]:
+    left_out = LeftOut()
     for path in sorted(path for path in source.glob("*/*/*") if path.is_file()):
         relative = path.relative_to(source)
-        if found := _split_and_class(relative.parts, str(path)):
+        if found := _split_and_class(relative.parts, str(path), left_out):
             yield (relative.as_posix(), *found, path.read_bytes())
+    left_out.log(source)
+
+
+class _BoundedMember(tarfile.TarInfo):
+    """A member of a tar file. Long names stand in headers of their own, which `tarfile` reads whole
+    whatever size they say."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADER_TYPES and member.size > HEADER_BYTES:
+            raise tarfile.ReadError(
+                f"a header of {member.size} bytes, expected at most {HEADER_BYTES}"
+            )
+        return member
 
 
 def _tar_pictures(source: Path) -> Iterator[_Picture]:
     """Nothing is unpacked under the name that the tar file gives it."""
     try:
-        with tarfile.open(source, "r:*") as archive:
+        left_out = LeftOut()
+        with tarfile.open(source, "r:*", tarinfo=_BoundedMember) as archive:
             for member in archive:
                 parts = PurePosixPath(member.name).parts
                 if member.name.startswith("/") or ".." in parts:
@@ -105,16 +142,24 @@ def _tar_pictures(source: Path) -> Iterator[_Picture]:
                         f"{source}: refused: the member {member.name} points out of its folder. "
                         "Get the file from a source you trust."
                     )
-                found = _split_and_class(parts, f"{source}: {member.name}")
-                if found is None or member.isdir():
+                if member.isdir():
+                    continue
+                found = _split_and_class(parts, f"{source}: {member.name}", left_out)
+                if found is None:
                     continue
                 if not member.isreg():
                     raise DataError(
                         f"{source}: refused: {member.name} is a link or device, not a picture. "
                         "Get the file from a source you trust."
                     )
+                if member.size > PICTURE_BYTES:
+                    raise DataError(
+                        f"{source}: refused: {member.name} says that it has {member.size} bytes, "
+                        f"expected at most {PICTURE_BYTES}. Get the file from a source you trust."
+                    )
                 yield (member.name, *found, archive.extractfile(member).read())
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        left_out.log(source)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         raise DataError(
             f"{source}: the tar file is cut off or damaged ({error}). Get it again."
         ) from error

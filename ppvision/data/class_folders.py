@@ -1,5 +1,6 @@
 """Pictures with one class each, from folders or from a list file."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -7,9 +8,20 @@ import cv2
 import numpy as np
 import paddle
 
-from ppvision.data.listing import READABLE_SUFFIXES
-from ppvision.data.text import read_list
+from ppvision.data.listing import (
+    READABLE_SUFFIXES,
+    LeftOut,
+    find_pictures,
+    is_leftover,
+    locate,
+    log_once,
+)
+from ppvision.data.text import read_lines, read_names, shorten
 from ppvision.errors import DataError
+
+# A number that is far beyond any data set would name as many classes as it says.
+MOST_CLASSES = 2**18
+_CLASS_LINE = re.compile(r"(?P<name>.*[^ \t])[ \t]+(?P<label>[0-9]{1,9})", re.DOTALL)
 
 
 class ClassFolders(paddle.io.Dataset):
@@ -61,13 +73,20 @@ class ClassFolders(paddle.io.Dataset):
             )
 
     def _from_folders(self) -> tuple[list[tuple[Path, int]], list[str]]:
-        folders = sorted(p for p in self.root.iterdir() if p.is_dir() and p.name[0] != ".")
+        left_out = LeftOut()
+        folders = []
+        for path in sorted(self.root.iterdir()):
+            if path.name[0] == "." or is_leftover(path.name):
+                left_out.leftovers[path.name] += 1
+            elif path.is_dir():
+                folders.append(path)
         samples, empty = [], []
         for number, folder in enumerate(folders):
-            found = sorted(p for p in folder.rglob("*") if _is_picture(p))
+            found = find_pictures(folder, left_out)
             samples += [(path, number) for path in found]
             if not found:
                 empty.append(folder.name)
+        left_out.log(self.root)
         if not samples:
             raise DataError(
                 f"root: expected pictures in {self.root}/CLASS/, found none "
@@ -82,25 +101,31 @@ class ClassFolders(paddle.io.Dataset):
         return samples, [folder.name for folder in folders]
 
     def _from_list(self, list_path: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+        if not list_path.is_file():
+            raise DataError(f"{list_path}: expected a list file, found none. Check the path.")
         samples = []
-        for number, fields in read_list(list_path):
-            if fields == [""]:
-                continue
-            name, label = " ".join(fields[:-1]), fields[-1]
-            if not name or not label.isdigit():
+        left_out = LeftOut()
+        for number, line in read_lines(list_path, file_names=True):
+            found = _CLASS_LINE.fullmatch(line)
+            if found is None or int(found["label"]) >= MOST_CLASSES:
                 raise DataError(
-                    f"{list_path}:{number}: expected `picture class-number`, got "
-                    f"{' '.join(fields)!r}."
+                    f"{list_path}:{number}: expected `picture class-number` with a number below "
+                    f"{MOST_CLASSES}, got {shorten(line)}."
                 )
-            samples.append((self.root / name, int(label)))
+            if is_leftover(found["name"]):
+                left_out.leftovers[Path(found["name"]).name] += 1
+                continue
+            samples.append((self.root / locate(self.root, found["name"]), int(found["label"])))
+        left_out.log(list_path)
+        if repeated := len(samples) - len(set(samples)):
+            log_once(f"{list_path}: {repeated} lines repeat an earlier one")
         if not samples:
             raise DataError(f"{list_path}: expected `picture class-number` lines, found none.")
         count = 1 + max(label for _, label in samples)
         names_path = list_path.parent / "classes.txt"
         if not names_path.is_file():
             return samples, [str(index) for index in range(count)]
-        names = [n.strip() for n in names_path.read_text(encoding="utf-8").splitlines()]
-        names = [name for name in names if name]
+        names = read_names(names_path)
         if len(names) < count:
             raise DataError(
                 f"{list_path}: expected classes below {len(names)}, as {names_path} has names, got "
@@ -121,7 +146,3 @@ class ClassFolders(paddle.io.Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in READABLE_SUFFIXES and path.name[0] != "."

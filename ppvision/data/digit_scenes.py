@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 
 from ppvision.data.coco import CocoInstances
+from ppvision.data.listing import READABLE_SUFFIXES, find_pictures
 from ppvision.data.pictures import decode_picture, rgb_pixels
 from ppvision.data.writing import progress, write_description, write_lines, write_picture
 from ppvision.errors import DataError, InputError, MissingFileError
@@ -41,7 +42,6 @@ MAX_COVERED = 0.35  # share of an earlier digit that a later one may hide
 MIN_CROP = 24  # pixels: the least side of a photograph's crop and of a class-folder crop
 VAL_SHARE = 0.25  # of each photograph's width
 VAL_EVERY = 5  # one in five digits of each class
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
 
         photos = {f"sample {i}": image for i, image in enumerate(load_sample_images().images)}
     else:
-        paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)
+        paths = find_pictures(folder)
         if not paths:
             raise MissingFileError(
-                f"photographs: expected a folder with {', '.join(sorted(PHOTO_SUFFIXES))} files, "
-                f"found none in {folder}."
+                f"photographs: expected pictures ({', '.join(sorted(READABLE_SUFFIXES))}), found "
+                f"none in {folder}."
             )
         photos = {
             str(path): rgb_pixels(decode_picture(path, str(path)), str(path)) for path in paths

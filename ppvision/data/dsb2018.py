@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from ppvision.data.coco import CocoInstances
+from ppvision.data.listing import LeftOut, find_pictures, is_leftover
 from ppvision.data.pictures import decode_picture, rgb_pixels
 from ppvision.data.sources import (
     SPLITS,
@@ -81,14 +82,22 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
 
 def _stage1_pictures(source: Path) -> dict[str, list[_Nuclei]]:
     pictures = []
+    left_out = LeftOut()
     for folder in sorted(path.parent for path in source.glob("*/masks")):
-        images, masks = sorted(folder.glob("images/*.png")), sorted(folder.glob("masks/*.png"))
+        if is_leftover(folder.name):
+            left_out.leftovers[folder.name] += 1
+            continue
+        images, masks = (
+            find_pictures(folder / part, left_out) if (folder / part).is_dir() else []
+            for part in ("images", "masks")
+        )
         if len(images) != 1 or not masks:
             raise DataError(
-                f"{folder}: expected one PNG in images/ and at least one in masks/, found "
+                f"{folder}: expected one picture in images/ and at least one in masks/, found "
                 f"{len(images)} and {len(masks)}. Unpack stage1_train again."
             )
         pictures.append(_Nuclei(folder.name, images[0], masks=tuple(masks)))
+    left_out.log(source)
     if len(pictures) < 2:
         raise DataError(f"{source}: expected at least 2 pictures, found {len(pictures)}.")
     return {

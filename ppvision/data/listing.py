@@ -1,4 +1,287 @@
-"""Which files of a folder are pictures."""
+"""Which files of a folder or a list are pictures, and how their results are called."""
+
+import logging
+import os
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from ppvision.data.text import cut_text, read_lines, read_list
+from ppvision.errors import DataError, InputError, MissingFileError
+
+logger = logging.getLogger("ppvision")
 
 # Picture files as users name them, found in a folder without regard to case.
-READABLE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+READABLE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif"}
+READABLE_SUFFIXES |= {".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
+
+SEPARATORS = " \t,"  # between a picture and its label in a list file
+
+# What notebooks, desktops, archives and network drives put beside pictures, in small letters.
+_LEFTOVERS = {".ipynb_checkpoints", "__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "@eadir"}
+_LEFTOVERS |= {"desktop.ini", "$recycle.bin", "#recycle", "system volume information", ".git"}
+_SHOWN = 5  # kinds of files that a line of the log names
+
+
+def is_leftover(name: str | PurePath) -> bool:
+    """Whether a relative path leads to what tools leave behind, such as `.ipynb_checkpoints`, or to
+    macOS's `._NAME` files."""
+    parts = PurePath(name).parts
+    return any(part.startswith("._") or part.lower() in _LEFTOVERS for part in parts)
+
+
+@dataclass
+class LeftOut:
+    """Counts what a search leaves out."""
+
+    leftovers: Counter[str] = field(default_factory=Counter)  # by name
+    others: Counter[str] = field(default_factory=Counter)  # by suffix
+
+    def log(self, where: str | Path) -> None:
+        """Say it in one line of the log; nothing where nothing was left out."""
+        parts = []
+        if self.leftovers:
+            parts.append(
+                f"{self.leftovers.total()} hidden or left behind by tools "
+                f"({_list_kinds(self.leftovers)})"
+            )
+        if self.others:
+            parts.append(
+                f"{self.others.total()} with another suffix than pictures "
+                f"({_list_kinds(self.others)})"
+            )
+        if parts:
+            log_once(f"{where}: files and folders left out: {', '.join(parts)}")
+
+
+def _list_kinds(counts: Counter[str]) -> str:
+    kinds = [f"{count} x {kind}" for kind, count in counts.most_common(_SHOWN)]
+    return ", ".join([*kinds, "..."] if len(counts) > _SHOWN else kinds)
+
+
+_logged: set[str] = set()
+
+
+def log_once(message: str) -> None:
+    """Log what was left out or changed; a second reading of the same file does not repeat it."""
+    if message not in _logged:
+        _logged.add(message)
+        logger.info(message)
+
+
+def find_pictures(folder: str | Path, left_out: LeftOut | None = None) -> list[Path]:
+    """The pictures of a folder and all folders below it, sorted, found by their suffix.
+
+    Hidden files and folders and what tools leave behind are left out. Symbolic links are followed;
+    a folder that several links lead to is searched once, under its own name where it is below
+    `folder`, and links to a folder above are not followed.
+
+    Args:
+        folder: where to search; it must exist.
+        left_out: counts what is left out, for a caller that searches several folders. Default None:
+            one line of the log says it.
+    """
+    folder = Path(folder)
+    counts = LeftOut() if left_out is None else left_out
+    found: list[Path] = []
+    real = folder.resolve()
+    seen = {_identity(above) for above in real.parents}
+    waiting = [str(folder)]
+    while waiting:
+        for here, folders, files in os.walk(waiting.pop(0), onerror=_log_unreadable):
+            identity = _identity(here)
+            if identity in seen:
+                folders.clear()
+                continue
+            seen.add(identity)
+            for name in sorted(folders):
+                if _is_hidden(name):
+                    counts.leftovers[name] += 1
+            folders[:] = sorted(name for name in folders if not _is_hidden(name))
+            waiting += [p for p in (os.path.join(here, n) for n in folders) if os.path.islink(p)]
+            folders[:] = [n for n in folders if not os.path.islink(os.path.join(here, n))]
+            found += [Path(here, name) for name in files if _is_picture(here, name, counts)]
+    if left_out is None:
+        counts.log(folder)
+    return sorted(found)
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
+
+
+def _log_unreadable(error: OSError) -> None:
+    logger.warning(f"{error.filename}: cannot be searched ({error.strerror}), left out")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or is_leftover(name)
+
+
+def _is_picture(here: str, name: str, counts: LeftOut) -> bool:
+    if _is_hidden(name):
+        counts.leftovers[name if is_leftover(name) and name[:2] != "._" else f"{name[:2]}*"] += 1
+        return False
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix not in READABLE_SUFFIXES:
+        counts.others[suffix or "no suffix"] += 1
+        return False
+    # A link that leads nowhere is kept: its picture is missing, which has to be said. A pipe is
+    # not: reading it would wait for ever.
+    path = os.path.join(here, name)
+    if os.path.exists(path) and not os.path.isfile(path):
+        counts.others[f"{suffix} that is no file"] += 1
+        return False
+    return True
+
+
+def locate(root: str | Path, name: str) -> str:
+    """The spelling of a relative name under which its file is there, or the name as it is.
+
+    Tools on Windows write `images\\1.png`; macOS stores accents as letters of their own.
+    """
+    others = [name.replace("\\", "/")]
+    others += [unicodedata.normalize(form, other) for form in ("NFC", "NFD") for other in others]
+    for other in (name, *others):
+        if os.path.isfile(os.path.join(root, other)):
+            return other
+    return name
+
+
+def read_pairs(
+    list_file: str | Path, root: str | Path, separator: str = " ", need_labels: bool = True
+) -> tuple[list[tuple[str, Path, Path | None]], list[tuple[str, str]]]:
+    """The pictures and labels of a PaddleSeg list: what the check looks at is what training reads.
+
+    Lines that name what tools leave behind are left out; they and lines that are there twice are
+    counted in the log.
+
+    Args:
+        list_file: one `image<separator>label` per line; see `read_list`.
+        root: folder that the list's paths start from.
+        separator: what stands between the two paths.
+        need_labels: whether every line must name a label.
+
+    Returns:
+        `(line number in words, image, label or None)` of every line, and `(kind, text)` of every
+        problem.
+
+    Raises:
+        DataError: no such list, or not text.
+    """
+    root = Path(root)
+    pairs, problems = [], []
+    left_out = LeftOut()
+    seen: Counter[tuple[str, ...]] = Counter()
+    for number, fields in read_list(list_file, separator):
+        where = f"line {number}"
+        if len(fields) > 2:
+            text = f"{where}: {cut_text(separator.join(fields))!r} has {len(fields)} fields"
+            problems.append(("too many fields", text))
+        elif len(fields) < 2 and need_labels:
+            problems.append(("no label", f"{where}: {cut_text(fields[0])!r}"))
+        elif is_leftover(fields[0]):
+            left_out.leftovers[PurePath(fields[0]).name] += 1
+        else:
+            seen[tuple(fields)] += 1
+            image, *label = (root / locate(root, name) for name in fields)
+            pairs.append((where, image, label[0] if label else None))
+    left_out.log(list_file)
+    if repeated := sum(count - 1 for count in seen.values()):
+        log_once(f"{list_file}: {repeated} lines repeat an earlier one")
+    return pairs, problems
+
+
+def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tuple[Path, str]]:
+    """Pictures of a flag's path, each with the name of its result.
+
+    Args:
+        image_path: a picture, a folder (searched deeply, see `find_pictures`), or a list file: one
+            picture a line, relative to the list; what follows a space, tab or comma, such as a
+            label, is left out (see `listed_labels`).
+        flag: for messages.
+
+    Returns:
+        `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
+        share one (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
+
+    Raises:
+        FileNotFoundError: no such path.
+        ValueError: no picture in it.
+    """
+    path = Path(image_path)
+    if not path.exists():
+        raise MissingFileError(f"{flag}: expected a file or folder, found none at {path}.")
+    if path.is_dir():
+        found = [(p, p.relative_to(path)) for p in find_pictures(path)]
+    elif path.suffix.lower() in READABLE_SUFFIXES:
+        found = [(path, Path(path.name))]
+    else:
+        found = [(path.parent / name, Path(name)) for name, _ in _listed(path, flag)]
+    if not found:
+        raise InputError(f"{flag}: expected pictures, found none in {path}.")
+    return list(zip([p for p, _ in found], result_names([n for _, n in found]), strict=True))
+
+
+def listed_labels(image_path: str | Path) -> dict[Path, Path]:
+    """The labels that a list file names behind its pictures, by picture; none for other paths."""
+    path = Path(image_path)
+    if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
+        return {}
+    found = _listed(path, "--image_path")
+    return {path.parent / name: path.parent / label for name, label in found if label}
+
+
+def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
+    """Picture and label, or an empty label, of every line of a list file."""
+    try:
+        lines = read_lines(list_path, file_names=True)
+    except DataError as error:
+        raise InputError(
+            f"{flag}: expected a picture, a folder or a text file, got {list_path} ({error})."
+        ) from error
+    left_out = LeftOut()
+    found = []
+    for _, line in lines:
+        name = _picture_of(list_path, line)
+        label = line[len(name) :].strip(SEPARATORS)
+        if not name:  # separators alone
+            continue
+        if is_leftover(name):
+            left_out.leftovers[PurePath(name).name] += 1
+            continue
+        folder = list_path.parent
+        found.append((locate(folder, name), locate(folder, label) if label else ""))
+    left_out.log(list_path)
+    return found
+
+
+def _picture_of(list_path: Path, line: str) -> str:
+    """The picture of a list's line: all of it, or what stands before a label; names may hold
+    separators."""
+    for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
+        if name and os.path.isfile(list_path.parent / locate(list_path.parent, name)):
+            return name
+    return re.split(f"[{SEPARATORS}]", line)[0]
+
+
+def result_names(names: list[Path]) -> list[str]:
+    """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
+    inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
+    inside = [name if name.name else Path("picture") for name in inside]  # `..` alone, `/`
+    stems = Counter(str(name.with_suffix("")) for name in inside)
+    taken: set[str] = set()
+    results = []
+    for name in inside:
+        stem = str(name.with_suffix(""))
+        first = result = stem if stems[stem] == 1 else f"{stem}_{name.suffix[1:]}"
+        number = 1
+        while result in taken:
+            number += 1
+            result = f"{first}_{number}"
+        taken.add(result)
+        results.append(result)
+    return results

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.data.listing import is_leftover, locate
 from ppvision.data.pictures import decode_picture
 from ppvision.data.text import read_list
 from ppvision.data.writing import write_lines
 from ppvision.errors import DataError, MissingFileError
 
 SPLITS = ("train", "val")
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ def existing_source(source: str | Path, name: str, file_allowed: bool = False) -
 
 
 def filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of `{split}.txt`, without its empty lines.
+    """Line numbers and fields of `{split}.txt`, without lines that name what tools leave behind.
 
     Raises:
         DataError: no such list, or nothing in it.
     """
     path = folder / f"{split}.txt"
-    lines = [(number, fields) for number, fields in read_list(path) if fields != [""]]
+    lines = [(number, fields) for number, fields in read_list(path) if not is_leftover(fields[0])]
     if not lines:
         raise DataError(f"{path}: the set is empty: the list names no picture. Fill it.")
     return lines
@@ -62,7 +62,7 @@ def listed_samples(source: Path, split: str) -> list[Sample]:
         where = f"{source / split}.txt, line {number}"
         if len(fields) != 2:
             raise DataError(f"{where}: expected `image label`, got {' '.join(fields)!r}.")
-        image, label = source / fields[0], source / fields[1]
+        image, label = (source / locate(source, name) for name in fields)
         if image.stem in samples:
             raise DataError(f"{where}: the picture name {image.stem} is there twice. Rename one.")
         samples[image.stem] = Sample(image.stem, image, label)

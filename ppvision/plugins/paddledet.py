@@ -15,6 +15,9 @@ PaddleDetection reads configurations, `-o` options and its compression files wit
 runs whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values
 and PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which
 calls any function by its name, is refused as well.
+
+Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
+write them (`ppvision.plugins.paddledet_data`).
 """
 
 import contextlib
@@ -45,7 +48,7 @@ from ppdet.modeling.shape_spec import ShapeSpec
 
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
-from ppvision.plugins import shims
+from ppvision.plugins import paddledet_data, shims
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_backbone
 
@@ -221,6 +224,7 @@ pale_nano, pale_tiny, pale_small, pale_base = (
 )
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 shims.apply(shims.PADDLEDET_SHIMS)
+paddledet_data.read_alike()
 
 __all__ = [
     "SemanticDiffusionBackbone",

@@ -15,7 +15,8 @@ PaddleSeg's own tools as well as for Python:
       type: SemanticDiffusionBackbone
       backbone: {type: ResNet50_vd, output_stride: 8}
 
-and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Importing it
+and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Lists of
+pictures are read as `ppvision check` reads them (`ppvision.plugins.paddleseg_data`). Importing it
 again, or reloading it, changes nothing.
 """
 
@@ -39,7 +40,7 @@ from paddle import Tensor, nn
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
-from ppvision.plugins import shims
+from ppvision.plugins import paddleseg_data, shims
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_backbone
@@ -202,6 +203,7 @@ OnceQAT.stock_losses = staticmethod(stock_losses)
 if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
     builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
 shims.apply(shims.PADDLESEG_SHIMS)
+paddleseg_data.read_alike()
 
 __all__ = [
     "SemanticDiffusionBackbone",

@@ -8,7 +8,8 @@ from typing import Literal, get_args, get_origin
 
 import yaml
 
-from ppvision.errors import ConfigError
+from ppvision.data.text import read_text
+from ppvision.errors import ConfigError, DataError
 from ppvision.safe_yaml import Located, Tagged, load_yaml
 from ppvision.zoo.registry import nearest
 
@@ -39,8 +40,8 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Located:
             f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
         )
     try:
-        content = load_yaml(path.read_text(encoding="utf-8"), str(shown))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = load_yaml(read_text(path), str(shown))
+    except (yaml.YAMLError, DataError) as error:
         raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")

@@ -17,6 +17,9 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.data.coco_checks import check_coco
+from ppvision.data.coco_reading import read_category_names
+from ppvision.data.listing import result_names
+from ppvision.data.text import read_names
 from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_export import export_detector
@@ -30,7 +33,7 @@ from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_t
 from ppvision.tasks.detection_scores import Scores
 from ppvision.tasks.detector_layer import DetectorLayer
 from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import read_rgb, result_names
+from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     example_input,
@@ -43,7 +46,6 @@ from ppvision.zoo.weights import names_behind_sdn
 # isort: split
 from ppdet.core.workspace import create
 from ppdet.data.reader import BatchCompose, Compose
-from ppdet.data.source.category import get_categories
 from ppdet.data.source.coco import COCODataSet
 from ppdet.data.source.voc import VOCDataSet
 
@@ -283,18 +285,21 @@ class Detection(ModelWithWidths):
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         dataset = self._dataset(part)
         voc = isinstance(dataset, VOCDataSet)
-        path = dataset.get_label_list() if voc else dataset.get_anno()
-        if path is None or not Path(path).is_file():
-            logger.warning(f"class names: no {path}; classes go by number")
+        inside = dataset.label_list if voc else dataset.anno_path
+        path = Path(dataset.dataset_dir, inside or "")
+        if not path.is_file():
+            logger.warning(f"class names: no file {path}; classes go by number")
             return []
-        _, names = get_categories(self.content["metric"], path)
-        return [str(name) for name in names.values()]
+        return read_names(path) if voc else read_category_names(path)
 
     def _dataset(self, part: str) -> paddle.io.Dataset:
         if part not in self.content:
             raise ConfigError(f"config: detection: expected {part!r}, got none.")
         self._activated()
-        return create(part)()
+        dataset = create(part)()
+        # Objects without a mask go from training and evaluation alike (`plugins.paddledet_data`).
+        dataset.needs_masks = self._has_masks or "gt_poly" in dataset.data_fields
+        return dataset
 
     def check_data(self, *parts: str) -> None:
         """Check annotations and pictures of `train_dataset` / `val_dataset`.
@@ -319,7 +324,7 @@ class Detection(ModelWithWidths):
                         f"learns from, got {fields}."
                     )
                 known[part] = check_coco(
-                    part, *files, self.content["num_classes"], masks=self._has_masks
+                    part, *files, self.content["num_classes"], masks=dataset.needs_masks
                 )
             elif isinstance(dataset, VOCDataSet):
                 missing = {"gt_bbox", "gt_class", "difficult"} - set(dataset.data_fields)

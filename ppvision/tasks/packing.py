@@ -9,13 +9,14 @@ import numpy as np
 from paddle import nn
 from tqdm import tqdm
 
+from ppvision.data.listing import list_images
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.layered_layers import LayeredNorm
 from ppvision.quant.layered_model import check_output
 from ppvision.quant.norm_statistics import estimate_statistics
 from ppvision.quant.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.prediction import list_images, read_rgb
+from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import ModelWithWidths, has_quanters
 from ppvision.zoo.weights import read_weights
 

@@ -2,8 +2,7 @@
 
 import json
 import logging
-import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,11 +12,11 @@ import numpy as np
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
-from ppvision.data.listing import READABLE_SUFFIXES
+from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import decode_picture
 from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
-from ppvision.errors import DataError, InputError, MissingFileError
+from ppvision.errors import DataError
 from ppvision.files import write_text
 from ppvision.tasks.pictures import (
     detected,
@@ -32,7 +31,6 @@ logger = logging.getLogger("ppvision")
 Prediction = np.ndarray | Classification | Detections
 Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
 
-SEPARATORS = " \t,"  # between a picture and its label in a list file
 AHEAD = 4  # pictures that are read before, or written after, the one in the model
 DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
@@ -49,81 +47,6 @@ def read_rgb(path: str | Path) -> np.ndarray:
     if image is None:
         raise DataError(f"{path}: expected a picture that OpenCV reads. Save it as PNG or JPEG.")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tuple[Path, str]]:
-    """Pictures of a flag's path, each with the name of its result.
-
-    Args:
-        image_path: a picture, a folder (searched deeply), or a list file: one picture a line,
-            relative to the list; what follows a space, tab or comma, such as a label, is left out
-            (see `listed_labels`).
-        flag: for messages.
-
-    Returns:
-        `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
-        share one (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
-
-    Raises:
-        FileNotFoundError: no such path.
-        ValueError: no picture in it.
-    """
-    path = Path(image_path)
-    if not path.exists():
-        raise MissingFileError(f"{flag}: expected a file or folder, found none at {path}.")
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix.lower() in READABLE_SUFFIXES)
-        found = [(p, p.relative_to(path)) for p in files]
-    elif path.suffix.lower() in READABLE_SUFFIXES:
-        found = [(path, Path(path.name))]
-    else:
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{flag}: expected a picture, a folder or a text file, got {path}."
-            ) from error
-        found = [(path.parent / n, Path(n)) for n in (_picture_of(path, li) for li in lines) if n]
-    if not found:
-        raise InputError(f"{flag}: expected pictures, found none in {path}.")
-    return list(zip([p for p, _ in found], result_names([n for _, n in found]), strict=True))
-
-
-def _picture_of(list_path: Path, line: str) -> str:
-    """The picture of a list's line: all of it, or what stands before a label; names may hold
-    separators."""
-    for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
-        if name and (list_path.parent / name).is_file():
-            return name
-    return re.split(f"[{SEPARATORS}]", line)[0]
-
-
-def listed_labels(image_path: str | Path) -> dict[Path, Path]:
-    """The labels that a list file names behind its pictures, by picture; none for other paths."""
-    path = Path(image_path)
-    if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
-        return {}
-    labels = {}
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
-        name = _picture_of(path, line.strip())
-        label = line.strip()[len(name) :].strip(SEPARATORS)
-        if label:
-            labels[path.parent / name] = path.parent / label
-    return labels
-
-
-def result_names(names: list[Path]) -> list[str]:
-    """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
-    inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
-    stems = Counter(str(name.with_suffix("")) for name in inside)
-    taken: Counter[str] = Counter()
-    results = []
-    for name in inside:
-        stem = str(name.with_suffix(""))
-        result = stem if stems[stem] == 1 else f"{stem}_{name.suffix[1:]}"
-        taken[result] += 1
-        results.append(result if taken[result] == 1 else f"{result}_{taken[result]}")
-    return results
 
 
 def predict_to_folder(

@@ -21,6 +21,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
+from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.reading import read_in_order
 from ppvision.safe_yaml import Located, plain
@@ -167,7 +168,7 @@ class Segmentation(ModelWithWidths):
         if not path.is_file():
             logger.warning(f"class names: no {path}; classes go by number")
             return []
-        names = [n.strip() for n in path.read_text(encoding="utf-8").splitlines() if n.strip()]
+        names = read_names(path)
         count = self.config.model_cfg.get("num_classes") or cfg.get("num_classes")
         if len(names) != count:
             raise ConfigError(f"{path}: expected {count} names, one a line, got {len(names)}.")

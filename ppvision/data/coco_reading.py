@@ -1,0 +1,444 @@
+"""Reading a COCO annotation file so that every later reader takes it the same way.
+
+PaddleDetection and pycocotools read the same file by rules of their own: pycocotools takes the
+annotation id 0 for "no match", PaddleDetection leaves a flat box out of training that pycocotools
+counts in an evaluation. `read_coco` gives the content that both take alike, and says what it
+changed. The file itself is not touched.
+"""
+
+import math
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ppvision.data.listing import is_leftover, locate
+from ppvision.data.text import cut_text, read_json, shorten
+from ppvision.errors import DataError, InputError
+
+_SHOWN = 10  # problems of one kind that are named
+_LARGEST_ID = 2**53  # NumPy makes floats of numbers of 64 bits and of others
+# Pixels. float32, in which PaddleDetection holds boxes, has every whole number up to here.
+_LARGEST_EDGE = 2**24
+_FORMAT = "entries are not as COCO's format has them"
+_NO_MASK = "masks are no list of polygons [x, y, x, y, x, y, ...] and no run lengths"
+_FEW_POINTS = "polygons have fewer than three points and are left out"
+
+
+@dataclass
+class CocoFile:
+    """What an annotation file holds.
+
+    Attributes:
+        content: `images`, `annotations` and `categories` as evaluators take them.
+        problems: what is wrong; a kind in a line.
+        notes: what was changed or deserves a look; a kind in a line.
+        changed: whether `content` differs from the file.
+        objects: annotations that training learns and an evaluation counts.
+    """
+
+    content: dict
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    changed: bool = False
+    objects: int = 0
+
+
+def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> CocoFile:
+    """Read an annotation file.
+
+    Changed in memory: annotation ids that an evaluator reserves or that do not identify become 1,
+    2, ...; picture ids that are text become numbers; a missing `iscrowd` is 0 and a missing `area`
+    that of the box; whole numbers written as floats become whole; file names get the spelling under
+    which the file is there; polygons of fewer than three points go; and objects that cannot be
+    learned (no area, with `masks` no polygon) go from training and evaluation alike.
+
+    Args:
+        path: the JSON file.
+        images: the folder that its `file_name`s are in.
+        masks: whether every object needs a mask. Default False: a mask that is no mask is dropped,
+            and the box stays.
+
+    Raises:
+        DataError: not JSON, or without lists of `images` and `categories`.
+    """
+    read = read_json(path)
+    for key in ("categories", "images"):
+        _require_list(path, read, key)
+    found = CocoFile({**read})
+    if "annotations" not in read:  # PaddleDetection takes such a file for pictures alone
+        found.problems.append("expected a list 'annotations', as COCO's format has it, got none")
+        return found
+    _require_list(path, read, "annotations")
+    _Reader(found, Path(images), masks).read()
+    for key in ("images", "annotations", "categories"):
+        # Entries that need no change are the very objects that were read. Equal ones are not
+        # enough: 1.0 equals 1.
+        before, after = read[key], found.content[key]
+        same = len(before) == len(after) and all(map(operator.is_, before, after))
+        found.changed |= not same
+    return found
+
+
+def read_category_names(path: str | Path) -> list[str]:
+    """Names of the classes of an annotation file, in the order of their numbers.
+
+    Raises:
+        DataError: not JSON, or without categories.
+    """
+    content = read_json(path)
+    _require_list(path, content, "categories")
+    return [str(entry.get("name", number)) for number, entry in enumerate(content["categories"])]
+
+
+def _require_list(path: str | Path, content: object, key: str) -> None:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise DataError(f"{path}: expected a list {key!r} of objects, as COCO's format has it.")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that float64 holds."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return is_whole(value) and abs(value) < 2**1000
+
+
+def find_repeated(values: Iterable[Hashable]) -> list[str]:
+    """What is there more than once, as text."""
+    return [shorten(value) for value, count in Counter(values).items() if count > 1]
+
+
+def list_problems(what: str, found: list[str]) -> list[str]:
+    """Problems of one kind as a line of a report: their number and the first of them; nothing for
+    none."""
+    if not found:
+        return []
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return [f"{len(found)} {what}: {', '.join(map(cut_text, found[:_SHOWN]))}{more}"]
+
+
+def _as_whole(value: object) -> object:
+    """A whole number for one that is written as a float; anything else as it is."""
+    is_integral = isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_ID
+    return int(value) if is_integral else value
+
+
+def _is_id(value: object) -> bool:
+    return is_whole(value) and abs(value) < _LARGEST_ID
+
+
+def _is_side(value: object) -> bool:
+    return is_whole(value) and 0 < value <= _LARGEST_EDGE
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_crowd_flag(value: object) -> bool:
+    return isinstance(value, (int, float)) and value in (0, 1)
+
+
+class _Reader:
+    """Goes through a file's lists once and replaces the entries that change.
+
+    Args:
+        file: to be completed.
+        images: folder of the pictures.
+        masks: whether every object needs one.
+    """
+
+    def __init__(self, file: CocoFile, images: Path, masks: bool) -> None:
+        self.file, self.images, self.masks = file, images, masks
+        self.wrong: defaultdict[str, list[str]] = defaultdict(list)  # by kind
+        self.counts: Counter[str] = Counter()  # what was changed, in words
+
+    def read(self) -> None:
+        content = self.file.content
+        categories = self._read_categories(content["categories"])
+        content["images"], ids, sizes = self._read_images(content["images"])
+        kept = (
+            self._read_annotation(number, entry, ids, sizes, categories)
+            for number, entry in enumerate(content["annotations"])
+        )
+        content["annotations"] = self._number([entry for entry in kept if entry is not None])
+        problems = self.file.problems
+        for what, found in self.wrong.items():
+            problems += list_problems(what, found)
+        self.file.notes += [f"{count} {what}" for what, count in self.counts.items() if count]
+        if not content["images"]:
+            problems.append("expected pictures, got none")
+        if not problems and not self.file.objects:
+            what = "crowds, ignored ones and boxes without an area alone"
+            problems.append(f"expected objects, got {what if content['annotations'] else 'none'}")
+
+    def _require(
+        self, where: str, entry: dict, needed: dict[str, tuple[Callable[[object], bool], str]]
+    ) -> bool:
+        """Whether an entry has what it needs; what is wrong goes into the report."""
+        if missing := [name for name in needed if name not in entry]:
+            self.wrong[_FORMAT].append(
+                f"{where}: expected {', '.join(needed)}, got no {', '.join(missing)}"
+            )
+            return False
+        faults = [
+            f"{where}: {name}: expected {what}, got {shorten(entry[name])}"
+            for name, (fits, what) in needed.items()
+            if not fits(entry[name])
+        ]
+        self.wrong[_FORMAT] += faults
+        return not faults
+
+    def _changed(self, entry: dict, values: dict[str, object]) -> dict:
+        """The entry with these values; the very same one where it has them already."""
+        same = all(
+            key in entry and type(entry[key]) is type(value) and entry[key] == value
+            for key, value in values.items()
+        )
+        return entry if same else {**entry, **values}
+
+    def _read_categories(self, entries: list[dict]) -> dict[int, str]:
+        needed = {"id": (_is_id, "a whole number"), "name": (_is_text, "text")}
+        kept, categories = [], {}
+        for number, entry in enumerate(entries):
+            changed = self._changed(entry, {"id": _as_whole(entry["id"])} if "id" in entry else {})
+            kept.append(changed)
+            if not self._require(f"categories[{number}]", changed, needed):
+                continue
+            if any("\ud800" <= letter <= "\udfff" for letter in changed["name"]):
+                self.wrong[_FORMAT].append(f"categories[{number}]: name: expected UTF-8 text")
+            categories[changed["id"]] = changed["name"]
+        self.file.content["categories"] = kept
+        return categories
+
+    def _read_images(
+        self, entries: list[dict]
+    ) -> tuple[list[dict], dict[Hashable, int], dict[int, tuple[int, int]]]:
+        """The entries, their ids by those in the file, and their sizes (width, height) by id."""
+        names = all(_is_text(entry.get("id")) for entry in entries) and bool(entries)
+        if names:
+            self.counts["picture ids are text and get numbers"] = len(entries)
+        side = _is_side, "a whole number above 0"
+        needed = {
+            "id": (_is_id, "a whole number"),
+            "file_name": (_is_text, "text"),
+            "width": side,
+            "height": side,
+        }
+        kept, ids, sizes = [], {}, {}
+        for number, entry in enumerate(entries):
+            keys = [key for key in ("id", "width", "height") if key in entry]
+            whole = {key: _as_whole(entry[key]) for key in keys}
+            if names:
+                whole["id"] = ids.get(entry["id"], len(ids) + 1)
+            changed = self._changed(entry, whole)
+            if not self._require(f"images[{number}]", changed, needed):
+                kept.append(changed)
+                continue
+            key = entry["id"] if names else changed["id"]
+            if key in ids:
+                self.wrong["image ids are there twice"].append(shorten(key))
+            ids[key] = changed["id"]
+            if is_leftover(changed["file_name"]):
+                self.counts["pictures are what tools leave behind and are left out"] += 1
+                sizes[changed["id"]] = None
+                continue
+            located = locate(self.images, changed["file_name"])
+            kept.append(self._changed(changed, {"file_name": located}))
+            sizes[changed["id"]] = changed["width"], changed["height"]
+        return kept, ids, sizes
+
+    def _number(self, entries: list[dict]) -> list[dict]:
+        """Annotation ids of their own: pycocotools takes 0 for "no match", and an annotation for
+        an earlier one of the same id."""
+        wrong, seen = 0, set()
+        for entry in entries:
+            number = entry.get("id")
+            if not _is_id(number) or number < 1 or number in seen:
+                wrong += 1
+            else:
+                seen.add(number)
+        if not wrong:
+            return entries
+        self.counts[
+            "annotation ids are no number above 0 of their own: all annotations get new ones"
+        ] = wrong
+        return [{**entry, "id": number} for number, entry in enumerate(entries, start=1)]
+
+    def _read_annotation(
+        self,
+        number: int,
+        entry: dict,
+        ids: dict[Hashable, int],
+        sizes: dict[int, tuple[int, int] | None],
+        categories: dict[int, str],
+    ) -> dict | None:
+        """One annotation as later readers take it, or None to leave it out."""
+        where = f"annotations[{number}]"
+        name = f"annotation {shorten(entry.get('id', number))}"
+        values = {}
+        if "category_id" in entry:
+            values["category_id"] = _as_whole(entry["category_id"])
+        if entry.get("iscrowd") is None:
+            self.counts["annotations have no iscrowd, taken as 0"] += 1
+            values["iscrowd"] = 0
+        elif _is_crowd_flag(entry["iscrowd"]):
+            values["iscrowd"] = int(entry["iscrowd"])
+        box = entry.get("bbox")
+        is_box = isinstance(box, list) and len(box) == 4 and all(map(is_finite, box))
+        is_box = is_box and all(abs(edge) <= _LARGEST_EDGE for edge in box)
+        if entry.get("area") is None:
+            self.counts["annotations have no area, taken as that of their box"] += 1
+            values["area"] = box[2] * box[3] if is_box else 0
+        if not _is_int32(entry.get("track_id", 0)):
+            self.counts["annotations have a track_id that is no whole number, left out"] += 1
+            entry = {key: value for key, value in entry.items() if key != "track_id"}
+        changed = self._changed(entry, values)
+        needed = {
+            "image_id": (lambda value: isinstance(value, (int, float, str)), "a whole number"),
+            "category_id": (_is_id, "a whole number"),
+            "bbox": (lambda value: True, ""),  # reported together
+            "area": (is_finite, "a number"),
+            "iscrowd": (_is_crowd_flag, "0 or 1"),
+        }
+        if not self._require(where, changed, needed):
+            return changed
+        picture = entry["image_id"]
+        if isinstance(picture, bool) or picture not in ids:
+            kind = "annotations belong to no picture"
+            self.wrong[kind].append(f"{name}: image_id {shorten(picture)}")
+            return changed
+        changed = self._changed(changed, {"image_id": ids[picture]})
+        size = sizes[ids[picture]]
+        if size is None:  # of a picture that is left out
+            return None
+        if changed["category_id"] not in categories:
+            kind = "annotations have a category that is not there"
+            self.wrong[kind].append(f"{name}: category_id {changed['category_id']!r}")
+        if not is_box:
+            self.wrong["boxes are not [x, y, width, height]"].append(f"{name}: {shorten(box)}")
+            return changed
+        if _lies_outside(box, size):
+            kind = "boxes lie outside of their picture"
+            self.wrong[kind].append(f"{name}: {box} in {size[0]}x{size[1]}")
+            return changed
+        changed = self._read_mask(name, changed, size)
+        if changed is None:
+            return None
+        # As PaddleDetection decides; pycocotools would count what it never trains on.
+        if min(box[2], box[3]) <= 1e-5 or not changed["area"] > 0:
+            self.counts["boxes have no area and are left out"] += 1
+            return None
+        beyond = box[0] < 0 or box[1] < 0 or box[0] + box[2] > size[0] or box[1] + box[3] > size[1]
+        self.counts["boxes reach beyond their picture"] += beyond
+        ignored = bool(changed.get("ignore"))
+        self.counts["annotations say `ignore`: training leaves them out, scores count them"] += (
+            ignored
+        )
+        self.file.objects += not changed["iscrowd"] and not ignored
+        return changed
+
+    def _read_mask(self, name: str, entry: dict, size: tuple[int, int]) -> dict | None:
+        """The annotation with those of its polygons that are some, or None where masks are needed
+        and it has none."""
+        mask = entry.get("segmentation")
+        if not self.masks:
+            # PaddleDetection's reader loses its place at an empty mask, and with it other boxes.
+            if "segmentation" in entry and not _is_filled(mask):
+                return {key: value for key, value in entry.items() if key != "segmentation"}
+            return entry
+        if isinstance(mask, list) and all(isinstance(polygon, list) for polygon in mask):
+            kept = [polygon for polygon in mask if len(polygon) >= 6]
+            self.counts[_FEW_POINTS] += len(mask) - len(kept)
+            if len(kept) != len(mask):
+                entry, mask = {**entry, "segmentation": kept}, kept
+        if mask is None or mask == []:
+            self.counts["objects have no polygon left and are left out"] += 1
+            return None
+        if fault := find_mask_fault(mask, size):
+            self.wrong[_NO_MASK].append(f"{name}: {fault}")
+        return entry
+
+
+def _is_filled(mask: object) -> bool:
+    """Whether a `segmentation` has run lengths or begins with a polygon."""
+    if isinstance(mask, list):
+        return bool(mask and isinstance(mask[0], list) and mask[0] and is_finite(mask[0][0]))
+    return isinstance(mask, dict) and bool(mask)
+
+
+def _is_int32(value: object) -> bool:
+    return is_whole(value) and -(2**31) <= value < 2**31
+
+
+def _lies_outside(box: list[float], size: tuple[int, int]) -> bool:
+    left, top, width, height = box
+    before = (left < 0 and left + width <= 0) or (top < 0 and top + height <= 0)
+    return before or left >= size[0] or top >= size[1]
+
+
+def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
+    """What is wrong with a `segmentation` of a picture of `(width, height)`, or None."""
+    if isinstance(mask, list):
+        for polygon in mask:
+            if not isinstance(polygon, list):
+                return f"{shorten(polygon)} in place of a polygon"
+            in_range = all(is_finite(edge) and abs(edge) <= _LARGEST_EDGE for edge in polygon)
+            if len(polygon) < 6 or len(polygon) % 2 or not in_range:
+                return f"a polygon of {len(polygon)} numbers"
+        return None if mask else "no polygon"
+    if not isinstance(mask, dict) or not {"size", "counts"} <= mask.keys():
+        return shorten(mask)
+    if mask["size"] != [size[1], size[0]]:
+        return f"run lengths of size {shorten(mask['size'])}, expected {[size[1], size[0]]}"
+    counts = mask["counts"]
+    if isinstance(counts, list):
+        fits = all(is_whole(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
+        return None if fits else "run lengths that do not fill the picture"
+    if not isinstance(counts, str):
+        return f"run lengths {shorten(counts)}"
+    try:
+        filled = sum(expand_run_lengths(counts))
+    except ValueError:
+        filled = -1
+    return None if filled == size[0] * size[1] else "compressed run lengths that are damaged"
+
+
+def expand_run_lengths(text: str) -> list[int]:
+    """COCO's compressed run lengths: digits of five bits, the lowest first, of which the sixth bit
+    says that more follow; from the third one on, differences to the one before the last.
+
+    Raises:
+        ValueError: the text ends inside of a number, has other characters, or a length that is
+            below 0 or has more than 32 bits.
+    """
+    found: list[int] = []
+    number = shift = 0
+    for character in text:
+        digit = ord(character) - 48
+        if not 0 <= digit < 64:
+            raise InputError(character)
+        number |= (digit & 31) << shift
+        shift += 5
+        if digit & 32:
+            if shift > 30:  # pycocotools holds 32 bits; a number without end would take for ever
+                raise InputError(text[:20])
+            continue
+        if digit & 16:
+            number -= 1 << shift  # its sign
+        if len(found) > 2:
+            number += found[-2]
+        if not 0 <= number < 2**32:
+            raise InputError(text[:20])
+        found.append(number)
+        number = shift = 0
+    if shift:
+        raise InputError(text[:20])
+    return found
