@@ -1,9 +1,12 @@
 """Converters on tiny sources made here, and on the real sets where PPVISION_DATA names them."""
 
+import gzip
 import io
 import json
+import logging
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from ppvision.data.converters import (
     convert_cifar10,
     convert_dsb2018,
 )
+from ppvision.data.digit_scenes import load_photos
 from ppvision.data.dsb2018 import nucleus_label
 from ppvision.errors import DataError
 
@@ -588,6 +592,103 @@ def test_faulty_boxes_are_named(blood, tmp_path, text):
     with pytest.raises(DataError, match=r"b\.xml: expected Pascal VOC boxes"):
         convert_bccd(blood, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# What tools leave behind, and how they write
+
+
+def leave_behind(folder: Path) -> int:
+    """Put what tools leave behind into a folder and all below; returns how many in each."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in folders:
+        for name in (".DS_Store", "Thumbs.db", "._x.png", "__MACOSX/._x.jpg"):
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_bytes(b"no picture")
+        save(path / ".ipynb_checkpoints" / "x-checkpoint.png", noise(1))
+    return len(folders)
+
+
+def count_files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_leftovers_of_tools_are_left_out_of_every_set(
+    stage1, small_pictures, blood, roads, nuclei, tmp_path, caplog
+):
+    cases = (
+        (convert_dsb2018, stage1),
+        (convert_dsb2018, nuclei),
+        (convert_camvid, roads),
+        (convert_bccd, blood),
+        (convert_cifar10, small_pictures),
+    )
+    for number, (convert, source) in enumerate(cases):
+        clean = convert(source, tmp_path / f"clean{number}")
+        leave_behind(source)
+        for text in source.glob("*.txt"):
+            text.write_bytes(text.read_bytes().rstrip() + b"\r\n\r\n._x.png ._x.png\r\n")
+        with caplog.at_level(logging.INFO, logger="ppvision"):
+            assert convert(source, tmp_path / f"again{number}") == clean
+        assert count_files(tmp_path / f"again{number}") == count_files(tmp_path / f"clean{number}")
+    assert f"{small_pictures}: files and folders left out" in caplog.text
+    assert f"{stage1}: files and folders left out" in caplog.text
+
+
+def test_leftovers_in_a_tar_file(small_pictures, tmp_path):
+    clean = convert_cifar10(packed(small_pictures, tmp_path / "a.tar"), tmp_path / "clean")
+    leave_behind(small_pictures)
+    (tmp_path / "holder").mkdir()
+    packed(small_pictures, tmp_path / "holder" / "b.tar.gz")
+    (tmp_path / "holder" / "._b.tar.gz").write_bytes(b"no tar")
+    found = convert_cifar10(tmp_path / "holder", tmp_path / "out")
+    assert found["train"] == clean["train"]
+    assert count_files(tmp_path / "out") == count_files(tmp_path / "clean")
+
+
+@pytest.mark.parametrize("kind", ["picture", "long name", "pax header"])
+def test_a_tar_file_that_unpacks_to_more_than_it_may(tmp_path, kind):
+    """A few kilobytes that say they are more than any picture or name."""
+    size = 100 * 2**20
+    member = tarfile.TarInfo("train/cat/x.png")
+    types = {"long name": tarfile.GNUTYPE_LONGNAME, "pax header": tarfile.XHDTYPE}
+    member.type = types.get(kind, tarfile.REGTYPE)
+    member.size = size
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as file:
+        file.write(member.tobuf(tarfile.GNU_FORMAT))
+        for _ in range(size // 2**20):
+            file.write(bytes(2**20))
+        file.write(bytes(1024))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"bomb\.tar\.gz: .*(expected at most|damaged)"):
+        convert_cifar10(tmp_path / "bomb.tar.gz", tmp_path / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 * 2**20
+
+
+def test_xml_of_other_tools(blood, tmp_path):
+    """In another encoding, with a namespace, blanks around names, and a line before the start."""
+    text = (blood / "annotations" / "a.xml").read_text()
+    text = text.replace("<name>RBC</name>", "<name>\n RBC </name><pose>图</pose>")
+    text = text.replace("<annotation>", '<annotation xmlns="http://example.org">')
+    declared = f'\n<?xml version="1.0" encoding="GBK"?>{text}'
+    (blood / "annotations" / "a.xml").write_bytes(declared.encode("gbk"))
+    check_blood(tmp_path / "out", convert_bccd(blood, tmp_path / "out"))
+
+
+def test_entities_in_xml_are_refused(blood, tmp_path):
+    text = '<!DOCTYPE a [<!ENTITY x "RBC">]>' + (blood / "annotations" / "a.xml").read_text()
+    (blood / "annotations" / "a.xml").write_text(text)
+    with pytest.raises(DataError, match=r"a\.xml: .*without entities"):
+        convert_bccd(blood, tmp_path / "out")
+
+
+def test_photographs_beside_leftovers(tmp_path):
+    save(tmp_path / "a.png", noise(1, 300, 400))
+    leave_behind(tmp_path)
+    (part,) = load_photos("train", tmp_path)
+    assert part.shape == (300, 300, 3)
 
 
 # --------------------------------------------------------------------------------------------------
