@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import unicodedata
 from pathlib import Path
 
@@ -158,7 +159,22 @@ def test_a_folder_that_cannot_be_searched_is_named(tmp_path, caplog, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert find_pictures(tmp_path) == [tmp_path / "a.png"]
-    assert "closed: cannot be searched" in caplog.text
+    assert re.search(r"1 folders cannot be searched, left out: .*/closed \(Perm", caplog.text)
+
+
+def test_a_folder_that_goes_while_it_is_searched(tmp_path, caplog, monkeypatch):
+    save(tmp_path / "a.png")
+    save(tmp_path / "gone" / "b.png")
+    stat = os.stat
+
+    def refuse(path: str, **options: object) -> object:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+    assert re.search(r"1 folders cannot be searched, left out: .*/gone \(No", caplog.text)
 
 
 # -- links -----------------------------------------------------------------------------------------
@@ -289,5 +305,7 @@ def test_left_out_says_nothing_of_nothing(tmp_path, caplog):
 def test_missing_list(tmp_path):
     with pytest.raises(DataError, match="found none"):
         read_pairs(tmp_path / "absent.txt", tmp_path)
-    with pytest.raises(PpvisionError, match="found none"):
-        list_images(tmp_path / "absent.txt")
+    for absent in (tmp_path / "absent.txt", "", "a\0b", "x" * 5000):
+        with pytest.raises(PpvisionError, match="found none") as caught:
+            list_images(absent)
+        assert len(str(caught.value)) < 1000

@@ -81,6 +81,7 @@ def test_only_line_ends_end_a_line(tmp_path):
         ("a.jpg, b.png", ",", ["a.jpg", "b.png"]),
         ("my cat.jpg\tb.png", "\t", ["my cat.jpg", "b.png"]),
         ("a.jpg", " ", ["a.jpg"]),
+        ("3\u202fPM.jpg a\u3000b\u00a0.png", " ", ["3\u202fPM.jpg", "a\u3000b\u00a0.png"]),
         ("a.jpg,,b.png", ",", ["a.jpg", "", "b.png"]),
     ],
 )
@@ -136,7 +137,12 @@ def test_xml_in_the_encoding_that_it_declares(encoding, tmp_path):
     assert read_xml(tmp_path / "a.xml").findtext("name") == name
 
 
-@pytest.mark.parametrize("declared", ["utf-16", "UTF-32", "no-such-codec", "zlib", "rot13"])
+PYTHONS_OWN = ["idna", "punycode", "undefined", "unicode_escape", "raw_unicode_escape"]
+
+
+@pytest.mark.parametrize(
+    "declared", ["utf-16", "UTF-32", "no-such-codec", "zlib", "rot13", *PYTHONS_OWN]
+)
 def test_xml_that_declares_another_encoding_than_it_has(declared, tmp_path):
     """Tools that write text from memory say UTF-16, and write UTF-8."""
     text = f'<?xml version="1.0" encoding="{declared}"?><a><name>猫</name></a>'

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import stat
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class LeftOut:
 
     leftovers: Counter[str] = field(default_factory=Counter)  # by name
     others: Counter[str] = field(default_factory=Counter)  # by suffix
+    unreadable: list[str] = field(default_factory=list)  # folders
 
     def log(self, where: str | Path) -> None:
         """Say it in one line of the log; nothing where nothing was left out."""
@@ -54,6 +56,11 @@ class LeftOut:
             )
         if parts:
             log_once(f"{where}: files and folders left out: {', '.join(parts)}")
+        if self.unreadable:
+            shown = ", ".join(map(cut_text, self.unreadable[:_SHOWN]))
+            logger.warning(
+                f"{where}: {len(self.unreadable)} folders cannot be searched, left out: {shown}"
+            )
 
 
 def _list_kinds(counts: Counter[str]) -> str:
@@ -89,9 +96,18 @@ def find_pictures(folder: str | Path, left_out: LeftOut | None = None) -> list[P
     real = folder.resolve()
     seen = {_identity(above) for above in real.parents}
     waiting = [str(folder)]
+
+    def refused(error: OSError) -> None:
+        counts.unreadable.append(f"{error.filename} ({error.strerror})")
+
     while waiting:
-        for here, folders, files in os.walk(waiting.pop(0), onerror=_log_unreadable):
-            identity = _identity(here)
+        for here, folders, files in os.walk(waiting.pop(0), onerror=refused):
+            try:
+                identity = _identity(here)
+            except OSError as error:  # a path that is too long, a folder that has just gone
+                refused(error)
+                folders.clear()
+                continue
             if identity in seen:
                 folders.clear()
                 continue
@@ -113,10 +129,6 @@ def _identity(folder: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _log_unreadable(error: OSError) -> None:
-    logger.warning(f"{error.filename}: cannot be searched ({error.strerror}), left out")
-
-
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or is_leftover(name)
 
@@ -131,11 +143,13 @@ def _is_picture(here: str, name: str, counts: LeftOut) -> bool:
         return False
     # A link that leads nowhere is kept: its picture is missing, which has to be said. A pipe is
     # not: reading it would wait for ever.
-    path = os.path.join(here, name)
-    if os.path.exists(path) and not os.path.isfile(path):
+    try:
+        is_file = stat.S_ISREG(os.stat(os.path.join(here, name)).st_mode)
+    except OSError:
+        is_file = True
+    if not is_file:
         counts.others[f"{suffix} that is no file"] += 1
-        return False
-    return True
+    return is_file
 
 
 def locate(root: str | Path, name: str) -> str:
@@ -143,10 +157,11 @@ def locate(root: str | Path, name: str) -> str:
 
     Tools on Windows write `images\\1.png`; macOS stores accents as letters of their own.
     """
-    others = [name.replace("\\", "/")]
-    others += [unicodedata.normalize(form, other) for form in ("NFC", "NFD") for other in others]
-    for other in (name, *others):
-        if os.path.isfile(os.path.join(root, other)):
+    if os.path.isfile(os.path.join(root, name)):
+        return name
+    slashed = name.replace("\\", "/")
+    for other in (slashed, *(unicodedata.normalize(form, slashed) for form in ("NFC", "NFD"))):
+        if other != name and os.path.isfile(os.path.join(root, other)):
             return other
     return name
 
@@ -213,8 +228,11 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
         ValueError: no picture in it.
     """
     path = Path(image_path)
-    if not path.exists():
-        raise MissingFileError(f"{flag}: expected a file or folder, found none at {path}.")
+    # An empty path would be the current folder: a variable of a script that is not set.
+    if not str(image_path) or not os.path.exists(path):
+        raise MissingFileError(
+            f"{flag}: expected a file or folder, found none at {cut_text(str(image_path))!r}."
+        )
     if path.is_dir():
         found = [(p, p.relative_to(path)) for p in find_pictures(path)]
     elif path.suffix.lower() in READABLE_SUFFIXES:

@@ -141,7 +141,8 @@ def split_fields(line: str, separator: str = " ") -> list[str]:
         return [field.strip() for field in line.split(separator)]
     if "\t" in line:
         return [field.strip() for field in line.split("\t") if field.strip()]
-    return line.split()
+    # Names may hold other blanks, such as U+3000 and the one that macOS puts before "PM".
+    return [field for field in line.split(" ") if field]
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -210,6 +211,8 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     return builder.close()
 
 
+# Python's own codecs for text: a few raise, or take for ever, on what is not theirs.
+_NO_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{1,40})["']""", re.ASCII)
 
 
@@ -225,7 +228,8 @@ def _decode_xml(data: bytes) -> str:
         else:
             # A declaration that can be read as ASCII is not in UTF-16: a tool wrote it from text
             # in memory. The codecs that are not for text (`zlib`) would expand a bomb.
-            if not codec._is_text_encoding or codec.name.startswith(("utf-16", "utf-32")):
+            wide = codec.name.startswith(("utf-16", "utf-32"))
+            if wide or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
                 encoding = "utf-8"
     # Blank lines before the declaration are against the rules, and common.
     return data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n")
