@@ -358,6 +358,13 @@ def test_what_makes_a_verdict_void(root, change, monkeypatch, tmp_path_factory):
     assert "2.jpg: does not decode" in failure(root, **options)
 
 
+def test_a_line_that_is_no_pair_makes_a_verdict_void(root):
+    assert check(root)["images"] == 4
+    with (root / "train.txt").open("a") as file:
+        file.write("images/0.jpg\n")
+    assert "no label (1)" in failure(root)
+
+
 def test_failure_is_never_stored(root, cache):
     cut_off(root / "images" / "2.jpg")
     assert failure(root) == failure(root)

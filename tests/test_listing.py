@@ -289,7 +289,18 @@ def test_what_is_neither_picture_nor_list(tmp_path):
 
 
 def test_names_of_results_differ():
-    names = ["x.jpg", "x.jpg", "x.png", "x_jpg_2.png", "..", "/", "a/../x_png.gif", ".jpg"]
+    names = [
+        "x.jpg",
+        "x.jpg",
+        "x.png",
+        "x_jpg_2.png",
+        "..",
+        "/",
+        "a/../x_png.gif",
+        ".jpg",
+        "...png",
+    ]
+    names += ["..png", "a/...png", "...png/b.png"]
     results = result_names([Path(name) for name in names])
     assert len(set(results)) == len(names)
     assert not any(".." in Path(result).parts or result.startswith("/") for result in results)

@@ -101,7 +101,8 @@ def check_segmentation_list(
 
     pairs = [_Pair(*entry) for entry in found]
     lines = [[pair.where, str(pair.image), str(pair.label)] for pair in pairs]
-    settings = [str(root.resolve()), num_classes, ignore_index, separator, need_labels, lines]
+    settings = [str(root.resolve()), num_classes, ignore_index, separator, need_labels]
+    settings += [lines, problems]
     return _checked(str(list_file), pairs, problems, settings, num_classes, ignore_index)
 
 

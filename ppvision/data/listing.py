@@ -290,11 +290,11 @@ def result_names(names: list[Path]) -> list[str]:
     """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
     inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
     inside = [name if name.name else Path("picture") for name in inside]  # `..` alone, `/`
-    stems = Counter(str(name.with_suffix("")) for name in inside)
+    stems = Counter(map(_without_suffix, inside))
     taken: set[str] = set()
     results = []
     for name in inside:
-        stem = str(name.with_suffix(""))
+        stem = _without_suffix(name)
         first = result = stem if stems[stem] == 1 else f"{stem}_{name.suffix[1:]}"
         number = 1
         while result in taken:
@@ -303,3 +303,8 @@ def result_names(names: list[Path]) -> list[str]:
         taken.add(result)
         results.append(result)
     return results
+
+
+def _without_suffix(name: Path) -> str:
+    # What is left of `...png` would lead to the folder above.
+    return str(name) if name.stem in (".", "..") else str(name.with_suffix(""))
