@@ -10,6 +10,7 @@ import traceback
 import warnings
 from pathlib import Path
 
+from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
 from ppvision.errors import InputError
 
 logger = logging.getLogger("ppvision")
@@ -24,7 +25,11 @@ def run(argv: list[str]) -> int:
     # Paddle's BatchNorm says so in every training run; nobody can act on it.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     args = _parser().parse_args(argv)
+    limit = getattr(args, "max_pixels", None)
+    before = os.environ.get(MAX_PIXELS)
     try:
+        if limit is not None:
+            os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
         return args.verb(args) or 0
     except _USER_ERRORS as error:
         if os.environ.get("PPVISION_TRACEBACK"):
@@ -45,6 +50,11 @@ def run(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("ppvision: stopped", file=sys.stderr)
         return 130
+    finally:
+        if limit is not None:
+            os.environ.pop(MAX_PIXELS)
+            if before is not None:
+                os.environ[MAX_PIXELS] = before
 
 
 def _log_to(stream) -> None:
@@ -417,6 +427,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=_count, help="of digit-scenes (0)")
     verb.add_argument("--photos", help="folder of photographs for the background")
     verb.add_argument("--border", type=_count, help="dsb2018: a third class this wide (0)")
+    _add_max_pixels(verb)
     verb.set_defaults(verb=data)
 
     verb = verbs.add_parser("train", help="train a model")
@@ -442,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--log_iters", type=_positive, default=10)
     verb.add_argument("--model_path", help="weights to start from")
     _add_slim_config(verb)
+    _add_max_pixels(verb)
     verb.set_defaults(verb=train)
 
     verb = verbs.add_parser("eval", help="score a model")
@@ -455,6 +467,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--is_slide", action="store_true", help="sliding window")
     verb.add_argument("--crop_size", type=_positive, nargs=2, metavar=("W", "H"))
     verb.add_argument("--stride", type=_positive, nargs=2, metavar=("W", "H"))
+    _add_max_pixels(verb)
     verb.set_defaults(verb=evaluate)
 
     verb = verbs.add_parser("predict", help="predict pictures")
@@ -463,6 +476,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict")
     verb.add_argument("--threads", type=_positive, default=os.cpu_count(), help="with --model_dir")
+    _add_max_pixels(verb)
     verb.set_defaults(verb=predict)
 
     verb = verbs.add_parser("export", help="write a model for Paddle Inference or ONNX")
@@ -488,6 +502,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--skip_eval", action="store_true", help="with --bits: no scores")
     _add_slim_config(verb)
+    _add_max_pixels(verb)
     verb.set_defaults(verb=export)
 
     verb = verbs.add_parser("pack", help="a trained model as layers of bits")
@@ -498,6 +513,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--calibration", help="folder of pictures: statistics and activations")
     verb.add_argument("--info", help="a layered model's folder or URL: print what it holds")
     _add_slim_config(verb)
+    _add_max_pixels(verb)
     verb.set_defaults(verb=pack)
 
     verb = verbs.add_parser("bench", help="latency and memory of exported models")
@@ -517,6 +533,15 @@ def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
     verb.add_argument("-c", "--config", required=required, help="YAML of the job")
     verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
     verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
+
+
+def _add_max_pixels(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--max_pixels",
+        type=_positive,
+        metavar="N",
+        help=f"largest picture that is read ({DEFAULT_MAX_PIXELS}, or {MAX_PIXELS})",
+    )
 
 
 def _add_slim_config(verb: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ppvision.data.coco import CocoInstances
-from ppvision.data.pictures import decode_picture
+from ppvision.data.pictures import read_picture
 from ppvision.data.sources import SPLITS, existing_source, filled_list
 from ppvision.data.text import read_xml
 from ppvision.data.writing import progress, write_description
@@ -51,7 +51,7 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
             counts = dict.fromkeys(("empty_images", *_KINDS), 0)
             for name in progress(names[split], f"bccd {split}"):
                 image = images / f"{name}.jpg"
-                width, height = decode_picture(image, str(image)).size
+                height, width = read_picture(image).shape[:2]
                 shutil.copyfile(image, folder / "images" / split / image.name)
                 coco.add_image(f"{split}/{image.name}", height, width)
                 before = len(coco.annotations)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.data.listing import find_pictures
-from ppvision.data.pictures import decode_picture
+from ppvision.data.pictures import read_picture
 from ppvision.data.sources import (
     SPLITS,
     Sample,
@@ -88,8 +88,7 @@ def _write_split(folder: Path, split: str, samples: list[Sample], segnet: bool) 
     pixels: Counter = Counter()
     images = []
     for sample in progress(samples, f"camvid {split}"):
-        picture = decode_picture(sample.image, str(sample.image))
-        label = read_map(sample.label, picture.size[::-1])
+        label = read_map(sample.label, read_picture(sample.image).shape[:2])
         if segnet:
             label = np.where(label == UNLABELLED, IGNORED, label)
         values, counts = np.unique(label, return_counts=True)

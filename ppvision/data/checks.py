@@ -1,9 +1,9 @@
 """Check a segmentation data set before the first step, and name every file that is wrong.
 
 Reads what PaddleSeg's `Dataset` reads under `ppvision`: the same `image label` lines (both call
-`ppvision.data.listing.read_pairs`), images through OpenCV in
-colour (grey is repeated, transparency dropped, the EXIF rotation applied), label maps through PIL
-(a palette PNG gives its indices). PaddleSeg itself finds most of these faults in the middle of a
+`ppvision.data.listing.read_pairs`), and pictures and label maps with the reader that training,
+evaluation and prediction use (`ppvision.data.pictures`), so that what passes here is read there.
+PaddleSeg itself finds most of these faults in the middle of a
 training, as a broadcast error, a loss of NaN or not at all.
 """
 
@@ -12,18 +12,17 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
-from PIL import Image
 
+from ppvision.data.limits import max_pixels
 from ppvision.data.listing import read_pairs
-from ppvision.data.pictures import DEEP_MODES, decode_picture
+from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture
 from ppvision.data.text import cut_text
 from ppvision.data.writing import progress
 from ppvision.errors import DataError
@@ -31,9 +30,7 @@ from ppvision.files import cache_folder
 
 SHOWN = 10  # problems of each kind that the error lists
 ANY_CLASS = 2**16  # more classes than a label map of 16 bits can hold: no value is out of range
-CHECKS_VERSION = 1  # raise it when a check changes, so that stored verdicts are not used
-EXIF_ORIENTATION = 0x0112
-QUARTER_TURNS = {5, 6, 7, 8}  # EXIF orientations that swap width and height
+CHECKS_VERSION = 2  # raise it when a check changes, so that stored verdicts are not used
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +59,7 @@ def check_segmentation_list(
     ignore_index: int = 255,
     separator: str = " ",
     need_labels: bool = True,
+    max_value: int | None = None,
 ) -> dict:
     """Check every line and file of a PaddleSeg list; raise one error that groups all problems.
 
@@ -78,6 +76,8 @@ def check_segmentation_list(
         separator: what stands between the two paths.
         need_labels: whether every line must name a label (training, evaluation); labels that are
             named are checked either way.
+        max_value: of images of more than 8 bits a channel; see `read_picture`. Default None: they
+            are refused.
 
     Returns:
         `images` and `labels` (how many), `class_pixels` (pixels of each class over the whole set,
@@ -103,10 +103,12 @@ def check_segmentation_list(
     lines = [[pair.where, str(pair.image), str(pair.label)] for pair in pairs]
     settings = [str(root.resolve()), num_classes, ignore_index, separator, need_labels]
     settings += [lines, problems]
-    return _checked(str(list_file), pairs, problems, settings, num_classes, ignore_index)
+    return _checked(str(list_file), pairs, problems, settings, num_classes, ignore_index, max_value)
 
 
-def check_pairs(name: str, file_list: Sequence[Sequence[str | None]]) -> dict:
+def check_pairs(
+    name: str, file_list: Sequence[Sequence[str | None]], max_value: int | None = None
+) -> dict:
     """`check_segmentation_list` for a data set that finds its files itself, as ADE20K does.
 
     What such a set makes of a label's values is its own affair: they are not checked.
@@ -114,6 +116,7 @@ def check_pairs(name: str, file_list: Sequence[Sequence[str | None]]) -> dict:
     Args:
         name: how errors call the set.
         file_list: `(image, label or None)` paths.
+        max_value: see `check_segmentation_list`.
 
     Returns:
         `images` and `labels` (how many).
@@ -128,7 +131,7 @@ def check_pairs(name: str, file_list: Sequence[Sequence[str | None]]) -> dict:
         for number, (image, label) in enumerate(file_list)
     ]
     settings = [name, [[str(pair.image), str(pair.label)] for pair in pairs]]
-    summary = _checked(name, pairs, [], settings, ANY_CLASS, -1)
+    summary = _checked(name, pairs, [], settings, ANY_CLASS, -1, max_value)
     return {key: summary[key] for key in ("images", "labels")}
 
 
@@ -139,14 +142,18 @@ def _checked(
     settings: list,
     num_classes: int,
     ignore_index: int,
+    max_value: int | None,
 ) -> dict:
     count = len(pairs) + len(problems)
-    stamp = _stamp([CHECKS_VERSION, *settings], pairs)
+    # Everything that a verdict depends on.
+    stamp = _stamp([CHECKS_VERSION, max_pixels(), max_value, *settings], pairs)
     if (summary := _stored_verdict(stamp)) is not None:
         logger.info("%s: unchanged since it was last checked, not decoded again", name)
         return summary
 
-    check = partial(_check_pair, num_classes=num_classes, ignore_index=ignore_index)
+    check = partial(
+        _check_pair, num_classes=num_classes, ignore_index=ignore_index, max_value=max_value
+    )
     pixels: Counter = Counter()
     with ThreadPoolExecutor() as pool:
         try:
@@ -173,9 +180,11 @@ def _checked(
     return summary
 
 
-def _check_pair(pair: _Pair, num_classes: int, ignore_index: int) -> _Finding:
+def _check_pair(
+    pair: _Pair, num_classes: int, ignore_index: int, max_value: int | None
+) -> _Finding:
     finding = _Finding()
-    image_size = _checked_image(pair, finding)
+    image_size = _checked_image(pair, finding, max_value)
     if pair.label is not None:
         label = _checked_label(pair, finding, num_classes, ignore_index)
         if label is not None and image_size is not None and label.shape != image_size:
@@ -189,48 +198,38 @@ def _check_pair(pair: _Pair, num_classes: int, ignore_index: int) -> _Finding:
     return finding
 
 
-def _decoded(path: Path, what: str, where: str, finding: _Finding) -> Image.Image | None:
-    if not os.path.isfile(path):  # Path.is_file raises where a name is too long
+def _read(
+    read: Callable[[Path], np.ndarray], path: Path, what: str, where: str, finding: _Finding
+) -> np.ndarray | None:
+    """The pixels, or None and a problem."""
+    if not os.path.exists(path):  # (Path's own raises where a folder may not be entered)
         finding.problems.append((f"missing {what}", f"{where}: {path}"))
         return None
     try:
-        return decode_picture(path, str(path))
+        return read(path)
     except DataError as error:
-        finding.problems.append((f"{what} does not decode", f"{where}: {error}"))
+        kind = f"{what} does not decode"
+        if isinstance(error, DepthError):
+            kind = "image is not 8-bit"
+        elif isinstance(error, IndexMapError):
+            kind = "label is not an index map"
+        finding.problems.append((kind, f"{where}: {error}"))
         return None
 
 
-def _checked_image(pair: _Pair, finding: _Finding) -> tuple[int, int] | None:
-    """Height and width as OpenCV reads the image, or None when it does not."""
-    picture = _decoded(pair.image, "image", pair.where, finding)
-    if picture is None:
-        return None
-    if picture.mode in DEEP_MODES:
-        text = f"{pair.where}: {pair.image} (PIL mode {picture.mode})"
-        finding.problems.append(("image is not 8-bit", text))
-    if picture.format in ("JPEG", "PNG"):
-        turned = picture.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS
-        return picture.size if turned else picture.size[::-1]
-    # Of the rarer formats OpenCV reads fewer than PIL, and not everything in those.
-    pixels = cv2.imread(str(pair.image), cv2.IMREAD_COLOR)
-    if pixels is None:
-        text = f"{pair.where}: {pair.image}: OpenCV cannot read this {picture.format} file"
-        finding.problems.append(("image does not decode", text))
-        return None
-    return pixels.shape[:2]
+def _checked_image(pair: _Pair, finding: _Finding, max_value: int | None) -> tuple[int, int] | None:
+    """Height and width of the image as it is read, or None when it is not."""
+    read = partial(read_picture, max_value=max_value)
+    pixels = _read(read, pair.image, "image", pair.where, finding)
+    return None if pixels is None else pixels.shape[:2]
 
 
 def _checked_label(
     pair: _Pair, finding: _Finding, num_classes: int, ignore_index: int
 ) -> np.ndarray | None:
     """The label map `[H, W]`, or None when it is none."""
-    picture = _decoded(pair.label, "label", pair.where, finding)
-    if picture is None:
-        return None
-    label = np.asarray(picture)
-    if label.ndim != 2 or label.dtype.kind not in "iu":
-        text = f"{pair.where}: {pair.label} (PIL mode {picture.mode})"
-        finding.problems.append(("label is not an index map", text))
+    label = _read(read_label, pair.label, "label", pair.where, finding)
+    if label is None:
         return None
     for value, count in _value_counts(label):
         finding.pixels[value] = count
@@ -269,12 +268,13 @@ def _report(
         "one, for example a tab, in the list and as the data set's separator.",
         "missing image": "Paths start from dataset_root. Check both, or remove the line.",
         "missing label": "Paths start from dataset_root. Check both, or remove the line.",
-        "image does not decode": "Copy the file again from its source, or remove the line.",
-        "label does not decode": "Copy the file again from its source, or remove the line.",
-        "image is not 8-bit": "It would be cut to its upper byte. Scale it to 8 bits.",
+        "image does not decode": "Do what is said below, or remove the line.",
+        "label does not decode": "Do what is said below, or remove the line.",
+        "image is not 8-bit": "It would be cut to its upper byte. Set max_value of the data set, "
+        "by which it is scaled, or scale it to 8 bits.",
         "sizes differ": "A label map has one pixel for each pixel of its image (turned as its EXIF "
         "orientation says). Make the label again at the image's size.",
-        "label is not an index map": "Expected one 8-bit channel (or a palette PNG) whose values "
+        "label is not an index map": "Expected one channel (or a palette PNG) whose values "
         "are class numbers. Map the colours to class numbers first.",
         "label out of range": f"Expected 0 to {num_classes - 1}, or {ignore_index} to ignore. "
         "Raise num_classes, or give these pixels a class or the ignored value.",
@@ -299,10 +299,14 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
     digest = hashlib.sha256(json.dumps(settings).encode())
     for pair in pairs:
         for path in (pair.image, pair.label):
-            if path is not None and os.path.isfile(path):
+            if path is None:
+                continue
+            try:
                 status = path.stat()
-                text = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
-                digest.update(os.fsencode(text))  # names of files may hold bytes that are no text
+            except (OSError, ValueError):  # the check will say so
+                continue
+            digest.update(os.fsencode(path))
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 

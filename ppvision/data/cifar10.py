@@ -1,6 +1,5 @@
 """CIFAR-10 as picture files, packed or in class folders: `classes/{train,val}/NAME/*`."""
 
-import io
 import lzma
 import tarfile
 import zlib
@@ -9,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
-from ppvision.data.pictures import decode_picture
+from ppvision.data.pictures import read_picture
 from ppvision.data.sources import SPLITS, existing_source
 from ppvision.data.writing import progress, write_description
 from ppvision.errors import DataError
@@ -69,7 +68,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
             target = folder / "classes" / split / name / PurePosixPath(where).name
             if target.exists():
                 raise DataError(f"{source}: {where} is there twice. Remove one of them.")
-            decode_picture(io.BytesIO(content), f"{source}: {where}")
+            read_picture(content, f"{source}: {where}")
             target.write_bytes(content)
             counts[split][name] += 1
         summary = {"name": "cifar10", "source": source.resolve().name, "classes": CLASSES}

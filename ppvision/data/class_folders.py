@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import paddle
 
@@ -16,6 +15,7 @@ from ppvision.data.listing import (
     locate,
     log_once,
 )
+from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_lines, read_names, shorten
 from ppvision.errors import DataError
 
@@ -35,6 +35,8 @@ class ClassFolders(paddle.io.Dataset):
         list_path: a file with `picture class-number` lines, in place of sub-folders. Names of the
             classes come from `classes.txt` beside it, one a line, where there is one.
         num_classes: classes that the model tells apart, or None.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`. Default None: they
+            are refused.
 
     Attributes:
         samples: `(path, class number)` pairs.
@@ -51,8 +53,10 @@ class ClassFolders(paddle.io.Dataset):
         transforms: Sequence[Callable[[np.ndarray], np.ndarray]] = (),
         list_path: str | Path | None = None,
         num_classes: int | None = None,
+        max_value: int | None = None,
     ) -> None:
         super().__init__()
+        self.max_value = max_value
         self.root = Path(root)
         self.transforms = list(transforms)
         if not self.root.is_dir():
@@ -135,10 +139,7 @@ class ClassFolders(paddle.io.Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64]:
         path, label = self.samples[index]
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if image is None:
-            raise DataError(f"{path}: expected a picture, got a file that does not decode.")
-        image = np.ascontiguousarray(image[:, :, ::-1])
+        image = read_picture(path, max_value=self.max_value)
         for transform in self.transforms:
             image = transform(image)
         image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)

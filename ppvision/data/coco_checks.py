@@ -4,10 +4,9 @@ import logging
 import os
 from pathlib import Path
 
-from PIL import Image
-
-from ppvision.data.checks import EXIF_ORIENTATION, QUARTER_TURNS, check_pairs
+from ppvision.data.checks import check_pairs
 from ppvision.data.coco_reading import find_repeated, is_whole, list_problems, read_coco
+from ppvision.data.pictures import picture_size
 from ppvision.errors import DataError
 
 logger = logging.getLogger("ppvision")
@@ -16,7 +15,13 @@ _SHOWN = 10  # ids and names that a message lists
 
 
 def check_coco(
-    part: str, annotations: Path, images: Path, num_classes: int, *, masks: bool = False
+    part: str,
+    annotations: Path,
+    images: Path,
+    num_classes: int,
+    *,
+    masks: bool = False,
+    max_value: int | None = None,
 ) -> list[str]:
     """Check an annotation file, and every picture that it names.
 
@@ -30,6 +35,7 @@ def check_coco(
         images: the folder that its `file_name`s are in.
         num_classes: of the model.
         masks: whether every object needs one. Default False.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
 
     Returns:
         Names of the classes, by category id.
@@ -67,7 +73,8 @@ def check_coco(
         logger.warning(f"{part}: {annotations}: {note}")
     if same := find_repeated(categories.values()):
         logger.warning(f"{part}: categories of one name: {', '.join(same[:_SHOWN])}")
-    check_pairs(part, [(str(images / i["file_name"]), None) for i in found.content["images"]])
+    pictures = [(str(images / image["file_name"]), None) for image in found.content["images"]]
+    check_pairs(part, pictures, max_value)
     return [categories[number] for number in sorted(categories)]
 
 
@@ -90,12 +97,9 @@ def other_size(path: Path, size: tuple[float, float]) -> list[str]:
     """What to say of a picture that is not `(width, height)` as it is read; nothing where it is, or
     does not decode, which another check names."""
     try:
-        with Image.open(path) as picture:
-            found = picture.size
-            if picture.getexif().get(EXIF_ORIENTATION) in QUARTER_TURNS:
-                found = found[::-1]  # as it is read
-    except OSError:
+        height, width = picture_size(path)
+    except DataError:
         return []
-    if found == size:
+    if (width, height) == size:
         return []
-    return [f"{path}: expected {size[0]:g}x{size[1]:g}, got {found[0]}x{found[1]}"]
+    return [f"{path}: expected {size[0]:g}x{size[1]:g}, got {width}x{height}"]

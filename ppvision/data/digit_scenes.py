@@ -27,7 +27,7 @@ import numpy as np
 
 from ppvision.data.coco import CocoInstances
 from ppvision.data.listing import READABLE_SUFFIXES, find_pictures
-from ppvision.data.pictures import decode_picture, rgb_pixels
+from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_lines, write_picture
 from ppvision.errors import DataError, InputError, MissingFileError
 from ppvision.files import create_folder
@@ -103,9 +103,7 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
                 f"photographs: expected pictures ({', '.join(sorted(READABLE_SUFFIXES))}), found "
                 f"none in {folder}."
             )
-        photos = {
-            str(path): rgb_pixels(decode_picture(path, str(path)), str(path)) for path in paths
-        }
+        photos = {str(path): read_picture(path) for path in paths}
     parts = []
     for name, image in photos.items():
         cut = int(image.shape[1] * (1 - VAL_SHARE))

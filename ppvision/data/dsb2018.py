@@ -8,7 +8,7 @@ import numpy as np
 
 from ppvision.data.coco import CocoInstances
 from ppvision.data.listing import LeftOut, find_pictures, is_leftover
-from ppvision.data.pictures import decode_picture, rgb_pixels
+from ppvision.data.pictures import read_picture
 from ppvision.data.sources import (
     SPLITS,
     existing_source,
@@ -112,7 +112,7 @@ def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int)
     dropped = 0
     for picture in progress(pictures, f"dsb2018 {split}"):
         name = f"{split}/{picture.name}.png"
-        image = rgb_pixels(decode_picture(picture.image, str(picture.image)), str(picture.image))
+        image = read_picture(picture.image)
         instances = _read_instances(picture, image.shape[:2])
         numbers = np.unique(instances[instances > 0])
         if picture.instance_map is None:

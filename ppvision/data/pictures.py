@@ -1,76 +1,426 @@
-"""Reading pictures, with errors that name the file."""
+"""One reader of pictures for everybody: check, training, evaluation, prediction and export.
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import BinaryIO
+A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8), its header and
+its structure are looked at, and then OpenCV decodes it, once. Of an intact picture of 8 bits the
+pixels are those of `cv2.imread`. What is cut off, visibly damaged, deeper than 8 bits or larger
+than the limit is a `DataError` with the file's name.
 
+There is no state here: any number of threads and processes may read at once.
+"""
+
+import os
+import stat
+import struct
+import zlib
+
+import cv2
 import numpy as np
-from PIL import Image, ImageFile
 
-from ppvision.errors import DataError
+from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.data.picture_headers import (
+    Bytes,
+    Header,
+    check_jpeg,
+    damaged,
+    png_chunks,
+    read_header,
+    tiff_tags,
+)
+from ppvision.errors import DataError, InputError, MissingFileError
 
-# What PIL calls pictures of more than 8 bits a channel.
-DEEP_MODES = {"I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+Source = str | os.PathLike | bytes
 
-_truncation_lock = threading.Lock()
-_strict_readers = 0
-_flag_outside = False
-
-
-@contextmanager
-def _truncation_refused() -> Iterator[None]:
-    """PIL refuses cut-off files inside the block, in whichever threads are inside at once.
-
-    `ppdet.engine.trainer` sets `ImageFile.LOAD_TRUNCATED_IMAGES` for the whole process when it is
-    imported, after which PIL fills what is missing with grey and says nothing.
-    """
-    global _strict_readers, _flag_outside
-    with _truncation_lock:
-        if _strict_readers == 0:
-            _flag_outside = ImageFile.LOAD_TRUNCATED_IMAGES
-            ImageFile.LOAD_TRUNCATED_IMAGES = False
-        _strict_readers += 1
-    try:
-        yield
-    finally:
-        with _truncation_lock:
-            _strict_readers -= 1
-            if _strict_readers == 0:
-                ImageFile.LOAD_TRUNCATED_IMAGES = _flag_outside
+# OpenCV's own limit, which only the environment raises, before OpenCV is imported.
+_OPENCV_PIXELS, _OPENCV_VARIABLE = 2**30, "OPENCV_IO_MAX_IMAGE_PIXELS"
+# No picture needs more: four channels of 32 bits, without compression.
+_BYTES_PER_PIXEL = 16
+_READ_AT_ONCE = 2**26  # bytes; of larger files the header is looked at first
 
 
-def decode_picture(source: Path | BinaryIO, name: str) -> Image.Image:
-    """Decode a picture to its last pixel (`verify()` does not notice a cut-off JPEG).
+class MissingPictureError(DataError, MissingFileError):
+    """No regular file of that name; also a FileNotFoundError."""
+
+
+class DepthError(DataError):
+    """A picture of more than 8 bits a channel, and no `max_value` to scale it by."""
+
+
+class IndexMapError(DataError):
+    """A label map that has colours in place of class numbers."""
+
+
+def read_picture(
+    source: Source, name: str | None = None, *, max_value: int | None = None
+) -> np.ndarray:
+    """Read a picture as `[H, W, 3]` uint8 RGB.
+
+    Grey is repeated, transparency is dropped, the Exif orientation is applied; of animations and
+    files of several pages the first picture counts. All as in `cv2.imread`.
 
     Args:
-        source: a file, open or by path.
-        name: how the error calls it.
+        source: a path (of any bytes), or the content of a file.
+        name: what errors call it. Default: the path.
+        max_value: the value that becomes 255 in pictures of more than 8 bits a channel, for example
+            4095 for 12 bits. Pictures of 8 bits are taken as they are. Default None: deeper
+            pictures are refused.
 
     Raises:
-        DataError: no such file, not a picture, cut off or damaged; says why.
+        DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
+            not a picture, cut off or damaged, larger than the limit (`max_pixels`), deeper than 8
+            bits without `max_value` (`DepthError`), or with values above it. Damage that still
+            decodes, such as a flipped bit inside of a JPEG, cannot be known.
+        ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
     """
-    try:
-        with _truncation_refused(), Image.open(source) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file. Check the path and the list.") from error
-    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, zlib.error, ...
-        # PIL's own sentence for an unknown format shows the path or the file object once more.
-        reason = "not a picture" if "cannot identify" in str(error) else str(error)
-        raise DataError(f"{name}: does not decode ({reason}). Replace or remove it.") from error
+    return read_like_opencv(source, cv2.IMREAD_COLOR_RGB, name, max_value=max_value)
 
 
-def rgb_pixels(picture: Image.Image, name: str) -> np.ndarray:
-    """`[H, W, 3]` uint8 RGB of a decoded 8-bit picture; transparency is dropped.
+def read_like_opencv(
+    source: Source, flags: int, name: str | None = None, *, max_value: int | None = None
+) -> np.ndarray:
+    """`read_picture` with the channels of `cv2.imread(path, flags)`: `[H, W, 3]` or `[H, W]` uint8.
+
+    Args:
+        source, name, max_value: see `read_picture`.
+        flags: `cv2.IMREAD_COLOR` (BGR), `IMREAD_COLOR_RGB` or `IMREAD_GRAYSCALE`, also together
+            with `IMREAD_IGNORE_ORIENTATION`.
 
     Raises:
-        DataError: more than 8 bits a channel, whose scale only the owner knows.
+        DataError, ConfigError: as `read_picture`.
     """
-    if picture.mode in DEEP_MODES:
-        raise DataError(
-            f"{name}: expected an 8-bit picture, got PIL mode {picture.mode}. Scale it to 8 bits."
+    name = _shown(source, name)
+    content, header = _load(source, name)
+    # OpenCV 4.14 writes nonsense where it is asked for the RGB of a TIFF of 16 bits.
+    reorder = header.format == "TIFF" and flags & cv2.IMREAD_COLOR_RGB
+    if reorder:
+        flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
+    if not header.deep:
+        pixels = _decode(content, flags, name)
+    elif max_value is None:
+        raise DepthError(
+            f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the data "
+            "set to the value that means white (4095 for 12 bits), or scale it to 8 bits."
         )
-    return np.array(picture.convert("RGB"))
+    else:
+        pixels = _scaled_pixels(content, header, flags, name, max_value)
+    upright = header.format == "TIFF" or not flags & cv2.IMREAD_IGNORE_ORIENTATION
+    _check_size(pixels, header.size if upright else (header.height, header.width), name)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels) if reorder else pixels
+
+
+def read_label(source: Source, name: str | None = None) -> np.ndarray:
+    """Read a label map as `[H, W]` whole numbers: of a palette its indices, of grey its values.
+
+    As PIL reads them: they are not turned (but TIFF's are), 2 and 4 bits of grey are scaled to 8.
+    Single bits are 0 and 1.
+
+    Args:
+        source, name: see `read_picture`.
+
+    Raises:
+        IndexMapError: colours, transparency or floats; a DataError.
+        DataError: as `read_picture`.
+    """
+    name = _shown(source, name)
+    content, header = _load(source, name)
+    if header.kind == "colour" or header.values == "float":
+        raise IndexMapError(
+            f"{name}: expected one channel of whole numbers (grey, or a palette), got "
+            f"{describe(header)}. Map its colours to class numbers first."
+        )
+    if header.kind == "palette":
+        label = _palette_indices(content, header, name)
+    else:
+        label = _decode(content, cv2.IMREAD_UNCHANGED, name)
+        if header.bits == 1:
+            label = (label > 0).astype(np.uint8)
+    if label.ndim != 2:
+        raise IndexMapError(f"{name}: expected one channel, got shape {list(label.shape)}.")
+    upright = header.format == "TIFF"
+    _check_size(label, header.size if upright else (header.height, header.width), name)
+    return label
+
+
+def picture_size(source: Source, name: str | None = None) -> tuple[int, int]:
+    """Height and width of what `read_picture` would give, from the header alone.
+
+    Raises:
+        DataError: no such file, or not a picture.
+    """
+    name = _shown(source, name)
+    if isinstance(source, bytes):
+        return read_header(source, name).size
+    with _Reading(source, name) as file:
+        return read_header(file, name).size
+
+
+def describe(header: Header) -> str:
+    """A picture's format, channels and depth in words."""
+    form = "" if header.values == "unsigned" else f" ({header.values})"
+    return f"{header.format}, {header.kind}, {header.bits} bit{'s' * (header.bits != 1)}{form}"
+
+
+def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
+    """Values from 0 to `max_value` as uint8 from 0 to 255, rounded to the nearest.
+
+    Args:
+        values: any shape, of any number type.
+        max_value: what becomes 255.
+        name: of the picture, for the error.
+
+    Raises:
+        InputError: `max_value` is no whole number above 0.
+        DataError: a value below 0 or above `max_value`, or not a number.
+    """
+    if isinstance(max_value, bool) or not isinstance(max_value, int) or max_value < 1:
+        raise InputError(f"max_value: expected a whole number above 0, got {max_value!r}.")
+    lowest, highest = values.min(), values.max()
+    if not 0 <= lowest <= highest <= max_value:  # NaN compares as false
+        raise DataError(
+            f"{name}: expected values from 0 to max_value = {max_value}, got {lowest} to {highest}."
+            " Set max_value to the highest value that this kind of picture can have."
+        )
+    if values.dtype == np.uint16:  # a table is several times as quick
+        return _to_bytes(np.arange(int(highest) + 1), max_value)[values]
+    return _to_bytes(values, max_value)
+
+
+def _to_bytes(values: np.ndarray, max_value: int) -> np.ndarray:
+    return np.rint(values.astype(np.float64) * 255 / max_value).astype(np.uint8)
+
+
+# -- the file --------------------------------------------------------------------------------------
+
+
+def _shown(source: Source, name: str | None) -> str:
+    """The name for messages. Bytes that are no text are written out, so that it can be printed."""
+    if name is None:
+        if isinstance(source, bytes):
+            return "picture"
+        name = os.fsdecode(source)
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+class _Reading:
+    """An open regular file, of which slices are read as from `bytes`."""
+
+    def __init__(self, path: str | os.PathLike, name: str) -> None:
+        try:
+            mode = os.stat(path).st_mode  # before it is opened: opening a device can do something
+            regular = stat.S_ISREG(mode)
+            # A pipe that takes its place in the meantime is not waited for, and has no size.
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+            self._file = os.open(path, flags) if regular else None
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingPictureError(
+                f"{name}: no such file. Check the path and the list."
+            ) from error
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(f"{name}: cannot be opened ({reason}). Check its rights.") from error
+        if self._file is None:
+            raise MissingPictureError(f"{name}: expected a picture, got {_kind_of_file(mode)}.")
+        self._size, self._name = os.fstat(self._file).st_size, name
+
+    def __enter__(self) -> "_Reading":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, place: slice) -> bytes:
+        start, stop, _ = place.indices(self._size)
+        return self._read(start, max(0, stop - start))
+
+    def all(self) -> bytes:
+        return self._read(0, self._size)
+
+    def _read(self, at: int, count: int) -> bytes:
+        parts = []
+        try:
+            while count and (part := os.pread(self._file, min(count, 2**30), at)):
+                parts.append(part)
+                at += len(part)
+                count -= len(part)
+        except OSError as error:
+            raise DataError(
+                f"{self._name}: cannot be read ({error.strerror}). Check the disk and its rights."
+            ) from error
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _kind_of_file(mode: int) -> str:
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _load(source: Source, name: str) -> tuple[bytes, Header]:
+    """The content of a file that may be decoded, and its header."""
+    if isinstance(source, bytes):
+        content = source
+        header = _allowed_header(content, name)
+    else:
+        with _Reading(source, name) as file:
+            if len(file) > _READ_AT_ONCE:
+                _allowed_header(file, name)
+            content = file.all()
+        header = _allowed_header(content, name)
+    if header.format == "JPEG":
+        check_jpeg(content, name)
+    elif header.format == "PNG":
+        _check_png(content, name)
+    return content, header
+
+
+def _allowed_header(content: Bytes, name: str) -> Header:
+    header, limit = read_header(content, name), max_pixels()
+    count = header.width * header.height
+    advice = f"If it is meant to be that large, pass --max_pixels {count} or set {MAX_PIXELS}"
+    if count > limit:
+        raise DataError(
+            f"{name}: {header.width} x {header.height} are {count} pixels, more than the limit of "
+            f"{limit} against files that fill the memory. {advice}={count}."
+        )
+    if count > _OPENCV_PIXELS and _OPENCV_VARIABLE not in os.environ:
+        raise DataError(
+            f"{name}: {count} pixels are more than OpenCV reads. Set {_OPENCV_VARIABLE}={count} "
+            "before the start."
+        )
+    if len(content) > _BYTES_PER_PIXEL * limit:
+        raise DataError(
+            f"{name}: a file of {len(content)} bytes, more than a picture of {limit} pixels needs. "
+            f"{advice}."
+        )
+    return header
+
+
+def _check_png(content: bytes, name: str) -> None:
+    """Every chunk to the last one is there and has the checksum that it says."""
+    view = memoryview(content)
+    for kind, begin, end in png_chunks(content):
+        if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4]):
+            raise damaged(name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}")
+
+
+# -- the pixels ------------------------------------------------------------------------------------
+
+
+def _decode(content: bytes, flags: int, name: str) -> np.ndarray:
+    try:
+        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    except cv2.error as error:
+        raise damaged(name, f"OpenCV: {error.err or error}") from error
+    if pixels is None:
+        raise damaged(name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read")
+    return pixels
+
+
+def _scaled_pixels(
+    content: bytes, header: Header, flags: int, name: str, max_value: int
+) -> np.ndarray:
+    # TIFF's grey of 32 bits has no three channels in OpenCV; they are made below.
+    as_it_is = header.format == "TIFF" and header.kind == "grey"
+    wanted = cv2.IMREAD_UNCHANGED if as_it_is else flags | cv2.IMREAD_ANYDEPTH
+    pixels = _decode(content, wanted, name)
+    if pixels.dtype == np.uint8:
+        raise DepthError(
+            f"{name}: {header.bits} bits a channel, of which OpenCV reads the upper 8 only. Save "
+            "it as PNG or TIFF of 16 bits."
+        )
+    scaled = scale_to_bytes(pixels, max_value, name)
+    grey = not flags & (cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB)
+    if scaled.ndim == 2 and not grey:
+        return cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB)
+    return scaled
+
+
+def _check_size(pixels: np.ndarray, expected: tuple[int, int], name: str) -> None:
+    """Header and pixels agree, so that a check which read the header alone holds."""
+    height, width = pixels.shape[:2]
+    if (height, width) != expected:
+        raise damaged(
+            name,
+            f"its header says {expected[1]} x {expected[0]}, its pixels are {width} x {height}",
+        )
+
+
+# -- palettes --------------------------------------------------------------------------------------
+# OpenCV gives colours, a label needs their numbers. So each colour is replaced by its number as a
+# grey before decoding.
+
+
+def _palette_indices(content: bytes, header: Header, name: str) -> np.ndarray:
+    try:
+        content = _PALETTES[header.format](content)
+    except (struct.error, IndexError) as error:
+        raise damaged(name, "a palette that is cut off") from error
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    greys = cv2.extractChannel(_decode(content, flags, name), 0)
+    if header.format == "TIFF" and header.bits < 8:  # grey of few bits was scaled to 8
+        greys //= 255 // (2**header.bits - 1)
+    return greys
+
+
+def _greys(count: int, layout: str = "ggg") -> bytes:
+    """A palette in which colour i is the grey i."""
+    return bytes(i if entry == "g" else 0 for i in range(count) for entry in layout)
+
+
+def _png_with_greys(content: bytes) -> bytes:
+    parts = [content[:8]]
+    for kind, begin, end in png_chunks(content):
+        if kind == b"PLTE":
+            data = kind + _greys(2 ** min(8, content[24]))  # as many as its bits can name
+            parts += [struct.pack(">I", len(data) - 4), data, struct.pack(">I", zlib.crc32(data))]
+        elif kind in (b"IHDR", b"IDAT", b"IEND"):
+            parts.append(content[begin - 8 : end + 4])
+    return b"".join(parts)
+
+
+def _bmp_with_greys(content: bytes) -> bytes:
+    (pixels,) = struct.unpack_from("<I", content, 10)
+    (length,) = struct.unpack_from("<I", content, 14)
+    begin, layout = 14 + length, "ggg" if length == 12 else "ggg0"
+    count = min(256, max(0, pixels - begin) // len(layout))
+    greys = _greys(count, layout)
+    return content[:begin] + greys + content[begin + len(greys) :]
+
+
+def _tiff_with_greys(content: bytes) -> bytes:
+    _, place = tiff_tags(content)[262]  # photometric interpretation: from palette to grey
+    one = (1).to_bytes(2, "little" if content[:2] == b"II" else "big")
+    return content[:place] + one + content[place + 2 :]
+
+
+def _gif_with_greys(content: bytes) -> bytes:
+    result = bytearray(content)
+
+    def fill(flags: int, at: int) -> int:
+        """Overwrite a colour table, where there is one; returns where it ends."""
+        if not flags & 0x80:
+            return at
+        greys = _greys(2 << (flags & 7))
+        result[at : at + len(greys)] = greys
+        return at + len(greys)
+
+    at = fill(content[10], 13)
+    while content[at] == 0x21:  # extensions before the first picture
+        if content[at + 1] == 0xF9:
+            result[at + 3] &= 0xFE  # no colour is transparent
+        at += 2
+        while content[at]:
+            at += 1 + content[at]
+        at += 1
+    if content[at] == 0x2C:
+        fill(content[at + 9], at + 10)
+    return bytes(result)
+
+
+_PALETTES = {
+    "PNG": _png_with_greys,
+    "BMP": _bmp_with_greys,
+    "TIFF": _tiff_with_greys,
+    "GIF": _gif_with_greys,
+}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.data.listing import is_leftover, locate
-from ppvision.data.pictures import decode_picture
+from ppvision.data.pictures import read_label
 from ppvision.data.text import read_list
 from ppvision.data.writing import write_lines
 from ppvision.errors import DataError, MissingFileError
@@ -75,12 +75,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     Raises:
         DataError: it does not decode, has several channels or another size.
     """
-    pixels = np.array(decode_picture(path, str(path)))
-    if pixels.ndim != 2 or pixels.dtype.kind not in "iub":
-        raise DataError(
-            f"{path}: expected one channel of whole numbers, got shape {list(pixels.shape)} of "
-            f"{pixels.dtype}. Map its colours to numbers first."
-        )
+    pixels = read_label(path)
     if pixels.shape != shape:
         raise DataError(
             f"{path}: expected the picture's size, {shape[1]} x {shape[0]}, got "

@@ -14,7 +14,14 @@ from ppvision.errors import DataError
 logger = logging.getLogger("ppvision")
 
 
-def check_voc(part: str, annotations: Path, folder: Path, labels: Path, num_classes: int) -> None:
+def check_voc(
+    part: str,
+    annotations: Path,
+    folder: Path,
+    labels: Path,
+    num_classes: int,
+    max_value: int | None = None,
+) -> None:
     """Check a list of pictures and XML files, and all that it names.
 
     Boxes without an area inside of their picture, which are left out, and forms of `difficult` that
@@ -26,6 +33,7 @@ def check_voc(part: str, annotations: Path, folder: Path, labels: Path, num_clas
         folder: that both are in.
         labels: a class a line.
         num_classes: of the model.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
 
     Raises:
         DataError: one report of everything that is wrong.
@@ -58,4 +66,4 @@ def check_voc(part: str, annotations: Path, folder: Path, labels: Path, num_clas
         raise DataError(f"{part}: {annotations}:\n  " + "\n  ".join(problems))
     for note in found.notes:
         logger.warning(f"{part}: {annotations}: {note}")
-    check_pairs(part, [(str(picture.image), None) for picture in found.pictures])
+    check_pairs(part, [(str(picture.image), None) for picture in found.pictures], max_value)

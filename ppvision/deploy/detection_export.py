@@ -57,12 +57,13 @@ def export_detector(
     classes: Sequence[str] = (),
     name: str | None = None,
     bits: int = 32,
+    max_value: int | None = None,
 ) -> Path:
     """Write a detector for deployment, NMS inside, after comparing what was written with the model.
 
     Args:
         model: the detector as a layer of tensors.
-        folder, input_shape, format, name, bits: see `ppvision.deploy.export_model`.
+        folder, input_shape, format, name, bits, max_value: see `ppvision.deploy.export_model`.
         num_classes: C.
         transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
         classes: names of the C classes, or empty.
@@ -77,6 +78,7 @@ def export_detector(
     if format not in manifests.FILES:
         known = ", ".join(manifests.FILES)
         raise InputError(f"format: expected one of {known}, got {format!r}.")
+    manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
     check_packed(model, bits)
     folder = Path(folder).resolve()
@@ -106,6 +108,7 @@ def export_detector(
             onednn=onednn,
             paddle_version=paddle.__version__,
             parameters=parameter_names(model.model, final, format, bits),
+            max_value=max_value,
         ).write(final)
     return folder
 

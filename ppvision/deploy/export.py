@@ -45,6 +45,7 @@ def export_model(
     task: str = "segmentation",
     name: str | None = None,
     bits: int = 32,
+    max_value: int | None = None,
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -69,6 +70,9 @@ def export_model(
         bits: of the weights: 32, or the width of the model's packed codes
             (`ppvision.quant.packed_layers`), which are compared ten times as strictly (less so
             where activations are rounded, see `parity`).
+        max_value: written into `deploy.yaml`: the value that becomes 255 in pictures of more than 8
+            bits a channel, as the training data's `max_value` says. Default None: `Predictor`
+            refuses such pictures.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -100,6 +104,7 @@ def export_model(
         raise InputError(
             f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
         )
+    manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
     if task == "segmentation" and any(isinstance(t, CenterCrop) for t in pipeline.transforms):
         raise InputError(
@@ -156,6 +161,7 @@ def export_model(
             paddle_version=paddle.__version__,
             parameters=parameter_names(model, final, format, bits),
             openvino=openvino,
+            max_value=max_value,
         ).write(final)
     return folder
 

@@ -42,6 +42,8 @@ class Manifest:
     parameters: dict[str, str] = field(default_factory=dict)
     # Whether OpenVINO runs it, with `model.pdmodel`; None where there was nothing to try.
     openvino: bool | None = None
+    # What becomes 255 in pictures of more than 8 bits a channel; None: they are refused.
+    max_value: int | None = None
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -62,6 +64,13 @@ def describe_files(folder: Path, names: Sequence[str]) -> dict[str, dict[str, An
 def file_names(format: str, openvino: bool | None) -> tuple[str, ...]:
     """The files of an export, without `deploy.yaml`."""
     return (*FILES[format], OPENVINO_PROGRAM) if openvino else FILES[format]
+
+
+def check_max_value(value: object) -> None:
+    """Raise `InputError` for a `max_value` that is neither None nor a whole number above 0."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value is not None and not (whole and value >= 1):
+        raise InputError(f"max_value: expected a whole number above 0, got {value!r}.")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -142,6 +151,10 @@ def _checked(path: Path, content: Any) -> Manifest:
             raise problem(
                 f"expected {key} to be true, false or null (of format onnx no true), got {value!r}"
             )
+    try:
+        check_max_value(content.get("max_value"))
+    except InputError as error:
+        raise problem(str(error).rstrip(".")) from error
     openvino = content.get("openvino")
     for name in file_names(content["format"], openvino):
         entry = files.get(name) if isinstance(files, Mapping) else None

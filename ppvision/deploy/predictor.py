@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.composition import PARAMETERS, compose
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.deploy.detections import Detections, detections_of
@@ -30,7 +30,7 @@ from ppvision.deploy.runtime import (
     open_runtime,
 )
 from ppvision.deploy.transforms import Step, Transforms
-from ppvision.errors import EngineError, InputError, MissingFileError
+from ppvision.errors import EngineError, InputError
 from ppvision.quant.layered_model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
@@ -222,7 +222,8 @@ class Predictor:
 
         Args:
             images: a path, or an array `[H, W, 3]` of uint8, RGB; or a list of either. Files are
-                read as three channels: grey ones are repeated, transparency is dropped.
+                read as in training (`ppvision.data.pictures.read_picture`). Where `deploy.yaml`
+                has a `max_value`, files and arrays of uint16 are scaled by it.
             batch_size: with a list, pictures that have the same size after the transforms run up to
                 so many together (an export of a fixed batch runs in that batch).
 
@@ -238,8 +239,9 @@ class Predictor:
 
         Raises:
             FileNotFoundError: no such picture.
-            ValueError: a file that is no picture, an array of another shape or type, a picture that
-                does not fit the export's fixed size.
+            ValueError: a file that is no picture, cut off, damaged, too large or of more than 8
+                bits (a `DataError`), an array of another shape or type, a picture that does not fit
+                the export's fixed size.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
@@ -254,7 +256,7 @@ class Predictor:
         results: list[Prediction | None] = [None] * len(images)
         waiting: dict[tuple[int, ...], list[_Prepared]] = {}
         for place, image in enumerate(images):
-            prepared = self._prepared(place, _read(image))
+            prepared = self._prepared(place, _read(image, self.manifest.max_value))
             shape = prepared.inputs["image"].shape
             group = waiting.setdefault(shape, [])
             group.append(prepared)
@@ -377,30 +379,23 @@ def _zeros(task: str, shape: Sequence[int]) -> Batch:
     return {"image": batch, "im_shape": sizes, "scale_factor": np.ones_like(sizes)}
 
 
-def _read(image: Picture) -> np.ndarray:
+def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
     """A picture `[H, W, 3]`, uint8, RGB, from a path or an array."""
     if isinstance(image, (str, os.PathLike)):
-        path = os.fspath(image)
-        if not os.path.isfile(path):
-            raise MissingFileError(f"image: expected a picture file, found none at {path}.")
-        # As PaddleSeg reads it: 3 channels, turned upright by its EXIF tag.
-        picture = cv2.imread(path, cv2.IMREAD_COLOR)
-        if picture is None:
-            raise InputError(
-                f"image: {path} is not a picture that OpenCV reads. Convert it to PNG or JPEG."
-            )
-        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        return read_picture(image, max_value=max_value)
     if not isinstance(image, np.ndarray):
         raise InputError(
             f"image: expected a path or a uint8 array [H, W, 3], got {type(image).__name__}."
         )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+    known = (np.uint8,) if max_value is None else (np.uint8, np.uint16)
+    if image.dtype not in known or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise InputError(
             f"image: expected a uint8 array [H, W, 3] (RGB, 0..255), got {image.dtype} "
             f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
-            "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list."
+            "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
+            "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
-    return image
+    return image if image.dtype == np.uint8 else scale_to_bytes(image, max_value, "image")
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:

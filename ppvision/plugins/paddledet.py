@@ -18,6 +18,10 @@ calls any function by its name, is refused as well.
 
 Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
 write them (`ppvision.plugins.paddledet_data`).
+Pictures are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
+file. A data set whose pictures have more than 8 bits a channel says what white is:
+
+    TrainDataset: !COCODataSet {max_value: 4095, ...}
 """
 
 import contextlib
@@ -32,6 +36,9 @@ try:
             importlib.import_module(_package)
     from ppdet import slim
     from ppdet.core import workspace
+    from ppdet.data.source import dataset as datasets
+    from ppdet.data.source import keypoint_coco, pose3d_cmb, sniper_coco
+    from ppdet.data.transform import operators
     from ppdet.utils import cli
 except ImportError as error:
     raise MissingPackageError(
@@ -39,16 +46,20 @@ except ImportError as error:
         "install it with: pip install --no-deps paddledet==2.6.0"
     ) from error
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
+import cv2
+import numpy as np
 import yaml
 from paddle import Tensor, nn
 from ppdet.modeling.shape_spec import ShapeSpec
 
-from ppvision.errors import InputError
+from ppvision.data.pictures import read_picture
+from ppvision.errors import DataError, InputError
 from ppvision.nn import SemanticDiffusionPyramid
-from ppvision.plugins import paddledet_data, shims
+from ppvision.plugins import paddledet_data, reading, shims
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_backbone
 
@@ -202,6 +213,87 @@ class SemanticDiffusionBackbone(nn.Layer):
         return self.backbone.out_shape
 
 
+def _decode(self: operators.Decode, sample: dict, context: object = None) -> dict:
+    """PaddleDetection's `Decode.apply`, with our reader.
+
+    The original hands on whatever does not decode, as bytes, and fails on their shape.
+    """
+    max_value = sample.pop(reading.MAX_VALUE, None)
+    path = sample.get("im_file")
+    if "image" not in sample:
+        sample["image"] = read_picture(sample.pop("im_file"), max_value=max_value)
+    elif not isinstance(sample["image"], np.ndarray):  # the bytes of a file
+        sample["image"] = read_picture(bytes(sample["image"]), path, max_value=max_value)
+    image = sample["image"]
+    if sample.get("keep_ori_im"):
+        sample["ori_image"] = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    for key, found in zip("hw", image.shape, strict=False):
+        if sample.get(key, found) != found:
+            operators.logger.warning(
+                f"{path}: the annotations say {key} = {sample[key]}, the picture has {found}"
+            )
+        sample[key] = found
+    sample["im_shape"] = np.array(image.shape[:2], dtype=np.float32)
+    sample["scale_factor"] = np.ones(2, np.float32)
+    return sample
+
+
+def _name_file(apply: Callable) -> Callable:
+    """Errors of an operator that decodes bytes say which file these are of."""
+
+    @functools.wraps(apply)
+    def named(self: object, sample: dict, context: object = None) -> dict:
+        path = sample.get("im_file")
+        try:
+            return apply(self, sample, context)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    named.names_file = True
+    return named
+
+
+def _keep_max_value(dataset: datasets.DetDataset, max_value: int) -> None:
+    dataset.max_value = max_value
+
+
+def _say_max_value(parse: Callable) -> Callable:
+    """Every record of a data set says its `max_value` to `Decode`."""
+
+    @functools.wraps(parse)
+    def parse_dataset(self: datasets.DetDataset, *args: object, **kwargs: object) -> None:
+        parse(self, *args, **kwargs)
+        if self.max_value is not None:
+            for record in self.roidbs:
+                record[reading.MAX_VALUE] = self.max_value
+
+    parse_dataset.says_max_value = True
+    return parse_dataset
+
+
+def _all_below(base: type) -> Iterator[type]:
+    for child in base.__subclasses__():
+        yield child
+        yield from _all_below(child)
+
+
+def _read_strictly() -> None:
+    reading.read_strictly(operators, keypoint_coco, pose3d_cmb, sniper_coco)
+    operators.Decode.apply = _decode
+    for operator, method in (
+        (operators.DecodeCache, "apply"),
+        (operators.SniperDecodeCrop, "__call__"),
+    ):
+        if not hasattr(getattr(operator, method), "names_file"):
+            setattr(operator, method, _name_file(getattr(operator, method)))
+    datasets.DetDataset.max_value = None  # until the configuration says it
+    for dataset in _all_below(datasets.DetDataset):
+        reading.accept_max_value(dataset, _keep_max_value)
+        parse = vars(dataset).get("parse_dataset")
+        if parse is not None and not hasattr(parse, "says_max_value"):
+            dataset.parse_dataset = _say_max_value(parse)
+
+
 def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     name = component.__name__
     known = workspace.global_config.get(name)
@@ -223,6 +315,7 @@ pale_nano, pale_tiny, pale_small, pale_base = (
     for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
 )
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
+_read_strictly()
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
 

@@ -16,8 +16,13 @@ PaddleSeg's own tools as well as for Python:
       backbone: {type: ResNet50_vd, output_stride: 8}
 
 and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Lists of
-pictures are read as `ppvision check` reads them (`ppvision.plugins.paddleseg_data`). Importing it
-again, or reloading it, changes nothing.
+pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
+Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
+that names the file. A data set whose pictures have more than 8 bits a channel says what white is:
+
+    train_dataset: {type: Dataset, max_value: 4095, ...}
+
+Importing it again, or reloading it, changes nothing.
 """
 
 from ppvision.errors import MissingPackageError
@@ -25,6 +30,8 @@ from ppvision.errors import MissingPackageError
 try:
     from paddleseg.core.train import loss_computation  # (shims repair its train())
     from paddleseg.cvlibs import builder, manager
+    from paddleseg.datasets import ade, eg1800, supervisely
+    from paddleseg.transforms import Compose
 except ImportError as error:
     raise MissingPackageError(
         f"ppvision.plugins.paddleseg needs PaddleSeg, which does not import ({error}); install it "
@@ -37,10 +44,11 @@ from typing import Literal
 
 from paddle import Tensor, nn
 
+from ppvision.data.pictures import read_label, read_like_opencv
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
-from ppvision.plugins import paddleseg_data, shims
+from ppvision.plugins import paddleseg_data, reading, shims
 from ppvision.quant.once_qat import OnceQAT
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_backbone
@@ -166,6 +174,37 @@ def _hand_on_in_channels(build: Callable[[object, dict], object]) -> Callable:
     return build_component
 
 
+def _read_first(compose: Callable[[object, dict], dict]) -> Callable[[object, dict], dict]:
+    """PaddleSeg's `Compose` reads what is still a path, after us."""
+
+    @functools.wraps(compose)
+    def __call__(self: object, data: dict) -> dict:
+        if isinstance(data.get("img"), str):
+            pixels = read_like_opencv(data["img"], self.read_flag, max_value=self.max_value)
+            data["img"] = pixels.astype("float32")
+        if isinstance(data.get("label"), str):
+            data["label"] = read_label(data["label"])
+        return compose(self, data)
+
+    __call__.reads_first = True
+    return __call__
+
+
+def _keep_max_value(dataset: object, max_value: int) -> None:
+    dataset.transforms.max_value = max_value
+
+
+def _read_strictly() -> None:
+    if not hasattr(Compose.__call__, "reads_first"):
+        Compose.max_value = None  # until a data set says it
+        Compose.__call__ = _read_first(Compose.__call__)
+    reading.read_strictly(ade, eg1800, supervisely, labels=True)
+    for dataset in manager.DATASETS.components_dict.values():
+        # These two read by themselves, and have pictures of 8 bits.
+        if dataset.__module__ not in (eg1800.__name__, supervisely.__name__):
+            reading.accept_max_value(dataset, _keep_max_value)
+
+
 def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
     name = component.__name__
     known = manager.BACKBONES.components_dict.get(name)
@@ -202,6 +241,7 @@ def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]
 OnceQAT.stock_losses = staticmethod(stock_losses)
 if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
     builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
+_read_strictly()
 shims.apply(shims.PADDLESEG_SHIMS)
 paddleseg_data.read_alike()
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ppvision.data.augment import MixBatch
 from ppvision.data.checks import check_pairs
 from ppvision.data.class_folders import ClassFolders
+from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
@@ -29,7 +30,6 @@ from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.pictures import labelled
-from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
@@ -140,7 +140,7 @@ class Classification(ModelWithWidths):
         picture = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE, 3), 128, np.uint8)
         known = self.content.get("val_dataset")
         if known is not None and Path(known["root"]).is_dir():
-            picture = read_rgb(self.val_dataset.samples[0][0])
+            picture = read_picture(self.val_dataset.samples[0][0], max_value=self.max_value)
         image, _ = self._deployed(picture)  # [3, H, W]
         return paddle.to_tensor(image[None])
 
@@ -193,6 +193,12 @@ class Classification(ModelWithWidths):
         names = getattr(self, part).classes
         return names if len(names) == self.num_classes else []
 
+    @property
+    def max_value(self) -> int | None:
+        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
+        return self.content[part].get("max_value")
+
     def check_data(self, *parts: str) -> None:
         """Decode every picture of `train_dataset` / `val_dataset`.
 
@@ -201,7 +207,8 @@ class Classification(ModelWithWidths):
         """
         for part in parts:
             dataset = getattr(self, part)
-            check_pairs(part, [(str(path), None) for path, _ in dataset.samples])
+            pairs = [(str(path), None) for path, _ in dataset.samples]
+            check_pairs(part, pairs, dataset.max_value)
         if {"train_dataset", "val_dataset"} <= set(parts):
             ours, theirs = self.train_dataset.classes, self.val_dataset.classes
             named = "list_path" not in self.content["train_dataset"]
@@ -239,7 +246,7 @@ class Classification(ModelWithWidths):
         tiles = []
         for index in chosen.astype(int):
             path, label = self.val_dataset.samples[index]
-            image = read_rgb(path)
+            image = read_picture(path, max_value=self.max_value)
             predicted = self.predict_image(model, path).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
             tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
@@ -317,7 +324,8 @@ class Classification(ModelWithWidths):
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, path: str | Path) -> Predicted:
         """The class of one picture, by the transforms that `evaluate` uses."""
-        image, _ = self._deployed(read_rgb(path))  # [3, H, W]
+        picture = read_picture(path, max_value=self.max_value)
+        image, _ = self._deployed(picture)  # [3, H, W]
         model.eval()
         shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
         k = int(shares.argmax())
@@ -345,6 +353,7 @@ class Classification(ModelWithWidths):
             classes=self.class_names,
             task="classification",
             bits=bits,
+            max_value=self.max_value,
         )
 
 

@@ -13,6 +13,7 @@ The task's config in full, with what is taken for a key that is left out:
     train_dataset:
       root: data/imagenet/train      # a sub-folder per class; or with list_path, of its paths
       list_path: null                # `picture class-number` lines
+      max_value: null                # white in pictures of more than 8 bits a channel, such as 4095
       transforms: [...]              # `TRAIN_TRANSFORMS`, in their order
     val_dataset: {root: ..., transforms: [...]}             # those of `ppvision.deploy` only
     loss: {label_smoothing: 0.0, mixup: 0.0, cutmix: 0.0}
@@ -43,8 +44,8 @@ from ppvision.zoo.registry import model_options, nearest
 
 _PARTS = {
     "model": None,  # checked against the zoo
-    "train_dataset": ("root", "list_path", "transforms"),
-    "val_dataset": ("root", "list_path", "transforms"),
+    "train_dataset": ("root", "list_path", "max_value", "transforms"),
+    "val_dataset": ("root", "list_path", "max_value", "transforms"),
     "loss": ("label_smoothing", "mixup", "cutmix"),
     "optimizer": None,
     "lr_scheduler": ("learning_rate", "warmup_epochs", "warmup_start_lr", "end_lr"),
@@ -148,6 +149,8 @@ def _check_dataset(options: Located, part: str) -> None:
             f"config{options.place('list_path')}: {part}: expected list_path to be a file, got "
             f"{options['list_path']!r}."
         )
+    if options.get("max_value") is not None:
+        check_number(options, "max_value", part, low=1, whole=True)
     transforms = options.get("transforms", [])
     if not isinstance(transforms, list):
         raise ConfigError(

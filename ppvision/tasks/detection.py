@@ -19,6 +19,7 @@ from paddle import Tensor, nn
 from ppvision.data.coco_checks import check_coco
 from ppvision.data.coco_reading import read_category_names
 from ppvision.data.listing import result_names
+from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
@@ -33,7 +34,6 @@ from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_t
 from ppvision.tasks.detection_scores import Scores
 from ppvision.tasks.detector_layer import DetectorLayer
 from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     example_input,
@@ -292,6 +292,12 @@ class Detection(ModelWithWidths):
             return []
         return read_names(path) if voc else read_category_names(path)
 
+    @property
+    def max_value(self) -> int | None:
+        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
+        return self.content[part].get("max_value")
+
     def _dataset(self, part: str) -> paddle.io.Dataset:
         if part not in self.content:
             raise ConfigError(f"config: detection: expected {part!r}, got none.")
@@ -324,7 +330,11 @@ class Detection(ModelWithWidths):
                         f"learns from, got {fields}."
                     )
                 known[part] = check_coco(
-                    part, *files, self.content["num_classes"], masks=dataset.needs_masks
+                    part,
+                    *files,
+                    self.content["num_classes"],
+                    masks=dataset.needs_masks,
+                    max_value=dataset.max_value,
                 )
             elif isinstance(dataset, VOCDataSet):
                 missing = {"gt_bbox", "gt_class", "difficult"} - set(dataset.data_fields)
@@ -335,7 +345,8 @@ class Detection(ModelWithWidths):
                     )
                 files = root / dataset.anno_path, root / dataset.image_dir
                 labels = root / dataset.label_list
-                check_voc(part, *files, labels, self.content["num_classes"])
+                count = self.content["num_classes"]
+                check_voc(part, *files, labels, count, dataset.max_value)
         if len(known) == 2 and known["TrainDataset"] != known["EvalDataset"]:
             raise DataError(
                 "EvalDataset: expected the categories of TrainDataset, in the same order: "
@@ -431,10 +442,10 @@ class Detection(ModelWithWidths):
         Raises:
             DataError: a picture that does not read, or too narrow to be resized.
         """
-        read_rgb(path)  # says what is wrong with a picture that does not read
         read, batched = self._reading
         try:
-            sample = read({"im_id": np.array([0]), "curr_iter": 0, "im_file": str(path)})
+            picture = {"im_file": str(path), "max_value": self.max_value}
+            sample = read({"im_id": np.array([0]), "curr_iter": 0, **picture})
         except cv2.error as error:
             raise DataError(
                 f"{path}: cannot be resized as the TestReader says ({error.err}). Crop or pad it."
@@ -457,7 +468,7 @@ class Detection(ModelWithWidths):
         files = [Path(os.path.relpath(sample["im_file"], root)) for sample in samples]
         panels = {}
         for name, sample in zip(result_names(files), samples, strict=True):
-            image = read_rgb(sample["im_file"])
+            image = read_picture(sample["im_file"], max_value=self.max_value)
             count = len(sample.get("gt_bbox", []))
             truth = np.zeros((count, 6), np.float32)
             if count:
@@ -522,4 +533,5 @@ class Detection(ModelWithWidths):
             transforms=self._transforms(),
             classes=self.class_names,
             bits=bits,
+            max_value=self.max_value,
         )

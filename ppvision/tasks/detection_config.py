@@ -164,6 +164,7 @@ def _check_dataset(content: Located, part: str) -> None:
             f"config{content.place(part)}: {part}: expected a tag that says what it is, such as "
             f"`{part}: !COCODataSet`, got none."
         )
+    check_number(options, "max_value", part, low=1, whole=True)
     fields = options.get("data_fields") or []
     if not isinstance(fields, list):
         raise ConfigError(

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pycocotools import mask as mask_utils
 from tqdm import tqdm
 
 from ppvision.data.listing import list_images, listed_labels
-from ppvision.data.pictures import decode_picture
+from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
 from ppvision.errors import DataError
@@ -40,13 +39,9 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """A picture `[H, W, 3]` uint8 RGB.
 
     Raises:
-        DataError: no such file, not a picture, or cut off (OpenCV alone would fill it with grey).
+        DataError: no such file, not a picture, or cut off.
     """
-    decode_picture(Path(path), str(path))
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise DataError(f"{path}: expected a picture that OpenCV reads. Save it as PNG or JPEG.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return read_picture(path)
 
 
 def predict_to_folder(
@@ -102,7 +97,7 @@ def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         DataError: not a readable map, or one of another size.
     """
-    label = np.asarray(decode_picture(path, f"label {path}"))
+    label = read_label(path, f"label {path}")
     if label.shape != shape:
         raise DataError(
             f"label {path}: expected one class number per pixel, {list(shape)} like the "

@@ -21,6 +21,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 
 from ppvision.data.checks import check_pairs, check_segmentation_list
+from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.reading import read_in_order
@@ -33,7 +34,6 @@ from ppvision.tasks.config import (
     check_number,
 )
 from ppvision.tasks.pictures import panel
-from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     check_slim_config,
@@ -131,6 +131,7 @@ class Segmentation(ModelWithWidths):
                 )
         for part, kinds in registers.items():
             if part in content:
+                check_number(content[part], "max_value", part, low=1, whole=True)
                 known = {k: v for kind in kinds for k, v in kind.components_dict.items()}
                 check_components(content[part], known, part)
         check_engine_keys(content)
@@ -174,6 +175,12 @@ class Segmentation(ModelWithWidths):
             raise ConfigError(f"{path}: expected {count} names, one a line, got {len(names)}.")
         return names
 
+    @property
+    def max_value(self) -> int | None:
+        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
+        return cfg.get("max_value")
+
     def check_data(self, *parts: str) -> None:
         """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
 
@@ -189,9 +196,11 @@ class Segmentation(ModelWithWidths):
                     cfg["num_classes"],
                     ignore_index=cfg.get("ignore_index", 255),
                     separator=cfg.get("separator", " "),
+                    max_value=cfg.get("max_value"),
                 )
             else:
-                check_pairs(f"{part} ({cfg['type']})", getattr(self.builder, part).file_list)
+                pairs = getattr(self.builder, part).file_list
+                check_pairs(f"{part} ({cfg['type']})", pairs, cfg.get("max_value"))
 
     def _check_place(self, part: str) -> dict:
         """What the config says of `train_dataset` or `val_dataset`, which must name its files."""
@@ -369,6 +378,7 @@ class Segmentation(ModelWithWidths):
             self.builder.val_transforms,
             img_channels=self.config.val_dataset_cfg.get("img_channels", 3),
         )
+        transforms.max_value = self.max_value
         data = transforms({"img": str(path)})
         options = self.config.test_config
         window = {k: options[k] for k in _WINDOW if k in options}
@@ -392,7 +402,10 @@ class Segmentation(ModelWithWidths):
             image_path = files[index][0]
             prediction = self.predict_image(model, image_path)
             panels[Path(image_path).stem] = panel(
-                read_rgb(image_path), self._label(index), prediction, dataset.ignore_index
+                read_picture(image_path, max_value=self.max_value),
+                self._label(index),
+                prediction,
+                dataset.ignore_index,
             )
         return panels
 
@@ -419,6 +432,7 @@ class Segmentation(ModelWithWidths):
             classes=self.class_names,
             task="segmentation",
             bits=bits,
+            max_value=self.max_value,
         )
 
 

@@ -1,0 +1,85 @@
+"""Our reader of pictures in the frameworks' own data sets and transforms.
+
+PaddleSeg and PaddleDetection call OpenCV and PIL by the names `cv2` and `Image` inside their
+modules. OpenCV fills what is cut off with grey and cuts 16 bits to 8, PIL fills it too once
+`ppdet.engine` is imported, and both say nothing. So these names get stand-ins in the modules that
+read, and `max_value` becomes an argument of the data sets.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+
+import cv2
+import numpy as np
+
+from ppvision.data.pictures import read_label, read_like_opencv
+from ppvision.errors import InputError
+
+MAX_VALUE = "max_value"  # of data sets: see `ppvision.data.pictures.read_picture`
+
+
+class _StrictCv2:
+    """`cv2`, of which `imread` and `imdecode` are our reader."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(cv2, name)
+
+    @staticmethod
+    def imread(path: str, flags: int = cv2.IMREAD_COLOR) -> np.ndarray:
+        return read_like_opencv(path, flags)
+
+    @staticmethod
+    def imdecode(content: np.ndarray, flags: int) -> np.ndarray:
+        return read_like_opencv(bytes(content), flags)
+
+
+class _StrictImage:
+    """`PIL.Image` as modules use it that read label maps alone: `np.asarray(Image.open(path))`."""
+
+    @staticmethod
+    def open(path: str) -> np.ndarray:
+        return read_label(path)
+
+
+def read_strictly(*modules: ModuleType, labels: bool = False) -> None:
+    """Let modules of a framework find our reader under the names of OpenCV and, for `labels`,
+    PIL; in these modules alone."""
+    for module in modules:
+        if hasattr(module, "cv2"):
+            module.cv2 = _StrictCv2()
+        if labels and hasattr(module, "Image"):
+            module.Image = _StrictImage()
+
+
+def accept_max_value(dataset: type, keep: Callable[[object, int], None]) -> None:
+    """Give a class of data sets the argument `max_value`.
+
+    Args:
+        dataset: the class; what it has inherited is left alone.
+        keep: is called with the new object and the value, where one is given.
+    """
+    build = vars(dataset).get("__init__")
+    if build is None or getattr(build, "accepts_max_value", False):
+        return
+
+    @functools.wraps(build)
+    def __init__(self, *args: object, max_value: int | None = None, **kwargs: object) -> None:
+        build(self, *args, **kwargs)
+        if max_value is None:
+            return
+        if isinstance(max_value, bool) or not isinstance(max_value, int) or max_value < 1:
+            raise InputError(f"max_value: expected a whole number above 0, got {max_value!r}.")
+        keep(self, max_value)
+
+    signature = inspect.signature(build)
+    parameters = list(signature.parameters.values())
+    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    added = inspect.Parameter(
+        MAX_VALUE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=int | None
+    )
+    # The checks of configurations look arguments up here.
+    __init__.__signature__ = signature.replace(parameters=[*parameters, added, *rest])
+    __init__.accepts_max_value = True
+    dataset.__init__ = __init__
