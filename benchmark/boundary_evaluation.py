@@ -13,10 +13,10 @@ import time
 import cv2
 import numpy as np
 
+from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.environment import machine
 from ppvision.tasks import open_job
-from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.segmentation_scores import Scoring
 
 SIDE = 512
@@ -43,7 +43,7 @@ def main() -> None:
         return result
 
     for index in range(len(dataset)):
-        image = cv2.resize(read_rgb(dataset.file_list[index][0]), (SIDE, SIDE))
+        image = cv2.resize(read_picture(dataset.file_list[index][0]), (SIDE, SIDE))
         label = np.asarray(dataset[index]["label"]).squeeze()
         label = cv2.resize(label, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
         prediction = timed("predict", predictor, image)

@@ -30,8 +30,9 @@ from paddle import nn
 from tqdm import tqdm
 
 import ppvision
+from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor, export_model
-from ppvision.tasks.prediction import classify_to_folder, predict_to_folder, read_rgb
+from ppvision.tasks.prediction import classify_to_folder, predict_to_folder
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import write_rows
@@ -125,7 +126,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         folders = copied(args.photographs, Path(work) / "photographs", args.count, args.at_a_time)
-        size = read_rgb(sorted(folders[0].iterdir())[0]).shape[:2]
+        size = read_picture(sorted(folders[0].iterdir())[0]).shape[:2]
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CASES}
         predictors = {
             name: Predictor(make(Path(work) / f"model{place}", size), threads=THREADS)

@@ -1,6 +1,8 @@
 """The command line: verbs to functions, nothing else."""
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import re
@@ -8,6 +10,7 @@ import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
@@ -21,6 +24,7 @@ _USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ImportError, Ru
 
 def run(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
+    _prepare_streams()
     _log_to(sys.stdout)
     # Paddle's BatchNorm says so in every training run; nobody can act on it.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
@@ -55,6 +59,19 @@ def run(argv: list[str]) -> int:
             os.environ.pop(MAX_PIXELS)
             if before is not None:
                 os.environ[MAX_PIXELS] = before
+
+
+def _prepare_streams() -> None:
+    """Make every text printable, on streams that are there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Started with the stream closed (`>&-`): libraries write to it all the same, and the
+            # next file to be opened would get its descriptor.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show, such as one that is not UTF-8, must not end us.
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _log_to(stream) -> None:
@@ -222,13 +239,35 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
+    from ppvision.engine.stopping import StopRequest
+
+    _set_device(args.device)
+    with StopRequest() as stop:
+        failures = _predict(args, lambda: stop.number != 0)
+    if stop.number:
+        name = signal.Signals(stop.number).name
+        with contextlib.suppress(OSError):  # the terminal is gone after SIGHUP
+            print(f"ppvision: stopped by {name}: {args.save_dir}", file=sys.stderr)
+        return 128 + stop.number
+    print(f"pictures and predictions.json: {args.save_dir}")
+    for failure in failures:
+        print(f"not predicted: {_one_line(failure)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _one_line(text: str) -> str:
+    """Text that may hold a file's name, of which no character controls the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
+    """Predict until `stopped()`; a line for every picture that failed."""
     from ppvision.tasks.prediction import (
         classify_to_folder,
         detect_to_folder,
         predict_to_folder,
     )
 
-    _set_device(args.device)
     job = _job(args) if args.config else None
     if args.model_dir:
         if args.bits is not None:
@@ -243,25 +282,24 @@ def predict(args: argparse.Namespace) -> int:
             raise InputError("predict: expected --config with --model_path (or --model_dir alone).")
         model = job.load(args.model_path, args.bits)
         task, names = job.content.get("task", "segmentation"), job.class_names
-        predictions = lambda path, image: job.predict_image(model, path)  # noqa: E731
-    where = args.image_path, args.save_dir, names
+        predictions = lambda path, image: job.predict_image(model, image)  # noqa: E731
+    where = args.image_path, args.save_dir
+    how = {
+        "stopped": stopped,
+        "max_value": predictor.manifest.max_value if args.model_dir else job.max_value,
+    }
     if task == "classification":
-        failures = classify_to_folder(predictions, *where)
-    elif task == "detection":
-        failures = detect_to_folder(predictions, args.image_path, args.save_dir)
-    else:
-        dataset = (job.content.get("val_dataset") or {}) if job else {}
-        # Another type may number the classes of its label files anew (ADE20K).
-        known = dataset.get("type", "Dataset") == "Dataset"
-        ignore_index = dataset.get("ignore_index", 255) if known else None
-        count = predictor.manifest.num_classes if args.model_dir else dataset.get("num_classes")
-        failures = predict_to_folder(
-            predictions, *where, ignore_index=ignore_index, num_classes=count
-        )
-    print(f"pictures and predictions.json: {args.save_dir}")
-    for failure in failures:
-        print(f"not predicted: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+        return classify_to_folder(predictions, *where, names, **how)
+    if task == "detection":
+        return detect_to_folder(predictions, *where, **how)
+    dataset = (job.content.get("val_dataset") or {}) if job else {}
+    # Another type may number the classes of its label files anew (ADE20K).
+    known = dataset.get("type", "Dataset") == "Dataset"
+    ignore_index = dataset.get("ignore_index", 255) if known else None
+    count = predictor.manifest.num_classes if args.model_dir else dataset.get("num_classes")
+    return predict_to_folder(
+        predictions, *where, names, ignore_index=ignore_index, num_classes=count, **how
+    )
 
 
 def export(args: argparse.Namespace) -> None:

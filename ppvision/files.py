@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import glob
 import os
+import re
 import shutil
 import threading
 import time
@@ -83,20 +84,30 @@ def _open_and_lock(folder: Path, busy: str) -> int:
 
 # Seconds after which nobody writes on at a partial file: one that is written is touched all along.
 ABANDONED_AFTER = 3600
+# What a partial file is called: after the file, the process and the thread.
+_PARTIAL = re.compile(r".\.\d+-[0-9a-f]+\.partial$", re.DOTALL)
+NAME_BYTES = 255  # of a file's name, on the usual file systems
 
 # -- files -----------------------------------------------------------------------------------------
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
     """Yield a path beside `path`; the file that the block writes there takes the name `path`.
 
     It is synced first, so that a loss of power leaves the old file or the new one. After an error
     nothing is left of it.
+
+    Args:
+        path: the new file; its folder is there.
+        sweep: whether to look for what killed writers of `path` have left, which lists its folder.
+            False for many files in one folder, which is locked and was swept by `remove_partials`.
     """
     # Two processes or threads may write the same file of a cache: each has a name of its own.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident():x}.partial")
-    _remove_abandoned(path)
+    end = f".{os.getpid()}-{threading.get_ident():x}.partial"
+    partial = path.with_name(_shorten(path.name, NAME_BYTES - len(end)) + end)
+    if sweep:
+        _remove_abandoned(path)
     try:
         yield partial
         with partial.open("rb") as file:
@@ -114,6 +125,20 @@ def _remove_abandoned(path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another writer removed it just now
             if partial.stat().st_mtime < latest:
                 partial.unlink()
+
+
+def _shorten(name: str, count: int) -> str:
+    """The first characters of a name, at most `count` bytes of them."""
+    while len(os.fsencode(name)) > count:
+        name = name[:-1]
+    return name
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers have left in a folder and below it. The caller holds its lock."""
+    for path in folder.rglob("*.partial"):
+        if _PARTIAL.search(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

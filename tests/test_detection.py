@@ -19,13 +19,13 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 from ppdet.data.reader import BatchCompose, Compose
 
 from ppvision.data.coco_reading import expand_run_lengths
+from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.errors import DataError
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
-from ppvision.tasks.prediction import read_rgb
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
@@ -160,8 +160,10 @@ def test_predict_draws_and_lists(runs, scenes, tmp_path, capsys):
     assert "broken.png" in capsys.readouterr().err
     drawn = np.asarray(Image.open(tmp_path / "out" / "overlay" / "wide.png"))
     assert drawn.shape == picture.shape
-    ((path, entries),) = json.loads((tmp_path / "out" / "predictions.json").read_text()).items()
-    assert path.endswith("wide.png")
+    report = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert list(report) == [str(source / "broken.png"), str(source / "wide.png")]
+    assert "broken.png" in report[str(source / "broken.png")]["error"]
+    entries = report[str(source / "wide.png")]
     job = open_job(config)
     found = job.predict_image(job.load(best(run)), source / "wide.png")
     assert len(entries) == len(found) > 0
@@ -403,7 +405,7 @@ def test_panels_of_the_dashboard(runs, scenes):
     }
     for name, panel in panels.items():
         assert panel.shape == (56, 2 * 56 + 4, 3)
-        assert (panel[:, :56] != read_rgb(pictures[name])).any()  # boxes are drawn
+        assert (panel[:, :56] != read_picture(pictures[name])).any()  # boxes are drawn
 
 
 # -- bad data --------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Calibration by pictures: steps of activations, BatchNorm's statistics, what is refused."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -48,12 +47,13 @@ def calibrated(tmp_path, monkeypatch):
         path = tmp_path / f"{number}.png"
         path.touch()
         images[path] = image
-    monkeypatch.setattr(packing, "read_rgb", lambda path: None)
+    monkeypatch.setattr(packing, "read_picture", lambda path, max_value: images[path])
 
-    def predict(model: nn.Layer, path: Path) -> None:
-        shown_to(model, [images[path]])
+    def predict(model: nn.Layer, image: np.ndarray) -> None:
+        shown_to(model, [image])
 
-    packing._calibrate(SimpleNamespace(predict_image=predict), once, tmp_path)
+    job = SimpleNamespace(predict_image=predict, max_value=None)
+    packing._calibrate(job, once, tmp_path)
     return once, list(images.values())
 
 

@@ -20,6 +20,7 @@ from visualdl.reader.record_reader import RecordReader
 from ppvision.cli import run
 from ppvision.data.checks import DataError
 from ppvision.data.listing import list_images, listed_labels
+from ppvision.data.pictures import read_picture
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
@@ -33,7 +34,7 @@ from ppvision.tasks.pictures import (
     panel,
     save_prediction,
 )
-from ppvision.tasks.prediction import predict_to_folder, read_rgb
+from ppvision.tasks.prediction import predict_to_folder
 from ppvision.tasks.segmentation_scores import Scoring
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
@@ -189,7 +190,7 @@ def test_eval_equals_paddlesegs_and_a_count_by_hand(trained, scenes, capsys):
     confusion = np.zeros((11, 11), np.int64)
     for line in (scenes / "val.txt").read_text().splitlines():
         image, label = (scenes / name for name in line.split())
-        x = (read_rgb(image) / 255.0 - 0.5) / 0.5
+        x = (read_picture(image) / 255.0 - 0.5) / 0.5
         with paddle.no_grad():
             logits = model(paddle.to_tensor(x.transpose(2, 0, 1)[None], "float32"))[0]
         for truth, guess in zip(

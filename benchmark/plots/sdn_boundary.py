@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
+from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.metrics.boundary import other_class_near
 from ppvision.tasks.pictures import CAPTION, GAP, errors, overlay
-from ppvision.tasks.prediction import read_rgb
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmark.runs import read_rows
@@ -55,7 +55,7 @@ def crops(data: str, data_root: Path, work_dir: Path) -> np.ndarray:
     rows = []
     for line in (root / "val.txt").read_text().splitlines()[::EVERY][:ROWS]:
         image_name, label_name = line.split()
-        image, label = read_rgb(root / image_name), np.asarray(Image.open(root / label_name))
+        image, label = read_picture(root / image_name), np.asarray(Image.open(root / label_name))
         found = [errors(image, label, predictor(image), 255) for predictor in predictors]
         shown = overlay(image, np.where(label == 255, 0, label))
         cut = busiest(label)

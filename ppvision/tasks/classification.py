@@ -30,6 +30,7 @@ from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.pictures import labelled
+from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
@@ -247,7 +248,7 @@ class Classification(ModelWithWidths):
         for index in chosen.astype(int):
             path, label = self.val_dataset.samples[index]
             image = read_picture(path, max_value=self.max_value)
-            predicted = self.predict_image(model, path).class_id
+            predicted = self.predict_image(model, image).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
             tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
         tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % PICTURES_A_ROW)
@@ -322,10 +323,17 @@ class Classification(ModelWithWidths):
     # -- predict and export --------------------------------------------------------------------
 
     @paddle.no_grad()
-    def predict_image(self, model: nn.Layer, path: str | Path) -> Predicted:
-        """The class of one picture, by the transforms that `evaluate` uses."""
-        picture = read_picture(path, max_value=self.max_value)
-        image, _ = self._deployed(picture)  # [3, H, W]
+    def predict_image(self, model: nn.Layer, picture: Picture) -> Predicted:
+        """The class of one picture, by the transforms that `evaluate` uses.
+
+        Args:
+            model: gives logits `[B, K]`.
+            picture: a path, or pixels `[H, W, 3]` uint8 RGB.
+
+        Raises:
+            DataError: a file that does not read.
+        """
+        image, _ = self._deployed(pixels_of(picture, self.max_value))  # [3, H, W]
         model.eval()
         shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
         k = int(shares.argmax())

@@ -34,6 +34,7 @@ from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_t
 from ppvision.tasks.detection_scores import Scores
 from ppvision.tasks.detector_layer import DetectorLayer
 from ppvision.tasks.pictures import detected, side_by_side
+from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     example_input,
@@ -59,6 +60,8 @@ SHOWN_SCORE = 0.3  # lowest of a box that is drawn in the dashboard
 RESULT_LAYERS = ("*pred_cls*", "*pred_reg*", "*bbox_score*", "*bbox_delta*", "*rpn_rois_*")
 RESULT_LAYERS += ("*mask_fcn_logits", "*retina_cls", "*retina_reg", "*fcos_head_cls")
 RESULT_LAYERS += ("*fcos_head_reg", "*fcos_head_centerness")
+# Steps of a TestReader that read the file; `_decoded` stands for them.
+READING = (["Decode"], ["DecodeCache"])
 TWO_STAGES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN")
 # These go through pictures one by one, in a loop that a graph unrolls when it is written.
 ONE_BY_ONE = (*TWO_STAGES, "RetinaNet")
@@ -426,29 +429,34 @@ class Detection(ModelWithWidths):
 
     @cached_property
     def _reading(self) -> tuple[Compose, BatchCompose]:
-        """How a picture and a batch are made ready, as the TestReader says."""
+        """How pixels and a batch are made ready, as the TestReader says; the picture is read."""
         self._activated()
         reader, classes = self.content["TestReader"], self.content["num_classes"]
-        parts = Compose, BatchCompose
-        return tuple(
-            made(reader.get(part, []), classes)
-            for made, part in zip(parts, ("sample_transforms", "batch_transforms"), strict=True)
-        )
+        transforms = reader.get("sample_transforms", [])
+        of_pixels = [step for step in transforms if list(step) not in READING]
+        batched = reader.get("batch_transforms", [])
+        return Compose(of_pixels, classes), BatchCompose(batched, classes)
 
     @paddle.no_grad()
-    def predict_image(self, model: nn.Layer, path: str | Path) -> Detections:
-        """What a model finds in one picture, read as the TestReader says.
+    def predict_image(self, model: nn.Layer, picture: Picture) -> Detections:
+        """What a model finds in one picture, transformed as the TestReader says.
+
+        Args:
+            model: PaddleDetection's architecture.
+            picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a picture that does not read, or too narrow to be resized.
+            DataError: a file that does not read, or a picture too narrow to be resized.
         """
-        read, batched = self._reading
+        image = pixels_of(picture, self.max_value)
+        transform, batched = self._reading
         try:
-            picture = {"im_file": str(path), "max_value": self.max_value}
-            sample = read({"im_id": np.array([0]), "curr_iter": 0, **picture})
+            sample = transform({"im_id": np.array([0]), "curr_iter": 0, **_decoded(image)})
         except cv2.error as error:
+            height, width = image.shape[:2]
+            name = f"{width}x{height} pixels" if picture is image else picture
             raise DataError(
-                f"{path}: cannot be resized as the TestReader says ({error.err}). Crop or pad it."
+                f"{name}: cannot be resized as the TestReader says ({error.err}). Crop or pad it."
             ) from error
         batch = batched([sample])
         model.eval()
@@ -476,7 +484,7 @@ class Detection(ModelWithWidths):
                 truth[:, 1] = 1.0
                 truth[:, 2:] = sample["gt_bbox"]
             true = detections_of(truth, None, self.class_names)
-            found = self.predict_image(model, sample["im_file"]).above(SHOWN_SCORE)
+            found = self.predict_image(model, image).above(SHOWN_SCORE)
             panels[name] = side_by_side([detected(image, true), detected(image, found)])
         return panels
 
@@ -535,3 +543,18 @@ class Detection(ModelWithWidths):
             bits=bits,
             max_value=self.max_value,
         )
+
+
+def _decoded(image: np.ndarray) -> dict[str, object]:
+    """What PaddleDetection's Decode leaves of a file in a sample.
+
+    Decode itself is not given pixels: it would look in their bytes for a file first.
+    """
+    height, width = image.shape[:2]
+    return {
+        "image": image,
+        "h": height,
+        "w": width,
+        "im_shape": np.array([height, width], np.float32),
+        "scale_factor": np.ones(2, np.float32),
+    }

@@ -10,13 +10,13 @@ from paddle import nn
 from tqdm import tqdm
 
 from ppvision.data.listing import list_images
+from ppvision.data.pictures import read_picture
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.layered_layers import LayeredNorm
 from ppvision.quant.layered_model import check_output
 from ppvision.quant.norm_statistics import estimate_statistics
 from ppvision.quant.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.prediction import read_rgb
 from ppvision.tasks.quantization import ModelWithWidths, has_quanters
 from ppvision.zoo.weights import read_weights
 
@@ -121,6 +121,5 @@ def _progress(pictures: Sequence[Path], what: str) -> tqdm:
 
 
 def _show(job: ModelWithWidths, model: nn.Layer, path: Path, bar: tqdm) -> None:
-    read_rgb(path)  # says what is wrong with a picture that does not read
-    job.predict_image(model, path)
+    job.predict_image(model, read_picture(path, max_value=job.max_value))
     bar.update()

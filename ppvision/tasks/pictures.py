@@ -1,6 +1,7 @@
 """Pictures that show what a segmentation model does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from zlib import Z_RLE
 
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ppvision.deploy.detections import Detections
+from ppvision.files import replace_file
 from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
@@ -174,21 +176,28 @@ def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, nam
     """Write `overlay/<name>.png` and the class map `labels/<name>.png`: a palette PNG, or one of 16
     bits where a class is beyond 255."""
     save_picture(overlay(image, prediction), folder / "overlay", name)
-    path = folder / "labels" / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     if prediction.max() > 255:
-        Image.fromarray(prediction.astype(np.uint16)).save(path, **COMPRESSION)
-        return
-    classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
-    classes.putpalette(PALETTE.ravel().tolist())
-    classes.save(path, **COMPRESSION)
+        classes = Image.fromarray(prediction.astype(np.uint16))
+    else:
+        classes = Image.fromarray(prediction.astype(np.uint8), mode="P")
+        classes.putpalette(PALETTE.ravel().tolist())
+    with _new_picture(folder / "labels", name) as path:
+        classes.save(path, format="PNG", **COMPRESSION)
 
 
 def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:
     """Write a picture `[H, W, 3]` uint8 RGB as `<name>.png`."""
-    path = folder / f"{name}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     # OpenCV writes PNG faster than PIL, by its own choice of a quick compression.
     ordered = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", ordered)
-    path.write_bytes(encoded.tobytes())
+    with _new_picture(folder, name) as path:
+        path.write_bytes(encoded.data)
+
+
+@contextmanager
+def _new_picture(folder: Path, name: str) -> Iterator[Path]:
+    """A path to write `<name>.png` to; it gets its name once it is complete."""
+    target = folder / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(target, sweep=False) as path:
+        yield path

@@ -1,10 +1,22 @@
-"""From pictures on disk to pictures of predictions."""
+"""From pictures on disk to pictures of predictions.
 
+A result folder holds `predictions.json`, which names every picture that was predicted or failed,
+and `overlay/`, `labels/` and `compared/`, whose files appear under their names once they are
+complete.
+"""
+
+import contextlib
+import errno
 import json
 import logging
+import os
+import threading
+import time
+import traceback
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +27,16 @@ from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.detections import Detections
 from ppvision.deploy.predictor import Classification
-from ppvision.errors import DataError
-from ppvision.files import write_text
+from ppvision.deploy.runtime import in_one_line
+from ppvision.errors import (
+    DataError,
+    EngineError,
+    FolderInUseError,
+    InputError,
+    PpvisionError,
+    StorageError,
+)
+from ppvision.files import lock_folder, remove_partials, write_text
 from ppvision.tasks.pictures import (
     detected,
     labelled,
@@ -27,21 +47,43 @@ from ppvision.tasks.pictures import (
 
 logger = logging.getLogger("ppvision")
 
+Picture = str | os.PathLike | np.ndarray  # a path, or pixels [H, W, 3] uint8 RGB
 Prediction = np.ndarray | Classification | Detections
 Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
+Write = Callable[[Path, str, np.ndarray, Prediction], object]  # path, name, pixels, prediction
 
 AHEAD = 4  # pictures that are read before, or written after, the one in the model
+# Bytes of the decoded pictures and predictions that wait, above which no further picture is read:
+# one of 2^28 pixels takes 800 MB, and four of them would wait before and after the model.
+AHEAD_BYTES = 1 << 29
 DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
+REPORT = "predictions.json"
+RESULT_FOLDERS = ("overlay", "labels", "compared")  # what a result folder may hold
+# Seconds between reports during a run, for one that is killed; where writing one takes long, they
+# are as rare as to take a twentieth of the time.
+REPORT_SECONDS, REPORT_SHARE = 60.0, 0.05
+REASON_LENGTH = 500  # characters of an engine's message that are kept
+# Faults of ours or of a library, more likely than errors of an engine: one traceback is logged.
+FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
+# After these no file can be written any more; other errors may concern one name only.
+NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 RGB.
+
+def pixels_of(picture: Picture, max_value: int | None = None) -> np.ndarray:
+    """The pixels `[H, W, 3]` uint8 RGB of a picture that is a path, or pixels already.
+
+    Args:
+        picture: see `Picture`.
+        max_value: of files of more than 8 bits a channel; see `read_picture`.
 
     Raises:
-        DataError: no such file, not a picture, or cut off.
+        DataError: see `read_picture`.
     """
-    return read_picture(path)
+    if isinstance(picture, np.ndarray):
+        return picture
+    return read_picture(picture, max_value=max_value)
 
 
 def predict_to_folder(
@@ -51,6 +93,8 @@ def predict_to_folder(
     class_names: list[str],
     ignore_index: int | None = 255,
     num_classes: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+    max_value: int | None = None,
 ) -> list[str]:
     """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
@@ -63,9 +107,21 @@ def predict_to_folder(
         ignore_index: label of pixels that do not count. Default 255; None for no comparisons.
         num_classes: of the labels, which are compared only if they have no other. Default None:
             any.
+        stopped: asked before every picture; when true, no further one is predicted. Default: never.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
 
     Returns:
-        One line for every picture that could not be read or predicted.
+        One line for every picture that could not be read, predicted or written.
+
+    Raises:
+        EngineError: the model failed, and no picture was predicted.
+        FolderInUseError: another process predicts into the folder, or files that are not from an
+            earlier prediction would be replaced.
+        InputError: no pictures, or a result would replace one of them.
+        StorageError: the folder cannot be written, or its disk is full.
+
+    All but the errors about the folder itself are raised after `predictions.json` is written. In it
+    every picture that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
     """
     pictures = list_images(image_path)
     labels = {} if ignore_index is None else listed_labels(image_path)
@@ -86,9 +142,8 @@ def predict_to_folder(
             if n
         }
 
-    report, failures = _for_every_picture(pictures, predict, write)
-    _write_report(folder, report)
-    return failures
+    sources = [*labels, *labels.values()]
+    return _predict_pictures(pictures, predict, write, Path(folder), stopped, max_value, sources)
 
 
 def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -120,6 +175,8 @@ def classify_to_folder(
     image_path: str | Path,
     folder: str | Path,
     class_names: list[str],
+    stopped: Callable[[], bool] = lambda: False,
+    max_value: int | None = None,
 ) -> list[str]:
     """Write `overlay/<name>.png` with the class below the picture, and `predictions.json`: class,
     its number, its probability and the five likeliest classes of every picture.
@@ -128,9 +185,13 @@ def classify_to_folder(
         predict: `(path, pixels) -> Classification`.
         image_path, folder: as `predict_to_folder`.
         class_names: empty for numbers.
+        stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read or predicted.
+        One line for every picture that could not be read, predicted or written.
+
+    Raises:
+        PpvisionError: as `predict_to_folder`.
     """
 
     def named(class_id: int) -> str:
@@ -146,9 +207,8 @@ def classify_to_folder(
         save_picture(shown, Path(folder) / "overlay", name)
         return entry
 
-    report, failures = _for_every_picture(list_images(image_path), predict, write)
-    _write_report(folder, report)
-    return failures
+    pictures = list_images(image_path)
+    return _predict_pictures(pictures, predict, write, Path(folder), stopped, max_value)
 
 
 def detect_to_folder(
@@ -156,6 +216,8 @@ def detect_to_folder(
     image_path: str | Path,
     folder: str | Path,
     score: float = DRAWN_SCORE,
+    stopped: Callable[[], bool] = lambda: False,
+    max_value: int | None = None,
 ) -> list[str]:
     """Write `overlay/<name>.png` with what was found, and `predictions.json`: class, score, box
     (left, top, right, bottom in pixels) and mask (COCO's run lengths) of every object.
@@ -164,18 +226,21 @@ def detect_to_folder(
         predict: `(path, pixels) -> Detections`.
         image_path, folder: as `predict_to_folder`.
         score: lowest of an object that is drawn; the JSON has all. Default 0.5.
+        stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read or predicted.
+        One line for every picture that could not be read, predicted or written.
+
+    Raises:
+        PpvisionError: as `predict_to_folder`.
     """
 
     def write(path: Path, name: str, image: np.ndarray, found: Detections) -> list[dict]:
         save_picture(detected(image, found.above(score)), Path(folder) / "overlay", name)
         return [_described(found, place) for place in range(len(found))]
 
-    report, failures = _for_every_picture(list_images(image_path), predict, write)
-    _write_report(folder, report)
-    return failures
+    pictures = list_images(image_path)
+    return _predict_pictures(pictures, predict, write, Path(folder), stopped, max_value)
 
 
 def _described(found: Detections, place: int) -> dict[str, object]:
@@ -192,48 +257,421 @@ def _described(found: Detections, place: int) -> dict[str, object]:
     return entry
 
 
-def _for_every_picture(
+# -- every picture -------------------------------------------------------------------------------
+
+
+def _predict_pictures(
     pictures: list[tuple[Path, str]],
     predict: Predict,
-    write: Callable[[Path, str, np.ndarray, Prediction], object],
-) -> tuple[dict[str, object], list[str]]:
-    """Read, predict and write every picture: what `write` returned for each, by path, and a line
-    for each that failed.
+    write: Write,
+    folder: Path,
+    stopped: Callable[[], bool],
+    max_value: int | None,
+    sources: Sequence[Path] = (),
+) -> list[str]:
+    """Read, predict and write every picture, and `predictions.json` whatever happens.
+
+    Args:
+        pictures: `(path, name)` of each, as `list_images` gives them.
+        predict: gives the prediction of a picture.
+        write: writes the results of a picture; returns its entry in the report.
+        folder: where results go.
+        stopped, max_value: see `predict_to_folder`.
+        sources: files beside the pictures that no result may replace.
+
+    Returns and raises: see `predict_to_folder`.
+    """
+    outcomes = _Outcomes(pictures)
+    with _held(folder):
+        _prepare(folder, pictures, sources)
+        try:
+            _run(pictures, predict, write, folder, stopped, max_value, outcomes)
+        finally:
+            _write_report(folder, outcomes)
+    if not stopped():
+        outcomes.raise_fatal(folder)
+    return outcomes.failures
+
+
+class _Outcomes:
+    """What became of every picture. Each place is written by one thread at a time.
+
+    Args:
+        pictures: `(path, name)` of each.
+
+    Attributes:
+        model_error: the first that the model raised and a picture alone does not explain.
+        storage_error: after which nothing can be written.
+    """
+
+    def __init__(self, pictures: list[tuple[Path, str]]) -> None:
+        self._pictures = pictures
+        self._entries: dict[int, str] = {}  # JSON, by the picture's place
+        self._reasons: dict[int, str] = {}
+        self._fault_shown = False
+        self.model_error: Exception | None = None
+        self.storage_error: OSError | None = None
+
+    def keep(self, place: int, entry: object) -> None:
+        """Keep what the report says of a picture that has results.
+
+        Raises:
+            EngineError: NaN or infinite scores, for which JSON has no word.
+        """
+        try:
+            text = json.dumps(entry, indent=2, allow_nan=False)
+        except ValueError as error:
+            raise EngineError("the model gave scores that are not finite numbers.") from error
+        self._entries[place] = text
+
+    def fail(self, place: int, error: Exception) -> None:
+        """Keep why a picture has no result."""
+        path = str(self._pictures[place][0])
+        if isinstance(error, FAULTS) and not self._fault_shown:
+            logger.error(f"{path}: unexpected {type(error).__name__}", exc_info=error)
+            self._fault_shown = True
+        reason = _reason(error)
+        self._reasons[place] = reason if path in reason else f"{path}: {reason}"
+        self.keep(place, {"error": self._reasons[place]})
+
+    def fail_in_model(self, place: int, error: Exception) -> None:
+        """`fail`; an error that is not about the picture is kept as well."""
+        self.fail(place, error)
+        if not isinstance(error, (DataError, InputError)) and self.model_error is None:
+            self.model_error = error
+
+    def fail_in_writing(self, place: int, error: Exception) -> None:
+        """`fail`; where nothing can be written any more, the rest is not tried."""
+        if isinstance(error, EngineError):
+            self.fail_in_model(place, error)
+            return
+        self.fail(place, error)
+        if isinstance(error, OSError) and error.errno in NO_MORE_WRITING:
+            self.storage_error = error
+
+    def release_pictures(self) -> None:
+        """Let go of the pictures that the frames of the kept error hold, where they have returned;
+        their places in the code stay."""
+        error: BaseException | None = self.model_error
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+
+    @property
+    def report(self) -> str:
+        """JSON: the entries by the pictures' paths, in their order."""
+        paths = {str(self._pictures[k][0]): self._entries[k] for k in sorted(self._entries)}
+        # JSON has no line break inside of a string.
+        lines = [
+            f"{json.dumps(path)}: {text}".replace("\n", "\n  ") for path, text in paths.items()
+        ]
+        return "{\n  " + ",\n  ".join(lines) + "\n}\n" if lines else "{}\n"
+
+    @property
+    def failures(self) -> list[str]:
+        """A line for each picture that failed."""
+        return [self._reasons[place] for place in sorted(self._reasons)]
+
+    @property
+    def progress(self) -> str:
+        """How many pictures have results, in words."""
+        done = len(self._entries) - len(self._reasons)
+        return f"{done} of {len(self._pictures)} pictures"
+
+    def raise_fatal(self, folder: Path) -> None:
+        """Raise what concerns more than single pictures."""
+        if self.storage_error is not None:
+            raise StorageError(
+                f"predict: {folder} takes no more files ({self.storage_error.strerror}): "
+                f"{self.progress} are complete, and {REPORT} names them. "
+                f"{_remedy(self.storage_error)}"
+            ) from self.storage_error
+        if self.model_error is not None and len(self._reasons) == len(self._entries):
+            raise EngineError(
+                f"predict: the model predicted none of {len(self._entries)} pictures; {REPORT} "
+                f"says why for each. First: {_reason(self.model_error)}"
+            ) from self.model_error
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line of a report."""
+    if isinstance(error, PpvisionError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        said = f" ({error})" if str(error) else ""
+        return f"not enough memory{said}. Make the picture smaller, or use a larger machine."
+    if isinstance(error, OSError) and error.strerror:
+        name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+        return f"{error.strerror}{name}"
+    line = in_one_line(error)
+    return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]} ..."
+
+
+def _remedy(error: OSError) -> str:
+    return (
+        "Name another folder."
+        if error.errno == errno.EROFS
+        else "Make room, or name another folder, and predict the others again."
+    )
+
+
+class _Waiting:
+    """Bytes of what waits before and after the model.
+
+    Args:
+        limit: above which `wait` waits.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit, self._held, self._closed = limit, 0, False
+        self._changed = threading.Condition()
+
+    @property
+    def full(self) -> bool:
+        return self._held >= self._limit
+
+    def add(self, size: int) -> None:
+        """Count something that waits; negative when it does so no more."""
+        with self._changed:
+            self._held += size
+            self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Wait until there is room.
+
+        Raises:
+            CancelledError: closed.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or not self.full)
+        if self._closed:
+            raise CancelledError
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+def _run(
+    pictures: list[tuple[Path, str]],
+    predict: Predict,
+    write: Write,
+    folder: Path,
+    stopped: Callable[[], bool],
+    max_value: int | None,
+    outcomes: _Outcomes,
+) -> None:
+    """Read, predict and write every picture.
 
     The next pictures are read, and the last ones written, while the model works: decoding and
     compressing take as long as a small model does.
     """
-    report, failures = {}, []
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        ahead = deque(reader.submit(read_rgb, path) for path, _ in pictures[:AHEAD])
-        behind: deque[tuple[Path, Future]] = deque()
+    waiting = _Waiting(AHEAD_BYTES)
+    write_report = _RegularReport(folder, outcomes)
 
-        def finish(path: Path, work: Future) -> None:
-            try:
-                report[str(path)] = work.result()
-            except (ValueError, OSError) as error:
-                text = str(error)
-                failures.append(text if str(path) in text else f"{path}: {text}")
+    def read(path: Path) -> np.ndarray:
+        waiting.wait()
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise DataError(f"{path}: expected a picture file, got another kind of file.")
+        image = read_picture(path, max_value=max_value)
+        waiting.add(image.nbytes)
+        return image
 
-        for place, (path, name) in enumerate(
-            tqdm(pictures, desc="predict", unit="img", disable=None)
-        ):
-            if place + AHEAD < len(pictures):
-                ahead.append(reader.submit(read_rgb, pictures[place + AHEAD][0]))
-            work: Future = Future()
-            try:
-                image = ahead.popleft().result()
-                work = writer.submit(write, path, name, image, predict(path, image))
-            except (ValueError, OSError) as error:
-                work.set_exception(error)
-            behind.append((path, work))
-            if len(behind) > AHEAD:
-                finish(*behind.popleft())
-        for path, work in behind:
-            finish(path, work)
-    return report, failures
+    def finish(place: int, image: np.ndarray, prediction: Prediction, size: int) -> None:
+        path, name = pictures[place]
+        try:
+            outcomes.keep(place, write(path, name, image, prediction))
+        except Exception as error:  # of PNG's encoder, the disk, or memory
+            outcomes.fail_in_writing(place, error)
+            for result in _results(folder, name):  # of which some may be complete
+                result.unlink(missing_ok=True)
+        finally:
+            waiting.add(-size)
+        write_report()
+
+    def handle(place: int, reading: "Future[np.ndarray]") -> Future | None:
+        """Predict a picture and hand it to the writer; no variable keeps it longer than that."""
+        try:
+            image = reading.result()
+        except Exception as error:  # memory, besides what the reader says
+            outcomes.fail(place, error)
+            return None
+        size = image.nbytes
+        if stopped():
+            return None
+        try:
+            prediction = predict(pictures[place][0], image)
+        except Exception as error:  # engines raise every kind; one picture must not cost the others
+            outcomes.fail_in_model(place, error)
+            waiting.add(-size)
+            return None
+        waiting.add(_bytes_of(prediction))
+        size += _bytes_of(prediction)
+        return writer.submit(finish, place, image, prediction, size)
+
+    with ThreadPoolExecutor(1) as writer, ThreadPoolExecutor(1) as reader:
+        try:
+            ahead = deque(reader.submit(read, path) for path, _ in pictures[:AHEAD])
+            behind: deque[Future] = deque()
+            for place in tqdm(range(len(pictures)), desc="predict", unit="img", disable=None):
+                if place + AHEAD < len(pictures):
+                    ahead.append(reader.submit(read, pictures[place + AHEAD][0]))
+                work = handle(place, ahead.popleft())
+                outcomes.release_pictures()
+                if work is not None:
+                    behind.append(work)
+                while behind and (len(behind) > AHEAD or waiting.full):
+                    behind.popleft().result()
+                if stopped() or outcomes.storage_error is not None:
+                    break
+        finally:
+            waiting.close()
+            reader.shutdown(cancel_futures=True)
+    if stopped():
+        logger.warning(f"predict: stopped: {outcomes.progress} are complete; {REPORT} names them")
 
 
-def _write_report(folder: str | Path, report: dict) -> None:
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_text(Path(folder) / "predictions.json", json.dumps(report, indent=2) + "\n")
+def _bytes_of(prediction: Prediction) -> int:
+    if isinstance(prediction, np.ndarray):
+        return prediction.nbytes
+    masks = prediction.masks if isinstance(prediction, Detections) else None
+    return 0 if masks is None else masks.nbytes
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the result folder, made where it is not there, against other processes.
+
+    Raises:
+        FolderInUseError: another process predicts into it.
+        StorageError: it cannot be made.
+    """
+    busy = f"save_dir: another process is predicting into {folder}. Wait for it, or name another."
+    with contextlib.ExitStack() as stack:
+        with _explained(folder):
+            stack.enter_context(lock_folder(folder, busy))
+        yield
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Raise errors of the system inside the block as `StorageError`."""
+    try:
+        yield
+    except PpvisionError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"save_dir: expected a folder that can be written, got {folder} ({_reason(error)}). "
+            "Name another folder."
+        ) from error
+
+
+def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[Path]) -> None:
+    """See that results can be written, and remove those of an earlier run that have their names.
+
+    So a file with the name of one of the pictures is always of this run. Files of other names stay.
+
+    Raises:
+        FolderInUseError: files that are not from an earlier run would be replaced.
+        InputError: a result would replace one of the pictures or sources.
+        StorageError: the folder cannot be written.
+    """
+    earlier = (folder / REPORT).is_file()
+    there = [kind for kind in RESULT_FOLDERS if (folder / kind).is_dir()]
+    found = [
+        result
+        for _, name in pictures
+        for result in _results(folder, name, there)
+        if os.path.lexists(result)
+    ]
+    if found:
+        _check_sources(found, [*(path for path, _ in pictures), *sources])
+    if found and not earlier:
+        raise FolderInUseError(
+            f"save_dir: expected a new folder, or one of an earlier prediction, got {folder} "
+            f"without a {REPORT}, where {found[0]} would be replaced. Name another folder."
+        )
+    with _explained(folder):
+        # An empty report until the end: it shows that the disk takes one, and an earlier one would
+        # name results that are removed now.
+        write_text(folder / REPORT, "{}\n")
+        for result in found:
+            if not result.is_dir():
+                result.unlink()
+        for kind in RESULT_FOLDERS:
+            if os.path.lexists(folder / kind):
+                remove_partials(folder / kind)
+                _check_writable(folder / kind)
+    others = sum(1 for kind in there for _ in (folder / kind).rglob("*.png")) if earlier else 0
+    if others:
+        logger.warning(
+            f"save_dir: {others} files of earlier predictions stay in {folder}; {REPORT} names "
+            "those of this one"
+        )
+
+
+def _results(folder: Path, name: str, kinds: Sequence[str] = RESULT_FOLDERS) -> list[Path]:
+    """The files that a picture's results may be."""
+    return [folder / kind / f"{name}.png" for kind in kinds]
+
+
+def _check_sources(results: Sequence[Path], sources: Sequence[Path]) -> None:
+    """Raise an `InputError` if a result is one of the sources, or what one of them links to."""
+    known = {os.path.realpath(path) for path in sources}
+    known |= {os.path.join(os.path.realpath(p.parent), p.name) for p in sources}
+    for result in results:
+        if os.path.join(os.path.realpath(result.parent), result.name) in known:
+            raise InputError(
+                f"save_dir: the result {result} would replace a picture or label that is to be "
+                "read. Name another folder."
+            )
+
+
+def _check_writable(folder: Path) -> None:
+    probe = folder / f".ppvision-{os.getpid()}"
+    try:
+        probe.touch()
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+class _RegularReport:
+    """Writes the report when called, if the last one is old.
+
+    Args:
+        folder, outcomes: see `_write_report`.
+    """
+
+    def __init__(self, folder: Path, outcomes: _Outcomes) -> None:
+        self._folder, self._outcomes = folder, outcomes
+        self._due = time.monotonic() + REPORT_SECONDS
+
+    def __call__(self) -> None:
+        start = time.monotonic()
+        if start < self._due:
+            return
+        with contextlib.suppress(StorageError):  # the last report says it
+            _write_report(self._folder, self._outcomes)
+        end = time.monotonic()
+        self._due = end + max(REPORT_SECONDS, (end - start) / REPORT_SHARE)
+
+
+def _write_report(folder: Path, outcomes: _Outcomes) -> None:
+    """Write `predictions.json`.
+
+    Names that are not UTF-8 stand in it as Python's surrogates, escaped: `json.loads` and
+    `os.fsencode` give the file's name back.
+    """
+    try:
+        write_text(folder / REPORT, outcomes.report)
+    except OSError as error:
+        raise StorageError(
+            f"predict: {REPORT} cannot be written into {folder} ({_reason(error)}). The results of "
+            f"{outcomes.progress} are complete in {folder}, but nothing names them. "
+            f"{_remedy(error)}"
+        ) from error

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import paddle
 from paddle.io.dataloader.collate import default_collate_fn
@@ -34,6 +35,7 @@ from ppvision.tasks.config import (
     check_number,
 )
 from ppvision.tasks.pictures import panel
+from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.quantization import (
     ModelWithWidths,
     check_slim_config,
@@ -372,14 +374,23 @@ class Segmentation(ModelWithWidths):
 
     # -- predict -------------------------------------------------------------------------------
 
-    def predict_image(self, model: paddle.nn.Layer, path: str | Path) -> np.ndarray:
-        """The classes `[H, W]` of one picture, exactly as `evaluate` would score them."""
-        transforms = Compose(
-            self.builder.val_transforms,
-            img_channels=self.config.val_dataset_cfg.get("img_channels", 3),
-        )
-        transforms.max_value = self.max_value
-        data = transforms({"img": str(path)})
+    def predict_image(self, model: paddle.nn.Layer, picture: Picture) -> np.ndarray:
+        """The classes `[H, W]` of one picture, exactly as `evaluate` would score them.
+
+        Args:
+            model: with PaddleSeg's interface: a list of logits.
+            picture: a path, or pixels `[H, W, 3]` uint8 RGB.
+
+        Raises:
+            DataError: a file that does not read.
+        """
+        channels = self.config.val_dataset_cfg.get("img_channels", 3)
+        image = pixels_of(picture, self.max_value)
+        if channels == 1:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+        # RGB already, and float32: as from a path, where Compose reads and converts.
+        transforms = Compose(self.builder.val_transforms, to_rgb=False, img_channels=channels)
+        data = transforms({"img": image.astype(np.float32)})
         options = self.config.test_config
         window = {k: options[k] for k in _WINDOW if k in options}
         model.eval()
@@ -400,12 +411,10 @@ class Segmentation(ModelWithWidths):
         panels = {}
         for index in chosen:
             image_path = files[index][0]
-            prediction = self.predict_image(model, image_path)
+            image = read_picture(image_path, max_value=self.max_value)
+            prediction = self.predict_image(model, image)
             panels[Path(image_path).stem] = panel(
-                read_picture(image_path, max_value=self.max_value),
-                self._label(index),
-                prediction,
-                dataset.ignore_index,
+                image, self._label(index), prediction, dataset.ignore_index
             )
         return panels
 
