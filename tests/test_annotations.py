@@ -259,6 +259,7 @@ HANDLED = {
     "iscrowd as a boolean": (_each("iscrowd", [False, False, 0.0, None]), "", ()),
     "crowd": (_crowd, "", ()),
     "flat box": (_extra(bbox=[3, 3, 0, 5]), "1 boxes have no area", ()),
+    "box that rounds to nothing": (_extra(bbox=[3, 3, 1e-4, 9]), "1 boxes have no area", ()),
     "all zero box": (_extra(bbox=[0, 0, 0, 0], area=0), "1 boxes have no area", ()),
     "no area in a good box": (_set("annotations", 3, area=0), "1 boxes have no area", (3,)),
     "tracks": (_each("track_id", [1, "x", None, 2**40]), "3 annotations have a track_id", ()),
@@ -384,6 +385,19 @@ def test_an_ordinary_file_is_read_as_it_is(root):
     dataset = COCODataSet(str(root), "images", "annotations/instances_val.json")
     dataset.parse_dataset()
     assert Path(dataset.get_anno()) == path
+
+
+def test_a_file_of_another_suffix(root):
+    """PaddleDetection asserts `.json`."""
+    write_coco(root, coco_content())
+    for name in ("train.JSON", "train"):
+        (root / "annotations" / name).write_text(json.dumps(coco_content()))
+        config = small_detector(root, "YOLOv3")
+        config["num_classes"] = 2
+        config["TrainDataset"]["!COCODataSet"]["anno_path"] = f"annotations/{name}"
+        job = open_job(write_detector(root / "job.yml", config))
+        job.check_data("train_dataset")
+        assert len(job.train_dataset) == 2
 
 
 def test_pictures_without_annotations_stay_what_paddledetection_makes_of_them(root):
@@ -710,6 +724,9 @@ VOC_TEXTS = {
     "floats": voc_text(
         voc_object("cat", [float(x) for x in BOXES[2]]), voc_object("dog", BOXES[3])
     ).replace(str(WIDTH), f"{WIDTH}.0"),
+    "a box that rounds to nothing beside": voc_text(
+        voc_object("cat", BOXES[2]), voc_object("dog", BOXES[3]), voc_object("cat", [3, 3, 1e-5, 9])
+    ),
     "a flat box beside": voc_text(
         voc_object("cat", BOXES[2]), voc_object("dog", BOXES[3]), voc_object("cat", [3, 3, 0, 9])
     ),
@@ -772,6 +789,23 @@ def test_voc_files_that_are_refused(voc, change, says):
 
 def _write_xml(root: Path, text: str) -> None:
     (root / "xml" / "b.xml").write_text(text)
+
+
+def test_what_deserves_a_look_is_in_the_log(voc, caplog):
+    text = voc_text(voc_object("cat", BOXES[0], "1"))
+    (voc / "xml" / "a.xml").write_text(text)
+    (voc / "xml" / "b.xml").write_text(text.replace("object", "OBJECT"))
+    with (voc / "list.txt").open("a") as file:
+        file.write("images/a.png xml/a.xml\n")
+    check_voc("x", voc / "list.txt", voc, voc / "labels.txt", 2)
+    for token in ("1 lines repeat", "1 pictures have no <object>", "every object is difficult"):
+        assert token in caplog.text
+
+
+def test_every_object_of_a_file_is_in_the_report(voc):
+    _write_xml(voc, voc_text("<object/>", "<object/>", voc_object("cow", BOXES[0])))
+    with pytest.raises(DataError, match=r"2 XML files .*object 0 .*object 1 "):
+        open_voc(voc).check_data("train_dataset")
 
 
 def test_check_and_reading_agree_on_the_number_of_objects(voc, caplog):

@@ -13,6 +13,8 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from ppvision.data.listing import is_leftover, locate
 from ppvision.data.text import cut_text, read_json, shorten
 from ppvision.errors import DataError, InputError
@@ -332,8 +334,9 @@ class _Reader:
         changed = self._read_mask(name, changed, size)
         if changed is None:
             return None
-        # As PaddleDetection decides; pycocotools would count what it never trains on.
-        if min(box[2], box[3]) <= 1e-5 or not changed["area"] > 0:
+        # pycocotools would count what PaddleDetection never trains on.
+        left, top, width, height = box
+        if not (changed["area"] > 0 and has_area(left, top, left + width, top + height)):
             self.counts["boxes have no area and are left out"] += 1
             return None
         beyond = box[0] < 0 or box[1] < 0 or box[0] + box[2] > size[0] or box[1] + box[3] > size[1]
@@ -372,6 +375,17 @@ def _is_filled(mask: object) -> bool:
     if isinstance(mask, list):
         return bool(mask and isinstance(mask[0], list) and mask[0] and is_finite(mask[0][0]))
     return isinstance(mask, dict) and bool(mask)
+
+
+def has_area(left: float, top: float, right: float, bottom: float) -> bool:
+    """Whether a box has an area in float32 and three decimals, in which PaddleDetection holds it.
+
+    A box without a width makes losses that are not finite.
+    """
+    if right - left >= 2 and bottom - top >= 2:  # more than any rounding of an edge
+        return True
+    edges = np.float32([round(float(edge), 3) for edge in (left, top, right, bottom)])
+    return bool(edges[2] > edges[0] and edges[3] > edges[1])
 
 
 def _is_int32(value: object) -> bool:

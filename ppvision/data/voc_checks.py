@@ -64,6 +64,8 @@ def check_voc(
         problems.append("expected objects, got none with an area inside of their picture")
     if problems:
         raise DataError(f"{part}: {annotations}:\n  " + "\n  ".join(problems))
+    if all(item.is_difficult for picture in found.pictures for item in picture.objects):
+        found.notes.append("every object is difficult: a score counts none, and is 0")
     for note in found.notes:
         logger.warning(f"{part}: {annotations}: {note}")
     check_pairs(part, [(str(picture.image), None) for picture in found.pictures], max_value)

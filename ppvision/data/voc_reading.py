@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppvision.data.coco_reading import list_problems
+from ppvision.data.coco_reading import has_area, list_problems
 from ppvision.data.listing import LeftOut, is_leftover, locate
 from ppvision.data.text import read_list, read_xml, shorten
 from ppvision.errors import DataError
@@ -70,7 +70,8 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
     wrong: dict[str, list[str]] = {kind: [] for kind in _KINDS}
     counts: Counter[str] = Counter()
     left_out = LeftOut()
-    pictures = []
+    pictures: list[VocPicture] = []
+    seen: set[str] = set()
     for line, words in read_list(annotations):
         if len(words) < 2:
             wrong[_LINES].append(f"line {line}")
@@ -85,12 +86,20 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
             continue
         try:
             picture, objects = _read_picture(image, read_xml(xml))
-            for place, item in enumerate(objects):
-                _read_object(picture, item, numbers, f"{xml}, object {place}", wrong, counts)
-            pictures.append(picture)
         except DataError as error:
             text = str(error)
             wrong[_BROKEN].append(text if str(xml) in text else f"{xml} ({text})")
+            continue
+        pictures.append(picture)
+        counts["lines repeat an earlier one"] += words[0] in seen
+        counts["pictures have no <object>"] += not objects
+        seen.add(words[0])
+        for place, item in enumerate(objects):
+            where = f"{xml}, object {place}"
+            try:
+                _read_object(picture, item, numbers, where, wrong, counts)
+            except DataError as error:
+                wrong[_BROKEN].append(f"{where} ({error})")
     left_out.log(annotations)
     problems = [problem for kind, found in wrong.items() for problem in list_problems(kind, found)]
     notes = [f"{count} {what}" for what, count in counts.items() if count]
@@ -135,7 +144,7 @@ def _read_object(
     ] += not is_plain
     # As PaddleDetection cuts a box at its picture's edge.
     box = max(left, 0), max(top, 0), min(right, picture.width - 1), min(bottom, picture.height - 1)
-    if box[2] <= box[0] or box[3] <= box[1]:
+    if not has_area(*box):
         counts["boxes have no area inside of their picture and are left out"] += 1
     elif name in numbers:
         picture.objects.append(VocObject(numbers[name], box, bool(is_difficult)))
