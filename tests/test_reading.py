@@ -117,6 +117,7 @@ def test_training_reports_a_worker_that_ends(tmp_path, number):
 
 _SMALL_MEMORY = """
 import sys
+from pathlib import Path
 import numpy as np
 from tests import small_run
 from ppvision.errors import PpvisionError

@@ -51,22 +51,23 @@ def _protect_worker(_: int = 0) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by `_started_workers`
     # Whichever comes first when the parent is gone: this thread, or the end of Paddle's own loop.
-    began = time.time()
-    util.Finalize(None, _free_shared_memory, args=(began,), exitpriority=0)
-    threading.Thread(target=_end_with_parent, args=(began,), daemon=True).start()
+    parent, began = os.getppid(), time.time()
+    util.Finalize(None, _free_shared_memory, args=(parent, began), exitpriority=0)
+    threading.Thread(target=_end_with_parent, args=(parent, began), daemon=True).start()
 
 
-def _end_with_parent(began: float) -> None:
+def _end_with_parent(parent: int, began: float) -> None:
     multiprocessing.parent_process().join()
-    _free_shared_memory(began)
+    _free_shared_memory(parent, began)
     os._exit(1)
 
 
-def _free_shared_memory(began: float) -> None:
+def _free_shared_memory(parent: int, began: float) -> None:
     """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
     They would stay until the machine restarts."""
-    if multiprocessing.parent_process().is_alive():
+    if os.getppid() == parent:
         return
     for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
         with contextlib.suppress(OSError):
@@ -192,6 +193,8 @@ class _Failure:
 def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     """Add the processes that are started inside to `workers`; end them if the block raises."""
     before = multiprocessing.active_children()
+    # Until a worker can ignore them, a signal would end it. Here it comes a moment later.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     except BaseException as error:
@@ -202,6 +205,8 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
                 f"({error.strerror or error}). {_shared_memory()} Take --num_workers 0."
             ) from error
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     workers += [child for child in multiprocessing.active_children() if child not in before]
 
 
