@@ -54,21 +54,24 @@ def _protect_worker(_: int = 0) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by `_started_workers`
     # Whichever comes first when the parent is gone: this thread, or the end of Paddle's own loop.
     parent, began = os.getppid(), time.time()
-    util.Finalize(None, _free_shared_memory, args=(parent, began), exitpriority=0)
-    threading.Thread(target=_end_with_parent, args=(parent, began), daemon=True).start()
+    util.Finalize(None, _free_memory_of_orphan, args=(parent, began), exitpriority=0)
+    threading.Thread(target=_end_with_parent, args=(began,), daemon=True).start()
 
 
-def _end_with_parent(parent: int, began: float) -> None:
+def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    _free_shared_memory(parent, began)
+    _free_shared_memory(began)
     os._exit(1)
 
 
-def _free_shared_memory(parent: int, began: float) -> None:
+def _free_memory_of_orphan(parent: int, began: float) -> None:
+    if os.getppid() != parent:
+        _free_shared_memory(began)
+
+
+def _free_shared_memory(began: float) -> None:
     """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
     They would stay until the machine restarts."""
-    if os.getppid() == parent:
-        return
     for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
         with contextlib.suppress(OSError):
             # Older ones may be of a container that shares the memory, and counts its own processes.

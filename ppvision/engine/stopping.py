@@ -57,13 +57,12 @@ class StopRequest:
 
     Attributes:
         number: of the first signal; 0 as long as none has come.
-        on_request: called once, when the first signal comes; None for nothing.
     """
 
     def __init__(self, same_request: float = SAME_REQUEST) -> None:
         self.same_request = same_request
         self.number = 0
-        self.on_request: Callable[[], None] | None = None
+        self._on_request: Callable[[], None] | None = None
         self._time = 0.0
         self._process = os.getpid()
         self._interruption: Callable[[], BaseException] | None = None
@@ -79,6 +78,12 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def call(self, on_request: Callable[[], None]) -> None:
+        """Call it when the first signal comes, or now if that has come; maybe twice."""
+        self._on_request = on_request
+        if self.number:
+            on_request()
 
     @contextlib.contextmanager
     def interrupting(self, interruption: Callable[[], BaseException]) -> Iterator[None]:
@@ -97,8 +102,8 @@ class StopRequest:
             return  # a data-reading process that has just been forked; the trainer will stop it
         if self.number == 0:
             self.number, self._time = number, time.monotonic()
-            if self.on_request is not None:
-                self.on_request()
+            if self._on_request is not None:
+                self._on_request()
             if self._interruption is not None:
                 raise self._interruption()
         elif time.monotonic() - self._time >= self.same_request:

@@ -353,7 +353,7 @@ class Trainer:
         )
         with reader:
             if self.ranks == 1:  # several have to agree on a step, and wait for the batch
-                self._stop.on_request = reader.wake
+                self._stop.call(reader.wake)
             self._take_steps(network, reader)
         if self.progress.step < options.iters:
             self._save_and_stop()
