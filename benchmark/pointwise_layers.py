@@ -27,7 +27,7 @@ import paddle
 from paddle import Tensor, inference, nn
 
 from ppvision.deploy.graph import trace, write_graph
-from ppvision.environment import processor
+from ppvision.environment import processor, usable_cpus
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 RESULTS = Path(__file__).with_name("results") / "pointwise_layers.csv"
@@ -143,7 +143,7 @@ def main() -> None:
             "max_ms": f"{max(values):.1f}",
             "repeats": arguments.repeats,
             "processor": processor(),
-            "cores": os.cpu_count(),
+            "cores": usable_cpus(),
             "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
             "paddle": paddle.__version__,
         }

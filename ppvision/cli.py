@@ -14,12 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
-from ppvision.errors import InputError
+from ppvision.environment import usable_cpus
+from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
 
 logger = logging.getLogger("ppvision")
-
-# What a user can mend: shown as one message, without a traceback (PPVISION_TRACEBACK=1 shows it).
-_USER_ERRORS = (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError)
 
 
 def run(argv: list[str]) -> int:
@@ -35,22 +33,19 @@ def run(argv: list[str]) -> int:
         if limit is not None:
             os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
         return args.verb(args) or 0
-    except _USER_ERRORS as error:
-        if os.environ.get("PPVISION_TRACEBACK"):
-            raise
-        print(f"ppvision: {error}", file=sys.stderr)
-        return 1
-    except (AssertionError, LookupError, AttributeError) as error:
-        # From below us, most likely a config that PaddleSeg or Paddle takes badly.
-        if os.environ.get("PPVISION_TRACEBACK"):
-            raise
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        print(
-            f"ppvision: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno}"
-            "). PPVISION_TRACEBACK=1 shows where it comes from.",
-            file=sys.stderr,
-        )
-        return 1
+    except BrokenPipeError:
+        # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more
+        # as it flushes the stream at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except PpvisionError as error:
+        return _show_failure(error, str(error))
+    except OSError as error:
+        if error.errno is None:
+            return _show_fault(error)
+        return _show_failure(error, str(error))
+    except Exception as error:
+        return _show_fault(error)
     except KeyboardInterrupt:
         print("ppvision: stopped", file=sys.stderr)
         return 130
@@ -72,6 +67,30 @@ def _prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A name that the terminal cannot show, such as one that is not UTF-8, must not end us.
             stream.reconfigure(errors="backslashreplace")
+
+
+_MAX_MESSAGE = 20_000  # letters; a report of a data set has a few thousand
+
+
+def _show_failure(error: Exception, text: str) -> int:
+    """Show what a user or the system has to mend as one message; PPVISION_TRACEBACK=1 shows the
+    traceback as well."""
+    if os.environ.get("PPVISION_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"ppvision: {shorten_text(text, _MAX_MESSAGE)}", file=sys.stderr)
+    return 1
+
+
+def _show_fault(error: Exception) -> int:
+    """Show what no user can mend, with its traceback and what to do with it."""
+    traceback.print_exception(error)
+    print(
+        f"ppvision: {type(error).__name__}: this is a fault of ppvision, of a library below it, or "
+        "of a module that the config imports, not of your input. Please report it with the "
+        "traceback above, the command, the config and the output of `ppvision doctor`.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _log_to(stream) -> None:
@@ -98,7 +117,8 @@ def list_zoo(args: argparse.Namespace) -> None:
 
     if not list_models(args.pattern):
         raise InputError(
-            f"list: no model matches {args.pattern!r}. {nearest(args.pattern, list_models())}"
+            f"list: no model matches {shorten(args.pattern)}. "
+            f"{nearest(args.pattern, list_models())}"
         )
     print(f"{'model':12} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
     for name in list_models(args.pattern):
@@ -184,6 +204,7 @@ def train(args: argparse.Namespace) -> int | None:
             histograms=args.histograms,
             device=args.device,
             model_path=args.model_path,
+            skip_check=args.skip_check,
         )
     except TrainingStopped as stop:
         for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ranks that are ending
@@ -203,9 +224,11 @@ def train(args: argparse.Namespace) -> int | None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
+    from ppvision.tasks.training import check_data
+
     _set_device(args.device)
     job = _job(args)
-    job.check_data("val_dataset")
+    check_data(job, "val_dataset", skip=args.skip_check)
     flags = {
         "aug_eval": args.aug_eval or None,
         "scales": args.scales,
@@ -376,7 +399,13 @@ def _job(args: argparse.Namespace, **overrides: object):
     from ppvision.tasks import open_job
 
     slim_config = getattr(args, "slim_config", None)
-    return open_job(args.config, args.opts or [], slim_config=slim_config, **overrides)
+    return open_job(
+        args.config,
+        args.opts or [],
+        slim_config=slim_config,
+        allow_download=args.allow_download,
+        **overrides,
+    )
 
 
 def _kind(device: str) -> str:
@@ -387,13 +416,17 @@ def _set_device(device: str) -> None:
     import paddle
 
     if not re.fullmatch(r"cpu|gpu(:\d+)?", device):
-        raise InputError(f"--device: expected cpu, gpu or gpu:N, got {device!r}.")
+        raise InputError(f"--device: expected cpu, gpu or gpu:N, got {shorten(device)}.")
     if _kind(device) == "gpu" and not paddle.is_compiled_with_cuda():
         raise InputError(
             "--device gpu: this Paddle was built for CPU. Install requirements-gpu.txt (README, "
             "'On a GPU') or pass --device cpu."
         )
-    paddle.set_device(device)
+    try:
+        paddle.set_device(device)
+    except ValueError as error:  # no such card
+        text = shorten_text(str(error), 300)
+        raise InputError(f"--device {device}: Paddle cannot use it ({text}).") from error
 
 
 def _size(text: str) -> int | None:
@@ -403,7 +436,9 @@ def _size(text: str) -> int | None:
     try:
         value = int(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a number or None, got {text!r}") from error
+        raise argparse.ArgumentTypeError(
+            f"expected a number or None, got {shorten(text)}"
+        ) from error
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {value}")
     return value
@@ -424,8 +459,8 @@ def _bits(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {shorten(text)}")
     return int(text)
 
 
@@ -433,7 +468,7 @@ def _rate(text: str) -> float:
     try:
         value = float(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from error
+        raise argparse.ArgumentTypeError(f"expected a number, got {shorten(text)}") from error
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return value
@@ -490,6 +525,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--keep_checkpoint_max", type=_positive, default=3)
     verb.add_argument("--log_iters", type=_positive, default=10)
     verb.add_argument("--model_path", help="weights to start from")
+    _add_skip_check(verb)
     _add_slim_config(verb)
     _add_max_pixels(verb)
     verb.set_defaults(verb=train)
@@ -506,6 +542,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--crop_size", type=_positive, nargs=2, metavar=("W", "H"))
     verb.add_argument("--stride", type=_positive, nargs=2, metavar=("W", "H"))
     _add_max_pixels(verb)
+    _add_skip_check(verb)
     verb.set_defaults(verb=evaluate)
 
     verb = verbs.add_parser("predict", help="predict pictures")
@@ -513,7 +550,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model(verb)
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict")
-    verb.add_argument("--threads", type=_positive, default=os.cpu_count(), help="with --model_dir")
+    verb.add_argument("--threads", type=_positive, default=usable_cpus(), help="with --model_dir")
     _add_max_pixels(verb)
     verb.set_defaults(verb=predict)
 
@@ -558,7 +595,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(verb, required=False)
     verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
     verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
-    verb.add_argument("--threads", type=_positive, default=os.cpu_count())
+    verb.add_argument("--threads", type=_positive, default=usable_cpus())
     verb.add_argument("--batch", type=_positive, default=1)
     verb.add_argument("--size", type=_positive, nargs=2, metavar=("H", "W"), help="of the input")
     verb.add_argument("--repeats", type=_positive, default=30)
@@ -571,6 +608,15 @@ def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
     verb.add_argument("-c", "--config", required=required, help="YAML of the job")
     verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
     verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
+    verb.add_argument(
+        "--allow_download", action="store_true", help="fetch `pretrained` weights at an address"
+    )
+
+
+def _add_skip_check(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--skip_check", action="store_true", help="do not look at the data set before its use"
+    )
 
 
 def _add_max_pixels(verb: argparse.ArgumentParser) -> None:

@@ -3,9 +3,14 @@
 import argparse
 import contextlib
 import csv
+import errno
+import http
+import http.client
 import io
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +24,18 @@ from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
-from ppvision.errors import MissingFileError, StorageError
+from ppvision.errors import (
+    EngineError,
+    InputError,
+    MissingFileError,
+    PpvisionError,
+    StorageError,
+    shorten,
+)
 from ppvision.files import write_text
 from ppvision.run_folder import RunFolder, read_metrics
 
+CHECK_LIVE = "/alive"  # where VisualDL answers 204
 HISTOGRAM_BUCKETS = 30
 
 
@@ -189,32 +202,140 @@ def vdl_folders(runs: list[Path]) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
+    """A port that no program listens on.
+
+    Args:
+        host: to listen on.
+        first: the port to begin with; the next ones are tried after it. Default: any.
+
+    Raises:
+        InputError: no address of this machine, no right to take the port, or 100 ports taken.
+    """
+    ports = [0] if first is None else range(first, min(first + _PORTS, 65536))
+    for port in ports:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(family, kind) as probe:
+                # A port that a program has just given back is free, as it is for VisualDL.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+                return probe.getsockname()[1]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                reason = error.strerror or error
+                raise InputError(
+                    f"dashboard: cannot listen on {shorten(host)}, port {port} ({reason}). Pass "
+                    "another --host or --port."
+                ) from error
+    raise InputError(
+        f"dashboard: expected a free port from {first} on, {len(ports)} are taken. Pass another "
+        "--port."
+    )
+
+
+_PORTS = 100  # tried one after another
+_START_SECONDS = 60
 
 
 def main() -> None:
     """`python -m ppvision.dashboard RUN...`: VisualDL over several runs, until it is stopped."""
-    parser = argparse.ArgumentParser(prog="ppvision.dashboard", description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="ppvision.dashboard", description=main.__doc__, allow_abbrev=False
+    )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be seen from elsewhere")
-    parser.add_argument("--port", type=int, help="a free one")
+    parser.add_argument("--port", type=_port, help="the first to try (any that is free)")
+    parser.add_argument(
+        "--public_path",
+        type=_public_path,
+        default="/app",
+        help="of the pages, behind a proxy (/app)",
+    )
     args = parser.parse_args()
     try:
         folders = vdl_folders(args.runs)
-    except FileNotFoundError as error:
-        sys.exit(str(error))
-    port = args.port or free_port()
-    print(f"VisualDL: http://{args.host}:{port} (Ctrl+C stops it)", flush=True)
+        port = free_port(args.host, args.port)
+        if args.port not in (None, port):
+            print(f"port {args.port} is taken by another program: taking {port}", flush=True)
+        code = _serve(folders, args.host, port, args.public_path)
+    except PpvisionError as error:
+        sys.exit(f"ppvision: {error}")
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 1 to 65535, got {shorten(text)}")
+    return int(text)
+
+
+def _public_path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected a path such as /vdl, got {shorten(text)}")
+    return path
+
+
+def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
+    """Run VisualDL until it ends or a signal ends us; it never outlives us.
+
+    Raises:
+        EngineError: another program answers at its address, or nobody does.
+    """
     # VisualDL calls a run by the path that it is given: `RUN/vdl`, from where the runs lie.
     folders = [folder.resolve() for folder in folders]
     base = os.path.commonpath([folder.parent.parent for folder in folders])
     names = [os.path.relpath(folder, base) for folder in folders]
-    command = [sys.executable, "-m", "visualdl.server.app", "--host", args.host]
-    command += ["--port", str(port), "--disable-telemetry", "--logdir", *names]
-    sys.exit(subprocess.call(command, cwd=base))
+    command = [sys.executable, "-m", "visualdl.server.app", "--host", host, "--port", str(port)]
+    command += ["--public-path", public_path, "--disable-telemetry", "--logdir", *names]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with subprocess.Popen(command, cwd=base) as server:
+        try:
+            # Without a port VisualDL would not end: it waits for an answer at its address.
+            if _wait_for_answer(server, host, port):
+                shown = f"[{host}]" if ":" in host else host
+                where = "" if public_path == "/app" else public_path
+                print(f"VisualDL: http://{shown}:{port}{where} (Ctrl+C stops it)", flush=True)
+            return server.wait()
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def _wait_for_answer(server: subprocess.Popen, host: str, port: int) -> bool:
+    """Whether VisualDL answers; False when it has ended."""
+    # What listens everywhere is asked here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    end = time.monotonic() + _START_SECONDS
+    while server.poll() is None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", CHECK_LIVE)
+            if connection.getresponse().status == http.HTTPStatus.NO_CONTENT:
+                return True
+            raise EngineError(
+                f"dashboard: another program has taken {host}:{port} just now. Try again, or pass "
+                "another --port."
+            )
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"dashboard: VisualDL does not answer at {host}:{port} after "
+                    f"{_START_SECONDS} s ({error})."
+                ) from error
+            time.sleep(0.2)
+        finally:
+            connection.close()
+    return False
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What a run ran on: machine, versions, revision of the code."""
 
+import math
 import os
 import platform
 import subprocess
@@ -51,9 +52,82 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def usable_cpus() -> int:
+    """How many processors this process may keep busy: of its affinity (`taskset`), and no more than
+    its container's share of time (`docker run --cpus 1.5` counts as 2); at least 1."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        count = os.cpu_count() or 1
+    shares = cpu_shares(Path("/sys/fs/cgroup"), _own_groups())
+    return max(1, min([count, *map(math.ceil, shares)]))
+
+
+def _own_groups() -> list[str]:
+    """The lines of /proc/self/cgroup; none where the system has no control groups."""
+    try:
+        return Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def cpu_shares(root: Path, groups: list[str]) -> list[float]:
+    """The processors' time that a process may use by each of its control groups that has a limit,
+    in processors.
+
+    Args:
+        root: where the groups are mounted.
+        groups: `number:controllers:path` of each. Version 2 has one, without controllers.
+    """
+    shares = []
+    for group in groups:
+        _, controllers, path = [*group.split(":", 2), "", ""][:3]
+        if controllers == "":
+            base, read = root, _read_version_2
+        elif "cpu" in controllers.split(","):
+            base, read = root / controllers, _read_version_1
+            if not base.is_dir():
+                base = root / "cpu"
+        else:
+            continue
+        # In a container the mounted root is its own group, and the path that of the machine.
+        place = base / path.strip("/")
+        inside = [place, *place.parents] if place.is_dir() else [base]
+        for folder in inside:
+            if folder == base or base in folder.parents:
+                quota, period = read(folder)
+                if quota > 0 and period > 0:
+                    shares.append(quota / period)
+    return shares
+
+
+def _read_version_2(folder: Path) -> tuple[int, int]:
+    """Microseconds in each period, and the period; 0 without a limit."""
+    quota, _, period = _read_word(folder / "cpu.max").partition(" ")
+    return _whole(quota), _whole(period)
+
+
+def _read_version_1(folder: Path) -> tuple[int, int]:
+    """As `_read_version_2`."""
+    names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+    quota, period = (_whole(_read_word(folder / name)) for name in names)
+    return quota, period
+
+
+def _read_word(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isdecimal() else 0  # "max" and -1: no limit
+
+
 def machine() -> str:
-    """Processor and core count, as they stand beside a figure."""
-    return f"{processor()}, {os.cpu_count()} cores"
+    """Processor and number of cores that are used, as they stand beside a figure."""
+    return f"{processor()}, {usable_cpus()} cores"
 
 
 def git_revision(folder: Path = Path(__file__).parent) -> str:

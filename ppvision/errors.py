@@ -58,3 +58,52 @@ class EngineError(PpvisionError, RuntimeError):
 class LibraryError(PpvisionError, RuntimeError):
     """PaddleSeg or PaddleDetection raised while it built or ran what a configuration names; the
     cause is attached."""
+
+
+_SHOWN = 80  # letters of a value in a message: one line of a terminal
+_LEVELS = 4  # of containers in containers
+
+
+def shorten(value: object) -> str:
+    """A user's value as a message shows it: as `repr`, but at most 80 letters, whatever it is."""
+    text = _show(value, _SHOWN, _LEVELS)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def shorten_text(text: str, room: int = 1000) -> str:
+    """A message of a library, without its middle where it is longer than `room` letters."""
+    half = (room - 5) // 2
+    return text if len(text) <= room else f"{text[:half]} ... {text[-half:]}"
+
+
+def _show(value: object, room: int, levels: int) -> str:
+    """`repr`, at a cost that does not grow with the value; text beyond `room` may be left out."""
+    if isinstance(value, str | bytes | bytearray):
+        return repr(value[: room + 1])  # a letter more than fits shows that there are more
+    if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:
+        # Python refuses to write integers of more than 4300 digits.
+        return f"<an integer of {int(value.bit_length() * 0.30103) + 1} digits>"
+    if isinstance(value, dict | list | tuple):
+        return _show_container(value, room, levels)
+    try:
+        return repr(value)
+    except Exception:  # of an object that is not ours
+        return f"<a {type(value).__name__}>"
+
+
+def _show_container(value: dict | list | tuple, room: int, levels: int) -> str:
+    start, end = {dict: "{}", list: "[]"}.get(
+        dict if isinstance(value, dict) else type(value), "()"
+    )
+    parts = []
+    for item in value:
+        if levels == 0 or room <= 0:
+            parts.append("...")
+            break
+        part = _show(item, room, levels - 1)
+        if isinstance(value, dict):
+            part += f": {_show(value[item], room, levels - 1)}"
+        parts.append(part)
+        room -= len(part) + 2
+    one = "," if isinstance(value, tuple) and len(value) == 1 else ""
+    return f"{start}{', '.join(parts)}{one}{end}"

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError
+from ppvision.errors import FolderInUseError, shorten
 from ppvision.files import lock_folder, write_text
 from ppvision.safe_yaml import yaml_text
 
@@ -121,7 +121,7 @@ def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
         if isinstance(old, dict) and isinstance(new, dict):
             lines += config_differences(old, new, path)
         elif old != new:
-            lines.append(f"{path}: {old!r} -> {new!r}")
+            lines.append(f"{path}: {shorten(old)} -> {shorten(new)}")
     return lines
 
 

@@ -1,9 +1,25 @@
-"""YAML as configurations have it: read safely, with the place of every key, and written again."""
+"""YAML as configurations have it: read safely, with the place of every key, and written again.
 
+Safe means that a file makes plain values only, and no more of them than it has letters for: sizes
+are bounded before anything is made, also of what aliases repeat.
+"""
+
+import math
 import re
 from collections.abc import Hashable
+from typing import IO
 
 import yaml
+
+from ppvision.errors import shorten, shorten_text
+
+# The longest config of PaddleDetection has 0.01 MB; names of 21,841 classes take 0.4 MB.
+MAX_BYTES = 1 << 20
+MAX_VALUES = 60_000  # PyYAML takes 600 bytes for each: 36 MB
+MAX_DEPTH = 50
+_MAX_NUMBER = 64  # letters
+_MAX_KEY = 200  # letters; it stands in messages
+_INTEGERS = 1 << 63  # beyond them no framework reads one
 
 
 class Located(dict):
@@ -40,13 +56,100 @@ def plain(node: object) -> object:
     return [plain(item) for item in node] if isinstance(node, list) else node
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe: a tag that would make a Python object is refused. Mappings are `Located`, a key may
-    stand only once, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
+def _refuse(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
+    return yaml.constructor.ConstructorError(None, None, text, node.start_mark)
+
+
+class BoundedLoader(yaml.SafeLoader):
+    """PyYAML's SafeLoader with bounds on size, number and depth of values, on what aliases make of
+    them, and on numbers.
+
+    Raises:
+        yaml.YAMLError: a bound is passed, or a value that does not fit its tag.
+    """
+
+    def __init__(self, stream: IO[str] | str) -> None:
+        text = stream if isinstance(stream, str | bytes) else stream.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise yaml.YAMLError(f"expected at most {MAX_BYTES} bytes, got more")
+        super().__init__(text)
+        self.name = getattr(stream, "name", self.name)  # in places
+        self._values = self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        self._values += 1
+        self._depth += 1
+        mark = self.peek_event().start_mark
+        for found, most, what in (
+            (self._values, MAX_VALUES, "values"),
+            (self._depth, MAX_DEPTH, "levels of values in values"),
+        ):
+            if found > most:
+                raise yaml.composer.ComposerError(
+                    None, None, f"expected at most {most} {what}, got more", mark
+                )
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        is_key = isinstance(parent, yaml.MappingNode) and index is None
+        if is_key and isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_KEY:
+            raise _refuse(node, f"expected a key of at most {_MAX_KEY} letters, got a longer one")
+        return node
+
+    def compose_document(self) -> yaml.Node:
+        node = super().compose_document()
+        _count_values(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> object:
+        if not isinstance(node, yaml.ScalarNode):
+            return super().construct_object(node, deep)
+        kind = node.tag.rpartition(":")[2]
+        if kind in ("int", "float") and len(node.value) > _MAX_NUMBER:
+            raise _refuse(
+                node, f"expected a number of at most {_MAX_NUMBER} letters, got {len(node.value)}"
+            )
+        try:
+            value = super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            text = f"expected a value of {node.tag}, got {shorten(node.value)}"
+            raise _refuse(node, text) from error  # a date without a 13th month, `!!int x`
+        if isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
+            raise _refuse(node, f"expected an integer of 64 bits, got {shorten(value)}")
+        if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
+            raise _refuse(node, f"expected a number of 64 bits, got {shorten(node.value)}")
+        return value
+
+
+def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """The values below a node, those of its aliases counted wherever they stand.
+
+    Args:
+        known: counts by the node's id; None while they are being made.
+    """
+    if id(node) not in known:
+        known[id(node)] = None
+        children = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            children = [part for pair in children for part in pair]
+        count = 1 + sum(_count_values(child, known) for child in children)
+        if count > MAX_VALUES:
+            raise _refuse(node, f"expected at most {MAX_VALUES} values, its aliases make more")
+        known[id(node)] = count
+    elif known[id(node)] is None:
+        raise _refuse(node, "expected values that end, got an alias of what it stands in")
+    return known[id(node)]
+
+
+class _Loader(BoundedLoader):
+    """A tag that would make a Python object is refused. Mappings are `Located`, a key may stand
+    only once, and `1e-3` and `1.5e3` are numbers (YAML 1.1 takes them for text, without a dot or
+    without a sign)."""
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
 )
 
 
@@ -61,7 +164,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Locat
             place = f"{mark.name}:{mark.line + 1}"
             if key in where:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key!r} is written twice, before at {where[key]}", mark
+                    None, None, f"{shorten(key)} is written twice, before at {where[key]}", mark
                 )
             where[key] = place
     loader.flatten_mapping(node)
@@ -69,10 +172,10 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Locat
 
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
+    if len(tag) > _MAX_KEY:
+        raise _refuse(node, f"expected a tag of at most {_MAX_KEY} letters, got a longer one")
     if not isinstance(node, yaml.MappingNode):
-        raise yaml.constructor.ConstructorError(
-            None, None, f"expected keys and values behind !{tag}", node.start_mark
-        )
+        raise _refuse(node, f"expected keys and values behind !{tag}")
     place = f"{node.start_mark.name}:{node.start_mark.line + 1}"
     return Tagged(tag, place, _construct_mapping(loader, node))
 
@@ -100,11 +203,37 @@ def load_yaml(text: str, name: str) -> object:
     """Read one YAML document; `name` stands in places and errors.
 
     Raises:
-        yaml.YAMLError: not YAML, a Python object, or a key written twice.
+        yaml.YAMLError: not YAML, a Python object, a key written twice, or larger than a document of
+            ours is (`BoundedLoader`). Its text is short.
     """
-    loader = _Loader(text)
-    loader.name = name
     try:
-        return loader.get_single_data()
-    finally:
-        loader.dispose()
+        loader = _Loader(text)
+        loader.name = name
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise yaml.YAMLError(shorten_text(str(error))) from error
+
+
+def load_plain_yaml(text: str, name: str) -> object:
+    """`load_yaml` without tags of PaddleDetection's: dicts, lists and single values.
+
+    Raises:
+        yaml.YAMLError: as `load_yaml`, or a tag.
+    """
+    content = load_yaml(text, name)
+    if tagged := find_tagged(content):
+        raise yaml.YAMLError(
+            f"expected plain keys and values, got !{tagged.tag} at {tagged.place_of_tag}"
+        )
+    return plain(content)
+
+
+def find_tagged(node: object) -> Tagged | None:
+    """The first tag in a document."""
+    if isinstance(node, Tagged):
+        return node
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return next((found for child in children if (found := find_tagged(child)) is not None), None)

@@ -1,6 +1,7 @@
 """Codes: every one at every width, and properties against definitions in plain Python."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -347,3 +348,20 @@ def test_widths_that_are_none(bits):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_at_the_borders_of_cells(dtype, seed):
+    """Against exact arithmetic: in float64 a quotient just below a border is rounded to it."""
+    generator = np.random.default_rng(seed)
+    steps = generator.uniform(1e-3, 1, 300)
+    borders = np.arange(300) % 256 - 128
+    on = (borders * steps).astype(dtype)
+    below, above = (np.nextafter(on, dtype(end)) for end in (-np.inf, np.inf))
+    for weight in (below, on, above):
+        expected = [
+            min(max(math.floor(Fraction(float(w)) / Fraction(float(s))), -128), 127)
+            for w, s in zip(weight, steps, strict=True)
+        ]
+        np.testing.assert_array_equal(quantize_codes(weight, steps, 8, 0), expected)

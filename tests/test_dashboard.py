@@ -1,20 +1,30 @@
 """VisualDL's real server over real runs: asked by HTTP, and looked at in headless Chromium."""
 
+import contextlib
+import http.server
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
+import sys
+import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 import yaml
+from visualdl import LogWriter
 
+import ppvision.dashboard as module
 from ppvision.cli import run
 from ppvision.dashboard import vdl_folders
+from ppvision.errors import EngineError, InputError
 from ppvision.run_folder import read_metrics
 from tests.browser import chromium
 from tests.conftest import ROOT, classification_config
@@ -110,6 +120,114 @@ def test_one_row_of_settings_per_run_with_its_final_scores(address, runs):
 def test_a_run_without_records_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="Train with --use_vdl"):
         vdl_folders([tmp_path])
+
+
+# -- ports -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(tmp_path) -> Path:
+    """A run folder with one record."""
+    with LogWriter(logdir=str(tmp_path / "mine" / "vdl")) as writer:
+        writer.add_scalar("Train/loss", 1.5, 1)
+    return tmp_path / "mine"
+
+
+@contextlib.contextmanager
+def dashboard(*arguments: object) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-m", "ppvision.dashboard", *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def read_until(stream: IO[str], word: str) -> str:
+    printed = ""
+    for line in stream:
+        printed += line
+        if word in line:
+            return printed
+    raise AssertionError(f"ended without {word!r}: {printed}")
+
+
+@contextlib.contextmanager
+def listening(host: str = "127.0.0.1") -> Iterator[int]:
+    """A port that another program listens on."""
+    with socket.create_server((host, 0)) as busy:
+        yield busy.getsockname()[1]
+
+
+def test_a_busy_port_gives_the_next_free_one_which_serves(recorded):
+    with listening() as port, dashboard(recorded, "--port", port) as server:
+        printed = read_until(server.stdout, "VisualDL: http")
+        assert f"port {port} is taken" in printed
+        found = re.search(r"VisualDL: (http://127\.0\.0\.1:(\d+)) ", printed)
+        assert int(found[2]) > port
+        assert ask(found[1], "runs") == ["mine/vdl"]
+        server.terminate()
+        assert server.wait(timeout=30) == 128 + signal.SIGTERM
+        with pytest.raises(OSError, match="refused"):
+            ask(found[1], "runs")
+
+
+def test_a_path_for_a_proxy(recorded):
+    with dashboard(recorded, "--public_path", "/lab/vdl/") as server:
+        printed = read_until(server.stdout, "VisualDL: http")
+        address = re.search(r"VisualDL: (http://127\.0\.0\.1:\d+/lab/vdl) ", printed)[1]
+        request = urllib.request.Request(f"{address}/api/runs", headers={"Accept-Language": "en"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["data"] == ["mine/vdl"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "70000"], "expected 1 to 65535"),
+        (["--port", "²"], "expected 1 to 65535"),
+        (["--port", "-1"], "expected"),
+        (["--public_path", "/"], "such as /vdl"),
+        (["--public_path", "vdl"], "such as /vdl"),
+        (["--public_path", "/a b"], "such as /vdl"),
+        (["--host", "203.0.113.7"], "cannot listen on '203.0.113.7'"),
+        (["--host", "no.such.host.invalid"], "cannot listen on"),
+    ],
+)
+def test_what_no_server_can_have(recorded, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dashboard", str(recorded), *arguments])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert message in f"{ended.value.code}{capsys.readouterr().err}"
+
+
+def test_a_program_that_takes_the_port_meanwhile_is_named():
+    """One that answers, but is not VisualDL."""
+    handler = http.server.SimpleHTTPRequestHandler
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            with (
+                subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive,
+                pytest.raises(EngineError, match="another program has taken"),
+            ):
+                module._wait_for_answer(alive, "127.0.0.1", other.server_port)
+        finally:
+            other.shutdown()
+            thread.join()
+
+
+def test_a_port_that_was_just_given_back_is_free(monkeypatch):
+    monkeypatch.setattr(module, "_PORTS", 1)
+    with listening() as port:
+        with pytest.raises(InputError, match="free port"):
+            module.free_port("127.0.0.1", port)
+        client = socket.create_connection(("127.0.0.1", port))
+    client.close()
+    assert module.free_port("127.0.0.1", port) == port
 
 
 @pytest.mark.all

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from ppvision.errors import LibraryError
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError
 from tests.conftest import ROOT
@@ -124,10 +125,10 @@ def test_what_is_unknown_is_named_with_its_line(tmp_path, recipe, text, says):
         opened(tmp_path, recipe, text)
 
 
-def test_what_paddledetection_cannot_build_is_a_config_error(tmp_path):
+def test_what_paddledetection_cannot_build_is_named(tmp_path):
     """Arguments that exist, with values that do not go together."""
     job = opened(tmp_path, "mask_rcnn", "FPN: {out_channel: wide}\n")
-    with pytest.raises(ConfigError, match="MaskRCNN: PaddleDetection does not build it from these"):
+    with pytest.raises(LibraryError, match="MaskRCNN: PaddleDetection raised TypeError"):
         job.float_model  # noqa: B018
 
 
@@ -149,3 +150,9 @@ def test_fcos_needs_objects_in_training(tmp_path, scenes):
     content["TrainDataset"]["!COCODataSet"]["allow_empty"] = True
     with pytest.raises(ConfigError, match="allow_empty: expected false for FCOS"):
         open_job(write_detector(tmp_path / "job.yml", content))
+
+
+def test_pictures_kept_as_pickles_are_refused(tmp_path):
+    text = "TrainReader: {sample_transforms: [{DecodeCache: {cache_root: /tmp/shared}}]}\n"
+    with pytest.raises(ConfigError, match="DecodeCache"):
+        opened(tmp_path, "ppyoloe", text)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ppvision import remote
 from ppvision.dashboard import free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant import fetching as module
@@ -42,7 +43,7 @@ def original(state, tmp_path_factory) -> Path:
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "TIMEOUTS", (2.0, 2.0))
+    monkeypatch.setattr(remote, "TIMEOUTS", (2.0, 2.0))
     return tmp_path / "cache"
 
 
@@ -399,7 +400,7 @@ def unreachable(server: FileServer, how: str, monkeypatch) -> None:
     if how == "stopped":
         stop(server)
     elif how == "hangs":
-        monkeypatch.setattr(module, "TIMEOUTS", (0.3, 0.3))
+        monkeypatch.setattr(remote, "TIMEOUTS", (0.3, 0.3))
         server.hangs.add("manifest.json")
     elif how == "breaks":
         server.breaks["manifest.json"] = [10] * 9
@@ -451,7 +452,7 @@ def test_a_damaged_cache_without_a_server(server, cache):
 
 
 def test_a_file_that_hangs(server, monkeypatch):
-    monkeypatch.setattr(module, "TIMEOUTS", (0.3, 0.3))
+    monkeypatch.setattr(remote, "TIMEOUTS", (0.3, 0.3))
     server.hangs.add("w2.safetensors")
     start = time.monotonic()
     with pytest.raises(LayeredModelError, match=r"w2.safetensors: expected an answer within 0.3 s"):

@@ -1,5 +1,8 @@
 """CIFAR-10 as picture files, packed or in class folders: `classes/{train,val}/NAME/*`."""
 
+import bz2
+import gzip
+import io
 import lzma
 import tarfile
 import zlib
@@ -11,18 +14,18 @@ from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
 from ppvision.data.pictures import read_picture
 from ppvision.data.sources import SPLITS, existing_source
 from ppvision.data.writing import progress, write_description
-from ppvision.errors import DataError
+from ppvision.errors import DataError, shorten, shorten_text
 from ppvision.files import create_folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# A packed file may say that a kilobyte becomes gigabytes. A picture of 32 x 32 pixels has 3 KiB,
-# a name in a header of its own a few hundred bytes.
-PICTURE_BYTES = 64 * 2**20
-HEADER_BYTES = 2**20
-
-_HEADER_TYPES = {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE}
-_HEADER_TYPES |= {tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE}
+# CIFAR-10 as pictures has 60,000 of at most 4 kB.
+_MAX_PICTURE = 16 << 20
+_MAX_MEMBERS = 100_000
+_MAX_BYTES = 4 << 30
+_MAX_HEADERS = 1 << 20  # of one member
+_START = 1 << 16
+_XZ_MEMORY = 128 << 20  # `xz -9` makes files that take 65 MiB
 
 # Path within the source, split, class and content of one picture.
 _Picture = tuple[str, str, str, bytes]
@@ -111,54 +114,133 @@ def _folder_pictures(source: Path) -> Iterator[_Picture]:
     for path in sorted(path for path in source.glob("*/*/*") if path.is_file()):
         relative = path.relative_to(source)
         if found := _split_and_class(relative.parts, str(path), left_out):
+            _check_size(path.stat().st_size, str(path))
             yield (relative.as_posix(), *found, path.read_bytes())
     left_out.log(source)
 
 
-class _BoundedMember(tarfile.TarInfo):
-    """A member of a tar file. Long names stand in headers of their own, which `tarfile` reads whole
-    whatever size they say."""
+def _check_size(size: int, where: str) -> None:
+    if size > _MAX_PICTURE:
+        raise DataError(
+            f"{where}: expected a picture of at most {_MAX_PICTURE} bytes, got {size}. CIFAR-10's "
+            "have 32 x 32 pixels: replace or remove it."
+        )
 
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
-        member = super().frombuf(buf, encoding, errors)
-        if member.type in _HEADER_TYPES and member.size > HEADER_BYTES:
-            raise tarfile.ReadError(
-                f"a header of {member.size} bytes, expected at most {HEADER_BYTES}"
-            )
-        return member
+
+class _TarBytes(io.RawIOBase):
+    """What a tar file holds, unpacked, with bounds: `tarfile` reads as much for a name or a header
+    as the file says, and what is packed can be a thousand times as large as it looks.
+
+    Args:
+        source: the file, plain or as gzip, bzip2, xz.
+    """
+
+    def __init__(self, source: Path) -> None:
+        self._source = source.open("rb")
+        self._file = self._source
+        start = self._source.read(_START)
+        self._source.seek(0)
+        for magic, unpack in (
+            (b"\x1f\x8b", gzip.open),
+            (b"BZh", bz2.open),
+            (b"\xfd7zXZ\x00", lzma.open),
+        ):
+            if start.startswith(magic):
+                self._file = unpack(self._source)
+        if self._file is not self._source and start.startswith(b"\xfd"):
+            # A file names the memory that it takes to unpack it.
+            lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(start, max_length=1)
+        self._left = 0
+
+    def allow(self, count: int) -> None:
+        """Let `count` bytes be read from now on."""
+        self._left = count
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size) if 0 <= size <= self._left else None
+        if data is None:
+            raise tarfile.ReadError(f"a header of more than {_MAX_HEADERS} bytes")
+        self._left -= len(data)
+        self._check_place(self._file.tell())
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET:
+            self._check_place(offset)
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    @staticmethod
+    def _check_place(place: int) -> None:
+        if place > _MAX_BYTES:
+            raise tarfile.ReadError(f"more than {_MAX_BYTES} bytes of content")
+
+    def close(self) -> None:
+        self._file.close()
+        self._source.close()
+        super().close()
 
 
 def _tar_pictures(source: Path) -> Iterator[_Picture]:
     """Nothing is unpacked under the name that the tar file gives it."""
     try:
         left_out = LeftOut()
-        with tarfile.open(source, "r:*", tarinfo=_BoundedMember) as archive:
-            for member in archive:
-                parts = PurePosixPath(member.name).parts
-                if member.name.startswith("/") or ".." in parts:
-                    raise DataError(
-                        f"{source}: refused: the member {member.name} points out of its folder. "
-                        "Get the file from a source you trust."
-                    )
-                if member.isdir():
-                    continue
-                found = _split_and_class(parts, f"{source}: {member.name}", left_out)
-                if found is None:
-                    continue
-                if not member.isreg():
-                    raise DataError(
-                        f"{source}: refused: {member.name} is a link or device, not a picture. "
-                        "Get the file from a source you trust."
-                    )
-                if member.size > PICTURE_BYTES:
-                    raise DataError(
-                        f"{source}: refused: {member.name} says that it has {member.size} bytes, "
-                        f"expected at most {PICTURE_BYTES}. Get the file from a source you trust."
-                    )
-                yield (member.name, *found, archive.extractfile(member).read())
+        with _TarBytes(source) as unpacked:
+            unpacked.allow(_MAX_HEADERS)
+            with tarfile.open(fileobj=unpacked, mode="r:") as archive:
+                for number, member in enumerate(archive):
+                    if number >= _MAX_MEMBERS:
+                        raise DataError(
+                            f"{source}: expected at most {_MAX_MEMBERS} members, got more. Get the "
+                            "file from a source you trust."
+                        )
+                    where = f"{source}: {shorten(member.name)}"
+                    parts = _checked_parts(member, where)
+                    if parts and (found := _split_and_class(parts, where, left_out)):
+                        _check_member(member, where)
+                        unpacked.allow(member.size)
+                        content = archive.extractfile(member).read()
+                        if len(content) != member.size:
+                            raise tarfile.ReadError(f"{where}: unexpected end of data")
+                        yield (member.name, *found, content)
+                    unpacked.allow(_MAX_HEADERS)
         left_out.log(source)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except DataError:
+        raise
+    except (
+        *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError),
+        # What `tarfile` itself raises for headers that are no headers.
+        *(ArithmeticError, LookupError, RecursionError, TypeError, ValueError),
+    ) as error:
         raise DataError(
-            f"{source}: the tar file is cut off or damaged ({error}). Get it again."
+            f"{source}: the tar file is cut off or damaged ({shorten_text(str(error), 200)}). Get "
+            "it again."
         ) from error
+
+
+def _checked_parts(member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
+    """The parts of a member's path; nothing for one that is not a file."""
+    parts = PurePosixPath(member.name).parts
+    if member.name.startswith("/") or ".." in parts:
+        raise DataError(
+            f"{where}: refused: this member points out of its folder. Get the file from a source "
+            "you trust."
+        )
+    return () if member.isdir() else parts
+
+
+def _check_member(member: tarfile.TarInfo, where: str) -> None:
+    if not member.isreg() or member.issparse():
+        raise DataError(
+            f"{where}: refused: is a link, a device or a file with holes, not a picture. Get the "
+            "file from a source you trust."
+        )
+    _check_size(member.size, where)

@@ -19,7 +19,7 @@ from numbers import Integral
 import cv2
 import numpy as np
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 _NONE = -1  # class of pixels that do not count
 MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
@@ -67,12 +67,12 @@ class _CountedPerClass(ABC):
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
         if not _is_count(num_classes):
             raise InputError(
-                f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
+                f"num_classes: expected a whole number of at least 1, got {shorten(num_classes)}."
             )
         if num_classes > MOST_CLASSES:
             raise InputError(f"num_classes: expected at most {MOST_CLASSES}, got {num_classes}.")
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
-            raise InputError(f"ignore_index: expected a whole number, got {ignore_index!r}.")
+            raise InputError(f"ignore_index: expected a whole number, got {shorten(ignore_index)}.")
         self.num_classes, self.ignore_index = num_classes, int(ignore_index)
         self.counts = np.zeros(0, np.int64)
 
@@ -173,7 +173,9 @@ class BoundaryIoU(_CountedPerClass):
     ) -> None:
         super().__init__(num_classes, ignore_index)
         if not isinstance(dilation_ratio, float | int) or not 0 < dilation_ratio < 1:
-            raise InputError(f"dilation_ratio: expected it in (0, 1), got {dilation_ratio!r}.")
+            raise InputError(
+                f"dilation_ratio: expected it in (0, 1), got {shorten(dilation_ratio)}."
+            )
         self.dilation_ratio = dilation_ratio
         self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label
 
@@ -244,7 +246,7 @@ class BoundaryFScore(_CountedPerClass):
         ):
             raise InputError(
                 "tolerances: expected a tuple of whole numbers of pixels from 1 on, got "
-                f"{tolerances!r}. Write (3,) for one of 3."
+                f"{shorten(tolerances)}. Write (3,) for one of 3."
             )
         self.tolerances = tuple(tolerances)
         # Boundary pixels of pred and of label, then those found again, per tolerance.
@@ -349,7 +351,9 @@ class TrimapIoU(_CountedPerClass):
     def __init__(self, num_classes: int, ignore_index: int = 255, width: int = 5) -> None:
         super().__init__(num_classes, ignore_index)
         if not _is_count(width):
-            raise InputError(f"width: expected a whole number of pixels from 1 on, got {width!r}.")
+            raise InputError(
+                f"width: expected a whole number of pixels from 1 on, got {shorten(width)}."
+            )
         self.width = width
         self.counts = np.zeros((3, num_classes), np.int64)  # right, predicted, true
 

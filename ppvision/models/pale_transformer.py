@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 from ppvision.nn import ChannelLayerNorm, DropPath, PaleAttention
 from ppvision.nn.pale_attention import SeparableConv
 
@@ -151,7 +151,9 @@ class PaleTransformer(nn.Layer):
         super().__init__()
         for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+                raise InputError(
+                    f"{name}: expected a whole number of at least 1, got {shorten(count)}."
+                )
         self.config = config
         self.features_only = features_only
         self.recompute = recompute

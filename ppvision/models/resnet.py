@@ -9,7 +9,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 CHANNELS = (16, 32, 64)
 
@@ -61,7 +61,9 @@ class CifarResNet(nn.Layer):
         super().__init__()
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+                raise InputError(
+                    f"{name}: expected a whole number of at least 1, got {shorten(value)}."
+                )
         width = CHANNELS[0]
         self.stem = nn.Conv2D(in_channels, width, 3, padding=1, bias_attr=False)
         self.norm = nn.BatchNorm2D(width)

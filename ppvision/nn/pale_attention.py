@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 # Added to the score of a padded key. exp(-1e4) is zero in float32, and the number itself is
 # representable in float16, so the same constant serves AMP.
@@ -32,14 +32,14 @@ def _grouped_axis(axis: int) -> int:
         return _WIDTH
     raise InputError(
         f"axis: expected 2 or -2 (height: groups of rows) or 3 or -1 (width: groups of columns) of "
-        f"a [B, C, H, W] tensor, got {axis!r}."
+        f"a [B, C, H, W] tensor, got {shorten(axis)}."
     )
 
 
 def _checked_pale_size(pale_size: int) -> int:
     if isinstance(pale_size, bool) or not isinstance(pale_size, int) or pale_size < 1:
         raise InputError(
-            f"pale_size: expected a whole number of at least 1, got {pale_size!r}. "
+            f"pale_size: expected a whole number of at least 1, got {shorten(pale_size)}. "
             "The paper uses 7 rows and 7 columns."
         )
     return pale_size

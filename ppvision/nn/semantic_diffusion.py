@@ -24,7 +24,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 # -- similarity of the guidance at two pixels, by its difference [B, C, H, W] in units of lambda ---
 
@@ -158,7 +158,7 @@ def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice,
 def _check_similarity(similarity: object) -> None:
     if not isinstance(similarity, str) or similarity not in SIMILARITIES:
         raise InputError(
-            f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}."
+            f"similarity: expected one of {', '.join(SIMILARITIES)}, got {shorten(similarity)}."
         )
 
 
@@ -313,7 +313,9 @@ def semantic_difference(
 def _check_counts(**counts: object) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"{name}: expected a whole number of at least 1, got {count!r}.")
+            raise InputError(
+                f"{name}: expected a whole number of at least 1, got {shorten(count)}."
+            )
 
 
 @paddle.jit.not_to_static  # which would make tensors of the sizes of a graph
@@ -547,21 +549,25 @@ class SemanticDiffusionPyramid(nn.Layer):
         count = len(feat_channels)
         if levels is not None and not isinstance(levels, (list, tuple)):
             raise InputError(
-                f"levels: expected a list of numbers or None, got {levels!r}. Write [0] for one."
+                f"levels: expected a list of numbers or None, got {shorten(levels)}. Write [0] for "
+                "one."
             )
         chosen = list(range(count)) if levels is None else list(levels)
         for level in chosen:
             if isinstance(level, bool) or not isinstance(level, int) or not -count <= level < count:
                 raise InputError(
                     f"levels: expected numbers from 0 to {count - 1} (or from -{count} to -1) for "
-                    f"a backbone of {count} feature maps, got {levels!r}."
+                    f"a backbone of {count} feature maps, got {shorten(levels)}."
                 )
         chosen = [level % count for level in chosen]
         if not chosen:
-            raise InputError(f"levels: expected at least one, got {levels!r}. None takes all.")
+            raise InputError(
+                f"levels: expected at least one, got {shorten(levels)}. None takes all."
+            )
         if len(set(chosen)) != len(chosen):
             raise InputError(
-                f"levels: expected each once, got {levels!r}, which is {chosen} of {count} feature "
+                f"levels: expected each once, got {shorten(levels)}, which is {chosen} of {count} "
+                "feature "
                 "maps."
             )
         self.levels = sorted(chosen)

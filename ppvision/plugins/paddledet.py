@@ -28,7 +28,7 @@ import contextlib
 import importlib
 import io
 
-from ppvision.errors import MissingPackageError
+from ppvision.errors import MissingPackageError, shorten
 
 try:
     with contextlib.redirect_stdout(io.StringIO()):  # it asks for numba, which tracking alone needs
@@ -60,13 +60,14 @@ from ppvision.data.pictures import read_picture
 from ppvision.errors import DataError, InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import paddledet_data, reading, shims
+from ppvision.safe_yaml import BoundedLoader
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import assign_backbone
 
 _REFUSED = "!Callable"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(BoundedLoader):
     """YAML's plain values and the tags of PaddleDetection's classes."""
 
 
@@ -140,7 +141,7 @@ class _PaleBackbone(nn.Layer):
         if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
             raise InputError(
                 f"{name}: return_idx: expected numbers from 0 to {count - 1}, the finest first, "
-                f"got {return_idx!r}."
+                f"got {shorten(return_idx)}."
             )
         self.return_idx = chosen
         self.net = create_model(
@@ -302,7 +303,8 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     owner = known.pymodule.__name__
     if owner != __name__:
         raise InputError(
-            f"PaddleDetection component {name!r}: expected a free name, but {owner} has registered "
+            f"PaddleDetection component {shorten(name)}: expected a free name, but {owner} has "
+            "registered "
             "it. Import only one of the two."
         )
     return component  # imported before, and reloaded now

@@ -25,7 +25,7 @@ that names the file. A data set whose pictures have more than 8 bits a channel s
 Importing it again, or reloading it, changes nothing.
 """
 
-from ppvision.errors import MissingPackageError
+from ppvision.errors import MissingPackageError, shorten
 
 try:
     from paddleseg.core.train import loss_computation  # (shims repair its train())
@@ -132,7 +132,8 @@ class SemanticDiffusionBackbone(nn.Layer):
         super().__init__()
         if not isinstance(backbone, nn.Layer):
             raise InputError(
-                f"SemanticDiffusionBackbone: expected a backbone, got {backbone!r}. In YAML: "
+                f"SemanticDiffusionBackbone: expected a backbone, got {shorten(backbone)}. In "
+                "YAML: "
                 "backbone: {type: NAME}."
             )
         if not hasattr(backbone, "feat_channels"):
@@ -212,7 +213,7 @@ def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
         return known  # imported before, and reloaded now
     if known is not None:
         raise InputError(
-            f"PaddleSeg backbone {name!r}: expected a free name, but {known.__module__} has "
+            f"PaddleSeg backbone {shorten(name)}: expected a free name, but {known.__module__} has "
             "registered it. Import only one of the two."
         )
     return manager.BACKBONES.add_component(component)

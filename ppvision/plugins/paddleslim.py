@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 from paddle.nn.layer.norm import _BatchNormBase
 
-from ppvision.errors import MissingPackageError
+from ppvision.errors import MissingPackageError, shorten
 
 try:
     from paddleslim.quant import SlimQAT, SlimQuantConfig
@@ -214,13 +214,14 @@ def slim_quant_config(
     for name in types:
         if name not in names:
             raise InputError(
-                f"slim_config: types: expected one of {', '.join(names)}, got {name!r}."
+                f"slim_config: types: expected one of {', '.join(names)}, got {shorten(name)}."
             )
     paths = {path: layer for path, layer in model.named_sublayers() if type(layer) in WITH_WEIGHT}
     for pattern in layers:
         if not fnmatch.filter(paths, pattern) and not fnmatch.filter(paths, f"{pattern}.*"):
             raise InputError(
-                f"slim_config: layers: {pattern!r} matches no layer. There are, for example, "
+                f"slim_config: layers: {shorten(pattern)} matches no layer. There are, for "
+                "example, "
                 f"{', '.join(list(paths)[:5])}."
             )
     fusions = {
@@ -268,13 +269,14 @@ def _factories_of(
     if unknown or ("bits" in rule and {"min_bits", "max_bits"} & rule.keys()):
         raise InputError(
             f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
-            f"activations, float (both true or false); got {dict(rule)!r}."
+            f"activations, float (both true or false); got {shorten(dict(rule))}."
         )
     for key in ("bits", "min_bits", "max_bits"):
         width = rule.get(key, MAX_BITS)
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= MAX_BITS:
             raise InputError(
-                f"slim_config: the rule for {path}: {key}: expected 1 to {MAX_BITS}, got {width!r}."
+                f"slim_config: the rule for {path}: {key}: expected 1 to {MAX_BITS}, got "
+                f"{shorten(width)}."
             )
     if rule.get("float"):
         return None

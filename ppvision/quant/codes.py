@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 MAX_BITS = 8
 FLOAT_BITS = 32  # what a model without quantisation is said to have
@@ -38,7 +38,7 @@ def quantize_codes(
     """The code of each weight: `clip(floor(w / step))`.
 
     Args:
-        weight: finite floats of any shape.
+        weight: finite floats of any shape; float64 at most.
         step: width of a cell, at least 0: one number, or one per channel with `axis`.
         bits: width of the codes, 1 to 8. Default 8.
         axis: of the channels. Default None: one step for all.
@@ -57,9 +57,10 @@ def quantize_codes(
     if not np.isfinite(weight).all():
         raise InputError("weight: expected finite numbers, got nan or infinity. Train them again.")
     step = _aligned_step(step, weight.shape, axis)
-    # In float32 w / s is rounded, which can move a weight that lies on a border by a cell.
+    # A quotient is rounded, in float64 too, and may reach a border that the weight lies below of.
+    # `floor_divide` takes the exact remainder away first.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        cells = np.floor(weight.astype(np.float64) / step)
+        cells = np.floor_divide(weight.astype(np.float64), step)
     return np.where(step > 0, np.clip(cells, low, high), 0).astype(np.int8)
 
 
@@ -225,7 +226,9 @@ def check_bits(name: str, bits: int) -> None:
     """Raise `ValueError` unless `bits` is a whole number from 1 to 8."""
     whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
     if not whole or not 1 <= bits <= MAX_BITS:
-        raise InputError(f"{name}: expected a whole number from 1 to {MAX_BITS}, got {bits!r}.")
+        raise InputError(
+            f"{name}: expected a whole number from 1 to {MAX_BITS}, got {shorten(bits)}."
+        )
 
 
 def _check_narrower(bits: int, top_bits: int) -> None:

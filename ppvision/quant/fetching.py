@@ -17,19 +17,16 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
-import urllib3
 from tqdm import tqdm
 
-from ppvision.errors import StorageError
+from ppvision.errors import StorageError, shorten_text
 from ppvision.files import cache_folder
 from ppvision.quant.layered_files import LayeredModelError
+from ppvision.remote import NoAnswerError, RequestError, open_answer, read_pieces
 
 logger = logging.getLogger("ppvision")
 
-TIMEOUTS = (10.0, 30.0)  # seconds: to connect, and between two pieces of an answer
 ATTEMPTS = 5  # connections for one file, while each brings more of it
-_REDIRECTS = 5
-_PIECE = 1 << 18
 
 
 class FetchError(LayeredModelError):
@@ -252,12 +249,6 @@ class Remote:
 
     def _check_length(self, answer: requests.Response, name: str, expected: int) -> None:
         length = answer.headers.get("Content-Length")
-        encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise FetchError(
-                f"{self._shown(name)}: expected the file as it is, got it as {encoding}. Switch "
-                "compression off for .safetensors on the server."
-            )
         if length is not None and length != str(expected):
             raise FetchError(
                 f"{self._shown(name)}: expected {expected} bytes by the manifest, the server "
@@ -291,74 +282,30 @@ class Remote:
     ) -> Iterator[requests.Response]:
         """An answer whose body is not read yet, of status 200 (with a range also 206, 416)."""
         shown, known = self._shown(name), (200, 206, 416) if headers else (200,)
-        with requests.Session() as session:
-            session.max_redirects = _REDIRECTS
-            # A compressed answer has neither the manifest's number of bytes nor ranges of them.
-            session.headers["Accept-Encoding"] = "identity"
-            with self._ask(session, method, name, headers or {}) as answer:
-                if self._parts.scheme == "https" and not answer.url.startswith("https:"):
-                    raise FetchError(f"{shown}: expected https, got a redirect to plain http.")
+        try:
+            with open_answer(method, self._url(name), shown, headers) as answer:
                 if answer.status_code not in known:
                     kind = UnreachableError if answer.status_code >= 500 else FetchError
                     error = kind(
                         f"{shown}: expected the file, the server answers {answer.status_code} "
-                        f"{answer.reason}. Check the address, or whether all of the model is "
-                        "published."
+                        f"{shorten_text(answer.reason or '', 80)}. Check the address, or whether "
+                        "all of the model is published."
                     )
                     error.status = answer.status_code
                     raise error
                 yield answer
-
-    def _ask(
-        self, session: requests.Session, method: str, name: str, headers: dict[str, str]
-    ) -> requests.Response:
-        """Send a request; the exceptions of `requests` become ours."""
-        shown = self._shown(name)
-        try:
-            return session.request(
-                method,
-                self._url(name),
-                headers=headers,
-                stream=True,
-                timeout=TIMEOUTS,
-                allow_redirects=True,
-            )
-        except requests.Timeout as error:
-            raise UnreachableError(
-                f"{shown}: expected an answer within {TIMEOUTS[1]:g} s, got none. Try again later."
-            ) from error
-        except requests.TooManyRedirects as error:
-            raise FetchError(
-                f"{shown}: expected a file, got more than {_REDIRECTS} redirects. Pass the address "
-                "that they should lead to."
-            ) from error
-        except requests.ConnectionError as error:
-            raise UnreachableError(
-                f"{shown}: the server cannot be reached ({_cause(error)}). Check the address and "
-                "the network."
-            ) from error
-        except (requests.RequestException, ValueError) as error:  # a redirect to ftp://, for one
-            raise FetchError(f"{shown}: expected an answer, got {error}.") from error
+        except NoAnswerError as error:
+            raise UnreachableError(str(error)) from error
+        except RequestError as error:
+            raise FetchError(str(error)) from error
 
 
 def _pieces(answer: requests.Response, shown: str) -> Iterator[bytes]:
-    """The body, as it comes; `_BrokenError` where it ends too early.
-
-    (`iter_content` waits for whole pieces, and loses one that the connection breaks in.)
-    """
+    """The body, as it comes; `_BrokenError` where it ends too early."""
     try:
-        while piece := answer.raw.read1(_PIECE, decode_content=True):
-            yield piece
-    except urllib3.exceptions.HTTPError as error:
-        raise _BrokenError(f"{shown}: the connection broke ({_cause(error)}).") from error
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason, without the addresses and objects that urllib3 wraps it in."""
-    while error.args and isinstance(error.args[-1], BaseException):
-        error = error.args[-1]
-    text = str(getattr(error, "reason", None) or error)
-    return text.rpartition(">: ")[2] or text
+        yield from read_pieces(answer, shown)
+    except NoAnswerError as error:
+        raise _BrokenError(str(error)) from error
 
 
 def _validator(partial: Path) -> Path:

@@ -30,9 +30,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load
 
-from ppvision.errors import InputError, PpvisionError
+from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
 from ppvision.quant.codes import MAX_BITS, plane_bytes, unpack_codes
 from ppvision.quant.layered_state import LayeredActivation, LayeredState, LayeredWeight
+from ppvision.zoo.weights import header_fits
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
@@ -162,15 +163,9 @@ def digest(content: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def shown(value: object) -> str:
-    """A value in an error, short."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def _require(fits: bool, where: str, expected: str, got: object) -> None:
     if not fits:
-        raise LayeredModelError(f"{where}: expected {expected}, got {shown(got)}. {_AGAIN}")
+        raise LayeredModelError(f"{where}: expected {expected}, got {shorten(got)}. {_AGAIN}")
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
@@ -190,7 +185,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     version = content.get("format_version")
     if type(version) is not int or version != FORMAT_VERSION:
         raise LayeredModelError(
-            f"{where}: expected format_version {FORMAT_VERSION}, got {shown(version)}. Another "
+            f"{where}: expected format_version {FORMAT_VERSION}, got {shorten(version)}. Another "
             "version of ppvision wrote it: use that one, or pack the model again."
         )
     _require_keys(content, _KEYS, where)
@@ -207,13 +202,22 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     return Manifest(
         architecture,
         bits,
-        {path: _weight_entry(e, f"{where}: weight {shown(path)}") for path, e in weights.items()},
-        {p: _activation_entry(e, f"{where}: input {shown(p)}") for p, e in activations.items()},
+        {path: _weight_entry(e, f"{where}: weight {shorten(path)}") for path, e in weights.items()},
+        {p: _activation_entry(e, f"{where}: input {shorten(p)}") for p, e in activations.items()},
         {name: _file_entry(files[name], f"{where}: {name}") for name in sorted(files)},
     )
 
 
+# A value of JSON takes up to 72 bytes of memory; one of a manifest is 10 bytes long.
+_FREE_VALUES = 100_000
+_BYTES_PER_VALUE = 8
+
+
 def _parse_json(data: bytes, where: str) -> object:
+    values = sum(map(data.count, (b",", b"[", b"{")))
+    fits = values <= _FREE_VALUES + len(data) // _BYTES_PER_VALUE
+    _require(fits, where, "the values of a manifest", f"{values} of them")
+
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
         if len(content) != len(pairs):
@@ -227,16 +231,19 @@ def _parse_json(data: bytes, where: str) -> object:
         return value
 
     try:
-        return json.loads(
+        content = json.loads(
             data.decode("utf-8"),
             object_pairs_hook=unique,
             parse_float=number,
             parse_constant=number,
         )
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # JSON can spell half a letter
     except (ValueError, RecursionError) as error:
         raise LayeredModelError(
-            f"{where}: expected JSON, got a file that does not read ({error}). {_AGAIN}"
+            f"{where}: expected JSON, got a file that does not read "
+            f"({shorten_text(str(error), 200)}). {_AGAIN}"
         ) from error
+    return content
 
 
 def _require_keys(content: Mapping[str, object], expected: Sequence[str], where: str) -> None:
@@ -340,8 +347,8 @@ def describe_state(state: LayeredState, config: Mapping[str, Any]) -> Manifest:
     return Manifest(
         config,
         _widths(list(state.bits), "state: bits"),
-        {path: _weight_entry(e, f"state: weight {shown(path)}") for path, e in weights.items()},
-        {p: _activation_entry(e, f"state: input {shown(p)}") for p, e in activations.items()},
+        {path: _weight_entry(e, f"state: weight {shorten(path)}") for path, e in weights.items()},
+        {p: _activation_entry(e, f"state: input {shorten(p)}") for p, e in activations.items()},
         {},
     )
 
@@ -357,10 +364,26 @@ def split_layers(state: LayeredState) -> list[dict[str, np.ndarray]]:
             if weight.width(bits) > weight.width(bits - 1):
                 plane = packed[weight.width(bits) - 1 : weight.width(bits)]
                 layers[bits - lowest][f"codes/{path}"] = plane
+    spoilt = _spoilt(state.floats, state.statistics.get(highest, {}))
+    if spoilt:
+        raise LayeredModelError(
+            f"state: expected numbers, got nan in {shorten(spoilt[0])}. The training has diverged: "
+            "take an earlier checkpoint, or train again at a lower rate."
+        )
     layers[0] |= _split_steps(state) | _split_statistics(state)
     layers[0] |= {f"float/{name}": array for name, array in state.floats.items()}
     # `ascontiguousarray` would give an array of no axes one.
     return [{k: np.asarray(array, order="C") for k, array in layer.items()} for layer in layers]
+
+
+def _spoilt(*parts: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the tensors that hold nan."""
+    return [
+        name
+        for part in parts
+        for name, array in part.items()
+        if array.dtype.kind in "fc" and np.isnan(array).any()
+    ]
 
 
 def _split_steps(state: LayeredState) -> dict[str, np.ndarray]:
@@ -428,11 +451,13 @@ def parse_tensors(data: bytes, where: str) -> dict[str, np.ndarray]:
     Raises:
         LayeredModelError: not safetensors, or of a type that NumPy has not.
     """
+    _require(header_fits(data[:8], len(data)), where, "a header that fits the file", data[:8])
     try:
         return load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise LayeredModelError(
-            f"{where}: expected safetensors, got a file that does not read ({error}). {_AGAIN}"
+            f"{where}: expected safetensors, got a file that does not read "
+            f"({shorten_text(str(error), 200)}). {_AGAIN}"
         ) from error
 
 
@@ -445,10 +470,10 @@ class _Taken:
     def take(self, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         found = self.left.pop(name, None)
         if found is None:
-            raise LayeredModelError(f"{self.where}: expected {shown(name)}, got none. {_AGAIN}")
+            raise LayeredModelError(f"{self.where}: expected {shorten(name)}, got none. {_AGAIN}")
         got = f"{found.dtype} {list(found.shape)}"
         fits = found.dtype == dtype and found.shape == shape
-        _require(fits, f"{self.where}: {shown(name)}", f"{dtype} {list(shape)}", got)
+        _require(fits, f"{self.where}: {shorten(name)}", f"{dtype} {list(shape)}", got)
         return found
 
     def steps(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -458,7 +483,7 @@ class _Taken:
         for path in sorted(shapes):
             part = flat[start : start + math.prod(shapes[path])].reshape(shapes[path])
             fits = bool(np.isfinite(part).all() and (part >= 0).all())
-            where = f"{self.where}: {name} of {shown(path)}"
+            where = f"{self.where}: {name} of {shorten(path)}"
             _require(fits, where, "finite numbers of at least 0", "others")
             parts[path] = part
             start += part.size
@@ -498,6 +523,8 @@ def join_layers(
     floats = basic.rest("float/")
     for each in taken:
         each.close()
+    spoilt = _spoilt(floats, *statistics.values())
+    _require(not spoilt, f"{basic.where}: {shorten((spoilt or [''])[0])}", "numbers", "nan")
     _check_names([*weights], floats, statistics[manifest.highest], basic.where)
     return LayeredState(manifest.bits, held, weights, floats, statistics, activations)
 
@@ -516,12 +543,12 @@ def _weights(manifest: Manifest, taken: list[_Taken]) -> dict[str, LayeredWeight
         largest = float(step.max()) * 2.0 ** (entry.top_bits - 1)
         largest *= 1.0 if scale is None else float(scale.max())
         fits = largest <= float(np.finfo(np.float32).max)
-        where = f"{basic.where}: steps of {shown(path)}"
+        where = f"{basic.where}: steps of {shorten(path)}"
         _require(fits, where, "weights within the range of float32", f"up to {largest:g}")
         try:
             codes = unpack_codes(packed[path], entry.count).reshape(entry.shape)
         except ValueError as error:
-            where = f"{taken[-1].where}: weight {shown(path)}"
+            where = f"{taken[-1].where}: weight {shorten(path)}"
             raise LayeredModelError(f"{where}: {error} {_AGAIN}") from error
         weights[path] = LayeredWeight(
             codes=codes,
@@ -550,7 +577,7 @@ def _activations(manifest: Manifest, basic: _Taken) -> dict[str, LayeredActivati
     entries = manifest.activations
     steps = basic.steps("inputs", {path: (len(e.widths),) for path, e in entries.items()})
     for path, step in steps.items():  # unlike a weight's they are divided by
-        where = f"{basic.where}: inputs of {shown(path)}"
+        where = f"{basic.where}: inputs of {shorten(path)}"
         _require(bool((step > 0).all()), where, "steps above 0", "0")
     return {
         path: LayeredActivation(steps[path], e.widths, e.low_bits, e.top_bits, e.signed)
@@ -561,7 +588,7 @@ def _activations(manifest: Manifest, basic: _Taken) -> dict[str, LayeredActivati
 def _statistics(manifest: Manifest, basic: _Taken) -> dict[int, dict[str, np.ndarray]]:
     found = basic.rest("statistics/")
     for name, array in found.items():
-        where = f"{basic.where}: statistics of {shown(name)}"
+        where = f"{basic.where}: statistics of {shorten(name)}"
         fits = array.ndim > 0 and len(array) == len(manifest.bits)
         _require(fits, where, f"[{len(manifest.bits)}, ...], a row a width", list(array.shape))
     rows = enumerate(manifest.bits)

@@ -19,7 +19,7 @@ import numpy as np
 from paddle import nn
 from safetensors.numpy import save
 
-from ppvision.errors import InputError, MissingFileError, StorageError
+from ppvision.errors import InputError, MissingFileError, StorageError, shorten
 from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
 from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
 from ppvision.quant.layered_files import (
@@ -147,7 +147,7 @@ def _check_plain(value: object, where: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise InputError(f"{where}: expected text as keys, got {key!r}.")
+                raise InputError(f"{where}: expected text as keys, got {shorten(key)}.")
             _check_plain(item, f"{where}.{key}")
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
@@ -286,7 +286,7 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
     if bits is not None:
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= high:
-            raise InputError(f"bits: expected {low} to {high} for {source}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {high} for {source}, got {shorten(bits)}.")
         return int(bits)
     found = max(look(), low)  # without the lowest, reading it will say so
     if found < high:

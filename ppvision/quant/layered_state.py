@@ -11,7 +11,7 @@ import numpy as np
 from paddle import nn
 from paddle.quantization import BaseQuanter
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 from ppvision.quant.codes import (
     dequantize_codes,
     downsample_codes,
@@ -129,7 +129,7 @@ class LayeredState:
         low = min(self.bits)
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= self.held_bits:
-            raise InputError(f"bits: expected {low} to {self.held_bits}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {self.held_bits}, got {shorten(bits)}.")
 
     def statistics_at(self, bits: int) -> Mapping[str, np.ndarray]:
         """BatchNorm's, of the width or of the next trained one above."""

@@ -14,7 +14,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.errors import EngineError, InputError
+from ppvision.errors import EngineError, InputError, shorten
 from ppvision.quant.layered_layers import LayeredLayer, set_bits
 from ppvision.quant.quanters import DEFAULT_BITS, checked_widths
 
@@ -65,18 +65,18 @@ class OnceQAT(nn.Layer):
         _check_quanters(model, self.widths)
         if objective not in OBJECTIVES:
             raise InputError(
-                f"objective: expected one of {', '.join(OBJECTIVES)}, got {objective!r}."
+                f"objective: expected one of {', '.join(OBJECTIVES)}, got {shorten(objective)}."
             )
         if not 0 <= distillation < math.inf:
             raise InputError(
-                f"distillation: expected a number of at least 0, got {distillation!r}."
+                f"distillation: expected a number of at least 0, got {shorten(distillation)}."
             )
         weights = [1.0] * len(self.widths) if weights is None else list(weights)
         possible = len(weights) == len(self.widths) and min(weights) >= 0
         if not possible or not 0 < sum(weights) < math.inf:
             raise InputError(
                 f"weights: expected a number of at least 0 for each of {list(bits)}, got "
-                f"{weights!r}."
+                f"{shorten(weights)}."
             )
         order = sorted(range(len(weights)), key=lambda i: -list(bits)[i])
         share = len(weights) / sum(weights)
@@ -99,7 +99,7 @@ class OnceQAT(nn.Layer):
         """
         low, high = self.widths[-1], self.widths[0]
         if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
-            raise InputError(f"bits: expected {low} to {high}, got {bits!r}.")
+            raise InputError(f"bits: expected {low} to {high}, got {shorten(bits)}.")
         self.bits = bits
         set_bits(self.model, bits)
 

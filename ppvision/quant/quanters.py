@@ -18,7 +18,7 @@ from paddle.autograd import PyLayer
 from paddle.quantization import BaseQuanter
 from paddle.quantization.factory import QuanterFactory
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 from ppvision.quant.codes import MAX_BITS, check_bits, code_range
 
 DEFAULT_BITS = (8, 6, 4, 3, 2)
@@ -228,7 +228,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         super().__init__()
         self.range = _Range(bits, min_bits, max_bits)
         if steps not in ("shared", "per_width"):
-            raise InputError(f"steps: expected shared or per_width, got {steps!r}.")
+            raise InputError(f"steps: expected shared or per_width, got {shorten(steps)}.")
         self.axis = channel_axis(layer)
         self.widths = self.range.widths
         self.top_bits = self.widths[0]
@@ -570,7 +570,7 @@ def checked_widths(bits: Sequence[int]) -> tuple[int, ...]:
     """
     widths = tuple(bits) if isinstance(bits, (list, tuple)) else None
     if not widths:
-        raise InputError(f"bits: expected a list of widths such as [8, 4, 2], got {bits!r}.")
+        raise InputError(f"bits: expected a list of widths such as [8, 4, 2], got {shorten(bits)}.")
     for width in widths:
         check_bits("bits", width)
     if len(set(widths)) != len(widths):

@@ -17,6 +17,7 @@ def open_job(
     options: list[str] = (),
     *,
     slim_config: str | Path | None = None,
+    allow_download: bool = False,
     **overrides: object,
 ):
     """Read a config and build the job of its task.
@@ -26,6 +27,8 @@ def open_job(
         options: `--opts` entries, `a.b=value`.
         slim_config: a file that says how to quantise (`ppvision.tasks.quantization`); its keys go
             in the place of the config's own `slim_config`.
+        allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
+            components where the config gives an address.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
 
     Raises:
@@ -45,4 +48,6 @@ def open_job(
             from ppvision.tasks.classification import Classification as Job
         else:
             from ppvision.tasks.segmentation import Segmentation as Job
+    if task != "classification":  # whose weights are files and names of the zoo
+        overrides["allow_download"] = allow_download
     return Job(content, Path(config_path).stem, **overrides)

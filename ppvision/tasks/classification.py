@@ -5,7 +5,6 @@ Its config: `ppvision/tasks/classification_config.py`.
 
 import itertools
 import logging
-import os
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
+from ppvision.environment import usable_cpus
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
@@ -300,7 +300,7 @@ class Classification(ModelWithWidths):
 
         An "argmax" export gives the class alone: then only top1 is known.
         """
-        predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != ("classification", self.num_classes):
             raise ConfigError(

@@ -29,6 +29,7 @@ from paddle.vision import transforms as vision
 
 from ppvision.data.augment import RandAugment, RandomErasing
 from ppvision.deploy import transforms as deployed
+from ppvision.errors import shorten
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import (
     ConfigError,
@@ -98,7 +99,7 @@ def check_config(content: Located) -> None:
     check_keys(content, TOP_LEVEL_KEYS)
     for key in ("model", "train_dataset", "batch_size", "lr_scheduler"):
         if key not in content:
-            raise ConfigError(f"config: classification: expected {key!r}, got none.")
+            raise ConfigError(f"config: classification: expected {shorten(key)}, got none.")
     if ("iters" in content) == ("epochs" in content):
         raise ConfigError("config: expected either iters or epochs, got both or none of them.")
     for part, keys in _PARTS.items():
@@ -106,7 +107,7 @@ def check_config(content: Located) -> None:
             if not isinstance(content[part], dict):
                 raise ConfigError(
                     f"config{content.place(part)}: {part}: expected keys and values, got "
-                    f"{content[part]!r}."
+                    f"{shorten(content[part])}."
                 )
             check_keys(content[part], keys or content[part], part)
     check_engine_keys(content)
@@ -142,12 +143,12 @@ def _check_dataset(options: Located, part: str) -> None:
     if not isinstance(options.get("root"), str):
         raise ConfigError(
             f"config{options.place('root')}: {part}: expected root, the folder of pictures, got "
-            f"{options.get('root')!r}."
+            f"{shorten(options.get('root'))}."
         )
     if not isinstance(options.get("list_path"), str | None):
         raise ConfigError(
             f"config{options.place('list_path')}: {part}: expected list_path to be a file, got "
-            f"{options['list_path']!r}."
+            f"{shorten(options['list_path'])}."
         )
     if options.get("max_value") is not None:
         check_number(options, "max_value", part, low=1, whole=True)
@@ -155,14 +156,16 @@ def _check_dataset(options: Located, part: str) -> None:
     if not isinstance(transforms, list):
         raise ConfigError(
             f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
-            f"{transforms!r}."
+            f"{shorten(transforms)}."
         )
     known = TRAIN_TRANSFORMS if part == "train_dataset" else deployed.KNOWN
     normalized = False
     for number, transform in enumerate(transforms):
         where = f"{part}.transforms.{number}"
         if not isinstance(transform, dict) or "type" not in transform:
-            raise ConfigError(f"config: {where}: expected {{type: NAME, ...}}, got {transform!r}.")
+            raise ConfigError(
+                f"config: {where}: expected {{type: NAME, ...}}, got {shorten(transform)}."
+            )
         name = transform["type"]
         if part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
             raise ConfigError(
@@ -189,7 +192,7 @@ def _check_model(options: Located) -> None:
     name = options.get("type")
     if name not in list_models():
         raise ConfigError(
-            f"config{options.place('type')}: model.type: got {name!r}. "
+            f"config{options.place('type')}: model.type: got {shorten(name)}. "
             f"{nearest(str(name), list_models())}"
         )
     known = [key for key in model_options(name) if key != "features_only"]

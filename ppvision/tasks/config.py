@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -9,9 +10,11 @@ from typing import Literal, get_args, get_origin
 import yaml
 
 from ppvision.data.text import read_text
-from ppvision.errors import ConfigError, DataError
-from ppvision.safe_yaml import Located, Tagged, load_yaml
+from ppvision.errors import ConfigError, DataError, shorten, shorten_text
+from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
 from ppvision.zoo.registry import nearest
+
+_MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
 
 TASKS = ("classification", "segmentation", "detection")
 
@@ -26,10 +29,11 @@ def read_yaml(path: str | Path) -> Located:
         ConfigError: no such file, not YAML, a tag that is not safe, a key that is written twice,
             not a mapping, or a `_base_` that leads back to itself.
     """
-    return _read(Path(path), ())
+    return _read(Path(path), (), [])
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> Located:
+def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
+    """One file on its bases; `chain` led to it, `read` are all files so far."""
     shown = path
     path = path.resolve()
     if path in chain:
@@ -39,18 +43,25 @@ def _read(path: Path, chain: tuple[Path, ...]) -> Located:
         raise ConfigError(
             f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
         )
+    read.append(path)
+    if len(read) > _MAX_FILES:
+        raise ConfigError(f"config: {path}: expected at most {_MAX_FILES} files of _base_.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"config: {path}: expected at most {MAX_BYTES} bytes of YAML, got more.")
     try:
         content = load_yaml(read_text(path), str(shown))
     except (yaml.YAMLError, DataError) as error:
         raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"config: expected keys and values in {path}, got {content!r:.60}.")
+        raise ConfigError(f"config: expected keys and values in {path}, got {shorten(content)}.")
     bases = content.pop("_base_", content.pop("_BASE_", []))
     if not isinstance(bases, (str, list)) or not all(isinstance(b, str) for b in bases):
-        raise ConfigError(f"config: {path}: _base_: expected a file or a list, got {bases!r}.")
+        raise ConfigError(
+            f"config: {path}: _base_: expected a file or a list, got {shorten(bases)}."
+        )
     merged = Located({}, {})
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(shown.parent / base, (*chain, path)))
+        merged = merge(merged, _read(shown.parent / base, (*chain, path), read))
     return merge(merged, content)
 
 
@@ -76,17 +87,19 @@ def apply_options(config: dict, options: list[str]) -> None:
     for option in options:
         path, separator, text = option.partition("=")
         if not separator or not path:
-            raise ConfigError(f"--opts: expected key=value, got {option!r}.")
+            raise ConfigError(f"--opts: expected key=value, got {shorten(option)}.")
         try:
             value = load_yaml(text, f"--opts {path}")
         except yaml.YAMLError as error:
-            raise ConfigError(f"--opts {option}: the value is not YAML: {error}") from error
+            raise ConfigError(
+                f"--opts {shorten_text(option, 80)}: the value is not YAML: {error}"
+            ) from error
         *parents, last = path.split(".")
         node = config
         if parents and parents[0] not in config:  # a part that was left out; its keys are checked
             config[parents[0]] = Located({}, {})
             if isinstance(config, Located):
-                config.where[parents[0]] = f"--opts {option}"
+                config.where[parents[0]] = f"--opts {shorten_text(option, 80)}"
         for key in parents:
             node = _child(node, key, path)
         if isinstance(node, list):
@@ -95,20 +108,24 @@ def apply_options(config: dict, options: list[str]) -> None:
         elif isinstance(node, dict):
             node[last] = value
             if isinstance(node, Located):
-                node.where[last] = f"--opts {option}"
+                node.where[last] = f"--opts {shorten_text(option, 80)}"
         else:
-            raise ConfigError(f"--opts {path}: expected a mapping before {last!r}, got {node!r}.")
+            raise ConfigError(
+                f"--opts {path}: expected a mapping before {shorten(last)}, got {shorten(node)}."
+            )
 
 
 def _child(node: object, key: str, path: str) -> object:
     if isinstance(node, dict):
         if key in node:
             return node[key]
-        raise ConfigError(f"--opts {path}: no {key!r} in the config. {nearest(key, list(node))}")
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        raise ConfigError(
+            f"--opts {path}: no {shorten(key)} in the config. {nearest(key, list(node))}"
+        )
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return node[int(key)]
-    size = f"a list of {len(node)}" if isinstance(node, list) else repr(node)
-    raise ConfigError(f"--opts {path}: expected an entry {key!r}, got {size}.")
+    size = f"a list of {len(node)}" if isinstance(node, list) else shorten(node)
+    raise ConfigError(f"--opts {path}: expected an entry {shorten(key)}, got {size}.")
 
 
 def _place(node: dict, key: object) -> str:
@@ -127,7 +144,7 @@ def check_keys(config: dict, known: Sequence[str], where: str = "") -> None:
         if key not in known:
             raise ConfigError(
                 f"config{_place(config, key)}: {where + ': ' if where else ''}expected only known "
-                f"keys, got {key!r}. "
+                f"keys, got {shorten(key)}. "
                 f"{nearest(str(key), list(known))}"
             )
 
@@ -140,11 +157,11 @@ def check_number(
         return
     value = config[key]
     kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= low:
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
         what = "a whole number" if whole else "a number"
         raise ConfigError(
             f"config{_place(config, key)}: {where + '.' if where else ''}{key}: expected {what} of "
-            f"at least {low}, got {value!r}."
+            f"at least {low}, got {shorten(value)}."
         )
 
 
@@ -167,21 +184,20 @@ def task_of(config: dict) -> str:
     task = config.get("task", "segmentation")
     if task not in TASKS:
         raise ConfigError(
-            f"config{_place(config, 'task')}: task: got {task!r}. {nearest(str(task), list(TASKS))}"
+            f"config{_place(config, 'task')}: task: got {shorten(task)}. "
+            f"{nearest(str(task), list(TASKS))}"
         )
     return task
 
 
 def check_untagged(node: object) -> None:
     """Raise `ConfigError` for a tag, which only PaddleDetection's configs have."""
-    if isinstance(node, Tagged):
+    tagged = find_tagged(node)
+    if tagged is not None:
         raise ConfigError(
-            f"config ({node.place_of_tag}): expected plain keys and values, got !{node.tag}. Tags "
-            "are for configs with task: detection."
+            f"config ({tagged.place_of_tag}): expected plain keys and values, got !{tagged.tag}. "
+            "Tags are for configs with task: detection."
         )
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        check_untagged(child)
 
 
 def import_modules(names: str | list[str]) -> None:
@@ -191,13 +207,16 @@ def import_modules(names: str | list[str]) -> None:
         ConfigError: one that does not import.
     """
     if not isinstance(names, str | list) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"config: imports: expected a module or a list of them, got {names!r}.")
+        raise ConfigError(
+            f"config: imports: expected a module or a list of them, got {shorten(names)}."
+        )
     for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
         except Exception as error:  # a module of the user's can raise anything
             raise ConfigError(
-                f"config: imports: {name!r} does not import ({type(error).__name__}: {error}). "
+                f"config: imports: {shorten(name)} does not import ({type(error).__name__}: "
+                f"{error}). "
                 "Put its folder on PYTHONPATH."
             ) from error
 
@@ -223,7 +242,7 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
         name = node["type"]
         if not isinstance(name, str) or name not in known:
             raise ConfigError(
-                f"config{_place(node, 'type')}: {where}.type: got {name!r}. "
+                f"config{_place(node, 'type')}: {where}.type: got {shorten(name)}. "
                 f"{nearest(str(name), list(known))}"
             )
         _check_arguments(known[name], node, where)
@@ -240,7 +259,7 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
             if value not in choices:
                 raise ConfigError(
                     f"config{_place(node, parameter.name)}: {where}.{parameter.name}: got "
-                    f"{value!r}. {nearest(str(value), list(choices))}"
+                    f"{shorten(value)}. {nearest(str(value), list(choices))}"
                 )
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return  # passes on what it does not name itself
@@ -248,6 +267,6 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
     for key in node:
         if key != "type" and key not in names:
             raise ConfigError(
-                f"config{_place(node, key)}: {where}: {node['type']} takes no {key!r}. "
+                f"config{_place(node, key)}: {where}: {node['type']} takes no {shorten(key)}. "
                 f"{nearest(str(key), names)}"
             )

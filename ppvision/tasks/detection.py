@@ -25,7 +25,9 @@ from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
 from ppvision.deploy.detection_export import export_detector
 from ppvision.deploy.detections import Detections, detections_of
-from ppvision.errors import DataError
+from ppvision.environment import usable_cpus
+from ppvision.errors import DataError, shorten
+from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain, yaml_text
 from ppvision.tasks.config import ConfigError
@@ -103,6 +105,8 @@ class Detection(ModelWithWidths):
         name: of the config.
         batch_size, iters, learning_rate, epochs: override the config's. `iters` ends training
             early; the learning rate is that of the config's epochs.
+        allow_download: fetch the `pretrained` weights of PaddleDetection's components from an
+            address.
 
     Raises:
         ConfigError: an unknown key, component, transform or argument, with the nearest valid name
@@ -118,7 +122,9 @@ class Detection(ModelWithWidths):
         iters: int | None = None,
         learning_rate: float | None = None,
         epochs: int | None = None,
+        allow_download: bool = False,
     ) -> None:
+        self.allow_download = allow_download
         for value, path in (
             (batch_size, ("TrainReader", "batch_size")),
             (learning_rate, ("LearningRate", "base_lr")),
@@ -184,28 +190,27 @@ class Detection(ModelWithWidths):
     @cached_property
     def float_model(self) -> nn.Layer:
         cfg = self._activated()
-        try:
-            model = create(cfg.architecture)
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config: {cfg.architecture}: PaddleDetection does not build it from these "
-                f"components ({type(error).__name__}: {error}). Compare their arguments with those "
-                "of a base file that builds, in configs/detection/_base_."
-            ) from error
+        model = self._create(cfg.architecture)
         model.load_meanstd(cfg["TestReader"]["sample_transforms"])
         return model
+
+    def _create(self, name: str, *arguments: object) -> object:
+        """What PaddleDetection builds of a component in the config, given `arguments` if any."""
+        with load_safely(self.allow_download), wrap_errors(f"config: {name}"):
+            made = create(name)
+            return made(*arguments) if arguments else made
 
     @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
         model = self.model.model if isinstance(self.model, OnceQAT) else self.model
         self._activated()
-        rate = create("LearningRate")(self.steps_per_epoch)
-        return create("OptimizerBuilder")(rate, model)
+        rate = self._create("LearningRate", self.steps_per_epoch)
+        return self._create("OptimizerBuilder", rate, model)
 
     @cached_property
     def _train_reader(self) -> object:
         self._activated()
-        return create("TrainReader")
+        return self._create("TrainReader")
 
     @cached_property
     def train_dataset(self) -> Samples:
@@ -220,7 +225,8 @@ class Detection(ModelWithWidths):
         dataset = self._dataset(part)
         if part == "EvalDataset":
             dataset.allow_empty = True  # what is found where nothing is counts as well
-        dataset.parse_dataset()
+        with wrap_errors(f"config: {part}"):
+            dataset.parse_dataset()
         dataset.set_transform(reader._sample_transforms)
         dataset.set_kwargs(**reader.kwargs)
         return dataset
@@ -303,9 +309,10 @@ class Detection(ModelWithWidths):
 
     def _dataset(self, part: str) -> paddle.io.Dataset:
         if part not in self.content:
-            raise ConfigError(f"config: detection: expected {part!r}, got none.")
+            raise ConfigError(f"config: detection: expected {shorten(part)}, got none.")
         self._activated()
-        dataset = create(part)()
+        with wrap_errors(f"config: {part}"):
+            dataset = create(part)()
         # Objects without a mask go from training and evaluation alike (`plugins.paddledet_data`).
         dataset.needs_masks = self._has_masks or "gt_poly" in dataset.data_fields
         return dataset
@@ -360,12 +367,14 @@ class Detection(ModelWithWidths):
 
     def batched(self, samples: list[dict]) -> dict:
         epochs = [sample.pop(EPOCH) for sample in samples]
-        return {**self._train_reader._batch_transforms(samples), EPOCH: epochs[0]}
+        with wrap_errors("config: TrainReader.batch_transforms"):
+            return {**self._train_reader._batch_transforms(samples), EPOCH: epochs[0]}
 
     def losses(self, network: nn.Layer, batch: dict) -> list[Tensor]:
         """PaddleDetection's sum of all losses."""
         batch[EPOCH] = int(batch[EPOCH])
-        return [network(batch)["loss"]]
+        with wrap_errors("training step"):
+            return [network(batch)["loss"]]
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag; of a once-QAT at every width."""
@@ -393,7 +402,7 @@ class Detection(ModelWithWidths):
             ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
                 classes.
         """
-        predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != ("detection", self.content["num_classes"]):
             raise ConfigError(
@@ -412,13 +421,18 @@ class Detection(ModelWithWidths):
     ) -> Scores:
         for part in ("EvalDataset", "EvalReader"):
             if part not in self.content:
-                raise ConfigError(f"config: detection: expected {part!r} to evaluate, got none.")
+                raise ConfigError(
+                    f"config: detection: expected {shorten(part)} to evaluate, got none."
+                )
         self._activated()
-        reader = create("EvalReader")
+        reader = self._create("EvalReader")
         dataset = self._read_by(reader, "EvalDataset")
         kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
-        model = model_for(dataset)
-        return evaluated_by_trainer(self._activated(), model, dataset, reader, kinds, num_workers)
+        with wrap_errors("evaluation"):
+            model = model_for(dataset)
+            return evaluated_by_trainer(
+                self._activated(), model, dataset, reader, kinds, num_workers
+            )
 
     # -- predict -------------------------------------------------------------------------------
 
@@ -435,7 +449,8 @@ class Detection(ModelWithWidths):
         transforms = reader.get("sample_transforms", [])
         of_pixels = [step for step in transforms if list(step) not in READING]
         batched = reader.get("batch_transforms", [])
-        return Compose(of_pixels, classes), BatchCompose(batched, classes)
+        with wrap_errors("config: TestReader"):
+            return Compose(of_pixels, classes), BatchCompose(batched, classes)
 
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, picture: Picture) -> Detections:
@@ -458,9 +473,10 @@ class Detection(ModelWithWidths):
             raise DataError(
                 f"{name}: cannot be resized as the TestReader says ({error.err}). Crop or pad it."
             ) from error
-        batch = batched([sample])
         model.eval()
-        found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
+        with wrap_errors("prediction"):
+            batch = batched([sample])
+            found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
         masks = found["mask"].numpy() if "mask" in found else None
         return detections_of(found["bbox"].numpy(), masks, self.class_names)
 

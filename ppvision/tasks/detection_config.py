@@ -20,6 +20,7 @@ from ppdet.core import workspace
 from ppdet.core.config.schema import SchemaDict, SharedConfig
 from ppdet.data import transform
 
+from ppvision.errors import shorten
 from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, yaml_text
 from ppvision.tasks.config import ConfigError, check_keys, check_number
@@ -86,14 +87,14 @@ def check_config(content: Located) -> None:
     check_keys(content, [*OURS, *_FRAMEWORK, *known, *sorted(shared)])
     for key in _REQUIRED:
         if key not in content:
-            raise ConfigError(f"config: detection: expected {key!r}, got none.")
+            raise ConfigError(f"config: detection: expected {shorten(key)}, got none.")
     for key in ("epoch", "num_classes", "log_iter", "snapshot_epoch"):
         check_number(content, key, low=1, whole=True)
     for key in ("worker_num", "seed"):
         check_number(content, key, low=0, whole=True)
     if content["metric"] not in METRICS:
         raise ConfigError(
-            f"config{content.place('metric')}: metric: got {content['metric']!r}. "
+            f"config{content.place('metric')}: metric: got {shorten(content['metric'])}. "
             f"{nearest(str(content['metric']), list(METRICS))}"
         )
     _check_name(content, "architecture", "", known)
@@ -169,12 +170,12 @@ def _check_dataset(content: Located, part: str) -> None:
     if not isinstance(fields, list):
         raise ConfigError(
             f"config{options.place('data_fields')}: {part}.data_fields: expected a list, got "
-            f"{fields!r}."
+            f"{shorten(fields)}."
         )
     for field in fields:
         if field not in _FIELDS:
             raise ConfigError(
-                f"config{options.place('data_fields')}: {part}.data_fields: got {field!r}. "
+                f"config{options.place('data_fields')}: {part}.data_fields: got {shorten(field)}. "
                 f"{nearest(str(field), list(_FIELDS))}"
             )
 
@@ -182,7 +183,7 @@ def _check_dataset(content: Located, part: str) -> None:
 def _check_mapping(node: Located, key: str, where: str) -> None:
     if not isinstance(node[key], Located):
         raise ConfigError(
-            f"config{node.place(key)}: {where}: expected keys and values, got {node[key]!r}."
+            f"config{node.place(key)}: {where}: expected keys and values, got {shorten(node[key])}."
         )
 
 
@@ -220,7 +221,7 @@ def _check_optimizer(builder: Located) -> None:
 def _check_choice(node: Located, key: str, where: str, choices: list[str]) -> None:
     if node.get(key) not in choices:
         raise ConfigError(
-            f"config{node.place(key)}: {where}.{key}: got {node.get(key)!r}. "
+            f"config{node.place(key)}: {where}.{key}: got {shorten(node.get(key))}. "
             f"{nearest(str(node.get(key)), choices)}"
         )
 
@@ -229,7 +230,7 @@ def _check_name(node: Located, key: str, where: str, known: dict[str, SchemaDict
     value = node[key]
     if not isinstance(value, str) or value not in known:
         raise ConfigError(
-            f"config{node.place(key)}: {where + '.' if where else ''}{key}: got {value!r}. "
+            f"config{node.place(key)}: {where + '.' if where else ''}{key}: got {shorten(value)}. "
             f"{nearest(str(value), list(known))}"
         )
 
@@ -238,23 +239,28 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
     entries = reader.get(part, [])
     if not isinstance(entries, list):
         raise ConfigError(
-            f"config{reader.place(part)}: {where}.{part}: expected a list, got {entries!r}."
+            f"config{reader.place(part)}: {where}.{part}: expected a list, got {shorten(entries)}."
         )
     for number, entry in enumerate(entries):
         place = f"{where}.{part}.{number}"
         if not isinstance(entry, Located) or len(entry) != 1:
-            raise ConfigError(f"config: {place}: expected {{NAME: {{...}}}}, got {entry!r}.")
+            raise ConfigError(f"config: {place}: expected {{NAME: {{...}}}}, got {shorten(entry)}.")
         ((name, options),) = entry.items()
         operators = {k: v for k, v in vars(transform).items() if inspect.isclass(v)}
         if name not in operators:
             raise ConfigError(
-                f"config{entry.place(name)}: {place}: got {name!r}. "
+                f"config{entry.place(name)}: {place}: got {shorten(name)}. "
                 f"{nearest(str(name), list(operators))}"
+            )
+        if name == "DecodeCache":
+            raise ConfigError(
+                f"config{entry.place(name)}: {place}: DecodeCache keeps pictures as pickles, which "
+                "run what they name, in a folder that others may write to. Use Decode."
             )
         if not isinstance(options, dict):
             raise ConfigError(
                 f"config{entry.place(name)}: {place}.{name}: expected arguments by name, got "
-                f"{options!r}; {{}} are none."
+                f"{shorten(options)}; {{}} are none."
             )
         _check_arguments(operators[name], options, f"{place}.{name}")
 

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from ppvision.deploy import Predictor
 from ppvision.deploy.bench import bench_exported
 from ppvision.deploy.export import may_be_replaced
 from ppvision.deploy.manifest import read_manifest
-from ppvision.environment import machine
+from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed_layers import pack_model
@@ -73,7 +72,7 @@ def export_widths(
             model_format=model_format,
             bits=k,
         )
-    threads = os.cpu_count() or 1
+    threads = usable_cpus()
     folders = [folder / f"w{k}" for k in widths]
     latencies = bench_exported(folders, threads=threads)
     for k, exported, latency in zip(widths, folders, latencies, strict=True):
@@ -117,7 +116,7 @@ def _check_folder(folder: Path) -> None:
 
 def _load_seconds(folder: Path) -> float:
     start = time.perf_counter()
-    Predictor(folder, threads=os.cpu_count())
+    Predictor(folder, threads=usable_cpus())
     return time.perf_counter() - start
 
 

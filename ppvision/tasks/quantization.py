@@ -30,7 +30,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.errors import EngineError
+from ppvision.errors import EngineError, shorten
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.fetching import is_url
@@ -67,7 +67,7 @@ def check_slim_config(options: object) -> None:
     if not isinstance(options, dict):
         raise ConfigError(
             "config: slim_config: expected keys and values (slim_config: {} takes every default), "
-            f"got {options!r}."
+            f"got {shorten(options)}."
         )
     check_keys(options, KEYS, "slim_config")
     check_number(options, "distillation", "slim_config", low=0)
@@ -85,12 +85,14 @@ def check_slim_config(options: object) -> None:
             for n in numbers
         ):
             place = options.place(key) if isinstance(options, Located) else ""
-            raise ConfigError(f"config{place}: slim_config.{key}: expected {what}, got {value!r}.")
+            raise ConfigError(
+                f"config{place}: slim_config.{key}: expected {what}, got {shorten(value)}."
+            )
     for key, known in (("objective", OBJECTIVES), ("steps", ("shared", "per_width"))):
         if key in options and options[key] not in known:
             place = options.place(key) if isinstance(options, Located) else ""
             raise ConfigError(
-                f"config{place}: slim_config.{key}: got {options[key]!r}. "
+                f"config{place}: slim_config.{key}: got {shorten(options[key])}. "
                 f"{nearest(str(options[key]), list(known))}"
             )
     for key in ("types", "layers"):
@@ -100,7 +102,7 @@ def check_slim_config(options: object) -> None:
         ):
             raise ConfigError(
                 f"config: slim_config.{key}: expected a rule such as {{min_bits: 4}} under each "
-                f"name (a number as a name in quotes), got {rules!r}."
+                f"name (a number as a name in quotes), got {shorten(rules)}."
             )
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 from tqdm import tqdm
 
 # Registers and repairs; says when PaddleSeg is missing.
+from ppvision.environment import usable_cpus
 from ppvision.plugins.paddleseg import stock_losses
 
 # isort: split
@@ -26,6 +26,8 @@ from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.reading import read_in_order
+from ppvision.errors import shorten
+from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
     ConfigError,
@@ -86,6 +88,7 @@ class Segmentation(ModelWithWidths):
         name: of the config.
         batch_size, iters, learning_rate: override the config's.
         epochs: passes over the training data, in place of `iters`.
+        allow_download: fetch the `pretrained` weights of PaddleSeg's components from an address.
 
     Raises:
         ConfigError: something that PaddleSeg does not know, with the nearest valid name.
@@ -100,7 +103,9 @@ class Segmentation(ModelWithWidths):
         iters: int | None = None,
         learning_rate: float | None = None,
         epochs: int | None = None,
+        allow_download: bool = False,
     ) -> None:
+        self.allow_download = allow_download
         check_keys(content, TOP_LEVEL_KEYS)
         for key, value in (("batch_size", batch_size), ("iters", iters)):
             if value is not None:
@@ -129,7 +134,7 @@ class Segmentation(ModelWithWidths):
             if part in content and not isinstance(content[part], dict):
                 raise ConfigError(
                     f"config{content.place(part)}: {part}: expected keys and values, got "
-                    f"{content[part]!r}."
+                    f"{shorten(content[part])}."
                 )
         for part, kinds in registers.items():
             if part in content:
@@ -214,7 +219,7 @@ class Segmentation(ModelWithWidths):
             if f"{mode}_path" not in cfg:
                 raise ConfigError(
                     f"config: {part}: expected mode train, val or test and its list file "
-                    f"(train_path, ...), got mode {mode!r}."
+                    f"(train_path, ...), got mode {shorten(mode)}."
                 )
             return cfg
         # PaddleSeg's own data sets would start a download for a folder that is not there.
@@ -222,15 +227,20 @@ class Segmentation(ModelWithWidths):
         if root is None or not Path(root).is_dir():
             raise ConfigError(
                 f"config: {part}: expected dataset_root, the folder of {cfg['type']}, got "
-                f"{root!r}, which is not there. ppvision downloads nothing."
+                f"{shorten(root)}, which is not there. ppvision downloads nothing."
             )
         return cfg
+
+    def _built(self, part: str) -> object:
+        """What PaddleSeg's builder makes of a part of the config; the same at every call."""
+        with load_safely(self.allow_download), wrap_errors(f"config: {part}"):
+            return getattr(self.builder, part)
 
     # -- the model -----------------------------------------------------------------------------
 
     @property
     def float_model(self) -> paddle.nn.Layer:
-        return self.builder.model
+        return self._built("model")
 
     @property
     def example(self) -> paddle.Tensor:
@@ -262,11 +272,11 @@ class Segmentation(ModelWithWidths):
     def optimizer(self) -> paddle.optimizer.Optimizer:
         vars(self.builder)["model"] = self.model  # whose parameters its optimiser takes
         self.content["iters"] = self.iters  # which its schedule reads
-        return self.builder.optimizer
+        return self._built("optimizer")
 
     @property
     def train_dataset(self) -> paddle.io.Dataset:
-        return self.builder.train_dataset
+        return self._built("train_dataset")
 
     def batched(self, samples: list) -> object:
         return default_collate_fn(samples)
@@ -277,11 +287,12 @@ class Segmentation(ModelWithWidths):
         images = batch["img"]
         if getattr(model, "data_format", "NCHW") == "NHWC":
             images = images.transpose([0, 2, 3, 1])
-        logits = network(images)
-        losses = self.builder.loss
-        if hasattr(model, "loss_computation"):
-            return model.loss_computation(logits, losses, batch)
-        return stock_losses(logits, losses, batch)
+        losses = self._built("loss")
+        with wrap_errors("training step"):
+            logits = network(images)
+            if hasattr(model, "loss_computation"):
+                return model.loss_computation(logits, losses, batch)
+            return stock_losses(logits, losses, batch)
 
     # -- evaluate ------------------------------------------------------------------------------
 
@@ -299,12 +310,12 @@ class Segmentation(ModelWithWidths):
         augmented = options.pop("aug_eval", False)
         if not augmented:
             options = {k: v for k, v in options.items() if k in _WINDOW}
-        dataset = self.builder.val_dataset
+        dataset = self._built("val_dataset")
         model.eval()
 
         def predict(sample: dict) -> tuple[np.ndarray, np.ndarray]:
             run = infer.aug_inference if augmented else infer.inference
-            with paddle.no_grad():
+            with paddle.no_grad(), wrap_errors("evaluation"):
                 prediction, _ = run(
                     model,
                     paddle.to_tensor(sample["img"][None]),  # [1, 3, H, W]
@@ -323,7 +334,7 @@ class Segmentation(ModelWithWidths):
     ) -> Scores:
         """The scores of `predict(read(index)) -> prediction, label` on the val split, over all
         ranks; `num_workers` processes read."""
-        dataset = self.builder.val_dataset
+        dataset = self._built("val_dataset")
         scoring = Scoring(dataset.num_classes, dataset.ignore_index)
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
         shown = {"desc": "eval", "unit": "img", "disable": True if rank else None}
@@ -354,8 +365,8 @@ class Segmentation(ModelWithWidths):
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
-        predictor = Predictor(model_dir, threads=os.cpu_count(), device=device)
-        dataset = self.builder.val_dataset
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
+        dataset = self._built("val_dataset")
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != ("segmentation", dataset.num_classes):
             raise ConfigError(
@@ -370,7 +381,7 @@ class Segmentation(ModelWithWidths):
 
     def _label(self, index: int) -> np.ndarray:
         """The label map `[H, W]` of a val sample, as its data set class numbers the classes."""
-        return np.asarray(self.builder.val_dataset[index]["label"]).squeeze()
+        return np.asarray(self._built("val_dataset")[index]["label"]).squeeze()
 
     # -- predict -------------------------------------------------------------------------------
 
@@ -389,12 +400,12 @@ class Segmentation(ModelWithWidths):
         if channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         # RGB already, and float32: as from a path, where Compose reads and converts.
-        transforms = Compose(self.builder.val_transforms, to_rgb=False, img_channels=channels)
-        data = transforms({"img": image.astype(np.float32)})
+        transforms = Compose(self._built("val_transforms"), to_rgb=False, img_channels=channels)
         options = self.config.test_config
         window = {k: options[k] for k in _WINDOW if k in options}
         model.eval()
-        with paddle.no_grad():
+        with paddle.no_grad(), wrap_errors("prediction"):
+            data = transforms({"img": image.astype(np.float32)})
             prediction, _ = infer.inference(
                 model,
                 paddle.to_tensor(data["img"][None]),  # [1, 3, H, W]
@@ -405,7 +416,7 @@ class Segmentation(ModelWithWidths):
 
     def pictures(self, model: paddle.nn.Layer) -> dict[str, np.ndarray]:
         """Panels `input | label | prediction | errors` of fixed validation samples, by name."""
-        dataset = self.builder.val_dataset
+        dataset = self._built("val_dataset")
         files = getattr(dataset, "file_list", [])
         chosen = np.linspace(0, len(files) - 1, min(PICTURES, len(files))).astype(int)
         panels = {}
@@ -453,13 +464,13 @@ def _check_transforms(options: dict, part: str) -> None:
     if not isinstance(transforms, list):
         raise ConfigError(
             f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
-            f"{transforms!r}."
+            f"{shorten(transforms)}."
         )
     for number, transform in enumerate(transforms):
         if not isinstance(transform, dict) or "type" not in transform:
             raise ConfigError(
                 f"config: {part}.transforms.{number}: expected {{type: NAME, ...}}, got "
-                f"{transform!r}."
+                f"{shorten(transform)}."
             )
 
 
@@ -501,7 +512,7 @@ def _check_clipping(optimizer: dict) -> None:
     name = options.get("name")
     if name not in kinds:
         raise ConfigError(
-            f"config{options.place('name')}: optimizer.grad_clip_cfg.name: got {name!r}. "
+            f"config{options.place('name')}: optimizer.grad_clip_cfg.name: got {shorten(name)}. "
             f"{nearest(str(name), list(kinds))}"
         )
     known = ["name", *inspect.signature(getattr(paddle.nn, name)).parameters]

@@ -92,6 +92,26 @@ def train_options(job: Job, **overrides: object) -> TrainOptions:
     return TrainOptions(iters=job.iters, batch_size=job.batch_size, **found)
 
 
+def check_data(job: Job, *parts: str, skip: bool) -> None:
+    """Look at a job's data sets before they are used, or say that nobody did.
+
+    Args:
+        job: whose data sets they are.
+        parts: `train_dataset`, `val_dataset`.
+        skip: only say so.
+
+    Raises:
+        DataError, ConfigError: see `Job.check_data`.
+    """
+    if skip:
+        logger.warning(
+            f"{', '.join(parts)}: not checked (--skip_check): a damaged picture or a wrong label "
+            "is found when it is read, or not at all"
+        )
+        return
+    job.check_data(*parts)
+
+
 def run_training(
     job: Job,
     folder: RunFolder,
@@ -102,6 +122,7 @@ def run_training(
     histograms: bool = False,
     device: str = "cpu",
     model_path: str | Path | None = None,
+    skip_check: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Progress:
     """Train as configured; returns the best score and its step.
@@ -115,6 +136,7 @@ def run_training(
         histograms: with `use_vdl`, also the distributions of the weights at every checkpoint.
         device: cpu, gpu or gpu:N.
         model_path: weights to start from.
+        skip_check: do not look at the data set first.
         callbacks: more of them, on rank 0.
 
     Raises:
@@ -124,7 +146,7 @@ def run_training(
     """
     # Held from here on, so that what is read of it is what is then gone on from.
     with folder.locked() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
-        trainer = _trainer(job, folder, options, do_eval, device, model_path)
+        trainer = _trainer(job, folder, options, do_eval, device, model_path, skip_check)
         # Nothing is written before all of this has been built.
         _open_folder(job, trainer, do_eval, use_vdl, histograms, callbacks)
         return trainer.fit()
@@ -137,11 +159,12 @@ def _trainer(
     do_eval: bool,
     device: str,
     model_path: str | Path | None,
+    skip_check: bool,
 ) -> Trainer:
     rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
     if rank == 0:
         folder.check_new(options.resume is not None)
-        job.check_data("train_dataset", *(["val_dataset"] if do_eval else []))
+        check_data(job, "train_dataset", *(["val_dataset"] if do_eval else []), skip=skip_check)
     paddle.seed(options.seed)  # initial weights, the same on every rank
     if world > 1 and device.startswith("gpu"):
         nn.SyncBatchNorm.convert_sync_batchnorm(job.float_model)

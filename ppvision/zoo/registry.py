@@ -2,13 +2,13 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from paddle import nn
 
-from ppvision.errors import InputError, InputTypeError
+from ppvision.errors import InputError, InputTypeError, shorten, shorten_text
 
 BuildModel = Callable[..., nn.Layer]
 
@@ -70,12 +70,13 @@ class ModelCard:
 _MODELS: dict[str, tuple[BuildModel, ModelCard]] = {}
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: Iterable[object]) -> str:
     """`Did you mean ...?` for the closest of `known`, or all of them."""
-    close = get_close_matches(str(name), known, n=3, cutoff=0.5)
+    names = sorted(map(str, known))  # a user's own keys may be numbers
+    close = get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {', '.join(sorted(known)) or 'none'}."
+    return f"Known: {shorten_text(', '.join(names)) or 'none'}."
 
 
 def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
@@ -89,7 +90,7 @@ def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
         known = _MODELS.get(card.name)
         if known is not None and known[0].__qualname__ != build.__qualname__:
             raise InputError(
-                f"register_model: {card.name!r} is taken by {known[0].__module__}."
+                f"register_model: {shorten(card.name)} is taken by {known[0].__module__}."
                 f"{known[0].__qualname__}; expected a new name."
             )
         _MODELS[card.name] = (build, card)
@@ -101,7 +102,8 @@ def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     if name not in _MODELS:
         raise InputError(
-            f"model: expected a name of the zoo, got {name!r}. {nearest(name, list(_MODELS))}"
+            f"model: expected a name of the zoo, got {shorten(name)}. "
+            f"{nearest(name, list(_MODELS))}"
         )
     return _MODELS[name]
 
@@ -144,7 +146,7 @@ def create_model(name: str, **options: object) -> nn.Layer:
     for option in options:
         if option not in known:
             raise InputTypeError(
-                f"create_model({name!r}): expected options among {', '.join(known)}; got "
-                f"{option!r}. {nearest(option, known)}"
+                f"create_model({shorten(name)}): expected options among {', '.join(known)}; got "
+                f"{shorten(option)}. {nearest(option, known)}"
             )
     return build(**options)

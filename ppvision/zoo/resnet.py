@@ -3,7 +3,7 @@
 from paddle import nn
 from paddle.vision import models
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 from ppvision.models.resnet import CifarResNet
 from ppvision.zoo.registry import ModelCard, register_model
 
@@ -40,6 +40,6 @@ def resnet20(*, num_classes: int = 1000, in_channels: int = 3) -> nn.Layer:
 def resnet18(*, num_classes: int = 1000) -> nn.Layer:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise InputError(
-            f"num_classes: expected a whole number of at least 1, got {num_classes!r}."
+            f"num_classes: expected a whole number of at least 1, got {shorten(num_classes)}."
         )
     return models.resnet18(num_classes=num_classes)

@@ -1,15 +1,12 @@
 """Reading and writing weights: strict, and without executing anything.
 
-Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read by an unpickler that
-knows arrays and plain containers only.
+Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read without pickle
+(`ppvision.zoo.pdparams`).
 """
 
 import fnmatch
 import hashlib
-import io
 import json
-import pickle
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,9 +15,10 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ppvision.errors import MissingFileError, WeightsError
+from ppvision.errors import MissingFileError, WeightsError, shorten
 from ppvision.files import write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.registry import WeightsCard, nearest
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -32,45 +30,12 @@ ZOO_WEIGHTS: dict[str, WeightsCard] = {
 }
 
 
-# What a .pdparams written by paddle.save may name: arrays, their types, and ordered dicts.
-_ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
-
-
-def _latin1(text: object, encoding: object) -> bytes:
-    """`_codecs.encode` as pickle protocol 2 uses it for bytes, and nothing else."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise WeightsError(f"expected bytes written as latin1 text, got encoding {encoding!r}.")
-    return text.encode("latin1")
-
-
-_ALLOWED_GLOBALS["_codecs", "encode"] = _latin1
-
-
-def _numpy_builder(module: str, name: str) -> object | None:
-    """numpy's own array builders, whichever private module this numpy keeps them in."""
-    known = {
-        "_reconstruct": np.empty(0).__reduce__()[0],
-        "scalar": np.float64(0).__reduce__()[0],
-        "_frombuffer": np.empty(1).__reduce_ex__(5)[0],
-    }
-    if name in known and module.startswith(("numpy.core.", "numpy._core.")):
-        return known[name]
-    return None
-
-
-class _ArraysOnly(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> object:
-        found = _ALLOWED_GLOBALS.get((module, name)) or _numpy_builder(module, name)
-        if found is None:
-            raise WeightsError(
-                f"expected arrays and plain containers only, found {module}.{name}, which would "
-                "run code. Do not use this file; ask its author for safetensors."
-            )
-        return found
+_ZIP = b"PK\x03\x04"
+# Of safetensors: 10,000 tensors take 1 MB. Read, it takes about ten times as much memory.
+_MAX_HEADER_BYTES = 16 << 20
+# What paddle.save adds to the arrays: its own names of parameters, and how arrays are put together.
+_NAME_TABLE = "StructuredToParameterName@@"
+_IN_PARTS = "UnpackBigParamInfor@@"
 
 
 def read_pdparams(path: str | Path) -> dict[str, np.ndarray]:
@@ -83,28 +48,31 @@ def read_pdparams(path: str | Path) -> dict[str, np.ndarray]:
         FileNotFoundError: no such file.
         WeightsError: not a pickle of arrays by name, or cut short.
     """
-    data = Path(path).read_bytes()
+    return _parse_pdparams(Path(path).read_bytes(), path)
+
+
+def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
     try:
-        content = _ArraysOnly(io.BytesIO(data)).load()
+        content = load_pdparams(data)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    except Exception as error:  # a hostile or cut pickle can raise anything
-        raise WeightsError(
-            f"{path}: expected a .pdparams file as paddle.save writes it, got one that does not "
-            f"read ({type(error).__name__}). It may be cut short: fetch it again."
-        ) from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected arrays by name, got a {type(content).__name__}.")
-    content = {k: v for k, v in content.items() if k != "StructuredToParameterName@@"}
+    if _IN_PARTS in content:
+        raise WeightsError(
+            f"{path}: expected whole arrays, got some in parts of 1 GiB, as paddle.save writes "
+            "them by protocol 2 and 3. Save it again with protocol=4, or as safetensors."
+        )
+    content.pop(_NAME_TABLE, None)
     arrays = {}
     for name, value in content.items():
         # Paddle pickles a tensor as (its name, its array).
         if isinstance(value, tuple) and len(value) == 2:
             value = value[1]
-        if not isinstance(name, str) or not isinstance(value, np.ndarray) or value.dtype == object:
+        if not isinstance(value, np.ndarray):
             raise WeightsError(
-                f"{path}: expected arrays by name, got {type(value).__name__} under {name!r}. "
-                "A checkpoint with an optimizer is not a file of weights."
+                f"{path}: expected arrays by name, got {type(value).__name__} under "
+                f"{shorten(name)}. A checkpoint with an optimizer is not a file of weights."
             )
         arrays[name] = value
     return arrays
@@ -133,22 +101,49 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         )
     if not path.is_file():
         raise MissingFileError(
-            f"weights: expected a file or a name of the zoo, got {str(path)!r}. "
+            f"weights: expected a file or a name of the zoo, got {shorten(str(path))}. "
             + nearest(path.name, list(ZOO_WEIGHTS))
         )
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(str(path))
-        except TypeError as error:
-            raise WeightsError(
-                f"{path}: expected arrays of a type that NumPy has ({error}). Save it as float32."
-            ) from error
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise WeightsError(
-                f"{path}: expected safetensors, got a file that does not read ({error}). "
-                "It may be cut short: fetch it again."
-            ) from error
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP) + 8)
+    if path.suffix == ".safetensors" or start[8:9] == b"{":  # paddle.save has safetensors=True
+        return _read_safetensors(path, start)
+    if start.startswith(_ZIP):
+        raise WeightsError(
+            f"{path}: expected weights of Paddle, got a zip file, as PyTorch writes. Convert it to "
+            "safetensors with Paddle's names."
+        )
     return read_pdparams(path)
+
+
+def header_fits(start: bytes, size: int) -> bool:
+    """Whether the header of a safetensors file lies in it and is no larger than any that we write.
+
+    Args:
+        start: its first bytes, 8 at least.
+        size: its bytes.
+    """
+    header = int.from_bytes(start[:8], "little")
+    return len(start) >= 8 and header <= min(size - 8, _MAX_HEADER_BYTES)
+
+
+def _read_safetensors(path: Path, start: bytes) -> dict[str, np.ndarray]:
+    if not header_fits(start, path.stat().st_size):
+        raise WeightsError(
+            f"{path}: expected safetensors, got a file whose header does not fit it. It may be cut "
+            "short: fetch it again."
+        )
+    try:
+        return load_file(str(path))
+    except TypeError as error:
+        raise WeightsError(
+            f"{path}: expected arrays of a type that NumPy has ({error}). Save it as float32."
+        ) from error
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{path}: expected safetensors, got a file that does not read "
+            f"({shorten(str(error))}). It may be cut short: fetch it again."
+        ) from error
 
 
 def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:

@@ -1,0 +1,195 @@
+"""PaddleSeg's and PaddleDetection's code under `ppvision`: its errors, and how it loads weights.
+
+Their components load `pretrained` by `paddle.load`, which runs what a pickle names; they fetch
+addresses unasked, and run some texts of a config as code. In `load_safely` they read by our reader,
+fetch on request only, and take such texts for names. Their own tools keep their loaders.
+"""
+
+import contextlib
+import logging
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import paddle
+from paddle import Tensor
+
+from ppvision.errors import (
+    ConfigError,
+    DataError,
+    LibraryError,
+    PpvisionError,
+    WeightsError,
+    shorten,
+    shorten_text,
+)
+from ppvision.zoo.fetching import fetch_weights
+from ppvision.zoo.weights import read_weights
+
+logger = logging.getLogger("ppvision")
+
+_LIBRARIES = {"paddleseg": "PaddleSeg", "ppdet": "PaddleDetection", "pycocotools": "pycocotools"}
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def wrap_errors(what: str) -> Iterator[None]:
+    """Raise what PaddleSeg or PaddleDetection raise in the block as `LibraryError`, with its cause.
+
+    What our own code raises, even when they call it, is not wrapped; nor is what the system refuses
+    (`OSError` with a number).
+
+    Args:
+        what: was done, as it stands before the message.
+    """
+    try:
+        yield
+    except PpvisionError:
+        raise
+    except Exception as error:
+        inner = _unwrap(error)
+        library = _find_library(inner)
+        refused = isinstance(inner, OSError) and inner.errno is not None
+        if isinstance(inner, PpvisionError) or library is None or refused:
+            if inner is error:
+                raise
+            raise inner from None
+        place = traceback.extract_tb(inner.__traceback__)[-1]
+        raise LibraryError(
+            f"{what}: {library} raised {type(inner).__name__}: {shorten_text(str(inner), 600)} "
+            f"({Path(place.filename).name}:{place.lineno}). Compare what the config gives to its "
+            "components with their documentation. PPVISION_TRACEBACK=1 shows where it comes from."
+        ) from inner
+
+
+def _unwrap(error: Exception) -> Exception:
+    """What PaddleSeg's builder puts its `Tried to create ...` around, ours among it."""
+    while isinstance(error.__context__, Exception) and _module(error) == "paddleseg.cvlibs.builder":
+        error = error.__context__
+    return error
+
+
+def _module(error: Exception) -> str:
+    """Where an error was raised."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals.get("__name__", "")
+
+
+def _find_library(error: Exception) -> str | None:
+    """Whose code raised an error, by the innermost frame that is theirs or ours; None for ours."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package == "ppvision":
+            return None
+        if package in _LIBRARIES:
+            return _LIBRARIES[package]
+    return None
+
+
+# -- weights ---------------------------------------------------------------------------------------
+
+_SAID = "expected the name of a layer or function of Paddle's or its toolkits'"
+_searched = 0  # modules that there were when names were last put in
+
+
+def _restrict_eval() -> None:
+    """Let components look up names where they would run code.
+
+    Some pass a text of the config (`norm_layer`, `act_fn`, `block_fn`) to `eval`. In the modules of
+    PaddleSeg and PaddleDetection that word now finds names alone.
+    """
+    global _searched
+    if len(sys.modules) == _searched:
+        return
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _LIBRARIES and module is not None:
+            vars(module)["eval"] = _look_up
+    _searched = len(sys.modules)
+
+
+def _look_up(text: object, *_: object) -> object:
+    """What a dotted name means where this is called; with `()` behind it, an object of the class.
+
+    Raises:
+        ConfigError: anything else than a name, or the name of something that builds no layer.
+    """
+    pattern = r"([A-Za-z]\w*)((?:\.[A-Za-z]\w*)*)(\(\))?"  # none that begins with an underscore
+    found = re.fullmatch(pattern, text, re.ASCII) if isinstance(text, str) else None
+    if found is None:
+        raise ConfigError(f"config: {_SAID}, got {shorten(text)}, which would run code.")
+    first, others, called = found.groups()
+    frame = sys._getframe(1)
+    try:
+        value = (frame.f_globals | frame.f_locals)[first]
+        for name in others.split(".")[1:]:
+            value = getattr(value, name)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"config: {_SAID}, got {shorten(text)}, which is none.") from error
+    package = (getattr(value, "__module__", None) or "").partition(".")[0]
+    if not callable(value) or package not in ("paddle", *_LIBRARIES):
+        raise ConfigError(f"config: {_SAID}, got {shorten(text)}, which builds no layer.")
+    return value() if called else value
+
+
+_lock = threading.RLock()  # the names below belong to the whole process
+
+
+@contextlib.contextmanager
+def load_safely(allow_download: bool) -> Iterator[None]:
+    """Read the weights that components load in the block by `read_weights`, and fetch those at an
+    address only if it is allowed. Data sets are never fetched, and texts of a config not run.
+
+    Other threads are not affected, but wait where they come here too.
+
+    Raises:
+        WeightsError: weights that do not read, or an address without `allow_download`.
+        DataError: a data set that would be fetched.
+    """
+    _restrict_eval()
+    owner = threading.get_ident()
+
+    def replace(original: Callable, ours: Callable) -> Callable:
+        def call(*args: object, **kwargs: object) -> object:
+            mine = threading.get_ident() == owner
+            return ours(*args, **kwargs) if mine else original(*args, **kwargs)
+
+        return call
+
+    def fetch(url: str, *_: object, **__: object) -> str:
+        return str(fetch_weights(url, allow_download))
+
+    with _lock, contextlib.ExitStack() as stack:
+        for module, name, ours in (
+            ("paddle", "load", _load),
+            ("paddle.utils.download", "get_path_from_url", fetch),
+            ("paddleseg.utils.utils", "download_pretrained_model", fetch),
+            ("paddleseg.utils", "download_pretrained_model", fetch),
+            ("paddleseg.utils.download", "_download_file", _refuse_data),
+            ("ppdet.utils.checkpoint", "get_weights_path", fetch),
+            ("ppdet.utils.download", "_download", _refuse_data),
+        ):
+            found = sys.modules.get(module)  # of a framework that is in use
+            if found is not None:
+                original = getattr(found, name)
+                setattr(found, name, replace(original, ours))
+                stack.callback(setattr, found, name, original)
+        yield
+
+
+def _load(path: object, **options: object) -> dict[str, Tensor]:
+    """`paddle.load` of weights."""
+    if not isinstance(path, str | Path):
+        raise WeightsError(f"weights: expected a path, got {shorten(path)}.")
+    return {name: paddle.to_tensor(array) for name, array in read_weights(path).items()}
+
+
+def _refuse_data(url: str, *_: object, **__: object) -> None:
+    raise DataError(
+        f"{shorten_text(str(url), 200)}: would be fetched. ppvision fetches no data sets: fetch it "
+        "yourself, and name its folder in the config."
+    )

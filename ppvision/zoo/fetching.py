@@ -1,0 +1,118 @@
+"""Weights at an address, fetched once and only on request, into the cache folder."""
+
+import errno
+import hashlib
+import logging
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from ppvision.errors import StorageError, WeightsError, shorten_text
+from ppvision.files import cache_folder, replace_file
+from ppvision.remote import RequestError, download_file
+
+logger = logging.getLogger("ppvision")
+
+MAX_BYTES = 8 << 30  # of weights, packed or not; the largest published ones have 5 GB
+_MAX_MEMBERS = 1000  # of an archive; PaddleSeg's have one or two
+_PIECE = 1 << 20
+# How PaddleDetection names the server of its weights.
+_PPDET, _PPDET_SERVER = "ppdet://", "https://paddledet.bj.bcebos.com/"
+
+
+def fetch_weights(url: str, allow_download: bool) -> Path:
+    """The file of weights at an address: from the cache, or fetched.
+
+    An archive (tar, zip) is searched for the one `.pdparams` in it; nothing else of it is unpacked.
+
+    Args:
+        url: http, https, or PaddleDetection's `ppdet://`.
+        allow_download: whether to ask the server.
+
+    Raises:
+        WeightsError: not allowed, no answer, or an answer that holds no weights.
+        StorageError: no room.
+    """
+    shown = shorten_text(url.partition("?")[0], 200)
+    if url.startswith(_PPDET):
+        url = _PPDET_SERVER + url.removeprefix(_PPDET)
+    folder = cache_folder() / "pretrained" / hashlib.sha256(url.encode()).hexdigest()[:32]
+    target = folder / "model.pdparams"
+    if target.is_file():
+        return target
+    if not allow_download:
+        raise WeightsError(
+            f"pretrained: {shown} would be fetched, and ppvision fetches nothing unasked. Pass "
+            "--allow_download, or fetch it yourself and give the file's path."
+        )
+    logger.info(f"pretrained: fetching {shown} into {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with replace_file(target) as partial:
+            download_file(url, partial, MAX_BYTES)
+            _unpack(partial, shown)
+    except RequestError as error:
+        raise WeightsError(f"pretrained: {error}") from error
+    return target
+
+
+def _unpack(path: Path, shown: str) -> None:
+    """Put the weights that are in an archive into its place; other files stay as they are."""
+    with path.open("rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    if not is_zip and not tarfile.is_tarfile(path):
+        return
+    unpacked = path.with_name(f"{path.name}.unpacked")
+    try:
+        with _weights_in(path, is_zip, shown) as source, unpacked.open("wb") as target:
+            _copy(source, target, shown)
+        unpacked.replace(path)
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise WeightsError(
+            f"pretrained: {shown}: the archive is cut off or damaged "
+            f"({shorten_text(str(error), 200)}). Fetch it again."
+        ) from error
+    finally:
+        unpacked.unlink(missing_ok=True)
+
+
+@contextmanager
+def _weights_in(path: Path, is_zip: bool, shown: str) -> Iterator[IO[bytes]]:
+    with zipfile.ZipFile(path) if is_zip else tarfile.open(path) as archive:
+        found = []
+        for number, member in enumerate(archive.infolist() if is_zip else archive):
+            name, size = (
+                (member.filename, member.file_size) if is_zip else (member.name, member.size)
+            )
+            if number >= _MAX_MEMBERS or size > MAX_BYTES:
+                raise WeightsError(
+                    f"pretrained: {shown}: expected an archive with one file of weights, got one "
+                    f"with more than {_MAX_MEMBERS} members or {MAX_BYTES} bytes."
+                )
+            regular = is_zip or member.isreg()
+            own = not PurePosixPath(name).name.startswith("._")  # what macOS adds
+            if regular and own and name.endswith(".pdparams"):
+                found.append(member)
+        if len(found) != 1:
+            raise WeightsError(
+                f"pretrained: {shown}: expected an archive with one .pdparams, got {len(found)}. "
+                "Unpack it yourself and give the file's path."
+            )
+        yield archive.open(found[0]) if is_zip else archive.extractfile(found[0])
+
+
+def _copy(source: IO[bytes], target: IO[bytes], shown: str) -> None:
+    """Copy at most `MAX_BYTES`, whatever the archive says of its members."""
+    total = 0
+    while piece := source.read(_PIECE):
+        total += len(piece)
+        if total > MAX_BYTES:
+            raise WeightsError(f"pretrained: {shown}: expected at most {MAX_BYTES} bytes.")
+        if shutil.disk_usage(Path(target.name).parent).free < len(piece):
+            raise StorageError(errno.ENOSPC, f"pretrained: no room for {target.name}")
+        target.write(piece)

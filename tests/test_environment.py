@@ -1,0 +1,78 @@
+"""How many processors a process may use: against made-up control groups, and under `taskset`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppvision import environment
+from ppvision.environment import cpu_shares, usable_cpus
+from tests.conftest import ROOT
+
+
+def write(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text + "\n")
+
+
+def test_version_2_takes_the_limits_of_all_groups_above(tmp_path):
+    write(tmp_path / "a" / "b", cpu__max="max 100000")
+    write(tmp_path / "a", cpu__max="150000 100000")
+    write(tmp_path, cpu__max="400000 100000")
+    assert sorted(cpu_shares(tmp_path, ["0::/a/b"])) == [1.5, 4.0]
+    assert cpu_shares(tmp_path, ["0::/"]) == [4.0]
+
+
+def test_in_a_container_the_path_is_the_hosts(tmp_path):
+    write(tmp_path, cpu__max="50000 100000")
+    assert cpu_shares(tmp_path, ["0::/docker/0123abcd"]) == [0.5]
+
+
+@pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
+def test_version_1(tmp_path, controllers):
+    base = tmp_path / controllers
+    write(base / "docker" / "x", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    write(base / "docker", cpu__cfs_quota_us="250000", cpu__cfs_period_us="100000")
+    groups = ["4:memory:/docker/x", f"3:{controllers}:/docker/x", "1:name=systemd:/", "0::/"]
+    assert cpu_shares(tmp_path, groups) == [2.5]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "max", "max 100000", "0 100000", "x y", "100000", "1 0", "-1 1"]
+)
+def test_what_is_no_limit(tmp_path, text):
+    write(tmp_path, cpu__max=text)
+    assert cpu_shares(tmp_path, ["0::/"]) == []
+    assert cpu_shares(tmp_path / "absent", ["0::/", "", "x", "1:cpu:/../.."]) == []
+
+
+@pytest.mark.parametrize(
+    ("shares", "expected"), [([], 8), ([1.5], 2), ([0.1], 1), ([99], 8), ([3, 2], 2)]
+)
+def test_the_least_limit_counts_rounded_up(monkeypatch, shares, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(environment, "cpu_shares", lambda root, groups: shares)
+    assert usable_cpus() == expected
+
+
+def test_affinity_is_seen():
+    first = min(os.sched_getaffinity(0))
+    code = "from ppvision.environment import usable_cpus; print(usable_cpus())"
+    command = ["taskset", "-c", str(first), sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == "1\n"
+
+
+def test_nothing_else_counts_processors():
+    """One function decides: `os.cpu_count` knows neither affinity nor containers."""
+    found = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("ppvision", "benchmark", "scripts")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh")
+        and any(word in path.read_text(encoding="utf-8") for word in ("cpu_count", "$(nproc)"))
+    ]
+    assert found == ["ppvision/environment.py"]
