@@ -42,7 +42,7 @@ from tqdm import tqdm
 
 import ppvision
 from ppvision.deploy import pale_form, runtime
-from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.graph import trace, write_graphs
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import write_rows
@@ -134,7 +134,7 @@ def export(form: str, folder: Path, case: Case) -> None:
         pale_form.GraphPaleAttention = FORMS[form]
     try:
         with pale_form.pale_form(model) if FORMS[form] else nullcontext():
-            write_graph(trace(model, shape, "none", every_output=False), None, folder, "paddle")
+            write_graphs(trace(model, shape, "none", every_output=False), {folder: None}, "paddle")
     finally:
         pale_form.GraphPaleAttention = kind
 

@@ -26,7 +26,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, inference, nn
 
-from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.graph import trace, write_graphs
 from ppvision.environment import processor, usable_cpus
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
@@ -110,7 +110,7 @@ def main() -> None:
             folder = Path(scratch) / pointwise.replace(" ", "_")
             # As the layers are written, without `ppvision.deploy.pale_form`.
             shape = [1, 3, arguments.size, arguments.size]
-            write_graph(trace(model, shape, "none", every_output=False), None, folder, "paddle")
+            write_graphs(trace(model, shape, "none", every_output=False), {folder: None}, "paddle")
             for setting, passes_off in settings.items():
                 runs[pointwise, setting] = runner(folder, arguments.threads, passes_off)
 

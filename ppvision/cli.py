@@ -325,7 +325,20 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
     )
 
 
+def _end_by_exception(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+    raise SystemExit(128 + number)
+
+
+def _remove_unfinished_when_ended() -> None:
+    """Let SIGTERM and SIGHUP end the process through the blocks that remove what is unfinished."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup, nor in others' programs
+            signal.signal(number, _end_by_exception)
+
+
 def export(args: argparse.Namespace) -> None:
+    _remove_unfinished_when_ended()
     _set_device(args.device)
     job = _job(args)
     folder = args.save_dir or f"inference/{job.name}"
@@ -361,6 +374,7 @@ def pack(args: argparse.Namespace) -> None:
             raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
     if args.calibration and not args.ptq:
         raise InputError("--calibration: is for --ptq; a trained model needs none.")
+    _remove_unfinished_when_ended()
     _set_device("cpu")
     from ppvision.tasks.packing import pack_checkpoint
 

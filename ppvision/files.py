@@ -6,10 +6,12 @@ process leaves there blocks nobody: locks belong to processes, and end with them
 """
 
 import contextlib
+import errno
 import fcntl
 import glob
 import os
 import re
+import resource
 import shutil
 import threading
 import time
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError
+from ppvision.errors import FolderInUseError, PpvisionError, StorageError
 
 # -- locks -----------------------------------------------------------------------------------------
 
@@ -161,6 +163,88 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_files(folder: Path) -> None:
+    """Bring the files of a folder to the disk, which may only then say that it is full."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+# -- the disk --------------------------------------------------------------------------------------
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full. Make room, or name a folder on another disk",
+    errno.EDQUOT: "the quota on this disk is used up. Make room, or name a folder on another disk",
+    errno.EFBIG: "a file would be larger than the system allows. Raise the limit (ulimit -f), or "
+    "name a folder on a disk that takes larger files",
+}
+_DISK_ERRORS = {*_NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
+
+
+@contextmanager
+def naming_storage(target: Path, folder: Path) -> Iterator[None]:
+    """Errors of the disk inside the block as a `StorageError` that names `target`.
+
+    Libraries report a full disk as an error of their own, or not at all until what they wrote is
+    read. So when anything fails, the disk is asked whether it takes more.
+
+    Args:
+        target: what is being made, for the message.
+        folder: where the block writes.
+
+    Raises:
+        StorageError: the disk is full, or refused to read or write; the cause is attached.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if (number := _number_of_disk_error(error, folder)) is None:
+            raise
+        raise storage_error(number, target) from error
+
+
+def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
+    """The system's number where the disk is the cause of an error in a block that writes `folder`,
+    or None."""
+    is_system = isinstance(error, OSError) and not isinstance(error, PpvisionError)
+    if is_system and error.errno is not None:
+        named = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        if error.errno in _DISK_ERRORS or any(name.startswith(str(folder)) for name in named):
+            return error.errno
+    return _find_no_room(folder)
+
+
+def storage_error(number: int, target: Path) -> StorageError:
+    """The error of a disk that refused to write `target`; `number` is the system's (`errno`)."""
+    advice = f": {_NO_ROOM[number]}" if number in _NO_ROOM else ""
+    return StorageError(number, f"could not write {target} ({os.strerror(number)}){advice}.")
+
+
+def _find_no_room(folder: Path) -> int | None:
+    """The number of the error that a few more bytes in `folder` meet, or None."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError):
+            files = (path for path in folder.rglob("*") if path.is_file())
+            if any(path.stat().st_size >= limit for path in files):
+                return errno.EFBIG
+    probe = folder / f".{os.getpid()}.ppvision-probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(min(2**16, limit) if limit > 0 else 2**16))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno if error.errno in _NO_ROOM else None
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
+    return None
+
+
 # -- folders ---------------------------------------------------------------------------------------
 
 _OLD = "old"  # where an earlier folder stands between the two renames that replace it
@@ -183,20 +267,23 @@ def replace_folder(
     Raises:
         FolderInUseError: the folder is there, and is not to be replaced; or another process is
             writing it.
+        StorageError: the disk is full, or refused to write.
     """
     work = folder.with_name(f".{folder.name}.ppvision-partial")
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
-    with lock_folder(work, busy):
+    with naming_storage(folder, work), lock_folder(work, busy):
         _empty_work(work, folder)
         try:
             check_replaceable(folder, may_be_replaced, ours)
-            final = work / "final"
-            final.mkdir()
-            yield work
-            if folder.exists():
-                folder.replace(work / _OLD)
-            final.replace(folder)
-            sync_folder(folder.parent)
+            # Here again: once the work folder is emptied, the disk has room.
+            with naming_storage(folder, work):
+                final = work / "final"
+                final.mkdir()
+                yield work
+                if folder.exists():
+                    folder.replace(work / _OLD)
+                final.replace(folder)
+                sync_folder(folder.parent)
         finally:
             _empty_work(work, folder)
             shutil.rmtree(work, ignore_errors=True)

@@ -217,7 +217,9 @@ def test_manifest_describes_the_files(tmp_path):
         classes=["background", "one", "two", "three"],
     )
     written = manifest(folder)
-    assert written["format_version"] == 1
+    assert written["format_version"] == 2
+    assert (written["program"], written["weights"]) == ("model.json", "model.pdiparams")
+    assert written["earlier_format"] is False
     assert written["name"] == "digits"
     assert written["task"] == "segmentation"
     assert written["format"] == "paddle"

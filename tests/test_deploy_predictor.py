@@ -106,8 +106,10 @@ def test_list_in_its_order_whatever_the_batches(exported, monkeypatch):
     images = [picture(20 + 4 * (i % 3), 30, seed=i) for i in range(8)]
     alone = [predictor(image) for image in images]
     batches = []
-    run = predictor.run
-    monkeypatch.setattr(predictor, "run", lambda x: batches.append(len(x)) or run(x))
+    run = predictor._opened.runtime.run
+    monkeypatch.setattr(
+        predictor._opened.runtime, "run", lambda x: batches.append(len(x)) or run(x)
+    )
     together = predictor(images, batch_size=2)
     assert sorted(batches) == [1, 1, 2, 2, 2]  # 3, 3 and 2 pictures of each size
     assert isinstance(together, list)
@@ -252,9 +254,12 @@ def test_paddles_flag_is_changed_for_the_first_run_alone(exported, monkeypatch, 
     flag, seen = "FLAGS_eager_delete_tensor_gb", []
     before = paddle.get_flags([flag])
     predictor = Predictor(exported(task="segmentation"), use_onednn=False)
-    graph, run = predictor._runtime._predictor, type(predictor._runtime._predictor).run
+    graph, run = (
+        predictor._opened.runtime._predictor,
+        type(predictor._opened.runtime._predictor).run,
+    )
     monkeypatch.setattr(
-        predictor._runtime,
+        predictor._opened.runtime,
         "_predictor",
         SimpleNamespace(run=lambda: (seen.append(paddle.get_flags([flag])[flag]), run(graph))),
     )
@@ -330,23 +335,26 @@ def test_flipped_bits(copy, name):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m.update(format_version=99), "format_version 1, got 99"),
-        (lambda m: m.update(checked_shapes=[]), "checked_shapes to be sizes"),
-        (lambda m: m.update(checked_shapes=[[1, 3, 8]]), "checked_shapes to be sizes"),
-        (lambda m: m.update(openvino=0), "openvino to be true, false or null"),
-        (lambda m: m.update(onednn="yes"), "onednn to be true, false or null"),
+        (lambda m: m.update(format_version=99), "format_version 1 or 2, got 99"),
+        (lambda m: m.update(checked_shapes=[]), "checked_shapes: expected a list"),
+        (
+            lambda m: m.update(checked_shapes=[[1, 3, 8]]),
+            r"checked_shapes\[0\]: expected \[B, C, H, W\]",
+        ),
+        (lambda m: m.update(openvino=0), "openvino: expected true or false, got 0"),
+        (lambda m: m.update(onednn="yes"), "onednn: expected true or false, got 'yes'"),
         (lambda m: m.pop("transforms"), "lacks transforms"),
         (lambda m: m.update(extra=1), "unknown keys extra"),
-        (lambda m: m.update(task="painting"), "task to be one of"),
-        (lambda m: m.update(format=["paddle"]), "format to be one of"),
+        (lambda m: m.update(task="painting"), "task: expected one of"),
+        (lambda m: m.update(format=["paddle"]), "format: expected one of"),
         (lambda m: m.update(input_shape=[1, 3]), "input_shape"),
-        (lambda m: m.update(num_classes="x"), "num_classes to be a whole number.*got 'x'"),
-        (lambda m: m.update(num_classes=None), "num_classes to be a whole number.*got None"),
-        (lambda m: m.update(num_classes=0), "num_classes to be a whole number.*got 0"),
-        (lambda m: m.update(task="features"), "num_classes null for features, got 5"),
-        (lambda m: m.update(classes=["one"]), r"classes to be a list of 5 names.*got \['one'\]"),
-        (lambda m: m.update(classes="abcde"), "classes to be a list of 5 names.*got 'abcde'"),
-        (lambda m: m["files"].pop("model.json"), "model.json under files"),
+        (lambda m: m.update(num_classes="x"), "num_classes: expected a whole number.*got 'x'"),
+        (lambda m: m.update(num_classes=None), "num_classes: expected a whole number.*got None"),
+        (lambda m: m.update(num_classes=0), "num_classes: expected a whole number.*got 0"),
+        (lambda m: m.update(task="features"), "output_op: expected none for features"),
+        (lambda m: m.update(classes=["one"]), "classes: expected 5 names.*got a list of 1"),
+        (lambda m: m.update(classes="abcde"), "classes: expected a list.*got 'abcde'"),
+        (lambda m: m["files"].pop("model.json"), "files: .*model.json"),
         (lambda m: m.update(transforms=[{"type": "RandomBlur"}]), "RandomBlur"),
     ],
 )
@@ -474,7 +482,7 @@ def test_threads_reach_paddle_inference(exported, monkeypatch, use_onednn):
 def test_threads_reach_onnx_runtime(exported):
     for wanted in (2, 3):
         predictor = Predictor(exported(format="onnx"), threads=wanted)
-        options = predictor._runtime._session.get_session_options()
+        options = predictor._opened.runtime._session.get_session_options()
         assert options.intra_op_num_threads == wanted
 
 

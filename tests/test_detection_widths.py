@@ -8,7 +8,7 @@ from PIL import Image
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 from ppvision.deploy import Predictor
-from ppvision.deploy.manifest import read_manifest
+from ppvision.deploy.run.manifest import read_manifest
 from ppvision.quant import OnceQAT, load_layered
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
@@ -69,7 +69,7 @@ def test_packed_and_exported(trained, tmp_path, capsys):
     for k in (8, 2):
         manifest = read_manifest(folder / f"w{k}")
         assert (manifest.bits, manifest.task) == (k, "detection")
-        sizes[k] = manifest.files["model.pdiparams"]["bytes"]
+        sizes[k] = manifest.files["model.pdiparams"].bytes
         found = Predictor(folder / f"w{k}", threads=1)(picture)
         expected = job.predict_image(job.load(layered, k), tmp_path / "x.png")
         assert len(found) == len(expected)

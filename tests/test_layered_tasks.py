@@ -16,7 +16,7 @@ from visualdl.reader.record_reader import RecordReader
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.comparison import rounding_error
-from ppvision.deploy.manifest import read_manifest
+from ppvision.deploy.run.manifest import read_manifest
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.layered_state import LayeredActivation
@@ -196,7 +196,7 @@ def test_export_of_widths(trained, packed, tmp_path):
         with pytest.raises(ValueError, match="expected a float export"):
             Predictor(folder / f"w{k}", layered=packed)
         size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
-        assert manifest.files["model.pdiparams"]["bytes"] == size
+        assert manifest.files["model.pdiparams"].bytes == size
         eager = job.load(packed, k)
         x = np.random.default_rng(0).normal(size=(3, 3, 56, 56)).astype(np.float32)
         (found,) = Predictor(folder / f"w{k}").run(x)
@@ -315,9 +315,9 @@ def test_export_to_onnx(packed, trained, tmp_path):
     # Packed codes there as well: four bits a weight, not 32.
     with (tmp_path / "onnx" / "widths.csv").open() as file:
         (row,) = csv.DictReader(file)
-    assert int(row["bytes"]) == manifest.files["model.onnx"]["bytes"]
+    assert int(row["bytes"]) == manifest.files["model.onnx"].bytes
     whole = sum(p.numel() for p in open_job(config).float_model.parameters())
-    assert manifest.files["model.onnx"]["bytes"] < 0.5 * 4 * int(whole)
+    assert manifest.files["model.onnx"].bytes < 0.5 * 4 * int(whole)
 
 
 def test_ptq_with_activations(tmp_path, crops, capsys):

@@ -12,7 +12,7 @@ pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0"
 
 from paddleseg.cvlibs import Config, SegBuilder, manager
 
-from ppvision.deploy.manifest import read_manifest
+from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.runtime import has_openvino
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job

@@ -103,7 +103,7 @@ def bench_exported(
                 low,
                 high,
                 predictors[name].engine if name in predictors else None,
-                None if manifest is None else sum(f["bytes"] for f in manifest.files.values()),
+                None if manifest is None else sum(f.bytes for f in manifest.files.values()),
             )
         )
     return rows

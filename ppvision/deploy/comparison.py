@@ -10,6 +10,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.deploy import parity
+from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.runtime import (
     ONE_PIXEL,
     Engine,
@@ -146,7 +147,9 @@ def compare(
     if format == "onnx":
         return _compare(probes, raw, final, output_op, format, tolerance, "native"), None
     worst = _compare(probes, raw, final, output_op, format, tolerance, "native")
-    if enlarges(raw) and all(max(x.shape[2:]) <= ONE_PIXEL for x, _ in probes):
+    if enlarges(raw / FILES["paddle"].program) and all(
+        max(x.shape[2:]) <= ONE_PIXEL for x, _ in probes
+    ):
         warnings.warn(
             "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which pictures "
             f"of up to {ONE_PIXEL}x{ONE_PIXEL} may give. The export runs without oneDNN, which is "

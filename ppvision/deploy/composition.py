@@ -12,11 +12,9 @@ import numpy as np
 import paddle
 from paddle.base import core
 
-from ppvision.deploy.manifest import OPENVINO_PROGRAM, Manifest
+from ppvision.deploy.run.manifest import Manifest, file_names
 from ppvision.errors import InputError
 from ppvision.quant.layered_model import LayeredModel
-
-PROGRAM, PARAMETERS = "model.json", "model.pdiparams"
 
 
 def graph_parameters(program: Path) -> list[str]:
@@ -38,8 +36,7 @@ def graph_parameters(program: Path) -> list[str]:
 
 
 def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path) -> None:
-    """Write `model.pdiparams` into `work`, a layered model's weights, beside links to the graphs of
-    a float export.
+    """Write a layered model's weights into `work`, beside links to the graphs of a float export.
 
     Args:
         folder: of the export.
@@ -68,8 +65,8 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
             f"layered: expected the classes of {folder}, {', '.join(ours[:8])}; got "
             f"{', '.join(map(str, theirs[:8]))}."
         )
-    arrays, names = layered.state_dict, graph_parameters(folder / PROGRAM)
-    tensors = _read(folder / PARAMETERS, names)
+    arrays, names = layered.state_dict, graph_parameters(folder / manifest.program)
+    tensors = _read(folder / manifest.weights, names)
     wrong = []
     for name in names:
         path = manifest.parameters.get(name)
@@ -85,9 +82,10 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
             f"layered: expected the tensors of {folder}, which is of another architecture; missing "
             f"or of another shape: {', '.join(wrong[:8])}."
         )
-    _write(work / PARAMETERS, tensors)
-    for program in (PROGRAM, *([OPENVINO_PROGRAM] if manifest.openvino else [])):
-        (work / program).symlink_to((folder / program).resolve())
+    _write(work / manifest.weights, tensors)
+    for name in file_names(manifest.model_files, manifest.earlier_format):
+        if name != manifest.weights:
+            (work / name).symlink_to((folder / name).resolve())
 
 
 def _read(path: Path, names: list[str]) -> dict[str, paddle.Tensor]:

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
-from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
 from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
@@ -22,17 +21,18 @@ from ppvision.deploy.export import (
     may_be_replaced,
     parameter_names,
 )
-from ppvision.deploy.graph import trace_detector, write_graph
+from ppvision.deploy.graph import trace_detector, write_graphs
+from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.runtime import Engine, engine_name, failing_as, in_one_line, open_runtime
 from ppvision.errors import InputError
-from ppvision.files import replace_folder
+from ppvision.files import replace_folder, sync_files
 
 RAW = 2  # outputs before NMS: boxes and scores
 _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
 
 
 class Detector(Protocol):
-    """A detector as a layer of tensors (`ppvision.plugins.paddledet.DetectorLayer`)."""
+    """A detector as a layer of tensors (`ppvision.tasks.detector_layer.DetectorLayer`)."""
 
     bounds: Bounds
 
@@ -75,8 +75,8 @@ def export_detector(
         as `export_model`. The rule of comparison: `ppvision.deploy.detection_parity`.
     """
     shape = checked_shape(input_shape)
-    if format not in manifests.FILES:
-        known = ", ".join(manifests.FILES)
+    if format not in manifests.FORMATS:
+        known = ", ".join(manifests.FORMATS)
         raise InputError(f"format: expected one of {known}, got {format!r}.")
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
@@ -88,21 +88,26 @@ def export_detector(
         raw, final = work / "raw", work / "final"
         with model.in_graphs(), graph_forms(model.model, format):
             graph = trace_detector(model, shape)
-            write_graph(graph, None, raw, format)
-            write_graph(graph, range(len(probes[0][1]) - RAW), final, format)
+            kept = range(len(probes[0][1]) - RAW)
+            write_graphs(graph, {raw: None, final: kept}, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
+        files = manifests.FILES[format]
         manifests.Manifest(
             name=folder.name if name is None else name,
             task="detection",
             format=format,
+            program=files.program,
+            weights=files.weights,
+            earlier_format=False,
+            openvino=None,
             input_shape=shape,
             output_op="nms",
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=num_classes,
             classes=[str(label) for label in classes],
             bits=bits,
-            files=manifests.describe_files(final, manifests.FILES[format]),
+            files=manifests.describe_files(final, manifests.file_names(files, False)),
             max_error_to_eager=error,
             checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
             onednn=onednn,
@@ -110,6 +115,7 @@ def export_detector(
             parameters=parameter_names(model.model, final, format, bits),
             max_value=max_value,
         ).write(final)
+        sync_files(final)
     return folder
 
 

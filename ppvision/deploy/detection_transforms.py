@@ -5,7 +5,6 @@ arrays), so that a `deploy.yaml` can carry the transforms of a configuration as 
 `{Resize: {target_size: [256, 320], keep_ratio: false}}`.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,17 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ppvision.deploy.run.checks import show_value
+from ppvision.deploy.transforms import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    build_known,
+    check_deviation,
+    check_flag,
+    check_number,
+    check_size,
+    check_whole,
+)
 from ppvision.errors import InputError
 
 Inputs = dict[str, np.ndarray]  # image [H, W, 3] on the way, [3, H, W] at its end; im_shape [2];
@@ -34,15 +44,27 @@ class Resize:
         keep_ratio: bool,
         interp: int = cv2.INTER_LINEAR,
     ) -> None:
-        size = [target_size] * 2 if isinstance(target_size, int) else list(target_size)
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)
-        if len(size) != 2 or not whole:
+        size = [target_size] * 2 if isinstance(target_size, int) else target_size
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
             raise InputError(
-                f"Resize: expected target_size as one size or [height, width], got {target_size!r}."
+                "Resize: expected target_size as one size or [height, width], got "
+                f"{show_value(target_size)}."
             )
-        if interp not in range(5):
-            raise InputError(f"Resize: expected interp from 0 to 4 (OpenCV's), got {interp!r}.")
-        self.size, self.keep_ratio, self.interp = size, bool(keep_ratio), interp
+        self.size = [check_whole("Resize", "each value of target_size", n) for n in size]
+        if self.size[0] * self.size[1] > MAX_PIXELS:
+            raise InputError(
+                f"Resize: expected target_size of at most {MAX_PIXELS} pixels, got {self.size}."
+            )
+        if isinstance(interp, bool) or not isinstance(interp, int) or interp not in range(5):
+            raise InputError(
+                f"Resize: expected interp from 0 to 4 (OpenCV's), got {show_value(interp)}."
+            )
+        # PaddleDetection's configurations write 1 and 0 as well.
+        if not isinstance(keep_ratio, int) or keep_ratio not in (0, 1):
+            raise InputError(
+                f"Resize: expected keep_ratio to be true or false, got {show_value(keep_ratio)}."
+            )
+        self.keep_ratio, self.interp = bool(keep_ratio), interp
 
     def __call__(self, inputs: Inputs) -> Inputs:
         image = inputs["image"]
@@ -57,6 +79,7 @@ class Resize:
                 f"picture: {width}x{height} is too narrow to be resized to {self.size[1]}x"
                 f"{self.size[0]} with its ratio kept. Crop or pad it first."
             )
+        check_size(round(width * across), round(height * down), image)
         resized = cv2.resize(image, None, None, fx=across, fy=down, interpolation=self.interp)
         size = [height * down, width * across] if self.keep_ratio else self.size
         factors = inputs["scale_factor"]
@@ -83,10 +106,20 @@ class NormalizeImage:
         is_scale: bool = True,
         norm_type: str = "mean_std",
     ) -> None:
-        if len(mean) != 3 or len(std) != 3 or 0 in std or norm_type not in ("mean_std", "none"):
+        for name, values in (("mean", mean), ("std", std)):
+            if not isinstance(values, (list, tuple)) or len(values) != 3:
+                raise InputError(
+                    f"NormalizeImage: expected {name} to be a list of three numbers, got "
+                    f"{show_value(values)}."
+                )
+        for value in mean:
+            check_number("NormalizeImage", "each value of mean", value)
+        for value in std:
+            check_deviation("NormalizeImage", value)
+        check_flag("NormalizeImage", "is_scale", is_scale)
+        if not isinstance(norm_type, str) or norm_type not in ("mean_std", "none"):
             raise InputError(
-                "NormalizeImage: expected three numbers each as mean and std, none of std zero, "
-                f"and norm_type mean_std or none; got {mean!r}, {std!r}, {norm_type!r}."
+                f"NormalizeImage: expected norm_type mean_std or none, got {show_value(norm_type)}."
             )
         self.mean, self.std = np.array(mean, np.float64), np.array(std, np.float64)
         self.is_scale, self.norm_type = is_scale, norm_type
@@ -117,15 +150,15 @@ class PadBatch:
     """
 
     def __init__(self, pad_to_stride: int = 0) -> None:
-        if isinstance(pad_to_stride, bool) or not isinstance(pad_to_stride, int):
-            raise InputError(f"PadBatch: expected a whole pad_to_stride, got {pad_to_stride!r}.")
-        self.stride = pad_to_stride
+        # PaddleDetection takes a negative one for none.
+        self.stride = check_whole("PadBatch", "pad_to_stride", pad_to_stride, lowest=-MAX_SIDE)
 
     def __call__(self, inputs: Inputs) -> Inputs:
         if self.stride <= 0:
             return inputs
         height, width = inputs["image"].shape[1:]
         down, across = (math.ceil(n / self.stride) * self.stride - n for n in (height, width))
+        check_size(width + across, height + down, inputs["image"].transpose(1, 2, 0))
         padded = np.pad(inputs["image"], ((0, 0), (0, down), (0, across)))
         return inputs | {"image": padded}
 
@@ -148,9 +181,25 @@ class DetectionTransforms:
     """
 
     def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
-        self.transforms = [_build(spec) for spec in specs if list(spec) != [_READING]]
-        if not any(isinstance(transform, Permute) for transform in self.transforms):
-            raise InputError("transforms: a detector takes its channels first; expected Permute.")
+        if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
+            raise InputError(
+                f"transforms: expected a list of {{NAME: {{...}}}}, got {show_value(specs)}."
+            )
+        built = [_build(spec) for spec in specs]
+        self.transforms = [transform for transform in built if transform is not None]
+        places = [n for n, t in enumerate(self.transforms) if isinstance(t, Permute)]
+        if len(places) != 1:
+            raise InputError(
+                "transforms: a detector takes its channels first; expected one Permute, got "
+                f"{len(places)}."
+            )
+        for place, transform in enumerate(self.transforms):
+            is_batch = isinstance(transform, PadBatch)
+            if not isinstance(transform, Permute) and is_batch != (place > places[0]):
+                raise InputError(
+                    f"transforms: expected {type(transform).__name__} "
+                    f"{'behind' if is_batch else 'before'} Permute."
+                )
 
     @property
     def normalize(self) -> tuple[np.ndarray, np.ndarray]:
@@ -178,23 +227,23 @@ class DetectionTransforms:
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
 
 
-def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs]:
+def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs] | None:
+    """A transform; None for reading the picture."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {spec!r}.")
+        raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {show_value(spec)}.")
     ((name, options),) = spec.items()
-    if name not in KNOWN:
+    if name == _READING:
+        return None
+    if not isinstance(name, str) or name not in KNOWN:
+        shown = name[:60] if isinstance(name, str) else show_value(name)
         raise InputError(
-            f"transforms: {name} cannot be reproduced in deployment; known are {_READING}, "
+            f"transforms: {shown} cannot be reproduced in deployment; known are {_READING}, "
             f"{', '.join(KNOWN)}. Random and other training transforms belong to the TrainReader: "
             "deployment takes those of the TestReader."
         )
-    options = dict(options or {})
-    try:
-        inspect.signature(KNOWN[name]).bind(**options)
-    except TypeError as error:
-        parameters = ", ".join(inspect.signature(KNOWN[name]).parameters)
+    options = {} if options is None else options
+    if not isinstance(options, Mapping):
         raise InputError(
-            f"transforms: {name} takes {parameters or 'nothing'}; got {', '.join(options)} "
-            f"({error})."
-        ) from error
-    return KNOWN[name](**options)
+            f"transforms: {name}: expected options by name, got {show_value(options)}."
+        )
+    return build_known(KNOWN[name], name, options)

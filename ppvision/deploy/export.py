@@ -11,7 +11,6 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.deploy import manifest as manifests
 from ppvision.deploy import parity
 from ppvision.deploy.comparison import (
     Probe,
@@ -20,16 +19,17 @@ from ppvision.deploy.comparison import (
     eager_probes,
     rounding_error,
 )
-from ppvision.deploy.composition import PROGRAM, graph_parameters
+from ppvision.deploy.composition import graph_parameters
 from ppvision.deploy.difference_form import difference_form
-from ppvision.deploy.graph import trace, write_graph
+from ppvision.deploy.graph import trace, write_graphs
 from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.pale_form import pale_form
+from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.runtime import has_openvino
 from ppvision.deploy.token_form import changed_blocks
-from ppvision.deploy.transforms import CenterCrop, Transforms
+from ppvision.deploy.transforms import Transforms
 from ppvision.errors import InputError
-from ppvision.files import replace_folder
+from ppvision.files import replace_folder, sync_files
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
 
 
@@ -96,7 +96,7 @@ def export_model(
     for argument, value, known in (
         ("task", task, [t for t in manifests.TASKS if t != "detection"]),
         ("output_op", output_op, [op for op in manifests.OUTPUT_OPS if op != "nms"]),
-        ("format", format, tuple(manifests.FILES)),
+        ("format", format, manifests.FORMATS),
     ):
         if value not in known:
             raise InputError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
@@ -106,11 +106,7 @@ def export_model(
         )
     manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
-    if task == "segmentation" and any(isinstance(t, CenterCrop) for t in pipeline.transforms):
-        raise InputError(
-            "transforms: CenterCrop leaves parts of the picture without a class; expected none for "
-            "segmentation. Resize or pad instead."
-        )
+    pipeline.check_task(task)
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
@@ -129,11 +125,10 @@ def export_model(
         with graph_forms(model, format):
             graph = trace(model, shape, output_op, every_output=task == "features")
             if output_op == "none":
-                write_graph(graph, None, final, format)
+                write_graphs(graph, {final: None}, format)
             else:
                 raw = work / "raw"
-                write_graph(graph, [0], raw, format)
-                write_graph(graph, [1], final, format)
+                write_graphs(graph, {raw: [0], final: [1]}, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
@@ -144,17 +139,22 @@ def export_model(
                 model, probes, raw, final, shape, output_op, task, tolerance
             )
 
+        files = manifests.FILES[format]
+        earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
             task=task,
             format=format,
+            program=files.program,
+            weights=files.weights,
+            earlier_format=earlier_format,
             input_shape=shape,
             output_op=output_op,
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=[str(label) for label in classes],
             bits=bits,
-            files=manifests.describe_files(final, manifests.file_names(format, openvino)),
+            files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
             max_error_to_eager=max(error, of_openvino or 0.0),
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
@@ -163,6 +163,7 @@ def export_model(
             openvino=openvino,
             max_value=max_value,
         ).write(final)
+        sync_files(final)
     return folder
 
 
@@ -203,7 +204,7 @@ def _with_openvino(
             stacklevel=3,
         )
     if error is None:
-        (final / manifests.OPENVINO_PROGRAM).unlink(missing_ok=True)
+        (final / manifests.FILES["paddle"].earlier_program).unlink(missing_ok=True)
     return error, error is not None
 
 
@@ -212,7 +213,8 @@ def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> di
     if format != "paddle" or bits != 32:
         return {}
     paths = {tensor.name: path for path, tensor in model.state_dict().items()}
-    found = {name: paths.get(name) for name in graph_parameters(folder / PROGRAM)}
+    program = folder / manifests.FILES["paddle"].program
+    found = {name: paths.get(name) for name in graph_parameters(program)}
     # Float weights made of codes are buffers (`ppvision.quant.packed_layers`).
     return {
         name: f"{path.removesuffix('.unpacked')}.weight" if path.endswith(".unpacked") else path
@@ -268,9 +270,7 @@ def may_be_replaced(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     present = {path.name for path in folder.iterdir()}
-    ours = {manifests.NAME, manifests.OPENVINO_PROGRAM}
-    ours |= {name for names in manifests.FILES.values() for name in names}
-    return not present or (manifests.NAME in present and present <= ours)
+    return not present or (manifests.NAME in present and present <= manifests.KNOWN_FILES)
 
 
 def _check_logits(logits: np.ndarray, task: str, output_op: str, classes: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import paddle
@@ -10,13 +10,11 @@ from paddle import Tensor, nn
 from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
-from ppvision.errors import EngineError, MissingPackageError
+from ppvision.deploy.onnx import convert_folders
+from ppvision.errors import EngineError
 
 INPUT_NAME = "x"
 DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
-
-# LayerNorm is one operator from ONNX opset 17 on.
-_ONNX_OPSET = 17
 
 
 class ModelGraph(nn.Layer):
@@ -64,7 +62,7 @@ def trace(
     """Trace `model`, which must be in evaluation mode, for inputs of `input_shape`.
 
     Returns:
-        A layer for `write_graph`. Its outputs: the logits, or with `every_output` all that the
+        A layer for `write_graphs`. Its outputs: the logits, or with `every_output` all that the
         model gives; then, for "argmax" and "softmax", the result of `output_op` over axis 1.
 
     Raises:
@@ -125,26 +123,24 @@ def _trace_tables() -> list[dict]:
     return [recorder.params_dict, recorder.tensor2value, inplace.params_dict]
 
 
-def write_graph(graph: nn.Layer, outputs: Sequence[int] | None, folder: Path, format: str) -> None:
-    """Write a traced graph, whole or cut down to some of its outputs, into `folder`.
+def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], format: str) -> None:
+    """Write a traced graph, whole or cut down to some of its outputs.
 
     Args:
         graph: from `trace` or `trace_detector`.
-        outputs: places of the outputs to keep, or None for all.
-        folder: made when missing.
+        parts: folder -> places of the outputs to keep, or None for all. Folders are made when
+            missing.
         format: "paddle" writes `model.json` and `model.pdiparams`, "onnx" writes `model.onnx`.
 
     Raises:
-        RuntimeError: paddle2onnx cannot convert it; its own message stands in the log above.
-        ImportError: paddle2onnx is not installed.
+        EngineError: paddle2onnx cannot convert it.
+        MissingPackageError: paddle2onnx is not installed.
     """
-    prefix = folder / "model"
-    _save(graph, str(prefix), None if outputs is None else list(outputs))
+    for folder, outputs in parts.items():
+        _save(graph, str(folder / "model"), None if outputs is None else list(outputs))
     if format == "onnx":
-        program, parameters = folder / "model.json", folder / "model.pdiparams"
-        prefix.with_suffix(".onnx").write_bytes(_to_onnx(program, parameters))
-        program.unlink()
-        parameters.unlink()
+        sizes = graph.forward.function_spec.input_spec[0].shape[2:]
+        convert_folders(list(parts), any_size=any(n is None or n < 0 for n in sizes))
 
 
 def _save(graph: nn.Layer, prefix: str, outputs: list[int] | None) -> None:
@@ -159,21 +155,3 @@ def _save(graph: nn.Layer, prefix: str, outputs: list[int] | None) -> None:
             except ValueError as error:
                 if "not involved" not in str(error) or kept == 1:
                     raise
-
-
-def _to_onnx(program: Path, parameters: Path) -> bytes:
-    try:
-        import paddle2onnx
-    except ImportError as error:
-        raise MissingPackageError(
-            "An ONNX export needs paddle2onnx, which is not installed: pip install paddle2onnx"
-        ) from error
-    try:
-        # Without a file name: with one, paddle2onnx runs Polygraphy, which may install packages.
-        return paddle2onnx.export(
-            str(program), str(parameters), save_file=None, opset_version=_ONNX_OPSET
-        )
-    except UnboundLocalError as error:  # paddle2onnx logs its failure and goes on without a result
-        raise EngineError(
-            "paddle2onnx cannot convert this model; its message stands above. Use format='paddle'."
-        ) from error

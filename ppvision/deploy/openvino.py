@@ -27,7 +27,7 @@ from paddle.pir_utils import DygraphOldIrGuard
 
 from ppvision.deploy.difference_form import difference_form
 from ppvision.deploy.graph import trace
-from ppvision.deploy.manifest import OPENVINO_PROGRAM
+from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
 from ppvision.errors import EngineError, InputError
@@ -94,7 +94,7 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
         program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
-    (folder / OPENVINO_PROGRAM).write_bytes(program)
+    (folder / FILES["paddle"].earlier_program).write_bytes(program)
 
 
 # Of no use to a run. Several copies of each are held while a program is read, and together they

@@ -2,10 +2,11 @@
 
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +14,27 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.data.pictures import read_picture, scale_to_bytes
-from ppvision.deploy.composition import PARAMETERS, compose
+from ppvision.deploy.composition import compose
 from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.deploy.detections import Detections, detections_of
-from ppvision.deploy.manifest import read_manifest, sha256_of
 from ppvision.deploy.parity import softmax
+from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of
 from ppvision.deploy.runtime import (
     ONE_PIXEL,
     Batch,
     Engine,
     OnnxRuntime,
     PaddleRuntime,
+    declared_inputs,
     enlarges,
+    failing_as,
     has_openvino,
     in_one_line,
     open_runtime,
 )
 from ppvision.deploy.transforms import Step, Transforms
-from ppvision.errors import EngineError, InputError
+from ppvision.errors import EngineError, InputError, InputTypeError, ManifestError
+from ppvision.files import naming_storage
 from ppvision.quant.layered_model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
@@ -57,6 +61,17 @@ class _Prepared:
     steps: list[Step]  # what is to be undone on the prediction
 
 
+@dataclass
+class _Opened:
+    """The engines of one width, which a call uses from its beginning to its end."""
+
+    runtime: PaddleRuntime | OnnxRuntime
+    engine: Engine | None
+    weights: LayeredModel | None  # in the place of the folder's
+    without_onednn: PaddleRuntime | None = None  # for small pictures; opened when one comes
+    opening: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Predictor:
     """Runs a folder that `export_model` wrote.
 
@@ -80,13 +95,18 @@ class Predictor:
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
-        ValueError: `deploy.yaml` or a file is corrupt, the device is not there, or `threads` is no
-            whole number above 0.
+        ManifestError: `deploy.yaml` or a file is corrupt; a ValueError.
+        ValueError: the device is not there, or `threads` is no whole number above 0.
         LayeredModelError: a layered model that does not read; a ValueError.
         RuntimeError: `use_onednn=True` and oneDNN cannot run the graph, or gave other numbers when
             it was exported.
 
-    One object serves one thread at a time.
+    Several threads may use one object. Pictures are read and transformed at the same time; an
+    engine of Paddle Inference runs one batch at a time, ONNX Runtime several. `threads` are the
+    threads of that run (docs/deployment.md has the throughput). A process that was forked after the
+    object was made cannot use it: an EngineError says so.
+
+    `with Predictor(folder) as predictor:` closes it at the end; see `close`.
     """
 
     def __init__(
@@ -108,10 +128,9 @@ class Predictor:
             raise InputError("bits: expected a layered model with it (layered=...), got none.")
         self._folder = folder = Path(folder)
         self.manifest = read_manifest(folder)
-        self.bits = self.manifest.bits
-        detection = self.manifest.task == "detection"
-        kind = DetectionTransforms if detection else Transforms
-        self._transforms = kind(self.manifest.transforms)
+        self._transforms = _transforms_of(self.manifest, folder)
+        if self.manifest.format == "paddle":
+            _check_shapes(declared_inputs(folder / self.manifest.program), self.manifest, folder)
         self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
@@ -122,98 +141,165 @@ class Predictor:
         self._how = {"threads": threads, "device": device}
         self._use_onednn = use_onednn
         self._layered = layered
-        self._weights: LayeredModel | None = None  # in the place of the folder's
         self._kept: dict[str, PaddleRuntime] = {}  # OpenVINO's, by the sha256 of their weights
+        self._changing = threading.Lock()  # one width after the other
+        self._closed = False
+        self._opened: _Opened | None = None
+        self._process = os.getpid()
         if layered is None:
-            self._open()
+            self._opened = self._open(None)
         else:
             self.set_bits(bits)
+
+    @property
+    def bits(self) -> int:
+        weights = self._current().weights
+        return self.manifest.bits if weights is None else weights.bits
+
+    @property
+    def engine(self) -> Engine | None:
+        return self._current().engine
+
+    @property
+    def onednn(self) -> bool:
+        return self.engine == "onednn"
+
+    def _current(self) -> _Opened:
+        opened = self._opened
+        if opened is None:
+            raise self._closed_error()
+        return opened
+
+    def _closed_error(self) -> EngineError:
+        return EngineError(
+            f"This Predictor of {self._folder} is closed. Make a new one to predict again."
+        )
+
+    def close(self) -> None:
+        """Let go of the engine; a second call does nothing.
+
+        Calls that other threads have begun end as usual, and the memory is free after the last of
+        them. (OpenVINO's stays with the process, see docs/performance.md.) Later calls raise an
+        EngineError.
+        """
+        if os.getpid() != self._process:  # the engine is the parent's, and perhaps the lock too
+            return
+        with self._changing:
+            self._closed, self._opened = True, None
+            self._kept.clear()
+
+    def __enter__(self) -> "Predictor":
+        self._current()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple:
+        raise InputTypeError(
+            "Predictor: cannot be copied or sent to another process, since its engine belongs to "
+            f"this one. Send the folder, {self._folder}, and make a Predictor of it there."
+        )
 
     def set_bits(self, bits: int | None) -> None:
         """Take the weights of another width of the layered model; None: of the highest complete.
 
-        In OpenVINO the widths that were taken before stay loaded, since Paddle keeps their memory
-        in any case: to go back to one is quick, and each takes its memory once.
+        Calls that other threads have begun end with the width that they began with. In OpenVINO
+        the widths that were taken before stay loaded, since Paddle keeps their memory in any case:
+        to go back to one is quick, and each takes its memory once.
 
         Raises:
             ValueError: made without a layered model; a width that it has not; another architecture.
+            EngineError: the Predictor is closed.
         """
         if self._layered is None:
             raise InputError("set_bits: expected a Predictor with a layered model (layered=...).")
-        before, self._weights = self._weights, load_layered(self._layered, bits)
-        try:
-            self._open()
-        except Exception:
-            self._weights = before
-            raise
-        self.bits = self._weights.bits
+        with self._changing:
+            if self._closed:
+                raise self._closed_error()
+            self._opened = self._open(load_layered(self._layered, bits))
 
     @contextmanager
-    def _model_files(self) -> Iterator[Path]:
+    def _model_files(self, weights: LayeredModel | None) -> Iterator[Path]:
         """The folder with the export, or with its graph and other weights."""
-        if self._weights is None:
+        if weights is None:
             yield self._folder
             return
         with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
-            compose(self._folder, self.manifest, self._weights, Path(work))
+            with naming_storage(Path(work), Path(work)):
+                compose(self._folder, self.manifest, weights, Path(work))
             yield Path(work)
 
-    def _opened(self, folder: Path, engine: Engine) -> PaddleRuntime | OnnxRuntime:
+    def _open_runtime(
+        self, folder: Path, engine: Engine, keep: bool
+    ) -> PaddleRuntime | OnnxRuntime:
         def opened() -> PaddleRuntime | OnnxRuntime:
-            return open_runtime(folder, self.manifest.format, engine=engine, **self._how)
+            manifest = self.manifest
+            files = manifest.model_files
+            return open_runtime(folder, manifest.format, files=files, engine=engine, **self._how)
 
-        if engine != "openvino" or self._weights is None:
+        if engine != "openvino" or not keep:
             return opened()
-        weights = sha256_of(folder / PARAMETERS)
+        weights = sha256_of(folder / self.manifest.weights)
         if weights not in self._kept:
             self._kept[weights] = opened()
         return self._kept[weights]
 
-    def _tried(self, folder: Path, engine: Engine, *, insist: bool) -> PaddleRuntime | None:
+    def _try(
+        self, folder: Path, engine: Engine, *, keep: bool, insist: bool
+    ) -> PaddleRuntime | None:
         """A runtime that has run once, or None and a warning."""
+        manifest = self.manifest
         try:
-            if engine == "onednn" and self.manifest.onednn is False:
+            if engine == "onednn" and manifest.onednn is False:
                 raise EngineError("it failed or gave other numbers when this was exported")
-            runtime = self._opened(folder, engine)
-            smallest = min(self.manifest.checked_shapes, key=np.prod)
-            runtime.run(_zeros(self.manifest.task, smallest))
+            smallest = min(manifest.checked_shapes, key=np.prod)
+            is_small = engine == "onednn" and max(smallest[2:]) <= ONE_PIXEL
+            if is_small and enlarges(folder / manifest.program):
+                raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
+            runtime = self._open_runtime(folder, engine, keep)
+            runtime.run(_zeros(manifest.task, smallest))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
-            reason = f"{self.manifest.name}: {name} cannot run it here ({in_one_line(error)})."
+            reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
             if insist:
                 raise EngineError(f"{reason} Pass use_onednn=None or False.") from error
             warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
             return None
         return runtime
 
-    def _open(self) -> None:
+    def _open(self, weights: LayeredModel | None) -> _Opened:
         """Load the model files, in the quickest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
         runtime, name = None, None if manifest.format == "onnx" else "native"
-        with self._model_files() as folder:
+        keep = weights is not None
+        with self._model_files(weights) as folder:
             if on_cpu and wanted is None and manifest.openvino and has_openvino():
-                runtime = self._tried(folder, "openvino", insist=False)
+                runtime = self._try(folder, "openvino", keep=keep, insist=False)
                 name = "openvino" if runtime else name
             if runtime is None and on_cpu and wanted is not False:
-                runtime = self._tried(folder, "onednn", insist=bool(wanted))
+                runtime = self._try(folder, "onednn", keep=keep, insist=bool(wanted))
                 name = "onednn" if runtime else name
-            self._runtime = runtime or self._opened(folder, "native")
-        self.engine = name
-        self.onednn = self.engine == "onednn"
+            if runtime is None:
+                with failing_as(f"{self._folder}: the exported graph does not load"):
+                    runtime = self._open_runtime(folder, "native", keep)
+        if isinstance(runtime, OnnxRuntime):
+            _check_shapes(runtime.input_shapes, manifest, self._folder)
         # An export of one size was compared at it.
-        free = self.onednn and None in manifest.input_shape[2:]
-        self._one_pixel = free and enlarges(self._folder)
-        self._without_onednn: PaddleRuntime | None = None
+        free = name == "onednn" and None in manifest.input_shape[2:]
+        self._one_pixel = free and enlarges(self._folder / manifest.program)
+        return _Opened(runtime, name, weights)
 
-    def _runtime_for(self, height: int, width: int) -> PaddleRuntime | OnnxRuntime:
+    def _runtime_for(self, opened: _Opened, height: int, width: int) -> PaddleRuntime | OnnxRuntime:
         """Without oneDNN where a feature map that is enlarged may be one pixel."""
         if not (self._one_pixel and max(height, width) <= ONE_PIXEL):
-            return self._runtime
-        if self._without_onednn is None:
-            with self._model_files() as folder:
-                self._without_onednn = self._opened(folder, "native")
-        return self._without_onednn
+            return opened.runtime
+        with opened.opening:
+            if opened.without_onednn is None:
+                with self._model_files(opened.weights) as folder:
+                    opened.without_onednn = self._open_runtime(folder, "native", False)
+        return opened.without_onednn
 
     def __call__(
         self, images: Picture | Sequence[Picture], batch_size: int = 1
@@ -242,11 +328,13 @@ class Predictor:
             ValueError: a file that is no picture, cut off, damaged, too large or of more than 8
                 bits (a `DataError`), an array of another shape or type, a picture that does not fit
                 the export's fixed size.
+            EngineError: the engine cannot run it, or the Predictor is closed.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
+        opened = self._current()
         if self.manifest.input_shape[1] != 3:
             raise InputError(
                 f"images: this export takes {self.manifest.input_shape[1]} channels, not RGB "
@@ -261,9 +349,9 @@ class Predictor:
             group = waiting.setdefault(shape, [])
             group.append(prepared)
             if len(group) == batch_size:
-                self._finish(waiting.pop(shape), results)
+                self._finish(opened, waiting.pop(shape), results)
         for group in waiting.values():
-            self._finish(group, results)
+            self._finish(opened, group, results)
         return results
 
     def _prepared(self, place: int, image: np.ndarray) -> _Prepared:
@@ -290,7 +378,16 @@ class Predictor:
 
         Raises:
             ValueError: another type or shape than the export takes.
+            EngineError: the engine cannot run it, or the Predictor is closed.
         """
+        return self._run(self._current(), batch, sizes)
+
+    def _run(
+        self,
+        opened: _Opened,
+        batch: np.ndarray,
+        sizes: Mapping[str, np.ndarray] | None = None,
+    ) -> list[np.ndarray]:
         expected = self.manifest.input_shape
         fits = (
             isinstance(batch, np.ndarray)
@@ -308,16 +405,30 @@ class Predictor:
                 "Set transforms at export so that every picture gets this size."
             )
         count, _, height, width = batch.shape
-        runtime = self._runtime_for(height, width)
-        if self.manifest.task != "detection":
-            return runtime.run(batch)
-        whole = {
-            "im_shape": np.full((count, 2), (height, width), np.float32),
-            "scale_factor": np.ones((count, 2), np.float32),
-        }
-        return runtime.run({"image": batch, **whole, **(sizes or {})})
+        runtime = self._runtime_for(opened, height, width)
+        inputs: Batch = batch
+        if self.manifest.task == "detection":
+            whole = {
+                "im_shape": np.full((count, 2), (height, width), np.float32),
+                "scale_factor": np.ones((count, 2), np.float32),
+            }
+            inputs = {"image": batch, **whole, **(sizes or {})}
+        with failing_as(
+            f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"
+        ):
+            outputs = runtime.run(inputs)
+        if not _fits(outputs, self.manifest, count):
+            shapes = ", ".join(f"{o.dtype} {list(o.shape)}" for o in outputs)
+            raise ManifestError(
+                f"{self._folder / NAME}: task {self.manifest.task}, output_op "
+                f"{self.manifest.output_op} and num_classes {self.manifest.num_classes} do not fit "
+                f"what the graph gives: {shapes}. Copy or export the folder again."
+            )
+        return outputs
 
-    def _finish(self, group: list[_Prepared], results: list[Prediction | None]) -> None:
+    def _finish(
+        self, opened: _Opened, group: list[_Prepared], results: list[Prediction | None]
+    ) -> None:
         missing = (self.manifest.input_shape[0] or len(group)) - len(group)
         # Fill an export's fixed batch; the copies' results are dropped.
         filled = group + group[-1:] * missing
@@ -326,7 +437,7 @@ class Predictor:
             for name in group[0].inputs
         }
         batch = sizes.pop("image")
-        outputs = self.run(batch, sizes) if sizes else self.run(batch)
+        outputs = self._run(opened, batch, sizes or None)
         if self.manifest.task == "detection":
             rows, counts, *masks = outputs
             ends = np.cumsum(counts.reshape(-1))
@@ -368,6 +479,60 @@ class Predictor:
             class_id = int(probabilities.argmax())
         names = self.manifest.classes
         return Classification(class_id, names[class_id] if names else None, probabilities)
+
+
+def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTransforms:
+    try:
+        if manifest.task == "detection":
+            return DetectionTransforms(manifest.transforms)
+        transforms = Transforms(manifest.transforms)
+        transforms.check_task(manifest.task)
+        return transforms
+    except InputError as error:
+        raise ManifestError(f"{folder / NAME}: {error}") from error
+
+
+def _check_shapes(
+    declared: Mapping[str, list[int | None]], manifest: Manifest, folder: Path
+) -> None:
+    """Raise `ManifestError` unless the graph takes the pictures that `deploy.yaml` says: engines
+    read beyond an input that is smaller than the one they were made for."""
+    for shape in declared.values():
+        if len(shape) == 4 and shape == manifest.input_shape:
+            return
+    raise ManifestError(
+        f"{folder / NAME}: input_shape: expected one of an input of {manifest.program}, "
+        f"{', '.join(map(str, declared.values()))}, got {manifest.input_shape}. Copy or export the "
+        "folder again."
+    )
+
+
+def _fits(outputs: list[np.ndarray], manifest: Manifest, batch: int) -> bool:
+    """Whether outputs have the number, shapes and values that `deploy.yaml` promises."""
+    task, classes = manifest.task, manifest.num_classes
+    if task == "detection":
+        if len(outputs) not in (2, 3):
+            return False
+        rows, counts, *masks = outputs
+        return (
+            rows.ndim == 2
+            and rows.shape[1] == 6
+            and counts.size == batch
+            and counts.sum() == len(rows)
+            and all(m.ndim == 3 and len(m) == len(rows) for m in masks)
+        )
+    if not all(output.ndim and len(output) == batch for output in outputs):
+        return False
+    if task == "features":
+        return True
+    axes = 3 if task == "segmentation" else 1
+    if len(outputs) != 1:
+        return False
+    (output,) = outputs
+    if manifest.output_op == "argmax":
+        is_class = np.issubdtype(output.dtype, np.integer) and output.size > 0
+        return is_class and output.ndim == axes and output.min() >= 0 and output.max() < classes
+    return output.ndim == axes + 1 and output.shape[1] == classes
 
 
 def _zeros(task: str, shape: Sequence[int]) -> Batch:

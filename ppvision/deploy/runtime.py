@@ -2,8 +2,11 @@
 kernels), ONNX Runtime."""
 
 import ctypes
+import json
 import os
 import tempfile
+import threading
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,8 +16,8 @@ import numpy as np
 import paddle
 from paddle import inference
 
-from ppvision.deploy.manifest import OPENVINO_PROGRAM
-from ppvision.errors import EngineError, InputError, MissingPackageError
+from ppvision.deploy.run.manifest import FILES, ModelFiles
+from ppvision.errors import EngineError, InputError, MissingPackageError, PpvisionError
 
 # Of Paddle Inference, from the quickest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
 # kernels for its operators, Paddle's own kernels (the only ones on a GPU).
@@ -47,11 +50,44 @@ _GARBAGE_FLAG, _GARBAGE_GB = "FLAGS_eager_delete_tensor_gb", 0.008
 _GPU_POOL_MB = 256
 
 
+# -- processes -------------------------------------------------------------------------------------
+
+# The first run of a predictor changes a flag of Paddle, which all predictors share.
+_first_run = threading.Lock()
+
+# What is open, and in a forked child what was open in the parent.
+_open_runtimes: weakref.WeakSet["PaddleRuntime | OnnxRuntime"] = weakref.WeakSet()
+
+
+def _leave_engines_to_parent() -> None:
+    """In a forked child: its parent's engines have lost their threads. To run them, or to free
+    them, would wait for these without end, or crash: keep them until the process ends."""
+    global _first_run
+    _first_run = threading.Lock()  # another thread of the parent may have held it
+    for runtime in list(_open_runtimes):
+        runtime.is_open_here = False
+        for engine in runtime.engine_objects():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(engine))
+
+
+os.register_at_fork(after_in_child=_leave_engines_to_parent)
+
+
+def _check_here(runtime: "PaddleRuntime | OnnxRuntime") -> None:
+    if not runtime.is_open_here:
+        raise EngineError(
+            f"This engine was opened before process {os.getpid()} was forked, which has none of "
+            "its threads. Make the Predictor in the process that uses it, after the fork "
+            "(gunicorn: without --preload, or in post_fork)."
+        )
+
+
 class PaddleRuntime:
     """Paddle Inference on an export's files.
 
     Args:
-        folder: with `model.json` (for OpenVINO `model.pdmodel`) and `model.pdiparams`.
+        program: the graph: `model.json`, for OpenVINO `model.pdmodel`.
+        weights: its parameters, `model.pdiparams`.
         threads: CPU threads of the kernels. None: Paddle's default.
         device: "cpu" or "gpu" (the first one).
         engine: "openvino" and "onednn" are for a CPU. What OpenVINO takes, Paddle 3.2 keeps until
@@ -60,12 +96,14 @@ class PaddleRuntime:
             ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with pictures of ever new sizes, memory
             rises until that many are held.
 
-    Not for several threads at once: make one for each.
+    Several threads may use one runtime: they run one after the other. (A run sets the inputs, runs
+    and reads the outputs of one engine. Paddle's `clone` gives no second one in OpenVINO.)
     """
 
     def __init__(
         self,
-        folder: Path,
+        program: Path,
+        weights: Path,
         *,
         threads: int | None = None,
         device: str = "cpu",
@@ -73,8 +111,7 @@ class PaddleRuntime:
     ) -> None:
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         _check_device(device, has_gpu, "paddlepaddle")
-        program = OPENVINO_PROGRAM if engine == "openvino" else "model.json"
-        config = inference.Config(str(folder / program), str(folder / "model.pdiparams"))
+        config = inference.Config(str(program), str(weights))
         config.disable_glog_info()
         if device == "gpu":
             config.enable_use_gpu(_GPU_POOL_MB, 0)
@@ -95,7 +132,10 @@ class PaddleRuntime:
                 config.set_optim_cache_dir(stack.enter_context(cache))
                 config.enable_openvino_engine(inference.PrecisionType.Float32)
             self._predictor = inference.create_predictor(config)
+        self._lock = threading.Lock()
         self._has_run = False
+        self.is_open_here = True
+        _open_runtimes.add(self)
         self._inputs = {
             name: self._predictor.get_input_handle(name)
             for name in self._predictor.get_input_names()
@@ -104,25 +144,36 @@ class PaddleRuntime:
             self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()
         ]
 
+    def engine_objects(self) -> list[object]:
+        """What holds the engine's threads and memory."""
+        return [self._predictor, *self._inputs.values(), *self._outputs]
+
     def run(self, batch: Batch) -> list[np.ndarray]:
         """Run a float32 batch `[B, C, H, W]`, or of a detector its inputs by name (those that the
-        graph does not use are left out); the outputs in the graph's order."""
-        for name, handle in self._inputs.items():
-            array = batch if isinstance(batch, np.ndarray) else batch[name]
-            handle.reshape(array.shape)
-            handle.copy_from_cpu(np.ascontiguousarray(array))
-        if self._has_run:
-            self._predictor.run()
-        else:
-            with _fewer_deletions():
+        graph does not use are left out); the outputs in the graph's order.
+
+        Raises:
+            EngineError: the process was forked since the runtime was opened.
+        """
+        _check_here(self)  # before the lock, which a thread of the parent may have held
+        with self._lock:
+            for name, handle in self._inputs.items():
+                array = batch if isinstance(batch, np.ndarray) else batch[name]
+                handle.reshape(array.shape)
+                handle.copy_from_cpu(np.ascontiguousarray(array))
+            if self._has_run:
                 self._predictor.run()
-            _give_memory_back()
-            self._has_run = True
-        return [output.copy_to_cpu() for output in self._outputs]
+            else:
+                with _first_run, _fewer_deletions():
+                    self._predictor.run()
+                _give_memory_back()
+                self._has_run = True
+            return [output.copy_to_cpu() for output in self._outputs]
 
 
 class OnnxRuntime:
-    """ONNX Runtime on a `model.onnx`; the arguments are those of `PaddleRuntime`."""
+    """ONNX Runtime on a `model.onnx`; the other arguments are those of `PaddleRuntime`. Several
+    threads may use one runtime, at the same time."""
 
     def __init__(self, model: Path, *, threads: int | None = None, device: str = "cpu") -> None:
         try:
@@ -140,10 +191,22 @@ class OnnxRuntime:
             options.intra_op_num_threads = threads
         providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
-        self._inputs = [node.name for node in self._session.get_inputs()]
+        nodes = self._session.get_inputs()
+        self._inputs = [node.name for node in nodes]
+        # By name; None for a free size, which ONNX Runtime calls by a name.
+        self.input_shapes = {
+            node.name: [n if isinstance(n, int) else None for n in node.shape] for node in nodes
+        }
+        self.is_open_here = True
+        _open_runtimes.add(self)
+
+    def engine_objects(self) -> list[object]:
+        """As `PaddleRuntime.engine_objects`."""
+        return [self._session]
 
     def run(self, batch: Batch) -> list[np.ndarray]:
         """As `PaddleRuntime.run`."""
+        _check_here(self)
         single = isinstance(batch, np.ndarray)
         return self._session.run(None, {n: batch if single else batch[n] for n in self._inputs})
 
@@ -152,14 +215,20 @@ def open_runtime(
     folder: Path,
     format: str,
     *,
+    files: ModelFiles | None = None,
     threads: int | None = None,
     device: str = "cpu",
     engine: Engine = "native",
 ) -> PaddleRuntime | OnnxRuntime:
-    """The runtime of an export's model files; `engine` is for format "paddle"."""
+    """The runtime of an export's model files; `engine` is for format "paddle", `files` by default
+    those that an export of the format writes."""
+    files = files or FILES[format]
     if format == "onnx":
-        return OnnxRuntime(folder / "model.onnx", threads=threads, device=device)
-    return PaddleRuntime(folder, threads=threads, device=device, engine=engine)
+        return OnnxRuntime(folder / files.program, threads=threads, device=device)
+    program = files.earlier_program if engine == "openvino" else files.program
+    return PaddleRuntime(
+        folder / program, folder / files.weights, threads=threads, device=device, engine=engine
+    )
 
 
 def has_openvino() -> bool:
@@ -168,9 +237,28 @@ def has_openvino() -> bool:
     return any(libraries.glob("*openvino_intel_cpu_plugin*"))
 
 
-def enlarges(folder: Path) -> bool:
+def enlarges(program: Path) -> bool:
     """Whether an exported graph for Paddle Inference resizes feature maps."""
-    return "_interp" in (folder / "model.json").read_text(encoding="utf-8")
+    return "_interp" in program.read_text(encoding="utf-8")
+
+
+def declared_inputs(program: Path) -> dict[str, list[int | None]]:
+    """Names and shapes of the inputs of a graph for Paddle Inference, None for a free size.
+
+    Raises:
+        InputError: the file is no such graph.
+    """
+    found = {}
+    try:
+        blocks = json.loads(program.read_bytes())["program"]["regions"][0]["blocks"]
+        for op in blocks[0]["ops"]:
+            if op["#"].endswith(".data"):
+                attributes = {entry["N"]: entry["AT"]["D"] for entry in op["A"]}
+                sizes = [None if n < 0 else n for n in attributes["shape"]]
+                found[attributes["name"]] = sizes
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{program}: expected a graph that paddle.jit.save wrote.") from error
+    return found
 
 
 def engine_name(format: str, engine: Engine) -> str:
@@ -209,9 +297,12 @@ def _give_memory_back() -> None:
 
 @contextmanager
 def failing_as(what: str) -> Iterator[None]:
-    """Errors of a runtime, of whatever type, as a RuntimeError that begins with `what`."""
+    """Errors of a runtime, of whatever type, as an EngineError that begins with `what`; errors of
+    ours stay."""
     try:
         yield
+    except PpvisionError:
+        raise
     except Exception as error:
         raise EngineError(f"{what} ({in_one_line(error)}).") from error
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from ppvision.deploy.run.checks import show_value
 from ppvision.errors import InputError
 
 Size = tuple[int, int]  # (height, width)
@@ -29,11 +30,30 @@ _INTERPOLATIONS = {
 }
 
 
+# Of a picture that a transform makes: the longest side and most pixels. 2^28 pixels are 3 GiB in
+# float32; readers of pictures have the same limit.
+MAX_SIDE = 2**16
+MAX_PIXELS = 2**28
+
+# Means, deviations and padding values beyond these are no values of pictures, and overflow float32.
+_LARGEST, _SMALLEST = 1e6, 1e-6
+
+
 class Step(NamedTuple):
     """One change of size, to be undone on the prediction in reverse order."""
 
     kind: str  # "resize", "padding" or "crop" (which cannot be undone)
     before: Size
+
+
+def check_size(width: int, height: int, before: np.ndarray) -> None:
+    """Raise `InputError` where a picture `[H, W, 3]` would be made larger than is sensible."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise InputError(
+            f"picture: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
+            f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all. Ask the transforms for a "
+            "smaller size."
+        )
 
 
 def _resized(image: np.ndarray, width: int, height: int, interp: int = cv2.INTER_LINEAR):
@@ -42,6 +62,7 @@ def _resized(image: np.ndarray, width: int, height: int, interp: int = cv2.INTER
             f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
             "is too narrow for the size that the transforms ask for. Crop or pad it first."
         )
+    check_size(width, height, image)
     return cv2.resize(image, (width, height), interpolation=interp)
 
 
@@ -50,25 +71,56 @@ def _resized_by(image: np.ndarray, scale: float) -> np.ndarray:
     return _resized(image, round(width * scale), round(height * scale))
 
 
-def _whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+def check_whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
+    """A whole number from `lowest` to `MAX_SIDE`; `owner` and `name` stand in the error."""
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not lowest <= value <= MAX_SIDE:
         raise InputError(
-            f"{owner}: expected {name} to be a whole number of at least {lowest}, got {value!r}."
+            f"{owner}: expected {name} to be a whole number of at least {lowest} and at most "
+            f"{MAX_SIDE}, got {show_value(value)}."
         )
     return value
 
 
 def _width_height(owner: str, value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise InputError(f"{owner}: expected target_size [width, height], got {value!r}.")
-    width, height = (_whole(owner, "each value of target_size", n) for n in value)
+        raise InputError(f"{owner}: expected target_size [width, height], got {show_value(value)}.")
+    width, height = (check_whole(owner, "each value of target_size", n) for n in value)
+    if width * height > MAX_PIXELS:
+        raise InputError(
+            f"{owner}: expected target_size of at most {MAX_PIXELS} pixels, got {width}x{height}."
+        )
     return width, height
 
 
-def _number(owner: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InputError(f"{owner}: expected {name} to be a number, got {value!r}.")
+def check_number(
+    owner: str, name: str, value: object, lowest: float = -_LARGEST, highest: float = _LARGEST
+) -> float:
+    """A finite number in a range; `owner` and `name` stand in the error."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not lowest <= value <= highest:  # NaN compares with nothing
+        raise InputError(
+            f"{owner}: expected {name} to be a number from {lowest:g} to {highest:g}, got "
+            f"{show_value(value)}."
+        )
     return float(value)
+
+
+def check_deviation(owner: str, value: object) -> float:
+    """A number that values are divided by; see `check_number`."""
+    number = check_number(owner, "each value of std", value)
+    if abs(number) < _SMALLEST:
+        raise InputError(
+            f"{owner}: expected std without zeros (at least {_SMALLEST:g}), got {number!r}."
+        )
+    return number
+
+
+def check_flag(owner: str, name: str, value: object) -> bool:
+    """True or false; `owner` and `name` stand in the error."""
+    if not isinstance(value, bool):
+        raise InputError(f"{owner}: expected {name} to be true or false, got {show_value(value)}.")
+    return value
 
 
 class Resize:
@@ -89,14 +141,14 @@ class Resize:
         interp: str = "LINEAR",
     ) -> None:
         self.target_size = _width_height("Resize", target_size)
-        self.keep_ratio = keep_ratio
+        self.keep_ratio = check_flag("Resize", "keep_ratio", keep_ratio)
         if size_divisor is not None:
-            _whole("Resize", "size_divisor", size_divisor)
+            check_whole("Resize", "size_divisor", size_divisor)
         self.size_divisor = size_divisor
-        if interp not in _INTERPOLATIONS:
+        if not isinstance(interp, str) or interp not in _INTERPOLATIONS:
             raise InputError(
-                f"Resize: expected interp to be one of {list(_INTERPOLATIONS)}, got {interp!r}. "
-                "A random interpolation cannot be deployed."
+                f"Resize: expected interp to be one of {list(_INTERPOLATIONS)}, got "
+                f"{show_value(interp)}. A random interpolation cannot be deployed."
             )
         self.interp = _INTERPOLATIONS[interp]
 
@@ -122,7 +174,7 @@ class ResizeByLong:
     """Resize the longer side to `long_size`, keeping the aspect ratio."""
 
     def __init__(self, long_size: int) -> None:
-        self.long_size = _whole("ResizeByLong", "long_size", long_size)
+        self.long_size = check_whole("ResizeByLong", "long_size", long_size)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
         height, width = image.shape[:2]
@@ -144,8 +196,8 @@ class ResizeByShort:
     """
 
     def __init__(self, short_size: int, max_size: float = 1e10) -> None:
-        self.short_size = _whole("ResizeByShort", "short_size", short_size)
-        self.max_size = _number("ResizeByShort", "max_size", max_size)
+        self.short_size = check_whole("ResizeByShort", "short_size", short_size)
+        self.max_size = check_number("ResizeByShort", "max_size", max_size, 1, 1e12)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
         height, width = image.shape[:2]
@@ -162,7 +214,7 @@ class LimitLong:
     def __init__(self, max_long: int | None = None, min_long: int | None = None) -> None:
         for name, value in (("max_long", max_long), ("min_long", min_long)):
             if value is not None:
-                _whole("LimitLong", name, value)
+                check_whole("LimitLong", name, value)
         if max_long is not None and min_long is not None and min_long > max_long:
             raise InputError(
                 f"LimitLong: expected min_long <= max_long, got {min_long} and {max_long}."
@@ -196,7 +248,8 @@ class Padding:
         label_padding_value: float = 255,
     ) -> None:
         self.target_size = _width_height("Padding", target_size)
-        self.value = _number("Padding", "im_padding_value", im_padding_value)
+        self.value = check_number("Padding", "im_padding_value", im_padding_value)
+        check_number("Padding", "label_padding_value", label_padding_value)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step]:
         height, width = image.shape[:2]
@@ -206,6 +259,7 @@ class Padding:
                 f"Padding: expected a picture of at most {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before Padding."
             )
+        check_size(new_width, new_height, image)
         padded = cv2.copyMakeBorder(
             image,
             0,
@@ -232,12 +286,13 @@ class PaddingByAspectRatio:
         im_padding_value: float = 127.5,
         label_padding_value: float = 255,
     ) -> None:
-        self.aspect_ratio = _number("PaddingByAspectRatio", "aspect_ratio", aspect_ratio)
-        if self.aspect_ratio <= 0:
-            raise InputError(
-                f"PaddingByAspectRatio: expected aspect_ratio above 0, got {aspect_ratio!r}."
-            )
-        self.value = _number("PaddingByAspectRatio", "im_padding_value", im_padding_value)
+        owner = "PaddingByAspectRatio"
+        # A ratio beyond that of the longest side over one pixel pads every picture beyond it.
+        self.aspect_ratio = check_number(
+            owner, "aspect_ratio", aspect_ratio, 1 / MAX_SIDE, MAX_SIDE
+        )
+        self.value = check_number(owner, "im_padding_value", im_padding_value)
+        check_number(owner, "label_padding_value", label_padding_value)
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, Step | None]:
         height, width = image.shape[:2]
@@ -248,6 +303,7 @@ class PaddingByAspectRatio:
             height = int(width / self.aspect_ratio)
         else:
             width = int(height * self.aspect_ratio)
+        check_size(width, height, image)
         return Padding((width, height), self.value)(image)
 
 
@@ -285,12 +341,13 @@ class Normalize:
         for name, values in (("mean", mean), ("std", std)):
             if not isinstance(values, (list, tuple)) or len(values) not in (1, 3):
                 raise InputError(
-                    f"Normalize: expected {name} to be a list of 1 or 3 numbers, got {values!r}."
+                    f"Normalize: expected {name} to be a list of 1 or 3 numbers, got "
+                    f"{show_value(values)}."
                 )
-            for value in values:
-                _number("Normalize", f"each value of {name}", value)
-        if 0 in std:
-            raise InputError(f"Normalize: expected std without zeros, got {list(std)}.")
+        for value in mean:
+            check_number("Normalize", "each value of mean", value)
+        for value in std:
+            check_deviation("Normalize", value)
         self.mean, self.std = np.array(mean, "float64"), np.array(std, "float64")
         every_byte = np.arange(256, dtype=np.uint8).reshape(256, 1, 1).repeat(3, axis=2)
         self._of_bytes = np.ascontiguousarray(self._computed(every_byte).T)  # [3, 1, 256]
@@ -348,6 +405,14 @@ class Transforms:
             )
         self.transforms = [_build(spec) for spec in specs]
 
+    def check_task(self, task: str) -> None:
+        """Raise `InputError` where a transform does not fit a task of `deploy.yaml`."""
+        if task == "segmentation" and any(isinstance(t, CenterCrop) for t in self.transforms):
+            raise InputError(
+                "transforms: CenterCrop leaves parts of the picture without a class; expected none "
+                "for segmentation. Resize or pad instead."
+            )
+
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[Step]]:
         """Transform a picture `[H, W, 3]`, RGB, any number type with values in 0..255.
 
@@ -367,21 +432,30 @@ class Transforms:
 
 def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
-        raise InputError(f"transforms: expected {{type: NAME, ...}}, got {spec!r}.")
+        raise InputError(f"transforms: expected {{type: NAME, ...}}, got {show_value(spec)}.")
     name = spec["type"]
     if name not in KNOWN:
         raise InputError(
-            f"transforms: {name} cannot be reproduced in deployment; known are {', '.join(KNOWN)}. "
-            "Random and other training transforms belong to the training data only: give the "
-            "transforms of the validation data."
+            f"transforms: {name[:60]} cannot be reproduced in deployment; known are "
+            f"{', '.join(KNOWN)}. Random and other training transforms belong to the training data "
+            "only: give the transforms of the validation data."
         )
-    arguments = {key: value for key, value in spec.items() if key != "type"}
+    return build_known(KNOWN[name], name, {k: v for k, v in spec.items() if k != "type"})
+
+
+def build_known(transform: Callable[..., Any], name: str, options: Mapping[Any, Any]) -> Any:
+    """Make a transform with its options, which may be of any type.
+
+    Raises:
+        InputError: an option that it does not know or needs, or that is out of range.
+    """
+    given = ", ".join(show_value(key) if not isinstance(key, str) else key[:60] for key in options)
     try:
-        inspect.signature(KNOWN[name]).bind(**arguments)
+        inspect.signature(transform).bind(**options)
     except TypeError as error:
-        parameters = ", ".join(inspect.signature(KNOWN[name]).parameters)
+        parameters = ", ".join(inspect.signature(transform).parameters)
         raise InputError(
-            f"transforms: {name} takes {parameters}; got {', '.join(arguments) or 'nothing'} "
-            f"({error})."
+            f"transforms: {name} takes {parameters or 'nothing'}; got {given[:300] or 'nothing'} "
+            f"({str(error)[:200]})."
         ) from error
-    return KNOWN[name](**arguments)
+    return transform(**options)

@@ -19,7 +19,7 @@ import numpy as np
 from paddle import nn
 from safetensors.numpy import save
 
-from ppvision.errors import InputError, MissingFileError, StorageError, shorten
+from ppvision.errors import InputError, MissingFileError, shorten
 from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
 from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
 from ppvision.quant.layered_files import (
@@ -73,7 +73,8 @@ def save_layered(
         ValueError: widths that the model does not know, a config that JSON does not hold, a model
             that is not trained (see `layered_state`) or that no reader would take.
         FileExistsError: `folder` holds other files.
-        OSError: the disk is full, for one. After any of them an older model is as it was.
+        StorageError: the disk is full, for one; an OSError. After any of them an older model is as
+            it was.
     """
     state = _state_of(model, checked_widths(bits))
     folder = Path(folder).resolve()
@@ -81,16 +82,8 @@ def save_layered(
     manifest = describe_state(state, _plain(config))
     layers = split_layers(state)
     join_layers(manifest, layers, str(folder))  # what a reader would refuse is not written
-    try:
-        with replace_folder(folder, _is_layered, _OURS) as work:
-            _write(manifest, layers, work / "final")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StorageError(
-            error.errno,
-            f"layered model: could not write {folder} ({reason}). Make room, or name another one.",
-        ) from error
-    sync_folder(folder.parent)
+    with replace_folder(folder, _is_layered, _OURS) as work:
+        _write(manifest, layers, work / "final")
     return folder
 
 

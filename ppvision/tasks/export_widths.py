@@ -2,7 +2,7 @@
 
 import csv
 import logging
-import shutil
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +11,10 @@ from ppvision.dashboard import write_comparison
 from ppvision.deploy import Predictor
 from ppvision.deploy.bench import bench_exported
 from ppvision.deploy.export import may_be_replaced
-from ppvision.deploy.manifest import read_manifest
+from ppvision.deploy.run.manifest import read_manifest
 from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
+from ppvision.files import replace_folder, sync_files
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed_layers import pack_model
 from ppvision.tasks.quantization import ModelWithWidths
@@ -41,8 +42,8 @@ def export_widths(
         model_path: a checkpoint of once-QAT, a layered model, or float weights with a slim_config.
         folder: gets `w8`, `w4`, ... (see `export_model`), `widths.csv`, and a VisualDL record for
             each width under `vdl`, whose page of settings shows the same table.
-        bits: widths. Those of an earlier export that are not among them are removed: they may be
-            of another model.
+        bits: widths. An earlier export is replaced as a whole once the new one is complete, widths
+            that are not among them too: they may be of another model.
         input_shape, output_op, model_format: see `export_model`.
         evaluate: whether to score each export on the val split.
 
@@ -55,8 +56,48 @@ def export_widths(
         ParityError: an export gives other numbers than the model at its width.
         FileExistsError: the folder holds other files.
     """
-    folder, widths = Path(folder), sorted(set(bits), reverse=True)
-    _check_folder(folder)
+    folder, widths = Path(folder).resolve(), sorted(set(bits), reverse=True)
+    if other := _other_files(folder):
+        raise FolderInUseError(
+            f"export --bits: expected a new or empty folder, or an earlier export at widths, got "
+            f"{folder}, which holds {', '.join(other[:5])}. Name another one with --save_dir."
+        )
+    is_earlier = lambda path: path.is_dir() and not _other_files(path)  # noqa: E731
+    # All widths, the table and the record take their place together: an export that fails or is
+    # killed leaves the earlier one as it was.
+    with replace_folder(folder, is_earlier, "an earlier export at widths") as work:
+        final = work / "final"
+        rows = _export_all(
+            job,
+            model_path,
+            final,
+            widths,
+            input_shape=input_shape,
+            output_op=output_op,
+            model_format=model_format,
+            evaluate=evaluate,
+        )
+        _write_table(final / TABLE, rows)
+        write_comparison(final / "vdl", {f"w{row['bits']}": row for row in rows})
+        for old in _exports(folder):
+            if old.name not in {f"w{k}" for k in widths}:
+                logger.info(f"export: removing {old}, of an earlier export")
+        sync_files(final)
+    return rows
+
+
+def _export_all(
+    job: ModelWithWidths,
+    model_path: str | Path,
+    folder: Path,
+    widths: Sequence[int],
+    *,
+    input_shape: list[int | None],
+    output_op: str | None,
+    model_format: str,
+    evaluate: bool,
+) -> list[dict[str, object]]:
+    """Write the folder of each width; a row for each."""
     state = job.state(model_path, widths[0])
     for k in widths:
         state.check_bits(k)
@@ -77,10 +118,10 @@ def export_widths(
     latencies = bench_exported(folders, threads=threads)
     for k, exported, latency in zip(widths, folders, latencies, strict=True):
         manifest = read_manifest(exported)
-        sizes = {name: entry["bytes"] for name, entry in manifest.files.items()}
+        sizes = {name: entry.bytes for name, entry in manifest.files.items()}
         row: dict[str, object] = {"bits": k, "bytes": sum(sizes.values())}
-        if "model.pdiparams" in sizes:  # ONNX keeps both in one file
-            row["weights_bytes"] = sizes["model.pdiparams"]
+        if manifest.weights is not None:  # ONNX keeps both in one file
+            row["weights_bytes"] = sizes[manifest.weights]
         if evaluate:
             scores = job.evaluate_exported(exported).by_tag()
             row |= {tag.rsplit("/", 1)[-1]: value for tag, value in list(scores.items())[:1]}
@@ -90,12 +131,6 @@ def export_widths(
             "load_s": round(_load_seconds(exported), 2),
         }
         rows.append(row)
-    for old in _exports(folder):
-        if old not in folders:
-            logger.info(f"export: removing {old}, of an earlier export")
-            shutil.rmtree(old)
-    _write_table(folder / TABLE, rows)
-    write_comparison(folder / "vdl", {f"w{row['bits']}": row for row in rows})
     return rows
 
 
@@ -103,27 +138,25 @@ def _exports(folder: Path) -> list[Path]:
     return [path for k in range(1, MAX_BITS + 1) if (path := folder / f"w{k}").exists()]
 
 
-def _check_folder(folder: Path) -> None:
-    """Raise `FileExistsError` where something else than an earlier export would be mixed with."""
-    present = list(folder.iterdir()) if folder.is_dir() else []
-    ours = [folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))]
-    if other := sorted(path.name for path in present if path not in ours):
-        raise FolderInUseError(
-            f"export --bits: expected a new or empty folder, or an earlier export at widths, got "
-            f"{folder}, which holds {', '.join(other[:5])}. Name another one with --save_dir."
-        )
+# What earlier versions left when they were killed.
+_LEFTOVER = re.compile(r"\.w[1-8]\.ppvision-partial|widths\.csv(\..*)?\.partial")
+
+
+def _other_files(folder: Path) -> list[str]:
+    """Names of what is not of an earlier export at widths."""
+    ours = {folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))}
+    present = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [p.name for p in present if p not in ours and not _LEFTOVER.fullmatch(p.name)]
 
 
 def _load_seconds(folder: Path) -> float:
     start = time.perf_counter()
-    Predictor(folder, threads=usable_cpus())
-    return time.perf_counter() - start
+    with Predictor(folder, threads=usable_cpus()):
+        return time.perf_counter() - start
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
         writer.writeheader()
         writer.writerows({**row, "machine": machine()} for row in rows)
-    partial.replace(path)

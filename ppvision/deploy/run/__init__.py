@@ -1,0 +1,1 @@
+"""What a program that predicts imports: no exporter, no quanter, no training code."""

@@ -1,0 +1,510 @@
+"""`deploy.yaml`: what an exported folder holds, and how it is verified before use.
+
+Every entry has a type and a range, which stand at its field below. docs/deployment.md describes
+them for readers of the file. What is optional is left out of the file where it says nothing.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+import yaml
+
+from ppvision.deploy.run.checks import (
+    fields_of,
+    flag,
+    list_of,
+    mapping_of,
+    number,
+    one_of,
+    optional,
+    plain_mapping,
+    refuse,
+    show_value,
+    text,
+    whole,
+)
+from ppvision.errors import InputError, ManifestError, MissingFileError
+from ppvision.safe_yaml import load_yaml
+
+NAME = "deploy.yaml"
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+
+TASKS = ("segmentation", "classification", "features", "detection")
+OUTPUT_OPS = ("argmax", "softmax", "none", "nms")
+FORMATS = ("paddle", "onnx")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Names of a model's files in its folder.
+
+    Attributes:
+        program: the graph.
+        weights: its parameters; None where the graph's file holds them (ONNX).
+    """
+
+    program: str
+    weights: str | None
+
+    @property
+    def earlier_program(self) -> str:
+        """The same graph in the program format of before PIR, which OpenVINO reads."""
+        return str(PurePosixPath(self.program).with_suffix(".pdmodel"))
+
+
+FILES = {
+    "paddle": ModelFiles("model.json", "model.pdiparams"),
+    "onnx": ModelFiles("model.onnx", None),
+}
+PADDLEX_FILES = ModelFiles("inference.json", "inference.pdiparams")
+
+# Every file that an export may write, for whoever replaces one.
+KNOWN_FILES = frozenset(
+    {NAME, "infer_cfg.yml", "inference.yml"}
+    | {
+        name
+        for files in (*FILES.values(), PADDLEX_FILES)
+        for name in (files.program, files.weights, files.earlier_program)
+        if name is not None
+    }
+)
+
+# -- limits ----------------------------------------------------------------------------------------
+
+# The largest that we know of, 21,841 classes of ImageNet with commas in their names, has 0.9 MB and
+# 66,000 separators. PyYAML takes about 700 bytes of memory and 40 microseconds for each value, of
+# which there are at most as many as separators: 60 MB and 3 seconds.
+MAX_BYTES = 2 * 2**20
+MAX_SEPARATORS = 80_000
+_SEPARATOR = re.compile(r"""[,\[{\n\r\x85\u2028\u2029]|[-?:](?=\s)|["'\]}]:""")
+
+_MAX_SIDE = 2**16  # pixels
+_MAX_BATCH = 2**12
+_MAX_CHANNELS = 2**16
+_MAX_NUMBERS = 2**30  # in the input of one run: 4 GiB
+_MAX_CLASSES = 10**6
+_MAX_NAMES = 10**5
+
+# -- types of entries ------------------------------------------------------------------------------
+
+_NAME = text(1000)
+_FILE_NAME = text(200, r"[^/\\\x00-\x1f]+", "the name of a file in this folder, without a path")
+_SHA256 = text(64, "[0-9a-f]{64}", "64 hexadecimal digits")
+_SHARE = number(0, 1)
+_ERROR = number(0, 1e30)
+_MILLISECONDS = number(0, 1e9)
+_SIDES = whole(1, _MAX_SIDE)
+_MAX_VALUE = optional(whole(1, 65535))
+
+
+def check_max_value(value: object) -> None:
+    """Raise `InputError` for a `max_value` that is neither None nor a number of at most 16 bits."""
+    _MAX_VALUE(value, "max_value")
+
+
+def _name_of_file(value: Any, where: str) -> str:
+    name = _FILE_NAME(value, where)
+    if name in (".", ".."):
+        raise refuse(value, where, "the name of a file in this folder, without a path")
+    return name
+
+
+def _shape(value: Any, where: str) -> list[int | None]:
+    if not isinstance(value, list) or len(value) != 4:
+        raise refuse(value, where, "[B, C, H, W]")
+    side = optional(_SIDES)
+    checks = (optional(whole(1, _MAX_BATCH)), whole(1, _MAX_CHANNELS), side, side)
+    pairs = enumerate(zip(checks, value, strict=True))
+    return [check(item, f"{where}[{place}]") for place, (check, item) in pairs]
+
+
+def _size(value: Any, where: str) -> list[int]:
+    shape = _shape(value, where)
+    if None in shape:
+        raise refuse(value, where, "[B, C, H, W], all of them numbers")
+    if shape[0] * shape[1] * shape[2] * shape[3] > _MAX_NUMBERS:
+        raise refuse(value, where, f"a size of at most {_MAX_NUMBERS} numbers")
+    return shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """Of a file in the folder."""
+
+    bytes: Annotated[int, whole(0, 2**50)]
+    sha256: Annotated[str, _SHA256]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionCheck:
+    """What the export found about running in another precision than float32.
+
+    Attributes:
+        passed: whether it may be taken without being asked for.
+        engine: the one that it was checked in.
+        max_error: of logits (or features), by the rule of parity.
+        equal_labels: fraction of pictures or pixels with the label of eager mode.
+        milliseconds, float_milliseconds: of a run in it and in float32, timed in turn.
+        score, float_score: of the metric `metric`, in it and in float32.
+    """
+
+    passed: Annotated[bool, flag]
+    engine: Annotated[
+        str | None, optional(one_of("openvino", "onednn", "native", "onnxruntime"))
+    ] = None
+    max_error: Annotated[float | None, optional(_ERROR)] = None
+    equal_labels: Annotated[float | None, optional(_SHARE)] = None
+    milliseconds: Annotated[float | None, optional(_MILLISECONDS)] = None
+    float_milliseconds: Annotated[float | None, optional(_MILLISECONDS)] = None
+    metric: Annotated[str | None, optional(_NAME)] = None
+    score: Annotated[float | None, optional(number(-1e30, 1e30))] = None
+    float_score: Annotated[float | None, optional(number(-1e30, 1e30))] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Where the steps of 8-bit activations come from.
+
+    Attributes:
+        method: by the smallest error, a percentile, the maximum, or learned in training.
+        pictures: how many were shown; 0 where the steps were learned.
+    """
+
+    method: Annotated[str, one_of("minimum_error", "percentile", "maximum", "learned")]
+    pictures: Annotated[int, whole(0, 10**9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nms:
+    """Non-maximum suppression that is not in the graph but follows it.
+
+    Attributes:
+        score_threshold: boxes below are dropped.
+        iou_threshold: of two boxes of a class that overlap more, the one of lower score is dropped.
+        candidates: boxes of a class that are looked at, those of highest score.
+        kept: boxes of a picture, those of highest score.
+    """
+
+    score_threshold: Annotated[float, _SHARE]
+    iou_threshold: Annotated[float, _SHARE]
+    candidates: Annotated[int, whole(1, 10**7)]
+    kept: Annotated[int, whole(1, 10**7)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """How a picture that is larger than the input is cut.
+
+    Attributes:
+        size: [H, W] of a tile, in pixels.
+        overlap: pixels that neighbours share.
+    """
+
+    size: Annotated[list[int], list_of(_SIDES, 2, 2)]
+    overlap: Annotated[int, whole(0, _MAX_SIDE)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `deploy.yaml`."""
+
+    name: Annotated[str, _NAME]
+    task: Annotated[str, one_of(*TASKS)]
+    format: Annotated[str, one_of(*FORMATS)]
+    program: Annotated[str, _name_of_file]  # the file of the graph
+    # The file of its parameters; null where the graph's file holds them (ONNX).
+    weights: Annotated[str | None, optional(_name_of_file)]
+    # Whether the graph is there in the program format of before PIR as well: the name of `program`
+    # with the suffix .pdmodel.
+    earlier_format: Annotated[bool, flag]
+    # Whether OpenVINO gave the numbers of eager mode with it; null where it was not tried.
+    openvino: Annotated[bool | None, optional(flag)]
+    onednn: Annotated[bool | None, optional(flag)]  # the same of oneDNN; null for ONNX
+    input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
+    # The last operator of the graph; nms may follow the graph instead, see `nms`.
+    output_op: Annotated[str, one_of(*OUTPUT_OPS)]
+    # See ppvision.deploy.transforms and ppvision.deploy.detection_transforms.
+    transforms: Annotated[list[dict[str, Any]], list_of(plain_mapping(256, 4), 0, 64)]
+    num_classes: Annotated[int | None, optional(whole(1, _MAX_CLASSES))]  # null for features
+    classes: Annotated[list[str], list_of(_NAME, 0, _MAX_CLASSES)]  # empty when not given
+    bits: Annotated[int, one_of(*range(1, 9), 32)]  # of the weights
+    files: Annotated[dict[str, FileEntry], mapping_of(_name_of_file, fields_of(FileEntry), 64)]
+    # The largest error of the parity check, of logits or features, and the inputs it was made on.
+    max_error_to_eager: Annotated[float, _ERROR]
+    checked_shapes: Annotated[list[list[int]], list_of(_size, 1, 64)]
+    paddle_version: Annotated[str, text(100)]
+    # Of a float export for Paddle Inference: the model's name of each of the graph's parameters.
+    parameters: Annotated[dict[str, str], mapping_of(_NAME, _NAME, _MAX_NAMES)] = field(
+        default_factory=dict
+    )
+    # Bits of the inputs of products; null: float.
+    activations: Annotated[int | None, optional(one_of(8))] = None
+    # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
+    max_value: Annotated[int | None, _MAX_VALUE] = None
+
+    # What later versions write. Reserved, so that the format changes once.
+    # Names of the graph's outputs, in order.
+    outputs: Annotated[list[str], list_of(_NAME, 0, 64)] = field(default_factory=list)
+    int8: Annotated[PrecisionCheck | None, optional(fields_of(PrecisionCheck))] = None
+    bfloat16: Annotated[PrecisionCheck | None, optional(fields_of(PrecisionCheck))] = None
+    calibration: Annotated[Calibration | None, optional(fields_of(Calibration))] = None
+    # Names of layers that stay in float in an export with integers.
+    keep_float: Annotated[list[str], list_of(_NAME, 0, _MAX_NAMES)] = field(default_factory=list)
+    # Its name in the zoo, and the one that PaddleX knows.
+    architecture: Annotated[str | None, optional(_NAME)] = None
+    paddlex_name: Annotated[str | None, optional(_NAME)] = None
+    nms: Annotated[Nms | None, optional(fields_of(Nms))] = None  # null: inside of the graph
+    tile: Annotated[Tile | None, optional(fields_of(Tile))] = None
+    # What PaddleSeg's clients read; the only entry that is not ours. Nothing of ours reads it.
+    Deploy: Annotated[dict | None, optional(plain_mapping(20_000, 8))] = None
+
+    format_version: Annotated[int, one_of(FORMAT_VERSION)] = FORMAT_VERSION
+
+    @property
+    def model_files(self) -> ModelFiles:
+        return ModelFiles(self.program, self.weights)
+
+    def write(self, folder: Path) -> None:
+        (folder / NAME).write_text(manifest_text(self), encoding="utf-8")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts like `1e-3`, which `load_yaml` would take for a number; repeats what stands
+    twice instead of pointing at it."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
+    return yaml.dump(
+        _plain_fields(manifest),
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+    )
+
+
+def _plain_fields(value: Any) -> Any:
+    if is_dataclass(value):
+        given = {entry: getattr(value, entry.name) for entry in fields(value)}
+        is_said = lambda entry, item: (  # noqa: E731
+            entry.default is MISSING or entry.name == "format_version" or item not in (None, [], {})
+        )
+        return {e.name: _plain_fields(v) for e, v in given.items() if is_said(e, v)}
+    if isinstance(value, dict):
+        return {key: _plain_fields(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_fields(item) for item in value]
+    return value
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
+    """Bytes and sha256 of files of an export."""
+    return {
+        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        for name in names
+    }
+
+
+def file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
+    """The files of a model in the formats that are there."""
+    names = [files.program, files.weights, files.earlier_program if earlier_format else None]
+    return [name for name in names if name is not None]
+
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `deploy.yaml`, then every file that it names.
+
+    Version 1 of the format is read too.
+
+    Raises:
+        MissingFileError: no such folder, no `deploy.yaml`, or a file of the export is missing.
+        ManifestError: `deploy.yaml` is not one of ours, an entry has another type or is out of
+            range, or a file differs from it in size or sha256.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        raise MissingFileError(
+            f"{folder}: expected a folder written by export_model, found no {NAME} in it."
+        )
+    manifest = parse_manifest(_read_text(path), str(path))
+    for name, entry in manifest.files.items():
+        _verify(folder, name, entry)
+    return manifest
+
+
+def _read_text(path: Path) -> str:
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ManifestError(
+            f"{path}: expected at most {MAX_BYTES:,} bytes, the file has more: it was not written "
+            "by export_model. Copy or export the folder again."
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"{path}: expected UTF-8, got another byte at {error.start}. Copy or export the folder "
+            "again."
+        ) from error
+
+
+def parse_manifest(document: str, name: str) -> Manifest:
+    """`deploy.yaml` from its text; `name` stands in the errors.
+
+    Raises:
+        ManifestError: it is not one of ours, or an entry has another type or is out of range.
+    """
+    count = sum(1 for _ in _SEPARATOR.finditer(document))
+    if count > MAX_SEPARATORS:
+        raise ManifestError(
+            f"{name}: expected at most {MAX_SEPARATORS:,} values, got about {count:,}: it was not "
+            "written by export_model. Copy or export the folder again."
+        )
+    try:
+        content = load_yaml(document, name)
+    # PyYAML raises most built-in types for what does not fit its tags: `!!int x`, `2001-99-99`,
+    # a thousand brackets.
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error)[:400].split())
+        raise ManifestError(
+            f"{name}: not readable as YAML ({reason[:300]}). Copy or export the folder again."
+        ) from error
+    try:
+        return _checked(content)
+    except InputError as error:
+        raise ManifestError(f"{name}: {error}. Copy or export the folder again.") from error
+
+
+def _checked(content: Any) -> Manifest:
+    if not isinstance(content, dict):
+        raise refuse(content, "the document", "keys and values")
+    version = content.get("format_version")
+    if not any(type(version) is int and version == known for known in READABLE_VERSIONS):
+        raise InputError(
+            f"expected format_version {' or '.join(map(str, READABLE_VERSIONS))}, got "
+            f"{show_value(version)}; another version of ppvision wrote it"
+        )
+    if version == 1:
+        content = _from_version_1(content)
+    manifest = fields_of(Manifest)(content, "")
+    _check_together(manifest)
+    return manifest
+
+
+def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
+    """An earlier document in today's terms: the names of files were fixed, and `openvino` said
+    both that `model.pdmodel` was there and that it may be run."""
+    later = {"program", "weights", "earlier_format", "activations", "max_value"}
+    if mixed := [key for key in content if key in later]:
+        raise InputError(f"has {', '.join(mixed)}, which format_version 1 does not know")
+    files = FILES["onnx" if content.get("format") == "onnx" else "paddle"]
+    openvino = content.get("openvino")
+    changed = {
+        "program": files.program,
+        "weights": files.weights,
+        "earlier_format": openvino is True,
+        "openvino": openvino,
+        "format_version": FORMAT_VERSION,
+    }
+    # Version 1 did not quote a text like 1e-3, which reads as a number.
+    as_text = lambda value: str(value) if type(value) is float else value  # noqa: E731
+    if isinstance(content.get("classes"), list):
+        changed["classes"] = [as_text(label) for label in content["classes"]]
+    if "name" in content:
+        changed["name"] = as_text(content["name"])
+    return {**content, **changed}
+
+
+def _check_together(m: Manifest) -> None:
+    """What entries say about each other."""
+    suffixes = {"paddle": (".json", ".pdiparams"), "onnx": (".onnx", None)}[m.format]
+    if not m.program.endswith(suffixes[0]):
+        raise refuse(m.program, "program", f"a name that ends in {suffixes[0]}")
+    if (m.weights is None) != (suffixes[1] is None):
+        raise refuse(m.weights, "weights", "a name, or null for format onnx")
+    if m.weights is not None and not m.weights.endswith(suffixes[1]):
+        raise refuse(m.weights, "weights", f"a name that ends in {suffixes[1]}")
+    for name in file_names(m.model_files, m.earlier_format):
+        if name not in m.files:
+            raise InputError(f"files: expected bytes and sha256 of {name}, found none")
+    if (m.task == "detection") != (m.output_op == "nms"):
+        raise refuse(m.output_op, "output_op", "nms for detection and no other task")
+    if m.task == "features" and m.output_op != "none":
+        raise refuse(m.output_op, "output_op", "none for features")
+    if m.format == "onnx":
+        for key in ("onednn", "openvino", "earlier_format"):
+            if getattr(m, key):
+                raise refuse(getattr(m, key), key, "false or null for format onnx")
+    if m.openvino and not m.earlier_format:
+        raise refuse(m.openvino, "openvino", "false or null without earlier_format")
+    if (m.num_classes is None) != (m.task == "features"):
+        expected = "null for features" if m.task == "features" else "a whole number above 0"
+        raise refuse(m.num_classes, "num_classes", expected)
+    if len(m.classes) not in (0, m.num_classes or 0):
+        expected = f"{m.num_classes or 0} names (num_classes) or none"
+        raise refuse(m.classes, "classes", expected)
+    for place, size in enumerate(m.checked_shapes):
+        if any(want not in (None, got) for want, got in zip(m.input_shape, size, strict=True)):
+            expected = f"sizes that input_shape {show_value(m.input_shape)} takes"
+            raise refuse(size, f"checked_shapes[{place}]", expected)
+    if m.nms is not None and m.task != "detection":
+        raise refuse(m.task, "nms", "null for another task than detection")
+    if m.tile is not None and m.tile.overlap >= min(m.tile.size):
+        raise refuse(m.tile.overlap, "tile.overlap", "less than the tile's sides")
+
+
+def _verify(folder: Path, name: str, expected: FileEntry) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise MissingFileError(
+            f"{path}: named in {NAME}, but missing. Copy the whole folder again."
+        )
+    # A link may point at another place in the folder (volumes of Kubernetes do), not out of it.
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ManifestError(
+            f"{path}: expected a file inside of the folder, got a link to {path.resolve()}. Copy "
+            "the folder with its files in place of links (cp -rL)."
+        )
+    size = path.stat().st_size
+    if size != expected.bytes:
+        raise ManifestError(
+            f"{path}: expected {expected.bytes} bytes, got {size}; the file is incomplete or "
+            "changed. Copy or export it again."
+        )
+    if (digest := sha256_of(path)) != expected.sha256:
+        raise ManifestError(
+            f"{path}: expected sha256 {expected.sha256}, got {digest}; the file is corrupt or "
+            "changed. Copy or export it again."
+        )
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
