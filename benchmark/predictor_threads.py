@@ -5,9 +5,9 @@
 
 A classifier, `pale_tiny` at 224 x 224 with random weights, predicts pictures of 480 x 360 in
 memory: the resize to 224 is included, as in a server. One Predictor with 1 and with 2 CPU threads
-is shared by 1, 2 and 8 Python threads; beside it, each Python thread has a Predictor of its own. All take
-turns in rounds; a row is the median over rounds. Every engine runs in a process of its own, whose
-peak memory stands in the row's last column.
+is shared by 1, 2 and 8 Python threads; beside it, each Python thread has a Predictor of its own.
+All take turns in rounds; a row is the median over rounds. Every engine runs in a process of its
+own, whose peak memory stands in the row's last column.
 """
 
 import argparse

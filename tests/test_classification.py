@@ -385,7 +385,10 @@ def test_values_out_of_range(classification_file):
             _ = job.batched, job.optimizer
 
 
-SHIPPED = sorted(ROOT.glob("configs/classification/*.yml"))
+# Tiny-ImageNet's classes have names of their own: tests/test_distillation.py.
+SHIPPED = sorted(
+    path for path in ROOT.glob("configs/classification/*.yml") if "tiny_imagenet" not in path.stem
+)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

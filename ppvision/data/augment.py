@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import cv2
 import numpy as np
 from paddle.io.dataloader.collate import default_collate_fn
+from paddle.vision import transforms as vision
 from paddle.vision.transforms import functional as V
 
 from ppvision.errors import InputError
@@ -231,6 +232,81 @@ class RandomErasing:
         return image
 
 
+# A teacher's answer is of the whole picture: with less than this share of it, what the student sees
+# need not show what the teacher saw. The number is our choice.
+KEPT_AREA = 0.7
+
+
+class RecordedFlip:
+    """`paddle.vision.transforms.RandomHorizontalFlip`, with the same draws, that says what it did.
+
+    Args:
+        prob: share of the pictures. Default 0.5.
+
+    Attributes:
+        flipped: whether the last picture was mirrored.
+    """
+
+    def __init__(self, prob: float = 0.5) -> None:
+        self.prob = prob
+        self.flipped = False
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        self.flipped = random.random() < self.prob
+        return V.hflip(image) if self.flipped else image
+
+
+class RandomLargeCrop(vision.RandomResizedCrop):
+    """`paddle.vision.transforms.RandomResizedCrop`, with the same draws, that keeps `KEPT_AREA` of
+    pictures of any shape: where no crop of the wanted shape is large enough, the whole picture.
+
+    Paddle falls back on the middle of a picture that is wide or high, whatever that leaves out.
+    """
+
+    def _dynamic_get_param(self, image: np.ndarray, attempts: int = 10) -> tuple[int, ...]:
+        top, left, height, width = super()._dynamic_get_param(image, attempts)
+        whole = image.shape[0] * image.shape[1]
+        # Sides are rounded to pixels.
+        if (height + 1) * (width + 1) < KEPT_AREA * whole:
+            return 0, 0, image.shape[0], image.shape[1]
+        return top, left, height, width
+
+
+class CheckedCrop:
+    """RandomCrop or CenterCrop that refuses to leave out more than `KEPT_AREA` allows.
+
+    Args:
+        crop: the transform.
+        name: for the error.
+        size: height and width of what it cuts out.
+        padding: pixels that it adds around the picture first.
+
+    Raises:
+        InputError: when called with a picture of which too little would be left.
+    """
+
+    def __init__(self, crop: Callable, name: str, size: tuple[int, int], padding: int = 0) -> None:
+        self.crop = crop
+        self.name = name
+        self.size = size
+        self.padding = padding
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        # At worst the cut begins where the padding does.
+        kept = math.prod(
+            min(side, max(0, cut - self.padding)) / side
+            for side, cut in zip(image.shape[:2], self.size, strict=True)
+        )
+        if kept < KEPT_AREA:
+            height, width = image.shape[:2]
+            raise InputError(
+                f"{self.name}: keeps {kept:.2f} of a picture of {width} x {height}; with a teacher "
+                f"random crops keep at least {KEPT_AREA} of the area, because its answer is of the "
+                "whole picture. Resize to little more than the size of the crop first."
+            )
+        return self.crop(image)
+
+
 class MixBatch:
     """Put samples together, with mixup or CutMix of the batch with itself, and smooth the targets.
 
@@ -239,9 +315,12 @@ class MixBatch:
         mixup: alpha of mixup's beta distribution; 0 never mixes. Default 0.
         cutmix: alpha of CutMix's; 0 never cuts. Default 0.
         label_smoothing: share of a target spread evenly over all classes. Default 0.
+        temperature: of a teacher's answers. Default 1.
 
     Of the two, one is drawn for every batch, with equal odds when both are on. Shapes: samples
     `([3, H, W] float32, class number)` -> `[B, 3, H, W]` and targets `[B, K]`, both float32.
+    Samples that have a teacher's answer as well, `[K]` logits, give its shares `[B, K]` at the
+    temperature too: softened first, then mixed as the targets are.
 
     Raises:
         ValueError: a value out of its range.
@@ -255,6 +334,7 @@ class MixBatch:
         mixup: float = 0.0,
         cutmix: float = 0.0,
         label_smoothing: float = 0.0,
+        temperature: float = 1.0,
     ) -> None:
         if mixup < 0 or cutmix < 0 or not 0 <= label_smoothing < 1:
             raise InputError(
@@ -265,13 +345,15 @@ class MixBatch:
         self.mixup = mixup
         self.cutmix = cutmix
         self.label_smoothing = label_smoothing
+        self.temperature = temperature
 
-    def __call__(self, samples: list) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = (np.asarray(part) for part in default_collate_fn(samples))
+    def __call__(self, samples: list) -> tuple[np.ndarray, ...]:
+        images, labels, *answers = (np.asarray(part) for part in default_collate_fn(samples))
         targets = np.full(
             (len(labels), self.num_classes), self.label_smoothing / self.num_classes, np.float32
         )
         targets[np.arange(len(labels)), labels] += 1 - self.label_smoothing
+        wanted = [targets, *(_soften(logits, self.temperature) for logits in answers)]
         methods = [
             method
             for method, alpha in ((self._mix, self.mixup), (self._cut, self.cutmix))
@@ -279,8 +361,8 @@ class MixBatch:
         ]
         if methods:
             images, kept = random.choice(methods)(images)
-            targets = targets * kept + targets[::-1] * (1 - kept)
-        return images, targets.astype(np.float32)
+            wanted = [shares * kept + shares[::-1] * (1 - kept) for shares in wanted]
+        return images, *(shares.astype(np.float32) for shares in wanted)
 
     def _mix(self, images: np.ndarray) -> tuple[np.ndarray, float]:
         """The pictures and the share of each that is its own; the rest is of its partner, the
@@ -299,3 +381,10 @@ class MixBatch:
         mixed[:, :, top:bottom, left:right] = images[::-1, :, top:bottom, left:right]
         # What is left after clipping at the border, as in the paper's code.
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _soften(logits: np.ndarray, temperature: float) -> np.ndarray:
+    """Shares `[B, K]` of the classes at a temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
+from ppvision.data.class_zip import ZipPath, open_root, read_sample
 from ppvision.data.listing import (
     READABLE_SUFFIXES,
     LeftOut,
@@ -15,7 +16,6 @@ from ppvision.data.listing import (
     locate,
     log_once,
 )
-from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_lines, read_names, shorten
 from ppvision.errors import DataError
 
@@ -29,7 +29,8 @@ class ClassFolders(paddle.io.Dataset):
 
     Args:
         root: a folder with one sub-folder per class, in the order of their sorted names; or the
-            folder that the paths of `list_path` start from.
+            folder that the paths of `list_path` start from. It may be a zip file (`train.zip`), or
+            a folder in one (`data.zip//train`): pictures are read in place.
         transforms: applied in turn to a `[H, W, 3]` uint8 RGB array; the last one gives
             `[H', W', 3]`, which becomes `[3, H', W']` float32.
         list_path: a file with `picture class-number` lines, in place of sub-folders. Names of the
@@ -37,14 +38,18 @@ class ClassFolders(paddle.io.Dataset):
         num_classes: classes that the model tells apart, or None.
         max_value: of pictures of more than 8 bits a channel; see `read_picture`. Default None: they
             are refused.
+        class_path: a file that gives the order of the classes: a line per class, its folder and,
+            after a space or tab, the name to show (`n01443537 goldfish`). With `list_path` the
+            names of the classes, in the place of `classes.txt`. Default None.
 
     Attributes:
         samples: `(path, class number)` pairs.
         classes: names of the classes; numbers where a list has none.
+        folders: names of the class folders, in the order of the classes; empty with a list.
 
     Raises:
         DataError: no such folder or list, no picture, a class without one, a line that is not
-            `picture number`, or a class out of range.
+            `picture number`, a class out of range, or classes that differ from `class_path`.
     """
 
     def __init__(
@@ -54,43 +59,43 @@ class ClassFolders(paddle.io.Dataset):
         list_path: str | Path | None = None,
         num_classes: int | None = None,
         max_value: int | None = None,
+        class_path: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.max_value = max_value
-        self.root = Path(root)
+        self.root = open_root(root)
         self.transforms = list(transforms)
-        if not self.root.is_dir():
-            raise DataError(f"root: expected a folder of pictures, found none at {self.root}.")
+        self.folders: list[str] = []
         if list_path is None:
             self.samples, self.classes = self._from_folders()
+            self.folders = self.classes
+            if class_path is not None:
+                self._reorder(Path(class_path))
         else:
-            self.samples, self.classes = self._from_list(Path(list_path))
+            names_path = class_path or Path(list_path).parent / "classes.txt"
+            self.samples, self.classes = self._from_list(Path(list_path), Path(names_path))
         if num_classes is None:
             return
         # A folder that is missing would renumber the classes behind it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
+            advice = "Set num_classes of the model, or complete the folders (without pictures of "
+            advice += "a class use a list file)."
+            if isinstance(self.root, ZipPath) and len(self.classes) == 1:
+                inner = self.root / self.classes[0]
+                advice = f"Are they in {inner.archive.path}//{inner.name}?"
             raise DataError(
                 f"num_classes: the model has {num_classes}, and {list_path or self.root} has "
-                f"{len(self.classes)} classes. Set num_classes of the model, or complete the "
-                "folders (without pictures of a class use a list file)."
+                f"{len(self.classes)} classes. {advice}"
             )
 
-    def _from_folders(self) -> tuple[list[tuple[Path, int]], list[str]]:
-        left_out = LeftOut()
-        folders = []
-        for path in sorted(self.root.iterdir()):
-            if path.name[0] == "." or is_leftover(path.name):
-                left_out.leftovers[path.name] += 1
-            elif path.is_dir():
-                folders.append(path)
-        samples, empty = [], []
-        for number, folder in enumerate(folders):
-            found = find_pictures(folder, left_out)
-            samples += [(path, number) for path in found]
-            if not found:
-                empty.append(folder.name)
-        left_out.log(self.root)
+    def _from_folders(self) -> tuple[list[tuple[Path | ZipPath, int]], list[str]]:
+        if isinstance(self.root, ZipPath):
+            folders = self.root.pictures_by_class()
+        else:
+            folders = _pictures_by_class(self.root)
+        samples = [(path, k) for k, found in enumerate(folders.values()) for path in found]
+        empty = [name for name, found in folders.items() if not found]
         if not samples:
             raise DataError(
                 f"root: expected pictures in {self.root}/CLASS/, found none "
@@ -102,9 +107,37 @@ class ClassFolders(paddle.io.Dataset):
                 f"{self.root}: {', '.join(empty[:10])}. Fill or remove them: every folder is a "
                 "class."
             )
-        return samples, [folder.name for folder in folders]
+        return samples, list(folders)
 
-    def _from_list(self, list_path: Path) -> tuple[list[tuple[Path, int]], list[str]]:
+    def _reorder(self, class_path: Path) -> None:
+        """Number the classes as `class_path` lists them."""
+        places = {folder: number for number, folder in enumerate(self.folders)}
+        order, names = [], []
+        for number, line in read_lines(class_path):
+            # A folder's name may hold spaces: it may be the whole line.
+            folder, *name = [line] if line in places else line.split(None, 1)
+            if folder not in places or folder in order:
+                found = "is listed twice" if folder in order else f"is not in {self.root}"
+                raise DataError(
+                    f"{class_path}:{number}: expected each class folder once, but "
+                    f"{shorten(folder)} {found}."
+                )
+            order.append(folder)
+            names.append(name[0] if name else folder)
+        absent = [folder for folder in self.folders if folder not in order]
+        if absent:
+            raise DataError(
+                f"{class_path}: expected every class folder of {self.root}, found no line for "
+                f"{', '.join(absent[:10])}."
+            )
+        numbers = {places[folder]: number for number, folder in enumerate(order)}
+        self.samples = [(path, numbers[label]) for path, label in self.samples]
+        self.samples.sort(key=lambda sample: sample[1])  # stable: pictures keep their order
+        self.folders, self.classes = order, names
+
+    def _from_list(
+        self, list_path: Path, names_path: Path
+    ) -> tuple[list[tuple[Path | ZipPath, int]], list[str]]:
         if not list_path.is_file():
             raise DataError(f"{list_path}: expected a list file, found none. Check the path.")
         samples = []
@@ -119,14 +152,16 @@ class ClassFolders(paddle.io.Dataset):
             if is_leftover(found["name"]):
                 left_out.leftovers[Path(found["name"]).name] += 1
                 continue
-            samples.append((self.root / locate(self.root, found["name"]), int(found["label"])))
+            name = found["name"]
+            if isinstance(self.root, Path):  # the file may be there under another spelling
+                name = locate(self.root, name)
+            samples.append((self.root / name, int(found["label"])))
         left_out.log(list_path)
         if repeated := len(samples) - len(set(samples)):
             log_once(f"{list_path}: {repeated} lines repeat an earlier one")
         if not samples:
             raise DataError(f"{list_path}: expected `picture class-number` lines, found none.")
         count = 1 + max(label for _, label in samples)
-        names_path = list_path.parent / "classes.txt"
         if not names_path.is_file():
             return samples, [str(index) for index in range(count)]
         names = read_names(names_path)
@@ -139,7 +174,7 @@ class ClassFolders(paddle.io.Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.int64]:
         path, label = self.samples[index]
-        image = read_picture(path, max_value=self.max_value)
+        image = read_sample(path, self.max_value)
         for transform in self.transforms:
             image = transform(image)
         image = np.ascontiguousarray(image.transpose(2, 0, 1), dtype=np.float32)
@@ -147,3 +182,17 @@ class ClassFolders(paddle.io.Dataset):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+
+def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
+    """The pictures of each class folder, both sorted; what is left out is counted in the log."""
+    left_out = LeftOut()
+    folders = []
+    for path in sorted(root.iterdir()):
+        if path.name[0] == "." or is_leftover(path.name):
+            left_out.leftovers[path.name] += 1
+        elif path.is_dir():
+            folders.append(path)
+    found = {folder.name: find_pictures(folder, left_out) for folder in folders}
+    left_out.log(root)
+    return found

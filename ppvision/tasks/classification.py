@@ -18,7 +18,8 @@ from tqdm import tqdm
 from ppvision.data.augment import MixBatch
 from ppvision.data.checks import check_pairs
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.pictures import read_picture
+from ppvision.data.class_zip import ZipPath, check_zip, has_root, read_sample
+from ppvision.data.training_pictures import TrainingPictures
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy import transforms as deployed
 from ppvision.deploy.predictor import Classification as Predicted
@@ -27,11 +28,17 @@ from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
-from ppvision.tasks.classification_config import OPTIMIZERS, build_transform, check_config
+from ppvision.tasks.classification_config import (
+    OPTIMIZERS,
+    build_taught_transform,
+    build_transform,
+    check_config,
+)
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
+from ppvision.tasks.teacher import Teacher, distillation_loss
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
 
@@ -140,8 +147,8 @@ class Classification(ModelWithWidths):
         the model's."""
         picture = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE, 3), 128, np.uint8)
         known = self.content.get("val_dataset")
-        if known is not None and Path(known["root"]).is_dir():
-            picture = read_picture(self.val_dataset.samples[0][0], max_value=self.max_value)
+        if known is not None and has_root(known["root"]):
+            picture = read_sample(self.val_dataset.samples[0][0], self.max_value)
         image, _ = self._deployed(picture)  # [3, H, W]
         return paddle.to_tensor(image[None])
 
@@ -164,10 +171,41 @@ class Classification(ModelWithWidths):
         return make(learning_rate=rate, parameters=groups, **options)
 
     @cached_property
-    def train_dataset(self) -> ClassFolders:
+    def train_dataset(self) -> TrainingPictures:
         options = self._options("train_dataset")
-        transforms = [build_transform(t) for t in options.pop("transforms", [])]
-        return ClassFolders(transforms=transforms, num_classes=self.num_classes, **options)
+        build = build_taught_transform if "teacher" in self.content else build_transform
+        transforms = [build(t) for t in options.pop("transforms", [])]
+        side_at = self._side_at if "sizes" in self.content else None
+        return TrainingPictures(
+            side_at=side_at, transforms=transforms, num_classes=self.num_classes, **options
+        )
+
+    def _side_at(self, epoch: int) -> int:
+        """The side of the pictures of an epoch: of the last entry of `sizes` that has begun by the
+        epoch's first step. It depends on the config alone, so that a resumed run has the same."""
+        share = epoch / self._epochs
+        # Shares such as 1/3 are written rounded.
+        return [side for begin, side in self.content["sizes"] if begin <= share + 1e-6][-1]
+
+    @cached_property
+    def _epochs(self) -> float:
+        """Passes over the training set in the whole run."""
+        ranks = paddle.distributed.get_world_size()
+        batches = max(1, len(self.train_dataset) // (self.batch_size * ranks))
+        return self.iters * self.content.get("accumulate", 1) / batches
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        """The config's teacher, opened and compared with the classes of the training set."""
+        if "teacher" not in self.content:
+            return None
+        data = self.train_dataset
+        return Teacher(self.content["teacher"], data.classes, data.folders)
+
+    def prepare_training(self) -> None:
+        """Let the teacher answer for every training picture, unless it has done so before."""
+        if self.teacher is not None:
+            self.train_dataset.answers = self.teacher.answers(self.train_dataset)
 
     @cached_property
     def val_dataset(self) -> ClassFolders:
@@ -186,7 +224,7 @@ class Classification(ModelWithWidths):
         """Of the validation classes, or of the training ones, one for every output; empty where
         they are not on disk."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
-        if not Path(self.content[part]["root"]).is_dir():
+        if not has_root(self.content[part]["root"]):
             logger.warning(
                 f"class names: no folder {self.content[part]['root']}; classes go by number"
             )
@@ -205,11 +243,17 @@ class Classification(ModelWithWidths):
 
         Raises:
             DataError: one report of everything that is wrong, or classes that differ.
+            ConfigError: a teacher that does not fit; see `Teacher`.
         """
+        if "train_dataset" in parts:
+            _ = self.teacher  # says what is wrong with it before anything else takes time
         for part in parts:
             dataset = getattr(self, part)
-            pairs = [(str(path), None) for path, _ in dataset.samples]
-            check_pairs(part, pairs, dataset.max_value)
+            paths = [path for path, _ in dataset.samples]
+            if isinstance(paths[0], ZipPath):
+                check_zip(part, paths, dataset.max_value)
+            else:
+                check_pairs(part, [(str(path), None) for path in paths], dataset.max_value)
         if {"train_dataset", "val_dataset"} <= set(parts):
             ours, theirs = self.train_dataset.classes, self.val_dataset.classes
             named = "list_path" not in self.content["train_dataset"]
@@ -225,14 +269,20 @@ class Classification(ModelWithWidths):
 
     @cached_property
     def batched(self) -> MixBatch:
-        return MixBatch(self.num_classes, **self.content.get("loss", {}))
+        temperature = 1.0 if self.teacher is None else self.teacher.temperature
+        return MixBatch(self.num_classes, temperature=temperature, **self.content.get("loss", {}))
 
     def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
-        """Cross entropy with the targets `[B, K]` that `MixBatch` made."""
-        images, targets = batch
+        """Cross entropy with the targets `[B, K]` that `MixBatch` made; with a teacher its share,
+        and the divergence from the teacher's answers `[B, K]`."""
+        images, targets, *answers = batch
         model = network._layers if isinstance(network, paddle.DataParallel) else network
         logits = network(images)
         losses = [F.cross_entropy(logits, targets, soft_label=True)]
+        if answers:
+            weight = self.teacher.weight
+            distilled = distillation_loss(logits, *answers, self.teacher.temperature)
+            losses = [(1 - weight) * losses[0], weight * distilled]
         return model.weighted(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
@@ -247,7 +297,7 @@ class Classification(ModelWithWidths):
         tiles = []
         for index in chosen.astype(int):
             path, label = self.val_dataset.samples[index]
-            image = read_picture(path, max_value=self.max_value)
+            image = read_sample(path, self.max_value)
             predicted = self.predict_image(model, image).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
             tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
@@ -309,7 +359,7 @@ class Classification(ModelWithWidths):
             )
         totals = _Totals(self.num_classes)
         for path, label in tqdm(self.val_dataset.samples, desc="eval", unit="img", disable=None):
-            found = predictor(path)
+            found = predictor(read_sample(path, self.max_value))
             if found.probabilities is None:
                 totals.confusion[label, found.class_id] += 1
             else:

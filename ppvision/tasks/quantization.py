@@ -239,6 +239,9 @@ class ModelWithWidths(ABC):
             "classes": list(self.class_names),
         }
 
+    def prepare_training(self) -> None:  # noqa: B027  (most jobs need nothing)
+        """What the data need once before the first step."""
+
     @cached_property
     def model(self) -> nn.Layer:
         options = self.slim_options

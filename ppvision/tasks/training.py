@@ -59,6 +59,10 @@ class Job(Protocol):
     def start_from(self, model_path: str | Path) -> None:
         """Give the model weights from a file or the zoo."""
 
+    def prepare_training(self) -> None:
+        """What the data need once before the first step, such as a teacher's answers; on every
+        rank, after all that can refuse."""
+
     def batched(self, samples: list) -> object:
         """Put the samples of a batch together."""
 
@@ -216,6 +220,7 @@ def _open_folder(
             ),
             *callbacks,
         ]
+    job.prepare_training()
 
 
 def _pictures(job: Job, model: nn.Layer) -> dict[str, np.ndarray]:
@@ -239,6 +244,7 @@ def _describe(
 
 
 _NO_SETTINGS = {"task", "train_dataset", "val_dataset", "test_config", "imports"}
+_NO_SETTINGS |= {"teacher/classes"}
 _NO_SETTINGS |= {"TrainDataset", "EvalDataset", "TestDataset"}
 _NO_SETTINGS |= {"run/log_iters", "run/save_interval", "run/keep_checkpoint_max"}
 _NO_SETTINGS |= {"run/num_workers", "run/resume"}

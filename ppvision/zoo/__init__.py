@@ -1,5 +1,6 @@
 """The zoo: models by name, their cards, and their weights."""
 
+import ppvision.zoo.efficientnet
 import ppvision.zoo.pale
 import ppvision.zoo.resnet  # noqa: F401  (registers)
 from ppvision.zoo.registry import create_model, list_models, model_card, register_model

@@ -1,0 +1,314 @@
+"""Class folders inside of a zip file, read in place.
+
+A data set of many small pictures is quicker to copy, and kinder to a file system, as one file. The
+zip is never unpacked: a picture's bytes are read where they stand, by `pread`, so that threads and
+forked workers can share one open file.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import struct
+import weakref
+import zipfile
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from ppvision.data.limits import max_pixels
+from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
+from ppvision.data.pictures import read_picture
+from ppvision.data.writing import progress
+from ppvision.errors import DataError
+from ppvision.files import cache_folder, write_text
+
+logger = logging.getLogger("ppvision")
+
+# Bytes of one picture file. A zip of 1 MB can claim petabytes; no picture that people train on
+# comes near 256 MiB.
+MAX_FILE_BYTES = 2**28
+SHOWN = 10  # problems that an error lists
+CHECKS_VERSION = 1  # raise it when `check_zip` changes, so that stored verdicts are not used
+
+_UTF8_NAME = 0x800  # flag of an entry whose name is UTF-8
+_ENCRYPTED = 0x1
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and extra field
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Where a file stands in the zip."""
+
+    header: int  # offset of its local header
+    stored_bytes: int
+    bytes: int
+    method: int
+    crc: int
+    encrypted: bool
+
+
+class PictureZip:
+    """A zip file that is open for reading.
+
+    Args:
+        path: of the file.
+
+    Attributes:
+        entries: of files by name, folders divided by `/`.
+        folders: names of the folders that have an entry of their own.
+
+    Raises:
+        DataError: not a zip file, or a damaged one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries: dict[str, _Entry] = {}
+        self.folders: list[str] = []
+        try:
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise DataError(
+                f"{path}: expected a zip file, got one that does not read ({error}). It may be cut "
+                "short: copy it again."
+            ) from error
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._size = os.fstat(self._descriptor).st_size
+        for info in infos:  # of a name that is there twice the last one counts, as for unzip
+            name = _file_name(info)
+            if name.endswith("/"):
+                self.folders.append(name.rstrip("/"))
+                continue
+            self.entries[name] = _Entry(
+                info.header_offset,
+                info.compress_size,
+                info.file_size,
+                info.compress_type,
+                info.CRC,
+                bool(info.flag_bits & _ENCRYPTED),
+            )
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            DataError: no such file, encrypted, neither stored nor deflated, too large or damaged.
+        """
+        shown = f"{self.path}: {printable(name)}"
+        entry = self.entries.get(name)
+        if entry is None:
+            raise DataError(f"{shown}: no such file in the zip. Check the path and the list.")
+        if entry.encrypted:
+            raise DataError(f"{shown}: is encrypted. Pack the pictures without a password.")
+        if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(
+                f"{shown}: expected a stored or deflated file, got method {entry.method}. Pack the "
+                "pictures again (`zip -r`)."
+            )
+        if max(entry.bytes, entry.stored_bytes) > MAX_FILE_BYTES:
+            raise DataError(
+                f"{shown}: expected a picture file of at most {MAX_FILE_BYTES} bytes, got "
+                f"{entry.bytes}. Remove it from the zip."
+            )
+        damaged = f"{shown}: is damaged ({{}}). Copy the zip again from its source."
+        header = os.pread(self._descriptor, _LOCAL_HEADER.size, entry.header)
+        if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\x03\x04":
+            raise DataError(damaged.format("no header where the directory says"))
+        _, *lengths = _LOCAL_HEADER.unpack(header)
+        start = entry.header + _LOCAL_HEADER.size + sum(lengths)
+        if start + entry.stored_bytes > self._size:  # before memory is taken for it
+            raise DataError(damaged.format("cut short"))
+        content = os.pread(self._descriptor, entry.stored_bytes, start)
+        if entry.method == zipfile.ZIP_DEFLATED:
+            try:
+                # One byte more than announced: then it is seen that there is more.
+                content = zlib.decompressobj(-15).decompress(content, entry.bytes + 1)
+            except zlib.error as error:
+                raise DataError(damaged.format(error)) from error
+        if len(content) != entry.bytes or zlib.crc32(content) != entry.crc:
+            raise DataError(damaged.format("its checksum differs"))
+        return content
+
+
+def _file_name(info: zipfile.ZipInfo) -> str:
+    """The name as a file system of Linux would give it after unpacking."""
+    if info.flag_bits & _UTF8_NAME:
+        return info.filename
+    # Without the flag `zipfile` takes bytes for code page 437. They are whatever the machine that
+    # packed them used: mostly UTF-8.
+    return os.fsdecode(info.orig_filename.encode("cp437"))
+
+
+def printable(name: str) -> str:
+    """A name that need not be UTF-8, as text that can be written anywhere."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class ZipPath:
+    """A file or folder inside of a zip; `name` is empty for the zip itself."""
+
+    archive: PictureZip
+    name: str
+
+    def __truediv__(self, name: str) -> "ZipPath":
+        return ZipPath(self.archive, str(PurePosixPath(self.name, name)))
+
+    def __str__(self) -> str:
+        return f"{self.archive.path}: {printable(self.name)}"
+
+    def read_bytes(self) -> bytes:
+        """The content of the file; see `PictureZip.read`."""
+        return self.archive.read(self.name)
+
+    def pictures_by_class(self) -> dict[str, list["ZipPath"]]:
+        """The pictures below each folder of this one, both in the order of `sorted` paths; folders
+        without a picture have an empty list.
+
+        What tools leave behind (hidden files and folders, `__MACOSX`) is left out.
+
+        Raises:
+            DataError: no such folder in the zip.
+        """
+        inside = PurePosixPath(self.name)
+        base = () if self.name == "" else inside.parts
+        found: dict[str, list[PurePosixPath]] = {}
+        exists, left_out = not base, 0
+        for name, is_file in (
+            *((name, True) for name in self.archive.entries),
+            *((name, False) for name in self.archive.folders),
+        ):
+            path = PurePosixPath(name)
+            if path.parts[: len(base)] != base:
+                continue
+            exists = True
+            parts = path.parts[len(base) :]
+            hidden = is_leftover(PurePosixPath(*parts)) or any(p.startswith(".") for p in parts)
+            if hidden or len(parts) < 1 + is_file:
+                left_out += is_file
+                continue
+            pictures = found.setdefault(parts[0], [])
+            if is_file and path.suffix.lower() in READABLE_SUFFIXES:
+                pictures.append(path)
+            else:
+                left_out += is_file
+        if not exists:
+            folders = sorted({PurePosixPath(name).parts[0] for name in self.archive.entries})
+            raise DataError(
+                f"root: expected a folder {printable(self.name)} in {self.archive.path}, found "
+                f"none. At its top are {', '.join(map(printable, folders[:SHOWN])) or 'no files'}."
+            )
+        if left_out:
+            logger.info(f"{self}: {left_out} files left out that are no pictures")
+        return {
+            printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
+            for name in sorted(found)
+        }
+
+
+def split_zip(root: str | Path) -> tuple[Path, str] | None:
+    """The zip file and the folder in it that `root` names (`train.zip`, `data.zip//train`); None
+    where it names no zip file."""
+    root = Path(root)
+    for path in (root, *root.parents):
+        if path.suffix.lower() == ".zip" and path.is_file():
+            inner = root.relative_to(path).as_posix()
+            return path, "" if inner == "." else inner
+    return None
+
+
+def open_root(root: str | Path) -> Path | ZipPath:
+    """A folder of pictures, on disk or in a zip.
+
+    Raises:
+        DataError: no such folder, or a zip that does not read.
+    """
+    found = split_zip(root)
+    if found is not None:
+        path, inner = found
+        return ZipPath(PictureZip(path), inner)
+    if not Path(root).is_dir():
+        raise DataError(f"root: expected a folder of pictures or a zip file, found none at {root}.")
+    return Path(root)
+
+
+def has_root(root: str | Path) -> bool:
+    """Whether the folder or the zip file is there."""
+    return Path(root).is_dir() or split_zip(root) is not None
+
+
+def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarray:
+    """A picture of a data set: `[H, W, 3]` uint8 RGB.
+
+    Args:
+        path: on disk or in a zip.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+
+    Raises:
+        DataError: not a picture, or one that does not decode.
+    """
+    if isinstance(path, ZipPath):
+        return read_picture(path.read_bytes(), str(path), max_value=max_value)
+    return read_picture(path, max_value=max_value)
+
+
+def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None) -> None:
+    """Decode every picture, in several threads; raise one error that lists what is wrong.
+
+    The verdict on a zip without problems is kept in the cache folder, until the zip's size or time
+    or the pictures change.
+
+    Args:
+        name: how errors call the set.
+        paths: of one zip.
+        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+
+    Raises:
+        DataError: pictures that do not decode: the first ten, and how many there are.
+    """
+    archive = paths[0].archive
+    status = archive.path.stat()
+    file = [str(archive.path.resolve()), status.st_size, status.st_mtime_ns]
+    how = [CHECKS_VERSION, max_value, max_pixels()]  # that decide what is refused
+    settings = json.dumps([how, *file, [path.name for path in paths]])
+    verdict = cache_folder() / "checked" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
+    if verdict.is_file():
+        logger.info(f"{name}: unchanged since it was last checked, not decoded again")
+        return
+
+    def problem(path: ZipPath) -> str | None:
+        try:
+            read_sample(path, max_value)
+        except DataError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        try:
+            found = [
+                text
+                for text in progress(pool.map(problem, paths), f"check {name}", len(paths))
+                if text is not None
+            ]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest first
+            raise
+    if found:
+        lines = [f"{name}: {len(found)} of {len(paths)} pictures cannot be read.", *found[:SHOWN]]
+        if len(found) > SHOWN:
+            lines.append(f"and {len(found) - SHOWN} more")
+        raise DataError("\n    ".join(lines))
+    try:
+        verdict.parent.mkdir(parents=True, exist_ok=True)
+        write_text(verdict, json.dumps({"images": len(paths)}))
+    except OSError as error:
+        logger.warning(f"{name}: will be checked again next time: {error}")

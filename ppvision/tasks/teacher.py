@@ -1,0 +1,508 @@
+"""Distillation for classification: a trained network answers for every picture, once.
+
+The teacher sees each whole picture of the training set and its left-right mirror, at a size and
+normalisation of its own. Its answers, over our classes, are kept on disk: training then costs
+nothing more than without a teacher. A student learns most where it sees what the teacher saw (Beyer
+et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022). Answers that
+are computed once cannot follow a small crop, so random crops keep at least 0.7 of the area.
+
+Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv
+1503.02531.
+
+The keys of a config's `teacher`: `ppvision/tasks/classification_config.py`.
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+from tqdm import tqdm
+
+from ppvision.data.class_folders import ClassFolders
+from ppvision.data.class_zip import ZipPath, read_sample
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.manifest import read_manifest
+from ppvision.deploy.transforms import Transforms
+from ppvision.environment import usable_cpus
+from ppvision.errors import ConfigError, FolderInUseError
+from ppvision.files import cache_folder, lock_folder, replace_file, write_text
+from ppvision.tasks.config import read_yaml
+from ppvision.zoo import create_model, load_weights
+from ppvision.zoo.registry import nearest
+
+logger = logging.getLogger("ppvision")
+
+TEMPERATURE, WEIGHT = 1.0, 0.5  # of the config's keys that are left out
+SOURCES = ("type", "model_dir", "file")
+INPUT_KEYS = ("size", "mean", "std", "interpolation")  # an exported folder knows them itself
+KEYS = (*SOURCES, "weights", *INPUT_KEYS, "classes", "temperature", "weight")
+
+ANSWERS_VERSION = 1  # raise it when answers change for the same teacher, data and mapping
+BATCH = 32  # rows that the teacher sees at once: 16 pictures and their mirrors
+PART = 512  # pictures per file of unfinished work: at most a few minutes are lost
+WAIT_SECONDS = 5  # between two looks at whether another process has finished
+
+Answer = Callable[[list[np.ndarray]], np.ndarray]  # pictures [H, W, 3] uint8 -> shares [B, T]
+
+
+def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence from the teacher's answers, the mean over the pictures.
+
+    Times the square of the temperature, so that its gradient keeps its size (section 2.1 of Hinton
+    et al.).
+
+    Args:
+        logits: of the student, `[B, K]`.
+        answers: shares of the classes at that temperature, `[B, K]`.
+        temperature: above 0.
+    """
+    with paddle.amp.auto_cast(enable=False):
+        student = F.log_softmax(logits.astype("float32") / temperature, axis=1)
+        # log 0 would give NaN where the share is 0 as well; 0 times a finite number is 0.
+        known = paddle.log(paddle.clip(answers, min=float(np.finfo(np.float32).tiny)))
+        return (answers * (known - student)).sum(axis=1).mean() * temperature**2
+
+
+class Teacher:
+    """A config's `teacher`, opened: files are read, and everything that it names fits.
+
+    Args:
+        options: of the config, checked.
+        classes: names of our classes, in their order.
+        folders: names of their folders where they differ; or empty.
+
+    Attributes:
+        temperature: by which logits are divided.
+        weight: of the distillation in the loss; the labels have the rest.
+
+    Raises:
+        ConfigError: a teacher that is no classifier, or whose classes do not fit ours.
+        FileNotFoundError, WeightsError, ManifestError: its files.
+    """
+
+    def __init__(
+        self, options: Mapping[str, object], classes: Sequence[str], folders: Sequence[str] = ()
+    ) -> None:
+        self._options = dict(options)
+        self.temperature = float(options.get("temperature", TEMPERATURE))
+        self.weight = float(options.get("weight", WEIGHT))
+        self._layer: nn.Layer | None = None
+        names: Sequence[str] = ()
+        if "model_dir" in options:
+            self.name = f"model_dir {options['model_dir']}"
+            manifest = read_manifest(Path(options["model_dir"]))
+            if manifest.task != "classification" or manifest.output_op == "argmax":
+                raise ConfigError(
+                    f"config: teacher: expected an exported classifier that gives scores, got "
+                    f"task {manifest.task} and output {manifest.output_op} in "
+                    f"{options['model_dir']}. Export it with --output_op softmax."
+                )
+            outputs, names = manifest.num_classes, manifest.classes
+            described = (Path(options["model_dir"]) / "deploy.yaml").read_bytes()  # has sha256s
+            self._identity = hashlib.sha256(described).hexdigest()
+        else:
+            self.name = f"{'type' if 'type' in options else 'file'} {self._model_name}"
+            self._layer = self._build()
+            outputs = self._count_outputs(self._layer)
+            self._identity = self._fingerprint(self._layer)
+        self._columns = map_classes(
+            options.get("classes"), classes, folders, outputs, names, self.name
+        )
+
+    @property
+    def _model_name(self) -> str:
+        return str(self._options.get("type") or self._options.get("file"))
+
+    def _build(self) -> nn.Layer:
+        options = self._options
+        weights = options.get("weights")
+        if "type" in options:
+            own = {key: value for key, value in options.items() if key not in KEYS}
+            layer = create_model(options["type"], **own)
+        else:
+            layer = load_layer(options["file"])
+        if weights is not None:
+            load_weights(layer, weights)
+        layer.eval()
+        return layer
+
+    @cached_property
+    def _transforms(self) -> list[dict]:
+        return teacher_transforms(self._options)
+
+    @paddle.no_grad()
+    def _count_outputs(self, layer: nn.Layer) -> int:
+        width, height = self._transforms[0]["target_size"]
+        try:
+            out = _first(layer(paddle.zeros([1, 3, height, width])))
+        except Exception as error:  # whatever a layer of the user's may raise
+            raise ConfigError(
+                f"config: teacher: {self.name}: does not run on a picture of {width} x {height} "
+                f"({type(error).__name__}: {error}). Check size."
+            ) from error
+        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 1:
+            found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ConfigError(
+                f"config: teacher: {self.name}: expected logits [B, classes], got {found}."
+            )
+        return out.shape[1]
+
+    def _fingerprint(self, layer: nn.Layer) -> str:
+        """Of what the answers depend on: the code where it is the user's, weights, transforms."""
+        digest = hashlib.sha256(json.dumps([self._model_name, self._transforms]).encode())
+        if "file" in self._options:
+            digest.update(_split_file(self._options["file"])[0].read_bytes())
+        else:
+            own = {k: v for k, v in self._options.items() if k not in KEYS}
+            digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+        for name, tensor in layer.state_dict().items():
+            digest.update(name.encode() + np.ascontiguousarray(tensor.numpy()).tobytes())
+        return digest.hexdigest()
+
+    # -- answers -------------------------------------------------------------------------------
+
+    def answers(self, dataset: ClassFolders) -> np.ndarray:
+        """The answers for every picture of a data set and its mirror, computed if need be.
+
+        What an interrupted computation has finished is used. A second process waits for the first.
+
+        Returns:
+            `[N, 2, K]` float16 in a file: logarithms of the shares of our classes, of the picture
+            and of its left-right mirror.
+
+        Raises:
+            DataError: a picture that does not decode.
+        """
+        folder = cache_folder() / "teacher" / self._key(dataset)
+        path, shape = folder / "answers.npy", (len(dataset), 2, len(self._columns))
+        waited = False
+        while (found := _read_answers(path, shape)) is None:
+            try:
+                with lock_folder(folder, f"teacher: another process is computing {folder}"):
+                    if _read_answers(path, shape) is None:  # finished by another one just now
+                        self._compute(dataset, folder, path, shape)
+            except FolderInUseError:
+                if not waited:
+                    logger.info(f"teacher: waiting for another process that computes {folder}")
+                waited = True
+                time.sleep(WAIT_SECONDS)
+        self._report(dataset, found, folder)
+        return found
+
+    def _key(self, dataset: ClassFolders) -> str:
+        """Of teacher, mapping and pictures; another one of any gives another cache."""
+        parts = [ANSWERS_VERSION, self._identity, self._columns, dataset.max_value]
+        digest = hashlib.sha256(json.dumps(parts).encode())
+        for path, _ in dataset.samples:
+            if isinstance(path, ZipPath):  # by content, wherever the zip lies
+                entry = path.archive.entries.get(path.name)
+                mark = (path.name, entry and (entry.crc, entry.bytes))
+                digest.update(f"{mark}\n".encode(errors="surrogateescape"))
+            else:
+                status = os.stat(path)
+                mark = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
+                digest.update(mark.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _compute(
+        self, dataset: ClassFolders, folder: Path, path: Path, shape: tuple[int, int, int]
+    ) -> None:
+        """Compute part after part, each in a file; then all of them become one."""
+        logger.info(f"teacher: {self.name} answers for {shape[0]} pictures, once: {folder}")
+        parts = folder / "parts"
+        parts.mkdir(exist_ok=True)
+        starts = range(0, shape[0], PART)
+        files = {start: parts / f"{start:08d}.npy" for start in starts}
+        with (
+            tempfile.TemporaryDirectory(prefix="ppvision-") as work,
+            tqdm(total=shape[0], desc="teacher", unit="img", disable=None) as bar,
+        ):
+            answer: Answer | None = None
+            for start in starts:
+                stop = min(start + PART, shape[0])
+                if _read_answers(files[start], (stop - start, *shape[1:])) is None:
+                    answer = answer or self._open(Path(work))
+                    _save_array(files[start], self._answer_part(answer, dataset, start, stop, bar))
+                else:
+                    bar.update(stop - start)
+        _save_array(path, np.concatenate([np.load(file) for file in files.values()]))
+        described = {
+            "teacher": self.name,
+            "pictures": shape[0],
+            "first": str(dataset.samples[0][0]),
+        }
+        write_text(folder / "description.json", json.dumps(described) + "\n")
+        shutil.rmtree(parts, ignore_errors=True)
+
+    def _answer_part(
+        self, answer: Answer, dataset: ClassFolders, start: int, stop: int, bar: tqdm
+    ) -> np.ndarray:
+        rows = []
+        for first in range(start, stop, BATCH // 2):
+            last = min(first + BATCH // 2, stop)
+            paths = [dataset.samples[k][0] for k in range(first, last)]
+            pictures = [read_sample(path, dataset.max_value) for path in paths]
+            mirrored = [np.ascontiguousarray(picture[:, ::-1]) for picture in pictures]
+            both = [p for pair in zip(pictures, mirrored, strict=True) for p in pair]
+            rows.append(merge_shares(answer(both), self._columns))
+            bar.update(last - first)
+        return np.concatenate(rows).reshape(stop - start, 2, -1).astype(np.float16)
+
+    def _open(self, work: Path) -> Answer:
+        """The teacher in the quickest engine that runs it: Paddle Inference, or eager mode."""
+        # One thread where the user has said so, as for everything else of Paddle.
+        threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cpus())
+        folder = self._options.get("model_dir")
+        if self._layer is not None:
+            folder = work / "teacher"
+            width, height = self._transforms[0]["target_size"]
+            try:
+                export_model(
+                    self._layer,
+                    folder,
+                    input_shape=[BATCH, 3, height, width],
+                    output_op="none",
+                    task="classification",
+                    transforms=self._transforms,
+                )
+            except Exception as error:  # whatever a layer of the user's may raise when traced
+                logger.warning(
+                    f"teacher: {self.name} cannot be exported ({type(error).__name__}: "
+                    f"{str(error)[:200]}); it runs in eager mode, which is slower"
+                )
+                return self._answer_eagerly
+        predictor = Predictor(folder, threads=threads)
+
+        def answer(pictures: list[np.ndarray]) -> np.ndarray:
+            return np.stack([p.probabilities for p in predictor(pictures, batch_size=BATCH)])
+
+        return answer
+
+    @paddle.no_grad()
+    def _answer_eagerly(self, pictures: list[np.ndarray]) -> np.ndarray:
+        transform = Transforms(self._transforms)
+        batch = np.stack([transform(picture)[0] for picture in pictures])
+        logits = _first(self._layer(paddle.to_tensor(batch)))
+        return F.softmax(logits.astype("float64"), axis=1).numpy()
+
+    def _report(self, dataset: ClassFolders, answers: np.ndarray, folder: Path) -> None:
+        """Tell how often the teacher is right: a wrong mapping or normalisation shows here."""
+        labels = np.array([label for _, label in dataset.samples])
+        found = np.concatenate(
+            [answers[start : start + 4096, 0].argmax(1) for start in range(0, len(labels), 4096)]
+        )
+        share = float((found == labels).mean())
+        logger.info(
+            f"teacher: {self.name}: the class of the label is its first of {answers.shape[2]} for "
+            f"{share:.1%} of {len(labels)} pictures ({folder})"
+        )
+        if share < 2 / answers.shape[2]:
+            logger.warning(
+                "teacher: that is little more than chance. Check classes, size, mean and std"
+            )
+
+
+def _first(output: object) -> object:
+    """Of several outputs the first, as exports take it."""
+    return output[0] if isinstance(output, list | tuple) else output
+
+
+def _read_answers(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """An array in its file, or None where it is not there or another one."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):  # absent, or cut short by a failing disk: computed again
+        return None
+    return found if found.shape == shape and found.dtype == np.float16 else None
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with replace_file(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
+
+
+# -- what a config names ---------------------------------------------------------------------------
+
+
+def teacher_transforms(options: Mapping[str, object]) -> list[dict]:
+    """What happens to a picture before the teacher: resized as a whole, then normalised."""
+    size = options["size"]
+    resize = {"type": "Resize", "target_size": [size, size] if isinstance(size, int) else size}
+    resize["interp"] = options.get("interpolation", "CUBIC")
+    normalize = {"type": "Normalize"} | {k: options[k] for k in ("mean", "std") if k in options}
+    return [resize, normalize]
+
+
+def _split_file(file: str) -> tuple[Path, str]:
+    """Path and function of `teachers.py:build`."""
+    path, _, function = file.rpartition(":")
+    return Path(path), function
+
+
+def load_layer(file: str) -> nn.Layer:
+    """The layer that a function without arguments of the user's Python file returns.
+
+    Args:
+        file: `path/to/file.py:function`.
+
+    Raises:
+        ConfigError: no such file or function, one that raises, or no layer.
+    """
+    path, function = _split_file(file)
+    where = f"config: teacher.file: {file}"
+    if not path.is_file():
+        raise ConfigError(f"{where}: expected a Python file, found none at {path}.")
+    spec = importlib.util.spec_from_file_location(f"ppvision_teacher_{path.stem}", path)
+    if spec is None:
+        raise ConfigError(f"{where}: expected a name that ends in .py.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        build = getattr(module, function, None)
+        layer = build() if callable(build) else None
+    except Exception as error:  # the user's code can raise anything
+        raise ConfigError(f"{where}: raised {type(error).__name__}: {error}") from error
+    if build is None:
+        known = [name for name, value in vars(module).items() if callable(value)]
+        raise ConfigError(f"{where}: found no function {function!r}. {nearest(function, known)}")
+    if not isinstance(layer, nn.Layer):
+        raise ConfigError(
+            f"{where}: expected a function that returns a paddle.nn.Layer, got "
+            f"{type(layer).__name__}."
+        )
+    return layer
+
+
+def map_classes(
+    mapping: object,
+    classes: Sequence[str],
+    folders: Sequence[str],
+    outputs: int,
+    names: Sequence[str],
+    teacher: str,
+) -> list[list[int]]:
+    """For each of our classes the teacher's outputs that mean it.
+
+    Args:
+        mapping: of the config: a list in the order of our classes, or a dictionary by their names,
+            or a YAML file with either. A value is a number or name of the teacher's, or a list of
+            them. None: the teacher has our classes.
+        classes, folders: names of ours; either may be used.
+        outputs: how many the teacher has.
+        names: of the teacher's classes, where it knows them.
+        teacher: for messages.
+
+    Raises:
+        ConfigError: a class that is not there, or stands for two.
+    """
+    where = "config: teacher.classes"
+    if isinstance(mapping, str):
+        where = f"{where}: {mapping}"
+        mapping = _read_mapping(mapping)
+    if mapping is None:
+        if outputs != len(classes):
+            raise ConfigError(
+                f"config: teacher: {teacher} has {outputs} classes and the model has "
+                f"{len(classes)}. Say with teacher.classes which of them ours are."
+            )
+        if names and list(names) != list(classes):
+            differ = next(k for k in range(outputs) if names[k] != classes[k])
+            raise ConfigError(
+                f"config: teacher: class {differ} is {names[differ]!r} for {teacher} and "
+                f"{classes[differ]!r} in train_dataset. Say with teacher.classes which is which."
+            )
+        return [[k] for k in range(outputs)]
+    if isinstance(mapping, Mapping):
+        values = _values_by_class(mapping, classes, folders, where)
+    else:
+        values = list(mapping)
+        if len(values) != len(classes):
+            raise ConfigError(
+                f"{where}: expected an entry for each of the {len(classes)} classes, got "
+                f"{len(values)}."
+            )
+    columns, owners = [], {}
+    for k, value in enumerate(values):
+        found = []
+        for item in value if isinstance(value, list) else [value]:
+            column = _column(item, outputs, names, f"{where}: {classes[k]}", teacher)
+            if column in owners:
+                raise ConfigError(
+                    f"{where}: class {item!r} of the teacher stands for both {owners[column]!r} "
+                    f"and {classes[k]!r}. Leave it to one of them."
+                )
+            owners[column] = classes[k]
+            found.append(column)
+        columns.append(found)
+    return columns
+
+
+def _read_mapping(path: str) -> object:
+    """The mapping of a YAML file; a list stands in it under `classes`."""
+    content = dict(read_yaml(path))
+    return content["classes"] if list(content) == ["classes"] else content
+
+
+def _values_by_class(
+    mapping: Mapping, classes: Sequence[str], folders: Sequence[str], where: str
+) -> list[object]:
+    by_name = {str(key): value for key, value in mapping.items()}
+    values = []
+    for k, name in enumerate(classes):
+        found = [n for n in (name, *folders[k : k + 1]) if n in by_name]
+        if not found:
+            raise ConfigError(
+                f"{where}: expected every class, found none for {name!r}. "
+                f"{nearest(name, list(by_name))}"
+            )
+        values.append(by_name.pop(found[0]))
+    if by_name:
+        other = next(iter(by_name))
+        raise ConfigError(
+            f"{where}: {other!r} is none of the {len(classes)} classes. "
+            f"{nearest(other, [*classes, *folders])}"
+        )
+    return values
+
+
+def _column(item: object, outputs: int, names: Sequence[str], where: str, teacher: str) -> int:
+    if isinstance(item, str):
+        if not names:
+            raise ConfigError(
+                f"{where}: got the name {item!r}, but {teacher} does not name its classes. Give "
+                "numbers."
+            )
+        if item not in names:
+            raise ConfigError(
+                f"{where}: {teacher} has no class {item!r}. {nearest(item, list(names))}"
+            )
+        return list(names).index(item)
+    if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < outputs:
+        raise ConfigError(
+            f"{where}: expected a class of the teacher, 0 to {outputs - 1}, got {item!r}."
+        )
+    return item
+
+
+def merge_shares(shares: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
+    """Logarithms of the shares of our classes alone, from those of all the teacher's.
+
+    Shapes: `[B, T]` -> `[B, K]` float64; several of the teacher's classes that mean one of ours add
+    up.
+    """
+    # A share of 0 is one that was too small for float32.
+    shares = np.maximum(shares.astype(np.float64), np.finfo(np.float32).tiny)
+    ours = np.stack([shares[:, group].sum(axis=1) for group in columns], axis=1)
+    return np.log(ours / ours.sum(axis=1, keepdims=True))
