@@ -317,9 +317,9 @@ pale_nano, pale_tiny, pale_small, pale_base = (
     for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
 )
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
-_read_strictly()
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
+_read_strictly()  # behind the line above, whose data sets it gives `max_value`
 
 __all__ = [
     "SemanticDiffusionBackbone",
