@@ -10,9 +10,11 @@ import pytest
 import yaml
 from paddle import nn
 from PIL import Image
+from ppdet.data.transform.operators import Decode
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import ConfigError, DataError, InputError
+from ppvision.plugins.paddledet import load_yaml
 from ppvision.tasks import classification, detection, open_job, segmentation
 from tests.conftest import classification_config, small_config
 from tests.small_detectors import small_detector, write_detector
@@ -236,3 +238,25 @@ def test_one_decode_per_picture(task, open_task, folders, monkeypatch):
     path = pictures_of(folders[task][1])[-1]
     job.predict_image(job.float_model, path)
     assert len(decoded) == 1
+
+
+def test_voc_says_it_too(tmp_path):
+    values = np.arange(6 * 8 * 3, dtype=np.uint16).reshape(6, 8, 3) * 28
+    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", values)[1].tobytes())
+    (tmp_path / "a.xml").write_text(
+        "<annotation><size><width>8</width><height>6</height></size><object><name>cat</name>"
+        "<difficult>0</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>4</ymax>"
+        "</bndbox></object></annotation>"
+    )
+    (tmp_path / "train.txt").write_text("a.png a.xml\n")
+    (tmp_path / "labels.txt").write_text("cat\n")
+    dataset = load_yaml(
+        f"!VOCDataSet {{dataset_dir: {tmp_path}, image_dir: '', anno_path: train.txt, "
+        "label_list: labels.txt, data_fields: [image, gt_bbox, gt_class, difficult], "
+        f"max_value: {WHITE}}}"
+    )
+    dataset.parse_dataset()
+    sample = Decode()(dict(dataset.roidbs[0]))
+    assert "max_value" not in sample
+    expected = np.rint(values[:, :, ::-1].astype(np.float64) * 255 / WHITE)
+    np.testing.assert_array_equal(sample["image"], expected)
