@@ -1,4 +1,4 @@
-"""How many processors a process may use: against made-up control groups, and under `taskset`."""
+"""What a run says of where it ran, and how many processors a process may use."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppvision import environment
-from ppvision.environment import cpu_shares, usable_cpus
+from ppvision.environment import cpu_shares, git_revision, usable_cpus
 from tests.conftest import ROOT
 
 
@@ -76,3 +76,37 @@ def test_nothing_else_counts_processors():
         and any(word in path.read_text(encoding="utf-8") for word in ("cpu_count", "$(nproc)"))
     ]
     assert found == ["ppvision/environment.py"]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    command = ["git", *identity, "-C", str(folder), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    package = tmp_path / "project" / "package"
+    package.mkdir(parents=True)
+    (package / "code.py").write_text("a = 1\n")
+    git(package.parent, "init", "-q")
+    git(package.parent, "add", ".")
+    git(package.parent, "commit", "-qm", "first")
+    return package.parent
+
+
+def test_a_tracked_folder_has_the_revision(checkout):
+    revision = git(checkout, "rev-parse", "HEAD")
+    assert git_revision(checkout / "package") == revision
+    (checkout / "package" / "code.py").write_text("a = 2\n")
+    assert git_revision(checkout / "package") == f"{revision} with changes"
+
+
+def test_a_folder_that_somebody_elses_project_encloses_has_none(checkout, tmp_path):
+    inside = checkout / ".venv" / "site-packages" / "package"
+    inside.mkdir(parents=True)
+    (inside / "code.py").write_text("")
+    assert git_revision(inside) == "not a git checkout"
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    assert git_revision(outside) == "not a git checkout"

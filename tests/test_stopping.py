@@ -379,7 +379,12 @@ def ranks_of(launcher: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGKILL, pytest.param(signal.SIGHUP, marks=pytest.mark.all)]
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGKILL, marks=pytest.mark.all),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.all),
+    ],
 )
 def test_two_ranks_stop_at_one_step(config_file, tmp_path, number):
     def change(config: dict) -> None:
