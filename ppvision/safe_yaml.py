@@ -142,15 +142,16 @@ def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
 
 class _Loader(BoundedLoader):
     """A tag that would make a Python object is refused. Mappings are `Located`, a key may stand
-    only once, and `1e-3` and `1.5e3` are numbers (YAML 1.1 takes them for text, without a dot or
-    without a sign)."""
+    only once, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
+def _add_numbers(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
+    """`1e-3`. A dumper puts texts that look like it in quotes."""
+    number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
+    kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+
+
+_add_numbers(_Loader)
 
 
 def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Located:
@@ -188,6 +189,8 @@ class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads."""
 
 
+_add_numbers(_Dumper)
+
 _Dumper.add_representer(Located, lambda dumper, node: dumper.represent_dict(node))
 _Dumper.add_representer(
     Tagged, lambda dumper, node: dumper.represent_mapping(f"!{node.tag}", dict(node))
@@ -215,20 +218,6 @@ def load_yaml(text: str, name: str) -> object:
             loader.dispose()
     except yaml.YAMLError as error:
         raise yaml.YAMLError(shorten_text(str(error))) from error
-
-
-def load_plain_yaml(text: str, name: str) -> object:
-    """`load_yaml` without tags of PaddleDetection's: dicts, lists and single values.
-
-    Raises:
-        yaml.YAMLError: as `load_yaml`, or a tag.
-    """
-    content = load_yaml(text, name)
-    if tagged := find_tagged(content):
-        raise yaml.YAMLError(
-            f"expected plain keys and values, got !{tagged.tag} at {tagged.place_of_tag}"
-        )
-    return plain(content)
 
 
 def find_tagged(node: object) -> Tagged | None:

@@ -38,7 +38,7 @@ from ppvision.data.cifar10 import convert_cifar10
 from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, layered_files, load_layered, save_layered
 from ppvision.quant.layered_state import layered_state
-from ppvision.safe_yaml import Located
+from ppvision.safe_yaml import Located, load_yaml, yaml_text
 from ppvision.tasks.config import apply_options, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.helpers.limits import check_reader
@@ -337,12 +337,20 @@ def test_an_attack_on_yaml_is_refused_for_its_reason(tmp_path, name):
 
 
 def test_what_yaml_has_is_still_read(tmp_path):
-    text = "a: &a [1, 0x1f, -9223372036854775808, 1e-3, .inf, 1.5e300, 2026-11-26, yes, ~]\nb: *a"
+    text = "a: &a [1, 0x1f, -9223372036854775808, 1e-3, .inf, 1.5e+300, 2026-11-26, yes, ~]\nb: *a"
     (tmp_path / "job.yml").write_text(text)
     content = read_yaml(tmp_path / "job.yml")
     date = datetime.date(2026, 11, 26)
     expected = [1, 31, -(2**63), 0.001, math.inf, 1.5e300, date, True, None]
     assert content["a"] == content["b"] == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "1.5e3", "-.5E+2", "1.e5", "1_0", "0x1", "yes", "~", ".inf"]
+)
+def test_texts_that_look_like_numbers_are_written_as_texts(text):
+    content = load_yaml(yaml_text({"name": text, text: 1}), "x")
+    assert content == {"name": text, text: 1}
 
 
 def test_bases_that_multiply(tmp_path):

@@ -275,7 +275,7 @@ def test_paddlesegs_components_run_no_text(texts, config_file):
 def test_paddledetections_components_run_no_text(texts):
     importlib.import_module("ppvision.plugins.paddledet")
     from ppdet.modeling.backbones import VisionTransformer
-    from ppdet.modeling.backbones.trans_encoder import BertPooler
+    from ppdet.modeling.backbones.trans_encoder import BertFeedForward
 
     left, hostile = texts
     small = {"embed_dim": 12, "depth": 12, "num_heads": 1}
@@ -284,7 +284,7 @@ def test_paddledetections_components_run_no_text(texts):
             with pytest.raises(ConfigError, match="expected the name of a layer"):
                 VisionTransformer(**small, norm_layer=text)
             with pytest.raises(ConfigError, match="expected the name of a layer"):
-                BertPooler(4, act_fn=text)
+                BertFeedForward(4, 4, 1, 0.0, 0.0, act_fn=text)
     assert not left.exists()
 
 
