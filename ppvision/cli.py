@@ -10,7 +10,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
@@ -325,20 +326,31 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
     )
 
 
-def _end_by_exception(number: int, frame: object) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends at once
-    raise SystemExit(128 + number)
+@contextmanager
+def _removing_unfinished() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block by an exception, so that what is unfinished is removed."""
+
+    def end(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        raise SystemExit(128 + number)
+
+    # Not those that are ignored (nohup) or that a program around us handles.
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_DFL
+    ]
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _remove_unfinished_when_ended() -> None:
-    """Let SIGTERM and SIGHUP end the process through the blocks that remove what is unfinished."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # not under nohup, nor in others' programs
-            signal.signal(number, _end_by_exception)
-
-
+@_removing_unfinished()
 def export(args: argparse.Namespace) -> None:
-    _remove_unfinished_when_ended()
     _set_device(args.device)
     job = _job(args)
     folder = args.save_dir or f"inference/{job.name}"
@@ -363,6 +375,7 @@ def export(args: argparse.Namespace) -> None:
     print(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
 
 
+@_removing_unfinished()
 def pack(args: argparse.Namespace) -> None:
     from ppvision.quant import describe_layered
 
@@ -374,7 +387,6 @@ def pack(args: argparse.Namespace) -> None:
             raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
     if args.calibration and not args.ptq:
         raise InputError("--calibration: is for --ptq; a trained model needs none.")
-    _remove_unfinished_when_ended()
     _set_device("cpu")
     from ppvision.tasks.packing import pack_checkpoint
 

@@ -206,15 +206,35 @@ def naming_storage(target: Path, folder: Path) -> Iterator[None]:
         raise storage_error(number, target) from error
 
 
+def check_room(target: Path, folder: Path) -> None:
+    """Raise `StorageError` where the disk of `folder` takes no more: what a library wrote there for
+    `target` may be cut off without an error."""
+    if (number := _find_no_room(folder)) is not None:
+        raise storage_error(number, target)
+
+
 def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
     """The system's number where the disk is the cause of an error in a block that writes `folder`,
     or None."""
+    if (number := find_disk_error(error)) is not None:
+        return number
     is_system = isinstance(error, OSError) and not isinstance(error, PpvisionError)
     if is_system and error.errno is not None:
         named = [str(name) for name in (error.filename, error.filename2) if name is not None]
-        if error.errno in _DISK_ERRORS or any(name.startswith(str(folder)) for name in named):
+        if any(name.startswith(str(folder)) for name in named):
             return error.errno
     return _find_no_room(folder)
+
+
+def find_disk_error(error: BaseException | None) -> int | None:
+    """The system's number of an error of the disk among an exception and its causes, or None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def storage_error(number: int, target: Path) -> StorageError:

@@ -1,6 +1,7 @@
 """Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
 
 import itertools
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from paddle.static import InputSpec
 
 from ppvision.deploy.onnx import convert_folders
 from ppvision.errors import EngineError
+from ppvision.files import find_disk_error, storage_error
 
 INPUT_NAME = "x"
 DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
@@ -109,6 +111,8 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
         for table, known in zip(_trace_tables(), recorded, strict=True):
             for key in set(table) - known:
                 del table[key]
+        if (number := find_disk_error(error)) is not None:  # Paddle writes the code that it makes
+            raise storage_error(number, Path(tempfile.gettempdir())) from error
         raise EngineError(
             f"The model cannot be traced into a static graph: {error}\n"
             "Read sizes from x.shape, use whole-number arithmetic (//, %), and branch on nothing "

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppvision.errors import EngineError, MissingPackageError
+from ppvision.files import check_room
 
 # LayerNorm is one operator from ONNX opset 17 on.
 _OPSET = 17
@@ -61,6 +62,8 @@ def convert_folders(folders: Sequence[Path], *, any_size: bool) -> None:
         data, code = _run_child(folders, log.fileno(), scratch)
         log.seek(0)
         said = log.read().decode("utf-8", "replace")
+        if code != 0:
+            check_room(Path(scratch), Path(scratch))
     for folder in folders:
         length = int.from_bytes(data[:8], "little")
         converted, data = data[8 : 8 + length], data[8 + length :]

@@ -31,6 +31,7 @@ from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.runtime import in_one_line
 from ppvision.deploy.token_form import token_form
 from ppvision.errors import EngineError, InputError
+from ppvision.files import naming_storage
 from ppvision.models.pale_transformer import PaleBlock
 
 
@@ -87,7 +88,10 @@ def _reason(error: Exception) -> str:
 
 
 def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    with (
+        tempfile.TemporaryDirectory(dir=folder.parent) as work,
+        naming_storage(folder, Path(work)),
+    ):
         prefix = Path(work) / "model"
         paddle.jit.save(graph, str(prefix), output_spec=outputs)
         weights = (folder / "model.pdiparams").read_bytes()

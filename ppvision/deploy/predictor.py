@@ -34,7 +34,7 @@ from ppvision.deploy.runtime import (
 )
 from ppvision.deploy.transforms import Step, Transforms
 from ppvision.errors import EngineError, InputError, InputTypeError, ManifestError
-from ppvision.files import naming_storage
+from ppvision.files import check_room, naming_storage
 from ppvision.quant.layered_model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
@@ -228,6 +228,7 @@ class Predictor:
         with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
             with naming_storage(Path(work), Path(work)):
                 compose(self._folder, self.manifest, weights, Path(work))
+                check_room(Path(work), Path(work))
             yield Path(work)
 
     def _open_runtime(

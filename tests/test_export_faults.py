@@ -1,0 +1,402 @@
+"""Exports and layered models under faults: other processes, signals, a full disk, a converter that
+ends its process."""
+
+import contextlib
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from paddle import nn
+
+from ppvision.deploy import Predictor, export_model, openvino
+from ppvision.deploy.run.manifest import read_manifest
+from ppvision.deploy.runtime import has_openvino
+from ppvision.errors import EngineError, FolderInUseError, StorageError
+from ppvision.files import lock_folder
+from ppvision.quant import describe_layered, load_layered, save_layered
+from ppvision.zoo.registry import create_model
+from tests.conftest import ROOT, classification_config
+from tests.small_layered import tiny_once_qat
+
+SHAPE = [1, 3, 48, 48]
+
+
+class Net(nn.Layer):
+    """Its weights have a megabyte; `classes` tells which export is which."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.wide = nn.Conv2D(3, 512, 3, padding=1)
+        self.narrow = nn.Conv2D(512, 64, 3, padding=1)
+        self.head = nn.Conv2D(64, classes, 1)
+
+    def forward(self, x):
+        return self.head(self.narrow(self.wide(x)))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# -- other processes -------------------------------------------------------------------------------
+
+# argv: folder, classes, and where to wait for the other: in the middle of the export.
+_EXPORT = """
+import os, sys, time, warnings
+from pathlib import Path
+from ppvision.deploy import export, export_model
+from ppvision.errors import FolderInUseError
+from tests.test_export_faults import SHAPE, Net
+
+warnings.simplefilter("ignore")
+folder, classes, meeting = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+write = export.write_graphs
+def write_and_wait(*arguments):
+    write(*arguments)
+    (meeting / str(os.getpid())).touch()
+    end = time.time() + 60
+    while len(list(meeting.iterdir())) < 2 and time.time() < end:
+        time.sleep(0.01)
+export.write_graphs = write_and_wait
+try:
+    export_model(Net(classes), folder, input_shape=SHAPE)
+except FolderInUseError as error:
+    (meeting / str(os.getpid())).touch()
+    sys.exit(3 if str(folder) in str(error) else 4)
+"""
+
+
+def start(code: str, *arguments: object, **how: object) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT, **how
+    )
+
+
+def test_two_processes_export_into_one_folder(tmp_path):
+    """One wins, the other is refused by name; what is there is whole, and nothing is left."""
+    meeting = tmp_path / "meeting"
+    meeting.mkdir()
+    folder = tmp_path / "net"
+    both = [start(_EXPORT, folder, classes, meeting) for classes in (4, 5)]
+    said = [process.communicate(timeout=180)[0].decode()[-800:] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 3], said
+    assert read_manifest(folder).num_classes == (4, 5)[codes.index(0)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["meeting", "net"]
+    export_model(Net(6), folder, input_shape=SHAPE)
+    assert read_manifest(folder).num_classes == 6
+
+
+def test_two_processes_write_one_layered_model(tmp_path):
+    once = tiny_once_qat()
+    with (
+        lock_folder(tmp_path / ".m.ppvision-partial", "held"),
+        pytest.raises(FolderInUseError, match="another process"),
+    ):
+        save_layered(once, tmp_path / "m", bits=once.widths, config={})
+    folder = save_layered(once, tmp_path / "m", bits=once.widths, config={})
+    assert load_layered(folder).bits == 8
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+# -- signals ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory, crops):
+    """`(config, float weights, layered model)` of a small classifier."""
+    root = tmp_path_factory.mktemp("job")
+    content = classification_config(crops)
+    content["model"] = {"type": "resnet20", "num_classes": 3}
+    content["slim_config"] = {"bits": [8, 2]}
+    config = root / "job.yml"
+    config.write_text(yaml.safe_dump(content))
+    weights = root / "float.pdparams"
+    paddle.save(create_model("resnet20", num_classes=3).state_dict(), str(weights))
+    done = command("pack", "-c", config, "--model_path", weights, "--ptq", "--output", root / "m")
+    assert done.wait(timeout=300) == 0, done.stdout.read()
+    return config, weights, root / "m"
+
+
+def command(*arguments: object) -> subprocess.Popen:
+    code = "import sys; from ppvision.__main__ import main; sys.exit(main())"
+    return start(code, *arguments)
+
+
+def verb(kind: str, job: tuple, target: Path) -> list[object]:
+    config, weights, layered = job
+    if kind == "pack":
+        return ["pack", "-c", config, "--model_path", weights, "--ptq", "--output", target]
+    rest = ["--skip_eval", "--bits", "8", "2"] if kind == "export --bits" else []
+    model = layered if rest else weights
+    shape = ["--input_shape", "1", "3", "24", "24"]
+    return ["export", "-c", config, "--model_path", model, "--save_dir", target, *shape, *rest]
+
+
+def check_whole(kind: str, target: Path) -> None:
+    if kind == "pack":
+        assert load_layered(target, 8).state.bits == (8, 2)
+    elif kind == "export":
+        Predictor(target, threads=1)(np.zeros((24, 24, 3), np.uint8))
+    else:
+        assert {p.name for p in target.iterdir()} == {"w8", "w2", "widths.csv", "vdl"}
+        for name in ("w8", "w2"):
+            Predictor(target / name, threads=1)(np.zeros((24, 24, 3), np.uint8))
+
+
+KINDS = ["pack", "export", "export --bits"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_nothing_half_written(job, tmp_path, kind, number):
+    target = tmp_path / "made" / "target"
+    target.parent.mkdir()
+    process = command(*verb(kind, job, target))
+    wait_until(lambda: list(target.parent.iterdir()) or process.poll() is not None)
+    process.send_signal(number)
+    said = process.communicate(timeout=120)[0].decode()
+    if process.returncode == 0:  # complete before the signal came
+        check_whole(kind, target)
+    else:
+        assert process.returncode == 128 + number, said[-1000:]
+        assert list(target.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.all)])
+def test_killed_and_made_again(job, tmp_path, kind, kills):
+    """The earlier folder or the new one is there, whole, whenever the process is killed; and the
+    next try succeeds."""
+    target = tmp_path / "made" / "target"
+    target.parent.mkdir()
+    random = np.random.default_rng(len(kind))
+    first = command(*verb(kind, job, target))
+    assert first.wait(timeout=300) == 0, first.stdout.read()
+    for _ in range(kills):
+        process = command(*verb(kind, job, target))
+        wait_until(lambda: len(list(target.parent.iterdir())) > 1 or process.poll() is not None)  # noqa: B023
+        time.sleep(random.uniform(0, 1.5))
+        process.kill()
+        process.communicate(timeout=60)
+        check_whole(kind, target)
+    again = command(*verb(kind, job, target))
+    assert again.wait(timeout=300) == 0, again.stdout.read()
+    check_whole(kind, target)
+    assert [p.name for p in target.parent.iterdir()] == ["target"]
+
+
+def wait_until(done: Callable[[], object]) -> None:
+    end = time.time() + 120
+    while not done():
+        assert time.time() < end
+        time.sleep(0.005)
+
+
+# -- the disk --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(kib)`: a file system of that size. Skips where it cannot be mounted."""
+    made = []
+
+    def mount(kib: int) -> Path:
+        folder = tmp_path / f"disk{len(made)}"
+        folder.mkdir()
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", str(folder)], capture_output=True
+        )
+        if done.returncode:
+            pytest.skip("mounting a file system needs root")
+        made.append(folder)
+        return folder
+
+    yield mount
+    for folder in made:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def used(folder: Path) -> int:
+    return sum(p.stat().st_blocks * 512 for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("format", ["paddle", "onnx"])
+def test_a_disk_that_fills_during_export(small_disk, tmp_path, format):
+    """At every step: the graph, its weights, the second graph, the description."""
+    model = Net()
+    whole = export_model(model, tmp_path / "whole", input_shape=SHAPE, format=format)
+    size = used(whole) // 1024
+    refused = 0
+    # Two graphs with their weights are written before the deployed one is left.
+    for kib in (8, 24, size // 2, size - 4, size + 16, 2 * size - 8, 4 * size):
+        disk, message = small_disk(kib), ""
+        try:
+            export_model(model, disk / "net", input_shape=SHAPE, format=format)
+        except StorageError as error:
+            refused, message = refused + 1, str(error)
+        if message:
+            assert "disk is full" in message
+            assert str(disk / "net") in message
+            assert list(disk.iterdir()) == []
+        else:
+            assert content_of(disk / "net").keys() == content_of(whole).keys()
+            read_manifest(disk / "net")
+    assert refused == 6
+
+
+@pytest.mark.skipif(not has_openvino(), reason="Paddle has no OpenVINO")
+def test_a_disk_that_fills_while_openvinos_graph_is_written(small_disk, tmp_path, monkeypatch):
+    """A full disk is no reason to go on without OpenVINO."""
+    disk = small_disk(64 * 1024)
+    write = openvino.write_openvino_programs
+
+    def fill_and_write(*arguments, **how):
+        with contextlib.suppress(OSError), (disk / "others.bin").open("wb") as file:
+            while True:
+                file.write(bytes(4096))
+        return write(*arguments, **how)
+
+    monkeypatch.setattr("ppvision.deploy.export.write_openvino_programs", fill_and_write)
+    how = {"input_shape": [1, 3, 32, 32], "task": "classification"}
+    with pytest.raises(StorageError, match="disk is full"):
+        export_model(create_model("pale_nano", num_classes=3), disk / "net", **how)
+    assert [p.name for p in disk.iterdir()] == ["others.bin"]
+
+
+def test_a_disk_that_fills_keeps_the_earlier_export(small_disk, tmp_path):
+    small = export_model(nn.Conv2D(3, 2, 1), tmp_path / "small", input_shape=SHAPE)
+    disk = small_disk(used(small) // 1024 + 200)
+    folder = export_model(nn.Conv2D(3, 2, 1), disk / "net", input_shape=SHAPE)
+    before = content_of(folder)
+    with pytest.raises(StorageError, match="disk is full"):
+        export_model(Net(), folder, input_shape=SHAPE)
+    assert content_of(folder) == before
+    assert [p.name for p in disk.iterdir()] == ["net"]
+
+
+@pytest.mark.parametrize("limit", [1000, 20_000, 300_000])
+def test_a_limit_on_the_size_of_files(tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(StorageError, match="ulimit"):
+            export_model(Net(), tmp_path / "net", input_shape=SHAPE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        export_model(Net(), tmp_path / "file" / "net", input_shape=SHAPE)
+
+
+def test_a_full_temporary_folder(small_disk, tmp_path, monkeypatch):
+    """A width of a layered model is composed there."""
+    from tests.small_layered import tiny_net
+
+    once = tiny_once_qat(activations=False)
+    layered = save_layered(once, tmp_path / "m", bits=once.widths, config={})
+    shape = [None, 2, 9, 9]
+    folder = export_model(tiny_net(), tmp_path / "net", input_shape=shape, task="classification")
+    disk = small_disk(4)
+    (disk / "full").write_bytes(bytes(1))
+    monkeypatch.setattr("tempfile.tempdir", str(disk))
+    with pytest.raises(OSError, match=r"space|full"):
+        Predictor(folder, layered=layered)
+    assert describe_layered(layered).bits == once.widths
+
+
+# -- a converter that ends its process -------------------------------------------------------------
+
+
+class PooledToFour(nn.Layer):
+    """PP-LiteSeg and PSPNet pool like this; paddle2onnx aborts where the input's size is free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        pooled = nn.functional.adaptive_avg_pool2d(self.conv(x), 4)
+        return nn.functional.interpolate(pooled, paddle.shape(x)[2:], mode="bilinear")
+
+
+def test_onnx_of_any_size_names_operator_and_remedy(tmp_path, monkeypatch):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    model = PooledToFour()
+    with pytest.raises(EngineError, match=r"pool2d.*--input_shape"):
+        export_model(model, tmp_path / "net", input_shape=[1, 3, None, None], format="onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["tmp"]
+    assert list(temporary.iterdir()) == []
+    folder = export_model(model, tmp_path / "net", input_shape=SHAPE, format="onnx")
+    x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    (classes,) = Predictor(folder).run(x)
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy().argmax(axis=1)
+    assert (classes == expected).mean() > 0.999
+
+
+def test_a_converter_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "ppvision.deploy.onnx._CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(EngineError, match="memory"):
+        export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_converter_that_sends_half(tmp_path, monkeypatch):
+    child = "import os, sys; os.write(int(sys.argv[2]), bytes([100] + [0] * 7) + b'half')"
+    monkeypatch.setattr("ppvision.deploy.onnx._CHILD", child)
+    with pytest.raises(EngineError, match="paddle2onnx"):
+        export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_ends_the_converter(tmp_path, monkeypatch):
+    """No orphan goes on, whoever was interrupted."""
+    child = "import sys, time; print('x' * 9, flush=True); time.sleep(300)"
+    monkeypatch.setattr("ppvision.deploy.onnx._CHILD", child)
+    started = []
+    popen = subprocess.Popen
+
+    def start_and_interrupt(*arguments, **how):
+        started.append(popen(*arguments, **how))
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        return started[-1]
+
+    def interrupt(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    monkeypatch.setattr("ppvision.deploy.onnx.subprocess.Popen", start_and_interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert [process.poll() for process in started] == [-signal.SIGKILL]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_converter(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "paddle2onnx", None)
+    with pytest.raises(ImportError, match="pip install paddle2onnx"):
+        export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
+    assert list(tmp_path.iterdir()) == []
