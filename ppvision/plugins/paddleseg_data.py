@@ -55,7 +55,7 @@ def _read_pairs_after(init: Callable) -> Callable:
             kind, text = problems[0]
             raise DataError(
                 f"{path}: {len(problems)} lines are not as a list has them; {kind}: {text}. "
-                "Run ppvision check."
+                "`ppvision train` and `ppvision eval` report all of them."
             )
         self.file_list = [
             [str(image), None if label is None else str(label)] for _, image, label in pairs
