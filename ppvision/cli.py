@@ -329,6 +329,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
 @contextmanager
 def _removing_unfinished() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block by an exception, so that what is unfinished is removed."""
+    import paddle  # noqa: F401 (first: its import sets a handler for SIGTERM)
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends at once
