@@ -55,6 +55,10 @@ class EngineError(PpvisionError, RuntimeError):
     """An inference engine, a converter or the tracer could not do what it was asked."""
 
 
+class DivergenceError(PpvisionError, FloatingPointError):
+    """A loss or gradient of training is not finite."""
+
+
 class LibraryError(PpvisionError, RuntimeError):
     """PaddleSeg or PaddleDetection raised while it built or ran what a configuration names; the
     cause is attached."""

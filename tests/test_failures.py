@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -196,3 +197,26 @@ def test_skip_check_is_said(config_file, caplog, monkeypatch):
     assert "val_dataset: not checked (--skip_check)" in caplog.text
     assert ppvision("eval", "-c", path, "--model_path", model) == 0
     assert checked == ["val_dataset"]
+
+
+@pytest.mark.parametrize(
+    ("change", "token"),
+    [
+        (lambda c: c["optimizer"].update(beta1=7.0), r"optimizer\.beta1"),
+        (lambda c: c["model"].update(drop_path_rate="x"), "drop_path_rate"),
+        (lambda c: c["model"].update(drop_path_rate=1.5), "drop_path_rate"),
+        (lambda c: c["model"].update(pale_size=[1, 2, 3]), "pale_size"),
+        (
+            lambda c: c["train_dataset"]["transforms"].insert(
+                0, {"type": "RandomResizedCrop", "size": 8, "scale": "x"}
+            ),
+            "RandomResizedCrop",
+        ),
+    ],
+)
+def test_values_of_a_classifier_that_do_not_fit(classification_file, change, token, capsys):
+    path = classification_file(change)
+    assert ppvision("train", "-c", path, "--save_dir", path.parent / "run") == 1
+    shown = capsys.readouterr().err
+    assert re.search(token, shown)
+    assert "Traceback" not in shown

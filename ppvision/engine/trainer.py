@@ -43,7 +43,13 @@ from ppvision.engine.stopping import (
     StopRequest,
     TrainingStopped,
 )
-from ppvision.errors import FolderInUseError, InputError, PpvisionError, StorageError
+from ppvision.errors import (
+    DivergenceError,
+    FolderInUseError,
+    InputError,
+    PpvisionError,
+    StorageError,
+)
 from ppvision.files import replace_file
 from ppvision.run_folder import RunFolder, config_differences
 
@@ -534,7 +540,7 @@ class Trainer:
         if self.ranks > 1:
             paddle.distributed.barrier()  # the launcher stops rank 0 as soon as another one ends
         names = "\n  ".join(name for _, names in found for name in names)
-        raise FloatingPointError(
+        raise DivergenceError(
             f"{what}: expected a finite number, got {found[0][0]} at step {step}, learning rate "
             f"{self.optimizer.get_lr():g}. {state} Lower the learning rate, bound the gradient "
             f"(clip_norm), or look at these samples and their labels:\n  {names}"

@@ -132,7 +132,8 @@ class PaleTransformer(nn.Layer):
         feat_strides: their strides.
 
     Raises:
-        ValueError: fewer than one class, sizes that do not fit together (see `PaleAttention`).
+        ValueError: fewer than one class, a rate that is none, sizes that do not fit together (see
+            `PaleAttention`).
     """
 
     def __init__(
@@ -161,6 +162,10 @@ class PaleTransformer(nn.Layer):
         self.feat_strides = list(STRIDES)
         pale_size = config.pale_size if pale_size is None else pale_size
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise InputError(
+                f"drop_path_rate: expected a number of at least 0 and below 1, got {shorten(rate)}."
+            )
         depth = sum(config.depths)
         drop_paths = iter(rate * block / max(1, depth - 1) for block in range(depth))
 

@@ -294,9 +294,10 @@ class PaleAttention(nn.Layer):
             raise InputError(
                 f"channels: expected a multiple of num_heads={num_heads}, got {channels}."
             )
-        rows, columns = (
-            pale_size if isinstance(pale_size, (tuple, list)) else (pale_size, pale_size)
-        )
+        sizes = pale_size if isinstance(pale_size, (tuple, list)) else (pale_size, pale_size)
+        if len(sizes) != 2:
+            raise InputError(f"pale_size: expected one number or two, got {shorten(pale_size)}.")
+        rows, columns = sizes
         self.pale_size = (_checked_pale_size(rows), _checked_pale_size(columns))
         self.num_heads = num_heads
         self.mask_padding = mask_padding

@@ -64,7 +64,7 @@ from ppvision.data.augment import (
     RecordedFlip,
 )
 from ppvision.deploy import transforms as deployed
-from ppvision.errors import shorten
+from ppvision.errors import shorten, shorten_text
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import (
     ConfigError,
@@ -193,6 +193,12 @@ def _check_optimizer(options: Located) -> None:
     for key in ("weight_decay", "layer_decay", "beta1", "beta2", "epsilon", "momentum"):
         if options.get(key) is not None:
             check_number(options, key, "optimizer", low=0)
+    for key in ("beta1", "beta2", "momentum"):
+        if options.get(key) is not None and options[key] >= 1:
+            raise ConfigError(
+                f"config{options.place(key)}: optimizer.{key}: expected a number below 1, got "
+                f"{shorten(options[key])}."
+            )
     passed = Located({"type": "AdamW"} | options, options.where)
     passed.pop("layer_decay", None)
     check_components(passed, OPTIMIZERS, "optimizer")
@@ -235,9 +241,10 @@ def _check_dataset(options: Located, part: str) -> None:
         check_components(transform, known, where)
         try:
             build_transform(transform)
-        except (TypeError, ValueError, AssertionError) as error:
+        except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            text = shorten_text(str(error), 300)
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: {name}: {error}"
+                f"config{transform.place('type')}: {where}: {name}: {text}"
             ) from error
         before = name not in deployed.KNOWN and name != "RandomErasing"  # these take 0 to 255
         if (normalized and before) or (name == "RandomErasing" and not normalized):
