@@ -156,3 +156,9 @@ def test_pictures_kept_as_pickles_are_refused(tmp_path):
     text = "TrainReader: {sample_transforms: [{DecodeCache: {cache_root: /tmp/shared}}]}\n"
     with pytest.raises(ConfigError, match="DecodeCache"):
         opened(tmp_path, "ppyoloe", text)
+
+
+def test_a_text_in_the_place_of_a_number(tmp_path):
+    text = "OptimizerBuilder: {optimizer: {type: Momentum, momentum: '0,9'}}\n"
+    with pytest.raises(ConfigError, match=r"momentum: expected a number"):
+        opened(tmp_path, "ppyoloe", text)

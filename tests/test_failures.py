@@ -11,7 +11,7 @@ import pytest
 from paddleseg.utils import utils as stock
 
 from ppvision import cli
-from ppvision.errors import InputError, LibraryError, PpvisionError
+from ppvision.errors import ConfigError, InputError, LibraryError, PpvisionError
 from ppvision.plugins.libraries import wrap_errors
 from ppvision.tasks import open_job
 from tests.conftest import ROOT
@@ -220,3 +220,13 @@ def test_values_of_a_classifier_that_do_not_fit(classification_file, change, tok
     shown = capsys.readouterr().err
     assert re.search(token, shown)
     assert "Traceback" not in shown
+
+
+def test_a_text_in_the_place_of_a_number(config_file, capsys):
+    """Of Paddle's optimizers, which would find it in their first step."""
+
+    def change(config: dict) -> None:
+        config["optimizer"] = {"type": "Momentum", "momentum": "0,9"}
+
+    with pytest.raises(ConfigError, match=r"optimizer\.momentum: expected a number such as 0\.9"):
+        open_job(config_file(change))

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -250,6 +250,19 @@ def check_components(node: object, known: dict[str, object], where: str = "") ->
         check_components(value, known, f"{where}.{key}")
 
 
+def check_texts(component: Callable, options: dict, where: str) -> None:
+    """Raise `ConfigError` for text where a component's default is a number, such as a momentum of
+    `0,9`: Paddle's optimizers find it in their first step."""
+    for name, parameter in inspect.signature(component).parameters.items():
+        default, value = parameter.default, options.get(name)
+        number = isinstance(default, int | float) and not isinstance(default, bool)
+        if number and isinstance(value, str):
+            raise ConfigError(
+                f"config{_place(options, name)}: {where}.{name}: expected a number such as "
+                f"{default}, got {shorten(value)}."
+            )
+
+
 def _check_arguments(component: object, node: dict, where: str) -> None:
     parameters = inspect.signature(component).parameters.values()
     for parameter in parameters:
@@ -261,6 +274,7 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
                     f"config{_place(node, parameter.name)}: {where}.{parameter.name}: got "
                     f"{shorten(value)}. {nearest(str(value), list(choices))}"
                 )
+    check_texts(component, node, where)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return  # passes on what it does not name itself
     names = [p.name for p in parameters]

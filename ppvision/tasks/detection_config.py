@@ -23,7 +23,7 @@ from ppdet.data import transform
 from ppvision.errors import shorten
 from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, yaml_text
-from ppvision.tasks.config import ConfigError, check_keys, check_number
+from ppvision.tasks.config import ConfigError, check_keys, check_number, check_texts
 from ppvision.tasks.quantization import check_slim_config
 from ppvision.zoo.registry import nearest
 
@@ -216,6 +216,7 @@ def _check_optimizer(builder: Located) -> None:
             if name not in _GIVEN
         ]
         check_keys(options, ["type", "param_groups", *taken], where)
+        check_texts(optimizers[options["type"]], options, where)
 
 
 def _check_choice(node: Located, key: str, where: str, choices: list[str]) -> None:
@@ -284,6 +285,7 @@ def _check_tags(node: object) -> None:
 
 def _check_arguments(made: Callable, options: dict, where: str) -> None:
     parameters = inspect.signature(made).parameters.values()
+    check_texts(made, options, where)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return
     check_keys(options, [p.name for p in parameters], where)
