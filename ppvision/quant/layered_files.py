@@ -216,7 +216,7 @@ _BYTES_PER_VALUE = 8
 def _parse_json(data: bytes, where: str) -> object:
     values = sum(map(data.count, (b",", b"[", b"{")))
     fits = values <= _FREE_VALUES + len(data) // _BYTES_PER_VALUE
-    _require(fits, where, "the values of a manifest", f"{values} of them")
+    _require(fits, where, "JSON with the values of a manifest", f"{values} of them")
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
