@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -329,7 +330,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
 @contextmanager
 def _removing_unfinished() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block by an exception, so that what is unfinished is removed."""
-    import paddle  # noqa: F401 (first: its import sets a handler for SIGTERM)
+    _drop_paddles_signal_handler()
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends at once
@@ -439,9 +440,22 @@ def _kind(device: str) -> str:
     return device.split(":")[0]
 
 
+@functools.cache  # a second call would drop the handlers that a verb has set since
+def _drop_paddles_signal_handler() -> None:
+    """Let SIGTERM do again what it did before Paddle was imported.
+
+    Paddle's handler allocates memory to print a traceback. A signal that comes inside of an
+    allocation then hangs the process for ever.
+    """
+    import paddle
+
+    paddle.disable_signal_handler()
+
+
 def _set_device(device: str) -> None:
     import paddle
 
+    _drop_paddles_signal_handler()
     if not re.fullmatch(r"cpu|gpu(:\d+)?", device):
         raise InputError(f"--device: expected cpu, gpu or gpu:N, got {shorten(device)}.")
     if _kind(device) == "gpu" and not paddle.is_compiled_with_cuda():
