@@ -35,6 +35,7 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "table.csv"
     write_rows(path, [{"a": 1, "b": "x,y"}, {"a": 2, "b": ""}])
     assert path.read_bytes() == b'a,b\n1,"x,y"\n2,\n'
+    path.unlink()
     rows, new = [{"kind": "k", "seed": 0, "score": 1}], {"kind": "k", "seed": 1}
     add_rows(path, rows, FIELDS, lambda row: row["seed"], lambda rows: [{"seed": "mean"}])
     try:
