@@ -41,8 +41,10 @@ from ppvision.quant.layered_state import layered_state
 from ppvision.safe_yaml import Located, load_yaml, yaml_text
 from ppvision.tasks.config import apply_options, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
+from tests.conftest import classification_config
 from tests.helpers.limits import check_reader
 from tests.helpers.mutations import change_bytes, change_operation, change_value, with_header
+from tests.small_detectors import small_detector, write_detector
 from tests.small_layered import BITS, CONFIG, tiny_once_qat
 
 COUNTS = [100, pytest.param(1000, marks=pytest.mark.all)]
@@ -255,19 +257,32 @@ model:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_mutated_configs(tmp_path, count):
-    random, document = Random(count), yaml.safe_load(JOB)
+@pytest.mark.parametrize("task", ["segmentation", "classification", "detection"])
+def test_mutated_configs(tmp_path, task, count, scenes, crops):
+    jobs = {
+        "segmentation": lambda: yaml.safe_load(JOB),
+        "classification": lambda: classification_config(crops),
+        "detection": lambda: small_detector(scenes, "FCOS"),
+    }
+    random, document = Random(count), jobs[task]()
+
+    def written(content: dict) -> bytes:
+        try:
+            return write_detector(tmp_path / "job.yml", content).read_bytes()
+        except (AttributeError, TypeError):  # a tag's mapping is none any more
+            return yaml.safe_dump(content, sort_keys=False).encode()
+
+    valid = written(document) if task != "segmentation" else JOB.encode()
     inputs = [
-        yaml.safe_dump(change_value(document, random)).encode()
-        if i % 2
-        else change_bytes(JOB.encode(), random)
+        written(change_value(document, random)) if i % 2 else change_bytes(valid, random)
         for i in range(count)
     ]
     found = check_reader(
-        "tests.test_hostile_files:check_config", [JOB.encode(), *inputs], tmp_path, "job.yml"
+        "tests.test_hostile_files:check_config", [valid, *inputs], tmp_path / "in", "job.yml"
     )
     assert found["ConfigError"] > count / 4
-    assert set(found) == {"ConfigError", "read"}
+    # `imports` of a module that is not there, a schedule's lengths in our own words
+    assert set(found) <= {"ConfigError", "InputError", "read"}
 
 
 def check_config(path: Path) -> None:

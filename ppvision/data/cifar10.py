@@ -4,6 +4,7 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zlib
 from collections import Counter
@@ -232,6 +233,11 @@ def _checked_parts(member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
     if member.name.startswith("/") or ".." in parts:
         raise DataError(
             f"{where}: refused: this member points out of its folder. Get the file from a source "
+            "you trust."
+        )
+    if not member.name.isprintable() or any(len(os.fsencode(part)) > 255 for part in parts):
+        raise DataError(
+            f"{where}: refused: expected a name that a file can have. Get the file from a source "
             "you trust."
         )
     return () if member.isdir() else parts

@@ -233,7 +233,8 @@ def _check_dataset(options: Located, part: str) -> None:
                 f"config: {where}: expected {{type: NAME, ...}}, got {shorten(transform)}."
             )
         name = transform["type"]
-        if part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
+        named = isinstance(name, str)  # else the check of components says so
+        if named and part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
             raise ConfigError(
                 f"config{transform.place('type')}: {where}: {name} is for training; expected one "
                 f"that gives the same each time: {', '.join(known)}."

@@ -497,6 +497,8 @@ def _name_optimizer(options: Located | None) -> None:
     if not isinstance(options, dict):
         return
     old = options.get("type")
+    if not isinstance(old, str):
+        return  # the check of components says so
     name = {"sgd": "SGD", "adam": "Adam"}.get(old, old)
     if name == "SGD" and "momentum" in options:
         name = "Momentum"
