@@ -211,8 +211,7 @@ def train(args: argparse.Namespace) -> int | None:
     except TrainingStopped as stop:
         for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ranks that are ending
             signal.signal(number, signal.SIG_IGN)
-        if paddle.distributed.get_rank() == 0:
-            print(f"ppvision: {stop}", file=sys.stderr)
+        _print_last(f"ppvision: {stop}" if paddle.distributed.get_rank() == 0 else "")
         return 128 + stop.signal_number
     if paddle.distributed.get_rank() == 0:
         best = (
@@ -418,6 +417,16 @@ def bench(args: argparse.Namespace) -> None:
         eager=eager,
     )
     print(table(rows))
+
+
+def _print_last(line: str) -> None:
+    """Print to stderr before the process ends, though its terminal may be gone (SIGHUP)."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line and f"{line}\n")):
+        try:
+            stream.write(text)
+            stream.flush()
+        except OSError:  # or Python would fail at it once more, and end with another code
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # -- arguments ---------------------------------------------------------------------------------

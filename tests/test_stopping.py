@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import pty
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -348,6 +350,34 @@ def test_the_command_line_ends_with_128_and_the_signal(config_file, tmp_path, mo
     monkeypatch.undo()
     assert run([*command, "4", "--resume", "auto"]) == 0
     assert newest(tmp_path / "run") == 4
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("what", ["closed", "Ctrl-C"])
+def test_a_terminal(config_file, tmp_path, what):
+    config, folder = config_file(lambda c: c.update(iters=5000)), tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-m", "ppvision", "train", "-c", str(config)]
+    command += ["--save_dir", str(folder), "--num_workers", "1", "--save_interval", "2"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ["PYTHONPATH"] = str(ROOT)
+        os.execv(sys.executable, command)
+    text = b""
+    while newest(folder) < 2:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), text
+        if select.select([terminal], [], [], 0.1)[0]:
+            text += os.read(terminal, 4096)
+    if what == "closed":
+        os.close(terminal)
+    else:
+        os.write(terminal, b"\x03")
+        with contextlib.suppress(OSError):  # it ends with its last process
+            while True:
+                text += os.read(terminal, 4096)
+        os.close(terminal)
+        assert text.count(b"go on with --resume auto") == 1
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == (129 if what == "closed" else 130)
 
 
 def launched(config: Path, folder: Path, *flags: object) -> subprocess.Popen:
