@@ -10,6 +10,7 @@ import datetime
 import functools
 import gzip
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -289,6 +290,8 @@ def check_config(path: Path) -> None:
     """All that is looked at before anything is built."""
     from ppvision.tasks import open_job
 
+    for task in ("segmentation", "classification", "detection"):  # a mutation may name another
+        importlib.import_module(f"ppvision.tasks.{task}")
     open_job(path)
 
 

@@ -68,13 +68,14 @@ def _main(reader: str, folder: str, name: str, by_folder: str) -> None:
         raise SystemExit("hangs")
 
     signal.signal(signal.SIGPROF, hangs)
+    told, sys.stdout = sys.stdout, sys.stderr  # libraries print
     places = sorted(Path(folder).iterdir())
     with contextlib.suppress(PpvisionError):
         read(places[0] if by_folder == "1" else places[0] / name)
     for place in places:
         path = place / name
         allowed = max(FACTOR * path.stat().st_size, FLOOR)
-        print(place.name, end=" ", flush=True)
+        print(place.name, end=" ", file=told, flush=True)
         in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         resource.setrlimit(resource.RLIMIT_AS, (in_use + allowed, hard))
@@ -88,7 +89,7 @@ def _main(reader: str, folder: str, name: str, by_folder: str) -> None:
                 outcome = f"message of {len(str(error))} letters"
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
-        print(outcome, flush=True)
+        print(outcome, file=told, flush=True)
 
 
 if __name__ == "__main__":
