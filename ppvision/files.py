@@ -6,6 +6,7 @@ process leaves there blocks nobody: locks belong to processes, and end with them
 """
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import glob
@@ -300,13 +301,27 @@ def replace_folder(
                 final = work / "final"
                 final.mkdir()
                 yield work
-                if folder.exists():
-                    folder.replace(work / _OLD)
-                final.replace(folder)
+                if not _exchange(final, folder):
+                    if folder.exists():
+                        folder.replace(work / _OLD)
+                    final.replace(folder)
                 sync_folder(folder.parent)
         finally:
             _empty_work(work, folder)
             shutil.rmtree(work, ignore_errors=True)
+
+
+_AT_CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
+
+
+def _exchange(new: Path, folder: Path) -> bool:
+    """Let two folders change places in one step, so that a kill finds the old or the new one under
+    the name; False where `folder` is not there, or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None or not folder.exists():
+        return False
+    paths = os.fsencode(new), os.fsencode(folder)
+    return rename(_AT_CURRENT_FOLDER, paths[0], _AT_CURRENT_FOLDER, paths[1], _RENAME_EXCHANGE) == 0
 
 
 def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:

@@ -250,6 +250,14 @@ def used(folder: Path) -> int:
     return sum(p.stat().st_blocks * 512 for p in folder.rglob("*"))
 
 
+def test_what_tools_leave_does_not_keep_an_export_from_being_replaced(tmp_path):
+    model = nn.Sequential(nn.Conv2D(3, 2, 1))
+    for _ in range(2):
+        export_model(model, tmp_path / "net", input_shape=[1, 3, 16, 16])
+        assert not (tmp_path / "net" / ".DS_Store").exists()
+        (tmp_path / "net" / ".DS_Store").touch()
+
+
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 def test_a_disk_that_fills_during_export(small_disk, tmp_path, format):
     """At every step: the graph, its weights, the second graph, the description."""

@@ -229,3 +229,20 @@ def test_the_cache_follows_the_users_settings(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "ppvision"
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "own"))
     assert cache_folder() == tmp_path / "own"
+
+
+def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path, monkeypatch):
+    """No rename of its own takes the old folder away first."""
+    target = tmp_path / "export"
+    target.mkdir()
+    (target / "old").touch()
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("two steps"))
+    with replace_folder(target, anything, "an export") as work:
+        (work / "final" / "new").touch()
+    assert names(target) == ["new"]
+    assert names(tmp_path) == ["export"]
+
+
+def test_where_folders_cannot_change_places(tmp_path, monkeypatch):
+    monkeypatch.setattr("ppvision.files._exchange", lambda new, folder: False)
+    test_a_folder_is_replaced_when_it_is_complete(tmp_path)

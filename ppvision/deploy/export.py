@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppvision.data.listing import is_leftover
 from ppvision.deploy import parity
 from ppvision.deploy.comparison import (
     Probe,
@@ -269,7 +270,7 @@ def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
 def may_be_replaced(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     return not present or (manifests.NAME in present and present <= manifests.KNOWN_FILES)
 
 

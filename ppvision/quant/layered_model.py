@@ -19,6 +19,7 @@ import numpy as np
 from paddle import nn
 from safetensors.numpy import save
 
+from ppvision.data.listing import is_leftover
 from ppvision.errors import InputError, MissingFileError, shorten
 from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
 from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
@@ -170,7 +171,7 @@ def _is_layered(folder: Path) -> bool:
     """Whether a folder is empty or a layered model and nothing else."""
     if not folder.is_dir():
         return False
-    present = {path.name for path in folder.iterdir()}
+    present = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
     ours = {MANIFEST, *(file_name(bits) for bits in range(1, 9))}
     return not present or (MANIFEST in present and present <= ours)
 

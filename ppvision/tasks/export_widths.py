@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ppvision.dashboard import write_comparison
+from ppvision.data.listing import is_leftover
 from ppvision.deploy import Predictor
 from ppvision.deploy.bench import bench_exported
 from ppvision.deploy.export import may_be_replaced
@@ -146,7 +147,8 @@ def _other_files(folder: Path) -> list[str]:
     """Names of what is not of an earlier export at widths."""
     ours = {folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))}
     present = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [p.name for p in present if p not in ours and not _LEFTOVER.fullmatch(p.name)]
+    others = [path.name for path in present if path not in ours and not is_leftover(path.name)]
+    return [name for name in others if not _LEFTOVER.fullmatch(name)]
 
 
 def _load_seconds(folder: Path) -> float:
