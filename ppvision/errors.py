@@ -96,9 +96,8 @@ def _show(value: object, room: int, levels: int) -> str:
 
 
 def _show_container(value: dict | list | tuple, room: int, levels: int) -> str:
-    start, end = {dict: "{}", list: "[]"}.get(
-        dict if isinstance(value, dict) else type(value), "()"
-    )
+    kind = dict if isinstance(value, dict) else type(value)
+    start, end = tuple({dict: "{}", list: "[]"}.get(kind, "()"))
     parts = []
     for item in value:
         if levels == 0 or room <= 0:

@@ -219,8 +219,11 @@ def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
     or None."""
     if (number := find_disk_error(error)) is not None:
         return number
-    is_system = isinstance(error, OSError) and not isinstance(error, PpvisionError)
-    if is_system and error.errno is not None:
+    if (
+        isinstance(error, OSError)
+        and not isinstance(error, PpvisionError)
+        and error.errno is not None
+    ):
         named = [str(name) for name in (error.filename, error.filename2) if name is not None]
         if any(name.startswith(str(folder)) for name in named):
             return error.errno

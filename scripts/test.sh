@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set-up, linter, formatter, tests; the last lines are pytest's summary.
+# Set-up, linter, formatter, type checker, tests; the last lines are pytest's summary.
 #
 #   bash scripts/test.sh                      what runs everywhere
 #   bash scripts/test.sh --all                also the tests that need nginx and Chromium, which
@@ -32,5 +32,6 @@ python -m ruff format --check --quiet . || {
   echo "test: expected formatted files; run: .venv/bin/ruff format ." >&2
   exit 1
 }
+python -m mypy --no-error-summary  # the public modules: [tool.mypy] in pyproject.toml
 # Two processes: most tests keep one core busy. Those of a file stay together, for their fixtures.
 exec python -m pytest -n 2 --dist loadfile "${select[@]}" "$@"

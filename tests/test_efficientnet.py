@@ -10,11 +10,11 @@ import pytest
 from paddle import nn
 
 import ppvision
-from benchmark.efficientnet_weights import read_pth, rename_tensors
 from benchmark.sdn_boundary import multiply_adds, trained_size
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import WeightsError
-from ppvision.models.efficientnet_lite import ConvNorm, round_channels
+from ppvision.models.efficientnet_lite import VARIANTS, ConvNorm, EfficientNetLite
+from ppvision.zoo.torch_files import read_pth, to_paddle
 
 ZOO = ppvision.list_models("efficientnet*")
 
@@ -27,8 +27,12 @@ def test_cards_tell_the_sizes(name):
 
 
 def test_channels_are_multiples_of_eight_near_the_factor():
-    wanted = (16, 24, 40, 80, 112, 192, 320)
-    assert [round_channels(c, 1.1) for c in wanted] == [16, 24, 48, 88, 120, 208, 352]
+    found = {
+        name: list(dict.fromkeys(channels for *_, channels in config.blocks))
+        for name, config in VARIANTS.items()
+    }
+    assert found["efficientnet_lite0"] == [16, 24, 40, 80, 112, 192, 320]
+    assert found["efficientnet_lite2"] == [16, 24, 48, 88, 120, 208, 352]  # times 1.1
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (7, 9), (5, 6)])
@@ -58,7 +62,7 @@ def test_padding_is_tensorflows(shape, kernel, stride):
 
 def test_every_parameter_gets_a_gradient_at_odd_sizes():
     paddle.seed(0)
-    model = ppvision.create_model("efficientnet_lite0", num_classes=5)
+    model = ppvision.create_model("efficientnet_lite0", num_classes=5, drop_path_rate=0.0)
     out = model(paddle.randn([2, 3, 69, 50]))
     assert out.shape == [2, 5]
     out.square().sum().backward()
@@ -69,7 +73,12 @@ def test_every_parameter_gets_a_gradient_at_odd_sizes():
 
 def test_wrong_options():
     assert ppvision.create_model("efficientnet_lite0", num_classes=2, in_channels=1)
-    for options in (dict(num_classes=0), dict(in_channels=True)):
+    for options in (
+        dict(num_classes=-1),
+        dict(in_channels=True),
+        dict(drop_rate=1),
+        dict(drop_path_rate="0.1"),
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
             ppvision.create_model("efficientnet_lite2", **options)
 
@@ -154,7 +163,7 @@ def test_tensors_come_out_of_a_pth(tmp_path):
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
         np.testing.assert_array_equal(found[name], array)
-    ours = rename_tensors(found)
+    ours = to_paddle(found, EfficientNetLite.torch_names)
     assert ours.keys() == {"stem.conv.weight", "head.weight"}
     np.testing.assert_array_equal(ours["head.weight"], tensors["_fc.weight"].T)
 

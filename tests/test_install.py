@@ -140,7 +140,7 @@ case "$*" in
     if [[ -n "${PIP_WAITS:-}" ]]; then touch "$CALLS.waiting" && sleep "$PIP_WAITS"; fi
     if [[ -n "${PIP_FAILS:-}" ]]; then echo "ERROR: $PIP_FAILS" && exit 1; fi
     ;;
-  -m\ ruff\ *) [[ "$*" != *"${RUFF_FAILS:-nothing}"* ]] ;;
+  -m\ ruff\ *|-m\ mypy\ *) [[ "$*" != *"${CHECK_FAILS:-nothing}"* ]] ;;
 esac
 """
 
@@ -328,15 +328,16 @@ PYTEST = "-m pytest -n 2 --dist loadfile"
 def test_test_sh_lints_then_hands_its_arguments_to_pytest(project: Project, script: str) -> None:
     code, output = project.run(script, "-k", "one or two")
     assert code == 0, output
-    lint, formatted, tests = project.calls()[3:]
+    lint, formatted, types, tests = project.calls()[3:]
     assert lint.startswith("-m ruff check")
     assert formatted.startswith("-m ruff format --check")
+    assert types.startswith("-m mypy")
     assert tests == f"{PYTEST} -k one or two"
 
 
-@pytest.mark.parametrize("step", ["ruff check", "ruff format"])
+@pytest.mark.parametrize("step", ["ruff check", "ruff format", "mypy"])
 def test_test_sh_stops_at_the_linter(project: Project, step: str) -> None:
-    code, _ = project.run("scripts/test.sh", RUFF_FAILS=step)
+    code, _ = project.run("scripts/test.sh", CHECK_FAILS=step)
     assert code == 1
     assert not any(call.startswith("-m pytest") for call in project.calls())
 

@@ -50,6 +50,26 @@ def test_rates_fall_with_depth(model):
         assert found[name][1] == 0.5**steps_from_the_head, name
 
 
+def test_every_model_of_the_zoo_has_groups():
+    model = create_model("efficientnet_lite0", num_classes=4)  # 16 blocks
+    found = rates(parameter_groups(model, 0.05, 0.5), model)
+    for name, steps in (
+        ("head.weight", 0),
+        ("top.conv.weight", 0),
+        ("blocks.15.project.conv.weight", 1),
+        ("blocks.0.depthwise.conv.weight", 16),
+        ("stem.conv.weight", 17),
+    ):
+        assert found[name] == (0.05, 0.5**steps), name
+    assert found["stem.norm.weight"] == (0.0, 0.5**17)
+
+
+def test_a_model_may_leave_a_matrix_without_decay():
+    model = paddle.nn.Linear(2, 3)
+    model.no_weight_decay = lambda: {"weight"}
+    assert rates(parameter_groups(model, 0.1), model) == {"weight": (0, 1), "bias": (0, 1)}
+
+
 def test_an_optimizer_takes_the_groups(model):
     """One step of plain SGD on a gradient of ones moves every parameter by rate and decay."""
     small = create_model("pale_nano", num_classes=4)
@@ -73,7 +93,7 @@ def test_an_optimizer_takes_the_groups(model):
 def test_values_out_of_range(model):
     with pytest.raises(ValueError, match="layer_decay in"):
         parameter_groups(model, 0.05, 1.5)
-    with pytest.raises(ValueError, match="stages of blocks, got Linear"):
+    with pytest.raises(ValueError, match=r"layer_groups.*Linear"):
         parameter_groups(paddle.nn.Linear(2, 2), 0.05, 0.5)
 
 

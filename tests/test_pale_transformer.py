@@ -279,9 +279,9 @@ def test_drop_path_stands_on_both_branches():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(num_classes=0), "num_classes: expected"),
+        (dict(num_classes=-1), "num_classes: expected"),
         (dict(in_channels="three"), "in_channels: expected"),
-        (dict(drop_path_rate=1.5), "drop_prob"),
+        (dict(drop_path_rate=1.5), "drop_path_rate: expected"),
         (dict(pale_size=0), "pale_size"),
     ],
 )

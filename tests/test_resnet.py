@@ -27,16 +27,18 @@ def test_resnet20_has_the_papers_size_and_depth():
     assert sum(isinstance(x, (nn.Conv2D, nn.Linear)) for x in model.sublayers()) == 20
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_every_parameter_gets_a_gradient_at_odd_sizes(name):
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_weights_and_numbers_are_those_of_paddles_own(name):
+    """Names and shapes too, so that what Paddle publishes fits."""
     paddle.seed(0)
-    model = ppvision.create_model(name, num_classes=5)
-    out = model(paddle.randn([2, 3, 37, 50]))
-    assert out.shape == [2, 5]
-    out.square().sum().backward()
-    for path, parameter in model.named_parameters():
-        if not parameter.stop_gradient:
-            assert np.abs(parameter.grad.numpy()).max() > 0, path
+    theirs = getattr(paddle.vision.models, name)(num_classes=7)
+    ours = ppvision.create_model(name, num_classes=7)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.set_state_dict(theirs.state_dict())
+    ours.eval(), theirs.eval()
+    x = paddle.randn([2, 3, 65, 50])
+    expected = theirs(x).numpy()
+    np.testing.assert_allclose(ours(x).numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_shortcut_is_every_second_pixel_and_zeros():
@@ -51,7 +53,7 @@ def test_other_channels_and_wrong_options():
     model = ppvision.create_model("resnet20", num_classes=2, in_channels=1)
     assert model(paddle.randn([2, 1, 8, 8])).shape == [2, 2]
     for name, options in (
-        ("resnet20", dict(num_classes=0)),
+        ("resnet20", dict(num_classes=-1)),
         ("resnet20", dict(in_channels=True)),
         ("resnet18", dict(num_classes="ten")),
     ):
@@ -62,7 +64,7 @@ def test_other_channels_and_wrong_options():
 @pytest.mark.parametrize("name", ZOO)
 def test_the_first_and_the_last_layer_are_found(name):
     model = ppvision.create_model(name, num_classes=10)
-    ends = {"resnet20": ("stem", "head"), "resnet18": ("conv1", "fc")}[name]
+    ends = ("stem", "head") if name == "resnet20" else ("conv1", "fc")
     assert end_layers(model, paddle.randn([1, 3, 32, 32])) == ends
 
 
@@ -84,4 +86,4 @@ def test_exports_give_the_same(name, format, tmp_path):
         model.eval()
         expected = model(paddle.to_tensor(x)).numpy()
         (out,) = Predictor(folder).run(x)
-        np.testing.assert_allclose(out, expected, atol=1e-3)
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-3)

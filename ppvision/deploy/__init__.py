@@ -1,7 +1,20 @@
 """Export to Paddle Inference and ONNX, compared with eager mode inside, and prediction from it."""
 
-from ppvision.deploy.export import export_model
+from typing import TYPE_CHECKING
+
 from ppvision.deploy.parity import ParityError
 from ppvision.deploy.predictor import Classification, Predictor
 
+if TYPE_CHECKING:
+    from ppvision.deploy.export import export_model
+
 __all__ = ["Classification", "ParityError", "Predictor", "export_model"]
+
+
+def __getattr__(name: str) -> object:
+    # Lazily: who only predicts loads no exporter.
+    if name == "export_model":
+        from ppvision.deploy.export import export_model
+
+        return export_model
+    raise AttributeError(f"module 'ppvision.deploy' has no attribute {name!r}")

@@ -82,7 +82,7 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
             f"layered: expected the tensors of {folder}, which is of another architecture; missing "
             f"or of another shape: {', '.join(wrong[:8])}."
         )
-    _write(work / manifest.weights, tensors)
+    write_parameters(work / manifest.weights, tensors)
     for name in file_names(manifest.model_files, manifest.earlier_format):
         if name != manifest.weights:
             (work / name).symlink_to((folder / name).resolve())
@@ -95,7 +95,8 @@ def _read(path: Path, names: list[str]) -> dict[str, paddle.Tensor]:
     return tensors
 
 
-def _write(path: Path, tensors: Mapping[str, paddle.Tensor]) -> None:
+def write_parameters(path: Path, tensors: Mapping[str, paddle.Tensor]) -> None:
+    """Write a graph's parameters as Paddle Inference reads them."""
     names = sorted(tensors)
     held = [tensors[name].value().get_tensor() for name in names]
     core.save_combine_func(held, names, str(path), True, False, False)

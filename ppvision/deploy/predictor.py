@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,14 @@ from ppvision.deploy.runtime import (
     open_runtime,
 )
 from ppvision.deploy.transforms import Step, Transforms
-from ppvision.errors import EngineError, InputError, InputTypeError, ManifestError
+from ppvision.errors import (
+    EngineError,
+    InputError,
+    InputTypeError,
+    ManifestError,
+    MissingFileError,
+    shorten,
+)
 from ppvision.files import check_room, naming_storage
 from ppvision.quant.layered_model import LayeredModel, load_layered
 
@@ -76,7 +84,9 @@ class Predictor:
     """Runs a folder that `export_model` wrote.
 
     Args:
-        folder: with `deploy.yaml`; size and sha256 of every file are verified.
+        folder: with `deploy.yaml`; size and sha256 of every file are verified. Or the name of a
+            whole model of the zoo (`ppvision list`), whose folder is put together in the cache
+            folder the first time. A folder of that name goes before.
         threads: CPU threads. None: the runtime's default.
         device: "cpu" or "gpu" (the first one).
         use_onednn: None takes the quickest on a CPU: OpenVINO where the export has a graph for it,
@@ -126,7 +136,7 @@ class Predictor:
             )
         if bits is not None and layered is None:
             raise InputError("bits: expected a layered model with it (layered=...), got none.")
-        self._folder = folder = Path(folder)
+        self._folder = folder = _found(folder)
         self.manifest = read_manifest(folder)
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
@@ -480,6 +490,24 @@ class Predictor:
             class_id = int(probabilities.argmax())
         names = self.manifest.classes
         return Classification(class_id, names[class_id] if names else None, probabilities)
+
+
+def _found(folder: str | Path) -> Path:
+    """The folder, or that of a model of the zoo by this name."""
+    path = Path(folder)
+    if not isinstance(folder, str) or path.exists():
+        return path
+    from ppvision.deploy.zoo_folder import zoo_folder
+    from ppvision.zoo.cards import weights_names
+
+    if (composed := zoo_folder(folder)) is not None:
+        return composed
+    if close := get_close_matches(folder, weights_names(), n=1, cutoff=0.8):
+        raise MissingFileError(
+            f"folder: expected an exported folder or the name of a whole model of the zoo, got "
+            f"{shorten(folder)}. Did you mean {close[0]}?"
+        )
+    return path
 
 
 def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTransforms:

@@ -1,7 +1,5 @@
 """Parameter groups and learning rates of the usual vision recipes."""
 
-import re
-
 import paddle
 from paddle import nn
 
@@ -14,19 +12,19 @@ def parameter_groups(
     """Groups for a Paddle optimiser: no decay on norms and biases, a rate that falls with depth.
 
     Args:
-        model: any model. Layer-wise decay needs `stages` of blocks with `merges` before them, as
-            the Pale Transformer has them.
-        weight_decay: of everything with two axes or more. What has one axis (norms, biases) has
-            none.
-        layer_decay: factor of the learning rate from one block to the one before it, in (0, 1], or
-            None for one rate. The head has the full rate, the patch embedding the lowest.
+        model: any model. Its `no_weight_decay()` and `layer_groups()` are asked where it has them,
+            as every model of the zoo does; layer-wise decay needs the latter.
+        weight_decay: of everything with two axes or more that the model does not exclude. What has
+            one axis (norms, biases) has none.
+        layer_decay: factor of the learning rate from one group of layers to the one before it, in
+            (0, 1], or None for one rate. The head has the full rate, the stem the lowest.
 
     Returns:
         One dictionary per decay and rate, with `params`, `weight_decay`, `learning_rate` (a factor
         of the optimiser's).
 
     Raises:
-        ValueError: a value out of its range, or layer-wise decay of a model without such stages.
+        ValueError: a value out of its range, or layer-wise decay of a model without groups.
 
     Source of layer-wise decay: BEiT (Bao et al., 2022); numbered as CSWin does.
     """
@@ -35,15 +33,15 @@ def parameter_groups(
             "optimizer: expected weight_decay of at least 0 and layer_decay in (0, 1], got "
             f"{weight_decay!r} and {layer_decay!r}."
         )
-    starts = _block_starts(model) if layer_decay is not None else [0]
+    excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    steps = _steps_from_the_head(model) if layer_decay is not None else {}
     groups: dict[tuple[float, float], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.stop_gradient:
             continue
-        decay = float(weight_decay) if parameter.ndim > 1 else 0.0
-        rate = 1.0
-        if layer_decay is not None:
-            rate = layer_decay ** (starts[-1] + 1 - _depth(name, starts))
+        decays = parameter.ndim > 1 and name not in excluded
+        decay = float(weight_decay) if decays else 0.0
+        rate = 1.0 if layer_decay is None else layer_decay ** steps[name]
         group = groups.setdefault(
             (decay, rate), {"params": [], "weight_decay": decay, "learning_rate": rate}
         )
@@ -51,29 +49,15 @@ def parameter_groups(
     return list(groups.values())
 
 
-def _block_starts(model: nn.Layer) -> list[int]:
-    """Blocks before each stage, and in all."""
-    stages = getattr(model, "stages", None)
-    if stages is None:
+def _steps_from_the_head(model: nn.Layer) -> dict[str, int]:
+    """How many groups of layers lie between each parameter and the head."""
+    if not hasattr(model, "layer_groups"):
         raise InputError(
-            f"optimizer: layer_decay needs a model with stages of blocks, got "
+            "optimizer: layer_decay needs a model with layer_groups, as those of the zoo have, got "
             f"{type(model).__name__}. Leave layer_decay away."
         )
-    starts = [0]
-    for stage in stages:
-        starts.append(starts[-1] + len(stage))
-    return starts
-
-
-def _depth(name: str, starts: list[int]) -> int:
-    """0 for the patch embedding, 1 to n for blocks, n + 1 for norms and head behind them. A merge
-    between two stages has the depth of the block behind it."""
-    if found := re.match(r"stages\.(\d+)\.(\d+)\.", name):
-        return starts[int(found[1])] + int(found[2]) + 1
-    if found := re.match(r"merges\.(\d+)\.", name):
-        stage = int(found[1])
-        return starts[stage] + 1 if stage else 0
-    return starts[-1] + 1
+    groups = model.layer_groups()
+    return {name: len(groups) - 1 - i for i, group in enumerate(groups) for name in group}
 
 
 def cosine_with_warmup(

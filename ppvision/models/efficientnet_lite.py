@@ -1,20 +1,32 @@
-"""EfficientNet-Lite: small convolutional networks with published ImageNet weights; good teachers.
+"""EfficientNet-Lite: EfficientNet for integers, without squeeze-and-excitation, with ReLU6.
 
-Source: Tan and Le, "EfficientNet", ICML 2019, arXiv 1905.11946; the Lite form (no squeeze and
-excitation, ReLU6, stem and head of one size) by its authors' code,
-https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
+Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
+2019, arXiv 1905.11946 (blocks: table 1); the Lite form by its authors' code
+(https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite): width and depth
+of a variant, dropout, a stem of 32 and a top of 1280 channels that no variant scales, first and
+last stage never repeated more often.
+
+    variant              width  depth  picture  dropout   parameters   multiply-adds
+    efficientnet_lite0    1.0    1.0    224      0.2        4,652,008    385,187,552 at 224
+    efficientnet_lite2    1.1    1.2    260      0.3        6,092,072    859,736,272 at 260
+
+Its convolutions pad as TensorFlow does: as little as needed, the odd pixel at the end.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.errors import InputError
+from ppvision.models.base import Stage, ZooModel, check_rate
+from ppvision.nn import DropPath
 
-# Repeats, kernel, stride, expansion, output channels of each stage (table 1 of the paper).
-STAGES = (
+STEM, TOP = 32, 1280  # channels
+
+# Repeats, kernel, stride, expansion, channels of each stage (table 1).
+_STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
@@ -23,118 +35,192 @@ STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-STEM_CHANNELS, TOP_CHANNELS = 32, 1280
-DIVISOR = 8  # channels are rounded to multiples of it
+# The stages behind which a map of stride 4, 8, 16 and 32 is taken: the last of each size.
+_MAPS = (1, 2, 4, 6)
 
 
 @dataclass(frozen=True)
-class Variant:
-    """How a network is grown from Lite0: the factors of `efficientnet_lite_builder.py`."""
+class LiteConfig:
+    """What tells one variant from another."""
 
-    width: float  # factor of the channels
-    depth: float  # factor of the repeats
-    dropout: float  # before the head
+    width: float  # of the channels of blocks
+    depth: float  # of the blocks in a stage
+    drop_rate: float  # of features before the head
+    drop_path_rate: float = 0.2  # of the last block; rises linearly from 0
+
+    @property
+    def blocks(self) -> tuple[tuple[int, int, int, int, int], ...]:
+        """Stage, kernel, stride, expansion, channels of each block."""
+        found = []
+        for stage, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES):
+            ends = stage in (0, len(_STAGES) - 1)
+            count = repeats if ends else math.ceil(self.depth * repeats)
+            out = _round_channels(channels * self.width)
+            found += [(stage, kernel, stride, expansion, out)]
+            found += [(stage, kernel, 1, expansion, out)] * (count - 1)
+        return tuple(found)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The four parts that end in a feature map."""
+        parts, stride, start = [], 2, 0
+        for last in _MAPS:
+            own = [i for i, block in enumerate(self.blocks) if start <= block[0] <= last]
+            stride *= math.prod(self.blocks[i][2] for i in own)
+            channels = self.blocks[own[-1]][4]
+            parts.append(Stage(channels, stride, tuple((f"blocks.{i}",) for i in own)))
+            start = last + 1
+        return tuple(parts)
 
 
 VARIANTS = {
-    "efficientnet_lite0": Variant(1.0, 1.0, 0.2),
-    "efficientnet_lite2": Variant(1.1, 1.2, 0.3),
+    "efficientnet_lite0": LiteConfig(1.0, 1.0, 0.2),
+    "efficientnet_lite2": LiteConfig(1.1, 1.2, 0.3),
 }
 
 
-def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's padding of an axis: as little as needed, the odd pixel at the end.
-
-    The kernel is at least the stride: it is never negative, and a traced size needs no branch.
-    """
-    total = ((size + stride - 1) // stride - 1) * stride + kernel - size
-    return total // 2, total - total // 2
-
-
-def round_channels(channels: int, factor: float) -> int:
-    """Channels times `factor`, as a multiple of 8 that is at least 0.9 of it."""
-    grown = channels * factor
-    rounded = max(DIVISOR, int(grown + DIVISOR / 2) // DIVISOR * DIVISOR)
-    return rounded if rounded >= 0.9 * grown else rounded + DIVISOR
+def _round_channels(channels: float) -> int:
+    """To a multiple of 8, but not by more than a tenth downwards."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
 
 
 class ConvNorm(nn.Layer):
     """Convolution, BatchNorm and, if wanted, ReLU6.
 
-    `[B, I, H, W]` -> `[B, O, H/stride, W/stride]`
+    `[B, I, H, W]` -> `[B, O, ceil(H / stride), ceil(W / stride)]`
     """
 
-    def __init__(self, i: int, o: int, kernel: int, stride: int, groups: int, act: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: bool
+    ) -> None:
         super().__init__()
-        self.kernel, self.stride, self.act = kernel, stride, act
-        # With stride 1 the padding is the same on all sides, and the convolution's own, which
-        # engines are quicker with. With stride 2 it depends on the size of the map.
-        padding = kernel // 2 if stride == 1 else 0
-        self.conv = nn.Conv2D(i, o, kernel, stride, padding, groups=groups, bias_attr=False)
-        self.norm = nn.BatchNorm2D(o, epsilon=1e-3)
+        # "SAME" is TensorFlow's padding. At stride 1 it is the usual one, as numbers, by which
+        # exports and quantisation know a layer.
+        padding = "SAME" if stride > 1 else kernel // 2
+        self.conv = nn.Conv2D(
+            inputs, outputs, kernel, stride, padding, groups=groups, bias_attr=False
+        )
+        self.norm = nn.BatchNorm2D(outputs, momentum=0.99, epsilon=1e-3)  # the authors' code
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            top, bottom = same_padding(x.shape[2], self.kernel, self.stride)
-            left, right = same_padding(x.shape[3], self.kernel, self.stride)
-            x = F.pad(x, [left, right, top, bottom])
         x = self.norm(self.conv(x))
         return F.relu6(x) if self.act else x
 
 
-class Block(nn.Layer):
-    """Inverted residual: expand, filter each channel, project.
+class InvertedResidual(nn.Layer):
+    """Expand, filter each channel by itself, project; with a residual connection where input and
+    output have one shape. `[B, I, H, W]` -> `[B, O, ceil(H / stride), ceil(W / stride)]`."""
 
-    `[B, I, H, W]` -> `[B, O, H/stride, W/stride]`
-    """
-
-    def __init__(self, i: int, o: int, kernel: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, drop_path: float
+    ) -> None:
         super().__init__()
-        wide = i * expansion
-        self.expand = ConvNorm(i, wide, 1, 1, 1, True) if expansion > 1 else None
+        wide = inputs * expansion
+        self.expand = ConvNorm(inputs, wide, 1, 1, 1, True) if expansion > 1 else None
         self.depthwise = ConvNorm(wide, wide, kernel, stride, wide, True)
-        self.project = ConvNorm(wide, o, 1, 1, 1, False)
-        self.residual = stride == 1 and i == o
+        self.project = ConvNorm(wide, outputs, 1, 1, 1, False)
+        self.drop_path = DropPath(drop_path)
+        self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else self.expand(x)
         y = self.project(self.depthwise(y))
-        return x + y if self.residual else y
+        return x + self.drop_path(y) if self.residual else y
 
 
-class EfficientNetLite(nn.Layer):
-    """`[B, in_channels, H, W]` -> logits `[B, num_classes]`.
+class EfficientNetLite(ZooModel):
+    """`[B, in_channels, H, W]` -> `[B, num_classes]`, or with `features_only` maps at strides 4, 8,
+    16, 32.
 
     Args:
-        variant: one of `VARIANTS`.
-        num_classes: of the head. Default 1000.
-        in_channels: of the picture. Default 3.
+        config: one of `VARIANTS`.
+        drop_rate: dropout before the head; None takes the config's.
+        drop_path_rate: stochastic depth of the last block; None takes the config's (0.2).
+        num_classes, in_channels, features_only, out_indices, recompute: see `ZooModel.declare`.
 
     Raises:
-        ValueError: num_classes or in_channels below 1.
+        ValueError: a number out of its range.
     """
 
-    def __init__(self, variant: Variant, num_classes: int = 1000, in_channels: int = 3) -> None:
-        super().__init__()
-        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}.")
-        self.stem = ConvNorm(in_channels, STEM_CHANNELS, 3, 2, 1, True)
-        blocks, channels = [], STEM_CHANNELS
-        for place, (repeats, kernel, stride, expansion, out) in enumerate(STAGES):
-            out = round_channels(out, variant.width)
-            # The first and the last stage keep their one block.
-            inner = 0 < place < len(STAGES) - 1
-            for number in range(math.ceil(repeats * variant.depth) if inner else repeats):
-                blocks.append(Block(channels, out, kernel, stride if number == 0 else 1, expansion))
-                channels = out
-        self.blocks = nn.LayerList(blocks)
-        self.top = ConvNorm(channels, TOP_CHANNELS, 1, 1, 1, True)
-        self.dropout = nn.Dropout(variant.dropout)
-        self.head = nn.Linear(TOP_CHANNELS, num_classes)
+    first_conv = "stem.conv"
+    classifier = "head"
+    stem_layers = ("stem",)
+    behind_stages = ("top", "head")
+    # Names of github.com/lukemelas/EfficientNet-PyTorch, which the ports of the Lite form have too.
+    torch_names = (
+        (r"^_conv_stem\.", "stem.conv."),
+        (r"^_bn0\.", "stem.norm."),
+        (r"^_conv_head\.", "top.conv."),
+        (r"^_bn1\.", "top.norm."),
+        (r"^_fc\.", "head."),
+        (r"^_blocks\.", "blocks."),
+        (r"\._expand_conv\.", ".expand.conv."),
+        (r"\._bn0\.", ".expand.norm."),
+        (r"\._depthwise_conv\.", ".depthwise.conv."),
+        (r"\._bn1\.", ".depthwise.norm."),
+        (r"\._project_conv\.", ".project.conv."),
+        (r"\._bn2\.", ".project.norm."),
+    )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __init__(
+        self,
+        config: LiteConfig,
+        *,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        features_only: bool = False,
+        out_indices: Sequence[int] | None = None,
+        drop_rate: float | None = None,
+        drop_path_rate: float | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        count = self.declare(
+            config.stages,
+            num_classes=num_classes,
+            num_features=TOP,
+            in_channels=in_channels,
+            features_only=features_only,
+            out_indices=out_indices,
+            recompute=recompute,
+        )
+        rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
+        drop_rate = config.drop_rate if drop_rate is None else drop_rate
+        check_rate("drop_path_rate", rate)
+        check_rate("drop_rate", drop_rate)
+        self.stem = ConvNorm(in_channels, STEM, 3, 2, 1, True)
+        self.blocks = nn.LayerList()
+        built = sum(len(stage.groups) for stage in config.stages[:count])
+        previous = STEM
+        for number, (_, kernel, stride, expansion, channels) in enumerate(config.blocks[:built]):
+            drop_path = rate * number / len(config.blocks)
+            self.blocks.append(
+                InvertedResidual(previous, channels, kernel, stride, expansion, drop_path)
+            )
+            previous = channels
+        # Numbers of the blocks behind which a stage ends.
+        self.ends = tuple(
+            sum(len(stage.groups) for stage in config.stages[: i + 1]) - 1 for i in range(count)
+        )
+        if not features_only:
+            self.top = ConvNorm(previous, TOP, 1, 1, 1, True)
+            self.dropout = nn.Dropout(drop_rate)
+            self.head = self.make_head(num_classes)
+
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.dropout(self.top(x).mean(axis=[2, 3])))
+        features = []
+        for number, block in enumerate(self.blocks):
+            x = self.run_block(block, x)
+            if number in self.ends:
+                features.append(x)
+        return features
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.top(self.forward_stages(x)[-1])  # [B, 1280, H/32, W/32]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = x.mean(axis=[2, 3])  # [B, 1280]
+        return x if pre_logits else self.head(self.dropout(x))

@@ -15,13 +15,12 @@ Parameters are the trainable ones with 1000 classes; Paddle's `parameters()` als
 running statistics.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import paddle
 from paddle import Tensor, nn
 
-from ppvision.errors import InputError, shorten
+from ppvision.models.base import Stage, ZooModel, check_rate
 from ppvision.nn import ChannelLayerNorm, DropPath, PaleAttention
 from ppvision.nn.pale_attention import SeparableConv
 
@@ -42,6 +41,19 @@ class PaleConfig:
     @property
     def stage_channels(self) -> tuple[int, ...]:
         return tuple(self.channels * 2**stage for stage in range(len(self.depths)))
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What a stage's first block gets is merged for it, so the two belong together. (The first
+        merge is the stem.)"""
+        found = []
+        for stage, channels in enumerate(self.stage_channels):
+            groups = [[f"stages.{stage}.{block}"] for block in range(self.depths[stage])]
+            if stage or not groups:
+                groups = groups or [[]]
+                groups[0].insert(0, f"merges.{stage}")
+            found.append(Stage(channels, STRIDES[stage], tuple(map(tuple, groups))))
+        return tuple(found)
 
 
 VARIANTS = {
@@ -108,13 +120,29 @@ class PaleBlock(nn.Layer):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class PaleTransformer(nn.Layer):
+def _init_weights(layer: nn.Layer) -> None:
+    """Our choice, after Swin and CSWin: truncated normal (0.02) for pointwise layers; convolutions
+    that look around keep their variance (Kaiming)."""
+    if isinstance(layer, nn.Linear) or (
+        isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]
+    ):
+        nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
+    elif isinstance(layer, nn.Conv2D):
+        nn.initializer.KaimingNormal()(layer.weight)
+    else:
+        return
+    if layer.bias is not None:
+        nn.initializer.Constant(0.0)(layer.bias)
+
+
+class PaleTransformer(ZooModel):
     """The backbone, with a classification head or as a feature pyramid.
 
     Args:
         config: widths, depths, heads (`VARIANTS` holds the named ones).
-        num_classes: outputs of the head. Default 1000.
-        features_only: leave the head away and return four feature maps. Default False.
+        num_classes: outputs of the head; 0 leaves the head away. Default 1000.
+        features_only: leave the head away and return feature maps. Default False.
+        out_indices: which feature maps, from the finest; None for all four.
         in_channels: channels of the picture. Default 3.
         pale_size: rows and columns of a pale; None takes the config's (7).
         drop_path_rate: stochastic depth of the last block; None takes the config's.
@@ -128,13 +156,18 @@ class PaleTransformer(nn.Layer):
     strides s = 4, 8, 16, 32, each behind a LayerNorm of its own (our choice, after Swin and CSWin).
 
     Attributes:
-        feat_channels: channels of the four feature maps.
-        feat_strides: their strides.
+        config: as given. The others are those of `ZooModel`.
 
     Raises:
-        ValueError: fewer than one class, a rate that is none, sizes that do not fit together (see
+        ValueError: a number out of its range, sizes that do not fit together (see
             `PaleAttention`).
     """
+
+    first_conv = "merges.0.0"
+    classifier = "head"
+    stem_layers = ("merges.0",)
+    behind_stages = ("norm", "head", "feature_norms")
+    init_weights = staticmethod(_init_weights)
 
     def __init__(
         self,
@@ -142,6 +175,7 @@ class PaleTransformer(nn.Layer):
         *,
         num_classes: int = 1000,
         features_only: bool = False,
+        out_indices: Sequence[int] | None = None,
         in_channels: int = 3,
         pale_size: int | tuple[int, int] | None = None,
         drop_path_rate: float | None = None,
@@ -150,29 +184,25 @@ class PaleTransformer(nn.Layer):
         recompute: bool = False,
     ) -> None:
         super().__init__()
-        for name, count in (("num_classes", num_classes), ("in_channels", in_channels)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(
-                    f"{name}: expected a whole number of at least 1, got {shorten(count)}."
-                )
         self.config = config
-        self.features_only = features_only
-        self.recompute = recompute
-        self.feat_channels = list(config.stage_channels)
-        self.feat_strides = list(STRIDES)
+        count = self.declare(
+            config.stages,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            features_only=features_only,
+            out_indices=out_indices,
+            recompute=recompute,
+        )
         pale_size = config.pale_size if pale_size is None else pale_size
         rate = config.drop_path_rate if drop_path_rate is None else drop_path_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
-            raise InputError(
-                f"drop_path_rate: expected a number of at least 0 and below 1, got {shorten(rate)}."
-            )
+        check_rate("drop_path_rate", rate)
         depth = sum(config.depths)
         drop_paths = iter(rate * block / max(1, depth - 1) for block in range(depth))
 
         self.merges = nn.LayerList()
         self.stages = nn.LayerList()
         previous = in_channels
-        for stage, channels in enumerate(config.stage_channels):
+        for stage, channels in enumerate(config.stage_channels[:count]):
             kernel_size, stride = (7, 4) if stage == 0 else (3, 2)
             self.merges.append(PatchMerging(previous, channels, kernel_size, stride))
             self.stages.append(
@@ -191,68 +221,34 @@ class PaleTransformer(nn.Layer):
             )
             previous = channels
         if features_only:
-            self.feature_norms = nn.LayerList(ChannelLayerNorm(c) for c in self.feat_channels)
+            # By the stage's number, so that weights of the whole pyramid fit a part of it.
+            self.feature_norms = nn.LayerDict(
+                {
+                    str(i): ChannelLayerNorm(c)
+                    for i, c in zip(self.out_indices, self.feat_channels, strict=True)
+                }
+            )
         else:
             self.norm = ChannelLayerNorm(previous)
-            self.head = nn.Linear(previous, num_classes)
+            self.head = self.make_head(num_classes)
         self.apply(_init_weights)
 
-    def forward_features(self, x: Tensor) -> list[Tensor]:
+    def forward_stages(self, x: Tensor) -> list[Tensor]:
         """The output of each stage, before any norm: `[B, C_i, H / s, W / s]`, s = 4, 8, 16, 32."""
         features = []
         for merge, blocks in zip(self.merges, self.stages):  # noqa: B905 (to_static has no strict)
             x = merge(x)
             for block in blocks:
-                if self.recompute and self.training:
-                    x = paddle.distributed.fleet.utils.recompute(_run_twice(block), x)
-                else:
-                    x = block(x)
+                x = self.run_block(block, x)
             features.append(x)
         return features
 
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        features = self.forward_features(x)
-        if self.features_only:
-            return [norm(f) for norm, f in zip(self.feature_norms, features)]  # noqa: B905
-        tokens = self.norm(features[-1])  # [B, 8C, H/32, W/32]
-        return self.head(tokens.mean(axis=[2, 3]))  # [B, num_classes]
+    def forward_features(self, x: Tensor) -> Tensor:
+        return self.norm(self.forward_stages(x)[-1])  # [B, 8C, H/32, W/32]
 
-
-def _run_twice(block: nn.Layer) -> Callable[[Tensor], Tensor]:
-    """`block` for recompute: its second run leaves BatchNorm's running statistics alone."""
-    runs = 0
-
-    def run(x: Tensor) -> Tensor:
-        nonlocal runs
-        runs += 1
-        if runs == 1:
-            return block(x)
-        norms = [layer for layer in block.sublayers() if isinstance(layer, nn.BatchNorm2D)]
-        momenta = [norm._momentum for norm in norms]
-        for norm in norms:
-            norm._momentum = 1.0  # keep all of the running statistic
-        try:
-            return block(x)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm._momentum = momentum
-
-    return run
-
-
-def _init_weights(layer: nn.Layer) -> None:
-    """Our choice, after Swin and CSWin: truncated normal (0.02) for pointwise layers; convolutions
-    that look around keep their variance (Kaiming)."""
-    if isinstance(layer, nn.Linear) or (
-        isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]
-    ):
-        nn.initializer.TruncatedNormal(std=0.02)(layer.weight)
-    elif isinstance(layer, nn.Conv2D):
-        nn.initializer.KaimingNormal()(layer.weight)
-    else:
-        return
-    if layer.bias is not None:
-        nn.initializer.Constant(0.0)(layer.bias)
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        stages = self.forward_stages(x)
+        return [self.feature_norms[str(i)](stages[i]) for i in self.out_indices]
 
 
 def multiply_adds(

@@ -332,12 +332,13 @@ class PaleAttention(nn.Layer):
 
         branches = []
         for axis, size, parts in zip((_HEIGHT, _WIDTH), (rows, columns), halves):  # noqa: B905
-            groups = [_to_groups(t, size, axis) for t in parts]  # [B*N, C/2, T] each
+            query, key, value = [_to_groups(t, size, axis) for t in parts]  # [B*N, C/2, T] each
             bias = None
             if real is not None:
                 bias = (1.0 - _to_groups(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
                 bias = bias.unsqueeze(1)  # [B*N, 1, 1, T]
-            out = grouped_attention(*groups, self.num_heads // 2, bias, fused)  # [B*N, C/2, T]
+            heads = self.num_heads // 2
+            out = grouped_attention(query, key, value, heads, bias, fused)  # [B*N, C/2, T]
             branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
         return self.project(crop_to(out, padded_height, padded_width, height, width))

@@ -17,6 +17,7 @@ apart. Training keeps none of them: the backward pass computes them again, one a
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -208,7 +209,7 @@ class _SemanticDifference(PyLayer):
 
     @staticmethod
     def forward(
-        ctx: object,
+        ctx: Any,
         u: Tensor,
         v: Tensor | None,
         weight: Tensor,
@@ -220,7 +221,7 @@ class _SemanticDifference(PyLayer):
         return _sum_of_differences(u, v, weight, similarity, groups)
 
     @staticmethod
-    def backward(ctx: object, y_grad: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, y_grad: Tensor) -> tuple[Tensor, ...]:
         inputs = ctx.saved_tensor()
         weight, groups, dtype = inputs[2], ctx.groups, y_grad.dtype
         batch, outputs, height, width = y_grad.shape
@@ -232,14 +233,14 @@ class _SemanticDifference(PyLayer):
         leaves = [_leaf(x) for x in inputs[:2]]
         with paddle.enable_grad():
             bordered = [None if x is None else _bordered(x) for x in leaves]
-        maps = [_leaf(x) for x in bordered]
+        maps = u, v = [_leaf(x) for x in bordered]
         weight_grads = [paddle.zeros_like(kernels[0])] * 9  # the centre's stays zero
 
         for direction in DIRECTIONS:
             with paddle.enable_grad():
-                edges = _edges(*maps, direction, ctx.similarity)
+                edges = _edges(u, v, direction, ctx.similarity)
             rows_of_edges, columns_of_edges = edges.shape[2:]
-            edges_grad = 0.0
+            edges_grad: Any = 0.0
             for sign, (row, column), rows, columns in taps(direction):
                 place = 3 * row + column
                 used = _window(edges.detach(), rows, columns).astype(dtype)
@@ -257,7 +258,8 @@ class _SemanticDifference(PyLayer):
                 edges.backward(edges_grad.astype(edges.dtype))
 
         for x, map_ in zip(bordered, maps, strict=True):
-            if map_ is not None and map_.grad is not None:  # None: v where there is no similarity
+            # None: v where there is no similarity
+            if x is not None and map_ is not None and map_.grad is not None:
                 x.backward(map_.grad)
         weight_grad = None
         if not weight.stop_gradient:
@@ -327,7 +329,7 @@ def _check_guidance(v: Tensor, u: Tensor) -> None:
         )
 
 
-def _check_channels(name: str, x: Tensor, channels: int) -> None:
+def _check_channels(name: str, x: Tensor, channels: int | None) -> None:
     if len(x.shape) != 4 or x.shape[1] != channels:
         raise InputError(
             f"{name}: expected [B, {channels}, H, W], as this layer was made, got {list(x.shape)}. "

@@ -1,7 +1,7 @@
-"""PaddleDetection: importing this module adds the Pale backbones and SDN, repairs what is broken,
+"""PaddleDetection: importing this module adds the zoo's backbones and SDN, repairs what is broken,
 and makes the reading of configurations safe.
 
-Afterwards `pale_nano`, `pale_tiny`, `pale_small` and `pale_base` are backbones like any other:
+Afterwards every model of the zoo (`ppvision list`) is a backbone like any other:
 
     FasterRCNN: {backbone: pale_tiny, ...}
     pale_tiny: {return_idx: [0, 1, 2, 3], drop_path_rate: 0.1}
@@ -26,6 +26,7 @@ file. A data set whose pictures have more than 8 bits a channel says what white 
 
 import contextlib
 import importlib
+import inspect
 import io
 
 from ppvision.errors import MissingPackageError, shorten
@@ -61,10 +62,12 @@ from ppvision.errors import DataError, InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import paddledet_data, reading, shims
 from ppvision.safe_yaml import BoundedLoader
-from ppvision.zoo import create_model
-from ppvision.zoo.weights import assign_backbone
+from ppvision.zoo.factory import create_model, model_signature
+from ppvision.zoo.registry import follow_models
 
 _REFUSED = "!Callable"
+# PaddleDetection calls out_indices return_idx; and it makes every map, of which it takes some.
+_NOT_OF_A_BACKBONE = ("num_classes", "features_only", "out_indices")
 
 
 class _Loader(BoundedLoader):
@@ -107,15 +110,12 @@ for _module in (workspace, cli, slim):
     _module.yaml = _SafeYaml()
 
 
-class _PaleBackbone(nn.Layer):
-    """A Pale Transformer as a backbone of PaddleDetection's: some of its feature maps at strides 4,
-    8, 16 and 32.
+class _ZooBackbone(nn.Layer):
+    """A model of the zoo as a backbone of PaddleDetection's: some of its feature maps.
 
     Args:
-        return_idx: numbers of the feature maps, from the finest. Default all four.
-        pretrained: `.safetensors` or `.pdparams` of the backbone, of the classifier or of a whole
-            model, or the name of weights in the zoo. Default None: fresh weights.
-        drop_path_rate, pale_size, mask_padding, fused, recompute: see `PaleTransformer`.
+        return_idx: numbers of the feature maps, from the finest. Default None: all.
+        options: those of `create_model`, but for the head's and `out_indices`.
 
     Attributes:
         out_shape: channels and stride of each.
@@ -125,36 +125,18 @@ class _PaleBackbone(nn.Layer):
         FileNotFoundError: no such weights.
     """
 
-    def __init__(
-        self,
-        return_idx: Sequence[int] = (0, 1, 2, 3),
-        pretrained: str | None = None,
-        drop_path_rate: float | None = None,
-        pale_size: int | Sequence[int] | None = None,
-        mask_padding: bool = True,
-        fused: bool | None = None,
-        recompute: bool = False,
-    ) -> None:
+    def __init__(self, return_idx: Sequence[int] | None = None, **options: object) -> None:
         super().__init__()
-        name, count = type(self).__name__, 4
-        chosen = list(return_idx)
+        name = type(self).__name__
+        self.net = create_model(name, features_only=True, **options)
+        count = len(self.net.feat_channels)
+        chosen = list(range(count) if return_idx is None else return_idx)
         if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
             raise InputError(
                 f"{name}: return_idx: expected numbers from 0 to {count - 1}, the finest first, "
                 f"got {shorten(return_idx)}."
             )
         self.return_idx = chosen
-        self.net = create_model(
-            name,
-            features_only=True,
-            drop_path_rate=drop_path_rate,
-            pale_size=pale_size,
-            mask_padding=mask_padding,
-            fused=fused,
-            recompute=recompute,
-        )
-        if pretrained is not None:
-            assign_backbone(self.net, pretrained)
 
     def forward(self, inputs: dict) -> list[Tensor]:
         features = self.net(inputs["image"])
@@ -162,8 +144,26 @@ class _PaleBackbone(nn.Layer):
 
     @property
     def out_shape(self) -> list[ShapeSpec]:
-        channels = self.net.feat_channels
-        return [ShapeSpec(channels=channels[i], stride=4 << i) for i in self.return_idx]
+        channels, strides = self.net.feat_channels, self.net.feat_strides
+        return [ShapeSpec(channels=channels[i], stride=strides[i]) for i in self.return_idx]
+
+
+def _backbone(name: str) -> type[_ZooBackbone]:
+    """A class of its own for a model: PaddleDetection goes by the names of classes, and by what
+    their constructors take."""
+    own = inspect.signature(_ZooBackbone.__init__).parameters
+    options = [
+        p.replace(kind=p.POSITIONAL_OR_KEYWORD)  # it does not look at others
+        for p in model_signature(name).parameters.values()
+        if p.name not in _NOT_OF_A_BACKBONE
+    ]
+
+    def __init__(self: _ZooBackbone, return_idx: Sequence[int] | None = None, **given: object):
+        _ZooBackbone.__init__(self, return_idx, **given)
+
+    __init__.__signature__ = inspect.Signature([own["self"], own["return_idx"], *options])
+    content = {"__doc__": _ZooBackbone.__doc__, "__module__": __name__, "__init__": __init__}
+    return type(name, (_ZooBackbone,), content)
 
 
 class SemanticDiffusionBackbone(nn.Layer):
@@ -310,22 +310,17 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     return component  # imported before, and reloaded now
 
 
-pale_nano, pale_tiny, pale_small, pale_base = (
-    _register(
-        type(name, (_PaleBackbone,), {"__doc__": _PaleBackbone.__doc__, "__module__": __name__})
-    )
-    for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
-)
+def _register_model(name: str) -> None:
+    """A model of the zoo as a backbone and, as PaddleDetection looks for it, as an attribute of
+    this module."""
+    if "features_only" in model_signature(name).parameters:
+        globals()[name] = _register(_backbone(name))
+
+
+follow_models(_register_model)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
 _read_strictly()  # behind the line above, whose data sets it gives `max_value`
 
-__all__ = [
-    "SemanticDiffusionBackbone",
-    "load_yaml",
-    "pale_base",
-    "pale_nano",
-    "pale_small",
-    "pale_tiny",
-]
+__all__ = ["SemanticDiffusionBackbone", "load_yaml"]

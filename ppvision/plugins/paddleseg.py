@@ -1,7 +1,7 @@
-"""PaddleSeg: importing this module adds the Pale backbones and repairs what is broken.
+"""PaddleSeg: importing this module adds the zoo's backbones and repairs what is broken.
 
-Afterwards `pale_nano`, `pale_tiny`, `pale_small` and `pale_base` are backbones like any other, for
-PaddleSeg's own tools as well as for Python:
+Afterwards every model of the zoo (`ppvision list`) is a backbone like any other, for PaddleSeg's
+own tools as well as for Python; one that is registered later becomes one at once:
 
     model:
       type: UPerNet
@@ -50,50 +50,33 @@ from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
 from ppvision.plugins import paddleseg_data, reading, shims
 from ppvision.quant.once_qat import OnceQAT
-from ppvision.zoo import create_model
-from ppvision.zoo.weights import assign_backbone
+from ppvision.zoo.factory import create_model, model_signature
+from ppvision.zoo.registry import follow_models
+
+_NOT_OF_A_BACKBONE = ("num_classes", "features_only")
 
 
 def _backbone(name: str) -> Callable[..., nn.Layer]:
-    def build(
-        in_channels: int = 3,
-        pretrained: str | None = None,
-        pale_size: int | tuple[int, int] | None = None,
-        drop_path_rate: float | None = None,
-        mask_padding: bool = True,
-        fused: bool | None = None,
-        recompute: bool = False,
-    ) -> nn.Layer:
-        net = create_model(
-            name,
-            features_only=True,
-            in_channels=in_channels,
-            pale_size=pale_size,
-            drop_path_rate=drop_path_rate,
-            mask_padding=mask_padding,
-            fused=fused,
-            recompute=recompute,
-        )
-        if pretrained is not None:
-            assign_backbone(net, pretrained)
-        return net
+    def build(**options: object) -> nn.Layer:
+        return create_model(name, features_only=True, **options)
 
     build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"""{name} as a PaddleSeg backbone: four feature maps at strides 4, 8, 16, 32.
+    build.__doc__ = f"""{name} as a PaddleSeg backbone: its feature maps, from the finest.
 
     Args:
-        in_channels: channels of the picture. Default 3.
-        pretrained: `.safetensors` or `.pdparams` of the backbone, of the classifier or of a whole
-            segmentation model, or the name of weights in the zoo. Default None: fresh weights.
-        pale_size, drop_path_rate, mask_padding, fused, recompute: see `PaleTransformer`.
+        **options: those of `create_model({name!r}, ...)`, but for the head's. PaddleSeg's builder
+            reads their names from the signature.
 
     Returns:
-        A `PaleTransformer` with `feat_channels`.
+        The model, with `feat_channels`.
 
     Raises:
-        ValueError: an argument out of range, or weights that do not fit.
-        FileNotFoundError: no such weights.
+        as `create_model`.
     """
+    own = model_signature(name)
+    build.__signature__ = own.replace(
+        parameters=[p for p in own.parameters.values() if p.name not in _NOT_OF_A_BACKBONE]
+    )
     return build
 
 
@@ -219,9 +202,13 @@ def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
     return manager.BACKBONES.add_component(component)
 
 
-pale_nano, pale_tiny, pale_small, pale_base = (
-    _register(_backbone(name)) for name in ("pale_nano", "pale_tiny", "pale_small", "pale_base")
-)
+def _register_model(name: str) -> None:
+    """A model of the zoo as a backbone and as an attribute of this module."""
+    if "features_only" in model_signature(name).parameters:
+        globals()[name] = _register(_backbone(name))
+
+
+follow_models(_register_model)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 
 
@@ -246,10 +233,4 @@ _read_strictly()
 shims.apply(shims.PADDLESEG_SHIMS)
 paddleseg_data.read_alike()
 
-__all__ = [
-    "SemanticDiffusionBackbone",
-    "pale_base",
-    "pale_nano",
-    "pale_small",
-    "pale_tiny",
-]
+__all__ = ["SemanticDiffusionBackbone"]

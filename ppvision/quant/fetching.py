@@ -162,6 +162,21 @@ class Remote:
                 return True
             raise
 
+    def length(self, name: str) -> int:
+        """A file's bytes, as the server announces them.
+
+        Raises:
+            FetchError: it does not.
+        """
+        with self._answer("HEAD", name) as answer:
+            length = answer.headers.get("Content-Length", "")
+        if not length.isascii() or not length.isdigit():
+            raise FetchError(
+                f"{self._shown(name)}: expected a Content-Length, got {length[:40]!r}. Fetch the "
+                "file by other means and pass its path."
+            )
+        return int(length)
+
     def fetch(self, name: str, size: int, sha256: str) -> None:
         """Have a file in the copy: nothing is loaded if it is there already.
 

@@ -77,8 +77,11 @@ from ppvision.tasks.quantization import check_slim_config
 from ppvision.tasks.teacher import INPUT_KEYS, KEYS, SOURCES, teacher_transforms
 from ppvision.tasks.training import ENGINE_KEYS
 from ppvision.zoo import list_models
-from ppvision.zoo.registry import model_options, nearest
+from ppvision.zoo.factory import FEATURE_OPTIONS, model_options
+from ppvision.zoo.registry import nearest
 
+# A teacher is not trained, and `weights` must fit it as they are.
+_NOT_OF_A_TEACHER = (*FEATURE_OPTIONS, "pretrained", "frozen_stages", "norm_eval")
 _PARTS = {
     "model": None,  # checked against the zoo
     "train_dataset": ("root", "list_path", "class_path", "max_value", "transforms"),
@@ -268,7 +271,7 @@ def _check_zoo_name(options: Located, part: str) -> None:
 def _check_model(options: Located) -> None:
     _check_zoo_name(options, "model")
     name = options["type"]
-    known = [key for key in model_options(name) if key != "features_only"]
+    known = [key for key in model_options(name) if key not in FEATURE_OPTIONS]
     check_keys(options, ["type", *known], "model")
     check_number(options, "num_classes", "model", low=1, whole=True)
 
@@ -311,7 +314,7 @@ def _check_teacher(options: Located) -> None:
         known += ["weights", *INPUT_KEYS]
     if source == "type":
         _check_zoo_name(options, "teacher")
-        known += [key for key in model_options(options["type"]) if key != "features_only"]
+        known += [key for key in model_options(options["type"]) if key not in _NOT_OF_A_TEACHER]
     if source == "file" and not options["file"].rpartition(":")[0].endswith(".py"):
         raise ConfigError(
             f"config{options.place('file')}: teacher.file: expected FILE.py:FUNCTION, got "

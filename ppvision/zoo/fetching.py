@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from ppvision.errors import StorageError, WeightsError, shorten_text
 from ppvision.files import cache_folder, replace_file
@@ -83,6 +83,7 @@ def _unpack(path: Path, shown: str) -> None:
 
 @contextmanager
 def _weights_in(path: Path, is_zip: bool, shown: str) -> Iterator[IO[bytes]]:
+    archive: Any  # of two types that call the same differently
     with zipfile.ZipFile(path) if is_zip else tarfile.open(path) as archive:
         found = []
         for number, member in enumerate(archive.infolist() if is_zip else archive):

@@ -1,10 +1,10 @@
 """The Pale Transformers of the zoo and their cards."""
 
-from paddle import nn
+from functools import partial
 
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, multiply_adds
-from ppvision.zoo.registry import ModelCard, register_model
-from ppvision.zoo.weights import ZOO_WEIGHTS
+from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard
+from ppvision.zoo.registry import register_model
 
 PAPER = (
     "Wu, Wu, Tan, Guo: Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped "
@@ -28,7 +28,7 @@ _PARAMETERS = {
 
 def _card(name: str) -> ModelCard:
     nano = name == "pale_nano"
-    weights = {key: card for key, card in ZOO_WEIGHTS.items() if card.model == name}
+    scores = [card.score for card in ZOO_WEIGHTS.values() if card.model == name]
     return ModelCard(
         name=name,
         paper=PAPER + (" (this width and depth are ours)" if nano else ""),
@@ -38,38 +38,10 @@ def _card(name: str) -> ModelCard:
         if nano
         else f"configs/segmentation/upernet_{name}_ade20k_512x512_160k.yml",
         published="none" if nano else _PUBLISHED[name],
-        measured="; ".join(card.score for card in weights.values()) or "not trained here",
-        weights=weights,
+        measured="; ".join(scores) or "not trained here",
     )
 
 
-def _register(name: str) -> None:
-    def build(
-        *,
-        num_classes: int = 1000,
-        features_only: bool = False,
-        in_channels: int = 3,
-        pale_size: int | tuple[int, int] | None = None,
-        drop_path_rate: float | None = None,
-        mask_padding: bool = True,
-        fused: bool | None = None,
-        recompute: bool = False,
-    ) -> nn.Layer:
-        return PaleTransformer(
-            VARIANTS[name],
-            num_classes=num_classes,
-            features_only=features_only,
-            in_channels=in_channels,
-            pale_size=pale_size,
-            drop_path_rate=drop_path_rate,
-            mask_padding=mask_padding,
-            fused=fused,
-            recompute=recompute,
-        )
-
-    build.__qualname__ = build.__name__ = name
-    register_model(_card(name))(build)
-
-
-for _name in VARIANTS:
-    _register(_name)
+for _name, _config in VARIANTS.items():
+    # The options of PaleTransformer's constructor are the model's: they are written there only.
+    register_model(_card(_name))(partial(PaleTransformer, _config))

@@ -14,6 +14,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
@@ -116,6 +117,8 @@ def load_pdparams(data: bytes) -> object:
 class _Machine:
     """One run over a file.
 
+    Values are `Any`: `_require` says what they are, which a type checker does not follow.
+
     Args:
         data: the file.
     """
@@ -123,8 +126,8 @@ class _Machine:
     def __init__(self, data: bytes) -> None:
         self.data = memoryview(data)
         self.place = 0
-        self.stack: list[object] = []
-        self.memo: dict[int, object] = {}
+        self.stack: list[Any] = []
+        self.memo: dict[int, Any] = {}
         self.operations = _FREE_OPERATIONS + len(data) // _BYTES_PER_OPERATION
         # Bytes that may still be made: protocol 2 makes bytes of text, then an array of them. So
         # one piece of the file does not become many arrays.
@@ -132,7 +135,7 @@ class _Machine:
 
     def run(self) -> object:
         while (code := self.take(1)[0]) != _STOP:
-            operation = _OPERATIONS.get(code)
+            operation: Any = _OPERATIONS.get(code)
             _require(operation is not None, "arrays and plain containers", f"operation {code}")
             self.spend_operations(1)
             operation(self)
@@ -180,16 +183,16 @@ class _Machine:
 
     # -- the stack ---------------------------------------------------------------------------------
 
-    def push(self, value: object) -> None:
+    def push(self, value: Any) -> None:
         self.stack.append(value)
 
-    def pop(self) -> object:
+    def pop(self) -> Any:
         _require(bool(self.stack), "a value", "none")
         value = self.stack.pop()
         _require(value is not _MARK, "a value", "a mark")
         return value
 
-    def pop_to_mark(self) -> list[object]:
+    def pop_to_mark(self) -> list[Any]:
         for start in range(len(self.stack) - 1, -1, -1):
             if self.stack[start] is _MARK:
                 values = self.stack[start + 1 :]
@@ -197,10 +200,10 @@ class _Machine:
                 return values
         raise WeightsError("expected a mark, got none. The file is damaged: fetch it again.")
 
-    def pop_some(self, count: int) -> list[object]:
+    def pop_some(self, count: int) -> list[Any]:
         return [self.pop() for _ in range(count)][::-1]
 
-    def top(self, kind: type) -> object:
+    def top(self, kind: type) -> Any:
         value = self.stack[-1] if self.stack else None
         _require(isinstance(value, kind), f"a {kind.__name__}", f"a {type(value).__name__}")
         return value
@@ -220,7 +223,7 @@ class _Machine:
         """Text of Python 2, which was bytes: `paddle.load` takes it as latin-1."""
         self.push(str(self.take(self.number(form)), "latin-1"))
 
-    def set_items(self, flat: list[object]) -> None:
+    def set_items(self, flat: list[Any]) -> None:
         content = self.top(dict)
         _require(len(flat) % 2 == 0, "keys with values", "a key without")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
@@ -228,7 +231,7 @@ class _Machine:
             _require(isinstance(key, str), "text as keys", f"a {type(key).__name__}")
             content[key] = value
 
-    def append(self, values: list[object]) -> None:
+    def append(self, values: list[Any]) -> None:
         self.top(list).extend(values)
 
     def put(self, index: int) -> None:
@@ -241,7 +244,7 @@ class _Machine:
         filled = isinstance(value, _EmptyArray) and value.array is not None
         self.push(value.array if filled else value)
 
-    def name(self, module: object, name: object) -> None:
+    def name(self, module: Any, name: Any) -> None:
         fits = isinstance(module, str) and isinstance(name, str)
         _require(fits, "a function by name", "another value")
         found = _FUNCTIONS.get((module, name))
@@ -257,7 +260,8 @@ class _Machine:
         function, arguments = self.pop_some(2)
         _require(isinstance(function, _Function), "a function", f"a {type(function).__name__}")
         _require(isinstance(arguments, tuple), "arguments", f"a {type(arguments).__name__}")
-        make, expected = _MADE_BY.get(function, (None, None))
+        make: Any
+        make, expected = _MADE_BY.get(function, (None, ()))
         _require(make is not None, "a call", f"a call of {function.name}")
         fits = len(arguments) in expected
         _require(fits, f"arguments of {function.name}", f"{len(arguments)} of them")
@@ -281,13 +285,13 @@ class _Machine:
 
     # -- arrays ------------------------------------------------------------------------------------
 
-    def make_type(self, code: object, align: object, copy: object) -> _Type:
+    def make_type(self, code: Any, align: Any, copy: Any) -> _Type:
         fits = isinstance(code, str) and code in _TYPES
         _require(fits, "numbers", f"type {shorten(code)}")
         return _Type(code)
 
     @staticmethod
-    def build_type(target: _Type, state: object) -> None:
+    def build_type(target: _Type, state: Any) -> None:
         fits = isinstance(state, tuple) and len(state) == 8 and not target.built
         # version, order, no fields, size and alignment by the code, no flags
         fits = fits and any(
@@ -296,22 +300,20 @@ class _Machine:
         _require(fits, "the state of a number's type", f"a {type(state).__name__}")
         target.order, target.built = state[1], True
 
-    def make_array(self, kind: object, shape: object, code: object) -> _EmptyArray:
+    def make_array(self, kind: Any, shape: Any, code: Any) -> _EmptyArray:
         fits = kind is _NDARRAY and _is(shape, 0)
         _require(fits, "an array that its state fills", "another")
         return _EmptyArray()
 
-    def from_buffer(
-        self, content: object, kind: object, shape: object, order: object
-    ) -> np.ndarray:
+    def from_buffer(self, content: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
         fits = isinstance(order, str) and order in ("C", "F")
         _require(fits, "order C or F", order)
         return self.array(content, kind, shape, order)
 
-    def scalar(self, kind: object, content: object) -> np.ndarray:
+    def scalar(self, kind: Any, content: Any) -> np.ndarray:
         return self.array(content, kind, (), "C")
 
-    def array(self, content: object, kind: object, shape: object, order: str) -> np.ndarray:
+    def array(self, content: Any, kind: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
         """An array of its own, in this machine's byte order."""
         _require(isinstance(kind, _Type), "a type of numbers", f"a {type(kind).__name__}")
         # Python 2 wrote the numbers as text.
@@ -333,7 +335,7 @@ class _Machine:
 
     # -- the other functions -----------------------------------------------------------------------
 
-    def encode(self, text: object, encoding: object) -> memoryview:
+    def encode(self, text: Any, encoding: Any) -> memoryview:
         fits = isinstance(text, str) and isinstance(encoding, str) and encoding == "latin1"
         _require(fits, "bytes written as latin1 text", f"a {type(text).__name__}")
         self.spend_bytes(len(text))
@@ -342,7 +344,7 @@ class _Machine:
         except UnicodeEncodeError as error:
             raise WeightsError("expected bytes written as latin1 text, got other text.") from error
 
-    def make_tuple(self, content: object) -> tuple:
+    def make_tuple(self, content: Any) -> tuple:
         _require(isinstance(content, tuple), "a tuple", f"a {type(content).__name__}")
         return content
 
@@ -350,7 +352,7 @@ class _Machine:
         """How protocol 2 writes no bytes."""
         return memoryview(b"")
 
-    def make_dict(self, pairs: object = ()) -> dict:
+    def make_dict(self, pairs: Any = ()) -> dict:
         """Of nothing, or (Python 2) of a list of pairs."""
         fits = isinstance(pairs, (list, tuple))
         fits = fits and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
@@ -375,7 +377,7 @@ _MADE_BY: dict[_Function, tuple[Callable, tuple[int, ...]]] = {
 
 _STOP = ord(".")
 # Operations by their byte, named as in pickletools.
-_OPERATIONS: dict[int, Callable[[_Machine], None]] = {
+_OPERATIONS: dict[int, Callable[[_Machine], object]] = {
     0x80: _Machine.protocol,  # PROTO
     0x95: lambda m: m.take(8),  # FRAME: a hint for buffers
     ord("("): lambda m: m.push(_MARK),  # MARK

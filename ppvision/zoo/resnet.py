@@ -1,19 +1,20 @@
-"""ResNets: networks to quantise, not ideas of this project."""
+"""ResNets: networks to quantise and to compare with, not ideas of this project."""
 
-from paddle import nn
-from paddle.vision import models
+from functools import partial
 
-from ppvision.errors import InputError, shorten
-from ppvision.models.resnet import CifarResNet
-from ppvision.zoo.registry import ModelCard, register_model
+from paddle.vision.models.resnet import BasicBlock, BottleneckBlock
+
+from ppvision.models.resnet import CifarResNet, ImageNetResNet
+from ppvision.zoo.cards import ModelCard, PretrainedConfig
+from ppvision.zoo.registry import register_model
 
 PAPER = (
     "He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016, "
     "https://arxiv.org/abs/1512.03385"
 )
+_OWN_FILE = " (as paddle.vision.models has it; its weights and torchvision's fit, from a file)"
 
-
-@register_model(
+register_model(
     ModelCard(
         name="resnet20",
         paper=PAPER + " (section 4.2, shortcuts of option A)",
@@ -21,25 +22,28 @@ PAPER = (
         gflops=1.987,
         recipe="benchmark/layered_cifar10.py (10 classes of 32 x 32: 269,722 parameters)",
         published="CIFAR-10 top-1 91.25",
+        config=PretrainedConfig(input_size=(3, 32, 32), resize_short=None),
     )
-)
-def resnet20(*, num_classes: int = 1000, in_channels: int = 3) -> nn.Layer:
-    return CifarResNet(3, num_classes, in_channels)
+)(partial(CifarResNet, 3))
 
-
-@register_model(
+register_model(
     ModelCard(
         name="resnet18",
-        paper=PAPER + " (as paddle.vision.models has it, whose weights fit)",
+        paper=PAPER + _OWN_FILE,
         parameters=11_689_512,
         gflops=1.814,
         recipe="configs/classification/resnet18_once_qat_imagenet.yml",
         published="ImageNet-1K top-1 72.12 (10 crops)",
     )
-)
-def resnet18(*, num_classes: int = 1000) -> nn.Layer:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(
-            f"num_classes: expected a whole number of at least 1, got {shorten(num_classes)}."
-        )
-    return models.resnet18(num_classes=num_classes)
+)(partial(ImageNetResNet, BasicBlock, (2, 2, 2, 2)))
+
+register_model(
+    ModelCard(
+        name="resnet50",
+        paper=PAPER + _OWN_FILE,
+        parameters=25_557_032,
+        gflops=4.089,
+        recipe="none here; give it a file of weights",
+        published="ImageNet-1K top-1 77.15 (10 crops)",
+    )
+)(partial(ImageNetResNet, BottleneckBlock, (3, 4, 6, 3)))

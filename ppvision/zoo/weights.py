@@ -5,8 +5,6 @@ Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read wi
 """
 
 import fnmatch
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,20 +13,12 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ppvision.errors import MissingFileError, WeightsError, shorten
+from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text
 from ppvision.files import write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.zoo.cards import find_card, nearest, weights_names
 from ppvision.zoo.pdparams import load_pdparams
-from ppvision.zoo.registry import WeightsCard, nearest
-
-WEIGHTS_FOLDER = Path(__file__).parent / "weights"
-
-# The package's own weights; benchmark/train_small_weights.py writes each file and its card.
-ZOO_WEIGHTS: dict[str, WeightsCard] = {
-    path.stem: WeightsCard(**json.loads(path.read_text(encoding="utf-8")))
-    for path in sorted(WEIGHTS_FOLDER.glob("*.json"))
-}
-
+from ppvision.zoo.stored import read_stored
 
 _ZIP = b"PK\x03\x04"
 # Of safetensors: 10,000 tensors take 1 MB. Read, it takes about ten times as much memory.
@@ -79,30 +69,27 @@ def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by name from safetensors, `.pdparams`, or the name of weights in the zoo.
+    """Arrays by name from safetensors, `.pdparams`, a layered model's folder (its highest width
+    that is there, as float arrays), or the name of weights in the zoo.
 
     Raises:
         FileNotFoundError: neither a file nor a name in the zoo.
+        ImportError: weights of the zoo whose package is not installed.
         WeightsError: a file that does not read, or whose sha256 is not the card's.
     """
-    card = ZOO_WEIGHTS.get(str(path))
+    card = find_card(str(path))
     if card is not None:
-        path = WEIGHTS_FOLDER / card.file
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != card.sha256:
-            raise WeightsError(
-                f"{path}: expected sha256 {card.sha256}, got {found}. Install ppvision again."
-            )
+        return read_stored(card)
     path = Path(path)
     if (path / "manifest.json").is_file():
-        raise WeightsError(
-            f"{path}: expected a file of weights, got a layered model, which `eval`, `predict` and "
-            "`export` take. Training starts from a checkpoint or float weights."
-        )
+        from ppvision.quant.layered_model import load_layered
+
+        return load_layered(path).state_dict
     if not path.is_file():
         raise MissingFileError(
-            f"weights: expected a file or a name of the zoo, got {shorten(str(path))}. "
-            + nearest(path.name, list(ZOO_WEIGHTS))
+            "weights: expected a file or a name of the zoo, got "
+            f"{shorten_text(str(path), 200)!r}. "  # the end of a path says the most
+            + nearest(path.name, weights_names())
         )
     with path.open("rb") as file:
         start = file.read(len(_ZIP) + 8)
@@ -223,40 +210,21 @@ def assign_weights(
                 lines += [f"    {item}" for item in items[:8]]
                 if len(items) > 8:
                     lines.append(f"    ... and {len(items) - 8} more")
-        lines.append(
+        advice = (
             "Build the model that the file was saved from, or name what may differ with "
             "allow_missing and allow_unexpected."
         )
+        whole = [name for name in arrays if missing and name.endswith(f".{missing[0]}")]
+        if whole:
+            prefix = whole[0].removesuffix(missing[0])
+            advice = (
+                f"It holds this model inside of another one, under {shorten(prefix)}: "
+                "create_model(NAME, pretrained=...) takes it out."
+            )
+        lines.append(advice)
         raise WeightsError("\n".join(lines))
     for name, array in fitting.items():
         own[name].set_value(array)
-
-
-# A classifier lacks the pyramid's norms and brings a head.
-_MAY_MISS, _MAY_BRING = ("feature_norms.*",), ("norm.*", "head.*")
-# PaddleSeg and PaddleDetection keep a whole model's backbone under this name.
-_BACKBONE = "backbone."
-
-
-def assign_backbone(net: nn.Layer, pretrained: str | Path) -> None:
-    """Give a backbone the weights of a backbone, a classifier, or a whole segmentation model or
-    detector.
-
-    Args:
-        net: a model of the zoo that gives features.
-        pretrained: as of `read_weights`.
-
-    Raises:
-        FileNotFoundError, WeightsError: see `read_weights`, `assign_weights`.
-    """
-    arrays = read_weights(pretrained)
-    if any(name.startswith(_BACKBONE) for name in arrays):
-        arrays = {
-            name.removeprefix(_BACKBONE): array
-            for name, array in arrays.items()
-            if name.startswith(_BACKBONE)
-        }
-    assign_weights(net, arrays, str(pretrained), _MAY_MISS, _MAY_BRING)
 
 
 def names_behind_sdn(

@@ -1,0 +1,133 @@
+"""Write a whole model's weights as the zoo keeps them: a layered model, its graph, its card.
+
+    python benchmark/zoo_weights.py CONFIG WEIGHTS --card CARD.json --bits 8 6 4 \\
+        [--opts val_dataset.dataset_root=...]
+
+CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`). The weights are
+quantised as they are, without any training; the graph is that of an export for pictures of any
+size, without its parameters. Writes ppvision/zoo/weights/ARCHITECTURE.TAG.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ppvision.environment import prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
+
+from ppvision.deploy.composition import graph_parameters
+from ppvision.deploy.run.manifest import Manifest, read_manifest
+from ppvision.deploy.zoo_folder import GRAPH
+from ppvision.files import create_folder, write_text
+from ppvision.tasks import open_job
+from ppvision.tasks.packing import pack_checkpoint
+from ppvision.zoo.cards import CARD, WEIGHTS_FOLDER, PretrainedConfig, WeightsCard
+
+MANIFEST = "manifest.json"
+
+
+def write_zoo_weights(
+    config: Path,
+    weights: str | Path,
+    facts: dict,
+    *,
+    bits: list[int],
+    side: int,
+    options: list[str],
+    output: Path,
+) -> Path:
+    """Write a folder of the zoo.
+
+    Args:
+        config: of the model's training.
+        weights: float ones.
+        facts: of its card: all but `file`, `sha256` and `config`.
+        bits: widths, the highest first.
+        side: of the pictures that it was trained on.
+        options: `--opts` for the config.
+        output: folder in which that of the model is made.
+    """
+    with create_folder(output / f"{facts['architecture']}.{facts['tag']}") as folder:
+        job = open_job(config, [*options, f"slim_config={{bits: {bits}}}"])
+        layered = pack_checkpoint(job, weights, folder / "layered", ptq=True)
+        exported = Path(tempfile.mkdtemp(dir=folder))
+        job = open_job(config, options)
+        job.export(
+            job.load_float(layered),
+            exported / "model",
+            input_shape=[None, 3, None, None],
+            output_op=None,
+            model_format="paddle",
+        )
+        graph = exported / "model"
+        manifest = read_manifest(graph)
+        constants = set(graph_parameters(graph / manifest.program)) - {*manifest.parameters}
+        if constants:
+            raise ValueError(f"expected a graph of named parameters only, found {constants}")
+        (graph / manifest.weights).unlink()
+        name = f"{facts['architecture']}.{facts['tag']}"
+        manifest = replace(manifest, name=name, bits=32)
+        manifest.write(graph)
+        graph.rename(folder / GRAPH)
+        for path in layered.iterdir():
+            path.rename(folder / path.name)
+        shutil.rmtree(exported)
+        layered.rmdir()
+        card = WeightsCard(
+            **facts,
+            file=MANIFEST,
+            sha256=hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
+            config=_feeding(manifest, side),
+        )
+        write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
+    return output / card.name
+
+
+def _feeding(manifest: Manifest, side: int) -> PretrainedConfig:
+    """From the transforms of an export, which resize nothing here."""
+    (normalize,) = manifest.transforms
+    classes = tuple(manifest.classes)
+    return PretrainedConfig(
+        input_size=(3, side, side),
+        mean=tuple(normalize["mean"]),
+        std=tuple(normalize["std"]),
+        resize_short=None,
+        num_classes=manifest.num_classes or 0,
+        classes=classes,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("weights")
+    parser.add_argument("--card", type=Path, required=True)
+    parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
+    parser.add_argument("--side", type=int, default=112, help="of training pictures")
+    parser.add_argument("--opts", nargs="*", default=[])
+    parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    facts = json.loads(args.card.read_text(encoding="utf-8"))
+    print(
+        write_zoo_weights(
+            args.config,
+            args.weights,
+            facts,
+            bits=args.bits,
+            side=args.side,
+            options=args.opts,
+            output=args.output,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Weights of the zoo as a folder that `Predictor` runs.
+
+The package has a whole model twice over: its graph without weights (`graph/`), and its weights as a
+layered model. The first use puts both together in the cache folder; nothing is traced or exported.
+"""
+
+import hashlib
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import paddle
+
+from ppvision.deploy.composition import graph_parameters, write_parameters
+from ppvision.deploy.run.manifest import (
+    NAME,
+    describe_files,
+    file_names,
+    parse_manifest,
+    read_manifest,
+)
+from ppvision.errors import FolderInUseError, InputError, PpvisionError, WeightsError
+from ppvision.files import cache_folder, replace_folder
+from ppvision.zoo.cards import WeightsCard, find_card
+from ppvision.zoo.stored import check_stored, read_stored
+
+GRAPH = "graph"
+_WAIT = 120.0  # seconds for another process that composes the same folder; it takes about one
+
+
+def zoo_folder(name: str) -> Path | None:
+    """The exported folder of a whole model of the zoo, composed where it is not there yet.
+
+    Args:
+        name: of weights in the zoo.
+
+    Returns:
+        A folder inside the cache folder; None for a name that the zoo does not have.
+
+    Raises:
+        ValueError: weights without a graph: not those of a whole model.
+        WeightsError: the package is damaged.
+    """
+    card = find_card(name)
+    if card is None:
+        return None
+    graph = card.folder / GRAPH
+    if not graph.is_dir():
+        raise InputError(
+            f"{name}: expected weights of a whole model, got those of {card.model}, which come "
+            f"without a graph. Export it: create_model({card.model!r}, pretrained={card.tag!r}), "
+            "export_model."
+        )
+    vouching = check_stored(card)
+    folder = cache_folder() / "zoo" / f"{card.name}-{_key(graph, vouching)}"
+    end = time.monotonic() + _WAIT
+    while not _is_whole(folder):
+        try:
+            _compose(card, graph, folder)
+        except FolderInUseError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+    return folder
+
+
+def _key(graph: Path, vouching: Path) -> str:
+    """Of what is composed: another version of the package gets another folder."""
+    digest = hashlib.sha256(vouching.read_bytes())
+    for path in sorted(graph.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except PpvisionError:  # not there, or damaged: it is composed again
+        return False
+    return True
+
+
+def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
+    manifest = parse_manifest((graph / NAME).read_text(encoding="utf-8"), str(graph / NAME))
+    arrays, tensors = read_stored(card), {}
+    for parameter in graph_parameters(graph / manifest.program):
+        name = manifest.parameters.get(parameter)
+        if name not in arrays:
+            raise WeightsError(
+                f"{card.name}: expected weights of {parameter}, found none. Install ppvision again."
+            )
+        tensors[parameter] = paddle.to_tensor(arrays[name].astype(np.float32))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replace_folder(folder, lambda path: not _is_whole(path), "a damaged copy") as work:
+        final = work / "final"
+        for path in graph.iterdir():
+            if path.name != NAME:
+                shutil.copy2(path, final / path.name)
+        write_parameters(final / str(manifest.weights), tensors)
+        names = file_names(manifest.model_files, manifest.earlier_format)
+        replace(manifest, files=describe_files(final, names)).write(final)

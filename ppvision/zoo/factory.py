@@ -1,0 +1,124 @@
+"""`create_model`: a model of the zoo, with or without weights."""
+
+import inspect
+import os
+from dataclasses import replace
+
+from paddle import nn
+
+from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.models.base import ZooModel
+from ppvision.zoo.cards import find_card, nearest
+from ppvision.zoo.pretrained import find_pretrained, load_pretrained
+from ppvision.zoo.registry import builder, list_models, model_card, model_parameters
+
+# Options of a classifier or backbone that a plug-in or a configuration sets itself.
+FEATURE_OPTIONS = ("features_only", "out_indices")
+
+
+def create_model(
+    name: str,
+    *,
+    pretrained: bool | str | os.PathLike[str] | None = False,
+    frozen_stages: int = -1,
+    norm_eval: bool = False,
+    **options: object,
+) -> nn.Layer:
+    """Build a model of the zoo.
+
+        net = create_model("pale_nano", pretrained=True, num_classes=11)
+        net = create_model("pale_nano", pretrained="digit_scenes", features_only=True)
+        net = create_model("resnet50", pretrained="resnet50.pth", in_channels=1)
+
+    Args:
+        name: see `list_models`; `NAME.TAG` together with `pretrained=True` names the weights.
+        pretrained: False or None for fresh weights; True for the default ones; a tag, a name of
+            weights in the zoo, a file, or an address with its sha256 (`find_pretrained`). A whole
+            model gives its backbone.
+        frozen_stages: -1 for none, 0 for the stem, k for the stem and the first k stages: they are
+            not trained (`ZooModel.freeze`).
+        norm_eval: let BatchNorm keep its running statistics in training.
+        **options: the model's own (`model_options`). All models of the zoo have `num_classes=1000`
+            (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
+            logits), `out_indices=None` (which ones) and `recompute=False`. Without `num_classes`,
+            pretrained weights of a classifier bring their own number; with another one the head
+            starts anew. With `in_channels` other than 3 the first convolution of pretrained weights
+            is adapted.
+
+    Returns:
+        The model; `pretrained_cfg` says how to feed it.
+
+    Raises:
+        ValueError: no such model, an option's value out of range; see `find_pretrained`.
+        TypeError: no such option; the message names the closest ones.
+        WeightsError: weights that do not fit.
+    """
+    model, tag = split_name(name)
+    known = model_options(model)
+    for option in options:
+        if option not in known:
+            raise InputTypeError(
+                f"create_model({shorten(name)}): expected options among {', '.join(known)}; got "
+                f"{shorten(option)}. {nearest(option, known)}"
+            )
+    if tag is not None and pretrained is True:
+        pretrained = tag
+    if pretrained is None or pretrained is False:
+        found = None
+    else:
+        found = find_pretrained(model, pretrained)
+    net = builder(model)(**options)
+    config, fresh = model_card(model).config, True
+    if found is not None:
+        config = found.config
+        keep_head = "num_classes" not in options
+        fresh = bool(load_pretrained(net, found, keep_head=keep_head))
+    if isinstance(net, ZooModel):
+        # A fresh head has no names for its classes.
+        classes = () if fresh or not net.num_classes else config.classes
+        net.pretrained_cfg = replace(config, num_classes=net.num_classes, classes=classes)
+        net.freeze(frozen_stages)
+        if norm_eval:
+            net.freeze_norms()
+    elif frozen_stages != -1 or norm_eval:
+        raise InputError(
+            f"create_model({shorten(name)}): frozen_stages and norm_eval need a ZooModel, got "
+            f"{type(net).__name__}."
+        )
+    return net
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """Model and tag of `MODEL`, `MODEL.TAG` or an alias.
+
+    Raises:
+        ValueError: neither; the message names the closest ones, or says what a whole model is for.
+    """
+    card = find_card(name)
+    if card is None:
+        model, _, tag = str(name).partition(".")
+        if tag and model in list_models():
+            tags = [c.tag for c in model_card(model).weights.values()]
+            raise InputError(f"model: {model} has no weights {shorten(tag)}. {nearest(tag, tags)}")
+        builder(name)  # raises with the closest names
+        return name, None
+    if name == card.name and card.architecture != card.model:
+        raise InputError(
+            f"model: {name} is a whole model, which Predictor({name!r}) and --model_path take. Its "
+            f"backbone: create_model({card.model!r}, pretrained={card.tag!r})."
+        )
+    return card.model, card.tag
+
+
+def model_signature(name: str) -> inspect.Signature:
+    """What `create_model(name, ...)` takes, each as keyword: the model's own options, then those of
+    every model."""
+    common = inspect.signature(create_model).parameters.values()
+    own = model_parameters(name)
+    shared = [p for p in common if p.kind is p.KEYWORD_ONLY]
+    return inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)])
+
+
+def model_options(name: str) -> list[str]:
+    """Names of the options that `create_model` takes for a model."""
+    return list(model_signature(name).parameters)

