@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ppvision import __version__
-from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
+from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, max_pixels
 from ppvision.environment import usable_cpus
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
 
@@ -35,6 +35,7 @@ def run(argv: list[str]) -> int:
     try:
         if limit is not None:
             os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
+        max_pixels()  # says what is wrong with the variable, once for all pictures
         return args.verb(args) or 0
     except BrokenPipeError:
         # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more

@@ -294,6 +294,38 @@ def test_jpegs_that_libjpeg_would_fill_with_grey(tmp_path):
             read_picture(path)
 
 
+def smooth_pixels() -> np.ndarray:
+    """A photograph's size and smoothness: `[180, 240, 3]`."""
+    noise = np.random.default_rng(5).integers(0, 256, (23, 30, 3), np.uint8)
+    return cv2.resize(noise, (240, 180), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("damage", ["end marker added", "bytes missing", "bytes zeroed"])
+def test_jpegs_that_decode_with_warnings_alone(damage, progressive):
+    """Their structure is whole; only what decodes the data can see it."""
+    content = encode(smooth_pixels(), "JPEG", quality=90, progressive=progressive)
+    middle = len(content) // 2
+    read_picture(content)
+    broken = {
+        "end marker added": content[: len(content) // 3] + b"\xff\xd9",
+        "bytes missing": content[:middle] + content[middle + 700 :],
+        "bytes zeroed": content[:middle] + bytes(700) + content[middle + 700 :],
+    }[damage]
+    with pytest.raises(DataError, match=r"x\.jpg"):
+        read_picture(broken, "x.jpg")
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
+def test_packed_tiffs_that_libtiff_complains_of(compression):
+    content = encode(smooth_pixels(), "TIFF", compression=compression)
+    np.testing.assert_array_equal(read_picture(content), smooth_pixels())
+    middle = len(content) // 2
+    broken = content[:middle] + bytes(1000) + content[middle + 1000 :]
+    with pytest.raises(DataError, match=r"x\.tif"):
+        read_picture(broken, "x.tif")
+
+
 def test_png_with_a_wrong_checksum():
     whole = FORMATS["PNG RGB"]
     for place in range(30, len(whole) - 16, 97):

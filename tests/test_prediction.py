@@ -198,9 +198,9 @@ def _count_decodes(monkeypatch) -> list[str]:
     decoded: list[str] = []
     real = reader._decode
 
-    def decode(content: bytes, flags: int, name: str) -> np.ndarray:
+    def decode(content: bytes, flags: int, name: str, header: object) -> np.ndarray:
         decoded.append(name)
-        return real(content, flags, name)
+        return real(content, flags, name, header)
 
     monkeypatch.setattr(reader, "_decode", decode)
     for decoder in ("imread", "imdecode"):
@@ -420,6 +420,17 @@ def test_a_full_disk(small_disk, tmp_path):
     assert 5 < len(done) < 50
     assert f"{len(done)} of 60" in str(caught.value)
     assert len(report) < 60  # the rest was not tried
+
+
+def test_a_disk_full_of_small_files_names_all_of_them(small_disk, tmp_path):
+    """Results that each fit into the last room must not leave the report without any."""
+    source = write_pictures(tmp_path / "many", [f"{n:03d}.png" for n in range(300)], (4, 4))
+    out = small_disk(700 << 10) / "out"
+    with pytest.raises(StorageError, match=re.escape(os.strerror(errno.ENOSPC))):
+        predict_to_folder(two_classes, source, out, [])
+    report = check_consistent(out)
+    assert sum("error" not in entry for entry in report.values()) > 20
+    assert not [path for path in out.iterdir() if "reserve" in path.name]
 
 
 def test_a_disk_that_is_full_at_the_start(small_disk, pictures):

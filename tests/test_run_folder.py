@@ -62,6 +62,14 @@ def test_building_a_trainer_moves_nothing(folder):
     assert content(folder / "checkpoints") == before
 
 
+def test_a_resume_without_a_step_to_make_moves_nothing(folder):
+    before = {path.name for path in list_checkpoints(folder / "checkpoints")}
+    first = list_checkpoints(folder / "checkpoints")[0]
+    build(folder, 1, resume=str(first)).fit()
+    assert {path.name for path in list_checkpoints(folder / "checkpoints")} == before
+    assert not (folder / "checkpoints" / "abandoned").exists()
+
+
 def test_checkpoints_of_another_run_in_between_are_not_set_aside(folder):
     """Read before, written meanwhile by a run that has ended since."""
     shutil.rmtree(folder / "checkpoints" / f"step_{STEPS}")

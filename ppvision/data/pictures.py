@@ -1,13 +1,15 @@
 """One reader of pictures for everybody: check, training, evaluation, prediction and export.
 
-A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8), its header and
-its structure are looked at, and then OpenCV decodes it, once. Of an intact picture of 8 bits the
-pixels are those of `cv2.imread`. What is cut off, visibly damaged, deeper than 8 bits or larger
-than the limit is a `DataError` with the file's name.
+A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8). Its header and
+its structure are looked at, and then it is decoded, once: a JPEG by libjpeg, whose warnings count,
+the rest by OpenCV. Of an intact picture of 8 bits the pixels are those of `cv2.imread`. What is cut
+off, visibly damaged, deeper than 8 bits or larger than the limit is a `DataError` with the file's
+name.
 
 There is no state here: any number of threads and processes may read at once.
 """
 
+import io
 import os
 import stat
 import struct
@@ -15,9 +17,12 @@ import zlib
 
 import cv2
 import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.data.picture_headers import (
+    QUARTER_TURNS,
     Bytes,
     Header,
     check_jpeg,
@@ -94,7 +99,7 @@ def read_like_opencv(
     if reorder:
         flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
     if not header.deep:
-        pixels = _decode(content, flags, name)
+        pixels = _decode(content, flags, name, header)
     elif max_value is None:
         raise DepthError(
             f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the data "
@@ -130,7 +135,7 @@ def read_label(source: Source, name: str | None = None) -> np.ndarray:
     if header.kind == "palette":
         label = _palette_indices(content, header, name)
     else:
-        label = _decode(content, cv2.IMREAD_UNCHANGED, name)
+        label = _decode(content, cv2.IMREAD_UNCHANGED, name, header)
         if header.bits == 1:
             label = (label > 0).astype(np.uint8)
     if label.ndim != 2:
@@ -271,6 +276,8 @@ def _load(source: Source, name: str) -> tuple[bytes, Header]:
         check_jpeg(content, name)
     elif header.format == "PNG":
         _check_png(content, name)
+    elif header.format == "TIFF":
+        _check_packed_tiff(content, name)
     return content, header
 
 
@@ -307,7 +314,67 @@ def _check_png(content: bytes, name: str) -> None:
 # -- the pixels ------------------------------------------------------------------------------------
 
 
-def _decode(content: bytes, flags: int, name: str) -> np.ndarray:
+def _check_packed_tiff(content: bytes, name: str) -> None:
+    """Let libtiff say whether what is packed in a TIFF is whole: OpenCV goes on after its errors.
+
+    PIL stops at them; of plain TIFFs, whose bytes are the pixels, nothing could be said.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=["TIFF"]) as picture:
+            packed = picture.info.get("compression", "raw") != "raw"
+            if packed:
+                picture.load()
+    except (UnidentifiedImageError, SyntaxError, KeyError):
+        return  # of a kind that PIL does not know; OpenCV may
+    except (OSError, ValueError) as error:
+        raise damaged(name, f"libtiff: {error}") from error
+
+
+# What libjpeg says where a file is not whole; anything else that `simplejpeg` raises is of a kind
+# that it does not know and OpenCV may.
+_JPEG_DAMAGE = ("Corrupt JPEG", "Premature end", "Inconsistent progression", "Invalid")
+
+
+def _decode_jpeg(content: bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
+    """A JPEG's pixels as OpenCV gives them, to the bit; None for a kind that is left to OpenCV.
+
+    libjpeg fills what it misses with grey and warns. OpenCV only prints the warning;
+    `simplejpeg` (the same library) raises it.
+    """
+    as_it_is = flags == cv2.IMREAD_UNCHANGED
+    if as_it_is:
+        space = "GRAY" if header.kind == "grey" else "BGR"
+    elif flags & cv2.IMREAD_COLOR_RGB:
+        space = "RGB"
+    else:
+        space = "BGR" if flags & cv2.IMREAD_COLOR else "GRAY"
+    try:
+        pixels = simplejpeg.decode_jpeg(content, space, strict=True)
+    except ValueError as error:
+        if str(error).startswith(_JPEG_DAMAGE):
+            raise damaged(name, f"libjpeg: {error}") from error
+        return None
+    pixels = pixels[..., 0] if space == "GRAY" else pixels
+    upright = as_it_is or flags & cv2.IMREAD_IGNORE_ORIENTATION
+    return np.ascontiguousarray(pixels if upright else _turn(pixels, header.orientation))
+
+
+def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels `[H, W, ...]` upright, by their Exif orientation."""
+    if orientation in QUARTER_TURNS:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _decode(content: bytes, flags: int, name: str, header: Header) -> np.ndarray:
+    if header.format == "JPEG" and not header.deep:
+        pixels = _decode_jpeg(content, flags, name, header)
+        if pixels is not None:
+            return pixels
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
@@ -323,7 +390,7 @@ def _scaled_pixels(
     # TIFF's grey of 32 bits has no three channels in OpenCV; they are made below.
     as_it_is = header.format == "TIFF" and header.kind == "grey"
     wanted = cv2.IMREAD_UNCHANGED if as_it_is else flags | cv2.IMREAD_ANYDEPTH
-    pixels = _decode(content, wanted, name)
+    pixels = _decode(content, wanted, name, header)
     if pixels.dtype == np.uint8:
         raise DepthError(
             f"{name}: {header.bits} bits a channel, of which OpenCV reads the upper 8 only. Save "
@@ -357,7 +424,7 @@ def _palette_indices(content: bytes, header: Header, name: str) -> np.ndarray:
     except (struct.error, IndexError) as error:
         raise damaged(name, "a palette that is cut off") from error
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    greys = cv2.extractChannel(_decode(content, flags, name), 0)
+    greys = cv2.extractChannel(_decode(content, flags, name, header), 0)
     if header.format == "TIFF" and header.bits < 8:  # grey of few bits was scaled to 8
         greys //= 255 // (2**header.bits - 1)
     return greys

@@ -244,6 +244,8 @@ class Trainer:
                 f"resume: another process has changed {self.folder.checkpoints} since this one "
                 "began. Start again."
             )
+        if self.progress.step >= self.options.iters:
+            return  # no step is made that could lead another way
         moved = set_aside(self.folder.checkpoints, self._kept_step)
         self._found = None  # once for each trainer
         if moved:

@@ -60,6 +60,8 @@ DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
 CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
 
 REPORT = "predictions.json"
+RESERVE = ".predictions.json.reserve"  # room for the report while results are written
+RESERVED = 1 << 16  # bytes of it, at least
 RESULT_FOLDERS = ("overlay", "labels", "compared")  # what a result folder may hold
 # Seconds between reports during a run, for one that is killed; where writing one takes long, they
 # are as rare as to take a twentieth of the time.
@@ -284,10 +286,12 @@ def _predict_pictures(
     outcomes = _Outcomes(pictures)
     with _held(folder):
         _prepare(folder, pictures, sources)
-        try:
-            _run(pictures, predict, write, folder, stopped, max_value, outcomes)
-        finally:
-            _write_report(folder, outcomes)
+        with _Reserve(folder / RESERVE) as reserve:
+            try:
+                _run(pictures, predict, write, folder, stopped, max_value, outcomes, reserve)
+            finally:
+                reserve.release()
+                _write_report(folder, outcomes)
     if not stopped():
         outcomes.raise_fatal(folder)
     return outcomes.failures
@@ -309,6 +313,7 @@ class _Outcomes:
         self._entries: dict[int, str] = {}  # JSON, by the picture's place
         self._reasons: dict[int, str] = {}
         self._fault_shown = False
+        self._size = 0
         self.model_error: Exception | None = None
         self.storage_error: OSError | None = None
 
@@ -323,6 +328,7 @@ class _Outcomes:
         except ValueError as error:
             raise EngineError("the model gave scores that are not finite numbers.") from error
         self._entries[place] = text
+        self._size += 2 * len(text) + 2 * len(str(self._pictures[place][0]))  # with its blanks
 
     def fail(self, place: int, error: Exception) -> None:
         """Keep why a picture has no result."""
@@ -366,6 +372,11 @@ class _Outcomes:
             f"{json.dumps(path)}: {text}".replace("\n", "\n  ") for path, text in paths.items()
         ]
         return "{\n  " + ",\n  ".join(lines) + "\n}\n" if lines else "{}\n"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the report, roughly."""
+        return self._size
 
     @property
     def failures(self) -> list[str]:
@@ -461,6 +472,7 @@ def _run(
     stopped: Callable[[], bool],
     max_value: int | None,
     outcomes: _Outcomes,
+    reserve: "_Reserve",
 ) -> None:
     """Read, predict and write every picture.
 
@@ -481,6 +493,7 @@ def _run(
     def finish(place: int, image: np.ndarray, prediction: Prediction, size: int) -> None:
         path, name = pictures[place]
         try:
+            reserve.hold(outcomes.size)
             outcomes.keep(place, write(path, name, image, prediction))
         except Exception as error:  # of PNG's encoder, the disk, or memory
             outcomes.fail_in_writing(place, error)
@@ -638,6 +651,41 @@ def _check_writable(folder: Path) -> None:
         probe.touch()
     finally:
         probe.unlink(missing_ok=True)
+
+
+class _Reserve:
+    """Room on the disk that the report will need when the results have taken all the rest.
+
+    Args:
+        path: of the file that takes the room until then.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held = 0  # bytes
+
+    def __enter__(self) -> "_Reserve":
+        self.hold(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def hold(self, size: int) -> None:
+        """See that there is room for a report of `size` bytes, and `RESERVED` more.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        if size + RESERVED // 2 <= self._held:
+            return
+        wanted = 2 * size + RESERVED
+        with self._path.open("ab") as file:
+            os.posix_fallocate(file.fileno(), 0, wanted)
+        self._held = wanted
+
+    def release(self) -> None:
+        self._path.unlink(missing_ok=True)
 
 
 class _RegularReport:
