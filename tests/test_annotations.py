@@ -239,6 +239,22 @@ def _extra(**values: object):
     return change
 
 
+# What has no pixel by pycocotools.
+EMPTY_MASKS = {
+    "points in a line": [[1, 1, 5, 5, 9, 9]],
+    "level line": [[5, 7, 15, 7, 25, 7]],
+    "one point": [[5, 5] * 4],
+    "outside": [[70, 70, 80, 70, 80, 80]],
+    "far outside": [[-(2**24), 5, -(2**23), 5, -(2**23), 9]],
+    "between pixels": [[1.2, 1.2, 1.3, 1.2, 1.3, 1.3]],
+    "sliver": [[5.1, 5, 5.2, 5, 5.2, 40, 5.1, 40]],
+    "twice round": [_polygon(BOXES[0]) * 2],
+    "several": [[5, 5] * 4, [1, 1, 5, 5, 9, 9], [70, 70, 80, 70, 80, 80]],
+    "zeros": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]},
+    "zeros in parts": {"size": [HEIGHT, WIDTH], "counts": [9, 0, HEIGHT * WIDTH - 9]},
+    "compressed zeros": {"size": [HEIGHT, WIDTH], "counts": "PP3"},
+}
+
 # What is handled: change, what the log says, objects that are left out of the truth.
 HANDLED = {
     "ids from 0": (_each("id", [0, 1, 2, 3]), "annotation ids", ()),
@@ -271,11 +287,16 @@ HANDLED = {
     "utf-16": (None, "", ()),
     "absolute": (None, "", ()),
 }
+# Of masks alone: a box detector learns these objects' boxes.
+EMPTY = {
+    f"mask: {name}": (_extra(segmentation=mask), "1 objects have no pixel of a mask", ())
+    for name, mask in EMPTY_MASKS.items()
+}
 
 
 def _written(root: Path, name: str) -> None:
     content = coco_content()
-    change = HANDLED[name][0]
+    change = (HANDLED | EMPTY)[name][0]
     data: dict | bytes = content
     if change is not None:
         change(content)
@@ -304,6 +325,7 @@ CASES += [
     )
     for name in HANDLED
 ]
+CASES += [pytest.param(name, "MaskRCNN", id=name) for name in EMPTY]
 
 
 @pytest.mark.parametrize(("name", "architecture"), CASES)
@@ -313,7 +335,7 @@ def test_predictions_equal_to_the_truth_score_one(root, name, architecture, capl
     job = open_coco(root, architecture)
     with caplog.at_level(logging.INFO, logger="ppvision"):
         job.check_data("train_dataset", "val_dataset")
-    _, says, dropped = HANDLED[name]
+    _, says, dropped = (HANDLED | EMPTY)[name]
     assert re.search(says, caplog.text)
     truth = _without(*dropped)
     if name == "bytes that are no UTF-8":
@@ -473,7 +495,7 @@ def test_polygons_of_fewer_than_three_points(root, caplog):
     with caplog.at_level(logging.INFO, logger="ppvision"):
         job.check_data("train_dataset", "val_dataset")
     assert "4 polygons have fewer than three points" in caplog.text
-    assert "4 objects have no polygon left" in caplog.text
+    assert "4 objects have no pixel of a mask" in caplog.text
     scores = job.evaluate(Oracle(job, _without(2, 3)))
     for kind in ("bbox", "mask"):
         assert scores.means[kind]["AP"] == pytest.approx(1.0)
@@ -493,6 +515,24 @@ def test_a_box_detector_keeps_boxes_whose_masks_are_damaged(root):
     found = np.concatenate([r["gt_bbox"] for r in job.train_dataset.dataset.roidbs])
     expected = [[x, y, x + w, y + h] for x, y, w, h in BOXES]
     np.testing.assert_array_equal(found, expected)
+
+
+def test_masks_of_few_pixels_stay(root):
+    """What the corners' area alone does not tell from an empty mask."""
+    content = coco_content()
+    masks = (
+        [[5, 5, 25, 25, 25, 5, 5, 25]],  # a bow tie
+        [[5, 5] * 4, [5, 5, 6, 5, 6, 6, 5, 6]],  # a point, and one pixel
+        {"size": [HEIGHT, WIDTH], "counts": [9, 1, HEIGHT * WIDTH - 10]},
+        [[-(2**24), -(2**24), 2**24, -(2**24), 2**24, 2**24]],  # an edge that takes seconds
+    )
+    for place, mask in enumerate(masks):
+        content["annotations"][place]["segmentation"] = mask
+    path = root / "a.json"
+    path.write_text(json.dumps(content))
+    found = read_coco(path, root / "images", masks=True)
+    assert (found.objects, found.notes) == (4, [])
+    assert found.content == content
 
 
 def test_polygons_alone_are_needed_where_masks_are_learned(root):
