@@ -31,6 +31,7 @@ FORMS = {
     "utf-32": lambda text: text.encode("utf-32"),
     "crlf": lambda text: text.replace("\n", "\r\n").encode(),
     "cr": lambda text: text.replace("\n", "\r").encode(),
+    "dos": lambda text: f"{text}\x1a".encode(),
     "blank lines": lambda text: f"\n{text}\n\n  \n".encode(),
 }
 
@@ -65,6 +66,11 @@ def test_lines_have_the_numbers_that_an_editor_shows(tmp_path):
     assert read_lines(tmp_path / "a.txt") == [(1, "a"), (3, "b")]
 
 
+def test_names_have_no_zero_width_space_around_them(tmp_path):
+    (tmp_path / "a.txt").write_text("\u200bcat\u200b \n\u200b\n \ufeffdog\n", encoding="utf-8")
+    assert read_names(tmp_path / "a.txt") == ["cat", "dog"]
+
+
 def test_only_line_ends_end_a_line(tmp_path):
     """Names of files may hold what `str.splitlines` takes for a line's end."""
     (tmp_path / "a.txt").write_text("a\u2028b.jpg\x85c\n", encoding="utf-8")
@@ -83,10 +89,15 @@ def test_only_line_ends_end_a_line(tmp_path):
         ("a.jpg", " ", ["a.jpg"]),
         ("3\u202fPM.jpg a\u3000b\u00a0.png", " ", ["3\u202fPM.jpg", "a\u3000b\u00a0.png"]),
         ("a.jpg,,b.png", ",", ["a.jpg", "", "b.png"]),
+        ("\u200ba.jpg\u200b \ufeffb.png", " ", ["a.jpg", "b.png"]),
+        ("a.jpg \u200b b.png", " ", ["a.jpg", "b.png"]),
+        ("my cat.jpg\u200b \t\u200b\t \ufeffb.png", " ", ["my cat.jpg", "b.png"]),
+        ("a.jpg\u200b , \u200b b.png\u200b", ",", ["a.jpg", "b.png"]),
+        ("a\u200bb.jpg", " ", ["a\u200bb.jpg"]),
     ],
 )
 def test_fields(line, separator, fields, tmp_path):
-    (tmp_path / "a.txt").write_text(f"{line}\n")
+    (tmp_path / "a.txt").write_text(f"{line}\n", encoding="utf-8")
     assert read_list(tmp_path / "a.txt", separator) == [(1, fields)]
 
 
@@ -121,7 +132,12 @@ def test_files_that_cannot_be_opened(tmp_path):
 
 
 def test_plain_files(tmp_path):
-    for content, plain in ((b"a", True), (b"\xef\xbb\xbfa", False), (b"\xe9", False)):
+    for content, plain in (
+        (b"a", True),
+        (b"\xef\xbb\xbfa", False),
+        (b"\xe9", False),
+        (b"a\x1a", False),
+    ):
         (tmp_path / "a").write_bytes(content)
         assert is_plain_utf8(tmp_path / "a") is plain
 

@@ -26,6 +26,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MARK = "\ufeff"
+# Marks inside of a file come from files that were put together, the other from web pages.
+_UNSEEN = f"{_MARK}\u200b"
+_DOS_END = "\x1a"  # Ctrl-Z: the end of a text file for DOS
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not those of `splitlines`, which names of files may hold
 _XML_DEPTH = 100  # annotations have five levels
 
@@ -45,7 +48,7 @@ def cut_text(text: str) -> str:
 
 
 def read_text(path: str | Path, *, file_names: bool = False) -> str:
-    """A text file without its byte order mark.
+    """A text file without its byte order mark, and without the Ctrl-Z that ends files of DOS.
 
     Args:
         path: the file.
@@ -67,7 +70,7 @@ def read_text(path: str | Path, *, file_names: bool = False) -> str:
         ) from error
     if "\0" in text:
         raise DataError(f"{path}: expected UTF-8 text, got zero bytes. Save it as UTF-8.")
-    return text
+    return text.rstrip(_DOS_END)
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -80,13 +83,14 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def is_plain_utf8(path: str | Path) -> bool:
-    """Whether every reader of UTF-8 reads a file as it is: no byte order mark, no other bytes.
+    """Whether every reader of UTF-8 reads a file as it is: no byte order mark, no other bytes, no
+    Ctrl-Z at the end.
 
     Raises:
         DataError: it cannot be opened.
     """
     data = _read_bytes(path)
-    if any(data.startswith(mark) for mark, _ in _MARKS):
+    if any(data.startswith(mark) for mark, _ in _MARKS) or data.endswith(_DOS_END.encode()):
         return False
     try:
         data.decode("utf-8")
@@ -108,14 +112,14 @@ def open_lines(path: str | Path, mode: str = "r") -> io.StringIO:
 
 
 def read_lines(path: str | Path, *, file_names: bool = False) -> list[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank, without blanks around it.
+    """Number (from 1) and text of every line that is not blank, without blanks around it;
+    what cannot be seen, as a zero-width space, is a blank.
 
     Raises:
         DataError: as `read_text`.
     """
     lines = _LINE_END.split(read_text(path, file_names=file_names))
-    # Marks inside of a file come from files that were put together.
-    stripped = ((number, line.strip(f"{_MARK} \t\v\f")) for number, line in enumerate(lines, 1))
+    stripped = ((number, line.strip(f"{_UNSEEN} \t\v\f")) for number, line in enumerate(lines, 1))
     return [(number, line) for number, line in stripped if line]
 
 
@@ -138,11 +142,18 @@ def read_list(path: str | Path, separator: str = " ") -> list[tuple[int, list[st
 def split_fields(line: str, separator: str = " ") -> list[str]:
     """The fields of one line; see `read_list`."""
     if separator != " ":
-        return [field.strip() for field in line.split(separator)]
+        return [_strip(field) for field in line.split(separator)]
     if "\t" in line:
-        return [field.strip() for field in line.split("\t") if field.strip()]
+        return [field for field in map(_strip, line.split("\t")) if field]
     # Names may hold other blanks, such as U+3000 and the one that macOS puts before "PM".
-    return [field for field in line.split(" ") if field]
+    return [field for field in (part.strip(_UNSEEN) for part in line.split(" ")) if field]
+
+
+def _strip(field: str) -> str:
+    """A field without blanks and what cannot be seen around it, in any order."""
+    while field != (stripped := field.strip().strip(_UNSEEN)):
+        field = stripped
+    return field
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -232,4 +243,4 @@ def _decode_xml(data: bytes) -> str:
             if wide or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
                 encoding = "utf-8"
     # Blank lines before the declaration are against the rules, and common.
-    return data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n")
+    return data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n").rstrip(_DOS_END)
