@@ -191,6 +191,8 @@ def _laughs(levels: int) -> str:
         '<!DOCTYPE a [<!ENTITY % x SYSTEM "http://localhost/x">%x;]><a/>',
         "<a>" * 100_000 + "</a>" * 100_000,
         "<a>&undefined;</a>",
+        '<!DOCTYPE a SYSTEM "x"><a>&x;</a>',
+        '<!DOCTYPE a PUBLIC "x" "y"><a><b>&x;</b></a>',
         "<a><b></a>",
         "",
         "no XML",

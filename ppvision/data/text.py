@@ -184,10 +184,11 @@ def read_xml(path: str | Path) -> ElementTree.Element:
 
     Every encoding that Python knows may be declared (expat knows five). What it does not decode
     becomes U+FFFD: paths and notes in other encodings do no harm. Entities are not expanded: a
-    file that defines some is refused, because a kilobyte of them can become gigabytes.
+    file that defines some is refused, because a kilobyte of them can become gigabytes. So is one
+    whose text uses some of a DTD, which is not read.
 
     Raises:
-        DataError: no such file, not XML, nested too deeply, or with entities of its own.
+        DataError: no such file, not XML, nested too deeply, or with entities other than XML's five.
     """
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate("utf-8")
@@ -212,9 +213,17 @@ def read_xml(path: str | Path) -> ElementTree.Element:
             "it and write what it stands for."
         )
 
+    def refuse_unknown(name: str, *_: object) -> None:
+        raise DataError(
+            f"{path}: expected XML without entities of a DTD, which is not read, got "
+            f"{shorten(name)}. Write what it stands for."
+        )
+
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse_entity
+    # With a DTD that is not read, expat leaves out what is not defined and says nothing.
+    parser.SkippedEntityHandler = refuse_unknown
     try:
         parser.Parse(_decode_xml(_read_bytes(path)).encode("utf-8"), True)
     except expat.ExpatError as error:
