@@ -129,6 +129,48 @@ def test_archives_that_hold_no_weights(server: FileServer, weights, monkeypatch)
     refused("at most|more than")
 
 
+@pytest.mark.parametrize("name", ["stock.pdparams", "stock.tar.gz"])
+def test_a_wrong_answer_does_not_stay_in_the_cache(server: FileServer, weights, tmp_path, name):
+    def answer(content: bytes) -> None:
+        file = tmp_path / "content"
+        file.write_bytes(content)
+        if name == weights.name:
+            file.replace(server.folder / name)
+        else:
+            pack(server.folder / name, file, ("stock/model.pdparams",))
+
+    url = f"{server.url}/{name}"
+    answer(b"<html>Please log in</html>")
+    for _ in range(2):
+        with (
+            load_safely(allow_download=True),
+            pytest.raises(WeightsError, match=rf"{name}: expected a file of weights, got one that"),
+        ):
+            Stock(pretrained=url)
+        assert not list(module.cache_folder().rglob("*.pdparams*"))
+    answer(weights.read_bytes())
+    with load_safely(allow_download=True):
+        assert_same(Stock(pretrained=url), shifted())
+    assert server.requests == [("GET", name)] * 3
+
+
+def test_a_cached_file_that_does_not_read_any_more_is_fetched_again(server: FileServer, weights):
+    url = f"{server.url}/stock.pdparams"
+    (server.folder / weights.name).write_bytes(weights.read_bytes())
+    cached = module.fetch_weights(url, allow_download=True)
+    cached.write_bytes(weights.read_bytes()[:1000])
+    with (
+        load_safely(allow_download=False),
+        pytest.raises(WeightsError, match=f"{cached}. Delete that file, or pass --allow_download"),
+    ):
+        Stock(pretrained=url)
+    with load_safely(allow_download=True):
+        assert_same(Stock(pretrained=url), shifted())
+    with load_safely(allow_download=False):
+        assert_same(Stock(pretrained=url), shifted())
+    assert server.requests == [("GET", "stock.pdparams")] * 2
+
+
 def test_a_link_in_an_archive_is_not_followed(server: FileServer):
     with tarfile.open(server.folder / "stock.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("model.pdparams")

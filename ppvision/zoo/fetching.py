@@ -15,6 +15,7 @@ from typing import IO, Any
 from ppvision.errors import StorageError, WeightsError, shorten_text
 from ppvision.files import cache_folder, replace_file
 from ppvision.remote import RequestError, download_file
+from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
 
@@ -29,6 +30,7 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
     """The file of weights at an address: from the cache, or fetched.
 
     An archive (tar, zip) is searched for the one `.pdparams` in it; nothing else of it is unpacked.
+    Only what reads as weights gets into the cache, and what does not read any more is fetched anew.
 
     Args:
         url: http, https, or PaddleDetection's `ppdet://`.
@@ -44,7 +46,16 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
     folder = cache_folder() / "pretrained" / hashlib.sha256(url.encode()).hexdigest()[:32]
     target = folder / "model.pdparams"
     if target.is_file():
-        return target
+        try:
+            _check_reads(target, shown)
+            return target
+        except WeightsError as error:
+            if not allow_download:
+                raise WeightsError(
+                    f"{error} It was fetched earlier, into {target}. Delete that file, or pass "
+                    "--allow_download to fetch it again."
+                ) from error
+            logger.warning(str(error))
     if not allow_download:
         raise WeightsError(
             f"pretrained: {shown} would be fetched, and ppvision fetches nothing unasked. Pass "
@@ -56,9 +67,28 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
         with replace_file(target) as partial:
             download_file(url, partial, MAX_BYTES)
             _unpack(partial, shown)
+            try:
+                _check_reads(partial, shown)
+            except WeightsError as error:
+                raise WeightsError(
+                    f"{error} Check the address in a browser, or fetch the weights yourself and "
+                    "give the file's path."
+                ) from error
     except RequestError as error:
         raise WeightsError(f"pretrained: {error}") from error
     return target
+
+
+def _check_reads(path: Path, shown: str) -> None:
+    """Raise `WeightsError` where a file does not read as weights."""
+    try:
+        read_weights(path)
+    except WeightsError as error:
+        reason = shorten_text(str(error).removeprefix(f"{path}: "), 300)
+        raise WeightsError(
+            f"pretrained: {shown}: expected a file of weights, got one that does not read "
+            f"({reason.removesuffix('.')})."
+        ) from error
 
 
 def _unpack(path: Path, shown: str) -> None:
