@@ -129,6 +129,35 @@ def test_archives_that_hold_no_weights(server: FileServer, weights, monkeypatch)
     refused("at most|more than")
 
 
+@pytest.mark.parametrize("member", ["model.pdparams", "README"])
+@pytest.mark.parametrize("name", ["stock.tar.gz", "stock.zip"])
+def test_an_archive_that_unpacks_to_far_more_than_it_is(
+    server: FileServer, tmp_path, monkeypatch, name, member
+):
+    zeros = tmp_path / "zeros"
+    with zeros.open("wb") as file:
+        file.truncate(100 << 20)
+    target = server.folder / name
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(zeros, member)
+    else:
+        pack(target, zeros, (member,))
+    assert target.stat().st_size < 1 << 20
+    monkeypatch.setattr(module, "read_weights", lambda path: pytest.fail("it was unpacked"))
+    with pytest.raises(WeightsError, match=f"at most {64 << 20} bytes, got one that unpacks to"):
+        module.fetch_weights(f"{server.url}/{name}", allow_download=True)
+    assert not [path for path in module.cache_folder().rglob("*") if path.is_file()]
+
+
+def test_what_an_archive_says_of_its_members_is_not_believed(tmp_path):
+    with (
+        (tmp_path / "unpacked").open("wb") as target,
+        pytest.raises(WeightsError, match="at most 10 bytes"),
+    ):
+        module._copy(io.BytesIO(bytes(11)), target, "stock.zip", 10)
+
+
 @pytest.mark.parametrize("name", ["stock.pdparams", "stock.tar.gz"])
 def test_a_wrong_answer_does_not_stay_in_the_cache(server: FileServer, weights, tmp_path, name):
     def answer(content: bytes) -> None:

@@ -20,8 +20,12 @@ from ppvision.zoo.weights import read_weights
 logger = logging.getLogger("ppvision")
 
 MAX_BYTES = 8 << 30  # of weights, packed or not; the largest published ones have 5 GB
+# An archive of weights is about as large as they are: it may unpack to so many times its own bytes,
+# or to so many bytes where that is more.
+_MAX_RATIO, _FREE_BYTES = 10, 64 << 20
 _MAX_MEMBERS = 1000  # of an archive; PaddleSeg's have one or two
 _PIECE = 1 << 20
+_UNPACK = "If you trust it, unpack it yourself and give the file's path."
 # How PaddleDetection names the server of its weights.
 _PPDET, _PPDET_SERVER = "ppdet://", "https://paddledet.bj.bcebos.com/"
 
@@ -98,9 +102,10 @@ def _unpack(path: Path, shown: str) -> None:
     if not is_zip and not tarfile.is_tarfile(path):
         return
     unpacked = path.with_name(f"{path.name}.unpacked")
+    limit = min(MAX_BYTES, max(_MAX_RATIO * path.stat().st_size, _FREE_BYTES))
     try:
-        with _weights_in(path, is_zip, shown) as source, unpacked.open("wb") as target:
-            _copy(source, target, shown)
+        with _weights_in(path, is_zip, shown, limit) as source, unpacked.open("wb") as target:
+            _copy(source, target, shown, limit)
         unpacked.replace(path)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise WeightsError(
@@ -112,18 +117,21 @@ def _unpack(path: Path, shown: str) -> None:
 
 
 @contextmanager
-def _weights_in(path: Path, is_zip: bool, shown: str) -> Iterator[IO[bytes]]:
+def _weights_in(path: Path, is_zip: bool, shown: str, limit: int) -> Iterator[IO[bytes]]:
     archive: Any  # of two types that call the same differently
     with zipfile.ZipFile(path) if is_zip else tarfile.open(path) as archive:
-        found = []
+        found, total = [], 0
         for number, member in enumerate(archive.infolist() if is_zip else archive):
             name, size = (
                 (member.filename, member.file_size) if is_zip else (member.name, member.size)
             )
-            if number >= _MAX_MEMBERS or size > MAX_BYTES:
+            total += size  # of all: to find the next member, a packed tar is read through this one
+            if total > limit:
+                raise _too_large(shown, limit)
+            if number >= _MAX_MEMBERS:
                 raise WeightsError(
                     f"pretrained: {shown}: expected an archive with one file of weights, got one "
-                    f"with more than {_MAX_MEMBERS} members or {MAX_BYTES} bytes."
+                    f"with more than {_MAX_MEMBERS} members. {_UNPACK}"
                 )
             regular = is_zip or member.isreg()
             own = not PurePosixPath(name).name.startswith("._")  # what macOS adds
@@ -132,18 +140,25 @@ def _weights_in(path: Path, is_zip: bool, shown: str) -> Iterator[IO[bytes]]:
         if len(found) != 1:
             raise WeightsError(
                 f"pretrained: {shown}: expected an archive with one .pdparams, got {len(found)}. "
-                "Unpack it yourself and give the file's path."
+                f"{_UNPACK}"
             )
         yield archive.open(found[0]) if is_zip else archive.extractfile(found[0])
 
 
-def _copy(source: IO[bytes], target: IO[bytes], shown: str) -> None:
-    """Copy at most `MAX_BYTES`, whatever the archive says of its members."""
+def _too_large(shown: str, limit: int) -> WeightsError:
+    return WeightsError(
+        f"pretrained: {shown}: expected an archive that unpacks to at most {limit} bytes, got one "
+        f"that unpacks to more, which no archive of weights of its size does. {_UNPACK}"
+    )
+
+
+def _copy(source: IO[bytes], target: IO[bytes], shown: str, limit: int) -> None:
+    """Copy at most `limit` bytes, whatever the archive says of its members."""
     total = 0
     while piece := source.read(_PIECE):
         total += len(piece)
-        if total > MAX_BYTES:
-            raise WeightsError(f"pretrained: {shown}: expected at most {MAX_BYTES} bytes.")
+        if total > limit:
+            raise _too_large(shown, limit)
         if shutil.disk_usage(Path(target.name).parent).free < len(piece):
             raise StorageError(errno.ENOSPC, f"pretrained: no room for {target.name}")
         target.write(piece)
