@@ -16,7 +16,7 @@ from paddleseg.models.backbones import MixVisionTransformer_B0 as Stock
 
 import ppvision.zoo.fetching as module
 from ppvision.cli import run
-from ppvision.errors import ConfigError, LibraryError, WeightsError
+from ppvision.errors import ConfigError, MissingFileError, WeightsError
 from ppvision.plugins.libraries import load_safely
 from ppvision.tasks import open_job
 from tests.file_server import FileServer, serving
@@ -270,11 +270,13 @@ def test_every_verb_names_the_flag(server: FileServer, config_file, verb, capsys
     assert server.requests == [("GET", "stock.tar.gz")]
 
 
-def test_a_path_that_is_not_there_is_paddlesegs_error(config_file):
+@pytest.mark.parametrize("path", ["nope.pdparams", "/nowhere.pdparams", "file:///nope.pdparams"])
+def test_a_path_that_is_not_there(config_file, path):
     def change(config: dict) -> None:
-        config["model"]["backbone"] = {"type": "ResNet18_vd", "pretrained": "/nowhere.pdparams"}
+        config["model"]["backbone"] = {"type": "ResNet18_vd", "pretrained": path}
 
-    with pytest.raises(LibraryError, match=r"not Found: /nowhere\.pdparams"):
+    message = f"^pretrained: expected a file of weights, found none at '{re.escape(path)}'"
+    with pytest.raises(MissingFileError, match=message):
         open_job(config_file(change)).float_model  # noqa: B018
 
 

@@ -7,12 +7,15 @@ fetch on request only, and take such texts for names. Their own tools keep their
 
 import contextlib
 import logging
+import os
 import re
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
 
 import paddle
 from paddle import Tensor
@@ -21,6 +24,7 @@ from ppvision.errors import (
     ConfigError,
     DataError,
     LibraryError,
+    MissingFileError,
     PpvisionError,
     WeightsError,
     shorten,
@@ -150,6 +154,7 @@ def load_safely(allow_download: bool) -> Iterator[None]:
     Other threads are not affected, but wait where they come here too.
 
     Raises:
+        MissingFileError: PaddleSeg's component names a file that is not there.
         WeightsError: weights that do not read, or an address without `allow_download`.
         DataError: a data set that would be fetched.
     """
@@ -181,7 +186,28 @@ def load_safely(allow_download: bool) -> Iterator[None]:
                 original = getattr(found, name)
                 setattr(found, name, replace(original, ours))
                 stack.callback(setattr, found, name, original)
+        utils = sys.modules.get("paddleseg.utils.utils")
+        if utils is not None:
+            original = utils.load_pretrained_model
+            utils.load_pretrained_model = replace(original, _checking_file(original))
+            stack.callback(setattr, utils, "load_pretrained_model", original)
         yield
+
+
+def _checking_file(load: Callable) -> Callable:
+    """PaddleSeg's `load_pretrained_model`, which calls a missing file a missing directory."""
+
+    def call(model: object, pretrained_model: Any) -> object:
+        is_path = isinstance(pretrained_model, str) and not urlparse(pretrained_model).netloc
+        if is_path and not os.path.exists(pretrained_model):
+            raise MissingFileError(
+                "pretrained: expected a file of weights, found none at "
+                f"{shorten_text(pretrained_model, 200)!r}. Give a path (without file://) or an "
+                "address (https://...)."
+            )
+        return load(model, pretrained_model)
+
+    return call
 
 
 def _load(path: object, **options: object) -> dict[str, Tensor]:
