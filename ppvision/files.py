@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError, PpvisionError, StorageError
+from ppvision.errors import FolderInUseError, PpvisionError, StorageError, shorten_text
 
 # -- locks -----------------------------------------------------------------------------------------
 
@@ -39,7 +39,7 @@ os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 
 @contextmanager
-def lock_folder(folder: Path, busy: str) -> Iterator[None]:
+def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) -> Iterator[None]:
     """Hold a folder, made where it is not there, against every other process.
 
     The lock leaves no file behind, ends with the process however that ends, and is not inherited
@@ -48,11 +48,15 @@ def lock_folder(folder: Path, busy: str) -> Iterator[None]:
     Args:
         folder: to be held.
         busy: message of the error when another process holds it.
+        named: the flag that the folder comes from and the path to show, for the error when it
+            cannot be made; None leaves the system's error as it is.
 
     Raises:
         FolderInUseError: another process (or another part of this one) holds it.
+        StorageError: with `named`: it cannot be made.
     """
-    handle = _open_and_lock(folder, busy)
+    with contextlib.nullcontext() if named is None else naming_flag(*named):
+        handle = _open_and_lock(folder, busy)
     _lock_descriptors.add(handle)
     try:
         yield
@@ -207,6 +211,27 @@ def naming_storage(target: Path, folder: Path) -> Iterator[None]:
         raise storage_error(number, target) from error
 
 
+@contextmanager
+def naming_flag(flag: str, folder: Path) -> Iterator[None]:
+    """Errors of the system inside the block, which makes a folder, as a `StorageError` that says
+    which flag named it.
+
+    Raises:
+        StorageError: the cause is attached.
+    """
+    try:
+        yield
+    except PpvisionError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise storage_error(error.errno, folder) from error
+        raise StorageError(
+            f"{flag}: expected a folder that can be written, got {shorten_text(str(folder), 200)} "
+            f"({error.strerror or error}). Name another one."
+        ) from error
+
+
 def check_room(target: Path, folder: Path) -> None:
     """Raise `StorageError` where the disk of `folder` takes no more: what a library wrote there for
     `target` may be cut off without an error."""
@@ -276,7 +301,7 @@ _OLD = "old"  # where an earlier folder stands between the two renames that repl
 
 @contextmanager
 def replace_folder(
-    folder: Path, may_be_replaced: Callable[[Path], bool], ours: str
+    folder: Path, may_be_replaced: Callable[[Path], bool], ours: str, flag: str = "folder"
 ) -> Iterator[Path]:
     """Yield a work folder; its `final` takes the name `folder` once the block has succeeded.
 
@@ -287,15 +312,16 @@ def replace_folder(
         folder: the new folder; resolved.
         may_be_replaced: of a folder that is there already.
         ours: what such a folder holds, for the error: "an earlier export".
+        flag: what names the folder, for the error when it cannot be made.
 
     Raises:
         FolderInUseError: the folder is there, and is not to be replaced; or another process is
             writing it.
-        StorageError: the disk is full, or refused to write.
+        StorageError: the folder cannot be made; the disk is full, or refused to write.
     """
     work = folder.with_name(f".{folder.name}.ppvision-partial")
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
-    with naming_storage(folder, work), lock_folder(work, busy):
+    with naming_storage(folder, work), lock_folder(work, busy, (flag, folder)):
         _empty_work(work, folder)
         try:
             check_replaceable(folder, may_be_replaced, ours)
@@ -367,7 +393,7 @@ def create_folder(output: str | Path) -> Iterator[Path]:
             "Name another one or remove it."
         )
     is_empty = lambda path: path.is_dir() and not any(path.iterdir())  # noqa: E731
-    with replace_folder(target, is_empty, "an empty one") as work:
+    with replace_folder(target, is_empty, "an empty one", "output") as work:
         yield work / "final"
 
 

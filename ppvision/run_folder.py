@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppvision.errors import FolderInUseError, shorten
-from ppvision.files import lock_folder, write_text
+from ppvision.files import lock_folder, naming_flag, write_text
 from ppvision.safe_yaml import yaml_text
 
 
@@ -48,14 +48,17 @@ class RunFolder:
             FolderInUseError: the folder holds files and the run is not to be resumed, or it is a
                 file.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise FolderInUseError(
-                f"save_dir: expected a folder, got {self.root}, which is a file."
-            )
+        self._check_no_file()
         if not resume and self.root.exists() and not self._holds_a_start_only():
             raise FolderInUseError(
                 f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
                 "Go on with it (--resume auto), name another one (--save_dir) or remove it."
+            )
+
+    def _check_no_file(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            raise FolderInUseError(
+                f"save_dir: expected a folder, got {self.root}, which is a file. Name another one."
             )
 
     def _holds_a_start_only(self) -> bool:
@@ -77,7 +80,9 @@ class RunFolder:
         the block raises goes again.
 
         Raises:
-            FolderInUseError: another process, or another object of this one, holds it.
+            FolderInUseError: another process, or another object of this one, holds it; or it is a
+                file.
+            StorageError: it cannot be made.
         """
         if self._holders:
             yield
@@ -86,8 +91,11 @@ class RunFolder:
             f"save_dir: another process is training in {self.root}. Wait for it, stop it, or "
             "name another folder (--save_dir)."
         )
-        made = not self.root.exists()
-        with lock_folder(self.root, busy):
+        named = "save_dir", self.root
+        with naming_flag(*named):  # the system may refuse to look for it: a name too long
+            self._check_no_file()
+            made = not self.root.exists()
+        with lock_folder(self.root, busy, named):
             self._holders.append(True)
             try:
                 yield
@@ -100,9 +108,14 @@ class RunFolder:
                 self._holders.pop()
 
     def open(self, config: dict) -> None:
-        """Make the folder and write the resolved configuration."""
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_text(self.config, yaml_text(config))
+        """Make the folder and write the resolved configuration.
+
+        Raises:
+            StorageError: the folder cannot be made or written.
+        """
+        with naming_flag("save_dir", self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, yaml_text(config))
 
 
 # How a run is run, without effect on what it computes (`iters` stands in the config as well).

@@ -23,7 +23,7 @@ from ppvision.deploy.runtime import has_openvino
 from ppvision.errors import EngineError, FolderInUseError, StorageError
 from ppvision.files import lock_folder
 from ppvision.quant import describe_layered, load_layered, save_layered
-from ppvision.zoo.registry import create_model
+from ppvision.zoo import create_model
 from tests.conftest import ROOT, classification_config
 from tests.small_layered import tiny_once_qat
 
@@ -326,10 +326,12 @@ def test_a_limit_on_the_size_of_files(tmp_path, limit):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written(tmp_path):
+@pytest.mark.parametrize("name", ["file/net", "n" * 300, "/proc/net-of-nobody"])
+def test_a_place_that_cannot_be_written(tmp_path, name):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="file"):
-        export_model(Net(), tmp_path / "file" / "net", input_shape=SHAPE)
+    message = r"^save_dir: expected a folder that can be written, got .*\(.+\)\. Name another"
+    with pytest.raises(StorageError, match=message):
+        export_model(Net(), tmp_path / name, input_shape=SHAPE)
 
 
 def test_a_full_temporary_folder(small_disk, tmp_path, monkeypatch):

@@ -176,6 +176,26 @@ def test_anything_else_blocks(tmp_path, name):
     RunFolder(tmp_path / "run").check_new(resume=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("file/run", "Not a directory"), ("n" * 300, "File name too long")]
+)
+def test_a_folder_that_cannot_be_made(config_file, tmp_path, capsys, name, reason):
+    (tmp_path / "file").write_text("")
+    command = ["train", "-c", str(config_file()), "--save_dir", str(tmp_path / name)]
+    assert run(command) == 1
+    said = capsys.readouterr().err
+    assert "ppvision: save_dir: expected a folder that can be written, got " in said
+    assert f"({reason}). Name another one." in said
+    with pytest.raises(StorageError, match=r"^save_dir: "):
+        RunFolder(tmp_path / name).open({})
+
+
+def test_a_file_is_not_locked(tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(FolderInUseError, match="is a file"), RunFolder(tmp_path / "run").locked():
+        pass
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_is_no_folder(tmp_path, resume):
     (tmp_path / "run").write_text("")

@@ -82,7 +82,7 @@ def export_detector(
     pipeline = DetectionTransforms(transforms)
     check_packed(model, bits)
     folder = Path(folder).resolve()
-    replacing = replace_folder(folder, may_be_replaced, "an earlier export")
+    replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"

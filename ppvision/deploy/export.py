@@ -116,7 +116,7 @@ def export_model(
 
     check_packed(model, bits)
     folder = Path(folder).resolve()
-    replacing = replace_folder(folder, may_be_replaced, "an earlier export")
+    replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     with evaluation_mode(model), replacing as work:
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":

@@ -66,7 +66,7 @@ def export_widths(
     is_earlier = lambda path: path.is_dir() and not _other_files(path)  # noqa: E731
     # All widths, the table and the record take their place together: an export that fails or is
     # killed leaves the earlier one as it was.
-    with replace_folder(folder, is_earlier, "an earlier export at widths") as work:
+    with replace_folder(folder, is_earlier, "an earlier export at widths", "save_dir") as work:
         final = work / "final"
         rows = _export_all(
             job,
