@@ -386,6 +386,8 @@ def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
             raise OSError("no space")
         return replace(path, target)
 
+    # Of a file system that cannot let folders change places.
+    monkeypatch.setattr("ppvision.files._exchange", lambda new, folder: False)
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         export_model(Net(), folder, input_shape=[1, 3, 40, 40])
