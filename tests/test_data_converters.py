@@ -660,7 +660,7 @@ def test_a_tar_file_that_unpacks_to_more_than_it_may(tmp_path, kind):
             file.write(bytes(2**20))
         file.write(bytes(1024))
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"bomb\.tar\.gz: .*(expected at most|damaged)"):
+    with pytest.raises(DataError, match=r"bomb\.tar\.gz: .*(at most|damaged)"):
         convert_cifar10(tmp_path / "bomb.tar.gz", tmp_path / "out")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

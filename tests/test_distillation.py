@@ -307,11 +307,11 @@ def test_an_interrupted_computation_goes_on(crops, five_classes, counted, monkey
     whole = Teacher(zoo_teacher(five_classes), data.classes)
     read, reads = teacher.read_sample, []
 
-    def failing(path):
+    def failing(path, max_value):
         reads.append(path)
         if len(reads) == 25:
             raise KeyboardInterrupt
-        return read(path)
+        return read(path, max_value)
 
     monkeypatch.setattr(teacher, "read_sample", failing)
     with pytest.raises(KeyboardInterrupt):
