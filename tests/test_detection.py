@@ -25,7 +25,7 @@ from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.errors import DataError
 from ppvision.run_folder import RunFolder, read_metrics
-from ppvision.tasks import open_job
+from ppvision.tasks import detection, open_job
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
@@ -268,9 +268,9 @@ def test_transforms_are_those_of_paddledetection(keep_ratio, interp, tmp_path):
     [
         ([{"RandomFlip": {}}, {"Permute": {}}], "RandomFlip cannot be reproduced"),
         ([{"Resize": {"target_size": 8}}, {"Permute": {}}], "Resize takes target_size, keep_ratio"),
-        ([{"Resize": {"target_size": [8, 0], "keep_ratio": True}}, {"Permute": {}}], "one size or"),
-        ([{"NormalizeImage": {"std": [1, 0, 1]}}, {"Permute": {}}], "none of std zero"),
-        ([{"Decode": {}}], "expected Permute"),
+        ([{"Resize": {"target_size": [8, 0], "keep_ratio": True}}, {"Permute": {}}], "target_size"),
+        ([{"NormalizeImage": {"std": [1, 0, 1]}}, {"Permute": {}}], "std without zeros"),
+        ([{"Decode": {}}], "Permute"),
     ],
 )
 def test_transforms_that_deployment_refuses(specs, says):
@@ -614,9 +614,11 @@ def test_masks_of_a_batch_are_those_of_each_picture(runs):
     alone = job.predict_image(model, files[high])
     assert len(alone)
     read, batched = job._reading
+    decoded = detection._decoded
     for order in ((low, high), (high, low)):
         samples = [
-            read({"im_id": np.array([0]), "curr_iter": 0, "im_file": str(files[k])}) for k in order
+            read({"im_id": np.array([0]), "curr_iter": 0, **decoded(read_picture(files[k]))})
+            for k in order
         ]
         batch = batched(samples)
         found = model({key: paddle.to_tensor(batch[key]) for key in job.example})
