@@ -213,7 +213,9 @@ def test_every_picture_of_a_zip_is_checked_once(crops, tmp_path, classification_
     config = classification_file(lambda c: c["train_dataset"].update(root=str(good)))
     job, decoded = open_job(config), []
     read = class_zip.read_sample
-    monkeypatch.setattr(class_zip, "read_sample", lambda p: decoded.append(p) or read(p))
+    monkeypatch.setattr(
+        class_zip, "read_sample", lambda p, white: decoded.append(p) or read(p, white)
+    )
     job.check_data("train_dataset", "val_dataset")
     assert len(decoded) == 36
     open_job(config).check_data("train_dataset")

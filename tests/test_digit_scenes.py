@@ -415,7 +415,7 @@ def test_photographs_that_cannot_be_used(tmp_path, content):
         "missing": (FileNotFoundError, "found none"),
         "empty": (FileNotFoundError, "found none"),
         "broken": (DataError, "bad.jpg: does not decode"),
-        "truncated": (DataError, "bad.jpg: does not decode.*truncated"),
+        "truncated": (DataError, "bad.jpg: does not decode.*cut off"),
         "small": (DataError, "bad.png is 60 x 100 pixels; expected at least 96 x 24"),
     }[content]
     with pytest.raises(error, match=message):
