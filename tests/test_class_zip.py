@@ -233,6 +233,7 @@ def test_every_picture_of_a_zip_is_checked_once(crops, tmp_path, classification_
         open_job(config).check_data("train_dataset")
 
 
+@pytest.mark.all
 def test_the_verbs_take_a_zip(crops, tmp_path, classification_file, capsys):
     train, val = (pack(crops / s, tmp_path / f"{s}.zip", inner=f"{s}/") for s in ("train", "val"))
     roots = [f"train_dataset.root={train}//train", f"val_dataset.root={val}//val"]

@@ -208,6 +208,7 @@ def test_export_of_widths(trained, packed, tmp_path):
         assert float(row["mIoU"]) == pytest.approx(scores.miou)
 
 
+@pytest.mark.all
 def test_export_of_widths_does_not_mix(packed, trained, tmp_path, capsys):
     """Neither with other files nor with widths of an earlier export."""
     config, _ = trained
