@@ -1,7 +1,7 @@
 """Throughput of one `Predictor` that several threads share, in every engine.
 
     python benchmark/predictor_threads.py                        # results/predictor_threads.csv
-    python benchmark/predictor_threads.py --seconds 1 --rounds 1 --output /tmp/try.csv
+    python benchmark/predictor_threads.py --seconds 1 --rounds 1 --output output/try.csv
 
 A classifier, `pale_tiny` at 224 x 224 with random weights, predicts pictures of 480 x 360 in
 memory: the resize to 224 is included, as in a server. One Predictor with 1 and with 2 CPU threads
