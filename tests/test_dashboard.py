@@ -58,16 +58,20 @@ def address(runs):
         start_new_session=True,
     )
     printed = ""
+    found = None
+    # Our own line: VisualDL prints one of its own, now before it and now after.
     for line in server.stdout:
         printed += line
-        if "Running VisualDL" in line:
+        if found := re.search(r"VisualDL: (http://127\.0\.0\.1:\d+)", line):
             break
-    found = re.search(r"VisualDL: (http://127\.0\.0\.1:\d+)", printed)
-    assert found, printed
-    yield found[1]
-    os.killpg(server.pid, signal.SIGTERM)
-    server.wait()
-    server.stdout.close()
+    try:
+        assert found, printed
+        yield found[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+        server.stdout.close()
 
 
 def ask(address: str, path: str, **query: object) -> object:

@@ -459,7 +459,10 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
         ({"weights": 3}, "expected a number for each of bits, got 3"),
         ({"activations": "yes"}, "expected true or false, got 'yes'"),
         ({"weights": [float("inf"), 1]}, "expected a number for each of bits, got [inf, 1]"),
-        ({"distillation": float("inf")}, "distillation: expected a finite number"),
+        (
+            {"distillation": float("inf")},
+            "distillation: expected a number of at least 0",
+        ),
         ({"layers": {0: {"bits": 4}}}, "name (a number as a name in quotes)"),
     ],
 )

@@ -14,6 +14,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.runtime import has_openvino
+from ppvision.errors import InputError
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError
@@ -213,7 +214,7 @@ def test_in_channels_that_contradict_each_other_are_refused(scenes, tmp_path):
     content["backbone"]["in_channels"] = 4
     content["backbone"]["backbone"]["in_channels"] = 3
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(RuntimeError, match="in_channels: got 4, but the PaleTransformer inside"):
+    with pytest.raises(InputError, match="in_channels: got 4, but the PaleTransformer inside"):
         _ = job.model
 
 
@@ -226,7 +227,7 @@ def test_a_backbone_by_its_name_alone_is_refused(scenes, tmp_path):
     content = model("SegFormer", PALE)
     content["backbone"]["backbone"] = "pale_nano"
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(RuntimeError, match=r"got 'pale_nano'\. In YAML: backbone: {type: NAME}"):
+    with pytest.raises(InputError, match=r"got 'pale_nano'\. In YAML: backbone: {type: NAME}"):
         _ = job.model
 
 
