@@ -10,7 +10,7 @@ tokens meet differs:
     windows   7 x 7, shifted by 3 (Swin)
     global    all tokens
 
-One picture in eager mode, as the engine trains on a CPU (`ppvision.engine.cpu_training`), one
+One picture in eager mode, as the engine trains on a CPU (`ppvision.forms.cpu_training`), one
 thread, forward alone and with backward; the attentions take turns, a run each a round, median of
 the rounds. Memory is what Paddle's allocator holds at most beyond the input and the weights. Global
 attention is left out where its scores alone would take more than `MOST_SCORES`. Writes
@@ -35,7 +35,7 @@ import paddle
 from paddle import Tensor, nn, profiler
 from tqdm import tqdm
 
-from ppvision.engine.cpu_training import cpu_training
+from ppvision.forms.cpu_training import cpu_training
 from ppvision.nn import PaleAttention
 from ppvision.nn.pale_attention import SeparableConv, grouped_attention
 

@@ -8,7 +8,7 @@ pale_tiny with fresh weights (time does not depend on them), 224 x 224. Forms of
     token_last   groups token-last, for one operator an attention; query, key and value each a
                  depthwise convolution and two pointwise ones, for rows and columns
     grouped      the pointwise ones of query, key and value as one grouped convolution
-    graph        the depthwise ones as one as well: `ppvision.deploy.pale_form`
+    graph        the depthwise ones as one as well: `ppvision.forms.pale`
 
 and, with the last one, oneDNN's passes: each of those that `PaddleRuntime` leaves out put back
 (`+pass`), or one more left out (`-pass`). All take turns in one process, median of the rounds.
@@ -17,7 +17,7 @@ Writes benchmark/results/deploy_steps.csv.
     python benchmark/deploy_steps.py --any_size --models pale_nano pale_tiny --sides 224 512
 
 The same of graphs whose height and width are free, run at these sides: the layer as it is trained,
-and the form in graphs (`ppvision.deploy.any_size_form`). Writes benchmark/results/any_size.csv.
+and the form in graphs (`ppvision.forms.any_size`). Writes benchmark/results/any_size.csv.
 """
 
 import argparse
@@ -41,8 +41,9 @@ from paddle import Tensor, inference
 from tqdm import tqdm
 
 import ppvision
-from ppvision.deploy import pale_form, runtime
+from ppvision.deploy import runtime
 from ppvision.deploy.graph import trace, write_graphs
+from ppvision.forms import pale
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import write_rows
@@ -51,7 +52,7 @@ RESULTS = Path(__file__).with_name("results")
 TOLERANCE = 1e-3  # of the logits, in relation to the largest
 
 
-class TokenLast(pale_form.GraphPaleAttention):
+class TokenLast(pale.GraphPaleAttention):
     """Groups token-last; one convolution for each projection and half."""
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,7 +97,7 @@ FORMS = {
     "trained": None,
     "token_last": TokenLast,
     "grouped": Grouped,
-    "graph": pale_form.GraphPaleAttention,
+    "graph": pale.GraphPaleAttention,
 }
 OF_ANY_SIZE = ("trained", "graph")  # the other forms want known sizes
 PLACEMENT = "onednn_placement_pass"
@@ -129,14 +130,14 @@ def export(form: str, folder: Path, case: Case) -> None:
     model.eval()
     side = None if case.any_size else case.side
     shape = [case.batch, 3, side, side]
-    kind = pale_form.GraphPaleAttention
+    kind = pale.GraphPaleAttention
     if FORMS[form] is not None:
-        pale_form.GraphPaleAttention = FORMS[form]
+        pale.GraphPaleAttention = FORMS[form]
     try:
-        with pale_form.pale_form(model) if FORMS[form] else nullcontext():
+        with pale.pale_form(model) if FORMS[form] else nullcontext():
             write_graphs(trace(model, shape, "none", every_output=False), {folder: None}, "paddle")
     finally:
-        pale_form.GraphPaleAttention = kind
+        pale.GraphPaleAttention = kind
 
 
 def runner(folder: Path, off: tuple[str, ...] | None, threads: int, x: np.ndarray) -> Callable:

@@ -108,7 +108,7 @@ def main() -> None:
             if pointwise == "Linear":
                 with_linear(model)
             folder = Path(scratch) / pointwise.replace(" ", "_")
-            # As the layers are written, without `ppvision.deploy.pale_form`.
+            # As the layers are written, without `ppvision.forms.pale`.
             shape = [1, 3, arguments.size, arguments.size]
             write_graphs(trace(model, shape, "none", every_output=False), {folder: None}, "paddle")
             for setting, passes_off in settings.items():

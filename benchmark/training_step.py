@@ -53,7 +53,7 @@ def paddle_step(form: str, name: str, batch: int, side: int) -> Step:
     import paddle.nn.functional as F
 
     import ppvision
-    from ppvision.engine.cpu_training import (
+    from ppvision.forms.cpu_training import (
         contiguous_transpositions,
         keep_freed_memory,
         quick_convolutions,

@@ -1,4 +1,4 @@
-"""`ppvision/engine/cpu_training.py`: quicker, and the same numbers."""
+"""`ppvision/forms/cpu_training.py`: quicker, and the same numbers."""
 
 import ctypes
 
@@ -9,7 +9,7 @@ from paddle import nn
 from paddleslim.quant import SlimQuantConfig
 
 from ppvision import create_model
-from ppvision.engine import cpu_training as quick
+from ppvision.forms import cpu_training as quick
 from ppvision.nn import ChannelLayerNorm, PaleAttention
 from ppvision.plugins.paddleslim import LayeredQAT
 from ppvision.quant import LayeredWeightQuanter, OnceQAT

@@ -14,7 +14,7 @@ import ppvision
 from ppvision.deploy import Predictor, comparison, export_model, openvino
 from ppvision.deploy.openvino import write_openvino_programs
 from ppvision.deploy.runtime import has_openvino, open_runtime
-from ppvision.deploy.token_form import (
+from ppvision.forms.tokens import (
     TokenPaleBlock,
     from_token_groups,
     to_map,

@@ -8,7 +8,7 @@ from paddle import nn
 import ppvision
 from benchmark.deploy_steps import Grouped, TokenLast
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.pale_form import GraphPaleAttention, from_groups, pale_form, to_groups
+from ppvision.forms.pale import GraphPaleAttention, from_groups, pale_form, to_groups
 from ppvision.nn import PaleAttention
 
 SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]

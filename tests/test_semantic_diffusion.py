@@ -10,7 +10,7 @@ from paddle.distributed.fleet.utils import recompute
 from paddle.static import InputSpec
 
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.difference_form import (
+from ppvision.forms.differences import (
     GraphSemanticDifference,
     difference_form,
     sum_of_differences,

@@ -21,16 +21,16 @@ from ppvision.deploy.comparison import (
     rounding_error,
 )
 from ppvision.deploy.composition import graph_parameters
-from ppvision.deploy.difference_form import difference_form
 from ppvision.deploy.graph import trace, write_graphs
 from ppvision.deploy.openvino import write_openvino_programs
-from ppvision.deploy.pale_form import pale_form
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.runtime import has_openvino
-from ppvision.deploy.token_form import changed_blocks
 from ppvision.deploy.transforms import Transforms
 from ppvision.errors import InputError
 from ppvision.files import replace_folder, sync_files
+from ppvision.forms.differences import difference_form
+from ppvision.forms.pale import pale_form
+from ppvision.forms.tokens import changed_blocks
 from ppvision.quant.packed_layers import FixedActivation, packed_bits
 
 

@@ -8,7 +8,7 @@ graph twice and its weights once.
 Only networks with Pale blocks get one, at a known height and width. Sizes that are read from a
 tensor cannot be expressed in that format; and Paddle 3.2 keeps an engine's memory until the process
 ends, which of packed ResNets filled a machine. The blocks are in the form for tokens
-(`ppvision.deploy.token_form`).
+(`ppvision.forms.tokens`).
 """
 
 import re
@@ -25,13 +25,13 @@ from paddle.base.layer_helper import LayerHelper
 from paddle.base.proto import framework_pb2
 from paddle.pir_utils import DygraphOldIrGuard
 
-from ppvision.deploy.difference_form import difference_form
 from ppvision.deploy.graph import trace
 from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.runtime import in_one_line
-from ppvision.deploy.token_form import token_form
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
+from ppvision.forms.differences import difference_form
+from ppvision.forms.tokens import token_form
 from ppvision.models.pale_transformer import PaleBlock
 
 

@@ -27,7 +27,6 @@ from ppvision.engine.checkpoint import (
     set_aside,
     update_progress,
 )
-from ppvision.engine.cpu_training import cpu_training
 from ppvision.engine.reading import BatchReader
 from ppvision.engine.seeding import (
     UNREADABLE,
@@ -51,6 +50,7 @@ from ppvision.errors import (
     StorageError,
 )
 from ppvision.files import replace_file
+from ppvision.forms.cpu_training import cpu_training
 from ppvision.run_folder import RunFolder, config_differences
 
 logger = logging.getLogger("ppvision")

@@ -13,7 +13,7 @@ has every step's measurement), here for sizes that are known:
   attention for one operator (`self_dp_attention`, of processors with AVX-512), which holds no
   T x T scores.
 
-For other sizes see `ppvision.deploy.any_size_form`. Weights stay as they are, under their own
+For other sizes see `ppvision.forms.any_size`. Weights stay as they are, under their own
 names: they are arranged by operations of the graph, which Paddle Inference folds once, when it
 loads.
 """
@@ -25,8 +25,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.any_size_form import masked_attention, masks
-from ppvision.deploy.graph_forms import (
+from ppvision.forms.any_size import masked_attention, masks
+from ppvision.forms.exchange import (
     attention_of_groups,
     folded_norms,
     has_known_size,

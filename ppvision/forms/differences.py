@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.graph_forms import in_form, is_untouched
+from ppvision.forms.exchange import in_form, is_untouched
 from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.nn.semantic_diffusion import DIRECTIONS, OF_DIFFERENCES, replicate, taps
 

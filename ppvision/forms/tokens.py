@@ -18,14 +18,14 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.deploy.graph_forms import (
+from ppvision.forms.exchange import (
     has_known_size,
     in_form,
     is_plain_conv,
     is_plain_linear,
     is_untouched,
 )
-from ppvision.deploy.pale_form import fits
+from ppvision.forms.pale import fits
 from ppvision.models.pale_transformer import Mlp, PaleBlock
 from ppvision.nn import ChannelLayerNorm, DropPath
 

@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from ppvision.deploy.graph_forms import attention_of_groups
+from ppvision.forms.exchange import attention_of_groups
 from ppvision.nn.pale_attention import MASKED_SCORE
 
 

@@ -1,0 +1,1 @@
+"""The same layers in another order of the same arithmetic: for graphs and for CPU training."""
