@@ -41,8 +41,8 @@ from paddle import Tensor, inference
 from tqdm import tqdm
 
 import ppvision
-from ppvision.deploy import runtime
-from ppvision.deploy.graph import trace, write_graphs
+from ppvision.deploy.run import engines
+from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.forms import pale
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -115,7 +115,7 @@ class Case:
 
 def settings(form: str, any_size: bool) -> dict[str, tuple[str, ...] | None]:
     """Passes that are left out, by the name of the setting; None is without oneDNN."""
-    off = runtime.ONEDNN_PASSES_OFF
+    off = engines.ONEDNN_PASSES_OFF
     found: dict[str, tuple[str, ...] | None] = {"as deployed": off}
     if form == "graph" and not any_size:
         found |= {f"+{name}": tuple(p for p in off if p != name) for name in off}

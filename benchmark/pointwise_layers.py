@@ -26,7 +26,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, inference, nn
 
-from ppvision.deploy.graph import trace, write_graphs
+from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.environment import processor, usable_cpus
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 

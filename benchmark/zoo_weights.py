@@ -22,9 +22,9 @@ from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
 
-from ppvision.deploy.composition import graph_parameters
+from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.manifest import Manifest, read_manifest
-from ppvision.deploy.zoo_folder import GRAPH
+from ppvision.deploy.run.zoo_folder import GRAPH
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
 from ppvision.tasks.packing import pack_checkpoint

@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ppvision.deploy.export import export_model
-    from ppvision.deploy.predictor import Predictor
+    from ppvision.deploy.run.predictor import Predictor
+    from ppvision.deploy.write.export import export_model
     from ppvision.zoo import create_model, list_models, load_weights, model_card
 
 __version__ = "0.1.0"
 
 # Where each name of the Python face is.
 _FACE = {
-    "Predictor": "ppvision.deploy.predictor",
+    "Predictor": "ppvision.deploy.run.predictor",
     "create_model": "ppvision.zoo",
-    "export_model": "ppvision.deploy.export",
+    "export_model": "ppvision.deploy.write.export",
     "list_models": "ppvision.zoo",
     "load_weights": "ppvision.zoo",
     "model_card": "ppvision.zoo",

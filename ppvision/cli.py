@@ -407,7 +407,7 @@ def pack(args: argparse.Namespace) -> None:
 def bench(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     _set_device(args.device)
-    from ppvision.deploy.bench import bench_exported, table
+    from ppvision.deploy.run.bench import bench_exported, table
 
     eager = None
     if args.model_path:

@@ -27,7 +27,7 @@ import ppvision.plugins.paddleseg
 from ppvision.data.checks import check_pairs
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.pictures import picture_size, read_label, read_picture
-from ppvision.deploy import predictor
+from ppvision.deploy.run import predictor
 from ppvision.errors import DataError
 
 

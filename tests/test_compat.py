@@ -18,7 +18,7 @@ import pytest
 
 from ppvision.cli import run
 from ppvision.deploy import Predictor
-from ppvision.deploy.runtime import has_openvino
+from ppvision.deploy.run.engines import has_openvino
 from ppvision.quant import load_layered
 from ppvision.quant.packed_layers import pack_model
 from ppvision.run_folder import read_metrics

@@ -9,9 +9,10 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import ParityError, Predictor, comparison, export_model, parity
-from ppvision.deploy.graph import _trace_tables
-from ppvision.deploy.runtime import OnnxRuntime, open_runtime
+from ppvision.deploy import ParityError, Predictor, export_model
+from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
+from ppvision.deploy.verify import comparison, parity
+from ppvision.deploy.write.graph import _trace_tables
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -420,7 +421,7 @@ def test_the_work_folder_has_one_name(tmp_path, monkeypatch):
         used.append(final)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ppvision.deploy.export.compare", killed)
+    monkeypatch.setattr("ppvision.deploy.write.export.compare", killed)
     with pytest.raises(KeyboardInterrupt):
         export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48])
     assert used == [tmp_path / ".net.ppvision-partial" / "final"]

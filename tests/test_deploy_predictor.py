@@ -12,8 +12,10 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import Classification, Predictor, export_model, parity, runtime
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy import Classification, Predictor, export_model
+from ppvision.deploy.run import engines
+from ppvision.deploy.run.transforms import Transforms
+from ppvision.deploy.verify import parity
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LETTERBOX = [
@@ -106,7 +108,7 @@ def test_list_in_its_order_whatever_the_batches(exported, monkeypatch):
     images = [picture(20 + 4 * (i % 3), 30, seed=i) for i in range(8)]
     alone = [predictor(image) for image in images]
     batches = []
-    run = predictor._opened.runtime.run
+    run = predictor._opened.engines.run
     monkeypatch.setattr(
         predictor._opened.runtime, "run", lambda x: batches.append(len(x)) or run(x)
     )
@@ -255,8 +257,8 @@ def test_paddles_flag_is_changed_for_the_first_run_alone(exported, monkeypatch, 
     before = paddle.get_flags([flag])
     predictor = Predictor(exported(task="segmentation"), use_onednn=False)
     graph, run = (
-        predictor._opened.runtime._predictor,
-        type(predictor._opened.runtime._predictor).run,
+        predictor._opened.engines._predictor,
+        type(predictor._opened.engines._predictor).run,
     )
     monkeypatch.setattr(
         predictor._opened.runtime,
@@ -467,13 +469,13 @@ def test_arguments_that_do_not_fit(exported, arguments, message):
 
 @pytest.mark.parametrize("use_onednn", [False, True])
 def test_threads_reach_paddle_inference(exported, monkeypatch, use_onednn):
-    threads, create = [], runtime.inference.create_predictor
+    threads, create = [], engines.inference.create_predictor
 
     def see(config):
         threads.append(config.cpu_math_library_num_threads())
         return create(config)
 
-    monkeypatch.setattr(runtime.inference, "create_predictor", see)
+    monkeypatch.setattr(engines.inference, "create_predictor", see)
     for wanted in (2, 3):
         Predictor(exported(), threads=wanted, use_onednn=use_onednn)
     assert threads == [2, 3]
@@ -482,7 +484,7 @@ def test_threads_reach_paddle_inference(exported, monkeypatch, use_onednn):
 def test_threads_reach_onnx_runtime(exported):
     for wanted in (2, 3):
         predictor = Predictor(exported(format="onnx"), threads=wanted)
-        options = predictor._opened.runtime._session.get_session_options()
+        options = predictor._opened.engines._session.get_session_options()
         assert options.intra_op_num_threads == wanted
 
 

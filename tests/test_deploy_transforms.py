@@ -1,4 +1,4 @@
-"""ppvision.deploy.transforms against PaddleSeg's own, on pictures of odd sizes."""
+"""ppvision.deploy.run.transforms against PaddleSeg's own, on pictures of odd sizes."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from paddle.vision.transforms import CenterCrop
 
-from ppvision.deploy.transforms import KNOWN, Step, Transforms
+from ppvision.deploy.run.transforms import KNOWN, Step, Transforms
 
 seg = pytest.importorskip("paddleseg.transforms")
 

@@ -21,7 +21,7 @@ from ppdet.data.reader import BatchCompose, Compose
 from ppvision.data.coco_reading import expand_run_lengths
 from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
-from ppvision.deploy.detection_transforms import DetectionTransforms
+from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.errors import DataError
 from ppvision.run_folder import RunFolder, read_metrics
@@ -303,8 +303,8 @@ def test_resume_goes_on_as_if_nothing_had_happened(runs, scenes, tmp_path):
 
 def test_an_export_that_finds_other_boxes_is_refused(runs, tmp_path, monkeypatch):
     """One weight is changed between the run in eager mode and the graph."""
-    from ppvision.deploy import detection_export
-    from ppvision.deploy.parity import ParityError
+    from ppvision.deploy.verify.parity import ParityError
+    from ppvision.deploy.write import detection_export
 
     config, run = runs("FCOS")
     job = open_job(config)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ppvision.deploy.detection_parity import Bounds, check_found, check_raw, overlap
-from ppvision.deploy.parity import ParityError
+from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw, overlap
+from ppvision.deploy.verify.parity import ParityError
 
 BOUNDS = Bounds(score=0.05, overlap=0.5, count=100)
 TOLERANCE = 1e-3

@@ -17,9 +17,10 @@ import pytest
 import yaml
 from paddle import nn
 
-from ppvision.deploy import Predictor, export_model, openvino
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.runtime import has_openvino
+from ppvision.deploy.write import openvino
 from ppvision.errors import EngineError, FolderInUseError, StorageError
 from ppvision.files import lock_folder
 from ppvision.quant import describe_layered, load_layered, save_layered
@@ -296,7 +297,7 @@ def test_a_disk_that_fills_while_openvinos_graph_is_written(small_disk, tmp_path
                 file.write(bytes(4096))
         return write(*arguments, **how)
 
-    monkeypatch.setattr("ppvision.deploy.export.write_openvino_programs", fill_and_write)
+    monkeypatch.setattr("ppvision.deploy.write.export.write_openvino_programs", fill_and_write)
     how = {"input_shape": [1, 3, 32, 32], "task": "classification"}
     with pytest.raises(StorageError, match="disk is full"):
         export_model(create_model("pale_nano", num_classes=3), disk / "net", **how)
@@ -384,7 +385,8 @@ def test_onnx_of_any_size_names_operator_and_remedy(tmp_path, monkeypatch):
 
 def test_a_converter_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "ppvision.deploy.onnx._CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+        "ppvision.deploy.write.onnx._CHILD",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
     )
     with pytest.raises(EngineError, match="memory"):
         export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
@@ -393,7 +395,7 @@ def test_a_converter_that_is_killed(tmp_path, monkeypatch):
 
 def test_a_converter_that_sends_half(tmp_path, monkeypatch):
     child = "import os, sys; os.write(int(sys.argv[2]), bytes([100] + [0] * 7) + b'half')"
-    monkeypatch.setattr("ppvision.deploy.onnx._CHILD", child)
+    monkeypatch.setattr("ppvision.deploy.write.onnx._CHILD", child)
     with pytest.raises(EngineError, match="paddle2onnx"):
         export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
     assert list(tmp_path.iterdir()) == []
@@ -402,7 +404,7 @@ def test_a_converter_that_sends_half(tmp_path, monkeypatch):
 def test_ctrl_c_ends_the_converter(tmp_path, monkeypatch):
     """No orphan goes on, whoever was interrupted."""
     child = "import sys, time; print('x' * 9, flush=True); time.sleep(300)"
-    monkeypatch.setattr("ppvision.deploy.onnx._CHILD", child)
+    monkeypatch.setattr("ppvision.deploy.write.onnx._CHILD", child)
     started = []
     popen = subprocess.Popen
 
@@ -415,7 +417,7 @@ def test_ctrl_c_ends_the_converter(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    monkeypatch.setattr("ppvision.deploy.onnx.subprocess.Popen", start_and_interrupt)
+    monkeypatch.setattr("ppvision.deploy.write.onnx.subprocess.Popen", start_and_interrupt)
     try:
         with pytest.raises(KeyboardInterrupt):
             export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")

@@ -15,8 +15,8 @@ from visualdl.proto.record_pb2 import Record
 from visualdl.reader.record_reader import RecordReader
 
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.comparison import rounding_error
 from ppvision.deploy.run.manifest import read_manifest
+from ppvision.deploy.verify.comparison import rounding_error
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.layered_state import LayeredActivation

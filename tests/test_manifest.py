@@ -20,8 +20,8 @@ import yaml
 from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.detection_transforms import DetectionTransforms
 from ppvision.deploy.run import manifest as manifests
+from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import (
     Calibration,
     FileEntry,
@@ -33,7 +33,7 @@ from ppvision.deploy.run.manifest import (
     parse_manifest,
     read_manifest,
 )
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, ManifestError, PpvisionError
 from tests.conftest import ROOT
 from tests.mutations import BOMBS, VALUES, change_one_value, mutate_documents

@@ -11,9 +11,11 @@ from paddle import nn
 from paddle.base.proto import framework_pb2
 
 import ppvision
-from ppvision.deploy import Predictor, comparison, export_model, openvino
-from ppvision.deploy.openvino import write_openvino_programs
-from ppvision.deploy.runtime import has_openvino, open_runtime
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run.engines import has_openvino, open_runtime
+from ppvision.deploy.verify import comparison
+from ppvision.deploy.write import openvino
+from ppvision.deploy.write.openvino import write_openvino_programs
 from ppvision.forms.tokens import (
     TokenPaleBlock,
     from_token_groups,
@@ -275,7 +277,7 @@ def test_weights_of_a_layered_model(tmp_path, monkeypatch):
         opened.append(how["engine"])
         return open_runtime(*args, **how)
 
-    monkeypatch.setattr("ppvision.deploy.predictor.open_runtime", open_counted)
+    monkeypatch.setattr("ppvision.deploy.run.predictor.open_runtime", open_counted)
     predictor = Predictor(folder, layered=tmp_path / "layered")
     for bits in (8, 4, 8, 4):
         predictor.set_bits(bits)
@@ -426,7 +428,7 @@ def test_falls_back_aloud_where_it_fails_at_load(tmp_path, monkeypatch):
             raise ValueError("no plugin")
         return open_runtime(folder, format, engine=engine, **how)
 
-    monkeypatch.setattr("ppvision.deploy.predictor.open_runtime", open_broken)
+    monkeypatch.setattr("ppvision.deploy.run.predictor.open_runtime", open_broken)
     with pytest.warns(UserWarning, match="OpenVINO cannot run it here .*Going on without OpenVINO"):
         predictor = Predictor(folder)
     assert predictor.engine == "onednn"

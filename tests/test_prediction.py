@@ -28,7 +28,7 @@ from pycocotools import mask as mask_utils
 from ppvision.cli import run
 from ppvision.data import pictures as reader
 from ppvision.deploy import Classification, Predictor, export_model
-from ppvision.deploy.detections import detections_of
+from ppvision.deploy.run.detections import detections_of
 from ppvision.errors import EngineError, FolderInUseError, InputError, StorageError
 from ppvision.files import lock_folder
 from ppvision.tasks import open_job, prediction

@@ -16,7 +16,7 @@ import pytest
 from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.runtime import has_openvino
+from ppvision.deploy.run.engines import has_openvino
 from ppvision.errors import EngineError, InputTypeError
 from ppvision.quant import save_layered
 from ppvision.zoo import create_model

@@ -12,8 +12,8 @@ pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0"
 
 from paddleseg.cvlibs import Config, SegBuilder, manager
 
+from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.runtime import has_openvino
 from ppvision.errors import InputError
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job

@@ -11,7 +11,7 @@ import yaml
 
 import ppvision
 from ppvision.data.digit_scenes import load_digits
-from ppvision.deploy.zoo_folder import zoo_folder
+from ppvision.deploy.run.zoo_folder import zoo_folder
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError
 
@@ -33,8 +33,8 @@ predictor = ppvision.Predictor("segformer_pale_nano.digit_scenes")
 out = predictor(numpy.full((40, 56, 3), 90, numpy.uint8))
 assert out.shape == (40, 56), out.shape
 not_wanted = ("paddleseg", "ppdet", "paddleslim", "ppvision.tasks", "ppvision.engine",
-              "ppvision.plugins", "ppvision.deploy.export", "ppvision.deploy.graph",
-              "ppvision.deploy.detection_export", "ppvision.deploy.openvino")
+              "ppvision.plugins", "ppvision.deploy.write.export", "ppvision.deploy.write.graph",
+              "ppvision.deploy.write.detection_export", "ppvision.deploy.write.openvino")
 print([m for m in sys.modules if any(m == n or m.startswith(n + ".") for n in not_wanted)])
 """
 
@@ -104,7 +104,7 @@ def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
 
 
 def test_several_processes_compose_at_once(cache):
-    code = f"from ppvision.deploy.zoo_folder import zoo_folder; print(zoo_folder({NAME!r}))"
+    code = f"from ppvision.deploy.run.zoo_folder import zoo_folder; print(zoo_folder({NAME!r}))"
     runs = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],

@@ -11,7 +11,7 @@ import paddle
 import pytest
 
 import ppvision
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError, read_weights, save_weights
 from tests.file_server import serving

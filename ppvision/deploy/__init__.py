@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from ppvision.deploy.parity import ParityError
-from ppvision.deploy.predictor import Classification, Predictor
+from ppvision.deploy.run.predictor import Classification, Predictor
+from ppvision.deploy.verify.parity import ParityError
 
 if TYPE_CHECKING:
-    from ppvision.deploy.export import export_model
+    from ppvision.deploy.write.export import export_model
 
 __all__ = ["Classification", "ParityError", "Predictor", "export_model"]
 
@@ -14,7 +14,7 @@ __all__ = ["Classification", "ParityError", "Predictor", "export_model"]
 def __getattr__(name: str) -> object:
     # Lazily: who only predicts loads no exporter.
     if name == "export_model":
-        from ppvision.deploy.export import export_model
+        from ppvision.deploy.write.export import export_model
 
         return export_model
     raise AttributeError(f"module 'ppvision.deploy' has no attribute {name!r}")

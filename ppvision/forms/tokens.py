@@ -3,9 +3,9 @@
 The block that is trained (`ppvision.models.pale_transformer`) is channel-first. Here everything but
 the depthwise convolutions works on tokens `[B, HW, C]`: LayerNorm and the pointwise layers then
 need no transposition, and each group's heads are one batch of matrix products, which OpenVINO
-(`ppvision.deploy.openvino`) takes for attention. Nothing is padded: with padded keys masked and
-padded queries cut off, only the pixels of the picture count, so that the first groups of rows (or
-columns) have a line more than the others.
+(`ppvision.deploy.write.openvino`) takes for attention. Nothing is padded: with padded keys masked
+and padded queries cut off, only the pixels of the picture count, so that the first groups of rows
+(or columns) have a line more than the others.
 
 `docs/performance.md` has what the order brings. Where a size is not known, the block keeps its
 own form.

@@ -21,8 +21,8 @@ from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import ZipPath, check_zip, has_root, read_sample
 from ppvision.data.training_pictures import TrainingPictures
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy import transforms as deployed
-from ppvision.deploy.predictor import Classification as Predicted
+from ppvision.deploy.run import transforms as deployed
+from ppvision.deploy.run.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus

@@ -63,7 +63,7 @@ from ppvision.data.augment import (
     RandomLargeCrop,
     RecordedFlip,
 )
-from ppvision.deploy import transforms as deployed
+from ppvision.deploy.run import transforms as deployed
 from ppvision.errors import shorten, shorten_text
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import (

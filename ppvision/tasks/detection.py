@@ -23,8 +23,8 @@ from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
-from ppvision.deploy.detection_export import export_detector
-from ppvision.deploy.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.write.detection_export import export_detector
 from ppvision.environment import usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -517,7 +517,7 @@ class Detection(ModelWithWidths):
         bits: int = 32,
     ) -> Path:
         """Write the detector for deployment, NMS inside; see
-        `ppvision.deploy.detection_export.export_detector`.
+        `ppvision.deploy.write.detection_export.export_detector`.
 
         Raises:
             ConfigError: an `output_op`, which is for logits; two stages, or more than one class,

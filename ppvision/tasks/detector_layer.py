@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.deploy.detection_parity import Bounds
+from ppvision.deploy.verify.detection_parity import Bounds
 from ppvision.tasks.config import ConfigError
 
 # isort: split
@@ -46,7 +46,7 @@ class DetectorLayer(nn.Layer):
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
         """Rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` where there are
-        any; then boxes and scores before NMS (`ppvision.deploy.detection_parity`)."""
+        any; then boxes and scores before NMS (`ppvision.deploy.verify.detection_parity`)."""
         with _Listening(self._owner[0]) as seen:
             found = self.model({"image": image, "im_shape": im_shape, "scale_factor": scale_factor})
         kept = [found[key] for key in ("bbox", "bbox_num", "mask") if key in found]

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ppvision.deploy.detections import Detections
+from ppvision.deploy.run.detections import Detections
 from ppvision.files import replace_file
 from ppvision.metrics.boundary import boundary_depth, other_class_near
 

@@ -25,9 +25,9 @@ from tqdm import tqdm
 
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_label, read_picture
-from ppvision.deploy.detections import Detections
-from ppvision.deploy.predictor import Classification
-from ppvision.deploy.runtime import in_one_line
+from ppvision.deploy.run.detections import Detections
+from ppvision.deploy.run.engines import in_one_line
+from ppvision.deploy.run.predictor import Classification
 from ppvision.errors import (
     DataError,
     EngineError,

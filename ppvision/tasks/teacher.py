@@ -34,7 +34,7 @@ from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.environment import usable_cpus
 from ppvision.errors import ConfigError, FolderInUseError
 from ppvision.files import cache_folder, lock_folder, replace_file, write_text

@@ -228,7 +228,7 @@ class Manifest:
     input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
     # The last operator of the graph; nms may follow the graph instead, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
-    # See ppvision.deploy.transforms and ppvision.deploy.detection_transforms.
+    # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
     transforms: Annotated[list[dict[str, Any]], list_of(plain_mapping(256, 4), 0, 64)]
     num_classes: Annotated[int | None, optional(whole(1, _MAX_CLASSES))]  # null for features
     classes: Annotated[list[str], list_of(_NAME, 0, _MAX_CLASSES)]  # empty when not given

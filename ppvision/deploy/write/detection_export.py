@@ -10,10 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
-from ppvision.deploy import parity
-from ppvision.deploy.detection_parity import Bounds, check_found, check_raw
-from ppvision.deploy.detection_transforms import DetectionTransforms, Inputs
-from ppvision.deploy.export import (
+from ppvision.deploy.run import manifest as manifests
+from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
+from ppvision.deploy.run.engines import Engine, engine_name, failing_as, in_one_line, open_runtime
+from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw
+from ppvision.deploy.write.export import (
     check_packed,
     checked_shape,
     evaluation_mode,
@@ -21,9 +23,7 @@ from ppvision.deploy.export import (
     may_be_replaced,
     parameter_names,
 )
-from ppvision.deploy.graph import trace_detector, write_graphs
-from ppvision.deploy.run import manifest as manifests
-from ppvision.deploy.runtime import Engine, engine_name, failing_as, in_one_line, open_runtime
+from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.errors import InputError
 from ppvision.files import replace_folder, sync_files
 
@@ -72,7 +72,7 @@ def export_detector(
         The folder.
 
     Raises:
-        as `export_model`. The rule of comparison: `ppvision.deploy.detection_parity`.
+        as `export_model`. The rule of comparison: `ppvision.deploy.verify.detection_parity`.
     """
     shape = checked_shape(input_shape)
     if format not in manifests.FORMATS:

@@ -25,9 +25,9 @@ from paddle.base.layer_helper import LayerHelper
 from paddle.base.proto import framework_pb2
 from paddle.pir_utils import DygraphOldIrGuard
 
-from ppvision.deploy.graph import trace
+from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.runtime import in_one_line
+from ppvision.deploy.write.graph import trace
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form

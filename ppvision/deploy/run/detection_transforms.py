@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ppvision.deploy.run.checks import show_value
-from ppvision.deploy.transforms import (
+from ppvision.deploy.run.transforms import (
     MAX_PIXELS,
     MAX_SIDE,
     build_known,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvision.deploy.composition import graph_parameters, write_parameters
+from ppvision.deploy.run.composition import graph_parameters, write_parameters
 from ppvision.deploy.run.manifest import (
     NAME,
     describe_files,

@@ -9,9 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.deploy import parity
-from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.runtime import (
+from ppvision.deploy.run.engines import (
     ONE_PIXEL,
     Engine,
     engine_name,
@@ -20,7 +18,9 @@ from ppvision.deploy.runtime import (
     in_one_line,
     open_runtime,
 )
-from ppvision.deploy.transforms import Normalize, Transforms
+from ppvision.deploy.run.manifest import FILES
+from ppvision.deploy.run.transforms import Normalize, Transforms
+from ppvision.deploy.verify import parity
 from ppvision.errors import InputError
 
 _TRIALS = 8  # inputs that differ in their last digits, for each probe

@@ -15,12 +15,10 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.data.pictures import read_picture, scale_to_bytes
-from ppvision.deploy.composition import compose
-from ppvision.deploy.detection_transforms import DetectionTransforms
-from ppvision.deploy.detections import Detections, detections_of
-from ppvision.deploy.parity import softmax
-from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of
-from ppvision.deploy.runtime import (
+from ppvision.deploy.run.composition import compose
+from ppvision.deploy.run.detection_transforms import DetectionTransforms
+from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.engines import (
     ONE_PIXEL,
     Batch,
     Engine,
@@ -33,7 +31,9 @@ from ppvision.deploy.runtime import (
     in_one_line,
     open_runtime,
 )
-from ppvision.deploy.transforms import Step, Transforms
+from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of
+from ppvision.deploy.run.transforms import Step, Transforms
+from ppvision.deploy.verify.parity import softmax
 from ppvision.errors import (
     EngineError,
     InputError,
@@ -497,7 +497,7 @@ def _found(folder: str | Path) -> Path:
     path = Path(folder)
     if not isinstance(folder, str) or path.exists():
         return path
-    from ppvision.deploy.zoo_folder import zoo_folder
+    from ppvision.deploy.run.zoo_folder import zoo_folder
     from ppvision.zoo.cards import weights_names
 
     if (composed := zoo_folder(folder)) is not None:

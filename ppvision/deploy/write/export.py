@@ -12,20 +12,20 @@ import paddle
 from paddle import nn
 
 from ppvision.data.listing import is_leftover
-from ppvision.deploy import parity
-from ppvision.deploy.comparison import (
+from ppvision.deploy.run import manifest as manifests
+from ppvision.deploy.run.composition import graph_parameters
+from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.transforms import Transforms
+from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.comparison import (
     Probe,
     compare,
     compare_openvino,
     eager_probes,
     rounding_error,
 )
-from ppvision.deploy.composition import graph_parameters
-from ppvision.deploy.graph import trace, write_graphs
-from ppvision.deploy.openvino import write_openvino_programs
-from ppvision.deploy.run import manifest as manifests
-from ppvision.deploy.runtime import has_openvino
-from ppvision.deploy.transforms import Transforms
+from ppvision.deploy.write.graph import trace, write_graphs
+from ppvision.deploy.write.openvino import write_openvino_programs
 from ppvision.errors import InputError
 from ppvision.files import replace_folder, sync_files
 from ppvision.forms.differences import difference_form
@@ -64,7 +64,7 @@ def export_model(
         format: "paddle" (`model.json`, `model.pdiparams`) or "onnx" (`model.onnx`; needs
             paddle2onnx and onnxruntime).
         transforms: of the validation data, as in a PaddleSeg configuration; `Predictor` applies
-            them. Only those of `ppvision.deploy.transforms`.
+            them. Only those of `ppvision.deploy.run.transforms`.
         classes: names of the K classes, or empty.
         task: "segmentation", "classification" or "features" (`output_op` "none").
         name: written into `deploy.yaml`. Default: the folder's.
@@ -86,12 +86,12 @@ def export_model(
         RuntimeError: tracing, conversion or the first run failed; the cause is attached.
         After any of them nothing new stands under `folder`, and an older export is still there.
 
-    The check (`ppvision.deploy.parity`) runs the graph in Paddle Inference with and without oneDNN,
-    or in ONNX Runtime: at two odd sizes where height and width are free, with one and two pictures
-    where the batch is. oneDNN that fails to run or gives other numbers is reported by a warning and
-    in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known height and
-    width there is a graph for OpenVINO too (`ppvision.deploy.openvino`): that it does not know an
-    operator, or gives other numbers, is reported in the same way.
+    The check (`ppvision.deploy.verify.parity`) runs the graph in Paddle Inference with and without
+    oneDNN, or in ONNX Runtime: at two odd sizes where height and width are free, with one and two
+    pictures where the batch is. oneDNN that fails to run or gives other numbers is reported by a
+    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known
+    height and width there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`): that it
+    does not know an operator, or gives other numbers, is reported in the same way.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (

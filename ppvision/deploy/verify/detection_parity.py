@@ -1,7 +1,7 @@
 """Whether an exported detector finds what the model finds.
 
-Before NMS, boxes and scores obey the rule of `ppvision.deploy.parity`. After it, boxes of one class
-are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only where a
+Before NMS, boxes and scores obey the rule of `ppvision.deploy.verify.parity`. After it, boxes of
+one class are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only where a
 bound of NMS decides: its score is within the tolerance of the lowest that is kept, or it overlaps a
 surer box of its class by what NMS just allows. Masks of matched boxes overlap by 0.99 as well, or
 differ in a pixel or two.
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppvision.deploy.detections import Detections, detections_of
-from ppvision.deploy.parity import ParityError, relative_error
+from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.verify.parity import ParityError, relative_error
 
 SAME = 0.99  # overlap of boxes, and of masks, that are taken for the same
 FEW_PIXELS = 2

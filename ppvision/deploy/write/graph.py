@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
-from ppvision.deploy.onnx import convert_folders
+from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError
 from ppvision.files import find_disk_error, storage_error
 
@@ -79,7 +79,7 @@ def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Lay
     """Trace a detector, which must be in evaluation mode.
 
     Args:
-        model: takes `image`, `im_shape`, `scale_factor` (`ppvision.deploy.detection_export`).
+        model: takes `image`, `im_shape`, `scale_factor` (`ppvision.deploy.write.detection_export`).
         input_shape: of `image`.
 
     Raises:

@@ -11,8 +11,8 @@ import paddle
 from paddle import nn
 from tqdm import tqdm
 
-from ppvision.deploy.predictor import Predictor
-from ppvision.deploy.runtime import Engine
+from ppvision.deploy.run.engines import Engine
+from ppvision.deploy.run.predictor import Predictor
 
 DEFAULT_SIZE = 224  # pixels, where an export leaves height and width open
 WARM_UP = 3

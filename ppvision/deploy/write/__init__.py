@@ -1,0 +1,1 @@
+"""From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
