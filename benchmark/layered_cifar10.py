@@ -50,7 +50,7 @@ from ppvision.models.pale_transformer import PatchMerging
 from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
-from ppvision.quant.layered_layers import set_bits
+from ppvision.quant.train.layers import set_bits
 from ppvision.run_folder import RunFolder
 from ppvision.tasks.quantization import (
     draw_widths,

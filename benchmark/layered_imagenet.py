@@ -26,8 +26,8 @@ from paddle import nn
 from ppvision.environment import machine
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT
-from ppvision.quant.layered_layers import LayeredNorm
-from ppvision.quant.norm_statistics import estimate_statistics
+from ppvision.quant.ptq.norm_statistics import estimate_statistics
+from ppvision.quant.train.layers import LayeredNorm
 from ppvision.zoo import create_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

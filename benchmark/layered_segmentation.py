@@ -39,7 +39,7 @@ from ppvision.environment import machine
 from ppvision.files import write_text
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
-from ppvision.quant.layered_layers import set_bits
+from ppvision.quant.train.layers import set_bits
 from ppvision.run_folder import RunFolder
 from ppvision.tasks import open_job
 from ppvision.tasks.segmentation import Segmentation

@@ -29,8 +29,8 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.environment import machine, usable_cpus
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT, load_layered, save_layered
-from ppvision.quant.layered_state import LayeredState, layered_state
-from ppvision.quant.packed_layers import pack_model
+from ppvision.quant.packed import pack_model
+from ppvision.quant.store.state import LayeredState, layered_state
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import read_rows, write_rows

@@ -10,8 +10,8 @@ from paddle import nn
 
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
-from ppvision.quant.layered_layers import LayeredNorm
-from ppvision.quant.layered_state import LayeredState
+from ppvision.quant.store.state import LayeredState
+from ppvision.quant.train.layers import LayeredNorm
 
 BITS = (8, 6, 4, 3, 2)
 CONFIG = {"type": "Tiny", "widths": [6, 9], "norm": {"eps": 1e-5}, "bias": None, "deep": False}

@@ -20,7 +20,7 @@ from ppvision.cli import run
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.quant import load_layered
-from ppvision.quant.packed_layers import pack_model
+from ppvision.quant.packed import pack_model
 from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.zoo import create_model, load_weights

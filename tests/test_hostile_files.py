@@ -37,8 +37,9 @@ from safetensors.numpy import save
 from ppvision.data import cifar10
 from ppvision.data.cifar10 import convert_cifar10
 from ppvision.errors import ConfigError, DataError, shorten
-from ppvision.quant import LayeredModelError, layered_files, load_layered, save_layered
-from ppvision.quant.layered_state import layered_state
+from ppvision.quant import LayeredModelError, load_layered, save_layered
+from ppvision.quant.store import files as layered_files
+from ppvision.quant.store.state import layered_state
 from ppvision.safe_yaml import Located, load_yaml, yaml_text
 from ppvision.tasks.config import apply_options, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
@@ -568,7 +569,7 @@ def vouching_manifests(changes: list[dict]) -> list[bytes]:
 def read_layered(path: Path) -> None:
     """With the files of the whole model, whose chain of digests is made to fit the manifest."""
     from ppvision.quant import describe_layered, load_layered
-    from ppvision.quant import layered_model as module
+    from ppvision.quant.store import model as module
 
     for other in WHOLE.iterdir():
         if other.name != "manifest.json":

@@ -25,7 +25,7 @@ from benchmark.runs import ProcessorClock, spent
 from ppvision.data.writing import write_picture
 from ppvision.engine.checkpoint import arrays_of
 from ppvision.quant import downsample_codes, quantize_codes
-from ppvision.quant.layered_layers import LayeredLayer, set_bits
+from ppvision.quant.train.layers import LayeredLayer, set_bits
 from ppvision.zoo.weights import save_weights
 
 

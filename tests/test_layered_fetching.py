@@ -15,8 +15,8 @@ import pytest
 from ppvision import remote
 from ppvision.dashboard import free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
-from ppvision.quant import fetching as module
-from ppvision.quant.layered_state import LayeredState, layered_state
+from ppvision.quant.store import fetching as module
+from ppvision.quant.store.state import LayeredState, layered_state
 from tests.file_server import FileServer, serving, stop
 from tests.small_layered import (
     BITS,

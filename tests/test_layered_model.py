@@ -28,9 +28,9 @@ from ppvision.quant import (
     save_layered,
     unpack_codes,
 )
-from ppvision.quant import layered_model as module
-from ppvision.quant.layered_files import content_digest, digest
-from ppvision.quant.layered_state import LayeredState, LayeredWeight, layered_state
+from ppvision.quant.store import model as module
+from ppvision.quant.store.files import content_digest, digest
+from ppvision.quant.store.state import LayeredState, LayeredWeight, layered_state
 from tests.small_layered import (
     BITS,
     CONFIG,

@@ -19,8 +19,8 @@ from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.verify.comparison import rounding_error
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.quant import OnceQAT, load_layered, save_layered
-from ppvision.quant.layered_state import LayeredActivation
-from ppvision.quant.packed_layers import FixedActivation, pack_model
+from ppvision.quant.packed import FixedActivation, pack_model
+from ppvision.quant.store.state import LayeredActivation
 from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width

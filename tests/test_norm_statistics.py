@@ -1,4 +1,4 @@
-"""`ppvision/quant/norm_statistics.py` against NumPy and against Paddle's own training mode."""
+"""`ppvision/quant/ptq/norm_statistics.py` against NumPy and against Paddle's own training mode."""
 
 import threading
 from functools import partial
@@ -8,7 +8,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppvision.quant.norm_statistics import IN_STEP, estimate_statistics
+from ppvision.quant.ptq.norm_statistics import IN_STEP, estimate_statistics
 
 EPSILON = 1e-5
 

@@ -24,9 +24,9 @@ from ppvision.quant import (
     load_layered,
     save_layered,
 )
-from ppvision.quant.layered_layers import LayeredBatchNorm2D, LayeredLayer, set_bits
-from ppvision.quant.layered_state import layered_state
-from ppvision.quant.packed_layers import pack_model, packed_copy
+from ppvision.quant.packed import pack_model, packed_copy
+from ppvision.quant.store.state import layered_state
+from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.tasks.quantization import draw_widths, passes
 from ppvision.zoo.weights import WeightsError, assign_weights
 

@@ -28,8 +28,8 @@ from ppvision.models.pale_transformer import PaleBlock
 from ppvision.nn.semantic_diffusion import SIMILARITIES, SemanticDiffusionPyramid
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT, save_layered
-from ppvision.quant.layered_state import layered_state
-from ppvision.quant.packed_layers import PackedLayer, pack_model
+from ppvision.quant.packed import PackedLayer, pack_model
+from ppvision.quant.store.state import layered_state
 
 SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
 needs_openvino = pytest.mark.skipif(

@@ -11,8 +11,8 @@ from paddle import nn
 
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
-from ppvision.quant.layered_state import layered_state
-from ppvision.quant.quanters import rounding_step
+from ppvision.quant.store.state import layered_state
+from ppvision.quant.train.quanters import rounding_step
 from ppvision.tasks import open_job, packing
 from ppvision.tasks.packing import pack_checkpoint
 from tests.conftest import classification_config

@@ -14,7 +14,7 @@ from ppvision.quant import (
     downsample_codes,
     quantize_codes,
 )
-from ppvision.quant.quanters import initial_steps, rounding_step
+from ppvision.quant.train.quanters import initial_steps, rounding_step
 
 BITS = (8, 6, 4, 3, 2)
 

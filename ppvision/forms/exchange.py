@@ -8,8 +8,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.nn.layers import is_pointwise
-from ppvision.quant.layered_state import layers_by_path
-from ppvision.quant.packed_layers import PackedLayer
+from ppvision.quant.packed import PackedLayer
+from ppvision.quant.store.state import layers_by_path
 
 
 @contextmanager

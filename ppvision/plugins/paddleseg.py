@@ -49,7 +49,7 @@ from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
 from ppvision.plugins import paddleseg_data, reading, shims
-from ppvision.quant.once_qat import OnceQAT
+from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.zoo.factory import create_model, model_signature
 from ppvision.zoo.registry import follow_models
 

@@ -20,9 +20,9 @@ except ImportError as error:
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
-from ppvision.quant.layered_layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
-from ppvision.quant.layered_state import layers_by_path
-from ppvision.quant.quanters import (
+from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.train.layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
+from ppvision.quant.train.quanters import (
     DEFAULT_BITS,
     LayeredActivationQuanter,
     LayeredWeightQuanter,
@@ -134,7 +134,7 @@ class LayeredQAT(SlimQAT):
             model: one that `quantize` made, trained or not.
             bits: width, 1 to 8.
         """
-        from ppvision.quant.packed_layers import packed_copy
+        from ppvision.quant.packed import packed_copy
 
         return packed_copy(model, bits)
 

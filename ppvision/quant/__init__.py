@@ -9,16 +9,16 @@ from ppvision.quant.codes import (
     split_planes,
     unpack_codes,
 )
-from ppvision.quant.layered_files import LayeredModelError
-from ppvision.quant.layered_model import (
+from ppvision.quant.store.files import LayeredModelError
+from ppvision.quant.store.model import (
     LayeredDescription,
     LayeredModel,
     describe_layered,
     load_layered,
     save_layered,
 )
-from ppvision.quant.once_qat import OnceQAT
-from ppvision.quant.quanters import LayeredActivationQuanter, LayeredWeightQuanter
+from ppvision.quant.train.once_qat import OnceQAT
+from ppvision.quant.train.quanters import LayeredActivationQuanter, LayeredWeightQuanter
 
 __all__ = [
     "LayeredActivationQuanter",

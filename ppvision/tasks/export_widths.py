@@ -17,7 +17,7 @@ from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files
 from ppvision.quant.codes import MAX_BITS
-from ppvision.quant.packed_layers import pack_model
+from ppvision.quant.packed import pack_model
 from ppvision.tasks.quantization import ModelWithWidths
 
 logger = logging.getLogger("ppvision")

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from ppvision.data.listing import list_images
 from ppvision.data.pictures import read_picture
 from ppvision.quant import OnceQAT, save_layered
-from ppvision.quant.layered_layers import LayeredNorm
-from ppvision.quant.layered_model import check_output
-from ppvision.quant.norm_statistics import estimate_statistics
-from ppvision.quant.quanters import LayeredActivationQuanterLayer
+from ppvision.quant.ptq.norm_statistics import estimate_statistics
+from ppvision.quant.store.model import check_output
+from ppvision.quant.train.layers import LayeredNorm
+from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.quantization import ModelWithWidths, has_quanters
 from ppvision.zoo.weights import read_weights

@@ -33,11 +33,11 @@ from paddle import Tensor, nn
 from ppvision.errors import EngineError, shorten
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS
-from ppvision.quant.fetching import is_url
-from ppvision.quant.layered_state import LayeredState, layered_state
-from ppvision.quant.once_qat import OBJECTIVES, OnceQAT
-from ppvision.quant.packed_layers import pack_model
-from ppvision.quant.quanters import DEFAULT_BITS
+from ppvision.quant.packed import pack_model
+from ppvision.quant.store.fetching import is_url
+from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
+from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import ConfigError, check_keys, check_number, read_yaml
 from ppvision.zoo.registry import nearest

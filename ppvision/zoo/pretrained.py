@@ -130,7 +130,7 @@ def _read_card(card: WeightsCard) -> Pretrained:
 
 def _fetched(address: str) -> tuple[Path, str, str]:
     """The copy of a file in the cache, what to call it, and its sha256."""
-    from ppvision.quant.fetching import Remote
+    from ppvision.quant.store.fetching import Remote
 
     url, _, fragment = address.partition("#")
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)

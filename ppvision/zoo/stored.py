@@ -75,8 +75,8 @@ def read_stored(card: WeightsCard) -> dict[str, np.ndarray]:
         # The class names what its port calls things; a registered partial has the class.
         built = getattr(builder(card.model), "func", None)
         return to_paddle(read_pth(path), getattr(built, "torch_names", ()))
-    from ppvision.quant.layered_files import LayeredModelError
-    from ppvision.quant.layered_model import describe_layered, load_layered
+    from ppvision.quant.store.files import LayeredModelError
+    from ppvision.quant.store.model import describe_layered, load_layered
 
     try:
         # Without a width, a missing file would give a lower one.

@@ -82,7 +82,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         return read_stored(card)
     path = Path(path)
     if (path / "manifest.json").is_file():
-        from ppvision.quant.layered_model import load_layered
+        from ppvision.quant.store.model import load_layered
 
         return load_layered(path).state_dict
     if not path.is_file():

@@ -14,7 +14,7 @@ from paddle.base import core
 
 from ppvision.deploy.run.manifest import Manifest, file_names
 from ppvision.errors import InputError
-from ppvision.quant.layered_model import LayeredModel
+from ppvision.quant.store.model import LayeredModel
 
 
 def graph_parameters(program: Path) -> list[str]:

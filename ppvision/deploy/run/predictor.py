@@ -43,7 +43,7 @@ from ppvision.errors import (
     shorten,
 )
 from ppvision.files import check_room, naming_storage
-from ppvision.quant.layered_model import LayeredModel, load_layered
+from ppvision.quant.store.model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
 

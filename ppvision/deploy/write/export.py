@@ -31,7 +31,7 @@ from ppvision.files import replace_folder, sync_files
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
-from ppvision.quant.packed_layers import FixedActivation, packed_bits
+from ppvision.quant.packed import FixedActivation, packed_bits
 
 
 def export_model(
@@ -69,7 +69,7 @@ def export_model(
         task: "segmentation", "classification" or "features" (`output_op` "none").
         name: written into `deploy.yaml`. Default: the folder's.
         bits: of the weights: 32, or the width of the model's packed codes
-            (`ppvision.quant.packed_layers`), which are compared ten times as strictly (less so
+            (`ppvision.quant.packed`), which are compared ten times as strictly (less so
             where activations are rounded, see `parity`).
         max_value: written into `deploy.yaml`: the value that becomes 255 in pictures of more than 8
             bits a channel, as the training data's `max_value` says. Default None: `Predictor`
@@ -216,7 +216,7 @@ def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> di
     paths = {tensor.name: path for path, tensor in model.state_dict().items()}
     program = folder / manifests.FILES["paddle"].program
     found = {name: paths.get(name) for name in graph_parameters(program)}
-    # Float weights made of codes are buffers (`ppvision.quant.packed_layers`).
+    # Float weights made of codes are buffers (`ppvision.quant.packed`).
     return {
         name: f"{path.removesuffix('.unpacked')}.weight" if path.endswith(".unpacked") else path
         for name, path in found.items()

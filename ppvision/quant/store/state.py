@@ -18,8 +18,8 @@ from ppvision.quant.codes import (
     pack_codes,
     quantize_codes,
 )
-from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
-from ppvision.quant.quanters import LayeredActivationQuanterLayer
+from ppvision.quant.train.layers import LayeredLayer, LayeredNorm
+from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.errors import EngineError, InputError, shorten
-from ppvision.quant.layered_layers import LayeredLayer, set_bits
-from ppvision.quant.quanters import DEFAULT_BITS, checked_widths
+from ppvision.quant.train.layers import LayeredLayer, set_bits
+from ppvision.quant.train.quanters import DEFAULT_BITS, checked_widths
 
 OBJECTIVES = ("mean", "sandwich")
 

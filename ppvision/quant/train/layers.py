@@ -14,7 +14,7 @@ from paddle.quantization.config import SingleLayerConfig
 
 from ppvision.errors import EngineError, InputError
 from ppvision.nn import SemanticDifferenceConv2D
-from ppvision.quant.quanters import (
+from ppvision.quant.train.quanters import (
     LayeredActivationQuanter,
     LayeredActivationQuanterLayer,
     LayeredWeightQuanter,

@@ -32,7 +32,7 @@ from safetensors.numpy import load
 
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
 from ppvision.quant.codes import MAX_BITS, plane_bytes, unpack_codes
-from ppvision.quant.layered_state import LayeredActivation, LayeredState, LayeredWeight
+from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
 from ppvision.zoo.weights import header_fits
 
 MANIFEST = "manifest.json"

@@ -1,7 +1,7 @@
 """One stored model for every width: written as layers, read as far as needed.
 
 Source: arXiv 2212.05326: the narrowest codes are the basic layer, each further bit an enhance
-layer. `ppvision.quant.layered_files` says what the files hold. Precision k is the manifest and the
+layer. `ppvision.quant.store.files` says what the files hold. Precision k is the manifest and the
 files up to `wK`: a device loads what it can use, and later only the next layer.
 """
 
@@ -22,8 +22,8 @@ from safetensors.numpy import save
 from ppvision.data.listing import is_leftover
 from ppvision.errors import InputError, MissingFileError, shorten
 from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
-from ppvision.quant.fetching import FetchError, Remote, UnreachableError, is_url
-from ppvision.quant.layered_files import (
+from ppvision.quant.store.fetching import FetchError, Remote, UnreachableError, is_url
+from ppvision.quant.store.files import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
     FileEntry,
@@ -38,10 +38,10 @@ from ppvision.quant.layered_files import (
     parse_tensors,
     split_layers,
 )
-from ppvision.quant.layered_layers import LayeredLayer, LayeredNorm
-from ppvision.quant.layered_state import LayeredState, layered_state
-from ppvision.quant.once_qat import OnceQAT
-from ppvision.quant.quanters import checked_widths
+from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.train.layers import LayeredLayer, LayeredNorm
+from ppvision.quant.train.once_qat import OnceQAT
+from ppvision.quant.train.quanters import checked_widths
 
 logger = logging.getLogger("ppvision")
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ppvision.errors import StorageError, shorten_text
 from ppvision.files import cache_folder
-from ppvision.quant.layered_files import LayeredModelError
+from ppvision.quant.store.files import LayeredModelError
 from ppvision.remote import NoAnswerError, RequestError, open_answer, read_pieces
 
 logger = logging.getLogger("ppvision")

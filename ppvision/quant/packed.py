@@ -20,20 +20,20 @@ from paddle import Tensor, nn
 
 from ppvision.errors import InputError
 from ppvision.quant.codes import FLOAT_BITS
-from ppvision.quant.layered_layers import (
-    NORMS,
-    LayeredLayer,
-    LayeredNorm,
-    become,
-)
-from ppvision.quant.layered_state import (
+from ppvision.quant.store.state import (
     LayeredActivation,
     LayeredState,
     LayeredWeight,
     layered_state,
     layers_by_path,
 )
-from ppvision.quant.quanters import LayeredActivationQuanterLayer, nearest, rounding_range
+from ppvision.quant.train.layers import (
+    NORMS,
+    LayeredLayer,
+    LayeredNorm,
+    become,
+)
+from ppvision.quant.train.quanters import LayeredActivationQuanterLayer, nearest, rounding_range
 
 
 class _Tables:

@@ -1,0 +1,1 @@
+"""Training for every width at once."""
