@@ -23,7 +23,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from ppvision.data.digit_scenes import write_digit_scenes
+from ppvision.data.convert.digit_scenes import write_digit_scenes
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.zoo.cards import WEIGHTS_FOLDER
 from ppvision.zoo.weights import save_weights

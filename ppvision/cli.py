@@ -149,9 +149,9 @@ _DATA_FLAGS = {
 
 
 def data(args: argparse.Namespace) -> None:
-    from ppvision.data.converters import CONVERTERS
-    from ppvision.data.digit_scenes import write_digit_scenes
-    from ppvision.data.digits import write_digits
+    from ppvision.data.convert.converters import CONVERTERS
+    from ppvision.data.convert.digit_scenes import write_digit_scenes
+    from ppvision.data.convert.digits import write_digits
 
     flags = sorted({flag for known in _DATA_FLAGS.values() for flag in known})
     given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from ppvision.data.digit_scenes import load_digits, write_digit_scenes
+from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]

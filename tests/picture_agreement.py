@@ -24,7 +24,7 @@ from ppdet.data.transform.operators import Decode
 
 import ppvision.plugins.paddledet
 import ppvision.plugins.paddleseg
-from ppvision.data.checks import check_pairs
+from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.pictures import picture_size, read_label, read_picture
 from ppvision.deploy.run import predictor

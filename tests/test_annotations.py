@@ -20,9 +20,9 @@ from pycocotools.cocoeval import COCOeval
 
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
-from ppvision.data.coco_checks import check_coco
+from ppvision.data.check.coco import check_coco
+from ppvision.data.check.voc import check_voc
 from ppvision.data.coco_reading import read_category_names, read_coco
-from ppvision.data.voc_checks import check_voc
 from ppvision.data.voc_reading import read_voc
 from ppvision.errors import DataError
 from ppvision.tasks import open_job

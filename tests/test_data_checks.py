@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from ppvision.data.checks import check_segmentation_list
+from ppvision.data.check.segmentation import check_segmentation_list
 from ppvision.errors import DataError
 
 SIZE = (12, 16)  # height, width

@@ -14,17 +14,17 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ppvision.data import camvid, cifar10, dsb2018
-from ppvision.data.checks import check_segmentation_list
-from ppvision.data.converters import (
+from ppvision.data.check.segmentation import check_segmentation_list
+from ppvision.data.convert import camvid, cifar10, dsb2018
+from ppvision.data.convert.converters import (
     CONVERTERS,
     convert_bccd,
     convert_camvid,
     convert_cifar10,
     convert_dsb2018,
 )
-from ppvision.data.digit_scenes import load_photos
-from ppvision.data.dsb2018 import nucleus_label
+from ppvision.data.convert.digit_scenes import load_photos
+from ppvision.data.convert.dsb2018 import nucleus_label
 from ppvision.errors import DataError
 
 # pycocotools 2.0.11 on numpy 2.

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from ppvision.data import digit_scenes
-from ppvision.data.coco import uncompressed_rle, visible_box
-from ppvision.data.digit_scenes import (
+from ppvision.data.convert import digit_scenes
+from ppvision.data.convert.coco import uncompressed_rle, visible_box
+from ppvision.data.convert.digit_scenes import (
     MAX_COVERED,
     MIN_CONTRAST,
     _contrasting_colour,

@@ -30,12 +30,12 @@ from paddleseg.datasets import Dataset
 from ppdet.data.source.coco import COCODataSet
 from ppdet.data.source.voc import VOCDataSet
 
-from ppvision.data.checks import check_segmentation_list
+from ppvision.data.check.coco import check_coco
+from ppvision.data.check.segmentation import check_segmentation_list
+from ppvision.data.check.voc import check_voc
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.coco_checks import check_coco
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.text import read_names
-from ppvision.data.voc_checks import check_voc
 from ppvision.errors import PpvisionError
 from tests.helpers.fuzz import (
     COUNT,

@@ -34,8 +34,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save
 
-from ppvision.data import cifar10
-from ppvision.data.cifar10 import convert_cifar10
+from ppvision.data.convert import cifar10
+from ppvision.data.convert.cifar10 import convert_cifar10
 from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files

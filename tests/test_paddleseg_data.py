@@ -16,7 +16,7 @@ import ppvision.plugins.paddleseg
 from paddleseg.cvlibs import Config, SegBuilder
 from paddleseg.datasets import ADE20K, Dataset, OpticDiscSeg
 
-from ppvision.data.checks import check_pairs, check_segmentation_list
+from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from tests.test_segmentation import ppvision

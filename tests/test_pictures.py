@@ -21,10 +21,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from ppvision.cli import run
-from ppvision.data.checks import check_pairs, check_segmentation_list
-from ppvision.data.cifar10 import CLASSES
+from ppvision.data.check.coco import other_size
+from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.coco_checks import other_size
+from ppvision.data.convert.cifar10 import CLASSES
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, max_pixels
 from ppvision.data.pictures import (
     DepthError,
@@ -647,7 +647,7 @@ def test_verdict_depends_on_the_limit_and_on_max_value(tmp_path, monkeypatch):
     path.write_bytes(opencv_file(".png", deep_pixels()))
     pairs = [(str(path), None)]
     assert check_pairs("set", pairs, 4095)["images"] == 1
-    monkeypatch.setattr("ppvision.data.checks.read_picture", None)
+    monkeypatch.setattr("ppvision.data.check.segmentation.read_picture", None)
     assert check_pairs("set", pairs, 4095)["images"] == 1, "stored"
     monkeypatch.undo()
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))

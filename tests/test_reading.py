@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 
-from ppvision.data.digit_scenes import write_digit_scenes
+from ppvision.data.convert.digit_scenes import write_digit_scenes
 from ppvision.engine.reading import ReaderError, read_in_order
 from ppvision.engine.seeding import SeededBatches, batches_per_epoch
 from ppvision.errors import DataError

@@ -18,7 +18,7 @@ from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
 from ppvision.cli import run
-from ppvision.data.checks import DataError
+from ppvision.data.check.segmentation import DataError
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_picture
 from ppvision.engine.checkpoint import list_checkpoints

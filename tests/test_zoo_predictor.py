@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import ppvision
-from ppvision.data.digit_scenes import load_digits
+from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy.run.zoo_folder import zoo_folder
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError

@@ -16,7 +16,7 @@ from paddle import Tensor, nn
 from tqdm import tqdm
 
 from ppvision.data.augment import MixBatch
-from ppvision.data.checks import check_pairs
+from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import ZipPath, check_zip, has_root, read_sample
 from ppvision.data.training_pictures import TrainingPictures

@@ -16,12 +16,12 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.data.coco_checks import check_coco
+from ppvision.data.check.coco import check_coco
+from ppvision.data.check.voc import check_voc
 from ppvision.data.coco_reading import read_category_names
 from ppvision.data.listing import result_names
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
-from ppvision.data.voc_checks import check_voc
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.write.detection_export import export_detector

@@ -21,7 +21,7 @@ from paddleseg.core import infer
 from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 
-from ppvision.data.checks import check_pairs, check_segmentation_list
+from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model

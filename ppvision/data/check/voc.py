@@ -4,8 +4,8 @@ import logging
 import os
 from pathlib import Path
 
-from ppvision.data.checks import check_pairs
-from ppvision.data.coco_checks import other_size
+from ppvision.data.check.coco import other_size
+from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.coco_reading import find_repeated, list_problems
 from ppvision.data.text import read_names
 from ppvision.data.voc_reading import read_voc

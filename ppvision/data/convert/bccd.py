@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from ppvision.data.coco import CocoInstances
+from ppvision.data.convert.coco import CocoInstances
+from ppvision.data.convert.sources import SPLITS, existing_source, filled_list
 from ppvision.data.pictures import read_picture
-from ppvision.data.sources import SPLITS, existing_source, filled_list
 from ppvision.data.text import read_xml
 from ppvision.data.writing import progress, write_description
 from ppvision.errors import DataError

@@ -25,7 +25,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppvision.data.coco import CocoInstances
+from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.listing import READABLE_SUFFIXES, find_pictures
 from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_lines, write_picture

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ppvision.data.convert.sources import SPLITS, existing_source
 from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
 from ppvision.data.pictures import read_picture
-from ppvision.data.sources import SPLITS, existing_source
 from ppvision.data.writing import progress, write_description
 from ppvision.errors import DataError, shorten, shorten_text
 from ppvision.files import create_folder

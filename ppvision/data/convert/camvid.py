@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.data.listing import find_pictures
-from ppvision.data.pictures import read_picture
-from ppvision.data.sources import (
+from ppvision.data.convert.sources import (
     SPLITS,
     Sample,
     existing_source,
@@ -17,6 +15,8 @@ from ppvision.data.sources import (
     read_map,
     write_pair_list,
 )
+from ppvision.data.listing import find_pictures
+from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_picture
 from ppvision.errors import DataError
 from ppvision.files import create_folder

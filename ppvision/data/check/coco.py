@@ -4,7 +4,7 @@ import logging
 import os
 from pathlib import Path
 
-from ppvision.data.checks import check_pairs
+from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.coco_reading import find_repeated, is_whole, list_problems, read_coco
 from ppvision.data.pictures import picture_size
 from ppvision.errors import DataError

@@ -6,10 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppvision.data.coco import CocoInstances
-from ppvision.data.listing import LeftOut, find_pictures, is_leftover
-from ppvision.data.pictures import read_picture
-from ppvision.data.sources import (
+from ppvision.data.convert.coco import CocoInstances
+from ppvision.data.convert.sources import (
     SPLITS,
     existing_source,
     listed_samples,
@@ -17,6 +15,8 @@ from ppvision.data.sources import (
     read_map,
     write_pair_list,
 )
+from ppvision.data.listing import LeftOut, find_pictures, is_leftover
+from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_picture
 from ppvision.errors import DataError, InputError
 from ppvision.files import create_folder

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.data.digit_scenes import VAL_EVERY, load_digits
-from ppvision.data.sources import SPLITS
+from ppvision.data.convert.digit_scenes import VAL_EVERY, load_digits
+from ppvision.data.convert.sources import SPLITS
 from ppvision.data.writing import progress, write_description, write_picture
 from ppvision.files import create_folder
 

@@ -6,10 +6,10 @@ start from `images/`), `classes/{train,val}/NAME/` (class folders). Nothing is d
 source is changed.
 """
 
-from ppvision.data.bccd import convert_bccd
-from ppvision.data.camvid import convert_camvid
-from ppvision.data.cifar10 import convert_cifar10
-from ppvision.data.dsb2018 import convert_dsb2018
+from ppvision.data.convert.bccd import convert_bccd
+from ppvision.data.convert.camvid import convert_camvid
+from ppvision.data.convert.cifar10 import convert_cifar10
+from ppvision.data.convert.dsb2018 import convert_dsb2018
 
 CONVERTERS = {
     "dsb2018": convert_dsb2018,
