@@ -38,11 +38,11 @@ from paddle import Tensor, nn
 from tqdm import tqdm
 
 from ppvision.engine.callbacks import ProgressLog
+from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import machine
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, PatchMerging
 from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_attention
-from ppvision.run_folder import RunFolder
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import add_row, claimed, clocked, mean_and_spread, read_rows, spent

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
-from ppvision.run_folder import RunFolder
 from ppvision.tasks import open_job
 from ppvision.tasks.detection import Detection
 from ppvision.tasks.quantization import table

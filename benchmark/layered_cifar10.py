@@ -44,6 +44,7 @@ from ppvision import create_model
 from ppvision.engine.callbacks import ProgressLog
 from ppvision.engine.checkpoint import arrays_of
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import machine
 from ppvision.models.pale_transformer import PatchMerging
@@ -51,7 +52,6 @@ from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.run_folder import RunFolder
 from ppvision.tasks.quantization import (
     draw_widths,
     example_input,

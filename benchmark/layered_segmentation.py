@@ -35,12 +35,12 @@ from pathlib import Path
 import yaml
 
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
 from ppvision.files import write_text
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.run_folder import RunFolder
 from ppvision.tasks import open_job
 from ppvision.tasks.segmentation import Segmentation
 from ppvision.tasks.training import run_training, train_options

@@ -39,11 +39,11 @@ from paddle import Tensor, nn
 from paddleseg.cvlibs import manager
 
 from ppvision.deploy import Predictor
+from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
 from ppvision.files import write_text
 from ppvision.nn import PaleAttention, SemanticDifferenceConv2D, SemanticDiffusion
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
-from ppvision.run_folder import RunFolder
 from ppvision.tasks import open_job
 from ppvision.tasks.segmentation import Segmentation
 from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES

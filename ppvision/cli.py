@@ -149,7 +149,7 @@ _DATA_FLAGS = {
 
 
 def data(args: argparse.Namespace) -> None:
-    from ppvision.data.convert.converters import CONVERTERS
+    from ppvision.data.convert import CONVERTERS
     from ppvision.data.convert.digit_scenes import write_digit_scenes
     from ppvision.data.convert.digits import write_digits
 
@@ -174,8 +174,8 @@ def train(args: argparse.Namespace) -> int | None:
     import paddle
 
     from ppvision.engine.reading import end_with_launcher
+    from ppvision.engine.run_folder import RunFolder
     from ppvision.engine.stopping import STOP_SIGNALS, TrainingStopped
-    from ppvision.run_folder import RunFolder
     from ppvision.tasks.training import run_training, train_options
 
     if args.histograms and not args.use_vdl:

@@ -16,11 +16,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.dashboard import Dashboard
 from ppvision.engine.callbacks import DashboardLog
+from ppvision.engine.dashboard import Dashboard
+from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.stopping import TrainingStopped
 from ppvision.engine.trainer import Trainer, TrainOptions
-from ppvision.run_folder import RunFolder
 
 
 class NoisyNumbers(paddle.io.Dataset):

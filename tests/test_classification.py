@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from ppvision.cli import run
 from ppvision.data.class_folders import ClassFolders
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import DataError
-from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.classification_config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError

@@ -19,9 +19,9 @@ import pytest
 from ppvision.cli import run
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.engines import has_openvino
+from ppvision.engine.run_folder import read_metrics
 from ppvision.quant import load_layered
 from ppvision.quant.packed import pack_model
-from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import read_weights

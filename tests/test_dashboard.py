@@ -21,11 +21,11 @@ import pytest
 import yaml
 from visualdl import LogWriter
 
-import ppvision.dashboard as module
+import ppvision.engine.dashboard as module
 from ppvision.cli import run
-from ppvision.dashboard import vdl_folders
+from ppvision.engine.dashboard import vdl_folders
+from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import EngineError, InputError
-from ppvision.run_folder import read_metrics
 from tests.browser import chromium
 from tests.conftest import ROOT, classification_config
 
@@ -139,7 +139,7 @@ def recorded(tmp_path) -> Path:
 
 @contextlib.contextmanager
 def dashboard(*arguments: object) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "ppvision.dashboard", *map(str, arguments)]
+    command = [sys.executable, "-m", "ppvision.engine.dashboard", *map(str, arguments)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as server:

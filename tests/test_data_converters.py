@@ -15,13 +15,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ppvision.data.check.segmentation import check_segmentation_list
-from ppvision.data.convert import camvid, cifar10, dsb2018
-from ppvision.data.convert.converters import (
+from ppvision.data.convert import (
     CONVERTERS,
+    camvid,
+    cifar10,
     convert_bccd,
     convert_camvid,
     convert_cifar10,
     convert_dsb2018,
+    dsb2018,
 )
 from ppvision.data.convert.digit_scenes import load_photos
 from ppvision.data.convert.dsb2018 import nucleus_label

@@ -23,8 +23,8 @@ from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import DataError
-from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import detection, open_job
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT

@@ -9,8 +9,8 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.manifest import read_manifest
+from ppvision.engine.run_folder import read_metrics
 from ppvision.quant import OnceQAT, load_layered
-from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
 from tests.test_detection import best, pytestmark, train  # noqa: F401 (the same warnings)

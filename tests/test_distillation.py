@@ -22,8 +22,8 @@ from ppvision.data.augment import (
 )
 from ppvision.data.class_folders import ClassFolders
 from ppvision.deploy import export_model
+from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import ConfigError, DataError, InputError, WeightsError
-from ppvision.run_folder import read_metrics
 from ppvision.tasks import open_job, teacher
 from ppvision.tasks.teacher import Teacher, distillation_loss, map_classes, merge_shares
 from ppvision.zoo.weights import save_weights

@@ -20,10 +20,10 @@ from safetensors.numpy import load_file
 from ppvision.engine import checkpoint
 from ppvision.engine.callbacks import Callback, ProgressLog
 from ppvision.engine.checkpoint import CheckpointError, list_checkpoints
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.engine.seeding import SeededBatches, SeededDataset
 from ppvision.engine.trainer import TrainOptions
 from ppvision.errors import FolderInUseError
-from ppvision.run_folder import RunFolder, read_metrics
 from tests.conftest import ROOT
 from tests.small_run import NoisyNumbers, build
 from tests.test_segmentation import records

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ppvision import remote
-from ppvision.dashboard import free_port
+from ppvision.engine.dashboard import free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant.store import fetching as module
 from ppvision.quant.store.state import LayeredState, layered_state

@@ -18,10 +18,10 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.verify.comparison import rounding_error
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import FixedActivation, pack_model
 from ppvision.quant.store.state import LayeredActivation
-from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.quantization import scores_by_width
 from ppvision.tasks.training import run_training, train_options

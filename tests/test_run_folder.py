@@ -9,8 +9,8 @@ import pytest
 
 from ppvision.cli import run
 from ppvision.engine.checkpoint import list_checkpoints, set_aside
+from ppvision.engine.run_folder import RunFolder
 from ppvision.errors import FolderInUseError, StorageError
-from ppvision.run_folder import RunFolder
 from tests.small_run import build
 
 STEPS = 12

@@ -13,9 +13,9 @@ from ppdet.engine import Trainer
 from ppdet.engine.callbacks import Callback
 
 import ppvision.plugins.paddledet  # noqa: F401
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
-from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.training import run_training, train_options
 from tests.small_detectors import small_detector, write_detector

@@ -6,8 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
+from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.forms.cpu_training import cpu_training
-from ppvision.run_folder import RunFolder, read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.training import run_training, train_options
 

@@ -22,7 +22,7 @@ from ppvision.data.check.segmentation import DataError
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_picture
 from ppvision.engine.checkpoint import list_checkpoints
-from ppvision.run_folder import read_metrics
+from ppvision.engine.run_folder import read_metrics
 from ppvision.tasks import open_job
 from ppvision.tasks.pictures import (
     BOUNDARY,

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+")
     args = parser.parse_args()
     server = subprocess.Popen(
-        [sys.executable, "-m", "ppvision.dashboard", *args.runs],
+        [sys.executable, "-m", "ppvision.engine.dashboard", *args.runs],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

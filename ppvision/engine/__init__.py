@@ -1,0 +1,1 @@
+"""Training: one loop, what it keeps on disk, and what it shows."""

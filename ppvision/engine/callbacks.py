@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from paddle import nn
 
-from ppvision.dashboard import Dashboard
+from ppvision.engine.dashboard import Dashboard
 
 logger = logging.getLogger("ppvision")
 

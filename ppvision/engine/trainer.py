@@ -28,6 +28,7 @@ from ppvision.engine.checkpoint import (
     update_progress,
 )
 from ppvision.engine.reading import BatchReader
+from ppvision.engine.run_folder import RunFolder, config_differences
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
@@ -51,7 +52,6 @@ from ppvision.errors import (
 )
 from ppvision.files import replace_file
 from ppvision.forms.cpu_training import cpu_training
-from ppvision.run_folder import RunFolder, config_differences
 
 logger = logging.getLogger("ppvision")
 

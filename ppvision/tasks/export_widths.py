@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppvision.dashboard import write_comparison
 from ppvision.data.listing import is_leftover
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.bench import bench_exported
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write.export import may_be_replaced
+from ppvision.engine.dashboard import write_comparison
 from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files

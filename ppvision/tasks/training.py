@@ -12,14 +12,14 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.dashboard import Dashboard
 from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
+from ppvision.engine.dashboard import Dashboard
+from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.seeding import batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.quant import OnceQAT
-from ppvision.run_folder import RunFolder
 from ppvision.tasks.quantization import draw_widths, passes
 
 logger = logging.getLogger("ppvision")

@@ -1,10 +1,10 @@
 """Whether an exported detector finds what the model finds.
 
 Before NMS, boxes and scores obey the rule of `ppvision.deploy.verify.parity`. After it, boxes of
-one class are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only where a
-bound of NMS decides: its score is within the tolerance of the lowest that is kept, or it overlaps a
-surer box of its class by what NMS just allows. Masks of matched boxes overlap by 0.99 as well, or
-differ in a pixel or two.
+one class are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only
+where a bound of NMS decides: its score is within the tolerance of the lowest that is kept, or it
+overlaps a surer box of its class by what NMS just allows. Masks of matched boxes overlap by 0.99 as
+well, or differ in a pixel or two.
 
 Some detectors choose boxes by their scores before NMS, or, of two stages, by scores and overlaps,
 so that boxes of nearly the same score may change places. There rows are matched before they are

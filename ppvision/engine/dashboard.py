@@ -1,0 +1,338 @@
+"""What a run shows: VisualDL for people with a browser, `metrics.csv` for those without."""
+
+import argparse
+import contextlib
+import csv
+import errno
+import http
+import http.client
+import io
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from visualdl import LogWriter
+from visualdl.proto import record_pb2
+from visualdl.reader.record_reader import RecordReader
+
+from ppvision.engine.run_folder import RunFolder, read_metrics
+from ppvision.errors import (
+    EngineError,
+    InputError,
+    MissingFileError,
+    PpvisionError,
+    StorageError,
+    shorten,
+)
+from ppvision.files import write_text
+
+CHECK_LIVE = "/alive"  # where VisualDL answers 204
+HISTOGRAM_BUCKETS = 30
+
+
+class Dashboard:
+    """Writes a run's numbers and pictures; a resumed run drops what came after its checkpoint.
+
+    Args:
+        folder: the run's.
+        use_vdl: also write a VisualDL record (one file; the server shows only the newest of a
+            folder).
+        start_step: what an earlier run from here recorded after this step is dropped.
+        evaluated: as `start_step`, for everything but the tags `Train/...`: an evaluation that was
+            cut short is done again. Default: `start_step`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        use_vdl: bool,
+        start_step: int = 0,
+        evaluated: int | None = None,
+    ) -> None:
+        evaluated = start_step if evaluated is None else evaluated
+
+        def kept(step: int, tag: str) -> bool:
+            return step <= (start_step if tag.startswith("Train/") else evaluated)
+
+        rows = [row for row in read_metrics(folder.metrics) if kept(row[0], row[1])]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("step", "tag", "value"))
+        writer.writerows((step, tag, repr(value)) for step, tag, value in rows)
+        write_text(folder.metrics, text.getvalue())
+        self._file = folder.metrics.open("a", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file, lineterminator="\n")
+        self._vdl = _open_vdl(folder.vdl, kept) if use_vdl else None
+        self.flush()
+
+    def scalar(self, tag: str, value: float, step: int) -> None:
+        self._csv.writerow((step, tag, repr(float(value))))
+        if self._vdl is not None:
+            self._vdl.add_scalar(_shown(tag), float(value), step)
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """`image` is `[H, W, 3]` uint8 RGB."""
+        if self._vdl is not None:
+            self._vdl.add_image(_shown(tag), image, step)
+
+    def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        """The distribution of any number of values."""
+        if self._vdl is not None:
+            self._vdl.add_histogram(_shown(tag), values.ravel(), step, buckets=HISTOGRAM_BUCKETS)
+
+    def text(self, tag: str, text: str) -> None:
+        if self._vdl is not None:
+            self._vdl.add_text(tag, text, 0)
+
+    def settings(self, values: dict[str, float | int | str], scores: list[str]) -> None:
+        """The run's row of the page that compares settings: `values`, and the last point of each
+        scalar in `scores`."""
+        if self._vdl is not None:
+            self._vdl.add_hparams(values, scores)
+
+    def flush(self) -> None:
+        self._file.flush()
+        if self._vdl is not None:
+            self._vdl._get_file_writer().flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._vdl is not None:
+            self._vdl.close()
+
+
+def _shown(tag: str) -> str:
+    """VisualDL's page cannot ask for a tag with a percent sign."""
+    return tag.replace("%", "percent")
+
+
+def _open_vdl(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
+    """A writer into one new record file that takes over what is kept of the one before it.
+
+    Raises:
+        OSError: no room for the new file; the old one is as it was.
+    """
+    aside = folder / "unfinished"
+    if aside.exists():  # of a run killed in the lines below
+        shutil.rmtree(aside)
+    earlier = sorted(folder.glob("vdlrecords.*"))
+    # Only the newest: it took over what the others held, and should have replaced them.
+    records = [
+        record
+        for path in earlier[-1:]
+        for record in _points(path)
+        if all(kept(value.id, value.tag) for value in record.values)
+    ]
+    # Its own default name counts seconds: a resume within one second would add to the old file.
+    name = f"vdlrecords.{time.time_ns()}.log"
+    copy = LogWriter(logdir=str(aside), file_name=name)
+    for record in records:
+        copy._get_file_writer().add_record(record)
+    copy.close()
+    if records:
+        # VisualDL prints its write errors and goes on.
+        if len(_points(aside / name)) != len(records):
+            raise StorageError(f"dashboard: could not write {aside / name}: is the disk full?")
+        (aside / name).rename(folder / name)
+    shutil.rmtree(aside)
+    for path in earlier:
+        path.unlink()
+    with contextlib.redirect_stdout(io.StringIO()):  # it says that the file exists
+        writer = LogWriter(logdir=str(folder), file_name=name)
+        writer._get_file_writer()
+    return writer
+
+
+def _points(path: Path) -> list[record_pb2.Record]:
+    """The records of a file, up to the first one that a killed run has cut short; without texts and
+    settings, which every start of a run writes anew."""
+    records = []
+    for data in RecordReader(str(path)).get_all():
+        try:
+            record = record_pb2.Record.FromString(data)
+        except DecodeError:
+            break
+        if not {v.WhichOneof("one_value") for v in record.values} & {"text", "hparam", "meta_data"}:
+            records.append(record)
+    return records
+
+
+def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
+    """Rows for VisualDL's page that compares settings, in place of what stood there.
+
+    Args:
+        folder: gets a sub-folder for each row.
+        rows: by name; the first column of each is its setting, the others that are numbers are what
+            came of it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, row in rows.items():
+        (key, value), *others = row.items()
+        found = {column: float(number) for column, number in others}
+        with LogWriter(logdir=str(folder / name)) as writer:
+            writer.add_hparams({key: value}, list(found))
+            for column, number in found.items():
+                writer.add_scalar(column, number, 0)
+
+
+def vdl_folders(runs: list[Path]) -> list[Path]:
+    """The VisualDL folders of runs.
+
+    Raises:
+        FileNotFoundError: a run without one.
+    """
+    folders = []
+    for run in runs:
+        found = sorted(p.parent for p in Path(run).rglob("vdlrecords.*"))
+        if not found:
+            raise MissingFileError(
+                f"dashboard: expected a run folder with VisualDL records, got {run}. "
+                "Train with --use_vdl."
+            )
+        folders += found
+    return list(dict.fromkeys(folders))
+
+
+def free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
+    """A port that no program listens on.
+
+    Args:
+        host: to listen on.
+        first: the port to begin with; the next ones are tried after it. Default: any.
+
+    Raises:
+        InputError: no address of this machine, no right to take the port, or 100 ports taken.
+    """
+    ports = [0] if first is None else range(first, min(first + _PORTS, 65536))
+    for port in ports:
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(
+                host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            with socket.socket(family, kind) as probe:
+                # A port that a program has just given back is free, as it is for VisualDL.
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+                probe.listen(1)
+                return probe.getsockname()[1]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                reason = error.strerror or error
+                raise InputError(
+                    f"dashboard: cannot listen on {shorten(host)}, port {port} ({reason}). Pass "
+                    "another --host or --port."
+                ) from error
+    raise InputError(
+        f"dashboard: expected a free port from {first} on, {len(ports)} are taken. Pass another "
+        "--port."
+    )
+
+
+_PORTS = 100  # tried one after another
+_START_SECONDS = 60
+
+
+def main() -> None:
+    """`python -m ppvision.dashboard RUN...`: VisualDL over several runs, until it is stopped."""
+    parser = argparse.ArgumentParser(
+        prog="ppvision.dashboard", description=main.__doc__, allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be seen from elsewhere")
+    parser.add_argument("--port", type=_port, help="the first to try (any that is free)")
+    parser.add_argument(
+        "--public_path",
+        type=_public_path,
+        default="/app",
+        help="of the pages, behind a proxy (/app)",
+    )
+    args = parser.parse_args()
+    try:
+        folders = vdl_folders(args.runs)
+        port = free_port(args.host, args.port)
+        if args.port not in (None, port):
+            print(f"port {args.port} is taken by another program: taking {port}", flush=True)
+        code = _serve(folders, args.host, port, args.public_path)
+    except PpvisionError as error:
+        sys.exit(f"ppvision: {error}")
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text[:6]) <= 65535:
+        raise argparse.ArgumentTypeError(f"expected 1 to 65535, got {shorten(text)}")
+    return int(text)
+
+
+def _public_path(text: str) -> str:
+    path = text.rstrip("/")
+    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected a path such as /vdl, got {shorten(text)}")
+    return path
+
+
+def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
+    """Run VisualDL until it ends or a signal ends us; it never outlives us.
+
+    Raises:
+        EngineError: another program answers at its address, or nobody does.
+    """
+    # VisualDL calls a run by the path that it is given: `RUN/vdl`, from where the runs lie.
+    folders = [folder.resolve() for folder in folders]
+    base = os.path.commonpath([folder.parent.parent for folder in folders])
+    names = [os.path.relpath(folder, base) for folder in folders]
+    command = [sys.executable, "-m", "visualdl.server.app", "--host", host, "--port", str(port)]
+    command += ["--public-path", public_path, "--disable-telemetry", "--logdir", *names]
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with subprocess.Popen(command, cwd=base) as server:
+        try:
+            # Without a port VisualDL would not end: it waits for an answer at its address.
+            if _wait_for_answer(server, host, port):
+                shown = f"[{host}]" if ":" in host else host
+                where = "" if public_path == "/app" else public_path
+                print(f"VisualDL: http://{shown}:{port}{where} (Ctrl+C stops it)", flush=True)
+            return server.wait()
+        finally:
+            server.terminate()
+            try:
+                server.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+def _wait_for_answer(server: subprocess.Popen, host: str, port: int) -> bool:
+    """Whether VisualDL answers; False when it has ended."""
+    # What listens everywhere is asked here.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    end = time.monotonic() + _START_SECONDS
+    while server.poll() is None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        try:
+            connection.request("GET", CHECK_LIVE)
+            if connection.getresponse().status == http.HTTPStatus.NO_CONTENT:
+                return True
+            raise EngineError(
+                f"dashboard: another program has taken {host}:{port} just now. Try again, or pass "
+                "another --port."
+            )
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"dashboard: VisualDL does not answer at {host}:{port} after "
+                    f"{_START_SECONDS} s ({error})."
+                ) from error
+            time.sleep(0.2)
+        finally:
+            connection.close()
+    return False
