@@ -17,7 +17,7 @@ from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.environment import machine
 from ppvision.tasks import open_job
-from ppvision.tasks.segmentation_scores import Scoring
+from ppvision.tasks.segmentation.scores import Scoring
 
 SIDE = 512
 

@@ -27,8 +27,8 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
 from ppvision.tasks import open_job
-from ppvision.tasks.detection import Detection
-from ppvision.tasks.quantization import table
+from ppvision.tasks.detection.job import Detection
+from ppvision.tasks.multibit.widths import table
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

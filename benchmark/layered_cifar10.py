@@ -52,7 +52,7 @@ from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.tasks.quantization import (
+from ppvision.tasks.multibit.widths import (
     draw_widths,
     example_input,
     once_qat,

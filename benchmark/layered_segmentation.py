@@ -42,7 +42,7 @@ from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
 from ppvision.tasks import open_job
-from ppvision.tasks.segmentation import Segmentation
+from ppvision.tasks.segmentation.job import Segmentation
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

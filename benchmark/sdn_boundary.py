@@ -45,8 +45,8 @@ from ppvision.files import write_text
 from ppvision.nn import PaleAttention, SemanticDifferenceConv2D, SemanticDiffusion
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 from ppvision.tasks import open_job
-from ppvision.tasks.segmentation import Segmentation
-from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES
+from ppvision.tasks.segmentation.job import Segmentation
+from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

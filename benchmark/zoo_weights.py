@@ -27,7 +27,7 @@ from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.zoo_folder import GRAPH
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
-from ppvision.tasks.packing import pack_checkpoint
+from ppvision.tasks.multibit.packing import pack_checkpoint
 from ppvision.zoo.cards import CARD, WEIGHTS_FOLDER, PretrainedConfig, WeightsCard
 
 MANIFEST = "manifest.json"

@@ -263,7 +263,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if len(found) == 1:
         print(next(iter(found.values())).table(job.class_names))
         return
-    from ppvision.tasks.quantization import table
+    from ppvision.tasks.multibit.widths import table
 
     names = {k: {t.split("/")[-1]: v for t, v in s.by_tag().items()} for k, s in found.items()}
     print(table([{"bits": k, **scores} for k, scores in names.items()]))
@@ -371,8 +371,8 @@ def export(args: argparse.Namespace) -> None:
         folder = job.export(job.load_float(args.model_path), folder, **how)
         print(f"exported model: {folder}")
         return
-    from ppvision.tasks.export_widths import TABLE, export_widths
-    from ppvision.tasks.quantization import table
+    from ppvision.tasks.multibit.export import TABLE, export_widths
+    from ppvision.tasks.multibit.widths import table
 
     if not args.skip_eval:
         job.check_data("val_dataset")
@@ -396,7 +396,7 @@ def pack(args: argparse.Namespace) -> None:
     if args.calibration and not args.ptq:
         raise InputError("--calibration: is for --ptq; a trained model needs none.")
     _set_device("cpu")
-    from ppvision.tasks.packing import pack_checkpoint
+    from ppvision.tasks.multibit.packing import pack_checkpoint
 
     folder = pack_checkpoint(
         _job(args), args.model_path, args.output, ptq=args.ptq, calibration=args.calibration

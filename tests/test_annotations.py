@@ -26,7 +26,7 @@ from ppvision.data.coco_reading import read_category_names, read_coco
 from ppvision.data.voc_reading import read_voc
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
-from ppvision.tasks.detection import Detection
+from ppvision.tasks.detection.job import Detection
 from tests.small_detectors import small_detector, write_detector
 
 pytestmark = [

@@ -15,7 +15,7 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
-from ppvision.tasks.classification_config import TRAIN_TRANSFORMS, build_transform
+from ppvision.tasks.classification.config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model

@@ -139,7 +139,7 @@ def recorded(tmp_path) -> Path:
 
 @contextlib.contextmanager
 def dashboard(*arguments: object) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "ppvision.engine.dashboard", *map(str, arguments)]
+    command = [sys.executable, "-m", "ppvision.dashboard", *map(str, arguments)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
     ) as server:

@@ -24,8 +24,14 @@ from ppvision.data.class_folders import ClassFolders
 from ppvision.deploy import export_model
 from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import ConfigError, DataError, InputError, WeightsError
-from ppvision.tasks import open_job, teacher
-from ppvision.tasks.teacher import Teacher, distillation_loss, map_classes, merge_shares
+from ppvision.tasks import open_job
+from ppvision.tasks.classification.job import teacher
+from ppvision.tasks.classification.teacher import (
+    Teacher,
+    distillation_loss,
+    map_classes,
+    merge_shares,
+)
 from ppvision.zoo.weights import save_weights
 from tests.conftest import ROOT, classification_config
 
@@ -643,7 +649,7 @@ def test_random_crops_keep_seven_tenths_of_any_picture(shape, monkeypatch):
     ],
 )
 def test_other_crops_are_refused_where_they_leave_too_little(spec, side, share):
-    from ppvision.tasks.classification_config import build_taught_transform
+    from ppvision.tasks.classification.config import build_taught_transform
 
     crop = build_taught_transform(spec)
     assert isinstance(crop, CheckedCrop)

@@ -181,7 +181,7 @@ def test_a_loss_that_fails_in_training(config_file, capsys):
 
 def test_skip_check_is_said(config_file, caplog, monkeypatch):
     checked = []
-    from ppvision.tasks.segmentation import Segmentation
+    from ppvision.tasks.segmentation.job import Segmentation
 
     monkeypatch.setattr(Segmentation, "check_data", lambda self, *parts: checked.extend(parts))
     monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)

@@ -23,7 +23,7 @@ from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import FixedActivation, pack_model
 from ppvision.quant.store.state import LayeredActivation
 from ppvision.tasks import open_job
-from ppvision.tasks.quantization import scores_by_width
+from ppvision.tasks.multibit.widths import scores_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT, classification_config, small_config

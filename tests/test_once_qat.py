@@ -27,7 +27,7 @@ from ppvision.quant import (
 from ppvision.quant.packed import pack_model, packed_copy
 from ppvision.quant.store.state import layered_state
 from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
-from ppvision.tasks.quantization import draw_widths, passes
+from ppvision.tasks.multibit.widths import draw_widths, passes
 from ppvision.zoo.weights import WeightsError, assign_weights
 
 BITS = (8, 4, 2)

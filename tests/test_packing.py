@@ -13,8 +13,9 @@ from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
 from ppvision.quant.store.state import layered_state
 from ppvision.quant.train.quanters import rounding_step
-from ppvision.tasks import open_job, packing
-from ppvision.tasks.packing import pack_checkpoint
+from ppvision.tasks import open_job
+from ppvision.tasks.multibit import packing
+from ppvision.tasks.multibit.packing import pack_checkpoint
 from tests.conftest import classification_config
 
 BITS = (8, 4, 2)

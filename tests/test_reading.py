@@ -186,7 +186,7 @@ def _watched(monkeypatch, module: str) -> list[int]:
 
 def test_a_segmentation_is_scored_alike(config_file, monkeypatch):
     job = open_job(config_file())
-    asked = _watched(monkeypatch, "ppvision.tasks.segmentation")
+    asked = _watched(monkeypatch, "ppvision.tasks.segmentation.job")
     scores = [job.scores(job.model, num_workers=workers) for workers in (0, 2)]
     assert scores[0] == scores[1]
     assert asked == [0, 2]
@@ -194,7 +194,7 @@ def test_a_segmentation_is_scored_alike(config_file, monkeypatch):
 
 def test_a_classification_is_scored_alike(classification_file, monkeypatch):
     job = open_job(classification_file())
-    asked = _watched(monkeypatch, "ppvision.tasks.classification")
+    asked = _watched(monkeypatch, "ppvision.tasks.classification.job")
     scores = [job.scores(job.model, num_workers=workers) for workers in (0, 2)]
     assert scores[0] == scores[1]
     assert asked == [0, 2]
@@ -204,7 +204,7 @@ def test_a_detection_is_scored_alike(tmp_path, monkeypatch):
     write_digit_scenes(tmp_path / "scenes", count=2, val_count=5, size=56, seed=3)
     config = small_detector(tmp_path / "scenes", "YOLOv3")
     job = open_job(write_detector(tmp_path / "job.yml", config))
-    asked = _watched(monkeypatch, "ppvision.tasks.detection_evaluation")
+    asked = _watched(monkeypatch, "ppvision.tasks.detection.evaluation")
     scores = [job.scores(job.model, num_workers=workers) for workers in (0, 2)]
     assert scores[0] == scores[1]
     assert asked == [0, 2]
@@ -230,7 +230,7 @@ def test_training_goes_by_the_same_number():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_epochs_are_counted_without_a_look_at_the_pictures(config_file, monkeypatch, ranks):
-    from ppvision.tasks import segmentation
+    from ppvision.tasks.segmentation.job import job as segmentation
 
     def looked(*_: object, **__: object) -> None:
         raise AssertionError("the data set was checked")

@@ -35,7 +35,7 @@ from ppvision.tasks.pictures import (
     save_prediction,
 )
 from ppvision.tasks.prediction import predict_to_folder
-from ppvision.tasks.segmentation_scores import Scoring
+from ppvision.tasks.segmentation.scores import Scoring
 from tests.conftest import ROOT, small_config
 from tests.test_zoo import arrays_of
 

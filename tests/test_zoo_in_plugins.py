@@ -18,7 +18,7 @@ import ppvision.plugins.paddledet as detection
 import ppvision.plugins.paddleseg as segmentation
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.models.resnet import CifarResNet
-from ppvision.tasks.classification_config import _check_model
+from ppvision.tasks.classification.config import _check_model
 from ppvision.zoo import registry
 from ppvision.zoo.cards import ModelCard
 from ppvision.zoo.factory import model_options

@@ -9,7 +9,7 @@ from ppvision.tasks.config import (
     read_yaml,
     task_of,
 )
-from ppvision.tasks.quantization import read_slim_config
+from ppvision.tasks.multibit.widths import read_slim_config
 
 
 def open_job(
@@ -25,8 +25,8 @@ def open_job(
     Args:
         config_path: YAML.
         options: `--opts` entries, `a.b=value`.
-        slim_config: a file that says how to quantise (`ppvision.tasks.quantization`); its keys go
-            in the place of the config's own `slim_config`.
+        slim_config: a file that says how to quantise (`ppvision.tasks.multibit.widths`); its keys
+            go in the place of the config's own `slim_config`.
         allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
             components where the config gives an address.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
@@ -41,13 +41,13 @@ def open_job(
     task = task_of(content)
     import_modules(content.get("imports", []))
     if task == "detection":
-        from ppvision.tasks.detection import Detection as Job
+        from ppvision.tasks.detection.job import Detection as Job
     else:
         check_untagged(content)
         if task == "classification":
-            from ppvision.tasks.classification import Classification as Job
+            from ppvision.tasks.classification.job import Classification as Job
         else:
-            from ppvision.tasks.segmentation import Segmentation as Job
+            from ppvision.tasks.segmentation.job import Segmentation as Job
     if task != "classification":  # whose weights are files and names of the zoo
         overrides["allow_download"] = allow_download
     return Job(content, Path(config_path).stem, **overrides)

@@ -20,7 +20,7 @@ from ppvision.engine.seeding import batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.quant import OnceQAT
-from ppvision.tasks.quantization import draw_widths, passes
+from ppvision.tasks.multibit.widths import draw_widths, passes
 
 logger = logging.getLogger("ppvision")
 

@@ -32,7 +32,7 @@ _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height,
 
 
 class Detector(Protocol):
-    """A detector as a layer of tensors (`ppvision.tasks.detector_layer.DetectorLayer`)."""
+    """A detector as a layer of tensors (`ppvision.tasks.detection.layer.DetectorLayer`)."""
 
     bounds: Bounds
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ppvision.deploy import Predictor
 from ppvision.engine.reading import read_in_order
 from ppvision.errors import DataError
-from ppvision.tasks.detection_scores import Scores, coco_by_class, coco_means
+from ppvision.tasks.detection.scores import Scores, coco_by_class, coco_means
 
 # isort: split
 from ppdet.data.source.dataset import ImageFolder

@@ -17,7 +17,7 @@ from ppvision.quant.store.model import check_output
 from ppvision.quant.train.layers import LayeredNorm
 from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.quantization import ModelWithWidths, has_quanters
+from ppvision.tasks.multibit.widths import ModelWithWidths, has_quanters
 from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")

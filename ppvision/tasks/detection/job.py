@@ -1,6 +1,6 @@
 """Detection: PaddleDetection's architectures, data, losses and metrics under our engine.
 
-Configs are PaddleDetection's (`ppvision.tasks.detection_config`). Training takes its data set, its
+Configs are PaddleDetection's (`ppvision.tasks.detection.config`). Training takes its data set, its
 readers' transforms, its learning rate, optimizer and losses; scores are those of its `Trainer`.
 """
 
@@ -31,18 +31,18 @@ from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain, yaml_text
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.detection_config import activate, check_config, components
-from ppvision.tasks.detection_evaluation import ExportedDetector, evaluated_by_trainer
-from ppvision.tasks.detection_scores import Scores
-from ppvision.tasks.detector_layer import DetectorLayer
-from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import Picture, pixels_of
-from ppvision.tasks.quantization import (
+from ppvision.tasks.detection.config import activate, check_config, components
+from ppvision.tasks.detection.evaluation import ExportedDetector, evaluated_by_trainer
+from ppvision.tasks.detection.layer import DetectorLayer
+from ppvision.tasks.detection.scores import Scores
+from ppvision.tasks.multibit.widths import (
     ModelWithWidths,
     example_input,
     scores_by_width,
     without_paths,
 )
+from ppvision.tasks.pictures import detected, side_by_side
+from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.training import steps_of
 from ppvision.zoo.weights import names_behind_sdn
 

@@ -1,6 +1,6 @@
 """Classification under our engine: class folders or lists, and the recipe of the Pale paper.
 
-Its config: `ppvision/tasks/classification_config.py`.
+Its config: `ppvision/tasks/classification/config.py`.
 """
 
 import itertools
@@ -28,17 +28,17 @@ from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
-from ppvision.tasks.classification_config import (
+from ppvision.tasks.classification.config import (
     OPTIMIZERS,
     build_taught_transform,
     build_transform,
     check_config,
 )
+from ppvision.tasks.classification.teacher import Teacher, distillation_loss
 from ppvision.tasks.config import ConfigError
+from ppvision.tasks.multibit.widths import ModelWithWidths, scores_by_width
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import Picture, pixels_of
-from ppvision.tasks.quantization import ModelWithWidths, scores_by_width
-from ppvision.tasks.teacher import Teacher, distillation_loss
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
 

@@ -36,15 +36,15 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
-from ppvision.tasks.pictures import panel
-from ppvision.tasks.prediction import Picture, pixels_of
-from ppvision.tasks.quantization import (
+from ppvision.tasks.multibit.widths import (
     ModelWithWidths,
     check_slim_config,
     example_input,
     scores_by_width,
 )
-from ppvision.tasks.segmentation_scores import BOUNDARY_SCORES, Scores, Scoring
+from ppvision.tasks.pictures import panel
+from ppvision.tasks.prediction import Picture, pixels_of
+from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo.registry import nearest
 from ppvision.zoo.weights import names_behind_sdn

@@ -18,7 +18,7 @@ from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.tasks.quantization import ModelWithWidths
+from ppvision.tasks.multibit.widths import ModelWithWidths
 
 logger = logging.getLogger("ppvision")
 

@@ -24,7 +24,7 @@ The task's config in full, with what is taken for a key that is left out:
     loss: {label_smoothing: 0.0, mixup: 0.0, cutmix: 0.0}
     optimizer: {type: AdamW, weight_decay: 0.0, layer_decay: null, ...}
     lr_scheduler: {learning_rate: ..., warmup_epochs: 0, warmup_start_lr: 0.0, end_lr: 0.0}
-    teacher:                         # distillation (`ppvision.tasks.teacher`); left out: none
+    teacher:                         # distillation (`.teacher`, beside this module); left out: none
       type: efficientnet_lite2       # a model of the zoo, with its options (num_classes: 1000); or
       # model_dir: inference/teacher # a folder that `ppvision export --output_op softmax` wrote; or
       # file: teachers.py:build      # a function of yours, without arguments, that returns a Layer
@@ -66,6 +66,7 @@ from ppvision.data.augment import (
 from ppvision.deploy.run import transforms as deployed
 from ppvision.errors import shorten, shorten_text
 from ppvision.safe_yaml import Located
+from ppvision.tasks.classification.teacher import INPUT_KEYS, KEYS, SOURCES, teacher_transforms
 from ppvision.tasks.config import (
     ConfigError,
     check_components,
@@ -73,8 +74,7 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
-from ppvision.tasks.quantization import check_slim_config
-from ppvision.tasks.teacher import INPUT_KEYS, KEYS, SOURCES, teacher_transforms
+from ppvision.tasks.multibit.widths import check_slim_config
 from ppvision.tasks.training import ENGINE_KEYS
 from ppvision.zoo import list_models
 from ppvision.zoo.factory import FEATURE_OPTIONS, model_options

@@ -9,7 +9,7 @@ are computed once cannot follow a small crop, so random crops keep at least 0.7 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv
 1503.02531.
 
-The keys of a config's `teacher`: `ppvision/tasks/classification_config.py`.
+The keys of a config's `teacher`: `ppvision/tasks/classification/config.py`.
 """
 
 import hashlib

@@ -1,0 +1,1 @@
+"""Classification under our engine."""

@@ -1,0 +1,1 @@
+"""Detection: PaddleDetection under our engine."""

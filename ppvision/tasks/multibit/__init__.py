@@ -1,0 +1,1 @@
+"""Several bit-widths of one configured job."""

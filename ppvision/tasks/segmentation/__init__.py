@@ -1,0 +1,1 @@
+"""Segmentation: PaddleSeg under our engine."""
