@@ -2,12 +2,16 @@
 
 from typing import TYPE_CHECKING
 
+from ppvision.moved import keep_earlier_names
+
 if TYPE_CHECKING:
     from ppvision.deploy.run.predictor import Predictor
     from ppvision.deploy.write.export import export_model
     from ppvision.zoo import create_model, list_models, load_weights, model_card
 
 __version__ = "0.1.0"
+
+keep_earlier_names()
 
 # Where each name of the Python face is.
 _FACE = {

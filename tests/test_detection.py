@@ -26,7 +26,7 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
-from ppvision.tasks.detection.job import job as detection
+from ppvision.tasks.detection import job as detection
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT
 from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector

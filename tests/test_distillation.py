@@ -25,7 +25,7 @@ from ppvision.deploy import export_model
 from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import ConfigError, DataError, InputError, WeightsError
 from ppvision.tasks import open_job
-from ppvision.tasks.classification.job import teacher
+from ppvision.tasks.classification import teacher
 from ppvision.tasks.classification.teacher import (
     Teacher,
     distillation_loss,

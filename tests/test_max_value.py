@@ -16,9 +16,9 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.errors import ConfigError, DataError, InputError
 from ppvision.plugins.paddledet import load_yaml
 from ppvision.tasks import open_job
-from ppvision.tasks.classification.job import job as classification
-from ppvision.tasks.detection.job import job as detection
-from ppvision.tasks.segmentation.job import job as segmentation
+from ppvision.tasks.classification import job as classification
+from ppvision.tasks.detection import job as detection
+from ppvision.tasks.segmentation import job as segmentation
 from tests.conftest import classification_config, small_config
 from tests.small_detectors import small_detector, write_detector
 

@@ -230,7 +230,7 @@ def test_training_goes_by_the_same_number():
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_epochs_are_counted_without_a_look_at_the_pictures(config_file, monkeypatch, ranks):
-    from ppvision.tasks.segmentation.job import job as segmentation
+    from ppvision.tasks.segmentation import job as segmentation
 
     def looked(*_: object, **__: object) -> None:
         raise AssertionError("the data set was checked")
