@@ -116,8 +116,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def list_zoo(args: argparse.Namespace) -> None:
+    from ppvision.errors import nearest
     from ppvision.zoo import list_models, model_card
-    from ppvision.zoo.registry import nearest
     from ppvision.zoo.stored import is_here
 
     if not list_models(args.pattern):

@@ -10,9 +10,8 @@ from typing import Literal, get_args, get_origin
 import yaml
 
 from ppvision.data.text import read_text
-from ppvision.errors import ConfigError, DataError, shorten, shorten_text
+from ppvision.errors import ConfigError, DataError, nearest, shorten, shorten_text
 from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
-from ppvision.zoo.registry import nearest
 
 _MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
 

@@ -22,11 +22,12 @@ from ppvision.errors import (
     InputTypeError,
     MissingFileError,
     WeightsError,
+    nearest,
     shorten,
     shorten_text,
 )
 from ppvision.models.base import ZooModel
-from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card, nearest
+from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
 from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle

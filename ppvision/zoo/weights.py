@@ -13,10 +13,10 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text
+from ppvision.errors import MissingFileError, WeightsError, nearest, shorten, shorten_text
 from ppvision.files import write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
-from ppvision.zoo.cards import find_card, nearest, weights_names
+from ppvision.zoo.cards import find_card, weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 

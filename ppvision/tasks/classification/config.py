@@ -64,7 +64,7 @@ from ppvision.data.augment import (
     RecordedFlip,
 )
 from ppvision.deploy.run import transforms as deployed
-from ppvision.errors import shorten, shorten_text
+from ppvision.errors import nearest, shorten, shorten_text
 from ppvision.safe_yaml import Located
 from ppvision.tasks.classification.teacher import INPUT_KEYS, KEYS, SOURCES, teacher_transforms
 from ppvision.tasks.config import (
@@ -78,7 +78,6 @@ from ppvision.tasks.multibit.widths import check_slim_config
 from ppvision.tasks.training import ENGINE_KEYS
 from ppvision.zoo import list_models
 from ppvision.zoo.factory import FEATURE_OPTIONS, model_options
-from ppvision.zoo.registry import nearest
 
 # A teacher is not trained, and `weights` must fit it as they are.
 _NOT_OF_A_TEACHER = (*FEATURE_OPTIONS, "pretrained", "frozen_stages", "norm_eval")

@@ -30,7 +30,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.errors import EngineError, shorten
+from ppvision.errors import EngineError, nearest, shorten
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
@@ -40,7 +40,6 @@ from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
 from ppvision.tasks.config import ConfigError, check_keys, check_number, read_yaml
-from ppvision.zoo.registry import nearest
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
