@@ -223,10 +223,11 @@ def _mapping_of(key: Check, check: Check, count: Count) -> Check:
     def check_mapping(value: Any, place: Place) -> dict:
         if not isinstance(value, dict) or not count.least <= len(value) <= count.most:
             raise count.refuse(value, place, "keys and values")
-        return {
-            key(k, place.inside(value, "a key")): check(item, place.inside(value, k))
-            for k, item in value.items()
-        }
+        found = {}
+        for k, item in value.items():
+            key(k, Place(f"{place.path}: a key", place.line_of(value, k)))
+            found[k] = check(item, place.inside(value, k))
+        return found
 
     return check_mapping
 

@@ -5,7 +5,7 @@ Its config: `ppvision/tasks/classification/config.py`.
 
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class Classification(ModelWithWidths):
             for key in ("iters", "epochs"):
                 content.pop(key, None)
             content["iters" if epochs is None else "epochs"] = iters or epochs
-        check_config(content)
+        self.config = check_config(content)
         self.name = name
         self.content = plain(content)
 
@@ -164,8 +164,8 @@ class Classification(ModelWithWidths):
         groups = parameter_groups(
             model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
-        schedule = dict(self.content["lr_scheduler"])
-        epochs = schedule.pop("warmup_epochs", 0)
+        schedule = asdict(self.config.lr_scheduler)
+        epochs = schedule.pop("warmup_epochs")
         warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
         rate = cosine_with_warmup(self.iters, warmup, **schedule)
         return make(learning_rate=rate, parameters=groups, **options)
@@ -270,7 +270,7 @@ class Classification(ModelWithWidths):
     @cached_property
     def batched(self) -> MixBatch:
         temperature = 1.0 if self.teacher is None else self.teacher.temperature
-        return MixBatch(self.num_classes, temperature=temperature, **self.content.get("loss", {}))
+        return MixBatch(self.num_classes, temperature=temperature, **asdict(self.config.loss))
 
     def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
         """Cross entropy with the targets `[B, K]` that `MixBatch` made; with a teacher its share,
