@@ -27,6 +27,7 @@ from ppvision.errors import (
     shorten_text,
 )
 from ppvision.models.base import ZooModel
+from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
@@ -131,8 +132,6 @@ def _read_card(card: WeightsCard) -> Pretrained:
 
 def _fetched(address: str) -> tuple[Path, str, str]:
     """The copy of a file in the cache, what to call it, and its sha256."""
-    from ppvision.quant.store.fetching import Remote
-
     url, _, fragment = address.partition("#")
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     name = PurePosixPath(urlsplit(url).path).name
@@ -144,7 +143,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     digest = found[1].lower()
     parts = urlsplit(url)
     folder = parts._replace(path=parts.path.removesuffix(name))
-    remote = Remote(folder.geturl())
+    remote = RemoteFolder(folder.geturl())
     shown = f"{remote.shown}/{name}"
     copy = remote.folder / f"{digest[:16]}-{name}"
     with remote.locked():

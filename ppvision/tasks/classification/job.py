@@ -28,6 +28,7 @@ from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
+from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
     OPTIMIZERS,
     build_taught_transform,
@@ -67,14 +68,14 @@ class Scores:
     def table(self, names: list[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.confusion))]
-        width = max(len("class"), *(len(name) for name in names))
-        lines = [f"{'class':{width}}  pictures  recall  precision"]
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        rows: list[tuple[object, ...]] = [("class", "pictures", "recall", "precision")]
         for k, name in enumerate(names):
-            hits = self.confusion[k, k]
-            recall = f"{hits / true[k]:.4f}" if true[k] else "-"
-            precision = f"{hits / predicted[k]:.4f}" if predicted[k] else "-"
-            lines.append(f"{name:{width}}  {true[k]:8d}  {recall:6}  {precision}")
+            recall, precision = (
+                self.confusion[k, k] / total[k] if total[k] else None for total in (true, predicted)
+            )
+            rows.append((name, true[k], recall, precision))
+        lines = [format_table(rows, "<><<")]
         if self.loss is None:
             lines.append(
                 f"top1 {self.top1:.4f} (the model gives the class alone: no top5, no loss)"

@@ -35,10 +35,10 @@ from ppvision.errors import EngineError, shorten
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS, MAX_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.fetching import is_url
 from ppvision.quant.store.state import LayeredState, layered_state
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
+from ppvision.remote_cache import is_url
 from ppvision.safe_yaml import Located
 from ppvision.schema import Count, number, one_of, text, whole
 from ppvision.tasks.config import ConfigError, build_config, read_yaml
@@ -390,18 +390,6 @@ def without_paths(node: object) -> object:
     if isinstance(node, dict):
         return {key: without_paths(v) for key, v in node.items() if key != "pretrained"}
     return [without_paths(item) for item in node] if isinstance(node, list) else node
-
-
-def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as aligned columns; floats with four digits."""
-
-    def shown(value: object) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    cells = [list(rows[0]), *([shown(v) for v in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join(lines)
 
 
 def example_input(channels: int, side: int) -> Tensor:
