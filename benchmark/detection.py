@@ -26,9 +26,9 @@ from pathlib import Path
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
+from ppvision.tables import format_records
 from ppvision.tasks import open_job
 from ppvision.tasks.detection.job import Detection
-from ppvision.tasks.multibit.widths import table
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -159,7 +159,7 @@ def main() -> None:
             logging.info(f"run: {name}")
             rows = run(name, args.data_root.resolve(), args.work_dir, args.opts)
             add_rows(args.results, rows, FIELDS, order, lambda rows: [])
-    print(table(read_rows(args.results)))
+    print(format_records(read_rows(args.results)))
 
 
 if __name__ == "__main__":

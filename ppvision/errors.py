@@ -6,6 +6,9 @@ found and what to do; the command line shows it as one message. Any other except
 ours or of a library below us: the command line shows its traceback.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class PpvisionError(Exception):
     """Something that a user can mend."""
@@ -78,6 +81,15 @@ def shorten_text(text: str, room: int = 1000) -> str:
     """A message of a library, without its middle where it is longer than `room` letters."""
     half = (room - 5) // 2
     return text if len(text) <= room else f"{text[:half]} ... {text[-half:]}"
+
+
+def nearest(name: str, known: Iterable[object]) -> str:
+    """`Did you mean ...?` for the closest of `known`, or all of them."""
+    names = sorted(map(str, known))  # a user's own keys may be numbers
+    close = get_close_matches(str(name), names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    return f"Known: {shorten_text(', '.join(names)) or 'none'}."
 
 
 def _show(value: object, room: int, levels: int) -> str:

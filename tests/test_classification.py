@@ -345,7 +345,7 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
             r"classes.yml:\d+\): loss.mixup: expected a num",
         ),
         (lambda c: c["model"].update(num_classes="3"), r"model.num_classes: expected a whole.*'3'"),
-        (lambda c: c["train_dataset"].update(root=5), "train_dataset: expected root.*got 5"),
+        (lambda c: c["train_dataset"].update(root=5), r"train_dataset\.root: expected text, got 5"),
         (
             lambda c: c.update(accumulate=0),
             r"classes.yml:\d+\): accumulate: expected a whole number",

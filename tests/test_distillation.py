@@ -684,7 +684,7 @@ def test_other_crops_are_refused_where_they_leave_too_little(spec, side, share):
         (lambda c: c["teacher"].update(std=[0]), "without zeros"),
         (lambda c: c["teacher"].update(interpolation="RANDOM"), "interp"),
         (lambda c: c["teacher"].update(temperature=0), r"temperature: expected a finite .* got 0"),
-        (lambda c: c["teacher"].update(weight=1.5), "weight: expected a share from 0 to 1"),
+        (lambda c: c["teacher"].update(weight=1.5), "weight: expected a number from 0 to 1"),
         (lambda c: c["teacher"].update(weight="a"), r"teacher.weight: expected a number.*'a'"),
         (lambda c: c["teacher"].update(classes=[]), "teacher.classes: expected"),
         (lambda c: c["teacher"].update(classes=[1, []]), "teacher.classes: expected"),

@@ -455,14 +455,19 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
         (None, "takes every default), got None"),
         ({"layers": None}, "expected a rule such as"),
         ({"bits": 4}, "bits: expected a list of widths such as [8, 4, 2], got 4"),
-        ({"bits": ["8"]}, "expected a list of widths such as [8, 4, 2], got ['8']"),
+        ({"bits": ["8"]}, "slim_config.bits.0: expected a whole number from 1 to 8, got '8'"),
         ({"weights": 3}, "expected a number for each of bits, got 3"),
         ({"activations": "yes"}, "expected true or false, got 'yes'"),
-        ({"weights": [float("inf"), 1]}, "expected a number for each of bits, got [inf, 1]"),
+        (
+            {"weights": [float("inf"), 1]},
+            "slim_config.weights.0: expected a number of at least 0, got inf",
+        ),
         (
             {"distillation": float("inf")},
             "distillation: expected a number of at least 0",
         ),
+        ({"layers": {"head.*": {"bit": 4}}}, "slim_config.layers.head.*: expected only known keys"),
+        ({"types": {"Linear": {"float": 1}}}, "Linear.float: expected true or false, got 1"),
         ({"layers": {0: {"bits": 4}}}, "name (a number as a name in quotes)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -18,7 +19,9 @@ import ppvision.plugins.paddledet as detection
 import ppvision.plugins.paddleseg as segmentation
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.models.resnet import CifarResNet
+from ppvision.safe_yaml import Located
 from ppvision.tasks.classification.config import _check_model
+from ppvision.tasks.config import ConfigError, check_components
 from ppvision.zoo import registry
 from ppvision.zoo.cards import ModelCard
 from ppvision.zoo.factory import model_options
@@ -106,11 +109,35 @@ def test_a_new_option_of_pale_is_written_once(forget):
 
     forget("pale_new")
     register("pale_new", partial(WithOption, VARIANTS["pale_nano"]))
+    of_seg = inspect.signature(manager.BACKBONES["pale_new"]).parameters["head_scale"]
+    of_det = inspect.signature(detection.pale_new.__init__).parameters["head_scale"]
+    for found in (of_seg, of_det):  # what their checkers go by
+        assert (found.default, found.annotation) == (1.0, float)
+    assert workspace.global_config["pale_new"].schema["head_scale"].default == 1.0
     assert ppvision.create_model("pale_new", head_scale=2.0).head_scale == 2.0
     assert manager.BACKBONES["pale_new"](head_scale=3.0).head_scale == 3.0
     workspace.global_config["pale_new"]["head_scale"] = 4.0
     assert workspace.create("pale_new").net.head_scale == 4.0
     _check_model({"type": "pale_new", "head_scale": 5.0})
+    check_components({"type": "pale_new", "head_scale": 5.0}, {**manager.BACKBONES.components_dict})
+    with pytest.raises(ConfigError, match="Did you mean head_scale"):
+        _check_model(Located({"type": "pale_new", "head_scal": 5.0}, {}))
+    with pytest.raises(TypeError, match="Did you mean head_scale"):
+        ppvision.create_model("pale_new", head_scal=2.0)
+
+
+def test_options_of_pale_stand_in_the_model_only():
+    own = ("mask_padding", "pale_size")  # `recompute`, `in_channels`, ...: other models have these
+    model = {"models/pale_transformer.py", "nn/pale_attention.py"}
+    arithmetic = {"forms/pale.py", "forms/tokens.py"}  # read what a built layer holds
+    package = Path(ppvision.__file__).parent
+    for option in own:
+        found = {
+            path.relative_to(package).as_posix()
+            for path in package.rglob("*.py")
+            if option in path.read_text(encoding="utf-8")
+        }
+        assert found <= model | arithmetic, option
 
 
 def test_pretrained_is_an_option_of_both(forget):

@@ -11,6 +11,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import paddle
 from paddle import Tensor, nn
@@ -49,10 +50,10 @@ from ppvision.errors import (
     InputError,
     PpvisionError,
     StorageError,
-    shorten,
 )
 from ppvision.files import replace_file
 from ppvision.forms.cpu_training import cpu_training
+from ppvision.schema import between, check_values, one_of, whole
 
 logger = logging.getLogger("ppvision")
 
@@ -100,45 +101,22 @@ class TrainOptions:
         ValueError: a value out of its range.
     """
 
-    iters: int
-    batch_size: int
-    accumulate: int = 1
-    clip_norm: float | None = None
-    log_iters: int = 10
-    save_interval: int = 1000
-    keep_checkpoint_max: int = 3
-    num_workers: int = 0
-    seed: int = 0
-    precision: str = "fp32"
+    iters: Annotated[int, whole(1)]
+    batch_size: Annotated[int, whole(1)]
+    accumulate: Annotated[int, whole(1)] = 1
+    clip_norm: Annotated[float, between(0)] | None = None
+    log_iters: Annotated[int, whole(1)] = 10
+    save_interval: Annotated[int, whole(1)] = 1000
+    keep_checkpoint_max: Annotated[int, whole(1)] = 3
+    num_workers: Annotated[int, whole(0)] = 0
+    seed: Annotated[int, whole(0)] = 0
+    precision: Annotated[str, one_of(*PRECISIONS)] = "fp32"
     use_ema: bool = False
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, between(0, 1)] = 0.999
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("iters", "batch_size", "accumulate", "log_iters", "save_interval"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(
-                    f"{name}: expected a whole number of at least 1, got {shorten(value)}."
-                )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(
-                f"seed: expected a whole number of at least 0, got {shorten(self.seed)}."
-            )
-        for name, low, high in (("clip_norm", 0, math.inf), ("ema_decay", 0, 1)):
-            value = getattr(self, name)
-            if value is None and name == "clip_norm":
-                continue
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not low < value < high:
-                raise InputError(
-                    f"{name}: expected a number above {low} and below {high}, got {shorten(value)}."
-                )
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"precision: expected one of {', '.join(PRECISIONS)}, got "
-                f"{shorten(self.precision)}."
-            )
+        check_values(self)
 
 
 class Trainer:

@@ -1,20 +1,26 @@
 """Reading configurations: safely, and stopping at the first wrong name."""
 
+import contextlib
 import importlib
 import inspect
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Literal, TypeVar, get_args, get_origin
 
 import yaml
 
+from ppvision import schema
 from ppvision.data.text import read_text
-from ppvision.errors import ConfigError, DataError, shorten, shorten_text
+from ppvision.engine.trainer import TrainOptions
+from ppvision.errors import ConfigError, DataError, nearest, shorten, shorten_text
 from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
-from ppvision.zoo.registry import nearest
+from ppvision.schema import Check, Place, SchemaError, build, checks_of
 
 _MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
+
+ENGINE_CHECKS = checks_of(TrainOptions)
+
+T = TypeVar("T")
 
 TASKS = ("classification", "segmentation", "detection")
 
@@ -132,7 +138,23 @@ def _place(node: dict, key: object) -> str:
     return node.place(key) if isinstance(node, Located) else ""
 
 
-def check_keys(config: dict, known: Sequence[str], where: str = "") -> None:
+def build_config(kind: type[T], content: object, where: str = "", line: str = "") -> T:
+    """A part of a config as the dataclass that says what it may be.
+
+    Args:
+        kind: the dataclass (`ppvision.schema`).
+        content: the part.
+        where: its path in the config, for messages; empty for the top.
+        line: `file:line` of the part, or empty.
+
+    Raises:
+        ConfigError: a key, type or value that it does not take, with its place.
+    """
+    with _config_errors():
+        return build(kind, content, where, line)
+
+
+def check_keys(config: dict, known: Iterable[str], where: str = "") -> None:
     """Raise `ConfigError` for a key of a mapping that is not known.
 
     Args:
@@ -140,39 +162,36 @@ def check_keys(config: dict, known: Sequence[str], where: str = "") -> None:
         known: its possible keys.
         where: the mapping's path in the config, for messages; empty for the top.
     """
-    for key in config:
-        if key not in known:
-            raise ConfigError(
-                f"config{_place(config, key)}: {where + ': ' if where else ''}expected only known "
-                f"keys, got {shorten(key)}. "
-                f"{nearest(str(key), list(known))}"
-            )
+    with _config_errors():
+        schema.check_keys(config, known, Place(where))
 
 
 def check_number(
     config: dict, key: str, where: str = "", *, low: float, whole: bool = False
 ) -> None:
     """Raise `ConfigError` for a value that is there and is no number of at least `low`."""
-    if key not in config:
-        return
-    value = config[key]
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value < math.inf:
-        what = "a whole number" if whole else "a number"
-        raise ConfigError(
-            f"config{_place(config, key)}: {where + '.' if where else ''}{key}: expected {what} of "
-            f"at least {low}, got {shorten(value)}."
-        )
+    _check_entry(schema.whole(low) if whole else schema.number(low), config, key, where)
 
 
 def check_engine_keys(config: dict) -> None:
     """Raise `ConfigError` for what the engine reads, where it has another type or range."""
-    for key in ("iters", "batch_size", "accumulate"):
-        check_number(config, key, low=1, whole=True)
-    check_number(config, "seed", low=0, whole=True)
-    check_number(config, "ema_decay", low=0)
-    if config.get("clip_norm") is not None:
-        check_number(config, "clip_norm", low=0)
+    for key in ("iters", "batch_size", "accumulate", "seed", "ema_decay", "clip_norm"):
+        _check_entry(ENGINE_CHECKS[key], config, key)
+
+
+def _check_entry(check: Check, config: dict, key: str, where: str = "") -> None:
+    if key in config:
+        with _config_errors():
+            check(config[key], Place(where).inside(config, key))
+
+
+@contextlib.contextmanager
+def _config_errors() -> Iterator[None]:
+    try:
+        yield
+    except SchemaError as error:
+        line = f" ({error.line})" if error.line else ""
+        raise ConfigError(f"config{line}: {error.sentence}") from error
 
 
 def task_of(config: dict) -> str:

@@ -6,14 +6,11 @@ that is a model of the zoo can be named as well, `pale_nano.digit_scenes`.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-
-from ppvision.errors import shorten_text
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 CARD = "card.json"
@@ -152,15 +149,6 @@ class ModelCard:
     def weights(self) -> dict[str, WeightsCard]:
         """Weights for this model, by their names."""
         return {card.name: card for card in ZOO_WEIGHTS.values() if card.model == self.name}
-
-
-def nearest(name: str, known: Iterable[object]) -> str:
-    """`Did you mean ...?` for the closest of `known`, or all of them."""
-    names = sorted(map(str, known))  # a user's own keys may be numbers
-    close = get_close_matches(str(name), names, n=3, cutoff=0.5)
-    if close:
-        return f"Did you mean {' or '.join(close)}?"
-    return f"Known: {shorten_text(', '.join(names)) or 'none'}."
 
 
 def read_card(path: Path) -> WeightsCard:

@@ -7,9 +7,9 @@ from dataclasses import replace
 from paddle import nn
 
 from ppvision.arguments import check_count, check_flag, check_text
-from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.errors import InputError, InputTypeError, nearest, shorten
 from ppvision.models.base import ZooModel
-from ppvision.zoo.cards import find_card, nearest
+from ppvision.zoo.cards import find_card
 from ppvision.zoo.pretrained import find_pretrained, load_pretrained
 from ppvision.zoo.registry import builder, list_models, model_card, model_parameters
 

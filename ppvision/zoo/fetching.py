@@ -1,7 +1,6 @@
 """Weights at an address, fetched once and only on request, into the cache folder."""
 
 import errno
-import hashlib
 import logging
 import shutil
 import tarfile
@@ -9,12 +8,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from ppvision.errors import StorageError, WeightsError, shorten_text
-from ppvision.files import cache_folder, replace_file
-from ppvision.remote import RequestError, download_file
+from ppvision.remote import RequestError
+from ppvision.remote_cache import cached_folder, fetch_file
 from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
@@ -47,8 +47,7 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
     shown = shorten_text(url.partition("?")[0], 200)
     if url.startswith(_PPDET):
         url = _PPDET_SERVER + url.removeprefix(_PPDET)
-    folder = cache_folder() / "pretrained" / hashlib.sha256(url.encode()).hexdigest()[:32]
-    target = folder / "model.pdparams"
+    target = cached_folder("pretrained", url) / "model.pdparams"
     if target.is_file():
         try:
             _check_reads(target, shown)
@@ -65,22 +64,24 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
             f"pretrained: {shown} would be fetched, and ppvision fetches nothing unasked. Pass "
             "--allow_download, or fetch it yourself and give the file's path."
         )
-    logger.info(f"pretrained: fetching {shown} into {folder}")
-    folder.mkdir(parents=True, exist_ok=True)
+    logger.info(f"pretrained: fetching {shown} into {target.parent}")
     try:
-        with replace_file(target) as partial:
-            download_file(url, partial, MAX_BYTES)
-            _unpack(partial, shown)
-            try:
-                _check_reads(partial, shown)
-            except WeightsError as error:
-                raise WeightsError(
-                    f"{error} Check the address in a browser, or fetch the weights yourself and "
-                    "give the file's path."
-                ) from error
+        fetch_file(url, target, MAX_BYTES, partial(_accept, shown))
     except RequestError as error:
         raise WeightsError(f"pretrained: {error}") from error
     return target
+
+
+def _accept(shown: str, path: Path) -> None:
+    """Take the weights out of what was fetched, if there are any."""
+    _unpack(path, shown)
+    try:
+        _check_reads(path, shown)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error} Check the address in a browser, or fetch the weights yourself and give the "
+            "file's path."
+        ) from error
 
 
 def _check_reads(path: Path, shown: str) -> None:

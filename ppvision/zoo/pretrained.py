@@ -23,11 +23,13 @@ from ppvision.errors import (
     InputTypeError,
     MissingFileError,
     WeightsError,
+    nearest,
     shorten,
     shorten_text,
 )
 from ppvision.models.base import ZooModel
-from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card, nearest
+from ppvision.remote_cache import RemoteFolder
+from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
 from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle
@@ -133,8 +135,6 @@ def _read_card(card: WeightsCard) -> Pretrained:
 
 def _fetched(address: str) -> tuple[Path, str, str]:
     """The copy of a file in the cache, what to call it, and its sha256."""
-    from ppvision.quant.store.fetching import Remote
-
     url, _, fragment = address.partition("#")
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     name = PurePosixPath(urlsplit(url).path).name
@@ -146,7 +146,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     digest = found[1].lower()
     parts = urlsplit(url)
     folder = parts._replace(path=parts.path.removesuffix(name))
-    remote = Remote(folder.geturl())
+    remote = RemoteFolder(folder.geturl())
     shown = f"{remote.shown}/{name}"
     copy = remote.folder / f"{digest[:16]}-{name}"
     with remote.locked():

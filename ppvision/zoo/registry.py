@@ -16,8 +16,8 @@ from functools import partial
 from paddle import nn
 
 from ppvision.arguments import check_flag, check_text
-from ppvision.errors import InputError, shorten
-from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard, nearest
+from ppvision.errors import InputError, nearest, shorten
+from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard
 from ppvision.zoo.stored import is_here
 
 BuildModel = Callable[..., nn.Layer]
@@ -128,6 +128,5 @@ __all__ = [
     "list_models",
     "model_card",
     "model_parameters",
-    "nearest",
     "register_model",
 ]

@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ppvision.arguments import check_file, check_layer, check_path, check_patterns
-from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text
+from ppvision.errors import MissingFileError, WeightsError, nearest, shorten, shorten_text
 from ppvision.files import naming_read, write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
-from ppvision.zoo.cards import find_card, nearest, weights_names
+from ppvision.zoo.cards import find_card, weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ppvision.deploy.run.engines import Engine
 from ppvision.deploy.run.predictor import Predictor
+from ppvision.tables import format_table
 
 DEFAULT_SIZE = 224  # pixels, where an export leaves height and width open
 WARM_UP = 3
@@ -111,15 +112,17 @@ def bench_exported(
 
 def table(rows: Sequence[Latency]) -> str:
     """The rows as text; the last column is the first row's median over this one's."""
-    width = max(5, *(len(row.name) for row in rows))
-    lines = [f"{'model':{width}}  median ms  10..90 %          engine    bytes       speed-up"]
-    for row in rows:
-        size = "-" if row.bytes is None else f"{row.bytes:,}"
-        spread = f"{row.low:.2f}..{row.high:.2f}"
-        lines.append(
-            f"{row.name:{width}}  {row.median:9.2f}  {spread:16}  {row.engine or '-':8}  {size:10}"
-            f"  {rows[0].median / row.median:.2f}"
+    cells = [
+        (
+            row.name,
+            f"{row.median:.2f}",
+            f"{row.low:.2f}..{row.high:.2f}",
+            row.engine,
+            None if row.bytes is None else f"{row.bytes:,}",
+            f"{rows[0].median / row.median:.2f}",
         )
+        for row in rows
+    ]
+    names = ("model", "median ms", "10..90 %", "engine", "bytes", "speed-up")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines.append(f"peak memory of this process {peak:,.0f} MiB")
-    return "\n".join(lines)
+    return f"{format_table([names, *cells], '<><<<<')}\npeak memory of this process {peak:,.0f} MiB"

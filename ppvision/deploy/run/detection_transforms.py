@@ -12,7 +12,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ppvision.deploy.run.checks import show_value
 from ppvision.deploy.run.transforms import (
     MAX_PIXELS,
     MAX_SIDE,
@@ -23,7 +22,7 @@ from ppvision.deploy.run.transforms import (
     check_size,
     check_whole,
 )
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 Inputs = dict[str, np.ndarray]  # image [H, W, 3] on the way, [3, H, W] at its end; im_shape [2];
 # scale_factor [2]: height, width each
@@ -48,7 +47,7 @@ class Resize:
         if not isinstance(size, (list, tuple)) or len(size) != 2:
             raise InputError(
                 "Resize: expected target_size as one size or [height, width], got "
-                f"{show_value(target_size)}."
+                f"{shorten(target_size)}."
             )
         self.size = [check_whole("Resize", "each value of target_size", n) for n in size]
         if self.size[0] * self.size[1] > MAX_PIXELS:
@@ -57,12 +56,12 @@ class Resize:
             )
         if isinstance(interp, bool) or not isinstance(interp, int) or interp not in range(5):
             raise InputError(
-                f"Resize: expected interp from 0 to 4 (OpenCV's), got {show_value(interp)}."
+                f"Resize: expected interp from 0 to 4 (OpenCV's), got {shorten(interp)}."
             )
         # PaddleDetection's configurations write 1 and 0 as well.
         if not isinstance(keep_ratio, int) or keep_ratio not in (0, 1):
             raise InputError(
-                f"Resize: expected keep_ratio to be true or false, got {show_value(keep_ratio)}."
+                f"Resize: expected keep_ratio to be true or false, got {shorten(keep_ratio)}."
             )
         self.keep_ratio, self.interp = bool(keep_ratio), interp
 
@@ -110,7 +109,7 @@ class NormalizeImage:
             if not isinstance(values, (list, tuple)) or len(values) != 3:
                 raise InputError(
                     f"NormalizeImage: expected {name} to be a list of three numbers, got "
-                    f"{show_value(values)}."
+                    f"{shorten(values)}."
                 )
         for value in mean:
             check_number("NormalizeImage", "each value of mean", value)
@@ -119,7 +118,7 @@ class NormalizeImage:
         check_flag("NormalizeImage", "is_scale", is_scale)
         if not isinstance(norm_type, str) or norm_type not in ("mean_std", "none"):
             raise InputError(
-                f"NormalizeImage: expected norm_type mean_std or none, got {show_value(norm_type)}."
+                f"NormalizeImage: expected norm_type mean_std or none, got {shorten(norm_type)}."
             )
         self.mean, self.std = np.array(mean, np.float64), np.array(std, np.float64)
         self.is_scale, self.norm_type = is_scale, norm_type
@@ -183,7 +182,7 @@ class DetectionTransforms:
     def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
         if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
             raise InputError(
-                f"transforms: expected a list of {{NAME: {{...}}}}, got {show_value(specs)}."
+                f"transforms: expected a list of {{NAME: {{...}}}}, got {shorten(specs)}."
             )
         built = [_build(spec) for spec in specs]
         self.transforms = [transform for transform in built if transform is not None]
@@ -230,12 +229,12 @@ class DetectionTransforms:
 def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs] | None:
     """A transform; None for reading the picture."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {show_value(spec)}.")
+        raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {shorten(spec)}.")
     ((name, options),) = spec.items()
     if name == _READING:
         return None
     if not isinstance(name, str) or name not in KNOWN:
-        shown = name[:60] if isinstance(name, str) else show_value(name)
+        shown = name[:60] if isinstance(name, str) else shorten(name)
         raise InputError(
             f"transforms: {shown} cannot be reproduced in deployment; known are {_READING}, "
             f"{', '.join(KNOWN)}. Random and other training transforms belong to the TrainReader: "
@@ -243,7 +242,5 @@ def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs] | None:
         )
     options = {} if options is None else options
     if not isinstance(options, Mapping):
-        raise InputError(
-            f"transforms: {name}: expected options by name, got {show_value(options)}."
-        )
+        raise InputError(f"transforms: {name}: expected options by name, got {shorten(options)}.")
     return build_known(KNOWN[name], name, options)

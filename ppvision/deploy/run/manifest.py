@@ -8,28 +8,29 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 
-from ppvision.deploy.run.checks import (
-    fields_of,
-    flag,
-    list_of,
-    mapping_of,
+from ppvision.errors import ManifestError, MissingFileError, shorten
+from ppvision.files import naming_read
+from ppvision.safe_yaml import Located, load_yaml
+from ppvision.schema import (
+    Count,
+    Place,
+    SchemaError,
+    build,
+    check_of,
     number,
     one_of,
     optional,
     plain_mapping,
     refuse,
-    show_value,
     text,
     whole,
 )
-from ppvision.errors import InputError, ManifestError, MissingFileError
-from ppvision.files import naming_read
-from ppvision.safe_yaml import load_yaml
 
 NAME = "deploy.yaml"
 FORMAT_VERSION = 2
@@ -93,61 +94,68 @@ _MAX_NAMES = 10**5
 
 # -- types of entries ------------------------------------------------------------------------------
 
-_NAME = text(1000)
-_FILE_NAME = text(200, r"[^/\\\x00-\x1f]+", "the name of a file in this folder, without a path")
-_SHA256 = text(64, "[0-9a-f]{64}", "64 hexadecimal digits")
-_SHARE = number(0, 1)
-_ERROR = number(0, 1e30)
-_MILLISECONDS = number(0, 1e9)
-_SIDES = whole(1, _MAX_SIDE)
-_MAX_VALUE = optional(whole(1, 65535))
-_CLASSES = list_of(_NAME, 0, _MAX_CLASSES)
+Name = Annotated[str, text(1000)]
+Share = Annotated[float, number(0, 1)]
+Error = Annotated[float, number(0, 1e30)]
+Score = Annotated[float, number(-1e30, 1e30)]
+Milliseconds = Annotated[float, number(0, 1e9)]
+Side = Annotated[int, whole(1, _MAX_SIDE)]
+MaxValue = Annotated[int, whole(1, 65535)]
+Classes = Annotated[list[Name], Count(0, _MAX_CLASSES)]
+
+_NAMED = "the name of a file in this folder, without a path"
+_FILE_NAME = text(200, r"[^/\\\x00-\x1f]+", _NAMED)
 
 
 def check_max_value(value: object) -> None:
     """Raise `InputError` for a `max_value` that is neither None nor a number of at most 16 bits."""
-    _MAX_VALUE(value, "max_value")
+    optional(whole(1, 65535))(value, Place("max_value"))
 
 
 def check_name(value: object) -> None:
     """Raise `InputError` for a `name` that is neither None nor text that `deploy.yaml` holds."""
-    optional(_NAME)(value, "name")
+    check_of(Name | None)(value, Place("name"))
 
 
 def check_classes(value: object) -> None:
     """Raise `InputError` for names of classes that `deploy.yaml` does not hold."""
-    _CLASSES(value, "classes")
+    check_of(Classes)(value, Place("classes"))
 
 
 def check_input_shape(value: object) -> None:
     """Raise `InputError` for an `input_shape` out of range, or of too many numbers."""
-    shape = _shape(value, "input_shape")
-    _size([1 if n is None else n for n in shape], "input_shape")
+    shape = _shape(value, Place("input_shape"))
+    _size([1 if n is None else n for n in shape], Place("input_shape"))
 
 
-def _name_of_file(value: Any, where: str) -> str:
-    name = _FILE_NAME(value, where)
+def _name_of_file(value: Any, place: Place) -> str:
+    name = _FILE_NAME(value, place)
     if name in (".", ".."):
-        raise refuse(value, where, "the name of a file in this folder, without a path")
+        raise refuse(value, place, _NAMED)
     return name
 
 
-def _shape(value: Any, where: str) -> list[int | None]:
+def _shape(value: Any, place: Place) -> list[int | None]:
     if not isinstance(value, list) or len(value) != 4:
-        raise refuse(value, where, "[B, C, H, W]")
-    side = optional(_SIDES)
+        raise refuse(value, place, "[B, C, H, W]")
+    side = optional(whole(1, _MAX_SIDE))
     checks = (optional(whole(1, _MAX_BATCH)), whole(1, _MAX_CHANNELS), side, side)
     pairs = enumerate(zip(checks, value, strict=True))
-    return [check(item, f"{where}[{place}]") for place, (check, item) in pairs]
+    return [check(item, place.inside(value, i)) for i, (check, item) in pairs]
 
 
-def _size(value: Any, where: str) -> list[int]:
-    shape = _shape(value, where)
+def _size(value: Any, place: Place) -> list[int]:
+    shape = _shape(value, place)
     if None in shape:
-        raise refuse(value, where, "[B, C, H, W], all of them numbers")
+        raise refuse(value, place, "[B, C, H, W], all of them numbers")
     if shape[0] * shape[1] * shape[2] * shape[3] > _MAX_NUMBERS:
-        raise refuse(value, where, f"a size of at most {_MAX_NUMBERS} numbers")
+        raise refuse(value, place, f"a size of at most {_MAX_NUMBERS} numbers")
     return shape
+
+
+FileName = Annotated[str, _name_of_file]
+Size = Annotated[list[int], _size]
+Transform = Annotated[dict[str, Any], plain_mapping(256, 4)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +163,7 @@ class FileEntry:
     """Of a file in the folder."""
 
     bytes: Annotated[int, whole(0, 2**50)]
-    sha256: Annotated[str, _SHA256]
+    sha256: Annotated[str, text(64, "[0-9a-f]{64}", "64 hexadecimal digits")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,17 +179,15 @@ class PrecisionCheck:
         score, float_score: of the metric `metric`, in it and in float32.
     """
 
-    passed: Annotated[bool, flag]
-    engine: Annotated[
-        str | None, optional(one_of("openvino", "onednn", "native", "onnxruntime"))
-    ] = None
-    max_error: Annotated[float | None, optional(_ERROR)] = None
-    equal_labels: Annotated[float | None, optional(_SHARE)] = None
-    milliseconds: Annotated[float | None, optional(_MILLISECONDS)] = None
-    float_milliseconds: Annotated[float | None, optional(_MILLISECONDS)] = None
-    metric: Annotated[str | None, optional(_NAME)] = None
-    score: Annotated[float | None, optional(number(-1e30, 1e30))] = None
-    float_score: Annotated[float | None, optional(number(-1e30, 1e30))] = None
+    passed: bool
+    engine: Literal["openvino", "onednn", "native", "onnxruntime"] | None = None
+    max_error: Error | None = None
+    equal_labels: Share | None = None
+    milliseconds: Milliseconds | None = None
+    float_milliseconds: Milliseconds | None = None
+    metric: Name | None = None
+    score: Score | None = None
+    float_score: Score | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +199,7 @@ class Calibration:
         pictures: how many were shown; 0 where the steps were learned.
     """
 
-    method: Annotated[str, one_of("minimum_error", "percentile", "maximum", "learned")]
+    method: Literal["minimum_error", "percentile", "maximum", "learned"]
     pictures: Annotated[int, whole(0, 10**9)]
 
 
@@ -208,8 +214,8 @@ class Nms:
         kept: boxes of a picture, those of highest score.
     """
 
-    score_threshold: Annotated[float, _SHARE]
-    iou_threshold: Annotated[float, _SHARE]
+    score_threshold: Share
+    iou_threshold: Share
     candidates: Annotated[int, whole(1, 10**7)]
     kept: Annotated[int, whole(1, 10**7)]
 
@@ -223,7 +229,7 @@ class Tile:
         overlap: pixels that neighbours share.
     """
 
-    size: Annotated[list[int], list_of(_SIDES, 2, 2)]
+    size: Annotated[list[Side], Count(2, 2)]
     overlap: Annotated[int, whole(0, _MAX_SIDE)]
 
 
@@ -231,55 +237,53 @@ class Tile:
 class Manifest:
     """The content of `deploy.yaml`."""
 
-    name: Annotated[str, _NAME]
+    name: Name
     task: Annotated[str, one_of(*TASKS)]
     format: Annotated[str, one_of(*FORMATS)]
-    program: Annotated[str, _name_of_file]  # the file of the graph
+    program: FileName  # the file of the graph
     # The file of its parameters; null where the graph's file holds them (ONNX).
-    weights: Annotated[str | None, optional(_name_of_file)]
+    weights: FileName | None
     # Whether the graph is there in the program format of before PIR as well: the name of `program`
     # with the suffix .pdmodel.
-    earlier_format: Annotated[bool, flag]
+    earlier_format: bool
     # Whether OpenVINO gave the numbers of eager mode with it; null where it was not tried.
-    openvino: Annotated[bool | None, optional(flag)]
-    onednn: Annotated[bool | None, optional(flag)]  # the same of oneDNN; null for ONNX
+    openvino: bool | None
+    onednn: bool | None  # the same of oneDNN; null for ONNX
     input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
     # The last operator of the graph; nms may follow the graph instead, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
-    transforms: Annotated[list[dict[str, Any]], list_of(plain_mapping(256, 4), 0, 64)]
-    num_classes: Annotated[int | None, optional(whole(1, _MAX_CLASSES))]  # null for features
-    classes: Annotated[list[str], _CLASSES]  # empty when not given
+    transforms: Annotated[list[Transform], Count(0, 64)]
+    num_classes: Annotated[int, whole(1, _MAX_CLASSES)] | None  # null for features
+    classes: Classes  # empty when not given
     bits: Annotated[int, one_of(*range(1, 9), 32)]  # of the weights
-    files: Annotated[dict[str, FileEntry], mapping_of(_name_of_file, fields_of(FileEntry), 64)]
+    files: Annotated[dict[FileName, FileEntry], Count(0, 64)]
     # The largest error of the parity check, of logits or features, and the inputs it was made on.
-    max_error_to_eager: Annotated[float, _ERROR]
-    checked_shapes: Annotated[list[list[int]], list_of(_size, 1, 64)]
+    max_error_to_eager: Error
+    checked_shapes: Annotated[list[Size], Count(1, 64)]
     paddle_version: Annotated[str, text(100)]
     # Of a float export for Paddle Inference: the model's name of each of the graph's parameters.
-    parameters: Annotated[dict[str, str], mapping_of(_NAME, _NAME, _MAX_NAMES)] = field(
-        default_factory=dict
-    )
+    parameters: Annotated[dict[Name, Name], Count(0, _MAX_NAMES)] = field(default_factory=dict)
     # Bits of the inputs of products; null: float.
-    activations: Annotated[int | None, optional(one_of(8))] = None
+    activations: Literal[8] | None = None
     # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
-    max_value: Annotated[int | None, _MAX_VALUE] = None
+    max_value: MaxValue | None = None
 
     # What later versions write. Reserved, so that the format changes once.
     # Names of the graph's outputs, in order.
-    outputs: Annotated[list[str], list_of(_NAME, 0, 64)] = field(default_factory=list)
-    int8: Annotated[PrecisionCheck | None, optional(fields_of(PrecisionCheck))] = None
-    bfloat16: Annotated[PrecisionCheck | None, optional(fields_of(PrecisionCheck))] = None
-    calibration: Annotated[Calibration | None, optional(fields_of(Calibration))] = None
+    outputs: Annotated[list[Name], Count(0, 64)] = field(default_factory=list)
+    int8: PrecisionCheck | None = None
+    bfloat16: PrecisionCheck | None = None
+    calibration: Calibration | None = None
     # Names of layers that stay in float in an export with integers.
-    keep_float: Annotated[list[str], list_of(_NAME, 0, _MAX_NAMES)] = field(default_factory=list)
+    keep_float: Annotated[list[Name], Count(0, _MAX_NAMES)] = field(default_factory=list)
     # Its name in the zoo, and the one that PaddleX knows.
-    architecture: Annotated[str | None, optional(_NAME)] = None
-    paddlex_name: Annotated[str | None, optional(_NAME)] = None
-    nms: Annotated[Nms | None, optional(fields_of(Nms))] = None  # null: inside of the graph
-    tile: Annotated[Tile | None, optional(fields_of(Tile))] = None
+    architecture: Name | None = None
+    paddlex_name: Name | None = None
+    nms: Nms | None = None  # null: inside of the graph
+    tile: Tile | None = None
     # What PaddleSeg's clients read; the only entry that is not ours. Nothing of ours reads it.
-    Deploy: Annotated[dict | None, optional(plain_mapping(20_000, 8))] = None
+    Deploy: Annotated[dict, plain_mapping(20_000, 8)] | None = None
 
     format_version: Annotated[int, one_of(FORMAT_VERSION)] = FORMAT_VERSION
 
@@ -429,23 +433,26 @@ def parse_manifest(document: str, name: str) -> Manifest:
         ) from error
     try:
         return _checked(content)
-    except InputError as error:
-        raise ManifestError(f"{name}: {error}. Copy or export the folder again.") from error
+    except SchemaError as error:
+        raise ManifestError(
+            f"{error.line or name}: {error.sentence} Copy or export the folder again."
+        ) from error
 
 
 def _checked(content: Any) -> Manifest:
     if not isinstance(content, dict):
-        raise refuse(content, "the document", "keys and values")
+        raise refuse(content, Place(), "keys and values")
     version = content.get("format_version")
     if not any(type(version) is int and version == known for known in READABLE_VERSIONS):
-        raise InputError(
+        raise SchemaError(
+            Place(),
             f"expected format_version {' or '.join(map(str, READABLE_VERSIONS))}, got "
-            f"{show_value(version)}; another version of ppvision wrote it"
+            f"{shorten(version)}; another version of ppvision wrote it",
         )
     if version == 1:
         content = _from_version_1(content)
-    manifest = fields_of(Manifest)(content, "")
-    _check_together(manifest)
+    manifest = build(Manifest, content)
+    _check_together(manifest, content)
     return manifest
 
 
@@ -454,7 +461,7 @@ def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
     both that `model.pdmodel` was there and that it may be run."""
     later = {"program", "weights", "earlier_format", "activations", "max_value"}
     if mixed := [key for key in content if key in later]:
-        raise InputError(f"has {', '.join(mixed)}, which format_version 1 does not know")
+        raise SchemaError(Place(), f"has {', '.join(mixed)}, which format_version 1 does not know")
     files = FILES["onnx" if content.get("format") == "onnx" else "paddle"]
     openvino = content.get("openvino")
     changed = {
@@ -470,45 +477,47 @@ def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
         changed["classes"] = [as_text(label) for label in content["classes"]]
     if "name" in content:
         changed["name"] = as_text(content["name"])
-    return {**content, **changed}
+    places = content.where if isinstance(content, Located) else {}
+    return Located({**content, **changed}, places)
 
 
-def _check_together(m: Manifest) -> None:
+def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
     """What entries say about each other."""
+    at = partial(Place().inside, content)
     suffixes = {"paddle": (".json", ".pdiparams"), "onnx": (".onnx", None)}[m.format]
     if not m.program.endswith(suffixes[0]):
-        raise refuse(m.program, "program", f"a name that ends in {suffixes[0]}")
+        raise refuse(m.program, at("program"), f"a name that ends in {suffixes[0]}")
     if (m.weights is None) != (suffixes[1] is None):
-        raise refuse(m.weights, "weights", "a name, or null for format onnx")
+        raise refuse(m.weights, at("weights"), "a name, or null for format onnx")
     if m.weights is not None and not m.weights.endswith(suffixes[1]):
-        raise refuse(m.weights, "weights", f"a name that ends in {suffixes[1]}")
+        raise refuse(m.weights, at("weights"), f"a name that ends in {suffixes[1]}")
     for name in file_names(m.model_files, m.earlier_format):
         if name not in m.files:
-            raise InputError(f"files: expected bytes and sha256 of {name}, found none")
+            raise SchemaError(at("files"), f"expected bytes and sha256 of {name}, got none")
     if (m.task == "detection") != (m.output_op == "nms"):
-        raise refuse(m.output_op, "output_op", "nms for detection and no other task")
+        raise refuse(m.output_op, at("output_op"), "nms for detection and no other task")
     if m.task == "features" and m.output_op != "none":
-        raise refuse(m.output_op, "output_op", "none for features")
+        raise refuse(m.output_op, at("output_op"), "none for features")
     if m.format == "onnx":
         for key in ("onednn", "openvino", "earlier_format"):
             if getattr(m, key):
-                raise refuse(getattr(m, key), key, "false or null for format onnx")
+                raise refuse(getattr(m, key), at(key), "false or null for format onnx")
     if m.openvino and not m.earlier_format:
-        raise refuse(m.openvino, "openvino", "false or null without earlier_format")
+        raise refuse(m.openvino, at("openvino"), "false or null without earlier_format")
     if (m.num_classes is None) != (m.task == "features"):
         expected = "null for features" if m.task == "features" else "a whole number above 0"
-        raise refuse(m.num_classes, "num_classes", expected)
+        raise refuse(m.num_classes, at("num_classes"), expected)
     if len(m.classes) not in (0, m.num_classes or 0):
         expected = f"{m.num_classes or 0} names (num_classes) or none"
-        raise refuse(m.classes, "classes", expected)
-    for place, size in enumerate(m.checked_shapes):
+        raise refuse(m.classes, at("classes"), expected)
+    for i, size in enumerate(m.checked_shapes):
         if any(want not in (None, got) for want, got in zip(m.input_shape, size, strict=True)):
-            expected = f"sizes that input_shape {show_value(m.input_shape)} takes"
-            raise refuse(size, f"checked_shapes[{place}]", expected)
+            expected = f"sizes that input_shape {shorten(m.input_shape)} takes"
+            raise refuse(size, at("checked_shapes").inside(m.checked_shapes, i), expected)
     if m.nms is not None and m.task != "detection":
-        raise refuse(m.task, "nms", "null for another task than detection")
+        raise refuse(m.task, at("nms"), "null for another task than detection")
     if m.tile is not None and m.tile.overlap >= min(m.tile.size):
-        raise refuse(m.tile.overlap, "tile.overlap", "less than the tile's sides")
+        raise refuse(m.tile.overlap, at("tile"), "an overlap less than the tile's sides")
 
 
 def _verify(folder: Path, name: str, expected: FileEntry) -> None:

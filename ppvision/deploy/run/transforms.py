@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from ppvision.deploy.run.checks import show_value
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 Size = tuple[int, int]  # (height, width)
 
@@ -77,14 +76,14 @@ def check_whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int
     if not is_whole or not lowest <= value <= MAX_SIDE:
         raise InputError(
             f"{owner}: expected {name} to be a whole number of at least {lowest} and at most "
-            f"{MAX_SIDE}, got {show_value(value)}."
+            f"{MAX_SIDE}, got {shorten(value)}."
         )
     return value
 
 
 def _width_height(owner: str, value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2:
-        raise InputError(f"{owner}: expected target_size [width, height], got {show_value(value)}.")
+        raise InputError(f"{owner}: expected target_size [width, height], got {shorten(value)}.")
     width, height = (check_whole(owner, "each value of target_size", n) for n in value)
     if width * height > MAX_PIXELS:
         raise InputError(
@@ -101,7 +100,7 @@ def check_number(
     if not is_number or not lowest <= value <= highest:  # NaN compares with nothing
         raise InputError(
             f"{owner}: expected {name} to be a number from {lowest:g} to {highest:g}, got "
-            f"{show_value(value)}."
+            f"{shorten(value)}."
         )
     return float(value)
 
@@ -119,7 +118,7 @@ def check_deviation(owner: str, value: object) -> float:
 def check_flag(owner: str, name: str, value: object) -> bool:
     """True or false; `owner` and `name` stand in the error."""
     if not isinstance(value, bool):
-        raise InputError(f"{owner}: expected {name} to be true or false, got {show_value(value)}.")
+        raise InputError(f"{owner}: expected {name} to be true or false, got {shorten(value)}.")
     return value
 
 
@@ -148,7 +147,7 @@ class Resize:
         if not isinstance(interp, str) or interp not in _INTERPOLATIONS:
             raise InputError(
                 f"Resize: expected interp to be one of {list(_INTERPOLATIONS)}, got "
-                f"{show_value(interp)}. A random interpolation cannot be deployed."
+                f"{shorten(interp)}. A random interpolation cannot be deployed."
             )
         self.interp = _INTERPOLATIONS[interp]
 
@@ -342,7 +341,7 @@ class Normalize:
             if not isinstance(values, (list, tuple)) or len(values) not in (1, 3):
                 raise InputError(
                     f"Normalize: expected {name} to be a list of 1 or 3 numbers, got "
-                    f"{show_value(values)}."
+                    f"{shorten(values)}."
                 )
         for value in mean:
             check_number("Normalize", "each value of mean", value)
@@ -432,7 +431,7 @@ class Transforms:
 
 def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
-        raise InputError(f"transforms: expected {{type: NAME, ...}}, got {show_value(spec)}.")
+        raise InputError(f"transforms: expected {{type: NAME, ...}}, got {shorten(spec)}.")
     name = spec["type"]
     if name not in KNOWN:
         raise InputError(
@@ -449,7 +448,7 @@ def build_known(transform: Callable[..., Any], name: str, options: Mapping[Any, 
     Raises:
         InputError: an option that it does not know or needs, or that is out of range.
     """
-    given = ", ".join(show_value(key) if not isinstance(key, str) else key[:60] for key in options)
+    given = ", ".join(shorten(key) if not isinstance(key, str) else key[:60] for key in options)
     try:
         inspect.signature(transform).bind(**options)
     except TypeError as error:

@@ -30,7 +30,7 @@ from ppvision.files import (
     sync_folder,
     write_bytes,
 )
-from ppvision.quant.store.fetching import FetchError, Remote, UnreachableError, is_url
+from ppvision.quant.store.fetching import FetchError, Remote, UnreachableError
 from ppvision.quant.store.files import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -50,6 +50,8 @@ from ppvision.quant.store.state import LayeredState, layered_state
 from ppvision.quant.train.layers import LayeredLayer, LayeredNorm
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.quant.train.quanters import checked_widths
+from ppvision.remote_cache import is_url
+from ppvision.tables import format_table
 
 logger = logging.getLogger("ppvision")
 
@@ -441,16 +443,17 @@ class LayeredDescription:
             f"{self.weights} quantised weights of {self.count:,} numbers, {self.fixed} of one "
             f"width; {self.activations} rounded inputs",
             *(f"  {key}: {_short(value)}" for key, value in self.config.items()),
-            f"{'file':<16}{'bytes':>14}  sha256",
         ]
-        lines += [
-            f"{f.name:<16}{f.bytes:>14,}  {f.sha256}{'  missing' if f.present is False else ''}"
+        rows = [("file", "bytes", "sha256", "")]
+        rows += [
+            (f.name, f"{f.bytes:,}", f.sha256, "missing" if f.present is False else "")
             for f in self.files
         ]
-        lines.append(f"{'precision':<16}{'bytes':>14}")
+        lines.append(format_table(rows, "<><"))
+        sizes = [("precision", "bytes", "")]
         for bits, size in self.precisions.items():
-            note = "" if bits in self.bits else "  not trained"
-            lines.append(f"{f'{bits} bits':<16}{size:>14,}{note}")
+            sizes.append((f"{bits} bits", f"{size:,}", "" if bits in self.bits else "not trained"))
+        lines.append(format_table(sizes, "<><"))
         return "\n".join(lines)
 
 

@@ -48,8 +48,9 @@ Mixup mixes answers as it mixes labels. What changes colours, erases, turns or m
 picture without it.
 """
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import paddle
@@ -64,40 +65,34 @@ from ppvision.data.augment import (
     RecordedFlip,
 )
 from ppvision.deploy.run import transforms as deployed
-from ppvision.errors import shorten, shorten_text
+from ppvision.errors import nearest, shorten, shorten_text
 from ppvision.safe_yaml import Located
-from ppvision.tasks.classification.teacher import INPUT_KEYS, KEYS, SOURCES, teacher_transforms
+from ppvision.schema import Place, between, number, one_of, refuse, whole
+from ppvision.tasks.classification.teacher import (
+    INPUT_KEYS,
+    KEYS,
+    SOURCES,
+    TEMPERATURE,
+    WEIGHT,
+    teacher_transforms,
+)
 from ppvision.tasks.config import (
+    ENGINE_CHECKS,
     ConfigError,
+    build_config,
     check_components,
-    check_engine_keys,
     check_keys,
     check_number,
 )
 from ppvision.tasks.multibit.widths import check_slim_config
-from ppvision.tasks.training import ENGINE_KEYS
 from ppvision.zoo import list_models
 from ppvision.zoo.factory import FEATURE_OPTIONS, model_options
-from ppvision.zoo.registry import nearest
 
 # A teacher is not trained, and `weights` must fit it as they are.
 _NOT_OF_A_TEACHER = (*FEATURE_OPTIONS, "pretrained", "frozen_stages", "norm_eval")
-_PARTS = {
-    "model": None,  # checked against the zoo
-    "train_dataset": ("root", "list_path", "class_path", "max_value", "transforms"),
-    "val_dataset": ("root", "list_path", "class_path", "max_value", "transforms"),
-    "loss": ("label_smoothing", "mixup", "cutmix"),
-    "optimizer": None,
-    "lr_scheduler": ("learning_rate", "warmup_epochs", "warmup_start_lr", "end_lr"),
-    "teacher": None,  # its keys depend on what it is
-}
-TOP_LEVEL_KEYS = (*ENGINE_KEYS, "epochs", "sizes", *_PARTS)
 OPTIMIZERS = {
     name: getattr(paddle.optimizer, name) for name in ("AdamW", "Adam", "Momentum", "SGD")
 }
-# What of their arguments a config may set; the task passes the rest.
-OPTIMIZER_KEYS = ("type", "weight_decay", "layer_decay", "beta1", "beta2", "epsilon", "momentum")
-OPTIMIZER_KEYS += ("use_nesterov",)
 
 # Of Paddle those that draw from `random` and NumPy alone, which the engine seeds for every sample.
 # Sizes and Normalize are deployment's, so that an exported model sees what was trained on.
@@ -151,86 +146,170 @@ def build_taught_transform(spec: dict) -> Callable[[np.ndarray], np.ndarray]:
     return transform
 
 
-def check_config(content: Located) -> None:
-    """Raise `ConfigError` for a key, type or value that the task does not take, with its place."""
-    check_keys(content, TOP_LEVEL_KEYS)
-    for key in ("model", "train_dataset", "batch_size", "lr_scheduler"):
-        if key not in content:
-            raise ConfigError(f"config: classification: expected {shorten(key)}, got none.")
-    if ("iters" in content) == ("epochs" in content):
+# -- what the config may be ------------------------------------------------------------------------
+# A default of None is a key that was left out; null in a file is refused unless the type has it.
+
+
+def _below_one(value: Any, place: Place) -> float:
+    if number(0)(value, place) >= 1:
+        raise refuse(value, place, "a number below 1")
+    return value
+
+
+def _is_pair(entry: object) -> bool:
+    return (
+        isinstance(entry, list)
+        and len(entry) == 2
+        and all(isinstance(n, int | float) and not isinstance(n, bool) for n in entry)
+        and 0 <= entry[0] < 1
+        and isinstance(entry[1], int)
+        and entry[1] >= 1
+    )
+
+
+def _check_sizes(value: Any, place: Place) -> list[list[float]]:
+    shares = [entry[0] for entry in value if _is_pair(entry)] if isinstance(value, list) else []
+    if not shares or len(shares) < len(value) or shares[0] != 0 or shares != sorted(set(shares)):
+        raise refuse(
+            value,
+            place,
+            "pairs of a share of the training, from 0.0 upwards and below 1, and a side in pixels, "
+            "such as [[0.0, 48], [0.5, 64]]",
+        )
+    return value
+
+
+def _check_classes(value: Any, place: Place) -> Any:
+    values = value.values() if isinstance(value, dict) else value
+    if value is None or isinstance(value, str):
+        return value
+    fits = isinstance(value, dict | list) and len(value) > 0
+    items = [i for v in values for i in (v if isinstance(v, list) else [v])] if fits else []
+    known = all(isinstance(i, int | str) and not isinstance(i, bool) for i in items)
+    if not fits or not known or any(v == [] for v in values):
+        raise refuse(
+            value,
+            place,
+            "the teacher's class (a number, a name, or a list of them) for each of ours, as a "
+            "list, by our names, or in a YAML file",
+        )
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    root: str
+    list_path: str | None = None
+    class_path: str | None = None
+    max_value: Annotated[int, whole(1)] | None = None
+    transforms: list[Any] = field(default_factory=list)  # see `_check_transforms`
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    label_smoothing: Annotated[float, number(0)] = 0.0
+    mixup: Annotated[float, number(0)] = 0.0
+    cutmix: Annotated[float, number(0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """What of an optimizer's arguments a config may set; the task passes the rest."""
+
+    type: Annotated[str, one_of(*OPTIMIZERS)] = "AdamW"
+    weight_decay: Annotated[float, number(0)] | None = None
+    layer_decay: Annotated[float, number(0)] | None = None
+    beta1: Annotated[float, _below_one] | None = None
+    beta2: Annotated[float, _below_one] | None = None
+    epsilon: Annotated[float, number(0)] | None = None
+    momentum: Annotated[float, _below_one] | None = None
+    use_nesterov: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    learning_rate: Annotated[float, number(0)]
+    warmup_epochs: Annotated[int, whole(0)] = 0
+    warmup_start_lr: Annotated[float, number(0)] = 0.0
+    end_lr: Annotated[float, number(0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """All keys of a teacher but the options of a model of the zoo; see `_check_teacher`."""
+
+    type: str = None
+    model_dir: str = None
+    file: str = None
+    weights: str = None
+    size: Any = None  # these are checked as options of Resize and Normalize
+    mean: Any = None
+    std: Any = None
+    interpolation: str = None
+    classes: Annotated[Any, _check_classes] = None
+    temperature: Annotated[float, between(0)] = TEMPERATURE
+    weight: Annotated[float, number(0, 1)] = WEIGHT
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig:
+    """The whole config; the text of this module says what each key means."""
+
+    model: dict[str, Any]  # see `_check_model`
+    train_dataset: DatasetConfig
+    batch_size: Annotated[int, ENGINE_CHECKS["batch_size"]]
+    lr_scheduler: ScheduleConfig
+    task: Literal["classification"] = "classification"
+    imports: Any = ()  # imported before
+    run: Any = None  # in a run folder's config.yml, how it was run; not read
+    iters: Annotated[int, ENGINE_CHECKS["iters"]] = None
+    epochs: Annotated[int, whole(1)] = None
+    seed: Annotated[int, ENGINE_CHECKS["seed"]] = 0
+    accumulate: Annotated[int, ENGINE_CHECKS["accumulate"]] = 1
+    clip_norm: Annotated[float, ENGINE_CHECKS["clip_norm"]] = None
+    ema_decay: Annotated[float, ENGINE_CHECKS["ema_decay"]] = 0.999
+    slim_config: Any = None  # see `check_slim_config`
+    val_dataset: DatasetConfig = None
+    sizes: Annotated[list[list[float]], _check_sizes] = None
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    teacher: dict[str, Any] = None  # see `_check_teacher`
+
+
+def check_config(content: Located) -> ClassificationConfig:
+    """The config with its defaults.
+
+    Raises:
+        ConfigError: a key, type or value that the task does not take, with its place.
+    """
+    config = build_config(ClassificationConfig, content)
+    if (config.iters is None) == (config.epochs is None):
         raise ConfigError("config: expected either iters or epochs, got both or none of them.")
-    for part, keys in _PARTS.items():
-        if part in content:
-            if not isinstance(content[part], dict):
-                raise ConfigError(
-                    f"config{content.place(part)}: {part}: expected keys and values, got "
-                    f"{shorten(content[part])}."
-                )
-            check_keys(content[part], keys or content[part], part)
-    check_engine_keys(content)
     if "slim_config" in content:
         check_slim_config(content["slim_config"])
-    check_number(content, "epochs", low=1, whole=True)
-    for key in ("label_smoothing", "mixup", "cutmix"):
-        check_number(content.get("loss", {}), key, "loss", low=0)
-    schedule = content["lr_scheduler"]
-    if "learning_rate" not in schedule:
-        raise ConfigError("config: lr_scheduler: expected learning_rate, got none.")
-    for key in ("learning_rate", "warmup_start_lr", "end_lr"):
-        check_number(schedule, key, "lr_scheduler", low=0)
-    check_number(schedule, "warmup_epochs", "lr_scheduler", low=0, whole=True)
     for part in ("train_dataset", "val_dataset"):
         if part in content:
-            _check_dataset(content[part], part)
+            _check_transforms(content[part].get("transforms", []), part)
     _check_model(content["model"])
-    if "sizes" in content:
-        _check_sizes(content)
     if "teacher" in content:
         _check_teacher(content["teacher"])
         _check_augmentation(content)
     _check_optimizer(content.get("optimizer", Located({}, {})))
+    return config
 
 
 def _check_optimizer(options: Located) -> None:
-    check_keys(options, OPTIMIZER_KEYS, "optimizer")
-    for key in ("weight_decay", "layer_decay", "beta1", "beta2", "epsilon", "momentum"):
-        if options.get(key) is not None:
-            check_number(options, key, "optimizer", low=0)
-    for key in ("beta1", "beta2", "momentum"):
-        if options.get(key) is not None and options[key] >= 1:
-            raise ConfigError(
-                f"config{options.place(key)}: optimizer.{key}: expected a number below 1, got "
-                f"{shorten(options[key])}."
-            )
+    """What the optimizer of that name takes."""
     passed = Located({"type": "AdamW"} | options, options.where)
     passed.pop("layer_decay", None)
     check_components(passed, OPTIMIZERS, "optimizer")
 
 
-def _check_dataset(options: Located, part: str) -> None:
-    if not isinstance(options.get("root"), str):
-        raise ConfigError(
-            f"config{options.place('root')}: {part}: expected root, the folder of pictures, got "
-            f"{shorten(options.get('root'))}."
-        )
-    for key in ("list_path", "class_path"):
-        if not isinstance(options.get(key), str | None):
-            raise ConfigError(
-                f"config{options.place(key)}: {part}: expected {key} to be a file, got "
-                f"{shorten(options[key])}."
-            )
-    if options.get("max_value") is not None:
-        check_number(options, "max_value", part, low=1, whole=True)
-    transforms = options.get("transforms", [])
-    if not isinstance(transforms, list):
-        raise ConfigError(
-            f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
-            f"{shorten(transforms)}."
-        )
+def _check_transforms(transforms: list, part: str) -> None:
     known = TRAIN_TRANSFORMS if part == "train_dataset" else deployed.KNOWN
     normalized = False
-    for number, transform in enumerate(transforms):
-        where = f"{part}.transforms.{number}"
+    for index, transform in enumerate(transforms):
+        where = f"{part}.transforms.{index}"
         if not isinstance(transform, dict) or "type" not in transform:
             raise ConfigError(
                 f"config: {where}: expected {{type: NAME, ...}}, got {shorten(transform)}."
@@ -276,27 +355,9 @@ def _check_model(options: Located) -> None:
     check_number(options, "num_classes", "model", low=1, whole=True)
 
 
-def _check_sizes(content: Located) -> None:
-    sizes = content["sizes"]
-    fits = isinstance(sizes, list) and all(
-        isinstance(entry, list)
-        and len(entry) == 2
-        and all(isinstance(n, int | float) and not isinstance(n, bool) for n in entry)
-        and 0 <= entry[0] < 1
-        and isinstance(entry[1], int)
-        and entry[1] >= 1
-        for entry in sizes
-    )
-    shares = [entry[0] for entry in sizes] if fits else []
-    if not shares or shares[0] != 0 or shares != sorted(set(shares)):
-        raise ConfigError(
-            f"config{content.place('sizes')}: sizes: expected pairs of a share of the training, "
-            f"from 0.0 upwards and below 1, and a side in pixels, such as [[0.0, 48], [0.5, 64]]; "
-            f"got {shorten(sizes)}."
-        )
-
-
 def _check_teacher(options: Located) -> None:
+    ours = {key: value for key, value in options.items() if key in KEYS}
+    build_config(TeacherConfig, Located(ours, options.where), "teacher")
     named = [key for key in SOURCES if key in options]
     if len(named) != 1:
         raise ConfigError(
@@ -304,12 +365,6 @@ def _check_teacher(options: Located) -> None:
             f"{' and '.join(named) or 'none of them'}."
         )
     (source,) = named
-    for key in (source, "weights", "interpolation"):
-        if key in options and not isinstance(options[key], str):
-            raise ConfigError(
-                f"config{options.place(key)}: teacher.{key}: expected text, got "
-                f"{shorten(options[key])}."
-            )
     known: list[str] = [source, "classes", "temperature", "weight"]
     if source != "model_dir":
         known += ["weights", *INPUT_KEYS]
@@ -334,44 +389,8 @@ def _check_teacher(options: Located) -> None:
             "untrained teacher knows nothing."
         )
     check_number(options, "num_classes", "teacher", low=1, whole=True)
-    _check_shares(options)
-    _check_classes(options)
     if source != "model_dir":
         _check_input(options)
-
-
-def _check_shares(options: Located) -> None:
-    for key, low in (("temperature", 0), ("weight", 0)):
-        check_number(options, key, "teacher", low=low)
-    if options.get("temperature", 1) == 0 or math.isinf(options.get("temperature", 1)):
-        raise ConfigError(
-            f"config{options.place('temperature')}: teacher.temperature: expected a finite number "
-            f"above 0, got {shorten(options['temperature'])}."
-        )
-    if options.get("weight", 0) > 1:
-        raise ConfigError(
-            f"config{options.place('weight')}: teacher.weight: expected a share from 0 to 1, got "
-            f"{shorten(options['weight'])}."
-        )
-
-
-def _check_classes(options: Located) -> None:
-    mapping = options.get("classes")
-    values = mapping.values() if isinstance(mapping, dict) else mapping
-    if mapping is None or isinstance(mapping, str):
-        return
-    fits = isinstance(mapping, dict | list) and len(mapping) > 0
-    items = [i for v in values for i in (v if isinstance(v, list) else [v])] if fits else []
-    if (
-        not fits
-        or any(isinstance(i, bool) or not isinstance(i, int | str) for i in items)
-        or (any(v == [] for v in values))
-    ):
-        raise ConfigError(
-            f"config{options.place('classes')}: teacher.classes: expected the teacher's class (a "
-            "number, a name, or a list of them) for each of ours, as a list, by our names, or in "
-            f"a YAML file; got {mapping!r:.80}."
-        )
 
 
 def _check_input(options: Located) -> None:
@@ -394,8 +413,8 @@ def _check_augmentation(content: Located) -> None:
             "which is of "
             "the whole picture, says. Use mixup."
         )
-    for number, transform in enumerate(content["train_dataset"].get("transforms", [])):
-        where = f"train_dataset.transforms.{number}"
+    for index, transform in enumerate(content["train_dataset"].get("transforms", [])):
+        where = f"train_dataset.transforms.{index}"
         name = transform["type"]
         if name == "RandomVerticalFlip":
             raise ConfigError(

@@ -5,7 +5,7 @@ Its config: `ppvision/tasks/classification/config.py`.
 
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
+from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
     OPTIMIZERS,
     build_taught_transform,
@@ -67,14 +68,14 @@ class Scores:
     def table(self, names: list[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.confusion))]
-        width = max(len("class"), *(len(name) for name in names))
-        lines = [f"{'class':{width}}  pictures  recall  precision"]
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        rows: list[tuple[object, ...]] = [("class", "pictures", "recall", "precision")]
         for k, name in enumerate(names):
-            hits = self.confusion[k, k]
-            recall = f"{hits / true[k]:.4f}" if true[k] else "-"
-            precision = f"{hits / predicted[k]:.4f}" if predicted[k] else "-"
-            lines.append(f"{name:{width}}  {true[k]:8d}  {recall:6}  {precision}")
+            recall, precision = (
+                self.confusion[k, k] / total[k] if total[k] else None for total in (true, predicted)
+            )
+            rows.append((name, true[k], recall, precision))
+        lines = [format_table(rows, "<><<")]
         if self.loss is None:
             lines.append(
                 f"top1 {self.top1:.4f} (the model gives the class alone: no top5, no loss)"
@@ -116,7 +117,7 @@ class Classification(ModelWithWidths):
             for key in ("iters", "epochs"):
                 content.pop(key, None)
             content["iters" if epochs is None else "epochs"] = iters or epochs
-        check_config(content)
+        self.config = check_config(content)
         self.name = name
         self.content = plain(content)
 
@@ -164,8 +165,8 @@ class Classification(ModelWithWidths):
         groups = parameter_groups(
             model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
-        schedule = dict(self.content["lr_scheduler"])
-        epochs = schedule.pop("warmup_epochs", 0)
+        schedule = asdict(self.config.lr_scheduler)
+        epochs = schedule.pop("warmup_epochs")
         warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
         rate = cosine_with_warmup(self.iters, warmup, **schedule)
         return make(learning_rate=rate, parameters=groups, **options)
@@ -270,7 +271,7 @@ class Classification(ModelWithWidths):
     @cached_property
     def batched(self) -> MixBatch:
         temperature = 1.0 if self.teacher is None else self.teacher.temperature
-        return MixBatch(self.num_classes, temperature=temperature, **self.content.get("loss", {}))
+        return MixBatch(self.num_classes, temperature=temperature, **asdict(self.config.loss))
 
     def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
         """Cross entropy with the targets `[B, K]` that `MixBatch` made; with a teacher its share,

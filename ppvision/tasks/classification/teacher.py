@@ -36,11 +36,10 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.environment import usable_cpus
-from ppvision.errors import ConfigError, FolderInUseError, shorten
+from ppvision.errors import ConfigError, FolderInUseError, nearest, shorten
 from ppvision.files import cache_folder, lock_folder, replace_file, write_text
 from ppvision.tasks.config import read_yaml
 from ppvision.zoo import create_model, load_weights
-from ppvision.zoo.registry import nearest
 
 logger = logging.getLogger("ppvision")
 

@@ -20,12 +20,11 @@ from ppdet.core import workspace
 from ppdet.core.config.schema import SchemaDict, SharedConfig
 from ppdet.data import transform
 
-from ppvision.errors import shorten
+from ppvision.errors import nearest, shorten
 from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, yaml_text
 from ppvision.tasks.config import ConfigError, check_keys, check_number, check_texts
 from ppvision.tasks.multibit.widths import check_slim_config
-from ppvision.zoo.registry import nearest
 
 logger = logging.getLogger("ppvision")
 

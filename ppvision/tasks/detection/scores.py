@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from pycocotools.cocoeval import COCOeval
 
+from ppvision.tables import format_table
+
 # Of pycocotools' list of twelve, in its order.
 _COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
@@ -36,12 +38,8 @@ class Scores:
         """The scores as text; `names` of the classes, or empty for numbers."""
         count = len(next(iter(self.by_class.values())))
         names = list(names) or [str(index) for index in range(count)]
-        width = max(len("class"), *(len(name) for name in names))
-        lines = ["  ".join([f"{'class':{width}}", *(f"{kind:>8}" for kind in self.by_class)])]
-        for index, name in enumerate(names):
-            cells = [column[index] for column in self.by_class.values()]
-            shown = ["-" if np.isnan(cell) else f"{cell:.4f}" for cell in cells]
-            lines.append("  ".join([f"{name:{width}}", *(f"{cell:>8}" for cell in shown)]))
+        rows = zip(names, *self.by_class.values(), strict=True)
+        lines = [format_table([("class", *self.by_class), *rows], "<>")]
         lines += [
             f"{kind}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
             for kind, found in self.means.items()

@@ -19,12 +19,13 @@ result, and SDN's fusions stay at 8 bits unless `layers` names them.
 
 import copy
 import logging
-import math
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import paddle
@@ -32,22 +33,66 @@ from paddle import Tensor, nn
 
 from ppvision.errors import EngineError, shorten
 from ppvision.quant import load_layered
-from ppvision.quant.codes import FLOAT_BITS
+from ppvision.quant.codes import FLOAT_BITS, MAX_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.fetching import is_url
 from ppvision.quant.store.state import LayeredState, layered_state
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
+from ppvision.remote_cache import is_url
 from ppvision.safe_yaml import Located
-from ppvision.tasks.config import ConfigError, check_keys, check_number, read_yaml
-from ppvision.zoo.registry import nearest
+from ppvision.schema import Count, number, one_of, text, whole
+from ppvision.tasks.config import ConfigError, build_config, read_yaml
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
 
-KEYS = ("bits", "objective", "weights", "distillation", "activations", "steps", "types", "layers")
-_DEFAULTS = {"activations": False, "bits": list(DEFAULT_BITS), "weights": None}
 _OF_ONCE_QAT = ("objective", "weights", "distillation")
+
+Width = Annotated[int, whole(1, MAX_BITS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How some layers differ from the rest.
+
+    Attributes:
+        bits: at every width of the model.
+        min_bits, max_bits: the same as bounds.
+        activations: whether the inputs of these layers are quantised.
+        float: leave these layers as they are.
+    """
+
+    # None is a key that was left out.
+    bits: Width = None
+    min_bits: Width = None
+    max_bits: Width = None
+    activations: bool = None
+    float: bool = False
+
+
+LayerName = Annotated[str, text(described="a name (a number as a name in quotes)")]
+Rules = Annotated[
+    dict[LayerName, Rule], Count(described="a rule such as {min_bits: 4} under each name")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimConfig:
+    """What a config's `slim_config` may be; see this module's text."""
+
+    bits: Annotated[list[Width], Count(1, described="a list of widths such as [8, 4, 2]")] = field(
+        default_factory=lambda: list(DEFAULT_BITS)
+    )
+    objective: Annotated[str, one_of(*OBJECTIVES)] = "mean"
+    weights: (
+        Annotated[list[Annotated[float, number(0)]], Count(described="a number for each of bits")]
+        | None
+    ) = None
+    distillation: Annotated[float, number(0)] = 0.0
+    activations: bool = False
+    steps: Literal["shared", "per_width"] = "shared"
+    types: Rules = field(default_factory=dict)
+    layers: Rules = field(default_factory=dict)
 
 
 def read_slim_config(path: str | Path) -> Located:
@@ -69,41 +114,7 @@ def check_slim_config(options: object) -> None:
             "config: slim_config: expected keys and values (slim_config: {} takes every default), "
             f"got {shorten(options)}."
         )
-    check_keys(options, KEYS, "slim_config")
-    check_number(options, "distillation", "slim_config", low=0)
-    if math.isinf(options.get("distillation", 0.0)):
-        raise ConfigError("config: slim_config.distillation: expected a finite number, got inf.")
-    for key, kinds, what in (
-        ("activations", bool, "true or false"),
-        ("bits", list, "a list of widths such as [8, 4, 2]"),
-        ("weights", list | None, "a number for each of bits"),
-    ):
-        value = options.get(key, _DEFAULTS[key])
-        numbers = value if isinstance(value, list) else []
-        if not isinstance(value, kinds) or not all(
-            isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n)
-            for n in numbers
-        ):
-            place = options.place(key) if isinstance(options, Located) else ""
-            raise ConfigError(
-                f"config{place}: slim_config.{key}: expected {what}, got {shorten(value)}."
-            )
-    for key, known in (("objective", OBJECTIVES), ("steps", ("shared", "per_width"))):
-        if key in options and options[key] not in known:
-            place = options.place(key) if isinstance(options, Located) else ""
-            raise ConfigError(
-                f"config{place}: slim_config.{key}: got {shorten(options[key])}. "
-                f"{nearest(str(options[key]), list(known))}"
-            )
-    for key in ("types", "layers"):
-        rules = options.get(key, {})
-        if not isinstance(rules, dict) or not all(
-            isinstance(name, str) and isinstance(rule, dict) for name, rule in rules.items()
-        ):
-            raise ConfigError(
-                f"config: slim_config.{key}: expected a rule such as {{min_bits: 4}} under each "
-                f"name (a number as a name in quotes), got {shorten(rules)}."
-            )
+    build_config(SlimConfig, options, "slim_config")
 
 
 def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
@@ -379,18 +390,6 @@ def without_paths(node: object) -> object:
     if isinstance(node, dict):
         return {key: without_paths(v) for key, v in node.items() if key != "pretrained"}
     return [without_paths(item) for item in node] if isinstance(node, list) else node
-
-
-def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows with the same keys as aligned columns; floats with four digits."""
-
-    def shown(value: object) -> str:
-        return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-    cells = [list(rows[0]), *([shown(v) for v in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join(lines)
 
 
 def example_input(channels: int, side: int) -> Tensor:

@@ -26,7 +26,7 @@ from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import shorten
+from ppvision.errors import nearest, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
@@ -46,7 +46,6 @@ from ppvision.tasks.pictures import panel
 from ppvision.tasks.prediction import Picture, pixels_of
 from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
-from ppvision.zoo.registry import nearest
 from ppvision.zoo.weights import names_behind_sdn
 
 logger = logging.getLogger("ppvision")

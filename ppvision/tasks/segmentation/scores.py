@@ -12,6 +12,7 @@ import ppvision.plugins.paddleseg  # noqa: F401  (repairs PaddleSeg's metrics)
 from paddleseg.utils import metrics
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
+from ppvision.tables import format_table
 
 logger = logging.getLogger("ppvision")
 
@@ -45,11 +46,8 @@ class Scores:
         """The scores as text; `names` of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.class_iou))]
         columns = {"IoU": self.class_iou, "precision": self.class_precision, **self.class_boundary}
-        width = max(len("class"), *(len(name) for name in names))
-        lines = ["  ".join([f"{'class':{width}}", *(f"{name:11}" for name in columns)]).rstrip()]
-        for index, name in enumerate(names):
-            cells = ["-" if np.isnan(c[index]) else f"{c[index]:.4f}" for c in columns.values()]
-            lines.append("  ".join([f"{name:{width}}", *(f"{cell:11}" for cell in cells)]).rstrip())
+        rows = zip(names, *columns.values(), strict=True)
+        lines = [format_table([("class", *columns), *rows])]
         if any(np.isnan(scores).any() for scores in self.class_boundary.values()):
             lines.append("-: not in the mean; in mIoU (PaddleSeg's) an absent class counts as 0")
         lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
