@@ -28,7 +28,7 @@ from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
 from ppvision.tasks import open_job
 from ppvision.tasks.detection.job import Detection
-from ppvision.tasks.multibit.widths import table
+from ppvision.tasks.multibit.scores import table
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
@@ -15,8 +15,6 @@ from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
 from ppvision.zoo.registry import nearest
 
 _MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
-
-TASKS = ("classification", "segmentation", "detection")
 
 
 def read_yaml(path: str | Path) -> Located:
@@ -175,17 +173,21 @@ def check_engine_keys(config: dict) -> None:
         check_number(config, "clip_norm", low=0)
 
 
-def task_of(config: dict) -> str:
+def task_of(config: dict, known: Collection[str]) -> str:
     """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
+
+    Args:
+        config: at its top.
+        known: names of tasks.
 
     Raises:
         ConfigError: an unknown task.
     """
     task = config.get("task", "segmentation")
-    if task not in TASKS:
+    if task not in known:
         raise ConfigError(
             f"config{_place(config, 'task')}: task: got {shorten(task)}. "
-            f"{nearest(str(task), list(TASKS))}"
+            f"{nearest(str(task), list(known))}"
         )
     return task
 
