@@ -52,12 +52,9 @@ from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.tasks.multibit.widths import (
-    draw_widths,
-    example_input,
-    once_qat,
-    passes,
-)
+from ppvision.tasks.job import example_input
+from ppvision.tasks.multibit.slim_config import once_qat
+from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -236,7 +233,7 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
     rate = cosine_with_warmup(steps, round(WARMUP_SHARE * steps), learning_rate=recipe.rate)
     forward, before_step = losses, None
     if isinstance(model, OnceQAT):
-        forward, before_step = passes(model, losses), partial(draw_widths, model, case.seed)
+        forward, before_step = make_passes(model, losses), partial(draw_widths, model, case.seed)
     folder.open({"run": case.name, "steps": steps})
     trainer = Trainer(
         model,

@@ -254,7 +254,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.num_workers and args.model_dir:
         raise InputError("--num_workers: an exported model reads its pictures itself.")
     how = {flag: value for flag, value in flags.items() if value is not None}
-    if how and job.content.get("task", "segmentation") != "segmentation":
+    if not how.keys() <= set(job.evaluation_options):
         raise InputError(f"eval: --{', --'.join(how)}: for segmentation only.")
     if args.model_dir:
         if args.bits is not None:
@@ -296,44 +296,21 @@ def _one_line(text: str) -> str:
 
 def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
     """Predict until `stopped()`; a line for every picture that failed."""
-    from ppvision.tasks.prediction import (
-        classify_to_folder,
-        detect_to_folder,
-        predict_to_folder,
-    )
-
     job = _job(args) if args.config else None
+    where = args.image_path, args.save_dir
     if args.model_dir:
         if args.bits is not None:
             raise InputError("--bits: an exported folder has one width; expected --model_path.")
         from ppvision.deploy import Predictor
+        from ppvision.tasks.prediction import exported_to_folder
 
         predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
-        task, names = predictor.manifest.task, predictor.manifest.classes
-        predictions = lambda path, image: predictor(image)  # noqa: E731
-    else:
-        if job is None:
-            raise InputError("predict: expected --config with --model_path (or --model_dir alone).")
-        model = job.load(args.model_path, args.bits)
-        task, names = job.content.get("task", "segmentation"), job.class_names
-        predictions = lambda path, image: job.predict_image(model, image)  # noqa: E731
-    where = args.image_path, args.save_dir
-    how = {
-        "stopped": stopped,
-        "max_value": predictor.manifest.max_value if args.model_dir else job.max_value,
-    }
-    if task == "classification":
-        return classify_to_folder(predictions, *where, names, **how)
-    if task == "detection":
-        return detect_to_folder(predictions, *where, **how)
-    dataset = (job.content.get("val_dataset") or {}) if job else {}
-    # Another type may number the classes of its label files anew (ADE20K).
-    known = dataset.get("type", "Dataset") == "Dataset"
-    ignore_index = dataset.get("ignore_index", 255) if known else None
-    count = predictor.manifest.num_classes if args.model_dir else dataset.get("num_classes")
-    return predict_to_folder(
-        predictions, *where, names, ignore_index=ignore_index, num_classes=count, **how
-    )
+        write = exported_to_folder if job is None else job.predict_exported_to_folder
+        return write(predictor, *where, stopped=stopped)
+    if job is None:
+        raise InputError("predict: expected --config with --model_path (or --model_dir alone).")
+    model = job.load(args.model_path, args.bits)
+    return job.predict_to_folder(model, *where, stopped=stopped)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import plain
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError, apply_options, read_yaml
+from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import train_options
 from tests.conftest import ROOT
 
@@ -190,8 +191,9 @@ def test_there_are_shipped_configs():
 def test_every_shipped_config_builds(path: Path):
     """Model, loss, schedule and optimiser; its data set is not here."""
     job = open_job(path)
-    assert job.builder.loss["types"]
+    builder = job.float_job.builder if isinstance(job, MultiBitJob) else job.builder
+    assert builder.loss["types"]
     assert len(job.optimizer._param_groups) > 0
     assert isinstance(job.model, OnceQAT) == ("once_qat" in path.stem)
-    assert job.builder.val_transforms
+    assert builder.val_transforms
     assert path.read_text().startswith("#")

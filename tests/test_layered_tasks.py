@@ -23,7 +23,7 @@ from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import FixedActivation, pack_model
 from ppvision.quant.store.state import LayeredActivation
 from ppvision.tasks import open_job
-from ppvision.tasks.multibit.widths import scores_by_width
+from ppvision.tasks.multibit.scores import scores_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
 from tests.conftest import ROOT, classification_config, small_config
@@ -409,7 +409,7 @@ def test_paddlesegs_own_trainer(config_file, tmp_path, monkeypatch):
         batch_size=4,
         save_interval=3,
         log_iters=1,
-        losses=theirs.builder.loss,
+        losses=theirs.float_job.builder.loss,
     )
     rows = read_metrics(tmp_path / "ours" / "metrics.csv")
     for place, bits in enumerate(BITS):

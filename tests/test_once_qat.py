@@ -27,7 +27,7 @@ from ppvision.quant import (
 from ppvision.quant.packed import pack_model, packed_copy
 from ppvision.quant.store.state import layered_state
 from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
-from ppvision.tasks.multibit.widths import draw_widths, passes
+from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import WeightsError, assign_weights
 
 BITS = (8, 4, 2)
@@ -433,7 +433,7 @@ def test_recomputed_layers_are_recomputed_at_their_width():
         net.train()
         x = paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 6)), "float32")
         x.stop_gradient = False
-        for forward in passes(net, lambda n, batch: [n(batch).square().mean()]).values():
+        for forward in make_passes(net, lambda n, batch: [n(batch).square().mean()]).values():
             sum(forward(net, x)).backward()
         gradients.append(
             {n: p.grad.numpy() for n, p in net.named_parameters() if p.grad is not None}

@@ -1,7 +1,9 @@
-"""Configured jobs, one module a task."""
+"""Configured jobs, one folder per task; `job.py` has their contract."""
 
+import importlib
 from pathlib import Path
 
+from ppvision.safe_yaml import plain
 from ppvision.tasks.config import (
     apply_options,
     check_untagged,
@@ -9,7 +11,17 @@ from ppvision.tasks.config import (
     read_yaml,
     task_of,
 )
-from ppvision.tasks.multibit.widths import read_slim_config
+from ppvision.tasks.job import Job, apply_overrides
+from ppvision.tasks.multibit.job import MultiBitJob
+from ppvision.tasks.multibit.slim_config import read_slim_config
+
+# Where the class of each task is. Only that of the config is imported: PaddleSeg and
+# PaddleDetection may not be installed.
+JOBS = {
+    "classification": "ppvision.tasks.classification.job:Classification",
+    "segmentation": "ppvision.tasks.segmentation.job:Segmentation",
+    "detection": "ppvision.tasks.detection.job:Detection",
+}
 
 
 def open_job(
@@ -19,35 +31,37 @@ def open_job(
     slim_config: str | Path | None = None,
     allow_download: bool = False,
     **overrides: object,
-):
+) -> Job:
     """Read a config and build the job of its task.
 
     Args:
         config_path: YAML.
         options: `--opts` entries, `a.b=value`.
-        slim_config: a file that says how to quantise (`ppvision.tasks.multibit.widths`); its keys
-            go in the place of the config's own `slim_config`.
+        slim_config: a file that says how to quantise (`ppvision.tasks.multibit.slim_config`); its
+            keys go in the place of the config's own `slim_config`.
         allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
             components where the config gives an address.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
 
+    Returns:
+        The task's job; with a `slim_config` a `MultiBitJob` around it.
+
     Raises:
         ConfigError: a config that does not read, or that names something unknown.
+        MissingPackageError: the package that the task needs is not installed.
     """
     content = read_yaml(config_path)
     if slim_config is not None:
         content["slim_config"] = read_slim_config(slim_config)
     apply_options(content, list(options))
-    task = task_of(content)
+    task = task_of(content, JOBS)
     import_modules(content.get("imports", []))
-    if task == "detection":
-        from ppvision.tasks.detection.job import Detection as Job
-    else:
+    module, name = JOBS[task].split(":")
+    kind: type[Job] = getattr(importlib.import_module(module), name)
+    if not kind.takes_tags:
         check_untagged(content)
-        if task == "classification":
-            from ppvision.tasks.classification.job import Classification as Job
-        else:
-            from ppvision.tasks.segmentation.job import Segmentation as Job
-    if task != "classification":  # whose weights are files and names of the zoo
-        overrides["allow_download"] = allow_download
-    return Job(content, Path(config_path).stem, **overrides)
+    rest = apply_overrides(content, kind.override_keys, **overrides)
+    job = kind(content, Path(config_path).stem, allow_download=allow_download, **rest)
+    if "slim_config" in content:
+        return MultiBitJob(job, plain(content["slim_config"]))
+    return job

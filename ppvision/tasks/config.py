@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin
 
@@ -21,8 +21,6 @@ _MAX_FILES = 100  # of one config: files of `_base_` that name each other can mu
 ENGINE_CHECKS = checks_of(TrainOptions)
 
 T = TypeVar("T")
-
-TASKS = ("classification", "segmentation", "detection")
 
 
 def read_yaml(path: str | Path) -> Located:
@@ -194,17 +192,21 @@ def _config_errors() -> Iterator[None]:
         raise ConfigError(f"config{line}: {error.sentence}") from error
 
 
-def task_of(config: dict) -> str:
+def task_of(config: dict, known: Collection[str]) -> str:
     """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
+
+    Args:
+        config: at its top.
+        known: names of tasks.
 
     Raises:
         ConfigError: an unknown task.
     """
     task = config.get("task", "segmentation")
-    if task not in TASKS:
+    if task not in known:
         raise ConfigError(
             f"config{_place(config, 'task')}: task: got {shorten(task)}. "
-            f"{nearest(str(task), list(TASKS))}"
+            f"{nearest(str(task), list(known))}"
         )
     return task
 

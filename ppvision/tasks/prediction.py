@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.run.detections import Detections
 from ppvision.deploy.run.engines import in_one_line
-from ppvision.deploy.run.predictor import Classification
+from ppvision.deploy.run.manifest import Manifest
+from ppvision.deploy.run.predictor import Classification, Predictor
 from ppvision.errors import (
     DataError,
     EngineError,
@@ -243,6 +245,60 @@ def detect_to_folder(
 
     pictures = list_images(image_path)
     return _predict_pictures(pictures, predict, write, Path(folder), stopped, max_value)
+
+
+# What writes the predictions of an exported folder, by its task: from its deploy.yaml and the label
+# of pixels that do not count.
+WRITERS: dict[str, Callable[[Manifest, int | None], Callable[..., list[str]]]] = {
+    "segmentation": lambda manifest, ignore_index: partial(
+        predict_to_folder,
+        class_names=manifest.classes,
+        ignore_index=ignore_index,
+        num_classes=manifest.num_classes,
+    ),
+    "classification": lambda manifest, _: partial(classify_to_folder, class_names=manifest.classes),
+    "detection": lambda *_: detect_to_folder,
+}
+
+
+def exported_to_folder(
+    predictor: Predictor,
+    image_path: str | Path,
+    folder: str | Path,
+    *,
+    ignore_index: int | None = 255,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[str]:
+    """Write the predictions of an exported folder, as its task has them.
+
+    Args:
+        predictor: of the folder, whose deploy.yaml says the task and the classes.
+        image_path, folder: as `predict_to_folder`.
+        ignore_index: of a segmentation's labels, which deploy.yaml does not hold; as
+            `predict_to_folder`.
+        stopped: as `predict_to_folder`.
+
+    Returns:
+        One line for every picture that could not be read, predicted or written.
+
+    Raises:
+        InputError: a folder of features, which are no predictions.
+        PpvisionError: as `predict_to_folder`.
+    """
+    manifest = predictor.manifest
+    if manifest.task not in WRITERS:
+        raise InputError(
+            f"predict: expected an exported folder of one of {', '.join(WRITERS)}, got one of "
+            f"{manifest.task}. Use ppvision.Predictor in Python."
+        )
+    write = WRITERS[manifest.task](manifest, ignore_index)
+    return write(
+        lambda path, image: predictor(image),
+        image_path,
+        folder,
+        stopped=stopped,
+        max_value=manifest.max_value,
+    )
 
 
 def _described(found: Detections, place: int) -> dict[str, object]:

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
 import paddle
-from paddle import Tensor, nn
+from paddle import nn
 
 from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
@@ -19,8 +17,7 @@ from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.seeding import batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
-from ppvision.quant import OnceQAT
-from ppvision.tasks.multibit.widths import draw_widths, passes
+from ppvision.tasks.job import Job
 
 logger = logging.getLogger("ppvision")
 
@@ -31,49 +28,6 @@ ENGINE_KEYS += (
     "slim_config",
     "run",
 )  # run: in a run folder's config.yml, how it was run; not read
-
-
-class Job(Protocol):
-    """What a task says of itself."""
-
-    name: str
-    content: dict  # the resolved config, plain
-    score_tags: Sequence[str]  # of an evaluation; the first decides the best model
-
-    @property
-    def iters(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def float_model(self) -> nn.Layer: ...
-    @property
-    def model(self) -> nn.Layer: ...
-    @property
-    def optimizer(self) -> paddle.optimizer.Optimizer: ...
-    @property
-    def train_dataset(self) -> paddle.io.Dataset: ...
-
-    def check_data(self, *parts: str) -> None:
-        """Raise for what is wrong in `train_dataset` / `val_dataset`."""
-
-    def start_from(self, model_path: str | Path) -> None:
-        """Give the model weights from a file or the zoo."""
-
-    def prepare_training(self) -> None:
-        """What the data need once before the first step, such as a teacher's answers; on every
-        rank, after all that can refuse."""
-
-    def batched(self, samples: list) -> object:
-        """Put the samples of a batch together."""
-
-    def losses(self, network: nn.Layer, batch: object) -> Sequence[Tensor]:
-        """One forward pass; the sum of the losses counts."""
-
-    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """Evaluate, on every rank at once; scores by tag. `num_workers` processes read."""
-
-    def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
-        """Panels `[H, W, 3]` uint8 RGB of fixed validation samples, by name."""
 
 
 def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
@@ -175,20 +129,17 @@ def _trainer(
     if model_path is not None:
         job.start_from(model_path)  # a checkpoint, where there is one, goes over it
         logger.info(f"weights: starting from {model_path}")
-    model, losses, before_step = job.model, job.losses, None
-    if isinstance(model, OnceQAT):
-        losses, before_step = passes(model, losses), partial(draw_widths, model, options.seed)
     return Trainer(
-        model,
+        job.model,
         job.optimizer,
         job.train_dataset,
-        losses,
+        job.make_passes(),
         partial(job.scores, num_workers=options.num_workers) if do_eval else None,
         folder,
         options,
         job.content,
         job.batched,
-        before_step,
+        partial(job.begin_step, options.seed),
     )
 
 
@@ -215,19 +166,12 @@ def _open_folder(
             ProgressLog(options.iters, per_step),
             DashboardLog(
                 dashboard,
-                partial(_pictures, job, model) if do_eval and use_vdl else None,
+                partial(job.pictures, model) if do_eval and use_vdl else None,
                 model if histograms else None,
             ),
             *callbacks,
         ]
     job.prepare_training()
-
-
-def _pictures(job: Job, model: nn.Layer) -> dict[str, np.ndarray]:
-    """The job's, of a once-QAT at its highest width."""
-    if isinstance(model, OnceQAT):
-        model.set_bits(model.widths[0])
-    return job.pictures(model)
 
 
 def _describe(

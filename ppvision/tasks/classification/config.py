@@ -84,7 +84,7 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
-from ppvision.tasks.multibit.widths import check_slim_config
+from ppvision.tasks.multibit.slim_config import check_slim_config
 from ppvision.zoo import list_models
 from ppvision.zoo.factory import FEATURE_OPTIONS, model_options
 

@@ -5,9 +5,11 @@ Its config: `ppvision/tasks/classification/config.py`.
 
 import itertools
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import paddle
@@ -26,7 +28,6 @@ from ppvision.deploy.run.predictor import Classification as Predicted
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
-from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain
 from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
@@ -37,9 +38,9 @@ from ppvision.tasks.classification.config import (
 )
 from ppvision.tasks.classification.teacher import Teacher, distillation_loss
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.multibit.widths import ModelWithWidths, scores_by_width
+from ppvision.tasks.job import Job
 from ppvision.tasks.pictures import labelled
-from ppvision.tasks.prediction import Picture, pixels_of
+from ppvision.tasks.prediction import Picture, classify_to_folder, pixels_of
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
 
@@ -85,40 +86,30 @@ class Scores:
         return "\n".join(lines)
 
 
-class Classification(ModelWithWidths):
-    """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
+class Classification(Job):
+    """One configured job.
 
     Args:
-        content: the config, read and merged (`ppvision.tasks.open_job`).
+        content: the config, read, merged and overridden (`ppvision.tasks.open_job`).
         name: of the config.
-        batch_size, iters, learning_rate, epochs: override the config's.
+        allow_download: has no effect: weights are files and names of the zoo.
 
     Raises:
         ConfigError: an unknown key, type or argument, with the nearest valid name and its place.
     """
 
+    task = "classification"
+    override_keys: ClassVar[Mapping[str, str]] = {
+        "batch_size": "batch_size",
+        "iters": "iters",
+        "epochs": "epochs",
+        "learning_rate": "lr_scheduler.learning_rate",
+    }
     score_tags = ("Evaluate/top1", "Evaluate/top5", "Evaluate/loss")
 
-    def __init__(
-        self,
-        content: Located,
-        name: str,
-        *,
-        batch_size: int | None = None,
-        iters: int | None = None,
-        learning_rate: float | None = None,
-        epochs: int | None = None,
-    ) -> None:
-        if batch_size is not None:
-            content["batch_size"] = batch_size
-        if learning_rate is not None:
-            content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
-        if iters is not None or epochs is not None:
-            for key in ("iters", "epochs"):
-                content.pop(key, None)
-            content["iters" if epochs is None else "epochs"] = iters or epochs
+    def __init__(self, content: Located, name: str, *, allow_download: bool = False) -> None:
+        super().__init__(name, allow_download=allow_download)
         self.config = check_config(content)
-        self.name = name
         self.content = plain(content)
 
     # -- what the config names -----------------------------------------------------------------
@@ -157,11 +148,9 @@ class Classification(ModelWithWidths):
     def _deployed(self) -> deployed.Transforms:
         return deployed.Transforms(self.content.get("val_dataset", {}).get("transforms", []))
 
-    @cached_property
-    def optimizer(self) -> paddle.optimizer.Optimizer:
+    def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         options = dict(self.content.get("optimizer", {}))
         make = OPTIMIZERS[options.pop("type", "AdamW")]
-        model = self.model.model if isinstance(self.model, OnceQAT) else self.model
         groups = parameter_groups(
             model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
@@ -273,23 +262,19 @@ class Classification(ModelWithWidths):
         temperature = 1.0 if self.teacher is None else self.teacher.temperature
         return MixBatch(self.num_classes, temperature=temperature, **asdict(self.config.loss))
 
-    def losses(self, network: nn.Layer, batch: list[Tensor]) -> list[Tensor]:
+    def forward(self, network: nn.Layer, batch: list[Tensor]) -> Tensor:
+        return network(batch[0])
+
+    def losses_of(self, model: nn.Layer, outputs: Tensor, batch: list[Tensor]) -> list[Tensor]:
         """Cross entropy with the targets `[B, K]` that `MixBatch` made; with a teacher its share,
         and the divergence from the teacher's answers `[B, K]`."""
-        images, targets, *answers = batch
-        model = network._layers if isinstance(network, paddle.DataParallel) else network
-        logits = network(images)
-        losses = [F.cross_entropy(logits, targets, soft_label=True)]
+        _, targets, *answers = batch
+        losses = [F.cross_entropy(outputs, targets, soft_label=True)]
         if answers:
             weight = self.teacher.weight
-            distilled = distillation_loss(logits, *answers, self.teacher.temperature)
+            distilled = distillation_loss(outputs, *answers, self.teacher.temperature)
             losses = [(1 - weight) * losses[0], weight * distilled]
-        return model.weighted(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
-
-    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate`, by tag; of a once-QAT at every width."""
-        evaluate = partial(self.evaluate, num_workers=num_workers)
-        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
+        return losses
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """One panel: fixed validation samples with their class and the predicted one."""
@@ -353,7 +338,7 @@ class Classification(ModelWithWidths):
         """
         predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
         manifest = predictor.manifest
-        if (manifest.task, manifest.num_classes) != ("classification", self.num_classes):
+        if (manifest.task, manifest.num_classes) != (self.task, self.num_classes):
             raise ConfigError(
                 f"eval --model_dir: expected a classification model of {self.num_classes} classes, "
                 f"got {manifest.task} of {manifest.num_classes} in {model_dir}."
@@ -391,6 +376,23 @@ class Classification(ModelWithWidths):
         names = self.class_names
         return Predicted(k, names[k] if names else None, shares.astype(np.float64))
 
+    def predict_to_folder(
+        self,
+        model: nn.Layer,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return classify_to_folder(
+            lambda path, image: self.predict_image(model, image),
+            image_path,
+            folder,
+            self.class_names,
+            stopped=stopped,
+            max_value=self.max_value,
+        )
+
     def export(
         self,
         model: nn.Layer,
@@ -410,7 +412,7 @@ class Classification(ModelWithWidths):
             format=model_format,
             transforms=self._options("val_dataset").get("transforms", []),
             classes=self.class_names,
-            task="classification",
+            task=self.task,
             bits=bits,
             max_value=self.max_value,
         )

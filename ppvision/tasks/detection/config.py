@@ -24,7 +24,7 @@ from ppvision.errors import nearest, shorten
 from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, yaml_text
 from ppvision.tasks.config import ConfigError, check_keys, check_number, check_texts
-from ppvision.tasks.multibit.widths import check_slim_config
+from ppvision.tasks.multibit.slim_config import check_slim_config
 
 logger = logging.getLogger("ppvision")
 

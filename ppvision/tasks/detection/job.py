@@ -8,8 +8,9 @@ import fnmatch
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -28,21 +29,15 @@ from ppvision.deploy.write.detection_export import export_detector
 from ppvision.environment import usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
-from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import Located, plain, yaml_text
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.detection.config import activate, check_config, components
 from ppvision.tasks.detection.evaluation import ExportedDetector, evaluated_by_trainer
 from ppvision.tasks.detection.layer import DetectorLayer
 from ppvision.tasks.detection.scores import Scores
-from ppvision.tasks.multibit.widths import (
-    ModelWithWidths,
-    example_input,
-    scores_by_width,
-    without_paths,
-)
+from ppvision.tasks.job import Job, example_input, without_paths
 from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import Picture, pixels_of
+from ppvision.tasks.prediction import Picture, detect_to_folder, pixels_of
 from ppvision.tasks.training import steps_of
 from ppvision.zoo.weights import names_behind_sdn
 
@@ -97,14 +92,13 @@ class Samples(paddle.io.Dataset):
         return len(self.dataset)
 
 
-class Detection(ModelWithWidths):
-    """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
+class Detection(Job):
+    """One configured job.
 
     Args:
-        content: the config, read and merged (`ppvision.tasks.open_job`).
+        content: the config, read, merged and overridden (`ppvision.tasks.open_job`).
         name: of the config.
-        batch_size, iters, learning_rate, epochs: override the config's. `iters` ends training
-            early; the learning rate is that of the config's epochs.
+        iters: ends training early; the learning rate is that of the config's epochs. Default None.
         allow_download: fetch the `pretrained` weights of PaddleDetection's components from an
             address.
 
@@ -113,30 +107,25 @@ class Detection(ModelWithWidths):
             and its place.
     """
 
+    task = "detection"
+    takes_tags = True
+    override_keys: ClassVar[Mapping[str, str]] = {
+        "batch_size": "TrainReader.batch_size",
+        "epochs": "epoch",
+        "learning_rate": "LearningRate.base_lr",
+    }
+    has_logits = False  # PaddleDetection's architectures give their losses
+
     def __init__(
         self,
         content: Located,
         name: str,
         *,
-        batch_size: int | None = None,
         iters: int | None = None,
-        learning_rate: float | None = None,
-        epochs: int | None = None,
         allow_download: bool = False,
     ) -> None:
-        self.allow_download = allow_download
-        for value, path in (
-            (batch_size, ("TrainReader", "batch_size")),
-            (learning_rate, ("LearningRate", "base_lr")),
-        ):
-            if value is not None:
-                part = content.setdefault(path[0], Located({}, {}))
-                if isinstance(part, Located):  # else the check below says what it is
-                    part[path[1]] = value
-        if epochs is not None:
-            content["epoch"] = epochs
+        super().__init__(name, allow_download=allow_download)
         check_config(content)
-        self.name = name
         self.located = content
         self.content = plain(content)
         self._iters = iters
@@ -189,27 +178,27 @@ class Detection(ModelWithWidths):
 
     @cached_property
     def float_model(self) -> nn.Layer:
-        cfg = self._activated()
-        model = self._create(cfg.architecture)
-        model.load_meanstd(cfg["TestReader"]["sample_transforms"])
+        model = self._create(self.content["architecture"])
+        model.load_meanstd(self._activated()["TestReader"]["sample_transforms"])
         return model
 
     def _create(self, name: str, *arguments: object) -> object:
-        """What PaddleDetection builds of a component in the config, given `arguments` if any."""
+        """What PaddleDetection builds of a component in the config, given `arguments` if any.
+
+        Its config is a global, in which an earlier build or another job leaves traces. So ours is
+        set anew before each build.
+        """
+        self._activated()
         with load_safely(self.allow_download), wrap_errors(f"config: {name}"):
             made = create(name)
             return made(*arguments) if arguments else made
 
-    @cached_property
-    def optimizer(self) -> paddle.optimizer.Optimizer:
-        model = self.model.model if isinstance(self.model, OnceQAT) else self.model
-        self._activated()
+    def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         rate = self._create("LearningRate", self.steps_per_epoch)
         return self._create("OptimizerBuilder", rate, model)
 
     @cached_property
     def _train_reader(self) -> object:
-        self._activated()
         return self._create("TrainReader")
 
     @cached_property
@@ -239,32 +228,22 @@ class Detection(ModelWithWidths):
         return {"image": image, "im_shape": sizes, "scale_factor": paddle.ones([1, 2])}
 
     @property
-    def ends(self) -> Sequence[str]:
-        reads = super().ends[0]
+    def result_layers(self) -> Sequence[str]:
         names = [
             name for name, layer in self.float_model.named_sublayers() if not layer.sublayers()
         ]
-        results = [n for n in names if any(fnmatch.fnmatch(n, known) for known in RESULT_LAYERS)]
-        return [reads, *results]
+        return [n for n in names if any(fnmatch.fnmatch(n, known) for known in RESULT_LAYERS)]
 
     @property
-    def slim_options(self) -> Mapping[str, object] | None:
-        """Layers that PaddleDetection marks as not to be quantised stay in float where they do not
-        learn: PP-YOLOE's `proj_conv` holds the numbers 0 to 16."""
-        options = super().slim_options
-        if options is None:
-            return None
-        if options.get("distillation"):
-            raise ConfigError(
-                "config: slim_config.distillation: a detector's losses are its own; expected 0."
-            )
-        fixed = {
-            name: {"float": True}
+    def constant_layers(self) -> Sequence[str]:
+        """Layers that PaddleDetection marks as not to be quantised, where they do not learn:
+        PP-YOLOE's `proj_conv` holds the numbers 0 to 16."""
+        return [
+            name
             for name, layer in self.float_model.named_sublayers()
             if getattr(layer, "skip_quant", False)
             and all(p.stop_gradient for p in layer.parameters())
-        }
-        return {**options, "layers": fixed | dict(options.get("layers", {}))}
+        ]
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -274,7 +253,7 @@ class Detection(ModelWithWidths):
         parts = {k: v for k, v in self.content.items() if k in known and k not in training}
         shared = ("architecture", "num_classes", "norm_type", "depth_mult", "width_mult")
         return {
-            "task": "detection",
+            "task": self.task,
             "model": without_paths(
                 parts | {k: self.content[k] for k in shared if k in self.content}
             ),
@@ -365,21 +344,23 @@ class Detection(ModelWithWidths):
 
     # -- train ---------------------------------------------------------------------------------
 
-    def batched(self, samples: list[dict]) -> dict:
+    @property
+    def batched(self) -> Callable[[list], dict]:
+        return self._collate
+
+    def _collate(self, samples: list[dict]) -> dict:
         epochs = [sample.pop(EPOCH) for sample in samples]
         with wrap_errors("config: TrainReader.batch_transforms"):
             return {**self._train_reader._batch_transforms(samples), EPOCH: epochs[0]}
 
-    def losses(self, network: nn.Layer, batch: dict) -> list[Tensor]:
-        """PaddleDetection's sum of all losses."""
+    def forward(self, network: nn.Layer, batch: dict) -> dict[str, Tensor]:
         batch[EPOCH] = int(batch[EPOCH])
         with wrap_errors("training step"):
-            return [network(batch)["loss"]]
+            return network(batch)
 
-    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate`, by tag; of a once-QAT at every width."""
-        evaluate = partial(self.evaluate, num_workers=num_workers)
-        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
+    def losses_of(self, model: nn.Layer, outputs: dict[str, Tensor], batch: dict) -> list[Tensor]:
+        """PaddleDetection's sum of all losses."""
+        return [outputs["loss"]]
 
     # -- evaluate ------------------------------------------------------------------------------
 
@@ -404,7 +385,7 @@ class Detection(ModelWithWidths):
         """
         predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
         manifest = predictor.manifest
-        if (manifest.task, manifest.num_classes) != ("detection", self.content["num_classes"]):
+        if (manifest.task, manifest.num_classes) != (self.task, self.content["num_classes"]):
             raise ConfigError(
                 f"eval --model_dir: expected a detector of {self.content['num_classes']} classes, "
                 f"got {manifest.task} of {manifest.num_classes} in {model_dir}."
@@ -424,7 +405,6 @@ class Detection(ModelWithWidths):
                 raise ConfigError(
                     f"config: detection: expected {shorten(part)} to evaluate, got none."
                 )
-        self._activated()
         reader = self._create("EvalReader")
         dataset = self._read_by(reader, "EvalDataset")
         kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
@@ -479,6 +459,22 @@ class Detection(ModelWithWidths):
             found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
         masks = found["mask"].numpy() if "mask" in found else None
         return detections_of(found["bbox"].numpy(), masks, self.class_names)
+
+    def predict_to_folder(
+        self,
+        model: nn.Layer,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return detect_to_folder(
+            lambda path, image: self.predict_image(model, image),
+            image_path,
+            folder,
+            stopped=stopped,
+            max_value=self.max_value,
+        )
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """Panels `objects | found` of fixed validation samples, by name."""

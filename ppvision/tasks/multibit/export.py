@@ -18,7 +18,7 @@ from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.tasks.multibit.widths import ModelWithWidths
+from ppvision.tasks.job import Job
 
 logger = logging.getLogger("ppvision")
 
@@ -26,7 +26,7 @@ TABLE = "widths.csv"
 
 
 def export_widths(
-    job: ModelWithWidths,
+    job: Job,
     model_path: str | Path,
     folder: str | Path,
     bits: Sequence[int],
@@ -88,7 +88,7 @@ def export_widths(
 
 
 def _export_all(
-    job: ModelWithWidths,
+    job: Job,
     model_path: str | Path,
     folder: Path,
     widths: Sequence[int],

@@ -17,7 +17,9 @@ from ppvision.quant.store.model import check_output
 from ppvision.quant.train.layers import LayeredNorm
 from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.multibit.widths import ModelWithWidths, has_quanters
+from ppvision.tasks.job import Job
+from ppvision.tasks.multibit.job import MultiBitJob
+from ppvision.tasks.multibit.layered import has_quanters
 from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
@@ -26,7 +28,7 @@ CALIBRATION_PICTURES = 256  # that are used of a folder, at most
 
 
 def pack_checkpoint(
-    job: ModelWithWidths,
+    job: Job,
     model_path: str | Path,
     output: str | Path,
     *,
@@ -61,8 +63,8 @@ def pack_checkpoint(
             f"pack: expected a checkpoint of once-QAT, got {model_path} with float weights. Train "
             "with --slim_config, or quantise them as they are with --ptq."
         )
-    if ptq:
-        job.content.setdefault("slim_config", {})
+    if ptq and not isinstance(job, MultiBitJob):
+        job = MultiBitJob(job, {})
     job.load(model_path)
     once = job.model
     if ptq:
@@ -73,7 +75,7 @@ def pack_checkpoint(
 # -- calibration -----------------------------------------------------------------------------------
 
 
-def _calibrate(job: ModelWithWidths, once: OnceQAT, pictures: str | Path | None) -> None:
+def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
     activations = [q for q in once.sublayers() if isinstance(q, LayeredActivationQuanterLayer)]
     if pictures is None:
         if activations:
@@ -120,6 +122,6 @@ def _progress(pictures: Sequence[Path], what: str) -> tqdm:
     return tqdm(total=len(pictures), desc=what, unit="img", disable=None)
 
 
-def _show(job: ModelWithWidths, model: nn.Layer, path: Path, bar: tqdm) -> None:
+def _show(job: Job, model: nn.Layer, path: Path, bar: tqdm) -> None:
     job.predict_image(model, read_picture(path, max_value=job.max_value))
     bar.update()

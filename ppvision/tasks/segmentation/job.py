@@ -3,8 +3,9 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -36,14 +37,15 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
-from ppvision.tasks.multibit.widths import (
-    ModelWithWidths,
-    check_slim_config,
-    example_input,
-    scores_by_width,
-)
+from ppvision.tasks.job import Job, example_input, inside
+from ppvision.tasks.multibit.slim_config import check_slim_config
 from ppvision.tasks.pictures import panel
-from ppvision.tasks.prediction import Picture, pixels_of
+from ppvision.tasks.prediction import (
+    Picture,
+    exported_to_folder,
+    pixels_of,
+    predict_to_folder,
+)
 from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, steps_of
 from ppvision.zoo.weights import names_behind_sdn
@@ -79,46 +81,52 @@ class _CheckedConfig(Config):
             raise ConfigError(f"config: {error}") from error
 
 
-class Segmentation(ModelWithWidths):
-    """One configured job (`ppvision.tasks.training.Job`, and the other verbs).
+class Segmentation(Job):
+    """One configured job.
 
     Args:
-        content: a config in PaddleSeg's terms, read and merged (`ppvision.tasks.open_job`).
+        content: a config in PaddleSeg's terms, read, merged and overridden
+            (`ppvision.tasks.open_job`).
         name: of the config.
-        batch_size, iters, learning_rate: override the config's.
-        epochs: passes over the training data, in place of `iters`.
+        epochs: passes over the training data, in place of the config's `iters`. Default None.
         allow_download: fetch the `pretrained` weights of PaddleSeg's components from an address.
 
     Raises:
         ConfigError: something that PaddleSeg does not know, with the nearest valid name.
     """
 
+    task = "segmentation"
+    override_keys: ClassVar[Mapping[str, str]] = {
+        "batch_size": "batch_size",
+        "iters": "iters",
+        "learning_rate": "lr_scheduler.learning_rate",
+    }
+    evaluation_options = (*_AUGMENTED, *_WINDOW)
+    score_tags = ("Evaluate/mIoU", "Evaluate/Acc", *(f"Evaluate/{n}" for n in BOUNDARY_SCORES))
+
     def __init__(
         self,
         content: Located,
         name: str,
         *,
-        batch_size: int | None = None,
-        iters: int | None = None,
-        learning_rate: float | None = None,
         epochs: int | None = None,
         allow_download: bool = False,
     ) -> None:
-        self.allow_download = allow_download
+        super().__init__(name, allow_download=allow_download)
         check_keys(content, TOP_LEVEL_KEYS)
-        for key, value in (("batch_size", batch_size), ("iters", iters)):
-            if value is not None:
-                content[key] = value
-        if learning_rate is not None:
-            content.setdefault("lr_scheduler", {})["learning_rate"] = learning_rate
         _name_optimizer(content.get("optimizer"))
         self._check_components(content)
         self._check_test_config(content.get("test_config") or {})
-        self.name = name
-        self.content = plain(content)
-        self.config = _CheckedConfig(self.content)
+        self.config = _CheckedConfig(plain(content))
         self.builder = SegBuilder(self.config)
         self._epochs = epochs
+
+    @cached_property
+    def content(self) -> dict:
+        """The resolved config, plain; with `epochs`, its `iters` are the steps in so many."""
+        if self._epochs is None:
+            return self.config.dic
+        return self.config.dic | {"iters": self.iters}
 
     @staticmethod
     def _check_components(content: Located) -> None:
@@ -254,44 +262,49 @@ class Segmentation(ModelWithWidths):
 
     # -- train ---------------------------------------------------------------------------------
 
-    score_tags = ("Evaluate/mIoU", "Evaluate/Acc", *(f"Evaluate/{n}" for n in BOUNDARY_SCORES))
-
     @cached_property
     def iters(self) -> int:
-        if self._epochs is not None:
-            self._check_place("train_dataset")
-            self.content["iters"] = steps_of(self._epochs, self.train_dataset, self.content)
-        return self.config.iters
+        if self._epochs is None:
+            return self.config.iters
+        self._check_place("train_dataset")
+        return steps_of(self._epochs, self.train_dataset, self.config.dic)
 
     @property
     def batch_size(self) -> int:
         return self.config.batch_size
 
-    @cached_property
-    def optimizer(self) -> paddle.optimizer.Optimizer:
-        vars(self.builder)["model"] = self.model  # whose parameters its optimiser takes
-        self.content["iters"] = self.iters  # which its schedule reads
-        return self._built("optimizer")
+    def make_optimizer(self, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
+        # A builder of its own: PaddleSeg's takes the parameters of its own model, and the steps of
+        # the schedule from its config.
+        builder = SegBuilder(_CheckedConfig(self.content))
+        vars(builder)["model"] = model
+        with wrap_errors("config: optimizer"):
+            return builder.optimizer
 
     @property
     def train_dataset(self) -> paddle.io.Dataset:
         return self._built("train_dataset")
 
-    def batched(self, samples: list) -> object:
-        return default_collate_fn(samples)
+    @property
+    def batched(self) -> Callable[[list], object]:
+        return default_collate_fn
 
-    def losses(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
-        """As in PaddleSeg's train(): the model's own losses, or the config's on its logits."""
-        model = network._layers if isinstance(network, paddle.DataParallel) else network
+    def forward(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
         images = batch["img"]
-        if getattr(model, "data_format", "NCHW") == "NHWC":
+        if getattr(inside(network), "data_format", "NCHW") == "NHWC":
             images = images.transpose([0, 2, 3, 1])
+        with wrap_errors("training step"):
+            return network(images)
+
+    def losses_of(
+        self, model: paddle.nn.Layer, outputs: list[paddle.Tensor], batch: dict
+    ) -> list[paddle.Tensor]:
+        """As in PaddleSeg's train(): the model's own losses, or the config's on its logits."""
         losses = self._built("loss")
         with wrap_errors("training step"):
-            logits = network(images)
             if hasattr(model, "loss_computation"):
-                return model.loss_computation(logits, losses, batch)
-            return stock_losses(logits, losses, batch)
+                return model.loss_computation(outputs, losses, batch)
+            return stock_losses(outputs, losses, batch)
 
     # -- evaluate ------------------------------------------------------------------------------
 
@@ -344,11 +357,6 @@ class Segmentation(ModelWithWidths):
         scoring.add_other_ranks()
         return scoring.scores()
 
-    def scores(self, model: paddle.nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate`, by tag; of a once-QAT at every width."""
-        evaluate = partial(self.evaluate, num_workers=num_workers)
-        return scores_by_width(model, lambda at_width: evaluate(at_width).by_tag())
-
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", **how: object
     ) -> Scores:
@@ -367,7 +375,7 @@ class Segmentation(ModelWithWidths):
         predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
         dataset = self._built("val_dataset")
         manifest = predictor.manifest
-        if (manifest.task, manifest.num_classes) != ("segmentation", dataset.num_classes):
+        if (manifest.task, manifest.num_classes) != (self.task, dataset.num_classes):
             raise ConfigError(
                 f"eval --model_dir: expected a segmentation model of {dataset.num_classes} "
                 f"classes, got {manifest.task} of {manifest.num_classes} in {model_dir}."
@@ -413,6 +421,46 @@ class Segmentation(ModelWithWidths):
             )
         return prediction.numpy()[0, 0]
 
+    def predict_to_folder(
+        self,
+        model: paddle.nn.Layer,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return predict_to_folder(
+            lambda path, image: self.predict_image(model, image),
+            image_path,
+            folder,
+            self.class_names,
+            ignore_index=self._ignore_index,
+            num_classes=self.config.val_dataset_cfg.get("num_classes"),
+            stopped=stopped,
+            max_value=self.max_value,
+        )
+
+    def predict_exported_to_folder(
+        self,
+        predictor: Predictor,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return exported_to_folder(
+            predictor, image_path, folder, ignore_index=self._ignore_index, stopped=stopped
+        )
+
+    @property
+    def _ignore_index(self) -> int | None:
+        """Label of pixels that do not count; None where label files are not comparable."""
+        dataset = self.config.val_dataset_cfg
+        # Another type may number the classes of its label files anew (ADE20K).
+        if dataset.get("type", "Dataset") != "Dataset":
+            return None
+        return dataset.get("ignore_index", 255)
+
     def pictures(self, model: paddle.nn.Layer) -> dict[str, np.ndarray]:
         """Panels `input | label | prediction | errors` of fixed validation samples, by name."""
         dataset = self._built("val_dataset")
@@ -449,7 +497,7 @@ class Segmentation(ModelWithWidths):
             format=model_format,
             transforms=self.config.val_dataset_cfg.get("transforms", []),
             classes=self.class_names,
-            task="segmentation",
+            task=self.task,
             bits=bits,
             max_value=self.max_value,
         )

@@ -1,0 +1,326 @@
+"""A job at several widths: a wrapper of any task's job."""
+
+import copy
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.deploy import Predictor
+from ppvision.engine.trainer import ForwardPass
+from ppvision.errors import EngineError
+from ppvision.quant.codes import FLOAT_BITS
+from ppvision.quant.packed import pack_model
+from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.train.once_qat import OnceQAT
+from ppvision.tasks.config import ConfigError
+from ppvision.tasks.job import Job, Scores, inside
+from ppvision.tasks.multibit.layered import has_quanters, is_layered
+from ppvision.tasks.multibit.scores import scores_by_width
+from ppvision.tasks.multibit.slim_config import once_qat
+from ppvision.tasks.multibit.training import draw_widths, make_passes
+from ppvision.tasks.prediction import Picture
+from ppvision.zoo.weights import assign_weights, read_weights
+
+logger = logging.getLogger("ppvision")
+
+
+class MultiBitJob(Job):
+    """A job whose model is trained, scored and exported at several widths.
+
+    What widths do not change is the wrapped job's.
+
+    Args:
+        float_job: the task's job, in float.
+        options: of `slim_config`, checked; {} takes every default.
+
+    Attributes:
+        float_job, options: the same.
+    """
+
+    def __init__(self, float_job: Job, options: Mapping[str, object]) -> None:
+        super().__init__(float_job.name, allow_download=float_job.allow_download)
+        self.float_job = float_job
+        self.options = options
+        self._once: OnceQAT | None = None
+
+    # -- the model -----------------------------------------------------------------------------
+
+    @property
+    def model(self) -> OnceQAT:
+        """The float model's layers with quanters, ready to be trained at all widths; the same
+        object at every call.
+
+        Quanters take their first steps from the weights that the float model has at the first
+        call. So float weights have to be given before it.
+
+        Raises:
+            ConfigError: options that do not fit the model.
+        """
+        if self._once is None:
+            self._once = self._quantised()
+        return self._once
+
+    def _quantised(self) -> OnceQAT:
+        options = dict(self.options)
+        if options.get("distillation") and not self.float_job.has_logits:
+            raise ConfigError(
+                "config: slim_config.distillation: a detector's losses are its own; expected 0."
+            )
+        fixed = {path: {"float": True} for path in self.float_job.constant_layers}
+        options["layers"] = fixed | dict(options.get("layers", {}))
+        return once_qat(_copy_of_layers(self.float_model), options, self.ends)
+
+    @property
+    def ends(self) -> Sequence[str]:
+        """Paths of the layers that read the picture or give the result, which stay at 8 bits."""
+        from ppvision.plugins.paddleslim import end_layers
+
+        found = end_layers(self.float_model, self.example)
+        results = self.float_job.result_layers
+        return found if results is None else [found[0], *results]
+
+    # -- train ---------------------------------------------------------------------------------
+
+    def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
+        """The config's optimiser over all parameters of a once-QAT, those of quanters too."""
+        return self.float_job.make_optimizer(model.model)
+
+    def losses(self, network: nn.Layer, batch: object) -> list[Tensor]:
+        """The losses of one forward pass at the width of the moment, with that width's weight, and
+        its distillation from the highest width."""
+        once = inside(network)
+        outputs = self.forward(network, batch)
+        losses = self.losses_of(once.model, outputs, batch)
+        if not self.has_logits:
+            return losses
+        logits = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
+        return once.weighted(once.bits, list(losses), logits)
+
+    def make_passes(self) -> dict[str, ForwardPass]:
+        """One forward pass per width, so that memory holds one width at a time."""
+        return make_passes(self.model, self.losses)
+
+    def begin_step(self, seed: int, step: int) -> None:
+        """Draw the step's widths."""
+        draw_widths(self.model, seed, step)
+
+    # -- evaluate ------------------------------------------------------------------------------
+
+    def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
+        """`evaluate` by tag, at every width; see `scores_by_width`."""
+        return scores_by_width(
+            model, lambda at_width: self.float_job.scores(at_width, num_workers=num_workers)
+        )
+
+    def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
+        """The task's panels, of a once-QAT at its highest width."""
+        if isinstance(model, OnceQAT):
+            model.set_bits(model.widths[0])
+        return self.float_job.pictures(model)
+
+    # -- open weights --------------------------------------------------------------------------
+
+    def start_from(self, model_path: str | Path) -> None:
+        """Give the model weights to train from: a float model's, before quanters take their first
+        steps from them, or those of a once-QAT that was trained before.
+
+        Raises:
+            EngineError: float weights after `model` was built.
+            WeightsError: they do not fit.
+        """
+        arrays = read_weights(model_path)
+        if has_quanters(arrays):
+            assign_weights(self.model, arrays, str(model_path))
+            return
+        self._check_no_quanters_yet(model_path)
+        self.float_job.start_from_arrays(arrays, model_path)
+
+    def models(
+        self, model_path: str | Path, bits: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, nn.Layer]]:
+        """As `Job.models`; also of a checkpoint of once-QAT, and of float weights, which are
+        quantised as they are, without any training."""
+        if is_layered(model_path):
+            yield from super().models(model_path, bits)
+            return
+        self._open(model_path)
+        for k in bits or self.model.widths:
+            self.model.set_bits(k)
+            yield k, self.model
+
+    def state(self, model_path: str | Path, bits: int | None = None) -> LayeredState:
+        """The model taken apart into layers of bits; arguments as of `load`."""
+        if is_layered(model_path):
+            return super().state(model_path, bits)
+        self._open(model_path)
+        return layered_state(self.model.model, self.model.widths)
+
+    def load_float(self, model_path: str | Path) -> nn.Layer:
+        state = self.state(model_path)
+        return pack_model(self.structure(), state, state.held_bits, codes=False)
+
+    def _open(self, model_path: str | Path) -> None:
+        """Give the model the weights of a file or of the zoo."""
+        arrays = read_weights(model_path)
+        if has_quanters(arrays):
+            assign_weights(self.model, arrays, str(model_path))
+            return
+        self._check_no_quanters_yet(model_path)
+        self.float_job.load_arrays(arrays, model_path)
+        logger.info(f"quantization: {model_path} is in float: quantised without any training")
+
+    def _check_no_quanters_yet(self, model_path: str | Path) -> None:
+        if self._once is not None:
+            raise EngineError(
+                f"{model_path}: expected float weights before the model has its quanters, whose "
+                "steps come from them. Open the job anew."
+            )
+
+    # -- the wrapped job's ---------------------------------------------------------------------
+
+    @property
+    def task(self) -> str:
+        return self.float_job.task
+
+    @property
+    def content(self) -> dict:
+        return self.float_job.content
+
+    @property
+    def evaluation_options(self) -> Sequence[str]:
+        return self.float_job.evaluation_options
+
+    @property
+    def score_tags(self) -> Sequence[str]:
+        return self.float_job.score_tags
+
+    @property
+    def has_logits(self) -> bool:
+        return self.float_job.has_logits
+
+    @property
+    def batch_size(self) -> int:
+        return self.float_job.batch_size
+
+    @property
+    def iters(self) -> int:
+        return self.float_job.iters
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.float_job.class_names
+
+    @property
+    def max_value(self) -> int | None:
+        return self.float_job.max_value
+
+    @property
+    def architecture(self) -> dict[str, object]:
+        return self.float_job.architecture
+
+    @property
+    def float_model(self) -> nn.Layer:
+        return self.float_job.float_model
+
+    @property
+    def example(self) -> Tensor | dict[str, Tensor]:
+        return self.float_job.example
+
+    @property
+    def result_layers(self) -> Sequence[str] | None:
+        return self.float_job.result_layers
+
+    @property
+    def constant_layers(self) -> Sequence[str]:
+        return self.float_job.constant_layers
+
+    def fitting(
+        self, arrays: Mapping[str, np.ndarray]
+    ) -> tuple[Mapping[str, np.ndarray], list[str]]:
+        return self.float_job.fitting(arrays)
+
+    def check_data(self, *parts: str) -> None:
+        self.float_job.check_data(*parts)
+
+    @property
+    def train_dataset(self) -> paddle.io.Dataset:
+        return self.float_job.train_dataset
+
+    @property
+    def batched(self) -> Callable[[list], object]:
+        return self.float_job.batched
+
+    def forward(self, network: nn.Layer, batch: object) -> object:
+        return self.float_job.forward(network, batch)
+
+    def losses_of(self, model: nn.Layer, outputs: object, batch: object) -> list[Tensor]:
+        return self.float_job.losses_of(model, outputs, batch)
+
+    def prepare_training(self) -> None:
+        self.float_job.prepare_training()
+
+    def evaluate(self, model: nn.Layer, *, num_workers: int = 0, **options: object) -> Scores:
+        return self.float_job.evaluate(model, num_workers=num_workers, **options)
+
+    def evaluate_exported(
+        self, model_dir: str | Path, *, device: str = "cpu", **options: object
+    ) -> Scores:
+        return self.float_job.evaluate_exported(model_dir, device=device, **options)
+
+    def predict_image(self, model: nn.Layer, picture: Picture) -> object:
+        return self.float_job.predict_image(model, picture)
+
+    def predict_to_folder(
+        self,
+        model: nn.Layer,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return self.float_job.predict_to_folder(model, image_path, folder, stopped=stopped)
+
+    def predict_exported_to_folder(
+        self,
+        predictor: Predictor,
+        image_path: str | Path,
+        folder: str | Path,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> list[str]:
+        return self.float_job.predict_exported_to_folder(
+            predictor, image_path, folder, stopped=stopped
+        )
+
+    def export(
+        self,
+        model: nn.Layer,
+        folder: str | Path,
+        *,
+        input_shape: list[int | None],
+        output_op: str | None,
+        model_format: str,
+        bits: int = FLOAT_BITS,
+    ) -> Path:
+        return self.float_job.export(
+            model,
+            folder,
+            input_shape=input_shape,
+            output_op=output_op,
+            model_format=model_format,
+            bits=bits,
+        )
+
+
+def _copy_of_layers(model: nn.Layer) -> nn.Layer:
+    """A copy of a model's layers around the same tensors.
+
+    So the float model stays as it is when quanters are put into the copy, the weights exist once,
+    and parameters keep the names that an optimiser may go by.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -1,0 +1,127 @@
+"""What `slim_config` says: how a model is quantised in layers.
+
+A config's `slim_config` (or the file of `--slim_config`), with what is taken for a key left out:
+
+    slim_config:
+      bits: [8, 6, 4, 3, 2]      # widths to train
+      objective: mean            # or sandwich: the highest, the lowest, one of the others by chance
+      weights: null              # what each width's loss counts, in the order of bits
+      distillation: 0.0          # of every width from the highest
+      activations: false         # whether the inputs of layers are quantised as well
+      steps: shared              # or per_width: a factor of its own for every width
+      types: {}                  # rules by type, such as Linear: {min_bits: 4}
+      layers: {}                 # rules by path, such as backbone.stages.*: {min_bits: 3}
+
+A rule: `bits` (the same at every width of the model), or `min_bits` and `max_bits`; `activations`;
+`float: true` leaves layers as they are. The layer that reads the picture, those that give the
+result, and SDN's fusions stay at 8 bits unless `layers` names them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from paddle import nn
+
+from ppvision.errors import shorten
+from ppvision.quant.codes import MAX_BITS
+from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
+from ppvision.quant.train.quanters import DEFAULT_BITS
+from ppvision.safe_yaml import Located
+from ppvision.schema import Count, number, one_of, text, whole
+from ppvision.tasks.config import ConfigError, build_config, read_yaml
+
+_OF_ONCE_QAT = ("objective", "weights", "distillation")
+
+Width = Annotated[int, whole(1, MAX_BITS)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How some layers differ from the rest.
+
+    Attributes:
+        bits: at every width of the model.
+        min_bits, max_bits: the same as bounds.
+        activations: whether the inputs of these layers are quantised.
+        float: leave these layers as they are.
+    """
+
+    # None is a key that was left out.
+    bits: Width = None
+    min_bits: Width = None
+    max_bits: Width = None
+    activations: bool = None
+    float: bool = False
+
+
+LayerName = Annotated[str, text(described="a name (a number as a name in quotes)")]
+Rules = Annotated[
+    dict[LayerName, Rule], Count(described="a rule such as {min_bits: 4} under each name")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlimConfig:
+    """What a config's `slim_config` may be; see this module's text."""
+
+    bits: Annotated[list[Width], Count(1, described="a list of widths such as [8, 4, 2]")] = field(
+        default_factory=lambda: list(DEFAULT_BITS)
+    )
+    objective: Annotated[str, one_of(*OBJECTIVES)] = "mean"
+    weights: (
+        Annotated[list[Annotated[float, number(0)]], Count(described="a number for each of bits")]
+        | None
+    ) = None
+    distillation: Annotated[float, number(0)] = 0.0
+    activations: bool = False
+    steps: Literal["shared", "per_width"] = "shared"
+    types: Rules = field(default_factory=dict)
+    layers: Rules = field(default_factory=dict)
+
+
+def read_slim_config(path: str | Path) -> Located:
+    """The file of `--slim_config`: the keys above, at its top or under `slim_config`.
+
+    Raises:
+        ConfigError: it does not read, or names something unknown.
+    """
+    content = read_yaml(path)
+    options = content.get("slim_config", content)
+    check_slim_config(options)
+    return options
+
+
+def check_slim_config(options: object) -> None:
+    """Raise `ConfigError` for a key, type or value that is not known, with its place."""
+    if not isinstance(options, dict):
+        raise ConfigError(
+            "config: slim_config: expected keys and values (slim_config: {} takes every default), "
+            f"got {shorten(options)}."
+        )
+    build_config(SlimConfig, options, "slim_config")
+
+
+def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
+    """A model with quanters, ready to be trained at all widths.
+
+    Args:
+        model: in float, with the weights to start from; quantised in place.
+        options: of `slim_config`, checked.
+        ends: paths of the layers that read the picture or give the result, which stay at 8 bits.
+
+    Raises:
+        ConfigError: a rule that matches nothing, widths out of range.
+    """
+    from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
+
+    options = dict(options)
+    objective = {key: options.pop(key) for key in _OF_ONCE_QAT if key in options}
+    bits = options.get("bits", DEFAULT_BITS)
+    try:
+        config = slim_quant_config(model, ends=tuple(ends), **options)
+        quantized = LayeredQAT(config).quantize(model, inplace=True)
+        return OnceQAT(quantized, bits, **objective)
+    except ValueError as error:
+        raise ConfigError(f"config: {error}") from error
