@@ -14,8 +14,8 @@ from paddle import nn
 
 from ppvision.deploy import Classification, Predictor, export_model
 from ppvision.deploy.run import engines
+from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.run.transforms import Transforms
-from ppvision.deploy.verify import parity
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LETTERBOX = [
@@ -145,7 +145,7 @@ def test_classification(exported, output_op):
     result = Predictor(folder)(image)
     x, _ = Transforms(STRETCH)(image)
     with paddle.no_grad():
-        expected = parity.softmax(classifier()(paddle.to_tensor(x[None])).numpy())[0]
+        expected = softmax(classifier()(paddle.to_tensor(x[None])).numpy())[0]
     assert isinstance(result, Classification)
     assert result.class_id == expected.argmax()
     assert result.name == ["ant", "bee", "cat"][result.class_id]

@@ -7,6 +7,7 @@ ones are written to a temporary folder beside a link to the graph.
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -14,7 +15,9 @@ from paddle.base import core
 
 from ppvision.deploy.run.manifest import Manifest, file_names
 from ppvision.errors import InputError
-from ppvision.quant.store.model import LayeredModel
+
+if TYPE_CHECKING:
+    from ppvision.quant.store.model import LayeredModel
 
 
 def graph_parameters(program: Path) -> list[str]:
@@ -35,7 +38,7 @@ def graph_parameters(program: Path) -> list[str]:
     return sorted(found)
 
 
-def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path) -> None:
+def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Path) -> None:
     """Write a layered model's weights into `work`, beside links to the graphs of a float export.
 
     Args:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -33,7 +34,6 @@ from ppvision.deploy.run.engines import (
 )
 from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of
 from ppvision.deploy.run.transforms import Step, Transforms
-from ppvision.deploy.verify.parity import softmax
 from ppvision.errors import (
     EngineError,
     InputError,
@@ -43,7 +43,9 @@ from ppvision.errors import (
     shorten,
 )
 from ppvision.files import check_room, naming_storage
-from ppvision.quant.store.model import LayeredModel, load_layered
+
+if TYPE_CHECKING:
+    from ppvision.quant.store.model import LayeredModel
 
 Picture = str | os.PathLike | np.ndarray
 
@@ -75,7 +77,7 @@ class _Opened:
 
     runtime: PaddleRuntime | OnnxRuntime
     engine: Engine | None
-    weights: LayeredModel | None  # in the place of the folder's
+    weights: "LayeredModel | None"  # in the place of the folder's
     without_onednn: PaddleRuntime | None = None  # for small pictures; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -224,13 +226,16 @@ class Predictor:
         """
         if self._layered is None:
             raise InputError("set_bits: expected a Predictor with a layered model (layered=...).")
+        # Here, since it brings the quanters, which most that predict have no use for.
+        from ppvision.quant.store.model import load_layered
+
         with self._changing:
             if self._closed:
                 raise self._closed_error()
             self._opened = self._open(load_layered(self._layered, bits))
 
     @contextmanager
-    def _model_files(self, weights: LayeredModel | None) -> Iterator[Path]:
+    def _model_files(self, weights: "LayeredModel | None") -> Iterator[Path]:
         """The folder with the export, or with its graph and other weights."""
         if weights is None:
             yield self._folder
@@ -279,7 +284,7 @@ class Predictor:
             return None
         return runtime
 
-    def _open(self, weights: LayeredModel | None) -> _Opened:
+    def _open(self, weights: "LayeredModel | None") -> _Opened:
         """Load the model files, in the quickest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
@@ -590,6 +595,13 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
     return image if image.dtype == np.uint8 else scale_to_bytes(image, max_value, "image")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities `[B, K, ...]`, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponents = np.exp(shifted)
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
