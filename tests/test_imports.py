@@ -43,6 +43,7 @@ UNWANTED = {
     "urllib3",
     "visualdl",
     "xml",
+    "yaml",  # read when a folder is opened
 }
 
 FACES = {
@@ -162,9 +163,9 @@ def imports_of(module: str) -> Iterator[tuple[str, bool]]:
                 for alias in child.names:
                     inner = f"{child.module}.{alias.name}"
                     yield (inner if inner in MODULES else child.module), at_once
-            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-                yield from visit(child, False)
-            elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or (
+                isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+            ):
                 yield from visit(child, False)
             else:
                 yield from visit(child, at_once)

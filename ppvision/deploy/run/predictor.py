@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -502,6 +501,8 @@ def _found(folder: str | Path) -> Path:
     path = Path(folder)
     if not isinstance(folder, str) or path.exists():
         return path
+    from difflib import get_close_matches
+
     from ppvision.deploy.run.zoo_folder import zoo_folder
     from ppvision.zoo.cards import weights_names
 
