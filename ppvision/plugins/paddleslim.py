@@ -166,9 +166,8 @@ def _has_quanter(layer: nn.Layer) -> bool:
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
     """Layers with a weight that has no quanter, and norms without statistics for each width."""
     for path, _, _, layer in layers_by_path(model):
-        norm = isinstance(
-            layer, (find_private("_BatchNormBase"), nn.BatchNorm)
-        )  # the second is Paddle's older one
+        # nn.BatchNorm is Paddle's older one.
+        norm = isinstance(layer, (find_private("_BatchNormBase"), nn.BatchNorm))
         weights = [p for p in layer._parameters.values() if p is not None and p.ndim > 1]
         ours = LayeredLayer | LayeredNorm | LayeredWeightQuanterLayer
         if (norm or weights) and not isinstance(layer, ours):

@@ -283,7 +283,7 @@ class Classification(ModelWithWidths):
             weight = self.teacher.weight
             distilled = distillation_loss(logits, *answers, self.teacher.temperature)
             losses = [(1 - weight) * losses[0], weight * distilled]
-        return model.weighted(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
+        return model.weigh(model.bits, losses, logits) if isinstance(model, OnceQAT) else losses
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag; of a once-QAT at every width."""

@@ -36,6 +36,7 @@ from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.fetching import is_url
 from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.train.losses import WeightedLosses
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
@@ -47,7 +48,7 @@ logger = logging.getLogger("ppvision")
 
 KEYS = ("bits", "objective", "weights", "distillation", "activations", "steps", "types", "layers")
 _DEFAULTS = {"activations": False, "bits": list(DEFAULT_BITS), "weights": None}
-_OF_ONCE_QAT = ("objective", "weights", "distillation")
+_OF_LOSSES = ("weights", "distillation")
 
 
 def read_slim_config(path: str | Path) -> Located:
@@ -120,12 +121,14 @@ def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
     from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 
     options = dict(options)
-    objective = {key: options.pop(key) for key in _OF_ONCE_QAT if key in options}
+    objective = options.pop("objective", OBJECTIVES[0])
+    weighing = {key: options.pop(key) for key in _OF_LOSSES if key in options}
     bits = options.get("bits", DEFAULT_BITS)
     try:
         config = slim_quant_config(model, ends=tuple(ends), **options)
         quantized = LayeredQAT(config).quantize(model, inplace=True)
-        return OnceQAT(quantized, bits, **objective)
+        weigh = WeightedLosses(bits, **weighing)
+        return OnceQAT(quantized, bits, objective=objective, weigh=weigh)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error
 
