@@ -318,6 +318,10 @@ def test_a_class_of_others_goes_through_the_quicker_one(monkeypatch):
         assert_same(gradients(layer, x), reference, 2e-6)
     assert calls == [1]
     assert type(layer) is Twice
+    with quick.quick_convolutions(layer):  # whose `super()` tracing reads in its own way
+        spec = [paddle.static.InputSpec([2, 6, 5, 4])]
+        traced = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
+        np.testing.assert_allclose(traced(paddle.to_tensor(x)).numpy(), reference[0], atol=1e-5)
 
 
 def test_graphs_are_those_of_paddle(tmp_path):

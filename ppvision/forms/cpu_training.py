@@ -121,11 +121,13 @@ def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) 
 def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
     """A class of our own or of others, such as a quantised convolution, whose `super()` leads to
     `quicker` in the place of Paddle's."""
-    return type(own.__name__, (own, quicker), {"__module__": own.__module__})
+    # Paddle's tracing takes `super()` for `super(self.__class__, self)`, which would be `own` again.
+    members = {"__module__": own.__module__, "__class__": property(lambda layer: own)}
+    return type(own.__name__, (own, quicker), members)
 
 
 def _become(layer: nn.Layer, kind: type[nn.Layer]) -> None:
-    object.__setattr__(layer, "__class__", kind)  # Paddle's would look for parameters first
+    vars(object)["__class__"].__set__(layer, kind)  # not Paddle's `__setattr__`, nor that property
 
 
 class _QuickConv2D(nn.Conv2D):
