@@ -121,11 +121,12 @@ def measure(side: int, rounds: int) -> list[dict[str, object]]:
     x = paddle.randn([1, CHANNELS, side, side])
     x.stop_gradient = False
     found = {(kind, way): [] for kind in layers for way in ("forward", "forward_backward")}
-    for number in tqdm(range(rounds + 1), desc=f"{side} a side", disable=None):
-        for kind, way in found:
-            measured = run(layers[kind], x, way != "forward")
-            if number:  # the first warms up
-                found[kind, way].append(measured)
+    with cpu_training(*layers.values()):
+        for number in tqdm(range(rounds + 1), desc=f"{side} a side", disable=None):
+            for kind, way in found:
+                measured = run(layers[kind], x, way != "forward")
+                if number:  # the first warms up
+                    found[kind, way].append(measured)
     rows = []
     for kind in layers:
         row = {"attention": kind, "side": side}
@@ -177,7 +178,7 @@ def draw(rows: list[dict[str, object]], path: Path) -> None:
 def profile(side: int) -> None:
     """Print the operators of four forward passes of PS-Attention, by time."""
     layer, x = ATTENTIONS["pale"](), paddle.randn([1, CHANNELS, side, side])
-    with paddle.no_grad():
+    with paddle.no_grad(), cpu_training(layer):
         layer(x)
         with profiler.Profiler(targets=[profiler.ProfilerTarget.CPU]) as recorder:
             for _ in range(4):
@@ -194,12 +195,11 @@ def main() -> None:
     parser.add_argument("--image", type=Path, default=IMAGE)
     parser.add_argument("--profile", action="store_true", help="operators of PS-Attention")
     args = parser.parse_args()
-    with cpu_training():
-        if args.profile:
-            for side in args.sides:
-                profile(side)
-            return
-        rows = [row for side in args.sides for row in measure(side, args.rounds or ROUNDS[side])]
+    if args.profile:
+        for side in args.sides:
+            profile(side)
+        return
+    rows = [row for side in args.sides for row in measure(side, args.rounds or ROUNDS[side])]
     add_growth(rows)
     write_rows(args.results, rows)
     draw(rows, args.image)

@@ -64,15 +64,15 @@ def paddle_step(form: str, name: str, batch: int, side: int) -> Step:
     order = FORMS.index(form)
     if order >= FORMS.index("contiguous"):
         _lasting.enter_context(contiguous_transpositions())
-    if order >= FORMS.index("convolutions"):
-        _lasting.enter_context(quick_convolutions())
-    if order >= FORMS.index("layers"):
-        _lasting.enter_context(quick_norms())
-        _lasting.enter_context(shared_projections())
-    if order >= FORMS.index("engine"):
-        keep_freed_memory()
     paddle.seed(0)
     model = ppvision.create_model(name, num_classes=CLASSES, drop_path_rate=0.0)
+    if order >= FORMS.index("convolutions"):
+        _lasting.enter_context(quick_convolutions(model))
+    if order >= FORMS.index("layers"):
+        _lasting.enter_context(quick_norms(model))
+        _lasting.enter_context(shared_projections(model))
+    if order >= FORMS.index("engine"):
+        keep_freed_memory()
     network = paddle.jit.to_static(model, full_graph=True) if form == "to_static" else model
     optimizer = paddle.optimizer.AdamW(1e-4, parameters=model.parameters())
     x = paddle.randn([batch, 3, side, side])

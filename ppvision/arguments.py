@@ -1,6 +1,6 @@
 """Checks of what callers pass to the Python face: each argument's type, before anything is done.
 
-`ppvision.deploy.run.checks` has those of values that files hold.
+`ppvision.schema` has those of values that files hold.
 """
 
 import errno

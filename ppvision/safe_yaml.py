@@ -202,6 +202,25 @@ def yaml_text(content: dict) -> str:
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+class _ShortDumper(_Dumper):
+    """Repeats what stands twice instead of pointing at it."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def short_yaml_text(content: dict) -> str:
+    """Plain values as YAML without aliases, with lists and mappings of single values on one
+    line."""
+    return yaml.dump(
+        content,
+        Dumper=_ShortDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+    )
+
+
 def load_yaml(text: str, name: str) -> object:
     """Read one YAML document; `name` stands in places and errors.
 

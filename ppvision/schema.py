@@ -37,7 +37,6 @@ from typing import (
 )
 
 from ppvision.errors import InputError, nearest, shorten
-from ppvision.safe_yaml import Located
 
 _KEY = 60  # letters of a key in a path
 
@@ -62,7 +61,8 @@ class Place(NamedTuple):
 
     def line_of(self, owner: object, key: object) -> str:
         """`file:line` of a key of the mapping `owner`, which stands here."""
-        return owner.where.get(key, self.line) if isinstance(owner, Located) else self.line
+        # `safe_yaml.Located` has `where`. It is not imported: PyYAML would come with it.
+        return getattr(owner, "where", {}).get(key, self.line)
 
 
 # Takes a value and its place; returns the value, lists and mappings as new ones, or raises

@@ -60,7 +60,7 @@ def test_convolutions_and_their_gradients_are_the_same(name, size):
     layer = LAYERS[name]()
     x = np.random.default_rng(0).normal(size=(2, 6, *size)).astype(np.float32)
     reference = gradients(layer, x)
-    with quick.quick_convolutions():
+    with quick.quick_convolutions(layer):
         assert_same(gradients(layer, x), reference, 2e-6)
 
 
@@ -70,18 +70,20 @@ def test_float64_and_channels_last_are_the_same():
     layers += [nn.Conv2D(6, 4, 1, data_format="NHWC").to(dtype="float64")]
     for layer in layers:
         reference = gradients(layer, x)
-        with quick.quick_convolutions():
+        with quick.quick_convolutions(layer):
             assert_same(gradients(layer, x), reference, 1e-14)
 
 
 def test_a_wrong_number_of_channels_is_paddles_error():
-    with quick.quick_convolutions(), pytest.raises(ValueError, match="channel"):
-        nn.Conv2D(6, 10, 1)(paddle.zeros([1, 5, 4, 4]))
+    layer = nn.Conv2D(6, 10, 1)
+    with quick.quick_convolutions(layer), pytest.raises(ValueError, match="channel"):
+        layer(paddle.zeros([1, 5, 4, 4]))
 
 
 def test_a_batch_without_samples_passes():  # regions of a picture without objects
-    with quick.quick_convolutions():
-        assert nn.Conv2D(6, 10, 1)(paddle.zeros([0, 6, 7, 7])).shape == [0, 10, 7, 7]
+    layer = nn.Conv2D(6, 10, 1)
+    with quick.quick_convolutions(layer):
+        assert layer(paddle.zeros([0, 6, 7, 7])).shape == [0, 10, 7, 7]
 
 
 @pytest.mark.parametrize("shape", [(2, 6, 8, 5), (1, 6, 1, 1), (3, 4, 2, 7)], ids=str)
@@ -94,7 +96,7 @@ def test_norms_and_their_gradients_are_the_same(shape):
     for dtype, tolerance in (("float32", 1e-5), ("float64", 1e-12)):
         layer.to(dtype=dtype)
         reference = gradients(layer, x.astype(dtype))
-        with quick.quick_norms():
+        with quick.quick_norms(layer):
             assert_same(gradients(layer, x.astype(dtype)), reference, tolerance)
 
 
@@ -103,7 +105,7 @@ def test_a_norm_whose_weight_is_frozen_trains_its_bias():
     layer.weight.stop_gradient = True
     x = np.random.default_rng(0).normal(size=(2, 6, 3, 4)).astype(np.float32)
     reference = gradients(layer, x)
-    with quick.quick_norms():
+    with quick.quick_norms(layer):
         assert_same(gradients(layer, x), reference, 1e-5)
 
 
@@ -113,12 +115,13 @@ def test_norms_without_gradients_or_parameters_are_paddles():
     layers.append(ChannelLayerNorm(6, weight_attr=False, bias_attr=False))
     for layer in layers:
         reference = layer(x)
-        with quick.quick_norms():
+        with quick.quick_norms(layer):
             np.testing.assert_allclose(layer(x).numpy(), reference.numpy(), atol=1e-6)
             with paddle.no_grad():
                 assert (layer(x) == reference).all()
-    with quick.quick_norms(), pytest.raises(ValueError, match="shape"):
-        ChannelLayerNorm(6)(paddle.zeros([1, 5, 4, 4]))
+    layer = ChannelLayerNorm(6)
+    with quick.quick_norms(layer), pytest.raises(ValueError, match="shape"):
+        layer(paddle.zeros([1, 5, 4, 4]))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -126,11 +129,11 @@ def test_norms_without_gradients_or_parameters_are_paddles():
 def test_projections_their_gradients_and_statistics_are_the_same(size, training):
     x = np.random.default_rng(0).normal(size=(2, 8, *size)).astype(np.float32)
     found = []
-    for manager in (quick.ExitStack, quick.shared_projections):
+    for manager in (lambda model: quick.ExitStack(), quick.shared_projections):
         paddle.seed(0)
         layer = PaleAttention(8, 2, pale_size=7)
         layer.train() if training else layer.eval()
-        with manager():
+        with manager(layer):
             values = gradients(layer, x)
         found.append(values + [value.numpy() for value in layer.state_dict().values()])
     assert_same(found[1], found[0], 5e-5)
@@ -146,7 +149,7 @@ def test_projections_run_as_one_convolution_unless_quantised_or_hooked(monkeypat
     x = paddle.randn([1, 8, 7, 7])
     reference = quantised(x).numpy()
     calls.clear()
-    with quick.shared_projections():
+    with quick.shared_projections(attention), quick.shared_projections(quantised):
         attention(x)
         assert len(calls) == 1
         np.testing.assert_array_equal(quantised(x).numpy(), reference)
@@ -170,7 +173,7 @@ def test_a_quantised_layer_computes_its_weight_once(monkeypatch):
     reference = [y.numpy() for y in once(paddle.to_tensor(x))]
     assert len(calls) == 2 * 3
     calls.clear()
-    with quick.quick_convolutions():
+    with quick.quick_convolutions(once):
         found = [y.numpy() for y in once(paddle.to_tensor(x))]
     assert len(calls) == 2 * 3
     assert_same(found, reference, 1e-5)
@@ -179,7 +182,7 @@ def test_a_quantised_layer_computes_its_weight_once(monkeypatch):
 def test_a_norm_of_one_channel_gives_its_bias():
     layer = ChannelLayerNorm(1)
     layer.bias.set_value(np.array([0.25], np.float32))
-    with quick.quick_norms():
+    with quick.quick_norms(layer):
         found = layer(paddle.randn([2, 1, 3, 3]))
     assert np.array_equal(found.numpy(), np.full([2, 1, 3, 3], 0.25, np.float32))
 
@@ -192,7 +195,7 @@ def test_a_model_trains_alike():
         optimizer = paddle.optimizer.AdamW(1e-3, parameters=model.parameters())
         x, y = paddle.randn([2, 3, 60, 52]), paddle.to_tensor([1, 3])
         found = []
-        context = manager() if manager else quick.ExitStack()
+        context = manager(model) if manager else quick.ExitStack()
         with context:
             for _ in range(3):
                 loss = nn.functional.cross_entropy(model(x), y)
@@ -205,41 +208,138 @@ def test_a_model_trains_alike():
     np.testing.assert_allclose(*losses, rtol=2e-3)
 
 
+def kinds(model: nn.Layer) -> list[type]:
+    return [type(layer) for layer in model.sublayers(include_self=True)]
+
+
 def test_everything_is_put_back():
     def methods() -> list[object]:
         return [nn.Conv2D.forward, ChannelLayerNorm.forward, PaleAttention._projections]
 
-    own, flags = methods(), paddle.get_flags(FLAG)
+    model = create_model("pale_nano", num_classes=4)
+    own, of_classes, flags = kinds(model), methods(), paddle.get_flags(FLAG)
 
     def break_off() -> None:
-        with quick.cpu_training():
-            assert not set(methods()) & set(own)
+        with quick.cpu_training(model):
+            assert methods() == of_classes
+            changed = {a for a, b in zip(own, kinds(model), strict=True) if a is not b}
+            assert changed == {nn.Conv2D, ChannelLayerNorm, PaleAttention}
             assert paddle.get_flags(FLAG) == {FLAG: False}
             raise KeyError
 
     with pytest.raises(KeyError):
         break_off()
-    assert methods() == own
+    assert kinds(model) == own
+    assert methods() == of_classes
     assert paddle.get_flags(FLAG) == flags
 
 
+class Training:
+    """Three steps of a small Pale, one at a time."""
+
+    def __init__(self) -> None:
+        paddle.seed(1)
+        self.model = create_model("pale_nano", num_classes=4, drop_path_rate=0.0)
+        self.optimizer = paddle.optimizer.AdamW(1e-3, parameters=self.model.parameters())
+        self.x, self.y = paddle.randn([2, 3, 60, 52]), paddle.to_tensor([1, 3])
+        self.losses: list[float] = []
+
+    def step(self) -> None:
+        loss = nn.functional.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        self.losses.append(float(loss))
+
+    def result(self) -> list[np.ndarray]:
+        return [np.array(self.losses), *(p.numpy() for p in self.model.state_dict().values())]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_two_trainings_in_one_process_do_not_influence_each_other(fails):
+    """One inside the context and one outside, in turn; also after the first has failed."""
+    inside, outside = Training(), Training()
+    with quick.cpu_training(inside.model):
+        for _ in range(3):
+            inside.step()
+    for _ in range(3):
+        outside.step()
+    assert inside.losses != outside.losses  # other kernels have run
+
+    first, second = Training(), Training()
+    own = kinds(second.model)
+
+    def train_in_turn() -> None:
+        with quick.cpu_training(first.model):
+            assert kinds(second.model) == own
+            for _ in range(2):
+                first.step()
+                second.step()
+            if fails:
+                raise KeyError
+            first.step()
+
+    if fails:
+        with pytest.raises(KeyError):
+            train_in_turn()
+    else:
+        train_in_turn()
+        for a, b in zip(first.result(), inside.result(), strict=True):
+            np.testing.assert_array_equal(a, b)
+    second.step()
+    for a, b in zip(second.result(), outside.result(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert kinds(first.model) == own
+
+
+def test_the_last_of_two_trainings_sets_paddles_flag_back():
+    before = paddle.get_flags(FLAG)
+    first, second = quick.cpu_training(nn.Linear(1, 1)), quick.cpu_training(nn.Linear(1, 1))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert paddle.get_flags(FLAG) == {FLAG: False}
+    second.__exit__(None, None, None)
+    assert paddle.get_flags(FLAG) == before
+
+
+def test_a_class_of_others_goes_through_the_quicker_one(monkeypatch):
+    class Twice(nn.Conv2D):
+        def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+            return 2 * super().forward(x)
+
+    layer = Twice(6, 10, 1)
+    x = np.random.default_rng(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
+    reference, calls = gradients(layer, x), []
+    pointwise = quick._pointwise
+    monkeypatch.setattr(quick, "_pointwise", lambda *a: calls.append(1) or pointwise(*a))
+    with quick.quick_convolutions(layer):
+        assert isinstance(layer, Twice)
+        assert_same(gradients(layer, x), reference, 2e-6)
+    assert calls == [1]
+    assert type(layer) is Twice
+    with quick.quick_convolutions(layer):  # whose `super()` tracing reads in its own way
+        spec = [paddle.static.InputSpec([2, 6, 5, 4])]
+        traced = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
+        np.testing.assert_allclose(traced(paddle.to_tensor(x)).numpy(), reference[0], atol=1e-5)
+
+
 def test_graphs_are_those_of_paddle(tmp_path):
-    def operators() -> list[str]:
+    def operators(training: bool) -> list[str]:
         layer = nn.Sequential(nn.Conv2D(4, 6, 1), ChannelLayerNorm(6), PaleAttention(6, 2))
         spec = [paddle.static.InputSpec([2, 4, 14, 14])]
-        graph = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
-        return [op.name() for op in graph.forward.main_program.global_block().ops]
+        with quick.cpu_training(layer) if training else quick.ExitStack():
+            graph = paddle.jit.to_static(layer, input_spec=spec, full_graph=True)
+            return [op.name() for op in graph.forward.main_program.global_block().ops]
 
-    own = operators()
-    with quick.cpu_training():
-        assert operators() == own
+    assert operators(True) == operators(False)
 
 
 def test_other_devices_keep_their_habits(monkeypatch):
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
-    forward = nn.Conv2D.forward
-    with quick.cpu_training():
-        assert nn.Conv2D.forward is forward
+    layer = nn.Conv2D(1, 1, 1)
+    with quick.cpu_training(layer):
+        assert type(layer) is nn.Conv2D
 
 
 def test_memory_is_kept_unless_the_user_has_said_otherwise(monkeypatch):

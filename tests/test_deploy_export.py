@@ -11,8 +11,9 @@ from paddle import nn
 
 from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
+from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.verify import comparison, parity
-from ppvision.deploy.write.graph import _trace_tables
+from ppvision.forms.paddle_private import trace_tables
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -114,7 +115,7 @@ def test_segmentation_runs_at_sizes_it_was_not_checked_on(tmp_path, format, outp
                 assert out.dtype == np.int32
                 assert np.array_equal(out, logits.argmax(axis=1))
             elif output_op == "softmax":
-                assert np.allclose(out, parity.softmax(logits), atol=1e-5)
+                assert np.allclose(out, softmax(logits), atol=1e-5)
             else:
                 assert np.allclose(out, logits, atol=1e-5)
 
@@ -359,12 +360,12 @@ def test_untraceable_model(tmp_path):
         def forward(self, x):
             return [self.up(self.down(x)) * x.numpy().astype("float64").tolist()[0][0][0][0]]
 
-    noted = [set(table) for table in _trace_tables()]
+    noted = [set(table) for table in trace_tables()]
     with pytest.raises(RuntimeError, match="cannot be traced"):
         export_model(Looks(), tmp_path / "net", input_shape=[None, 3, None, None])
     assert list(tmp_path.iterdir()) == []
     # What Paddle noted of the failed program would reach a later one at the same address.
-    assert [set(table) for table in _trace_tables()] == noted
+    assert [set(table) for table in trace_tables()] == noted
 
 
 def test_a_failed_export_keeps_the_earlier_one(tmp_path):

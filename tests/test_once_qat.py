@@ -62,7 +62,7 @@ def once(seed: int = 0, **options: object) -> OnceQAT:
     paddle.seed(seed)
     model = Small()
     objective = {
-        k: options.pop(k) for k in ("objective", "weights", "distillation") if k in options
+        k: options.pop(k) for k in ("objective", "weigh", "weights", "distillation") if k in options
     }
     bits = options.pop("bits", BITS)
     config = slim_quant_config(model, bits=bits, ends=end_layers(model, pictures()), **options)
@@ -457,7 +457,7 @@ def test_weights_count_in_the_order_of_bits():
     net = once(bits=(2, 8, 4), weights=[3, 1, 2])
     losses = {}
     for bits, logits in zip(net.widths, ([1.0], [10.0], [100.0]), strict=True):
-        (losses[bits],) = net.weighted(bits, [paddle.to_tensor(logits[0])], paddle.zeros([1, 2]))
+        (losses[bits],) = net.weigh(bits, [paddle.to_tensor(logits[0])], paddle.zeros([1, 2]))
     assert {k: float(v) for k, v in losses.items()} == pytest.approx({8: 0.5, 4: 10.0, 2: 150.0})
 
 
@@ -528,7 +528,7 @@ def test_objectives():
     net.train()
     assert len(net(pictures())) == 3
 
-    weights = once(weights=[1, 1, 2]).weights
+    weights = once(weights=[1, 1, 2]).weigh.weights
     assert weights == {8: 0.75, 4: 0.75, 2: 1.5}
     for wrong, message in (
         ({"objective": "best"}, "one of mean, sandwich"),
@@ -545,8 +545,8 @@ def test_distillation_is_the_divergence_from_the_highest_width():
     teacher = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     student = np.random.default_rng(1).normal(size=(2, 4)).astype(np.float32)
     task = paddle.to_tensor(1.0)
-    assert len(net.weighted(8, [task], paddle.to_tensor(teacher))) == 1
-    found = net.weighted(2, [task], paddle.to_tensor(student))
+    assert len(net.weigh(8, [task], paddle.to_tensor(teacher))) == 1
+    found = net.weigh(2, [task], paddle.to_tensor(student))
     divergence = 0.0
     for t, s in zip(teacher.astype(np.float64), student.astype(np.float64), strict=True):
         p, q = np.exp(t) / np.exp(t).sum(), np.exp(s) / np.exp(s).sum()
@@ -554,12 +554,57 @@ def test_distillation_is_the_divergence_from_the_highest_width():
     assert float(found[1]) == pytest.approx(0.5 * divergence, rel=1e-5)
 
 
+def test_the_caller_says_what_becomes_of_the_losses():
+    asked = []
+
+    def weigh(bits: int, losses: list, logits: paddle.Tensor | None) -> list:
+        asked.append((bits, len(losses), None if logits is None else logits.shape))
+        return [loss * bits for loss in losses]
+
+    net = once(weigh=weigh)
+    net.train()
+    outputs = net(pictures())
+    net.model.loss_computation = lambda logits, losses, data: [logits[0].sum() * 0 + 1]
+    found = net.loss_computation(outputs, {}, {})
+    shape = outputs[0].shape
+    assert asked == [(bits, 1, shape) for bits in BITS]
+    assert [float(loss) * len(BITS) for loss in found] == pytest.approx(list(BITS))
+    with pytest.raises(ValueError, match="weigh"):
+        once(weigh=weigh, weights=[1, 1, 2])
+    with pytest.raises(ValueError, match="weigh"):
+        once(weigh=weigh, distillation=0.5)
+
+
+def test_losses_by_name_are_weighed_without_logits():
+    class Named(nn.Layer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x: paddle.Tensor) -> dict[str, paddle.Tensor]:
+            return {"loss": self.inner(x).sum() * 0 + 1}
+
+    config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter((8, 2)))
+    asked = []
+
+    def weigh(bits: int, losses: list, logits: paddle.Tensor | None) -> list:
+        asked.append((bits, logits))
+        return [loss * bits for loss in losses]
+
+    net = OnceQAT(LayeredQAT(config).quantize(Named()), (8, 2), weigh=weigh)
+    net.train()
+    found = net(paddle.ones([1, 3]))
+    assert asked == [(8, None), (2, None)]
+    assert float(found["loss"]) == pytest.approx(5)
+    assert float(found["loss_w8"]) == pytest.approx(1)
+
+
 def test_the_teacher_does_not_learn_from_the_student():
     net = once(distillation=0.5)
     teacher, student = (paddle.rand([2, 4]) for _ in range(2))
     teacher.stop_gradient = student.stop_gradient = False
-    net.weighted(8, [], teacher)
-    (loss,) = net.weighted(2, [], student)
+    net.weigh(8, [], teacher)
+    (loss,) = net.weigh(2, [], student)
     loss.backward()
     assert teacher.grad is None
     assert (student.grad.numpy() != 0).all()
@@ -680,8 +725,8 @@ def test_the_teacher_is_no_state():
     """The engine puts back all buffers after a step that fails."""
     model = once(distillation=1.0)
     before = [name for name, _ in model.named_buffers()]
-    model.weighted(8, [], paddle.rand([2, 4]))
-    model.weighted(2, [], paddle.rand([2, 4]))
+    model.weigh(8, [], paddle.rand([2, 4]))
+    model.weigh(2, [], paddle.rand([2, 4]))
     assert [name for name, _ in model.named_buffers()] == before
 
 

@@ -8,7 +8,6 @@ import paddle
 import pytest
 import yaml
 from paddle import nn
-from paddle.base.proto import framework_pb2
 
 import ppvision
 from ppvision.deploy import Predictor, export_model
@@ -16,6 +15,7 @@ from ppvision.deploy.run.engines import has_openvino, open_runtime
 from ppvision.deploy.verify import comparison
 from ppvision.deploy.write import openvino
 from ppvision.deploy.write.openvino import write_openvino_programs
+from ppvision.forms.paddle_private import parse_program
 from ppvision.forms.tokens import (
     TokenPaleBlock,
     from_token_groups,
@@ -351,9 +351,7 @@ def test_other_networks_run_in_onednn(tmp_path):
 @needs_openvino
 def test_graph_holds_nothing_idle(tmp_path):
     """Every variable is of an operator, and no operator has what no run reads."""
-    program = framework_pb2.ProgramDesc.FromString(
-        (exported(tmp_path / "net") / "model.pdmodel").read_bytes()
-    )
+    program = parse_program((exported(tmp_path / "net") / "model.pdmodel").read_bytes())
     (block,) = program.blocks
     slots = [slot for op in block.ops for slot in (*op.inputs, *op.outputs)]
     assert all(slot.arguments for slot in slots)

@@ -79,7 +79,7 @@ def test_same_losses_and_weights(config_file, tmp_path, monkeypatch, change):
 
     monkeypatch.setattr(stock, "loss_computation", recorded)
     builder = theirs.builder
-    with cpu_training():  # as ours: the same kernels, so that numbers agree to the bit
+    with cpu_training(builder.model):  # as ours: the same kernels, so that numbers agree to the bit
         stock.train(
             builder.model,
             builder.train_dataset,

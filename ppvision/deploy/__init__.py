@@ -3,18 +3,23 @@
 from typing import TYPE_CHECKING
 
 from ppvision.deploy.run.predictor import Classification, Predictor
-from ppvision.deploy.verify.parity import ParityError
 
 if TYPE_CHECKING:
+    from ppvision.deploy.verify.parity import ParityError
     from ppvision.deploy.write.export import export_model
 
 __all__ = ["Classification", "ParityError", "Predictor", "export_model"]
 
+# Of no use to a program that predicts, so imported by whoever asks for them.
+_LATER = {
+    "ParityError": "ppvision.deploy.verify.parity",
+    "export_model": "ppvision.deploy.write.export",
+}
+
 
 def __getattr__(name: str) -> object:
-    # Lazily: who only predicts loads no exporter.
-    if name == "export_model":
-        from ppvision.deploy.write.export import export_model
+    if name in _LATER:
+        import importlib
 
-        return export_model
+        return getattr(importlib.import_module(_LATER[name]), name)
     raise AttributeError(f"module 'ppvision.deploy' has no attribute {name!r}")

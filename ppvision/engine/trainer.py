@@ -301,7 +301,8 @@ class Trainer:
             try:
                 if self.rank == 0:
                     self._set_later_ones_aside()
-                with cpu_training(), self._stop:
+                models = (self.model,) if self.ema is None else (self.model, self.ema)
+                with cpu_training(*models), self._stop:
                     self._fit()
             except BaseException as error:
                 # A full disk fails again when files are closed: the first error is the one to show.

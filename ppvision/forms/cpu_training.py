@@ -1,4 +1,4 @@
-"""Quicker training on a CPU: habits of Paddle's, and of our layers, changed while a training runs.
+"""Quicker training on a CPU: other kernels for the layers of a model while it trains.
 
 The numbers stay the same but for rounding; `docs/performance.md` has what each brings. All are our
 choice. On other devices nothing changes.
@@ -7,6 +7,7 @@ choice. On other devices nothing changes.
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -26,69 +27,128 @@ SMALL_MAP = 64  # pixels up to which a depthwise convolution is a product of mat
 
 
 @contextmanager
-def cpu_training() -> Iterator[None]:
-    """All of them, where the current device is the CPU."""
+def cpu_training(*models: nn.Layer) -> Iterator[None]:
+    """Models train quicker inside, where the current device is the CPU; afterwards their layers are
+    as they were, whatever was raised.
+
+    Args:
+        *models: the one that trains, and others that run meanwhile, such as its running average.
+
+    Layers of other models stay as they are. Two changes are the whole process's, and change no
+    number: transpositions (`contiguous_transpositions`) as long as any training is inside, and the
+    allocator (`keep_freed_memory`) from then on.
+    """
     with ExitStack() as stack:
         if paddle.get_device() == "cpu":
             keep_freed_memory()
             stack.enter_context(contiguous_transpositions())
-            stack.enter_context(quick_convolutions())
-            stack.enter_context(quick_norms())
-            stack.enter_context(shared_projections())
+            for model in models:
+                stack.enter_context(quick_convolutions(model))
+                stack.enter_context(quick_norms(model))
+                stack.enter_context(shared_projections(model))
         yield
+
+
+_STRIDES = "FLAGS_use_stride_kernel"
+_counting = threading.Lock()
+_inside = 0  # how many times `contiguous_transpositions` is entered; the last one sets back
+_set_by_user: dict[str, bool] = {}
 
 
 @contextmanager
 def contiguous_transpositions() -> Iterator[None]:
-    """Transpositions write their result at once.
+    """Transpositions write their result at once, in the whole process.
 
     By default they are views, and whichever kernel reads one first copies it, element by element
     on a single core.
     """
-    flag = "FLAGS_use_stride_kernel"
-    before = paddle.get_flags(flag)
-    paddle.set_flags({flag: False})
+    global _inside, _set_by_user
+    with _counting:
+        if not _inside:
+            _set_by_user = paddle.get_flags(_STRIDES)
+            paddle.set_flags({_STRIDES: False})
+        _inside += 1
     try:
         yield
     finally:
-        paddle.set_flags(before)
+        with _counting:
+            _inside -= 1
+            if not _inside:
+                paddle.set_flags(_set_by_user)
 
 
-def quick_convolutions() -> AbstractContextManager[None]:
-    """`nn.Conv2D` in eager mode with quicker biases, pointwise kernels, and depthwise 3x3 ones on
-    small maps."""
-    return _in_eager_mode(nn.Conv2D, "forward", _convolve)
+def quick_convolutions(model: nn.Layer) -> AbstractContextManager[None]:
+    """A model's `nn.Conv2D` layers in eager mode with quicker biases, pointwise kernels, and
+    depthwise 3x3 ones on small maps."""
+    return _as_quicker(model, nn.Conv2D, _QuickConv2D)
 
 
-def quick_norms() -> AbstractContextManager[None]:
-    """`ChannelLayerNorm` in eager mode by the kernels of BatchNorm, whose gradient takes a tenth of
-    the time of LayerNorm's."""
-    return _in_eager_mode(ChannelLayerNorm, "forward", _channel_norm)
+def quick_norms(model: nn.Layer) -> AbstractContextManager[None]:
+    """A model's `ChannelLayerNorm` layers in eager mode by the kernels of BatchNorm, whose gradient
+    takes a tenth of the time of LayerNorm's."""
+    return _as_quicker(model, ChannelLayerNorm, _QuickChannelNorm)
 
 
-def shared_projections() -> AbstractContextManager[None]:
-    """`PaleAttention` in eager mode with the three depthwise convolutions of q, k and v as one.
+def shared_projections(model: nn.Layer) -> AbstractContextManager[None]:
+    """A model's `PaleAttention` layers in eager mode with the three depthwise convolutions of q, k
+    and v as one.
 
     Paddle copies the map into columns for each convolution, and adds the gradient up from columns.
     """
-    return _in_eager_mode(PaleAttention, "_projections", _project)
+    return _as_quicker(model, PaleAttention, _QuickPaleAttention)
 
 
 @contextmanager
-def _in_eager_mode(kind: type[nn.Layer], name: str, quicker: Callable) -> Iterator[None]:
-    """Let `quicker(layer, x, own)` take the place of the method `own(layer, x)` of `kind`."""
-    own = getattr(kind, name)
+def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) -> Iterator[None]:
+    """Every layer of `kind` in a model, itself included, becomes one of `quicker`, a subclass.
 
-    def method(self: nn.Layer, x: Tensor) -> Tensor | tuple[Tensor, ...]:
-        if paddle.in_dynamic_mode():
-            return quicker(self, x, own)
-        return own(self, x)
-
-    setattr(kind, name, method)
+    The object stays, with its weights, hooks and whoever refers to it.
+    """
+    changed = []
+    for layer in model.sublayers(include_self=True):
+        own = type(layer)
+        if isinstance(layer, kind) and not isinstance(layer, quicker):
+            changed.append((layer, own))
+            _become(layer, quicker if own is kind else _mixed(own, quicker))
     try:
         yield
     finally:
-        setattr(kind, name, own)
+        for layer, own in changed:
+            _become(layer, own)
+
+
+@functools.cache
+def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
+    """A class of our own or of others, such as a quantised convolution, whose `super()` leads to
+    `quicker` in the place of Paddle's."""
+    # Paddle traces `super()` as `super(self.__class__, self)`, which would be `own` again.
+    members = {"__module__": own.__module__, "__class__": property(lambda layer: own)}
+    return type(own.__name__, (own, quicker), members)
+
+
+def _become(layer: nn.Layer, kind: type[nn.Layer]) -> None:
+    vars(object)["__class__"].__set__(layer, kind)  # not Paddle's `__setattr__`, nor that property
+
+
+class _QuickConv2D(nn.Conv2D):
+    def forward(self, x: Tensor) -> Tensor:
+        if paddle.in_dynamic_mode():
+            return _convolve(self, x, nn.Conv2D.forward)
+        return nn.Conv2D.forward(self, x)
+
+
+class _QuickChannelNorm(ChannelLayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        if paddle.in_dynamic_mode():
+            return _channel_norm(self, x, ChannelLayerNorm.forward)
+        return ChannelLayerNorm.forward(self, x)
+
+
+class _QuickPaleAttention(PaleAttention):
+    def _projections(self, x: Tensor) -> tuple[Tensor, ...]:
+        if paddle.in_dynamic_mode():
+            return _project(self, x, PaleAttention._projections)
+        return PaleAttention._projections(self, x)
 
 
 @paddle.jit.not_to_static
@@ -196,7 +256,7 @@ def _project(
 def _is_separable(part: nn.Layer) -> bool:
     """Whether `part` begins with a depthwise convolution that nobody replaced, as quantisation
     does, or hooked."""
-    if type(part) is not SeparableConv or type(part[0]) is not nn.Conv2D:
+    if type(part) is not SeparableConv or type(part[0]) not in (nn.Conv2D, _QuickConv2D):
         return False
     layers = (part, part[0])
     hooked = any(each._forward_pre_hooks or each._forward_post_hooks for each in layers)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import paddle
 from paddle import nn
-from paddle.nn.layer.norm import _BatchNormBase
 
 from ppvision.errors import MissingPackageError, shorten
 
@@ -18,6 +17,7 @@ except ImportError as error:
     ) from error
 
 from ppvision.errors import InputError
+from ppvision.forms.paddle_private import find_private
 from ppvision.nn import SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.store.state import layers_by_path
@@ -166,7 +166,8 @@ def _has_quanter(layer: nn.Layer) -> bool:
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
     """Layers with a weight that has no quanter, and norms without statistics for each width."""
     for path, _, _, layer in layers_by_path(model):
-        norm = isinstance(layer, (_BatchNormBase, nn.BatchNorm))  # the second is Paddle's older one
+        # nn.BatchNorm is Paddle's older one.
+        norm = isinstance(layer, (find_private("_BatchNormBase"), nn.BatchNorm))
         weights = [p for p in layer._parameters.values() if p is not None and p.ndim > 1]
         ours = LayeredLayer | LayeredNorm | LayeredWeightQuanterLayer
         if (norm or weights) and not isinstance(layer, ours):

@@ -37,12 +37,13 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from ppvision.errors import EngineError, InputError
+from ppvision.forms.paddle_private import find_private, select_boxes
 
 # What a probe may raise when the fault is there. Anything else is not ours to hide.
 FAULTS = (TypeError, ValueError, IndexError)
 
 # A tensor, eager or of a graph that is being traced for export.
-_TENSOR = (Tensor, paddle.pir.Value)
+_TENSOR = (Tensor, find_private("Value"))
 
 
 def _rank(x: Tensor) -> int:
@@ -486,9 +487,7 @@ def _nms(old: Callable) -> Callable:
         name: str | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         bounds = score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta
-        out, index, count = paddle._C_ops.multiclass_nms3(
-            bboxes, scores, rois_num, *bounds, background_label
-        )
+        out, index, count = select_boxes(bboxes, scores, rois_num, *bounds, background_label)
         return out, count if return_rois_num else None, index if return_index else None
 
     # Outermost again what it was: Paddle does not look inside of such a function.

@@ -17,13 +17,12 @@ from ppvision.arguments import check_file, check_layer, check_path, check_patter
 from ppvision.errors import MissingFileError, WeightsError, nearest, shorten, shorten_text
 from ppvision.files import naming_read, write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.safe_tensors import header_fits
 from ppvision.zoo.cards import find_card, weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 
 _ZIP = b"PK\x03\x04"
-# Of safetensors: 10,000 tensors take 1 MB. Read, it takes about ten times as much memory.
-_MAX_HEADER_BYTES = 16 << 20
 # What paddle.save adds to the arrays: its own names of parameters, and how arrays are put together.
 _NAME_TABLE = "StructuredToParameterName@@"
 _IN_PARTS = "UnpackBigParamInfor@@"
@@ -107,17 +106,6 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
             "safetensors with Paddle's names."
         )
     return read_pdparams(path)
-
-
-def header_fits(start: bytes, size: int) -> bool:
-    """Whether the header of a safetensors file lies in it and is no larger than any that we write.
-
-    Args:
-        start: its first bytes, 8 at least.
-        size: its bytes.
-    """
-    header = int.from_bytes(start[:8], "little")
-    return len(start) >= 8 and header <= min(size - 8, _MAX_HEADER_BYTES)
 
 
 def _read_safetensors(path: Path, start: bytes) -> dict[str, np.ndarray]:

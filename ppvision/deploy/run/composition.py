@@ -5,16 +5,18 @@ ones are written to a temporary folder beside a link to the graph.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
-from paddle.base import core
 
 from ppvision.deploy.run.manifest import Manifest, file_names
 from ppvision.errors import InputError
-from ppvision.quant.store.model import LayeredModel
+from ppvision.forms.paddle_private import read_parameters, write_parameters
+
+if TYPE_CHECKING:
+    from ppvision.quant.store.model import LayeredModel
 
 
 def graph_parameters(program: Path) -> list[str]:
@@ -35,7 +37,7 @@ def graph_parameters(program: Path) -> list[str]:
     return sorted(found)
 
 
-def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path) -> None:
+def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Path) -> None:
     """Write a layered model's weights into `work`, beside links to the graphs of a float export.
 
     Args:
@@ -90,13 +92,5 @@ def compose(folder: Path, manifest: Manifest, layered: LayeredModel, work: Path)
 
 def _read(path: Path, names: list[str]) -> dict[str, paddle.Tensor]:
     tensors = {name: paddle.to_tensor(np.zeros(1, np.float32)) for name in names}
-    held = [tensor.value().get_tensor() for tensor in tensors.values()]
-    core.load_combine_func(str(path), names, held, False, paddle.CPUPlace())
+    read_parameters(path, tensors)
     return tensors
-
-
-def write_parameters(path: Path, tensors: Mapping[str, paddle.Tensor]) -> None:
-    """Write a graph's parameters as Paddle Inference reads them."""
-    names = sorted(tensors)
-    held = [tensors[name].value().get_tensor() for name in names]
-    core.save_combine_func(held, names, str(path), True, False, False)

@@ -12,11 +12,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-import yaml
-
 from ppvision.errors import ManifestError, MissingFileError, shorten
 from ppvision.files import naming_read
-from ppvision.safe_yaml import Located, load_yaml
 from ppvision.schema import (
     Count,
     Place,
@@ -83,7 +80,8 @@ KNOWN_FILES = frozenset(
 # which there are at most as many as separators: 60 MB and 3 seconds.
 MAX_BYTES = 2 * 2**20
 MAX_SEPARATORS = 80_000
-_SEPARATOR = re.compile(r"""[,\[{\n\r\x85\u2028\u2029]|[-?:](?=\s)|["'\]}]:""")
+# The last two are not in the brackets, since a set with them takes 10 ms to compile.
+_SEPARATOR = re.compile(r"""[,\[{\n\r\x85]|[-?:](?=\s)|["'\]}]:|\u2028|\u2029""")
 
 _MAX_SIDE = 2**16  # pixels
 _MAX_BATCH = 2**12
@@ -297,28 +295,11 @@ class Manifest:
         (folder / NAME).write_text(document, encoding="utf-8")
 
 
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts like `1e-3`, which `load_yaml` would take for a number; repeats what stands
-    twice instead of pointing at it."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 def manifest_text(manifest: Manifest) -> str:
     """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
-    return yaml.dump(
-        _plain_fields(manifest),
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        default_flow_style=None,
-    )
+    from ppvision.safe_yaml import short_yaml_text  # see parse_manifest
+
+    return short_yaml_text(_plain_fields(manifest))
 
 
 def _plain_fields(value: Any) -> Any:
@@ -408,6 +389,12 @@ def parse_manifest(document: str, name: str) -> Manifest:
     Raises:
         ManifestError: it is not one of ours, or an entry has another type or is out of range.
     """
+    # PyYAML takes as long to import as all the rest that a server imports. So it is not imported
+    # before a folder is opened.
+    import yaml
+
+    from ppvision.safe_yaml import load_yaml
+
     count = sum(1 for _ in _SEPARATOR.finditer(document))
     if count > MAX_SEPARATORS:
         raise ManifestError(
@@ -477,6 +464,8 @@ def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
         changed["classes"] = [as_text(label) for label in content["classes"]]
     if "name" in content:
         changed["name"] = as_text(content["name"])
+    from ppvision.safe_yaml import Located  # see parse_manifest
+
     places = content.where if isinstance(content, Located) else {}
     return Located({**content, **changed}, places)
 

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -42,7 +42,6 @@ from ppvision.deploy.run.engines import (
 )
 from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of, verify_files
 from ppvision.deploy.run.transforms import Step, Transforms
-from ppvision.deploy.verify.parity import softmax
 from ppvision.errors import (
     EngineError,
     InputError,
@@ -52,7 +51,9 @@ from ppvision.errors import (
     shorten,
 )
 from ppvision.files import check_room, naming_flag, naming_storage
-from ppvision.quant.store.model import LayeredModel, load_layered
+
+if TYPE_CHECKING:
+    from ppvision.quant.store.model import LayeredModel
 
 Picture = str | os.PathLike | np.ndarray
 
@@ -86,7 +87,7 @@ class _Opened:
 
     runtime: PaddleRuntime | OnnxRuntime
     engine: Engine | None
-    weights: LayeredModel | None  # in the place of the folder's
+    weights: "LayeredModel | None"  # in the place of the folder's
     without_onednn: PaddleRuntime | None = None  # for small pictures; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -235,13 +236,16 @@ class Predictor:
         """
         if self._layered is None:
             raise InputError("set_bits: expected a Predictor with a layered model (layered=...).")
+        # Here, since it brings the quanters, which most that predict have no use for.
+        from ppvision.quant.store.model import load_layered
+
         with self._changing:
             if self._closed:
                 raise self._closed_error()
             self._opened = self._open(load_layered(self._layered, bits))
 
     @contextmanager
-    def _model_files(self, weights: LayeredModel | None) -> Iterator[Path]:
+    def _model_files(self, weights: "LayeredModel | None") -> Iterator[Path]:
         """The folder with the export, or with its graph and other weights."""
         if self._opened is not None:
             # Since the first look the folder may have become another export, or be gone.
@@ -295,7 +299,7 @@ class Predictor:
             return None
         return runtime
 
-    def _open(self, weights: LayeredModel | None) -> _Opened:
+    def _open(self, weights: "LayeredModel | None") -> _Opened:
         """Load the model files, in the quickest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
@@ -514,6 +518,8 @@ def _found(folder: str | Path) -> Path:
     path = check_file(folder, "folder", expected)
     if not isinstance(folder, str) or path.exists():
         return path
+    from difflib import get_close_matches
+
     from ppvision.deploy.run.zoo_folder import zoo_folder
     from ppvision.zoo.cards import weights_names
 
@@ -635,6 +641,13 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             f"is meant to be that large, set {MAX_PIXELS}={count}."
         )
     return image if image.dtype == np.uint8 else scale_to_bytes(image, max_value, "image")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities `[B, K, ...]`, in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    exponents = np.exp(shifted)
+    return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:

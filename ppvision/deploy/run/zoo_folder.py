@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvision.deploy.run.composition import graph_parameters, write_parameters
+from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.manifest import (
     NAME,
     describe_files,
@@ -23,6 +23,7 @@ from ppvision.deploy.run.manifest import (
 )
 from ppvision.errors import FolderInUseError, InputError, PpvisionError, WeightsError
 from ppvision.files import cache_folder, naming_flag, replace_folder
+from ppvision.forms.paddle_private import write_parameters
 from ppvision.zoo.cards import WeightsCard, find_card
 from ppvision.zoo.stored import check_stored, read_stored
 

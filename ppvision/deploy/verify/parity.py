@@ -118,13 +118,6 @@ def check_classes(logits: np.ndarray, classes: np.ndarray, tolerance: float, whe
         )
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `[B, K, ...]`, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponents = np.exp(shifted)
-    return exponents / exponents.sum(axis=1, keepdims=True)
-
-
 def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, int, int, int]]]:
     """Sets of inputs to compare on, the most telling first.
 

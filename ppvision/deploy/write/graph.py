@@ -9,12 +9,12 @@ from pathlib import Path
 
 import paddle
 from paddle import Tensor, nn
-from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
 from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError, StorageError
 from ppvision.files import find_disk_error, storage_error
+from ppvision.forms.paddle_private import trace_tables
 
 INPUT_NAME = "x"
 DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
@@ -98,7 +98,7 @@ def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Lay
 
 def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     graph = paddle.jit.to_static(graph, input_spec=specs, full_graph=True)
-    recorded = [set(table) for table in _trace_tables()]
+    recorded = [set(table) for table in trace_tables()]
     try:
         with warnings.catch_warnings():
             # ones_like and its kin ask a traced tensor for its device, which it has not.
@@ -109,7 +109,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     except Exception as error:
         # Paddle forgets what it has noted of a program once that is complete. Of one that failed it
         # would hand the notes to whichever later program has the same hash (its address).
-        for table, known in zip(_trace_tables(), recorded, strict=True):
+        for table, known in zip(trace_tables(), recorded, strict=True):
             for key in set(table) - known:
                 del table[key]
         if (number := find_disk_error(error)) is not None:  # Paddle writes the code that it makes
@@ -126,12 +126,6 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
             "but sizes and settings."
         ) from error
     return graph
-
-
-def _trace_tables() -> list[dict]:
-    recorder = parameter_recorder._global_parameter_recorder
-    inplace = parameter_recorder._global_inplace_map
-    return [recorder.params_dict, recorder.tensor2value, inplace.params_dict]
 
 
 def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], format: str) -> None:

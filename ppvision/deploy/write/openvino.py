@@ -20,10 +20,6 @@ from pathlib import Path
 import paddle
 from google.protobuf.message import Message
 from paddle import Tensor, nn
-from paddle.base.framework import Variable
-from paddle.base.layer_helper import LayerHelper
-from paddle.base.proto import framework_pb2
-from paddle.pir_utils import DygraphOldIrGuard
 
 from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES
@@ -31,6 +27,7 @@ from ppvision.deploy.write.graph import trace
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
+from ppvision.forms.paddle_private import append_operator, earlier_format, parse_program
 from ppvision.forms.tokens import token_form
 from ppvision.models.pale_transformer import PaleBlock
 
@@ -66,7 +63,7 @@ def write_openvino_programs(
     if None in input_shape[2:] or not has_blocks:
         return False
     try:
-        with token_form(model), difference_form(model), _earlier_format():
+        with token_form(model), difference_form(model), _earlier_functions():
             graph = trace(model, input_shape, output_op, every_output=every_output)
             if raw == final:
                 _write(graph, None, final)
@@ -87,7 +84,7 @@ def _reason(error: Exception) -> str:
     return named[-1].strip() if named else in_one_line(error)
 
 
-def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> None:
+def _write(graph: nn.Layer, outputs: list[object] | None, folder: Path) -> None:
     with (
         tempfile.TemporaryDirectory(dir=folder.parent) as work,
         naming_storage(folder, Path(work)),
@@ -109,7 +106,7 @@ _IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
 
 def _slimmed(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
-    description = framework_pb2.ProgramDesc.FromString(program)
+    description = parse_program(program)
     for block in description.blocks:
         used = set()
         for op in block.ops:
@@ -129,11 +126,11 @@ def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object
 
 
 @contextmanager
-def _earlier_format() -> Iterator[None]:
+def _earlier_functions() -> Iterator[None]:
     """Tracing gives a program in the format of before PIR."""
     # Paddle 3.2 moved these functions to C++, where they lost the earlier format.
     before = {name: getattr(paddle, name) for name in _STAND_INS}
-    with DygraphOldIrGuard():
+    with earlier_format():
         for name, function in _STAND_INS.items():
             setattr(paddle, name, function)
         try:
@@ -143,14 +140,6 @@ def _earlier_format() -> Iterator[None]:
                 setattr(paddle, name, function)
 
 
-def _append(kind: str, inputs: dict[str, Tensor], **attributes: object) -> Tensor:
-    """The output of a new operator in a program of the earlier format."""
-    helper = LayerHelper(kind)
-    out = helper.create_variable_for_type_inference(dtype=inputs["X"].dtype)
-    helper.append_op(type=kind, inputs=inputs, outputs={"Out": out}, attrs=attributes)
-    return out
-
-
 def _matmul(
     x: Tensor,
     y: Tensor,
@@ -158,11 +147,11 @@ def _matmul(
     transpose_y: bool = False,
     name: str | None = None,
 ) -> Tensor:
-    return _append("matmul_v2", {"X": x, "Y": y}, trans_x=transpose_x, trans_y=transpose_y)
+    return append_operator("matmul_v2", {"X": x, "Y": y}, trans_x=transpose_x, trans_y=transpose_y)
 
 
 def _amax(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
-    return _append("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
+    return append_operator("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
 
 
 # Those of our layers' functions, and of PaddleSeg's OCRNet, that need one; OpenVINO knows these
@@ -171,7 +160,7 @@ _STAND_INS: dict[str, Callable[..., Tensor]] = {
     "matmul": _matmul,
     "bmm": _matmul,
     "square": lambda x: x * x,
-    "rsqrt": lambda x: _append("rsqrt", {"X": x}),
+    "rsqrt": lambda x: append_operator("rsqrt", {"X": x}),
     "reciprocal": lambda x: 1.0 / x,
     "amax": _amax,
 }

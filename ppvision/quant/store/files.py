@@ -33,7 +33,7 @@ from safetensors.numpy import load
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
 from ppvision.quant.codes import MAX_BITS, plane_bytes, unpack_codes
 from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
-from ppvision.zoo.weights import header_fits
+from ppvision.safe_tensors import header_fits
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1

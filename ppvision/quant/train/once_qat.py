@@ -1,21 +1,19 @@
 """One training for every width.
 
 Source: arXiv 2212.05326 (see `ppvision.quant.codes`): the source weights are trained for all
-precisions together. An equal mean of the losses is our choice; so are its alternatives, the
-sandwich rule (Yu and Huang, ICCV 2019) and distillation from the highest width.
+precisions together. All widths at every step is our choice; so is its alternative, the sandwich
+rule (Yu and Huang, ICCV 2019).
 """
 
 import contextlib
-import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.errors import EngineError, InputError, shorten
 from ppvision.quant.train.layers import LayeredLayer, set_bits
+from ppvision.quant.train.losses import WeighLosses, WeightedLosses
 from ppvision.quant.train.quanters import DEFAULT_BITS, checked_widths
 
 OBJECTIVES = ("mean", "sandwich")
@@ -38,13 +36,14 @@ class OnceQAT(nn.Layer):
         bits: widths to train, of those that the quanters know. Default 8, 6, 4, 3, 2.
         objective: "mean" (default): every width at every step; "sandwich": the highest, the lowest
             and one of the others, drawn anew for every step.
-        weights: what each width's loss counts, in the order of `bits`; scaled to a mean of 1, so
-            that learning rate and decay keep their meaning. Default: all alike.
-        distillation: what the Kullback-Leibler divergence from the highest width's prediction
-            counts in the loss of every other width. Default 0.
+        weigh: what becomes of a width's losses: a function of the width, its losses and its logits
+            `[B, K, ...]` (None where the model gives losses only) that gives the losses that count.
+            Default: `WeightedLosses` of `weights` and `distillation`.
+        weights, distillation: see `ppvision.quant.train.losses.WeightedLosses`; not with `weigh`.
 
     Raises:
-        ValueError: no quanters, a width that they do not know, a value out of its range.
+        ValueError: no quanters, a width that they do not know, a value out of its range, `weigh`
+            together with `weights` or `distillation`.
     """
 
     # How PaddleSeg applies a config's losses to logits, for models that do not do it themselves;
@@ -57,6 +56,7 @@ class OnceQAT(nn.Layer):
         bits: Sequence[int] = DEFAULT_BITS,
         *,
         objective: str = "mean",
+        weigh: WeighLosses | None = None,
         weights: Sequence[float] | None = None,
         distillation: float = 0.0,
     ) -> None:
@@ -67,25 +67,16 @@ class OnceQAT(nn.Layer):
             raise InputError(
                 f"objective: expected one of {', '.join(OBJECTIVES)}, got {shorten(objective)}."
             )
-        if not 0 <= distillation < math.inf:
+        if weigh is not None and (weights is not None or distillation):
             raise InputError(
-                f"distillation: expected a number of at least 0, got {shorten(distillation)}."
+                "weigh: expected it without weights and distillation, got both. Give "
+                "weigh=WeightedLosses(bits, weights, distillation), or a function that calls it."
             )
-        weights = [1.0] * len(self.widths) if weights is None else list(weights)
-        possible = len(weights) == len(self.widths) and min(weights) >= 0
-        if not possible or not 0 < sum(weights) < math.inf:
-            raise InputError(
-                f"weights: expected a number of at least 0 for each of {list(bits)}, got "
-                f"{shorten(weights)}."
-            )
-        order = sorted(range(len(weights)), key=lambda i: -list(bits)[i])
-        share = len(weights) / sum(weights)
-        self.weights = {k: weights[i] * share for k, i in zip(self.widths, order, strict=True)}
+        self.weigh = weigh or WeightedLosses(bits, weights, distillation)
         self.model = model
-        self.objective, self.distillation = objective, distillation
+        self.objective = objective
         self.bits = self.widths[0]
         self._alone: int | None = None
-        self._teacher: list[Tensor] = []  # in a list: as an attribute it would become a buffer
         self._ran: tuple[int, ...] = ()  # widths of the last forward pass in training
         self._draws = random.Random(0)
         self.drawn = self.widths  # of the step
@@ -131,8 +122,8 @@ class OnceQAT(nn.Layer):
     def forward(self, *inputs: object, **named: object) -> object:
         """In evaluation what the model gives at the present width; in training a list of outputs,
         those of the highest width first, then of the next. Of a model that gives its losses by
-        name, as PaddleDetection's do, one dictionary: `loss`, the weighted mean over the widths,
-        and `loss_w8`, `loss_w4`, ..."""
+        name, as PaddleDetection's do, one dictionary: `loss`, the mean over the widths of what
+        `weigh` makes of each, and `loss_w8`, `loss_w4`, ..."""
         if not self.training:
             return self.model(*inputs, **named)
         if self._alone is not None:
@@ -152,7 +143,7 @@ class OnceQAT(nn.Layer):
         """What PaddleDetection's trainer takes: `loss`, the mean, then each width's."""
         losses = [found["loss"] for found in outputs]
         pairs = zip(self._ran, losses, strict=True)
-        total = sum(self.weights[k] * loss for k, loss in pairs) / len(losses)
+        total = sum(sum(self.weigh(k, [loss], None)) for k, loss in pairs) / len(losses)
         names = [f"loss_{name}" for name in self.names]
         return {"loss": total, **dict(zip(names, losses, strict=True))}
 
@@ -195,33 +186,7 @@ class OnceQAT(nn.Layer):
                 "OnceQAT: expected a model with loss_computation, or PaddleSeg's losses: import "
                 "ppvision.plugins.paddleseg."
             )
-        return self.weighted(bits, list(found), logits[0])
-
-    def weighted(self, bits: int, losses: list[Tensor], logits: Tensor) -> list[Tensor]:
-        """A width's losses times its weight, and the distillation from the highest width.
-
-        Args:
-            bits: the width; the highest comes before the others.
-            losses: of the task.
-            logits: `[B, K, ...]`.
-        """
-        if self.distillation:
-            if bits == self.widths[0]:
-                self._teacher = [logits.detach()]
-            else:
-                losses = [*losses, self.distillation * _divergence(logits, *self._teacher)]
-        return [self.weights[bits] * loss for loss in losses]
-
-
-def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's prediction, the mean over pictures and pixels.
-
-    Shapes: `[B, K, ...]` both.
-    """
-    with paddle.amp.auto_cast(enable=False):
-        teacher = F.log_softmax(teacher.astype("float32"), axis=1)
-        student = F.log_softmax(logits.astype("float32"), axis=1)
-        return (paddle.exp(teacher) * (teacher - student)).sum(axis=1).mean()
+        return self.weigh(bits, list(found), logits[0])
 
 
 def _check_quanters(model: nn.Layer, widths: tuple[int, ...]) -> None:

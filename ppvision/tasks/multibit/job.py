@@ -98,7 +98,7 @@ class MultiBitJob(Job):
         if not self.has_logits:
             return losses
         logits = outputs[0] if isinstance(outputs, (list, tuple)) else outputs
-        return once.weighted(once.bits, list(losses), logits)
+        return once.weigh(once.bits, list(losses), logits)
 
     def make_passes(self) -> dict[str, ForwardPass]:
         """One forward pass per width, so that memory holds one width at a time."""

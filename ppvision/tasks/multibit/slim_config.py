@@ -26,13 +26,14 @@ from paddle import nn
 
 from ppvision.errors import shorten
 from ppvision.quant.codes import MAX_BITS
+from ppvision.quant.train.losses import WeightedLosses
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
 from ppvision.schema import Count, number, one_of, text, whole
 from ppvision.tasks.config import ConfigError, build_config, read_yaml
 
-_OF_ONCE_QAT = ("objective", "weights", "distillation")
+_OF_LOSSES = ("weights", "distillation")
 
 Width = Annotated[int, whole(1, MAX_BITS)]
 
@@ -117,11 +118,13 @@ def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
     from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 
     options = dict(options)
-    objective = {key: options.pop(key) for key in _OF_ONCE_QAT if key in options}
+    objective = options.pop("objective", OBJECTIVES[0])
+    weighing = {key: options.pop(key) for key in _OF_LOSSES if key in options}
     bits = options.get("bits", DEFAULT_BITS)
     try:
         config = slim_quant_config(model, ends=tuple(ends), **options)
         quantized = LayeredQAT(config).quantize(model, inplace=True)
-        return OnceQAT(quantized, bits, **objective)
+        weigh = WeightedLosses(bits, **weighing)
+        return OnceQAT(quantized, bits, objective=objective, weigh=weigh)
     except ValueError as error:
         raise ConfigError(f"config: {error}") from error

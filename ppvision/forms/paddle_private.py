@@ -1,0 +1,173 @@
+"""Every private part of Paddle that ppvision uses: the one place to mend when Paddle moves one.
+
+Functions and classes of Paddle's own modules are found when they are asked for, so that an import
+of ppvision breaks on none of them, and the error names what moved. Attributes of Paddle's layers,
+optimizers and quantisation are read where they are needed, since a wrapper around each would say
+less than its name; `ATTRIBUTES` lists all of them. `tests/test_paddle_private.py` tries each entry
+of both.
+"""
+
+import functools
+import importlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import paddle
+from paddle import Tensor
+
+from ppvision.errors import EngineError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+# Where each was and is, the newest place last; `module:attribute`.
+PLACES = {
+    "parameter_recorder": (
+        "paddle.jit.pir_dy2static:parameter_recorder",  # 3.2
+        "paddle.jit.dy2static:parameter_recorder",  # 3.3
+    ),
+    "DygraphOldIrGuard": ("paddle.pir_utils:DygraphOldIrGuard",),
+    "LayerHelper": ("paddle.base.layer_helper:LayerHelper",),
+    "framework_pb2": ("paddle.base.proto:framework_pb2",),
+    "load_combine_func": ("paddle.base.core:load_combine_func",),
+    "save_combine_func": ("paddle.base.core:save_combine_func",),
+    "multiclass_nms3": ("paddle._C_ops:multiclass_nms3",),
+    "Value": ("paddle.pir:Value",),
+    "_BatchNormBase": ("paddle.nn.layer.norm:_BatchNormBase",),
+}
+
+# Attributes of objects, by the class that has them.
+ATTRIBUTES = {
+    "nn.Layer": (
+        "_buffers",
+        "_forward_post_hooks",
+        "_forward_pre_hooks",
+        "_non_persistable_buffer_names_set",
+        "_parameters",
+        "_sub_layers",
+    ),
+    "nn.Conv2D": (
+        "_data_format",
+        "_dilation",
+        "_groups",
+        "_in_channels",
+        "_kernel_size",
+        "_out_channels",
+        "_padding",
+        "_padding_mode",
+        "_stride",
+        "_updated_padding",
+    ),
+    "nn.BatchNorm2D": (
+        "_data_format",
+        "_epsilon",
+        "_mean",
+        "_momentum",
+        "_use_global_stats",
+        "_variance",
+    ),
+    "nn.LayerNorm": ("_epsilon", "_normalized_shape"),
+    "nn.GELU": ("_approximate",),
+    "DataParallel": ("_layers",),
+    "optimizer.Optimizer": ("_grad_clip", "_learning_rate"),
+    "quantization.QAT": ("_config",),
+    "quantization.QuantConfig": (
+        "_customized_qat_layer_mapping",
+        "_layer2config",
+        "_prefix2config",
+        "_type2config",
+    ),
+    "quantization.factory.QuanterFactory": ("_instance",),
+    "io.dataloader.dataloader_iter._DataLoaderIterMultiProcess": ("_try_shutdown_all",),
+}
+
+
+@functools.cache
+def find_private(name: str) -> object:
+    """What `PLACES` has under a name, from the first of its places that this Paddle has.
+
+    Raises:
+        EngineError: none has it.
+    """
+    for place in PLACES[name]:
+        module, _, attribute = place.partition(":")
+        try:
+            found = importlib.import_module(module)
+        except ImportError:
+            continue
+        if hasattr(found, attribute):
+            return getattr(found, attribute)
+        try:
+            return importlib.import_module(f"{module}.{attribute}")
+        except ImportError:
+            continue
+    first = PLACES[name][0].replace(":", ".")
+    raise EngineError(
+        f"{first} moved: expected Paddle to have it, Paddle {paddle.__version__} does not. Install "
+        "the version that requirements.txt names."
+    )
+
+
+def trace_tables() -> list[dict]:
+    """What Paddle notes of programs while it traces them, by the program's hash."""
+    recorder = find_private("parameter_recorder")
+    parameters, inplace = recorder._global_parameter_recorder, recorder._global_inplace_map
+    return [parameters.params_dict, parameters.tensor2value, inplace.params_dict]
+
+
+def earlier_format() -> AbstractContextManager[None]:
+    """Inside, tracing gives a program in the format of before PIR."""
+    return find_private("DygraphOldIrGuard")()
+
+
+def append_operator(kind: str, inputs: Mapping[str, Tensor], **attributes: object) -> Tensor:
+    """The output `Out` of a new operator in the traced program of the earlier format; of the type
+    of its input `X`."""
+    helper = find_private("LayerHelper")(kind)
+    out = helper.create_variable_for_type_inference(dtype=inputs["X"].dtype)
+    helper.append_op(type=kind, inputs=dict(inputs), outputs={"Out": out}, attrs=attributes)
+    return out
+
+
+def parse_program(program: bytes) -> "Message":
+    """The description (`ProgramDesc`) in a serialised program of the earlier format."""
+    return find_private("framework_pb2").ProgramDesc.FromString(program)
+
+
+def read_parameters(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill tensors from a graph's file of parameters, which has them in the order of their names.
+
+    Args:
+        path: `model.pdiparams`.
+        tensors: one for each parameter, by name; of any shape and type, which become the file's.
+    """
+    names = sorted(tensors)
+    load = find_private("load_combine_func")
+    load(str(path), names, _held(tensors, names), False, paddle.CPUPlace())
+
+
+def write_parameters(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a graph's parameters, by name, as Paddle Inference reads them."""
+    names = sorted(tensors)
+    find_private("save_combine_func")(_held(tensors, names), names, str(path), True, False, False)
+
+
+def _held(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[object]:
+    return [tensors[name].value().get_tensor() for name in names]
+
+
+def select_boxes(
+    boxes: Tensor, scores: Tensor, counts: Tensor | None, *options: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator of non-maximum suppression itself: rows, their places, and rows per picture.
+
+    Args:
+        boxes: `[B, N, 4]`, or `[N, classes, 4]` with `counts`.
+        scores: `[B, classes, N]`, or `[N, classes]` with `counts`.
+        counts: boxes of each picture, `[B]`, or None.
+        *options: `score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta,
+            background_label`.
+    """
+    return find_private("multiclass_nms3")(boxes, scores, counts, *options)

@@ -1,0 +1,207 @@
+"""`ppvision/forms/paddle_private.py`: a test that fails names what Paddle moved."""
+
+import ast
+import functools
+import re
+import warnings
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.io.dataloader.dataloader_iter import _DataLoaderIterMultiProcess as many_processes
+from paddle.quantization import QAT, QuantConfig
+from paddle.quantization.factory import QuanterFactory
+
+from ppvision.errors import EngineError
+from ppvision.forms import paddle_private as private
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "ppvision"
+
+
+def make_parallel(layer: nn.Layer) -> paddle.DataParallel:
+    with warnings.catch_warnings():  # it is one process
+        warnings.simplefilter("ignore")
+        return paddle.DataParallel(layer)
+
+
+# How to make an object of each class in `private.ATTRIBUTES`.
+MADE = {
+    "nn.Layer": nn.Layer,
+    "nn.Conv2D": lambda: nn.Conv2D(2, 4, 3),
+    "nn.BatchNorm2D": lambda: nn.BatchNorm2D(2),
+    "nn.LayerNorm": lambda: nn.LayerNorm(2),
+    "nn.GELU": nn.GELU,
+    "DataParallel": lambda: make_parallel(nn.Linear(1, 1)),
+    "optimizer.Optimizer": lambda: paddle.optimizer.SGD(parameters=nn.Linear(1, 1).parameters()),
+    "quantization.QAT": lambda: QAT(QuantConfig(None, None)),
+    "quantization.QuantConfig": lambda: QuantConfig(None, None),
+    "quantization.factory.QuanterFactory": lambda: QuanterFactory,
+    "io.dataloader.dataloader_iter._DataLoaderIterMultiProcess": lambda: many_processes,
+}
+
+
+@pytest.mark.parametrize("name", private.PLACES)
+def test_paddle_has_it(name):
+    try:
+        assert private.find_private(name) is not None
+    except EngineError as error:
+        pytest.fail(str(error))
+
+
+@pytest.mark.parametrize("kind", private.ATTRIBUTES)
+def test_paddles_objects_have_their_attributes(kind):
+    made = MADE[kind]()
+    moved = [name for name in private.ATTRIBUTES[kind] if not hasattr(made, name)]
+    assert not moved, f"paddle.{kind}: {', '.join(moved)} moved"
+
+
+def test_a_part_that_moved_is_named(monkeypatch):
+    moved = ("paddle.no_module:thing", "paddle.nn:no_thing")
+    monkeypatch.setitem(private.PLACES, "thing", moved)
+    with pytest.raises(EngineError, match=r"paddle\.no_module\.thing moved"):
+        private.find_private("thing")
+
+
+def test_a_later_place_counts(monkeypatch):
+    places = ("paddle.no_module:Linear", "paddle.nn:Linear")
+    monkeypatch.setitem(private.PLACES, "at two places", places)
+    assert private.find_private("at two places") is nn.Linear
+
+
+# -- what each function does -----------------------------------------------------------------------
+
+
+def test_parameters_are_written_and_read(tmp_path):
+    arrays = {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "a": np.int64([4, 5])}
+    private.write_parameters(
+        tmp_path / "p", {name: paddle.to_tensor(array) for name, array in arrays.items()}
+    )
+    found = {name: paddle.zeros([1]) for name in arrays}
+    private.read_parameters(tmp_path / "p", found)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name].numpy(), array)
+
+
+def test_tracing_notes_what_the_tables_hold():
+    before = [len(table) for table in private.trace_tables()]
+    layer = paddle.jit.to_static(
+        nn.Linear(2, 2), input_spec=[paddle.static.InputSpec([1, 2])], full_graph=True
+    )
+    assert layer.forward.concrete_program is not None
+    assert [len(table) for table in private.trace_tables()] == before  # forgotten when complete
+
+
+def test_the_earlier_format_takes_operators_and_is_parsed(tmp_path):
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            x = x + self.bias
+            return private.append_operator("scale", {"X": x}, scale=2.0, bias=0.0)
+
+    with private.earlier_format():
+        graph = paddle.jit.to_static(
+            Doubled(2, 2), input_spec=[paddle.static.InputSpec([1, 2], name="x")], full_graph=True
+        )
+        paddle.jit.save(graph, str(tmp_path / "model"))
+    program = private.parse_program((tmp_path / "model.pdmodel").read_bytes())
+    scales = [op for op in program.blocks[0].ops if op.type == "scale"]
+    factors = [a.f for op in scales for a in op.attrs if a.name == "scale"]
+    assert 2.0 in factors
+
+
+def test_boxes_are_selected():
+    boxes = paddle.to_tensor([[[0.0, 0, 4, 4], [0, 0, 4, 5], [8, 8, 9, 9]]])
+    scores = paddle.to_tensor([[[0.9, 0.8, 0.7]]])
+    rows, places, counts = private.select_boxes(boxes, scores, None, 0.1, 3, 3, 0.5, True, 1.0, -1)
+    np.testing.assert_allclose(rows[:, 1].numpy(), [0.9, 0.7])
+    assert places.flatten().tolist() == [0, 2]
+    assert counts.tolist() == [2]
+
+
+def test_norms_and_values_are_paddles():
+    assert isinstance(nn.BatchNorm2D(1), private.find_private("_BatchNormBase"))
+    with paddle.static.program_guard(paddle.static.Program()):
+        paddle.enable_static()
+        try:
+            value = paddle.static.data("x", [1])
+        finally:
+            paddle.disable_static()
+    assert isinstance(value, private.find_private("Value"))
+
+
+# -- nothing private of Paddle anywhere else -------------------------------------------------------
+
+# Private attributes of other libraries; who uses them guards them.
+OF_OTHERS = {
+    "ppvision/engine/dashboard.py": {"_get_file_writer"},  # VisualDL
+    "ppvision/plugins/paddleslim.py": {"_analysis_model", "_remove_call_hook"},
+    "ppvision/plugins/paddledet_data.py": {"_sample_empty"},
+    "ppvision/plugins/shims.py": {"_gen_proposal"},
+    "ppvision/tasks/detection/evaluation.py": {
+        "_batch_transforms",
+        "_init_callbacks",
+        "_init_metrics",
+        "_metrics",
+    },
+    "ppvision/tasks/detection/job.py": {"_batch_transforms", "_sample_transforms"},
+    "ppvision/tasks/segmentation/job.py": {"_build_default_checker"},
+}
+PRIVATE_MODULES = re.compile(r"paddle\.(base|pir|jit\.(pir_)?dy2static|_C_ops|nn\.layer)\b")
+
+
+@functools.cache
+def trees() -> dict[str, ast.AST]:
+    return {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.name != "paddle_private.py"
+    }
+
+
+def test_private_modules_are_imported_here_only():
+    found = []
+    for place, tree in trees().items():
+        for node in ast.walk(tree):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Attribute):
+                names = [ast.unparse(node)]
+            found += [f"{place}: {name}" for name in names if PRIVATE_MODULES.match(name)]
+    assert found == []
+
+
+def own_names(tree: ast.AST) -> set[str]:
+    """Private names that a module of ours defines: functions, and attributes of `self`."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                for part in target.elts if isinstance(target, ast.Tuple) else [target]:
+                    if isinstance(part, ast.Attribute):
+                        names.add(part.attr)
+                    elif isinstance(part, ast.Name):
+                        names.add(part.id)
+    return names
+
+
+def test_every_private_attribute_of_paddle_is_listed():
+    """What is neither defined in ppvision nor of Python or another library has to be listed."""
+    ours = set().union(*(own_names(tree) for tree in trees().values()))
+    listed = {name for names in private.ATTRIBUTES.values() for name in names}
+    of_python = {"_exit", "_getframe", "_is_text_encoding", "_replace"}
+    found = []
+    for place, tree in trees().items():
+        known = ours | listed | of_python | OF_OTHERS.get(place, set())
+        for node in ast.walk(tree):
+            is_private = isinstance(node, ast.Attribute) and re.match(r"_[a-z]", node.attr)
+            if is_private and node.attr not in known:
+                found.append(f"{place}:{node.lineno}: {node.attr}")
+    assert found == []
