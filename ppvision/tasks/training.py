@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.console import move_log
+from ppvision.data.check.summary import DataSummary
 from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.dashboard import Dashboard
@@ -53,8 +55,8 @@ class Job(Protocol):
     @property
     def train_dataset(self) -> paddle.io.Dataset: ...
 
-    def check_data(self, *parts: str) -> None:
-        """Raise for what is wrong in `train_dataset` / `val_dataset`."""
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
+        """Raise for what is wrong in `train_dataset` / `val_dataset`; says what is in each."""
 
     def start_from(self, model_path: str | Path) -> None:
         """Give the model weights from a file or the zoo."""
@@ -205,6 +207,7 @@ def _open_folder(
     folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
         folder.open(job.content | {"run": asdict(options)})
+        move_log(folder.log)
     if world > 1:
         paddle.distributed.barrier()
     if rank == 0:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle import nn
-from tqdm import tqdm
 
+from ppvision.console import track
 from ppvision.deploy.run.engines import Engine
 from ppvision.deploy.run.predictor import Predictor
 
@@ -86,7 +86,7 @@ def bench_exported(
 
         runs = {"eager": run_eager, **runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in tqdm(range(WARM_UP + repeats), desc="bench", unit="round", disable=None):
+    for number in track(range(WARM_UP + repeats), "bench", unit="round"):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -120,6 +120,10 @@ def table(rows: Sequence[Latency]) -> str:
             f"{row.name:{width}}  {row.median:9.2f}  {spread:16}  {row.engine or '-':8}  {size:10}"
             f"  {rows[0].median / row.median:.2f}"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    lines.append(f"peak memory of this process {peak:,.0f} MiB")
+    lines.append(f"peak memory of this process {peak_memory():,.0f} MiB")
     return "\n".join(lines)
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

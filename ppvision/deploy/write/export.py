@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppvision.console import ProgressLine
 from ppvision.data.listing import is_leftover
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.composition import graph_parameters
@@ -117,11 +118,14 @@ def export_model(
     check_packed(model, bits)
     folder = Path(folder).resolve()
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
-    with evaluation_mode(model), replacing as work:
+    line = ProgressLine("export", 4, "step")
+    with evaluation_mode(model), replacing as work, line:
+        line.update(0, "run the model")
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
 
+        line.update(1, "trace and write")
         final = raw = work / "final"
         with graph_forms(model, format):
             graph = trace(model, shape, output_op, every_output=task == "features")
@@ -133,7 +137,9 @@ def export_model(
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
+        line.update(1, "compare")
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
+        line.update(1, "OpenVINO")
         of_openvino, openvino = None, None
         if format == "paddle" and has_openvino():
             of_openvino, openvino = _with_openvino(
@@ -165,6 +171,7 @@ def export_model(
             max_value=max_value,
         ).write(final)
         sync_files(final)
+        line.update(1, "")
     return folder
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
-from tqdm import tqdm
 
+from ppvision.console import ProgressLine
 from ppvision.errors import StorageError, shorten_text
 from ppvision.files import cache_folder
 from ppvision.quant.store.files import LayeredModelError
@@ -275,9 +275,7 @@ class Remote:
         self, answer: requests.Response, name: str, partial: Path, start: int, size: int
     ) -> None:
         """Write an answer's body behind the first `start` bytes of a partial file."""
-        progress = tqdm(
-            total=size, initial=start, desc=name, unit="B", unit_scale=True, disable=None
-        )
+        progress = ProgressLine(name, size, "B", start=start)
         there = start
         with progress, partial.open("ab" if start else "wb") as file:
             for piece in _pieces(answer, self._shown(name)):
