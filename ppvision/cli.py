@@ -648,7 +648,7 @@ def _parser() -> argparse.ArgumentParser:
         "data",
         "make or convert a data set",
         "Make a data set of digits, or convert one that you have.",
-        "ppvision data digit-scenes --output data/digit-scenes",
+        "ppvision data digit-scenes --output data/digit_scenes",
     )
     verb.add_argument("name", choices=list(_DATA_FLAGS), help="which one")
     verb.add_argument("--output", required=True, help="folder to make")
@@ -772,7 +772,7 @@ def _parser() -> argparse.ArgumentParser:
         "predict pictures",
         "Predict pictures, and write what was found as pictures and predictions.json.",
         "ppvision predict --model_dir inference/mine \\\n"
-        "      --image_path data/digit-scenes/images/val",
+        "      --image_path data/digit_scenes/images/val",
     )
     _add_config(verb, required=False)
     _add_model(verb)

@@ -42,8 +42,8 @@ _PLAIN_INTERVAL = 30.0
 _PACKAGE = Path(__file__).parent
 _RANK = "PADDLE_TRAINER_ID"  # set by Paddle's launcher
 
-# Extra of a log record that is for the log file only, such as the numbers of a training step: the
-# progress line shows them.
+# Extra of a log record that is for the log file only, such as the numbers of a training step, which
+# the progress line shows.
 FILE_ONLY = {"file_only": True}
 
 Item = TypeVar("Item")

@@ -106,7 +106,7 @@ def test_every_example_runs(outputs):
 @pytest.mark.parametrize("verb", ["data", "check", "train", "eval", "export", "predict", "bench"])
 def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
     result = {
-        "data": r"data/digit-scenes: 11 classes; train 12 scenes, \d+ digits; val 4 scenes.*\n$",
+        "data": r"data/digit_scenes: 11 classes; train 12 scenes, \d+ digits; val 4 scenes.*\n$",
         "check": r"(?s)train_dataset: 12 pictures\n.*56x56 \(12\)\nclass.*val_dataset: 4 pictures",
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
         "eval": r"(?s)class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\n$",
@@ -460,7 +460,7 @@ def test_an_inner_line_is_not_written(capsys):
 
 
 def test_a_failure_inside_of_a_loop_leaves_no_line_open(capsys):
-    with pytest.raises(ValueError, match="x"), Console("eval"):
+    with contextlib.suppress(ValueError), Console("eval"):
         for _ in track(range(3), "eval"):
-            raise ValueError("x")
+            raise ValueError
     assert console._open == []

@@ -1,7 +1,7 @@
 """Runs verbs one after another in one process:  python -m tests.verb_runner FOLDER <verbs.json
 
-Each entry is `[name, argv, columns]`: its stdout and stderr are FOLDER/name.out and FOLDER/name.err;
-with `columns` they are one pseudo-terminal of that width, read into FOLDER/name.out. The exit codes
+Each entry is `[name, argv, columns]`: its stdout and stderr are FOLDER/name.out and .err; with
+`columns` they are one pseudo-terminal of that width, read into FOLDER/name.out. The exit codes
 are written to FOLDER/codes.json. Paddle is imported once for all of them.
 """
 
@@ -25,6 +25,9 @@ def _run(argv: list[str], out: int, err: int) -> int:
     os.close(out)
     if err != out:
         os.close(err)
+    # As a new process would open them: a terminal cannot be told from a file afterwards.
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     try:
         return run(argv)
     except SystemExit as end:

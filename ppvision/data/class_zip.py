@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ppvision.console import track
+from ppvision.console import FILE_ONLY, track
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
 from ppvision.data.pictures import read_picture
@@ -286,7 +286,9 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     settings = json.dumps([how, *file, [path.name for path in paths]])
     verdict = cache_folder() / "checked" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
     if verdict.is_file():
-        logger.info(f"{name}: unchanged since it was last checked, not decoded again")
+        logger.info(
+            f"{name}: unchanged since it was last checked, not decoded again", extra=FILE_ONLY
+        )
         return json.loads(verdict.read_text(encoding="utf-8"))
 
     def look_at(path: ZipPath) -> tuple[str | None, str | None]:

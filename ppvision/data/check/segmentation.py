@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.console import track
+from ppvision.console import FILE_ONLY, track
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture
@@ -150,7 +150,9 @@ def _checked(
     # Everything that a verdict depends on.
     stamp = _stamp([CHECKS_VERSION, max_pixels(), max_value, *settings], pairs)
     if (summary := _stored_verdict(stamp)) is not None:
-        logger.info("%s: unchanged since it was last checked, not decoded again", name)
+        logger.info(
+            "%s: unchanged since it was last checked, not decoded again", name, extra=FILE_ONLY
+        )
         return summary
 
     check = partial(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ppvision.console import ProgressLine
+from ppvision.console import FILE_ONLY, ProgressLine
 from ppvision.data.listing import is_leftover
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.bench import bench_exported
@@ -109,7 +109,7 @@ def _export_all(
         state.check_bits(k)
     rows = []
     for k in widths:
-        logger.info(f"export: {k} bits")
+        logger.info(f"export: {k} bits", extra=FILE_ONLY)
         model = pack_model(job.structure(), state, k)
         job.export(
             model,
