@@ -62,10 +62,10 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
         # as it flushes the stream at its end.
         drop_stream(console.out)
         return 128 + signal.SIGPIPE
-    except (LibraryError, EngineError) as error:
-        console.tell_tail()
-        return _show_failure(error, str(error))
     except PpvisionError as error:
+        # What a library said may help; and a run that had begun has a log to look into.
+        if isinstance(error, LibraryError | EngineError) or not console.is_temporary:
+            console.tell_tail()
         return _show_failure(error, str(error))
     except OSError as error:
         if error.errno is None:
@@ -216,7 +216,12 @@ def _describe_data(summary: dict) -> str:
 
 def check(args: argparse.Namespace) -> None:
     job = _job(args)
-    for part, found in job.check_data(*args.part).items():
+    summaries = job.check_data(*args.part)
+    for part in args.part:
+        if part not in summaries:
+            tell(f"{part}: this type of data set is not looked at")
+            continue
+        found = summaries[part]
         names = found.names or job.class_names
         counts = found.counts or []
         shown = replace(found, names=names) if len(names) == len(counts) else found

@@ -127,6 +127,7 @@ class Console:
         err: its stderr, for the log.
         log_path: the log file, or None where there is none (`verbose`, another rank, no place to
             write one).
+        is_temporary: whether the log file goes when the command ends; not that of a run's folder.
     """
 
     def __init__(self, verb: str, *, verbose: bool = False) -> None:
@@ -135,7 +136,7 @@ class Console:
         self.out: TextIO = sys.stdout
         self.err: TextIO = sys.stderr
         self.log_path: Path | None = None
-        self._temporary = True  # the log file goes when the command ends well
+        self.is_temporary = True
         self._keep = False
         self.process = os.getpid()
         self._catches_crashes = False
@@ -163,7 +164,7 @@ class Console:
             faulthandler.disable()
         _console = None
         self._restore.close()
-        if self.log_path is not None and self._temporary and not self._keep:
+        if self.log_path is not None and self.is_temporary and not self._keep:
             self.log_path.unlink(missing_ok=True)
 
     # -- descriptors -----------------------------------------------------------------------------
@@ -234,7 +235,7 @@ class Console:
         _flush_c()
         _lead_streams_to(log)
         self.log_path.unlink(missing_ok=True)
-        self.log_path, self._temporary = path, False
+        self.log_path, self.is_temporary = path, False
 
     def _add_file(self, path: Path) -> None:
         try:

@@ -26,12 +26,14 @@ number=0
 step() { number=$((number + 1)) && printf '%s/10 %s\n' "$number" "$*"; }
 # ppvision, whose results go into a file of $out, and with --verbose to the terminal too.
 run_to() {
-    local file=$out/$1
+    local file=$out/$1 code=0
     shift
     if [ ${#verbose[@]} -gt 0 ]; then
         ppvision "$@" --verbose | tee "$file"
     else
-        ppvision "$@" >"$file" || { cat "$file" && return 1; }
+        ppvision "$@" >"$file" || code=$?
+        if [ "$code" != 0 ]; then cat "$file"; fi
+        return "$code"
     fi
 }
 miou() { sed -n 's/^mIoU \([0-9.]*\) .*/\1/p' "$1"; }

@@ -7,18 +7,22 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ppvision import cli, console
 from ppvision.console import Console, ProgressLine, show, tell, track
 from ppvision.engine.trainer import TrainOptions
 from tests.conftest import ROOT
+from tests.small_detectors import small_detector, write_detector
 
 VERBS = ("doctor", "list", "data", "check", "train", "eval", "predict", "export", "pack")
 VERBS += ("bench", "dashboard")
@@ -110,7 +114,7 @@ def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
         "check": r"(?s)train_dataset: 12 pictures\n.*56x56 \(12\)\nclass.*val_dataset: 4 pictures",
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
         "eval": r"(?s)class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\n$",
-        "export": r"exported model: inference/mine\n$",
+        "export": r"exported model: \S+/inference/mine\n$",
         "predict": r"pictures and predictions.json: output/predict\n$",
         "bench": r"model +median ms.*\ninference/mine .*\npeak memory .*\n$",
     }
@@ -197,6 +201,62 @@ def test_list_as_json(outputs):
     assert models["pale_tiny"]["parameters"] == 21748712
     assert set(models["pale_nano"]) == {"name", "parameters", "gflops", "measured", "weights"}
     assert models["pale_nano"]["weights"][0]["here"] is True
+
+
+def test_scores_of_a_classifier():
+    from ppvision.tasks.classification.job import Scores
+
+    confusion = np.array([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    found = Scores(5 / 6, None, None, confusion).as_dict(["a", "b", "c"])
+    json.dumps(found, allow_nan=False)
+    assert found["scores"] == {"top1": 5 / 6, "top5": None, "loss": None}
+    assert found["classes"] == [
+        {"name": "a", "pictures": 4, "recall": 0.75, "precision": 1.0},
+        {"name": "b", "pictures": 2, "recall": 1.0, "precision": 2 / 3},
+        {"name": "c", "pictures": 0, "recall": None, "precision": None},
+    ]
+
+
+def test_scores_of_a_detector():
+    from ppvision.tasks.detection.scores import Scores
+
+    found = Scores({"bbox": {"AP": 0.5}}, {"bbox": np.array([0.5, np.nan])}).as_dict([])
+    json.dumps(found, allow_nan=False)
+    assert found["scores"] == {"bbox_AP": 0.5}
+    assert found["classes"] == [{"name": "0", "bbox": 0.5}, {"name": "1", "bbox": None}]
+
+
+# -- a look at a data set --------------------------------------------------------------------------
+
+
+def test_check_counts_pictures(classification_file, capsys):
+    assert cli.run(["check", "-c", str(classification_file()), "--part", "val_dataset"]) == 0
+    shown = capsys.readouterr().out
+    assert "val_dataset: 21 pictures\nwidth x height (pictures): 28x28 (21)\n" in shown
+    assert re.search(r"digit 2 +7 +33\.33%", shown)
+    assert "train_dataset" not in shown
+
+
+def test_check_counts_objects(scenes, tmp_path, capsys):
+    config = write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3"))
+    assert cli.run(["check", "-c", str(config)]) == 0
+    shown = capsys.readouterr().out
+    truth = json.loads((scenes / "annotations" / "instances_train.json").read_text())
+    counts = Counter(item["category_id"] for item in truth["annotations"])
+    assert "train_dataset: 12 pictures" in shown
+    for category in truth["categories"]:
+        assert re.search(rf"\n{category['name']} +{counts[category['id']]} ", shown)
+
+
+def test_check_reports_what_is_wrong(classification_file, crops, tmp_path, capsys):
+    folder = tmp_path / "val"
+    shutil.copytree(crops / "val", folder)
+    (folder / "digit 0" / "0.png").write_bytes(b"no picture")
+    config = classification_file(lambda c: c["val_dataset"].update(root=str(folder)))
+    assert cli.run(["check", "-c", str(config)]) == 1
+    shown = capsys.readouterr()
+    assert "0.png" in shown.err
+    assert "val_dataset: " not in shown.out
 
 
 # -- help ------------------------------------------------------------------------------------------

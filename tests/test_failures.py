@@ -173,6 +173,8 @@ def test_a_loss_that_fails_in_training(config_file, capsys):
     shown = capsys.readouterr().err
     assert "training step: PaddleSeg raised" in shown
     assert "Traceback" not in shown
+    assert f"the last lines of {path.parent}/run/log.txt" in shown
+    assert "Use the following config" in shown  # of PaddleSeg, in the log
 
 
 # -- the check of the data -------------------------------------------------------------------------
