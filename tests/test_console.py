@@ -86,7 +86,8 @@ def outputs(tmp_path_factory):
         check=True,
         timeout=600,
     )
-    texts = {path.name: path.read_text() for path in folder.glob("*.[oe][ur][tr]")}
+    # A terminal's carriage returns are kept.
+    texts = {path.name: path.read_bytes().decode() for path in folder.glob("*.[oe][ur][tr]")}
     texts["left"] = sorted(path.name for path in temporary.glob("ppvision-*"))
     texts["log"] = (folder / "output" / "mine" / "log.txt").read_text()
     return texts | {"codes": json.loads((folder / "codes.json").read_text())}
@@ -181,7 +182,7 @@ def test_a_training_in_a_terminal_is_one_line(outputs):
 def test_eval_as_json(outputs):
     (result,) = json.loads(outputs["eval-json.out"])["results"]
     assert set(result) == {"bits", "scores", "classes"}
-    shown = float(re.search(r"mIoU (\S+)", outputs["eval.out"])[1])
+    shown = float(re.search(r"\nmIoU (\S+)", outputs["eval.out"])[1])
     assert result["scores"]["mIoU"] == pytest.approx(shown, abs=5e-5)
     assert round(result["scores"]["mIoU"], 4) != result["scores"]["mIoU"]
     assert [c["name"] for c in result["classes"]] == ["background", *map(str, range(10))]

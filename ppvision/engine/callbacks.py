@@ -47,7 +47,7 @@ class ProgressLog(Callback):
         self.batch_size = batch_size
         # Where the log is shown, its lines say all that this one would.
         self._line = ProgressLine("train", total, "step", hidden=is_verbose())
-        self._notes: dict[str, str] = {}
+        self._loss, self._score = "", ""
 
     def on_begin(self, step: int) -> None:
         self._line = ProgressLine("train", self.total, "step", start=step, hidden=is_verbose())
@@ -67,21 +67,22 @@ class ProgressLog(Callback):
             f"ips: {self.batch_size / max(cost, 1e-9):.2f} samples/s, time left: {left}",
             extra=FILE_ONLY,
         )
-        self._show("loss", numbers["Train/loss"])
+        self._loss = f"loss {numbers['Train/loss']:.4f}"
+        self._show_newest()
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
         line = ", ".join(f"{tag.split('/')[-1]}: {value:.4f}" for tag, value in scores.items())
         logger.info(f"[EVAL] iter: {step}/{self.total}, {line}", extra=FILE_ONLY)
         tag, score = next(iter(scores.items()))
-        self._show(tag.split("/")[-1], score)
+        self._score = f"{tag.split('/')[-1]} {score:.4f}"
+        self._show_newest()
         self._line.write_line()
 
     def on_end(self) -> None:
         self._line.close()
 
-    def _show(self, name: str, value: float) -> None:
-        self._notes[name] = f"{name} {value:.4f}"
-        self._line.update(0, ", ".join(self._notes.values()))
+    def _show_newest(self) -> None:
+        self._line.update(0, ", ".join(filter(None, (self._loss, self._score))))
 
 
 class DashboardLog(Callback):
