@@ -73,7 +73,7 @@ def records(run_folder) -> list:
 def test_a_run_folder_holds_what_the_contract_names(trained):
     _, folder = trained
     assert {p.name for p in folder.iterdir()} == {
-        *("config.yml", "metrics.csv", "vdl", "checkpoints", "best_model"),
+        *("config.yml", "metrics.csv", "log.txt", "vdl", "checkpoints", "best_model"),
     }
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step_3", "step_6"]
     assert (folder / "best_model" / "model.pdparams").is_file()

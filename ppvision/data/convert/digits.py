@@ -34,7 +34,8 @@ def write_digits(output: str | Path) -> dict:
             counts: Counter[str] = Counter()
             for name in names:
                 (folder / "classes" / split / name).mkdir(parents=True)
-            for tile, digit in track(zip(tiles, classes, strict=True), f"{split} digits"):
+            pairs = zip(tiles, classes, strict=True)
+            for tile, digit in track(pairs, f"{split} digits", len(tiles)):
                 name = names[digit]
                 path = folder / "classes" / split / name / f"{counts[name]:04d}.png"
                 write_picture(path, np.repeat(tile[..., None], 3, axis=2))
