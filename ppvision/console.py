@@ -54,7 +54,7 @@ _console: "Console | None" = None  # the one in use
 class _Descriptor(io.RawIOBase):
     """Writes to a descriptor, wherever that leads at the time; what it refuses is lost.
 
-    A full disk must not end a command because a library prints.
+    A full disk must not end a command because a library prints. It is told once.
     """
 
     def __init__(self, number: int) -> None:
@@ -68,10 +68,13 @@ class _Descriptor(io.RawIOBase):
         return True
 
     def write(self, data: bytes) -> int:
-        with contextlib.suppress(OSError):
+        try:
             rest = memoryview(data)
             while rest:
                 rest = rest[os.write(self._number, rest) :]
+        except OSError as error:
+            if _console is not None:
+                _console.tell_lost(error)
         return len(data)
 
 
@@ -138,6 +141,7 @@ class Console:
         self.log_path: Path | None = None
         self.is_temporary = True
         self._keep = False
+        self._told_lost = False
         self.process = os.getpid()
         self._catches_crashes = False
         self._restore = contextlib.ExitStack()
@@ -219,22 +223,24 @@ class Console:
         if self.verbose:
             self._add_file(path)
             return
-        if self.log_path is None:
-            return
+        _flush_c()
         try:
-            log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-            with open(log, "ab", closefd=False) as target, self.log_path.open("rb") as source:
-                shutil.copyfileobj(source, target)
+            with path.open("ab") as target:
+                if self.log_path is not None:
+                    with self.log_path.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+                target.flush()
+                _lead_streams_to(os.dup(target.fileno()))
         except OSError as error:
+            where = "" if self.log_path is None else f" It stays in {self.log_path}."
             self.tell(
                 f"ppvision: {path}: the log cannot be written there "
-                f"({error.strerror or error}). It stays in {self.log_path}."
+                f"({error.strerror or error}).{where}"
             )
             self._keep = True
             return
-        _flush_c()
-        _lead_streams_to(log)
-        self.log_path.unlink(missing_ok=True)
+        if self.log_path is not None:
+            self.log_path.unlink(missing_ok=True)
         self.log_path, self.is_temporary = path, False
 
     def _add_file(self, path: Path) -> None:
@@ -259,8 +265,8 @@ class Console:
 
         self._restore.callback(restore)
         handlers: list[logging.Handler] = [_ConsoleHandler(self)]
-        if self.log_path is not None:
-            handlers.append(logging.StreamHandler(sys.stderr))
+        if not self.verbose:
+            handlers.append(logging.StreamHandler(sys.stderr))  # which leads to the log file
         for handler in handlers:
             handler.setFormatter(_formatter())
         logger.handlers = handlers
@@ -289,6 +295,15 @@ class Console:
         """Write a message to stderr; lost where nobody reads that any more."""
         with _bars_cleared(), contextlib.suppress(OSError):
             print(text, file=self.err)
+
+    def tell_lost(self, error: OSError) -> None:
+        """Say once that the log file takes no more."""
+        if not self._told_lost and self.process == os.getpid():
+            self._told_lost = True
+            self.tell(
+                f"ppvision: {self.log_path}: the log cannot be written "
+                f"({error.strerror or error}). The command goes on without it."
+            )
 
     def tell_last(self, line: str) -> None:
         """`tell` before the process ends, though its terminal may be gone (SIGHUP)."""

@@ -464,12 +464,27 @@ def test_a_full_disk_does_not_end_a_command(capsys):
         os.dup2(full, 1)
         os.close(full)
         print("lost")
+        print("lost")
         show("a result")
     shown = capsys.readouterr()
     assert shown.out == "a result\n"
+    assert shown.err.count("The command goes on without it") == 1
     assert "the log cannot be written there (No space left on device)" in shown.err
     assert used.log_path.exists()
     used.log_path.unlink()
+
+
+def test_a_run_has_a_log_though_no_temporary_file_can_be_made(monkeypatch, tmp_path, capsys):
+    def refuse(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    with Console("train"):
+        console.move_log(tmp_path / "log.txt")
+        logging.getLogger("ppvision").info("of ours")
+        print("of a library")
+    assert re.fullmatch(r"\S+ \S+ of ours\nof a library\n", (tmp_path / "log.txt").read_text())
+    assert "no log file" in capsys.readouterr().err
 
 
 def test_another_rank_redirects_nothing(monkeypatch):
