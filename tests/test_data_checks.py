@@ -72,6 +72,7 @@ def test_correct_set_is_counted(root):
     assert summary == {
         "images": 4,
         "labels": 4,
+        "sizes": {f"{label_map().shape[1]}x{label_map().shape[0]}": 4},
         "class_pixels": (4 * counts[:3]).tolist(),
         "ignored_pixels": 4 * int(counts[3]),
     }

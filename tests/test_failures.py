@@ -1,7 +1,6 @@
 """What the command line shows of an error, and whose error it is."""
 
 import errno
-import logging
 import os
 import re
 import subprocess
@@ -174,27 +173,27 @@ def test_a_loss_that_fails_in_training(config_file, capsys):
     shown = capsys.readouterr().err
     assert "training step: PaddleSeg raised" in shown
     assert "Traceback" not in shown
+    assert f"the last lines of {path.parent}/run/log.txt" in shown
+    assert "Use the following config" in shown  # of PaddleSeg, in the log
 
 
 # -- the check of the data -------------------------------------------------------------------------
 
 
-def test_skip_check_is_said(config_file, caplog, monkeypatch):
+def test_skip_check_is_said(config_file, capsys, monkeypatch):
     checked = []
     from ppvision.tasks.segmentation.job import Segmentation
 
     monkeypatch.setattr(Segmentation, "check_data", lambda self, *parts: checked.extend(parts))
-    monkeypatch.setattr(logging.getLogger("ppvision"), "propagate", True)
-    monkeypatch.setattr(cli, "_log_to", lambda stream: None)
     path = config_file()
     train = ("train", "-c", path, "--save_dir", path.parent / "run", "--iters", 1, "--do_eval")
     assert ppvision(*train, "--skip_check") == 0
     assert checked == []
-    assert "train_dataset, val_dataset: not checked (--skip_check)" in caplog.text
+    assert "train_dataset, val_dataset: not checked (--skip_check)" in capsys.readouterr().err
     model = path.parent / "run" / "best_model" / "model.pdparams"
     assert ppvision("eval", "-c", path, "--model_path", model, "--skip_check") == 0
     assert checked == []
-    assert "val_dataset: not checked (--skip_check)" in caplog.text
+    assert "val_dataset: not checked (--skip_check)" in capsys.readouterr().err
     assert ppvision("eval", "-c", path, "--model_path", model) == 0
     assert checked == ["val_dataset"]
 

@@ -159,7 +159,7 @@ def test_what_ended_before_its_first_checkpoint_does_not_block(config_file, tmp_
         patch.setattr(Trainer, "_step", fails)
         with pytest.raises(SystemExit):
             run([*command, "--use_vdl"])
-    assert {p.name for p in folder.iterdir()} == {"config.yml", "metrics.csv", "vdl"}
+    assert {p.name for p in folder.iterdir()} == {"config.yml", "metrics.csv", "log.txt", "vdl"}
     (folder / "metrics.csv.1-2.partial").write_text("of a killed process")
     (folder / "checkpoints" / ".step_1.partial").mkdir(parents=True)
     assert run(command) == 0

@@ -73,7 +73,7 @@ def records(run_folder) -> list:
 def test_a_run_folder_holds_what_the_contract_names(trained):
     _, folder = trained
     assert {p.name for p in folder.iterdir()} == {
-        *("config.yml", "metrics.csv", "vdl", "checkpoints", "best_model"),
+        *("config.yml", "metrics.csv", "log.txt", "vdl", "checkpoints", "best_model"),
     }
     assert [p.name for p in list_checkpoints(folder / "checkpoints")] == ["step_3", "step_6"]
     assert (folder / "best_model" / "model.pdparams").is_file()
@@ -154,7 +154,7 @@ def test_given_weights_are_the_start_also_with_resume_auto(trained, tmp_path, ca
     for name, flags in (("plain", ()), ("auto", ("--resume", "auto"))):
         arguments = ("--save_dir", tmp_path / name, "--iters", 1, "--model_path", weights)
         assert ppvision("train", "-c", config, *arguments, *flags) == 0
-        assert f"starting from {weights}" in capsys.readouterr().out
+        assert f"starting from {weights}" in capsys.readouterr().err
         losses.append(
             [v for _, t, v in read_metrics(tmp_path / name / "metrics.csv") if t[-4:] == "loss"]
         )
@@ -457,7 +457,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config_file, tmp_path, capsys):
 def test_half_precision_on_a_cpu_says_that_it_is_off(config_file, tmp_path, capsys):
     arguments = ("--save_dir", tmp_path / "run", "--iters", 1, "--precision", "bf16")
     assert ppvision("train", "-c", config_file(), *arguments) == 0
-    assert "bf16 needs a GPU; training in fp32" in capsys.readouterr().out
+    assert "bf16 needs a GPU; training in fp32" in capsys.readouterr().err
 
 
 def test_wrong_usage_says_what_was_expected(config_file, trained, tmp_path, capsys):

@@ -13,6 +13,7 @@ import struct
 import weakref
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from ppvision.console import FILE_ONLY, track
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
 from ppvision.data.pictures import read_picture
-from ppvision.data.writing import progress
 from ppvision.errors import DataError
 from ppvision.files import cache_folder, write_text
 
@@ -33,7 +34,7 @@ logger = logging.getLogger("ppvision")
 # comes near 256 MiB.
 MAX_FILE_BYTES = 2**28
 SHOWN = 10  # problems that an error lists
-CHECKS_VERSION = 1  # raise it when `check_zip` changes, so that stored verdicts are not used
+CHECKS_VERSION = 2  # raise it when `check_zip` changes, so that stored verdicts are not used
 
 _UTF8_NAME = 0x800  # flag of an entry whose name is UTF-8
 _ENCRYPTED = 0x1
@@ -261,7 +262,7 @@ def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarra
     return read_picture(path, max_value=max_value)
 
 
-def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None) -> None:
+def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None) -> dict:
     """Decode every picture, in several threads; raise one error that lists what is wrong.
 
     The verdict on a zip without problems is kept in the cache folder, until the zip's size or time
@@ -271,6 +272,9 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
         name: how errors call the set.
         paths: of one zip.
         max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+
+    Returns:
+        `images` (how many) and `sizes` (images by "WIDTHxHEIGHT").
 
     Raises:
         DataError: pictures that do not decode: the first ten, and how many there are.
@@ -282,33 +286,36 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     settings = json.dumps([how, *file, [path.name for path in paths]])
     verdict = cache_folder() / "checked" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
     if verdict.is_file():
-        logger.info(f"{name}: unchanged since it was last checked, not decoded again")
-        return
+        logger.info(
+            f"{name}: unchanged since it was last checked, not decoded again", extra=FILE_ONLY
+        )
+        return json.loads(verdict.read_text(encoding="utf-8"))
 
-    def problem(path: ZipPath) -> str | None:
+    def look_at(path: ZipPath) -> tuple[str | None, str | None]:
+        """What is wrong with a picture, or its size."""
         try:
-            read_sample(path, max_value)
+            height, width = read_sample(path, max_value).shape[:2]
         except DataError as error:
-            return str(error)
-        return None
+            return str(error), None
+        return None, f"{width}x{height}"
 
     with ThreadPoolExecutor() as pool:
         try:
-            found = [
-                text
-                for text in progress(pool.map(problem, paths), f"check {name}", len(paths))
-                if text is not None
-            ]
+            looked = list(track(pool.map(look_at, paths), f"check {name}", len(paths)))
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest first
             raise
+    found = [text for text, _ in looked if text is not None]
     if found:
         lines = [f"{name}: {len(found)} of {len(paths)} pictures cannot be read.", *found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"and {len(found) - SHOWN} more")
         raise DataError("\n    ".join(lines))
+    sizes = Counter(size for _, size in looked)
+    summary = {"images": len(paths), "sizes": dict(sizes.most_common())}
     try:
         verdict.parent.mkdir(parents=True, exist_ok=True)
-        write_text(verdict, json.dumps({"images": len(paths)}))
+        write_text(verdict, json.dumps(summary))
     except OSError as error:
         logger.warning(f"{name}: will be checked again next time: {error}")
+    return summary

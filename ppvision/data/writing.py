@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
@@ -30,8 +29,3 @@ def write_description(folder: Path, summary: dict) -> None:
     """Write `classes.txt` (from `summary["classes"]`) and `dataset.json` (all of it)."""
     write_lines(folder / "classes.txt", summary["classes"])
     write_lines(folder / "dataset.json", [json.dumps(summary, indent=2)])
-
-
-def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
-    """A bar with speed and time left; silent where the output is not a terminal."""
-    return tqdm(items, desc=what, unit="img", total=total, disable=None)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from paddle import nn
 
+from ppvision.console import FILE_ONLY, ProgressLine, is_verbose
 from ppvision.engine.dashboard import Dashboard
 
 logger = logging.getLogger("ppvision")
@@ -13,6 +14,12 @@ logger = logging.getLogger("ppvision")
 
 class Callback:
     """Told about a run; every method may be left out. Rank 0 alone has callbacks."""
+
+    def on_begin(self, step: int) -> None:
+        """Once, before the first step; `step` are done already."""
+
+    def on_step(self, step: int) -> None:
+        """After every step."""
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
         """Every `log_iters` steps; `numbers` by tag: means since the last line."""
@@ -28,11 +35,26 @@ class Callback:
 
 
 class ProgressLog(Callback):
-    """One line every `log_iters` steps: loss, learning rate, speed, time left."""
+    """One progress line with the newest loss and score; all numbers in the log.
+
+    Args:
+        total: steps of the run.
+        batch_size: samples per step, over all processes.
+    """
 
     def __init__(self, total: int, batch_size: int) -> None:
         self.total = total
         self.batch_size = batch_size
+        # Where the log is shown, its lines say all that this one would.
+        self._line = ProgressLine("train", total, "step", hidden=is_verbose())
+        self._loss, self._score = "", ""
+
+    def on_begin(self, step: int) -> None:
+        self._line = ProgressLine("train", self.total, "step", start=step, hidden=is_verbose())
+        self._line.__enter__()
+
+    def on_step(self, step: int) -> None:
+        self._line.update()
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
         cost = numbers["Train/batch_cost"]
@@ -42,12 +64,25 @@ class ProgressLog(Callback):
             f"[TRAIN] iter: {step}/{self.total}, loss: {numbers['Train/loss']:.4f}, "
             f"lr: {numbers['Train/lr']:.6f}, batch_cost: {cost:.4f} s, "
             f"reader_cost: {numbers['Train/reader_cost']:.4f} s, "
-            f"ips: {self.batch_size / max(cost, 1e-9):.2f} samples/s, time left: {left}"
+            f"ips: {self.batch_size / max(cost, 1e-9):.2f} samples/s, time left: {left}",
+            extra=FILE_ONLY,
         )
+        self._loss = f"loss {numbers['Train/loss']:.4f}"
+        self._show_newest()
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
         line = ", ".join(f"{tag.split('/')[-1]}: {value:.4f}" for tag, value in scores.items())
-        logger.info(f"[EVAL] iter: {step}/{self.total}, {line}")
+        logger.info(f"[EVAL] iter: {step}/{self.total}, {line}", extra=FILE_ONLY)
+        tag, score = next(iter(scores.items()))
+        self._score = f"{tag.split('/')[-1]} {score:.4f}"
+        self._show_newest()
+        self._line.write_line()
+
+    def on_end(self) -> None:
+        self._line.close()
+
+    def _show_newest(self) -> None:
+        self._line.update(0, ", ".join(filter(None, (self._loss, self._score))))
 
 
 class DashboardLog(Callback):

@@ -8,7 +8,6 @@ import http
 import http.client
 import io
 import os
-import re
 import shutil
 import signal
 import socket
@@ -24,6 +23,8 @@ from visualdl import LogWriter
 from visualdl.proto import record_pb2
 from visualdl.reader.record_reader import RecordReader
 
+from ppvision.console import show
+from ppvision.engine.dashboard_arguments import add_dashboard_arguments
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import (
     EngineError,
@@ -244,24 +245,15 @@ _START_SECONDS = 60
 def main() -> None:
     """`python -m ppvision.dashboard RUN...`: VisualDL over several runs, until it is stopped."""
     parser = argparse.ArgumentParser(
-        prog="ppvision.dashboard", description=main.__doc__, allow_abbrev=False
+        prog="ppvision.dashboard",
+        description=main.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, help="run folders")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be seen from elsewhere")
-    parser.add_argument("--port", type=_port, help="the first to try (any that is free)")
-    parser.add_argument(
-        "--public_path",
-        type=_public_path,
-        default="/app",
-        help="of the pages, behind a proxy (/app)",
-    )
+    add_dashboard_arguments(parser)
     args = parser.parse_args()
     try:
-        folders = vdl_folders(args.runs)
-        port = free_port(args.host, args.port)
-        if args.port not in (None, port):
-            print(f"port {args.port} is taken by another program: taking {port}", flush=True)
-        code = _serve(folders, args.host, port, args.public_path)
+        code = serve_runs(args.runs, args.host, args.port, args.public_path)
     except PpvisionError as error:
         sys.exit(f"ppvision: {error}")
     except KeyboardInterrupt:
@@ -269,17 +261,25 @@ def main() -> None:
     sys.exit(code)
 
 
-def _port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text[:6]) <= 65535:
-        raise argparse.ArgumentTypeError(f"expected 1 to 65535, got {shorten(text)}")
-    return int(text)
+def serve_runs(runs: list[Path], host: str, port: int | None, public_path: str) -> int:
+    """Show runs in VisualDL until it ends or is stopped.
 
+    Args:
+        runs: their folders.
+        host, port: where to listen; None for any free port.
+        public_path: of the pages.
 
-def _public_path(text: str) -> str:
-    path = text.rstrip("/")
-    if not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII):
-        raise argparse.ArgumentTypeError(f"expected a path such as /vdl, got {shorten(text)}")
-    return path
+    Returns:
+        VisualDL's exit code.
+
+    Raises:
+        PpvisionError: a folder without a record, or no address to listen at.
+    """
+    folders = vdl_folders(runs)
+    free = free_port(host, port)
+    if port not in (None, free):
+        show(f"port {port} is taken by another program: taking {free}")
+    return _serve(folders, host, free, public_path)
 
 
 def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
@@ -301,7 +301,7 @@ def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
             if _wait_for_answer(server, host, port):
                 shown = f"[{host}]" if ":" in host else host
                 where = "" if public_path == "/app" else public_path
-                print(f"VisualDL: http://{shown}:{port}{where} (Ctrl+C stops it)", flush=True)
+                show(f"VisualDL: http://{shown}:{port}{where} (Ctrl+C stops it)")
             return server.wait()
         finally:
             server.terminate()

@@ -27,6 +27,10 @@ class RunFolder:
         return self.root / "metrics.csv"
 
     @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
     def vdl(self) -> Path:
         return self.root / "vdl"
 
@@ -63,7 +67,8 @@ class RunFolder:
 
     def _holds_a_start_only(self) -> bool:
         """Whether there is nothing but what a run writes before its first checkpoint."""
-        before = {self.config.name, self.metrics.name, self.vdl.name, self.checkpoints.name}
+        paths = self.config, self.metrics, self.log, self.vdl, self.checkpoints
+        before = {path.name for path in paths}
         # A killed run may have left a partial file of one of them, and of its first checkpoint.
         found = {path.name for path in self.root.iterdir() if path.suffix != ".partial"}
         if not found <= before:

@@ -53,6 +53,7 @@ from ppvision.errors import (
 )
 from ppvision.files import replace_file
 from ppvision.forms.cpu_training import cpu_training
+from ppvision.precision import normalize_precision
 from ppvision.schema import between, check_values, one_of, whole
 
 logger = logging.getLogger("ppvision")
@@ -92,7 +93,7 @@ class TrainOptions:
         keep_checkpoint_max: checkpoints to keep.
         num_workers: processes that read data; 0 reads in this one.
         seed: of samples and steps.
-        precision: fp32, or fp16 / bf16 mixed precision (O1).
+        precision: fp32, or fp16 / bf16 mixed precision (O1); also as float32, float16, bfloat16.
         use_ema: also average the weights, and evaluate the average.
         ema_decay: share of the average that stays, a step. Default: PaddleSeg's.
         resume: `auto`, a checkpoint's folder, or None.
@@ -116,6 +117,8 @@ class TrainOptions:
     resume: str | None = None
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen; its own __init__ sets fields in this way too.
+        object.__setattr__(self, "precision", normalize_precision(self.precision))
         check_values(self)
 
 
@@ -336,6 +339,7 @@ class Trainer:
         network = self.model
         if self.ranks > 1:
             network = paddle.DataParallel(self.model)
+        self._tell("on_begin", self.progress.step)
         if self._evaluation_is_owed:
             self._save_and_evaluate()
         reader = BatchReader(
@@ -366,6 +370,7 @@ class Trainer:
                 numbers = self._step(network, waiting)
                 numbers["Train/reader_cost"] = read
                 numbers["Train/batch_cost"] = time.perf_counter() - began
+                self._tell("on_step", self.progress.step)
                 self._log(numbers)
                 if self._is_due(options.save_interval):
                     self._save_and_evaluate()

@@ -20,6 +20,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.data.check.summary import DataSummary
 from ppvision.deploy import Predictor
 from ppvision.engine.trainer import ForwardPass
 from ppvision.quant import load_layered
@@ -160,8 +161,9 @@ class Job(ABC):
     # -- train ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def check_data(self, *parts: str) -> None:
-        """Look at every sample of `train_dataset` / `val_dataset`, the names in `parts`.
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
+        """Look at every sample of `train_dataset` / `val_dataset`, the names in `parts`; says what
+        is in each.
 
         Raises:
             DataError: one report of everything that is wrong.

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from pycocotools import mask as mask_utils
-from tqdm import tqdm
 
+from ppvision.console import track
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.run.detections import Detections
@@ -583,7 +583,7 @@ def _run(
         try:
             ahead = deque(reader.submit(read, path) for path, _ in pictures[:AHEAD])
             behind: deque[Future] = deque()
-            for place in tqdm(range(len(pictures)), desc="predict", unit="img", disable=None):
+            for place in track(range(len(pictures)), "predict"):
                 if place + AHEAD < len(pictures):
                     ahead.append(reader.submit(read, pictures[place + AHEAD][0]))
                 work = handle(place, ahead.popleft())

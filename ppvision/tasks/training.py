@@ -10,6 +10,7 @@ from pathlib import Path
 import paddle
 from paddle import nn
 
+from ppvision.console import move_log
 from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.dashboard import Dashboard
@@ -156,6 +157,7 @@ def _open_folder(
     folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
         folder.open(job.content | {"run": asdict(options)})
+        move_log(folder.log)
     if world > 1:
         paddle.distributed.barrier()
     if rank == 0:

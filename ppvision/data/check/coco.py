@@ -2,9 +2,11 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 from ppvision.data.check.segmentation import check_pairs
+from ppvision.data.check.summary import DataSummary
 from ppvision.data.coco_reading import find_repeated, is_whole, list_problems, read_coco
 from ppvision.data.pictures import picture_size
 from ppvision.errors import DataError
@@ -22,7 +24,7 @@ def check_coco(
     *,
     masks: bool = False,
     max_value: int | None = None,
-) -> list[str]:
+) -> DataSummary:
     """Check an annotation file, and every picture that it names.
 
     What `ppvision.data.coco_reading` changes in memory is counted in the log, as are classes of one
@@ -38,7 +40,7 @@ def check_coco(
         max_value: of pictures of more than 8 bits a channel; see `read_picture`.
 
     Returns:
-        Names of the classes, by category id.
+        Pictures, and objects of each class, by category id.
 
     Raises:
         DataError: one report of everything that is wrong.
@@ -74,8 +76,16 @@ def check_coco(
     if same := find_repeated(categories.values()):
         logger.warning(f"{part}: categories of one name: {', '.join(same[:_SHOWN])}")
     pictures = [(str(images / image["file_name"]), None) for image in found.content["images"]]
-    check_pairs(part, pictures, max_value)
-    return [categories[number] for number in sorted(categories)]
+    checked = check_pairs(part, pictures, max_value)
+    objects = Counter(item["category_id"] for item in found.content["annotations"])
+    order = sorted(categories)
+    return DataSummary(
+        checked["images"],
+        checked["sizes"],
+        "objects",
+        [objects[number] for number in order],
+        [categories[number] for number in order],
+    )
 
 
 def _check_images(entries: list[dict], folder: Path, problems: list[str]) -> None:

@@ -20,17 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.console import FILE_ONLY, track
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture
 from ppvision.data.text import cut_text
-from ppvision.data.writing import progress
 from ppvision.errors import DataError
 from ppvision.files import cache_folder
 
 SHOWN = 10  # problems of each kind that the error lists
 ANY_CLASS = 2**16  # more classes than a label map of 16 bits can hold: no value is out of range
-CHECKS_VERSION = 2  # raise it when a check changes, so that stored verdicts are not used
+CHECKS_VERSION = 3  # raise it when a check changes, so that stored verdicts are not used
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,11 @@ class _Pair:
 
 @dataclass
 class _Finding:
-    """What one pair showed: problems as (kind, text), and pixels by label value."""
+    """What one pair showed: problems as (kind, text), the image's height and width, and pixels by
+    label value."""
 
     problems: list[tuple[str, str]] = field(default_factory=list)
+    size: tuple[int, int] | None = None
     pixels: Counter = field(default_factory=Counter)
 
 
@@ -80,8 +82,8 @@ def check_segmentation_list(
             are refused.
 
     Returns:
-        `images` and `labels` (how many), `class_pixels` (pixels of each class over the whole set,
-        a list of length `num_classes`) and `ignored_pixels`.
+        `images` and `labels` (how many), `sizes` (images by "WIDTHxHEIGHT"), `class_pixels` (pixels
+        of each class over the whole set, a list of length `num_classes`) and `ignored_pixels`.
 
     Raises:
         DataError: anything that training would stumble over, the first ten of each kind with line
@@ -119,7 +121,7 @@ def check_pairs(
         max_value: see `check_segmentation_list`.
 
     Returns:
-        `images` and `labels` (how many).
+        `images` and `labels` (how many), `sizes` (images by "WIDTHxHEIGHT").
 
     Raises:
         DataError: as `check_segmentation_list`.
@@ -132,7 +134,7 @@ def check_pairs(
     ]
     settings = [name, [[str(pair.image), str(pair.label)] for pair in pairs]]
     summary = _checked(name, pairs, [], settings, ANY_CLASS, -1, max_value)
-    return {key: summary[key] for key in ("images", "labels")}
+    return {key: summary[key] for key in ("images", "labels", "sizes")}
 
 
 def _checked(
@@ -148,18 +150,24 @@ def _checked(
     # Everything that a verdict depends on.
     stamp = _stamp([CHECKS_VERSION, max_pixels(), max_value, *settings], pairs)
     if (summary := _stored_verdict(stamp)) is not None:
-        logger.info("%s: unchanged since it was last checked, not decoded again", name)
+        logger.info(
+            "%s: unchanged since it was last checked, not decoded again", name, extra=FILE_ONLY
+        )
         return summary
 
     check = partial(
         _check_pair, num_classes=num_classes, ignore_index=ignore_index, max_value=max_value
     )
     pixels: Counter = Counter()
+    sizes: Counter = Counter()
     with ThreadPoolExecutor() as pool:
         try:
-            for finding in progress(pool.map(check, pairs), f"check {Path(name).name}", len(pairs)):
+            for finding in track(pool.map(check, pairs), f"check {Path(name).name}", len(pairs)):
                 problems += finding.problems
                 pixels += finding.pixels
+                if finding.size is not None:
+                    height, width = finding.size
+                    sizes[f"{width}x{height}"] += 1
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest first
             raise
@@ -173,6 +181,7 @@ def _checked(
     summary = {
         "images": len(pairs),
         "labels": sum(pair.label is not None for pair in pairs),
+        "sizes": dict(sizes.most_common()),
         "class_pixels": [pixels[value] for value in range(num_classes)],
         "ignored_pixels": pixels[ignore_index] if ignore_index not in range(num_classes) else 0,
     }
@@ -184,7 +193,7 @@ def _check_pair(
     pair: _Pair, num_classes: int, ignore_index: int, max_value: int | None
 ) -> _Finding:
     finding = _Finding()
-    image_size = _checked_image(pair, finding, max_value)
+    image_size = finding.size = _checked_image(pair, finding, max_value)
     if pair.label is not None:
         label = _checked_label(pair, finding, num_classes, ignore_index)
         if label is not None and image_size is not None and label.shape != image_size:

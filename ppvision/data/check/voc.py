@@ -2,10 +2,12 @@
 
 import logging
 import os
+from collections import Counter
 from pathlib import Path
 
 from ppvision.data.check.coco import other_size
 from ppvision.data.check.segmentation import check_pairs
+from ppvision.data.check.summary import DataSummary
 from ppvision.data.coco_reading import find_repeated, list_problems
 from ppvision.data.text import read_names
 from ppvision.data.voc_reading import read_voc
@@ -21,7 +23,7 @@ def check_voc(
     labels: Path,
     num_classes: int,
     max_value: int | None = None,
-) -> None:
+) -> DataSummary:
     """Check a list of pictures and XML files, and all that it names.
 
     Boxes without an area inside of their picture, which are left out, and forms of `difficult` that
@@ -34,6 +36,9 @@ def check_voc(
         labels: a class a line.
         num_classes: of the model.
         max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+
+    Returns:
+        Pictures, and objects of each class.
 
     Raises:
         DataError: one report of everything that is wrong.
@@ -68,4 +73,8 @@ def check_voc(
         found.notes.append("every object is difficult: a score counts none, and is 0")
     for note in found.notes:
         logger.warning(f"{part}: {annotations}: {note}")
-    check_pairs(part, [(str(picture.image), None) for picture in found.pictures], max_value)
+    pairs = [(str(picture.image), None) for picture in found.pictures]
+    checked = check_pairs(part, pairs, max_value)
+    objects = Counter(item.class_id for picture in found.pictures for item in picture.objects)
+    counts = [objects[number] for number in range(len(names))]
+    return DataSummary(checked["images"], checked["sizes"], "objects", counts, names)

@@ -4,11 +4,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppvision.console import track
 from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.convert.sources import SPLITS, existing_source, filled_list
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_xml
-from ppvision.data.writing import progress, write_description
+from ppvision.data.writing import write_description
 from ppvision.errors import DataError
 from ppvision.files import create_folder
 
@@ -49,7 +50,7 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
             (folder / "images" / split).mkdir(parents=True)
             coco = CocoInstances(dict(enumerate(CLASSES, start=1)))
             counts = dict.fromkeys(("empty_images", *_KINDS), 0)
-            for name in progress(names[split], f"bccd {split}"):
+            for name in track(names[split], f"bccd {split}"):
                 image = images / f"{name}.jpg"
                 height, width = read_picture(image).shape[:2]
                 shutil.copyfile(image, folder / "images" / split / image.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.console import track
 from ppvision.data.convert.sources import (
     SPLITS,
     Sample,
@@ -17,7 +18,7 @@ from ppvision.data.convert.sources import (
 )
 from ppvision.data.listing import find_pictures
 from ppvision.data.pictures import read_picture
-from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.data.writing import write_description, write_picture
 from ppvision.errors import DataError
 from ppvision.files import create_folder
 
@@ -87,7 +88,7 @@ def _write_split(folder: Path, split: str, samples: list[Sample], segnet: bool) 
     make_pair_folders(folder, split)
     pixels: Counter = Counter()
     images = []
-    for sample in progress(samples, f"camvid {split}"):
+    for sample in track(samples, f"camvid {split}"):
         label = read_map(sample.label, read_picture(sample.image).shape[:2])
         if segnet:
             label = np.where(label == UNLABELLED, IGNORED, label)

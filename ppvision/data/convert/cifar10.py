@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from ppvision.console import track
 from ppvision.data.convert.sources import SPLITS, existing_source
 from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
 from ppvision.data.pictures import read_picture
-from ppvision.data.writing import progress, write_description
+from ppvision.data.writing import write_description
 from ppvision.errors import DataError, shorten, shorten_text
 from ppvision.files import create_folder
 
@@ -68,7 +69,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
         for split in SPLITS:
             for name in CLASSES:
                 (folder / "classes" / split / name).mkdir(parents=True)
-        for where, split, name, content in progress(pictures, "cifar10"):
+        for where, split, name, content in track(pictures, "cifar10"):
             target = folder / "classes" / split / name / PurePosixPath(where).name
             if target.exists():
                 raise DataError(f"{source}: {where} is there twice. Remove one of them.")

@@ -25,10 +25,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppvision.console import track
 from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.listing import READABLE_SUFFIXES, find_pictures
 from ppvision.data.pictures import read_picture
-from ppvision.data.writing import progress, write_description, write_lines, write_picture
+from ppvision.data.writing import write_description, write_lines, write_picture
 from ppvision.errors import DataError, InputError, MissingFileError, shorten
 from ppvision.files import create_folder
 
@@ -275,7 +276,7 @@ def _write_split(
         (folder / "classes" / split / str(digit)).mkdir(parents=True)
     lines = []
     coco = CocoInstances({digit + 1: str(digit) for digit in range(10)})
-    for index in progress(range(count), f"digit-scenes {split}"):
+    for index in track(range(count), f"digit-scenes {split}"):
         # One generator per scene: scene i does not depend on how many others there are.
         rng = np.random.default_rng([options["seed"], split_id, index])
         scene = compose_scene(rng, digits, photos, options["size"], options["max_digits"])

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ppvision.console import track
 from ppvision.data.convert.digit_scenes import VAL_EVERY, load_digits
 from ppvision.data.convert.sources import SPLITS
-from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.data.writing import write_description, write_picture
 from ppvision.files import create_folder
 
 
@@ -33,7 +34,8 @@ def write_digits(output: str | Path) -> dict:
             counts: Counter[str] = Counter()
             for name in names:
                 (folder / "classes" / split / name).mkdir(parents=True)
-            for tile, digit in progress(zip(tiles, classes, strict=True), f"{split} digits"):
+            pairs = zip(tiles, classes, strict=True)
+            for tile, digit in track(pairs, f"{split} digits", len(tiles)):
                 name = names[digit]
                 path = folder / "classes" / split / name / f"{counts[name]:04d}.png"
                 write_picture(path, np.repeat(tile[..., None], 3, axis=2))

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ppvision.console import track
 from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.convert.sources import (
     SPLITS,
@@ -17,7 +18,7 @@ from ppvision.data.convert.sources import (
 )
 from ppvision.data.listing import LeftOut, find_pictures, is_leftover
 from ppvision.data.pictures import read_picture
-from ppvision.data.writing import progress, write_description, write_picture
+from ppvision.data.writing import write_description, write_picture
 from ppvision.errors import DataError, InputError, shorten
 from ppvision.files import create_folder
 
@@ -112,7 +113,7 @@ def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int)
     make_pair_folders(folder, split)
     coco = CocoInstances({1: "nucleus"})
     dropped = 0
-    for picture in progress(pictures, f"dsb2018 {split}"):
+    for picture in track(pictures, f"dsb2018 {split}"):
         name = f"{split}/{picture.name}.png"
         image = read_picture(picture.image)
         instances = _read_instances(picture, image.shape[:2])

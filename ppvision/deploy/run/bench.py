@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import paddle
 from paddle import nn
-from tqdm import tqdm
 
+from ppvision.console import track
 from ppvision.deploy.run.engines import Engine
 from ppvision.deploy.run.predictor import Predictor
 from ppvision.tables import format_table
@@ -87,7 +87,7 @@ def bench_exported(
 
         runs = {"eager": run_eager, **runs}
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in tqdm(range(WARM_UP + repeats), desc="bench", unit="round", disable=None):
+    for number in track(range(WARM_UP + repeats), "bench", unit="round"):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -124,5 +124,10 @@ def table(rows: Sequence[Latency]) -> str:
         for row in rows
     ]
     names = ("model", "median ms", "10..90 %", "engine", "bytes", "speed-up")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return f"{format_table([names, *cells], '<><<<<')}\npeak memory of this process {peak:,.0f} MiB"
+    peak = f"peak memory of this process {peak_memory():,.0f} MiB"
+    return f"{format_table([names, *cells], '<><<<<')}\n{peak}"
+
+
+def peak_memory() -> float:
+    """The most memory that this process has had, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

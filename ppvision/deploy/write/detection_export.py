@@ -11,6 +11,7 @@ import numpy as np
 import paddle
 
 from ppvision.arguments import check_choice
+from ppvision.console import ProgressLine
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.run.engines import Engine, engine_name, failing_as, in_one_line, open_runtime
@@ -86,14 +87,18 @@ def export_detector(
     check_packed(model, bits)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
-    with evaluation_mode(model), replacing as work:
+    line = ProgressLine("export", 3, "step")
+    with evaluation_mode(model), replacing as work, line:
+        line.update(0, "run the model")
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
+        line.update(1, "trace and write")
         with model.in_graphs(), graph_forms(model.model, format):
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+        line.update(1, "compare")
         error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
         files = manifests.FILES[format]
         manifests.Manifest(
@@ -119,6 +124,7 @@ def export_detector(
             max_value=max_value,
         ).write(final)
         sync_files(final)
+        line.update(1, "")
     return folder
 
 

@@ -12,6 +12,7 @@ import paddle
 from paddle import nn
 
 from ppvision.arguments import check_choice, check_layer, check_utf8
+from ppvision.console import ProgressLine
 from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.composition import graph_parameters
@@ -121,11 +122,14 @@ def export_model(
     check_packed(model, bits)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
-    with evaluation_mode(model), replacing as work:
+    line = ProgressLine("export", 4, "step")
+    with evaluation_mode(model), replacing as work, line:
+        line.update(0, "run the model")
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
 
+        line.update(1, "trace and write")
         final = raw = work / "final"
         with graph_forms(model, format):
             graph = trace(model, shape, output_op, every_output=task == "features")
@@ -137,7 +141,9 @@ def export_model(
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
+        line.update(1, "compare")
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
+        line.update(1, "OpenVINO")
         of_openvino, openvino = None, None
         if format == "paddle" and has_openvino():
             of_openvino, openvino = _with_openvino(
@@ -169,6 +175,7 @@ def export_model(
             max_value=max_value,
         ).write(final)
         sync_files(final)
+        line.update(1, "")
     return folder
 
 

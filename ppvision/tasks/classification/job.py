@@ -5,6 +5,7 @@ Its config: `ppvision/tasks/classification/config.py`.
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -15,10 +16,11 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from tqdm import tqdm
 
+from ppvision.console import track
 from ppvision.data.augment import MixBatch
 from ppvision.data.check.segmentation import check_pairs
+from ppvision.data.check.summary import DataSummary
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import ZipPath, check_zip, has_root, read_sample
 from ppvision.data.training_pictures import TrainingPictures
@@ -41,6 +43,7 @@ from ppvision.tasks.config import ConfigError
 from ppvision.tasks.job import Job
 from ppvision.tasks.pictures import labelled
 from ppvision.tasks.prediction import Picture, classify_to_folder, pixels_of
+from ppvision.tasks.scores import class_rows, finite_or_none
 from ppvision.tasks.training import steps_of
 from ppvision.zoo import create_model
 
@@ -65,6 +68,22 @@ class Scores:
         """`Evaluate/top1`, ...; what is not known is left out."""
         found = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {f"Evaluate/{name}": value for name, value in found.items() if value is not None}
+
+    def as_dict(self, names: list[str]) -> dict[str, object]:
+        """`scores` by name and `classes`, each with its `name`, `pictures`, `recall` and
+        `precision`; None for what is not known. `names` may be empty."""
+        true, predicted = self.confusion.sum(1), self.confusion.sum(0)
+        hits = np.diag(self.confusion)
+        with np.errstate(invalid="ignore"):  # a class that does not occur: nan
+            rows = class_rows({"recall": hits / true, "precision": hits / predicted}, names)
+        means = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+        return {
+            "scores": {k: None if v is None else finite_or_none(v) for k, v in means.items()},
+            "classes": [
+                {"name": row.pop("name"), "pictures": int(count), **row}
+                for row, count in zip(rows, true, strict=True)
+            ],
+        }
 
     def table(self, names: list[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
@@ -228,8 +247,11 @@ class Classification(Job):
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         return self.content[part].get("max_value")
 
-    def check_data(self, *parts: str) -> None:
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
         """Decode every picture of `train_dataset` / `val_dataset`.
+
+        Returns:
+            What is in each part.
 
         Raises:
             DataError: one report of everything that is wrong, or classes that differ.
@@ -237,13 +259,25 @@ class Classification(Job):
         """
         if "train_dataset" in parts:
             _ = self.teacher  # says what is wrong with it before anything else takes time
+        found = {}
         for part in parts:
             dataset = getattr(self, part)
             paths = [path for path, _ in dataset.samples]
             if isinstance(paths[0], ZipPath):
-                check_zip(part, paths, dataset.max_value)
+                checked = check_zip(part, paths, dataset.max_value)
             else:
-                check_pairs(part, [(str(path), None) for path in paths], dataset.max_value)
+                pairs = [(str(path), None) for path in paths]
+                checked = check_pairs(part, pairs, dataset.max_value)
+            pictures = Counter(label for _, label in dataset.samples)
+            names = dataset.classes
+            counts = [pictures[label] for label in range(max(len(names), max(pictures) + 1))]
+            found[part] = DataSummary(
+                checked["images"],
+                checked["sizes"],
+                "pictures",
+                counts,
+                names if len(names) == len(counts) else [],
+            )
         if {"train_dataset", "val_dataset"} <= set(parts):
             ours, theirs = self.train_dataset.classes, self.val_dataset.classes
             named = "list_path" not in self.content["train_dataset"]
@@ -254,6 +288,7 @@ class Classification(Job):
                     f"{', '.join(differ[:10])} stand in one of the two only. A class's number is "
                     "its place among the sorted folders."
                 )
+        return found
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -313,9 +348,8 @@ class Classification(Job):
         totals = _Totals(self.num_classes)
         # Not Paddle's loader, which hangs when a sample raises.
         starts = range(0, len(mine), self.batch_size)
-        shown = {"desc": "eval", "unit": "batch", "disable": None if rank == 0 else True}
         with read_in_order(self.val_dataset.__getitem__, mine, num_workers) as samples:
-            for _ in tqdm(starts, **shown):
+            for _ in track(starts, "eval", unit="batch", hidden=rank > 0):
                 batch = list(itertools.islice(samples, self.batch_size))
                 shapes = {image.shape for image, _ in batch}
                 if len(shapes) > 1:
@@ -344,7 +378,7 @@ class Classification(Job):
                 f"got {manifest.task} of {manifest.num_classes} in {model_dir}."
             )
         totals = _Totals(self.num_classes)
-        for path, label in tqdm(self.val_dataset.samples, desc="eval", unit="img", disable=None):
+        for path, label in track(self.val_dataset.samples, "eval"):
             found = predictor(read_sample(path, self.max_value))
             if found.probabilities is None:
                 totals.confusion[label, found.class_id] += 1

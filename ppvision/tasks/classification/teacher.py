@@ -28,8 +28,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from tqdm import tqdm
 
+from ppvision.console import ProgressLine
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.deploy import Predictor, export_model
@@ -226,7 +226,7 @@ class Teacher:
         files = {start: parts / f"{start:08d}.npy" for start in starts}
         with (
             tempfile.TemporaryDirectory(prefix="ppvision-") as work,
-            tqdm(total=shape[0], desc="teacher", unit="img", disable=None) as bar,
+            ProgressLine("teacher", shape[0]) as bar,
         ):
             answer: Answer | None = None
             for start in starts:
@@ -246,7 +246,7 @@ class Teacher:
         shutil.rmtree(parts, ignore_errors=True)
 
     def _answer_part(
-        self, answer: Answer, dataset: ClassFolders, start: int, stop: int, bar: tqdm
+        self, answer: Answer, dataset: ClassFolders, start: int, stop: int, bar: ProgressLine
     ) -> np.ndarray:
         rows = []
         for first in range(start, stop, BATCH // 2):

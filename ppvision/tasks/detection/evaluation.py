@@ -14,8 +14,8 @@ import paddle
 from paddle import nn
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from tqdm import tqdm
 
+from ppvision.console import track
 from ppvision.deploy import Predictor
 from ppvision.engine.reading import read_in_order
 from ppvision.errors import DataError
@@ -129,9 +129,8 @@ class _Batches:
             ) from error
 
     def __iter__(self) -> Iterator[dict]:
-        quiet = True if paddle.distributed.get_rank() else None
-        shown = {"desc": "eval", "unit": "batch", "disable": quiet}
-        for batch in tqdm(self.found, total=len(self), **shown):
+        hidden = paddle.distributed.get_rank() > 0
+        for batch in track(self.found, "eval", len(self), "batch", hidden=hidden):
             yield {key: _as_tensors(value) for key, value in batch.items()}
 
 

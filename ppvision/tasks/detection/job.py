@@ -18,6 +18,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.data.check.coco import check_coco
+from ppvision.data.check.summary import DataSummary
 from ppvision.data.check.voc import check_voc
 from ppvision.data.coco_reading import read_category_names
 from ppvision.data.listing import result_names
@@ -296,15 +297,19 @@ class Detection(Job):
         dataset.needs_masks = self._has_masks or "gt_poly" in dataset.data_fields
         return dataset
 
-    def check_data(self, *parts: str) -> None:
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
         """Check annotations and pictures of `train_dataset` / `val_dataset`.
+
+        Returns:
+            What is in each part in COCO's or Pascal VOC's form; others are not looked at.
 
         Raises:
             DataError: one report of everything that is wrong.
         """
-        known: dict[str, list[str]] = {}
-        for part in parts:
-            part = {"train_dataset": "TrainDataset", "val_dataset": "EvalDataset"}[part]
+        known: dict[str, Sequence[str]] = {}
+        found = {}
+        for name in parts:
+            part = {"train_dataset": "TrainDataset", "val_dataset": "EvalDataset"}[name]
             if part == "EvalDataset" and "EvalReader" not in self.content:
                 raise ConfigError("config: detection: expected 'EvalReader' to evaluate, got none.")
             dataset = self._dataset(part)
@@ -318,13 +323,14 @@ class Detection(Job):
                         f"config: {part}: expected gt_poly among data_fields, which the mask head "
                         f"learns from, got {fields}."
                     )
-                known[part] = check_coco(
+                found[name] = check_coco(
                     part,
                     *files,
                     self.content["num_classes"],
                     masks=dataset.needs_masks,
                     max_value=dataset.max_value,
                 )
+                known[part] = found[name].names
             elif isinstance(dataset, VOCDataSet):
                 missing = {"gt_bbox", "gt_class", "difficult"} - set(dataset.data_fields)
                 if not dataset.label_list or (part == "EvalDataset" and missing):
@@ -335,12 +341,13 @@ class Detection(Job):
                 files = root / dataset.anno_path, root / dataset.image_dir
                 labels = root / dataset.label_list
                 count = self.content["num_classes"]
-                check_voc(part, *files, labels, count, dataset.max_value)
+                found[name] = check_voc(part, *files, labels, count, dataset.max_value)
         if len(known) == 2 and known["TrainDataset"] != known["EvalDataset"]:
             raise DataError(
                 "EvalDataset: expected the categories of TrainDataset, in the same order: "
                 f"{known['TrainDataset']}, got {known['EvalDataset']}."
             )
+        return found
 
     # -- train ---------------------------------------------------------------------------------
 

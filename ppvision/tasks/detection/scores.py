@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from ppvision.tables import format_table
+from ppvision.tasks.scores import class_rows
 
 # Of pycocotools' list of twelve, in its order.
 _COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -33,6 +34,12 @@ class Scores:
             for kind, found in self.means.items()
             for name, value in found.items()
         }
+
+    def as_dict(self, names: Sequence[str]) -> dict[str, object]:
+        """`scores` by name (`bbox_AP`, ...) and `classes`, each with its `name` and the average
+        precision by kind; None for a class without objects. `names` may be empty."""
+        means = {tag.partition("/")[2]: float(value) for tag, value in self.by_tag().items()}
+        return {"scores": means, "classes": class_rows(self.by_class, names)}
 
     def table(self, names: Sequence[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ppvision.console import FILE_ONLY, ProgressLine
 from ppvision.data.listing import is_leftover
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.bench import bench_exported
@@ -66,7 +67,9 @@ def export_widths(
     is_earlier = lambda path: path.is_dir() and not _other_files(path)  # noqa: E731
     # All widths, the table and the record take their place together: an export that fails or is
     # killed leaves the earlier one as it was.
-    with replace_folder(folder, is_earlier, "an earlier export at widths", "save_dir") as work:
+    replacing = replace_folder(folder, is_earlier, "an earlier export at widths", "save_dir")
+    # Each width is exported, then measured.
+    with replacing as work, ProgressLine("export", 2 * len(widths), "step") as line:
         final = work / "final"
         rows = _export_all(
             job,
@@ -77,6 +80,7 @@ def export_widths(
             output_op=output_op,
             model_format=model_format,
             evaluate=evaluate,
+            line=line,
         )
         _write_table(final / TABLE, rows)
         write_comparison(final / "vdl", {f"w{row['bits']}": row for row in rows})
@@ -97,6 +101,7 @@ def _export_all(
     output_op: str | None,
     model_format: str,
     evaluate: bool,
+    line: ProgressLine,
 ) -> list[dict[str, object]]:
     """Write the folder of each width; a row for each."""
     state = job.state(model_path, widths[0])
@@ -104,7 +109,7 @@ def _export_all(
         state.check_bits(k)
     rows = []
     for k in widths:
-        logger.info(f"export: {k} bits")
+        logger.info(f"export: {k} bits", extra=FILE_ONLY)
         model = pack_model(job.structure(), state, k)
         job.export(
             model,
@@ -114,6 +119,7 @@ def _export_all(
             model_format=model_format,
             bits=k,
         )
+        line.update()
     threads = usable_cpus()
     folders = [folder / f"w{k}" for k in widths]
     latencies = bench_exported(folders, threads=threads)
@@ -132,6 +138,7 @@ def _export_all(
             "load_s": round(_load_seconds(exported), 2),
         }
         rows.append(row)
+        line.update()
     return rows
 
 

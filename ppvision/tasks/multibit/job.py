@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.data.check.summary import DataSummary
 from ppvision.deploy import Predictor
 from ppvision.engine.trainer import ForwardPass
 from ppvision.errors import EngineError
@@ -243,8 +244,8 @@ class MultiBitJob(Job):
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
         return self.float_job.fitting(arrays)
 
-    def check_data(self, *parts: str) -> None:
-        self.float_job.check_data(*parts)
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
+        return self.float_job.check_data(*parts)
 
     @property
     def train_dataset(self) -> paddle.io.Dataset:

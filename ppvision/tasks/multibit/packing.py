@@ -1,14 +1,13 @@
 """`pack`: a trained model, or a float one as it is, as a layered model."""
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from paddle import nn
-from tqdm import tqdm
 
+from ppvision.console import ProgressLine
 from ppvision.data.listing import list_images
 from ppvision.data.pictures import read_picture
 from ppvision.quant import OnceQAT, save_layered
@@ -92,7 +91,7 @@ def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
     for quanter in activations:
         quanter.calibrating = True
     if activations:
-        with _progress(chosen, "activations") as bar:
+        with ProgressLine("activations", len(chosen)) as bar:
             for path in chosen:
                 _show(job, once, path, bar)
     _set_activations(once)
@@ -101,7 +100,7 @@ def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
         return
     for k in once.widths[1:]:
         once.set_bits(k)
-        with _progress(chosen, f"statistics at {k} bits") as bar:
+        with ProgressLine(f"statistics at {k} bits", len(chosen)) as bar:
             estimate_statistics(norms, [partial(_show, job, once, path, bar) for path in chosen])
     once.set_bits(once.widths[0])
 
@@ -118,10 +117,6 @@ def _set_activations(once: OnceQAT) -> None:
             quanter.calibrated()
 
 
-def _progress(pictures: Sequence[Path], what: str) -> tqdm:
-    return tqdm(total=len(pictures), desc=what, unit="img", disable=None)
-
-
-def _show(job: Job, model: nn.Layer, path: Path, bar: tqdm) -> None:
+def _show(job: Job, model: nn.Layer, path: Path, bar: ProgressLine) -> None:
     job.predict_image(model, read_picture(path, max_value=job.max_value))
     bar.update()

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import paddle
 from paddle.io.dataloader.collate import default_collate_fn
-from tqdm import tqdm
 
 # Registers and repairs; says when PaddleSeg is missing.
+from ppvision.console import track
 from ppvision.environment import usable_cpus
 from ppvision.plugins.paddleseg import stock_losses
 
@@ -23,6 +23,7 @@ from paddleseg.cvlibs import Config, SegBuilder, manager
 from paddleseg.transforms import Compose
 
 from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
+from ppvision.data.check.summary import DataSummary
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
@@ -195,16 +196,20 @@ class Segmentation(Job):
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         return cfg.get("max_value")
 
-    def check_data(self, *parts: str) -> None:
+    def check_data(self, *parts: str) -> dict[str, DataSummary]:
         """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
+
+        Returns:
+            What is in each part.
 
         Raises:
             DataError: one report of everything that is wrong.
         """
+        found = {}
         for part in parts:
             cfg = self._check_place(part)
             if cfg["type"] == "Dataset":
-                check_segmentation_list(
+                checked = check_segmentation_list(
                     cfg[f"{cfg['mode']}_path"],
                     cfg["dataset_root"],
                     cfg["num_classes"],
@@ -214,7 +219,15 @@ class Segmentation(Job):
                 )
             else:
                 pairs = getattr(self.builder, part).file_list
-                check_pairs(f"{part} ({cfg['type']})", pairs, cfg.get("max_value"))
+                checked = check_pairs(f"{part} ({cfg['type']})", pairs, cfg.get("max_value"))
+            found[part] = DataSummary(
+                checked["images"],
+                checked["sizes"],
+                "pixels",
+                checked.get("class_pixels"),
+                ignored=checked.get("ignored_pixels", 0),
+            )
+        return found
 
     def _check_place(self, part: str) -> dict:
         """What the config says of `train_dataset` or `val_dataset`, which must name its files."""
@@ -349,10 +362,9 @@ class Segmentation(Job):
         dataset = self._built("val_dataset")
         scoring = Scoring(dataset.num_classes, dataset.ignore_index)
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
-        shown = {"desc": "eval", "unit": "img", "disable": True if rank else None}
         mine = range(rank, len(dataset), world)
         with read_in_order(read, mine, num_workers) as samples:
-            for sample in tqdm(samples, total=len(mine), **shown):
+            for sample in track(samples, "eval", len(mine), hidden=rank > 0):
                 scoring.update(*predict(sample))
         scoring.add_other_ranks()
         return scoring.scores()

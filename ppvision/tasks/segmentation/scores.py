@@ -13,6 +13,7 @@ from paddleseg.utils import metrics
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
 from ppvision.tables import format_table
+from ppvision.tasks.scores import class_rows, finite_or_none
 
 logger = logging.getLogger("ppvision")
 
@@ -42,10 +43,23 @@ class Scores:
         found = {"mIoU": self.miou, "Acc": self.accuracy, **self.boundary}
         return {f"Evaluate/{name}": value for name, value in found.items() if np.isfinite(value)}
 
+    @property
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {"IoU": self.class_iou, "precision": self.class_precision, **self.class_boundary}
+
+    def as_dict(self, names: list[str]) -> dict[str, object]:
+        """`scores` by name and `classes`, each with its `name` and scores; None for what the set
+        does not define. `names` of the classes, or empty for numbers."""
+        means = {"mIoU": self.miou, "Acc": self.accuracy, "Kappa": self.kappa, **self.boundary}
+        return {
+            "scores": {name: finite_or_none(value) for name, value in means.items()},
+            "classes": class_rows(self._columns, names),
+        }
+
     def table(self, names: list[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.class_iou))]
-        columns = {"IoU": self.class_iou, "precision": self.class_precision, **self.class_boundary}
+        columns = self._columns
         rows = zip(names, *columns.values(), strict=True)
         lines = [format_table([("class", *columns), *rows])]
         if any(np.isnan(scores).any() for scores in self.class_boundary.values()):

@@ -1,0 +1,618 @@
+"""Where a command's output goes: results to stdout, the log to stderr, the rest to a log file.
+
+Libraries print warnings, whole configs and C++ log lines to both streams. Inside of `Console`
+the descriptors 1 and 2 lead to a log file, and only what ppvision itself says reaches the user:
+
+    with Console("eval", verbose=False) as console:
+        show("mIoU 0.5340")            # a result: stdout
+        tell("ppvision: stopped")      # a message: stderr, as is the log of `ppvision`
+        for item in track(items, "eval"):
+            ...                        # one progress line: stderr
+
+Without a `Console` (ppvision used as a library) nothing is redirected, and progress lines are shown
+on terminals only.
+"""
+
+import contextlib
+import ctypes
+import faulthandler
+import io
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TextIO, TypeVar
+
+from tqdm import tqdm
+
+logger = logging.getLogger("ppvision")
+
+TAIL_LINES = 20  # of the log file, shown after a failure
+_TAIL_BYTES = 64 * 1024  # of the log file that are read for them
+_LINE_LENGTH = 300  # letters of one of them
+# Seconds between two plain progress lines: a log of a day's training then has 3,000 of them.
+_PLAIN_INTERVAL = 30.0
+_PACKAGE = Path(__file__).parent
+_RANK = "PADDLE_TRAINER_ID"  # set by Paddle's launcher
+
+# Extra of a log record that is for the log file only, such as the numbers of a training step, which
+# the progress line shows.
+FILE_ONLY = {"file_only": True}
+
+Item = TypeVar("Item")
+
+_console: "Console | None" = None  # the one in use
+
+
+class _Descriptor(io.RawIOBase):
+    """Writes to a descriptor, wherever that leads at the time; what it refuses is lost.
+
+    A full disk must not end a command because a library prints. It is told once.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self._number = number
+
+    def fileno(self) -> int:
+        return self._number
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._number, rest) :]
+        except OSError as error:
+            if _console is not None:
+                _console.tell_lost(error)
+        return len(data)
+
+
+def _open_stream(number: int) -> TextIO:
+    # Nothing is held back: a process that is forked would write it once more.
+    return io.TextIOWrapper(
+        _Descriptor(number), encoding="utf-8", errors="backslashreplace", write_through=True
+    )
+
+
+def _keep_stream(stream: TextIO, number: int) -> TextIO:
+    """A stream to where `stream` leads now, also after descriptor `number` leads elsewhere."""
+    try:
+        same = stream.fileno() == number
+    except (OSError, ValueError):  # in memory, as in a test
+        return stream
+    if not same:
+        return stream
+    return open(
+        os.dup(number), "w", encoding=stream.encoding, errors="backslashreplace", buffering=1
+    )
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Log lines to stderr, above the progress line."""
+
+    def __init__(self, console: "Console") -> None:
+        super().__init__(console.err)
+        self._console = console
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        hidden = getattr(record, "file_only", False) and not self._console.verbose
+        return not hidden and bool(super().filter(record))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with _bars_cleared():
+            super().emit(record)
+
+
+class Console:
+    """The output of one command; a context manager, of which one is in use at a time.
+
+    On every way out of the block the descriptors 1 and 2, `sys.stdout`, `sys.stderr` and the logger
+    are again what they were. Of several ranks only the first redirects anything: the launcher gives
+    each of the others a file of its own.
+
+    Args:
+        verb: of the command; a part of the log file's name.
+        verbose: redirect nothing, so that everything that libraries print is shown. Default False.
+
+    Attributes:
+        out: stdout of the command, for results.
+        err: its stderr, for the log.
+        log_path: the log file, or None where there is none (`verbose`, another rank, no place to
+            write one).
+        is_temporary: whether the log file goes when the command ends; not that of a run's folder.
+    """
+
+    def __init__(self, verb: str, *, verbose: bool = False) -> None:
+        self.verb = verb
+        self.verbose = verbose or os.environ.get(_RANK, "0") != "0"
+        self.out: TextIO = sys.stdout
+        self.err: TextIO = sys.stderr
+        self.log_path: Path | None = None
+        self.is_temporary = True
+        self._keep = False
+        self._told_lost = False
+        self.process = os.getpid()
+        self._catches_crashes = False
+        self._restore = contextlib.ExitStack()
+
+    def __enter__(self) -> "Console":
+        global _console
+        if not self.verbose:
+            self._redirect()
+        self._take_logger()
+        if not self.verbose:
+            self._show_our_warnings()
+        _console = self
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _console
+        _end_progress()
+        if self._catches_crashes:
+            faulthandler.disable()
+        _console = None
+        self._restore.close()
+        if self.log_path is not None and self.is_temporary and not self._keep:
+            self.log_path.unlink(missing_ok=True)
+
+    # -- descriptors -----------------------------------------------------------------------------
+
+    def _redirect(self) -> None:
+        before = sys.stdout, sys.stderr
+        for stream in before:
+            stream.flush()
+        _flush_c()
+        self.out, self.err = _keep_stream(sys.stdout, 1), _keep_stream(sys.stderr, 2)
+        log, reason = self._open_log()
+        saved = {number: _duplicate(number) for number in (1, 2)}
+
+        def restore() -> None:
+            sys.stdout, sys.stderr = before
+            _flush_c()  # into the log, what C code has held back
+            for number, copy in saved.items():
+                if copy is None:
+                    os.close(number)
+                else:
+                    os.dup2(copy, number)
+                    os.close(copy)
+            for stream, first in zip((self.out, self.err), before, strict=True):
+                if stream is not first:
+                    with contextlib.suppress(OSError):  # nobody reads it any more
+                        stream.close()
+
+        self._restore.callback(restore)
+        _lead_streams_to(log)
+        sys.stdout, sys.stderr = _open_stream(1), _open_stream(2)
+        if reason:
+            self.tell(
+                f"ppvision: no log file: {reason}. The command goes on; what libraries print is "
+                "lost (--verbose shows it)."
+            )
+
+    def _open_log(self) -> tuple[int, str]:
+        """A descriptor to write to, and why it is no file, or an empty text."""
+        try:
+            handle, name = tempfile.mkstemp(prefix=f"ppvision-{self.verb}-", suffix=".log")
+            os.close(handle)
+            self.log_path = Path(name)
+            return os.open(name, os.O_WRONLY | os.O_APPEND), ""
+        except OSError as error:  # no folder for temporary files can be written
+            return os.open(os.devnull, os.O_WRONLY), error.strerror or str(error)
+
+    def move_log(self, path: Path) -> None:
+        """Go on with the log in `path`, behind what is there; the file stays.
+
+        Where that cannot be written, says so and goes on with the file that is in use.
+        """
+        if self.verbose:
+            self._add_file(path)
+            return
+        _flush_c()
+        try:
+            with path.open("ab") as target:
+                if self.log_path is not None:
+                    with self.log_path.open("rb") as source:
+                        shutil.copyfileobj(source, target)
+                target.flush()
+                _lead_streams_to(os.dup(target.fileno()))
+        except OSError as error:
+            where = "" if self.log_path is None else f" It stays in {self.log_path}."
+            self.tell(
+                f"ppvision: {path}: the log cannot be written there "
+                f"({error.strerror or error}).{where}"
+            )
+            self._keep = True
+            return
+        if self.log_path is not None:
+            self.log_path.unlink(missing_ok=True)
+        self.log_path, self.is_temporary = path, False
+
+    def _add_file(self, path: Path) -> None:
+        try:
+            handler = logging.FileHandler(path, encoding="utf-8")
+        except OSError as error:
+            self.tell(f"ppvision: {path}: the log cannot be written ({error.strerror or error}).")
+            return
+        handler.setFormatter(_formatter())
+        logger.addHandler(handler)
+        self._restore.callback(handler.close)
+
+    # -- the log -----------------------------------------------------------------------------------
+
+    def _take_logger(self) -> None:
+        """Our own handlers: libraries set the root logger's level as they please."""
+        before = logger.handlers, logger.level, logger.propagate
+
+        def restore() -> None:
+            logger.handlers, logger.propagate = before[0], before[2]
+            logger.setLevel(before[1])
+
+        self._restore.callback(restore)
+        handlers: list[logging.Handler] = [_ConsoleHandler(self)]
+        if not self.verbose:
+            handlers.append(logging.StreamHandler(sys.stderr))  # which leads to the log file
+        for handler in handlers:
+            handler.setFormatter(_formatter())
+        logger.handlers = handlers
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+    def _show_our_warnings(self) -> None:
+        """Python's warnings go to the log file, and those of ppvision's own code to stderr too."""
+        before = warnings.showwarning
+
+        def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+            # Our warnings are UserWarnings and name the module of ours that called.
+            if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+                logger.warning(str(message))
+            before(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_warning
+        self._restore.callback(setattr, warnings, "showwarning", before)
+
+    def show(self, text: str) -> None:
+        """Write a result to stdout."""
+        with _bars_cleared():
+            print(text, file=self.out, flush=True)
+
+    def tell(self, text: str) -> None:
+        """Write a message to stderr; lost where nobody reads that any more."""
+        with _bars_cleared(), contextlib.suppress(OSError):
+            print(text, file=self.err)
+
+    def tell_lost(self, error: OSError) -> None:
+        """Say once that the log file takes no more."""
+        if not self._told_lost and self.process == os.getpid():
+            self._told_lost = True
+            self.tell(
+                f"ppvision: {self.log_path}: the log cannot be written "
+                f"({error.strerror or error}). The command goes on without it."
+            )
+
+    def tell_last(self, line: str) -> None:
+        """`tell` before the process ends, though its terminal may be gone (SIGHUP)."""
+        _end_progress()
+        for stream, text in ((self.out, ""), (self.err, line and f"{line}\n")):
+            try:
+                stream.write(text)
+                stream.flush()
+            except OSError:  # or Python would fail at it once more, and end with another code
+                drop_stream(stream)
+
+    def tell_tail(self) -> None:
+        """After a failure: show the last lines of the log file and its path, and keep it."""
+        _end_progress()
+        _flush_c()
+        lines = self._read_tail()
+        if not lines:
+            return
+        self._keep = True
+        self.tell(f"ppvision: the last lines of {self.log_path}:")
+        for line in lines:
+            self.tell(f"    {line}")
+
+    def _read_tail(self) -> list[str]:
+        if self.log_path is None:
+            return []
+        try:
+            with self.log_path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - _TAIL_BYTES))
+                text = file.read().decode("utf-8", errors="backslashreplace")
+        except OSError:
+            return []
+        # A library's progress bar writes its line again and again: its last form counts.
+        lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")]
+        shown = ["".join(c for c in x if c.isprintable() or c == "\t") for x in lines if x.strip()]
+        return [line[:_LINE_LENGTH] for line in shown[-TAIL_LINES:]]
+
+    def show_crashes(self) -> None:
+        """Let a crash in C code (SIGSEGV, SIGABRT, ...) write Python's traceback to stderr.
+
+        Where the process has done so itself (pytest), nothing changes. Call it after Paddle's own
+        handlers are gone.
+        """
+        if self.log_path is None or faulthandler.is_enabled():
+            return
+        with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor
+            faulthandler.enable(self.err)
+            self._catches_crashes = True
+
+
+def _formatter() -> logging.Formatter:
+    return logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S")
+
+
+def _duplicate(number: int) -> int | None:
+    try:
+        return os.dup(number)
+    except OSError:  # closed, since the command started
+        return None
+
+
+def _lead_streams_to(log: int) -> None:
+    """Let descriptors 1 and 2 lead to where `log` does, which is closed."""
+    for number in (1, 2):
+        if log != number:
+            os.dup2(log, number)
+    if log > 2:
+        os.close(log)
+
+
+def _flush_c() -> None:
+    """Write what C code holds back for stdout, before its descriptor leads elsewhere."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).fflush(None)
+
+
+def drop_stream(stream: TextIO) -> None:
+    """Lose what is written to a stream that nobody reads any more."""
+    with contextlib.suppress(OSError, ValueError):
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, stream.fileno())
+        os.close(sink)
+
+
+# -- for all modules -------------------------------------------------------------------------------
+
+
+def show(text: str) -> None:
+    """Write a result to the command's stdout."""
+    if _console is None:
+        print(text, flush=True)
+    else:
+        _console.show(text)
+
+
+def tell(text: str) -> None:
+    """Write a message to the command's stderr."""
+    if _console is None:
+        print(text, file=sys.stderr)
+    else:
+        _console.tell(text)
+
+
+def result_stream() -> TextIO:
+    """The command's stdout."""
+    return sys.stdout if _console is None else _console.out
+
+
+def tell_last(line: str) -> None:
+    """See `Console.tell_last`."""
+    (_console or Console("")).tell_last(line)
+
+
+def show_crashes() -> None:
+    """See `Console.show_crashes`; nothing without a console."""
+    if _console is not None:
+        _console.show_crashes()
+
+
+def is_verbose() -> bool:
+    """Whether the command shows every log line, those of numbers among them."""
+    return _console is not None and _console.verbose
+
+
+def move_log(path: Path) -> None:
+    """See `Console.move_log`; nothing without a console."""
+    if _console is not None:
+        _console.move_log(path)
+
+
+# -- progress --------------------------------------------------------------------------------------
+
+
+class _Bar(tqdm):
+    """One line of a terminal."""
+
+    # tqdm's own would start a thread, and its lock is shared with processes that are forked: one
+    # that is killed while it holds the lock would stop us for ever.
+    monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
+
+_PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+_PLAIN_OPEN = "{desc}: {n_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"  # of unknown length
+
+
+class ProgressLine:
+    """One line that says how far a piece of work is: speed, time left, and a note.
+
+    On a terminal the line updates. Elsewhere a command writes a plain line every 30 seconds and one
+    at the end. One that begins inside of another is shown in that one's line. As a context manager,
+    it begins with the block and ends with it.
+
+    Args:
+        what: one or two words before the numbers.
+        total: of the units; None where it is not known.
+        unit: one of what is counted; "B" for bytes.
+        start: units that are done already.
+        hidden: show nothing (another rank than the first).
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        unit: str = "img",
+        *,
+        start: int = 0,
+        hidden: bool = False,
+    ) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.count = self._start = start
+        self.hidden = hidden
+        self._note = ""
+        self.bar: _Bar | None = None
+        self._outer: ProgressLine | None = None
+        self._plain = False
+        self._written = start  # units that the last plain line told
+        self._began = self._told = time.monotonic()
+
+    def __enter__(self) -> "ProgressLine":
+        if self.hidden:
+            return self
+        self._outer = _open[-1] if _open else None
+        _open.append(self)
+        err = sys.stderr if _console is None else _console.err
+        if self._outer is not None:
+            self._outer._show_inner(self)
+        elif err.isatty():
+            self.bar = _Bar(
+                total=self.total,
+                initial=self.count,
+                desc=self.what,
+                unit=self.unit,
+                unit_scale=self.unit == "B",
+                dynamic_ncols=True,
+                file=err,
+            )
+        else:
+            self._plain = _console is not None and not _console.verbose
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, count: int = 1, note: str | None = None) -> None:
+        """`count` more units are done; `note` replaces what stands behind the numbers."""
+        self.count += count
+        if note is not None:
+            self._note = note
+        if self.bar is not None:
+            with contextlib.suppress(OSError):  # the terminal is gone
+                if note is not None:
+                    self.bar.set_postfix_str(note, refresh=False)
+                self.bar.update(count)
+        elif self._outer is not None:
+            self._outer._show_inner(self)
+        elif self._plain and time.monotonic() - self._told >= _PLAIN_INTERVAL:
+            self.write_line()
+
+    def write_line(self) -> None:
+        """Where lines do not update, write one now."""
+        if self._plain and _console is not None and self._written != self.count:
+            self._written = self.count
+            self._told = time.monotonic()
+            _console.tell(self._text())
+
+    def close(self) -> None:
+        """End the line; once more does nothing."""
+        if self not in _open:
+            return
+        _open.remove(self)
+        if self.bar is not None:
+            with contextlib.suppress(OSError):
+                self.bar.close()
+        elif self._outer is not None:
+            self._outer._show_inner(None)
+        else:
+            self.write_line()
+
+    def _show_inner(self, inner: "ProgressLine | None") -> None:
+        """Show a piece of work that is done inside of this one."""
+        if self.bar is None:
+            return
+        text = self._note
+        if inner is not None:
+            part = f"{inner.count}/{inner.total}" if inner.total else str(inner.count)
+            text = f"{text}, {inner.what} {part}" if text else f"{inner.what} {part}"
+        self.bar.set_postfix_str(text, refresh=False)
+        # As often as tqdm itself would.
+        if time.monotonic() - self._told >= self.bar.mininterval or inner is None:
+            self._told = time.monotonic()
+            with contextlib.suppress(OSError):
+                self.bar.refresh()
+
+    def _text(self) -> str:
+        return tqdm.format_meter(
+            self.count,
+            self.total,
+            time.monotonic() - self._began,
+            prefix=self.what,
+            unit=self.unit,
+            unit_scale=self.unit == "B",
+            initial=self._start,
+            bar_format=_PLAIN if self.total else _PLAIN_OPEN,
+            postfix=self._note or None,
+        )
+
+
+_open: list[ProgressLine] = []  # lines, the inner ones last
+
+
+def track(
+    items: Iterable[Item],
+    what: str,
+    total: int | None = None,
+    unit: str = "img",
+    *,
+    hidden: bool = False,
+) -> Iterator[Item]:
+    """The items, one after another, with a `ProgressLine`; `total` defaults to their `len`."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with ProgressLine(what, total, unit, hidden=hidden) as progress:
+        for item in items:
+            yield item
+            progress.update()
+
+
+def _end_progress() -> None:
+    """End all lines, so that what is written now stays the last."""
+    for progress in reversed(_open.copy()):
+        progress.close()
+
+
+@contextlib.contextmanager
+def _bars_cleared() -> Iterator[None]:
+    """Write in the block without a progress line in the way, which is drawn again after it."""
+    # A process that was forked has a copy of the lines, which are not its own.
+    ours = _console is not None and _console.process == os.getpid()
+    bars = [line.bar for line in _open if line.bar is not None] if ours else []
+    for bar in bars:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            bar.clear()
+    try:
+        yield
+    finally:
+        for bar in bars:
+            with contextlib.suppress(OSError):
+                bar.refresh()

@@ -1,0 +1,28 @@
+"""Scores of every task as plain values, for `ppvision eval --json`."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number of Python's own, or None for one that JSON does not have (nan, infinity)."""
+    return float(value) if math.isfinite(value) else None
+
+
+def class_rows(
+    columns: Mapping[str, np.ndarray | Sequence[float]], names: Sequence[str]
+) -> list[dict[str, object]]:
+    """A dictionary for each class.
+
+    Args:
+        columns: K numbers by score.
+        names: of the K classes, or empty for numbers.
+    """
+    count = len(next(iter(columns.values())))
+    names = list(names) or [str(number) for number in range(count)]
+    return [
+        {"name": name, **{key: finite_or_none(column[k]) for key, column in columns.items()}}
+        for k, name in enumerate(names)
+    ]
