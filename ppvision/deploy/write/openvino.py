@@ -95,7 +95,7 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
-        program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
     (folder / FILES["paddle"].earlier_program).write_bytes(program)
 
 
@@ -105,18 +105,28 @@ _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_
 _IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
 
 
-def _slimmed(program: bytes) -> bytes:
+def slimmed(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
     description = framework_pb2.ProgramDesc.FromString(program)
     for block in description.blocks:
         used = set()
         for op in block.ops:
             _keep(op.attrs, lambda attribute: attribute.name not in _IDLE_ATTRIBUTES)
+            _undilate(op)
             _keep(op.inputs, lambda slot: slot.arguments)
             _keep(op.outputs, lambda slot: slot.arguments and slot.parameter not in _IDLE_OUTPUTS)
             used.update(name for slot in (*op.inputs, *op.outputs) for name in slot.arguments)
         _keep(block.vars, lambda variable: variable.name in used)  # noqa: B023 (called at once)
     return description.SerializeToString()
+
+
+def _undilate(op: Message) -> None:
+    """Where the padding is "same" Paddle's convolutions take no notice of a dilation; OpenVINO's
+    do."""
+    attributes = {attribute.name: attribute for attribute in op.attrs}
+    if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
+        dilations = attributes["dilations"].ints
+        dilations[:] = [1] * len(dilations)
 
 
 def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:
