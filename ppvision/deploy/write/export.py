@@ -89,9 +89,10 @@ def export_model(
     The check (`ppvision.deploy.verify.parity`) runs the graph in Paddle Inference with and without
     oneDNN, or in ONNX Runtime: at two odd sizes where height and width are free, with one and two
     pictures where the batch is. oneDNN that fails to run or gives other numbers is reported by a
-    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known
-    height and width there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`): that it
-    does not know an operator, or gives other numbers, is reported in the same way.
+    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With a known height and width
+    there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`), which is run in a process
+    of its own: that it does not know an operator, crashes, or gives other numbers, is reported in
+    the same way.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
