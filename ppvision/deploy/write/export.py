@@ -124,7 +124,7 @@ def export_model(
             _check_logits(probes[0][1][0], task, output_op, classes)
 
         final = raw = work / "final"
-        with graph_forms(model, format):
+        with graph_forms(model):
             graph = trace(model, shape, output_op, every_output=task == "features")
             if output_op == "none":
                 write_graphs(graph, {final: None}, format)
@@ -259,11 +259,8 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 
 @contextmanager
-def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
-    """The model with our layers in the forms for Paddle Inference's graphs; as it is for ONNX."""
-    if format != "paddle":
-        yield
-        return
+def graph_forms(model: nn.Layer) -> Iterator[None]:
+    """The model with our layers in the forms for graphs of Paddle Inference and ONNX Runtime."""
     with pale_form(model), difference_form(model):
         yield
 
