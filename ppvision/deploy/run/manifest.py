@@ -181,19 +181,23 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Nms:
-    """Non-maximum suppression that is not in the graph but follows it.
+    """Non-maximum suppression that is not in the graph of the earlier format but follows it.
 
     Attributes:
         score_threshold: boxes below are dropped.
         iou_threshold: of two boxes of a class that overlap more, the one of lower score is dropped.
-        candidates: boxes of a class that are looked at, those of highest score.
-        kept: boxes of a picture, those of highest score.
+        candidates: boxes of a class that are looked at, those of highest score; null: all.
+        kept: boxes of a picture, those of highest score; null: all.
+        normalized: whether a box's width is right - left; false: one pixel more.
+        background: the class that is left out; null: none.
     """
 
     score_threshold: Annotated[float, _SHARE]
     iou_threshold: Annotated[float, _SHARE]
-    candidates: Annotated[int, whole(1, 10**7)]
-    kept: Annotated[int, whole(1, 10**7)]
+    candidates: Annotated[int | None, optional(whole(1, 10**7))]
+    kept: Annotated[int | None, optional(whole(1, 10**7))]
+    normalized: Annotated[bool, flag] = True
+    background: Annotated[int | None, optional(whole(0, _MAX_CLASSES))] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +230,7 @@ class Manifest:
     openvino: Annotated[bool | None, optional(flag)]
     onednn: Annotated[bool | None, optional(flag)]  # the same of oneDNN; null for ONNX
     input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
-    # The last operator of the graph; nms may follow the graph instead, see `nms`.
+    # The last operator of the graph; nms may follow the graph of the earlier format, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
     transforms: Annotated[list[dict[str, Any]], list_of(plain_mapping(256, 4), 0, 64)]
@@ -244,6 +248,8 @@ class Manifest:
     )
     # Bits of the inputs of products; null: float.
     activations: Annotated[int | None, optional(one_of(8))] = None
+    # What follows a detector's graph in the earlier format; null: it is inside.
+    nms: Annotated[Nms | None, optional(fields_of(Nms))] = None
     # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
     max_value: Annotated[int | None, _MAX_VALUE] = None
 
@@ -258,7 +264,6 @@ class Manifest:
     # Its name in the zoo, and the one that PaddleX knows.
     architecture: Annotated[str | None, optional(_NAME)] = None
     paddlex_name: Annotated[str | None, optional(_NAME)] = None
-    nms: Annotated[Nms | None, optional(fields_of(Nms))] = None  # null: inside of the graph
     tile: Annotated[Tile | None, optional(fields_of(Tile))] = None
     # What PaddleSeg's clients read; the only entry that is not ours. Nothing of ours reads it.
     Deploy: Annotated[dict | None, optional(plain_mapping(20_000, 8))] = None

@@ -13,7 +13,8 @@ that are read from a tensor cannot be expressed in it. Pale blocks are in the fo
 
 import re
 import tempfile
-from collections.abc import Callable, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import paddle
@@ -23,8 +24,8 @@ from paddle.base.framework import Variable
 from paddle.base.proto import framework_pb2
 
 from ppvision.deploy.run.engines import in_one_line
-from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.write.graph import trace
+from ppvision.deploy.run.manifest import FILES, Nms
+from ppvision.deploy.write.graph import save_graph, trace, trace_detector
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
@@ -61,20 +62,76 @@ def write_openvino_programs(
     """
     if None in input_shape[2:]:
         return False
+    with _as_engine_error(), token_form(model), difference_form(model), earlier_format():
+        graph = trace(model, input_shape, output_op, every_output=every_output)
+        if raw == final:
+            _write(graph, None, final)
+        else:
+            logits, result = graph.forward.concrete_program.outputs
+            _write(graph, [logits], raw)
+            _write(graph, [result], final)
+    return True
+
+
+def write_openvino_detector(
+    model: nn.Layer, network: nn.Layer, input_shape: Sequence[int | None], folder: Path
+) -> Nms | None:
+    """Write `model.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
+    `model.pdiparams` of an export.
+
+    Args:
+        model: as of `export_detector`, in the way that is to be traced.
+        network: of PaddleDetection, inside of it.
+        input_shape: of the pictures, `[B, C, H, W]`.
+        folder: with the graph to be deployed.
+
+    Returns:
+        The NMS that follows it; None where nothing was written: for a batch that is not 1, or a
+        free height or width.
+
+    Raises:
+        RuntimeError: as of `write_openvino_programs`, or for an NMS of another kind.
+    """
+    if input_shape[0] != 1 or None in input_shape[2:]:
+        return None
+    with _as_engine_error(), token_form(network), difference_form(network), earlier_format():
+        graph = trace_detector(model, input_shape)
+        program = graph.forward.concrete_program
+        *_, boxes, scores = program.outputs
+        nms = _find_nms(program.main_program, boxes, scores)
+        _write(graph, [boxes, scores], folder)
+    return nms
+
+
+def _find_nms(program: paddle.static.Program, boxes: Variable, scores: Variable) -> Nms:
+    """The settings of the operator that chooses from boxes and scores."""
+    kinds = [op for op in program.global_block().ops if op.type == "multiclass_nms3"]
+    if len(kinds) != 1 or kinds[0].attr("nms_eta") != 1.0:
+        raise InputError("expected one NMS of many classes, with a fixed threshold")
+    (op,) = kinds
+    if [*op.input("BBoxes"), *op.input("Scores")] != [boxes.name, scores.name]:
+        raise InputError("expected that NMS gets boxes and scores as the model gives them")
+    limits = {name: op.attr(name) for name in ("nms_top_k", "keep_top_k", "background_label")}
+    known = {name: None if value < 0 else value for name, value in limits.items()}
+    return Nms(
+        # Attributes are float32: 0.01 is 0.009999999776.
+        score_threshold=float(f"{op.attr('score_threshold'):.7g}"),
+        iou_threshold=float(f"{op.attr('nms_threshold'):.7g}"),
+        candidates=known["nms_top_k"],
+        kept=known["keep_top_k"],
+        normalized=op.attr("normalized"),
+        background=known["background_label"],
+    )
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
     try:
-        with token_form(model), difference_form(model), earlier_format():
-            graph = trace(model, input_shape, output_op, every_output=every_output)
-            if raw == final:
-                _write(graph, None, final)
-            else:
-                logits, result = graph.forward.concrete_program.outputs
-                _write(graph, [logits], raw)
-                _write(graph, [result], final)
+        yield
     except OSError:
         raise  # a full disk, say, which is no fault of the model
     except Exception as error:  # whatever tracing raises
         raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
-    return True
 
 
 def _reason(error: Exception) -> str:
@@ -89,7 +146,7 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         naming_storage(folder, Path(work)),
     ):
         prefix = Path(work) / "model"
-        paddle.jit.save(graph, str(prefix), output_spec=outputs)
+        save_graph(graph, str(prefix), outputs)
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
