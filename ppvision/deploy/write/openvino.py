@@ -151,7 +151,7 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
         program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
-        _check_operators(program)
+        check_operators(program)
     (folder / FILES["paddle"].earlier_program).write_bytes(program)
 
 
@@ -170,7 +170,8 @@ LACKED = frozenset(
 )  # fmt: skip
 
 
-def _check_operators(program: bytes) -> None:
+def check_operators(program: bytes) -> None:
+    """Raise `EngineError` for a serialised program with operators that OpenVINO does not know."""
     description = framework_pb2.ProgramDesc.FromString(program)
     kinds = {op.type for block in description.blocks for op in block.ops}
     if lacked := sorted(kinds & LACKED):
