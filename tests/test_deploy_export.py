@@ -11,7 +11,7 @@ from paddle import nn
 
 from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
-from ppvision.deploy.verify import comparison, parity
+from ppvision.deploy.verify import parity, running
 from ppvision.deploy.write.graph import _trace_tables, write_graphs
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.nn.semantic_diffusion import SemanticDiffusionPyramid
@@ -360,7 +360,7 @@ def _lie(monkeypatch, liar: str) -> None:
         runtime.run = lambda x: [(1.25 if engine == liar else 1) * out for out in run(x)]
         return runtime
 
-    monkeypatch.setattr(comparison, "open_runtime", open_liar)
+    monkeypatch.setattr(running, "open_runtime", open_liar)
 
 
 def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):

@@ -387,6 +387,7 @@ def test_onnx(scenes, tmp_path):
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
+@pytest.mark.openvino_process
 @pytest.mark.skipif(not has_openvino(), reason="this build of Paddle has no OpenVINO")
 @pytest.mark.parametrize("architecture", ["YOLOv3", "RetinaNet", "FCOS"])
 def test_exported_for_openvino_with_nms_outside(scenes, tmp_path, architecture):

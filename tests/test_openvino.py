@@ -340,6 +340,7 @@ def test_semantic_diffusion(tmp_path, similarity):
         assert np.abs(one - other).max() <= 1e-4 * max(1, np.abs(other).max())
 
 
+@pytest.mark.openvino_process
 @needs_openvino
 @pytest.mark.parametrize("output_op", ["none", "argmax"])
 def test_other_networks_run_in_it_too(tmp_path, output_op):
@@ -376,6 +377,7 @@ ENDS = {
 }
 
 
+@pytest.mark.openvino_process
 @needs_openvino
 @pytest.mark.parametrize("end", list(ENDS))
 def test_a_crash_or_a_hang_turns_it_off_aloud(tmp_path, monkeypatch, end):
@@ -404,6 +406,7 @@ def test_a_lacked_operator_is_named(tmp_path):
         exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
 
 
+@pytest.mark.openvino_process
 @needs_openvino
 def test_an_export_does_not_open_it_in_its_own_process(tmp_path, monkeypatch):
     engines = []
@@ -435,6 +438,7 @@ def test_graph_holds_nothing_idle(tmp_path):
     assert not {name for name in attributes if name.startswith("op_")}
 
 
+@pytest.mark.openvino_process
 @needs_openvino
 def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
     run = comparison.run_in_openvino

@@ -30,7 +30,11 @@ def test_three_networks(tmp_path, capsys):
     rows = rows_of(table)
     assert list(rows) == ["zoo:resnet20", "vision:LeNet", "seg:ENet"]
     for name in ("zoo:resnet20", "vision:LeNet"):
-        assert (rows[name]["traced"], rows[name]["runs"], rows[name]["reason"]) == ("yes", "yes", "")
+        assert (rows[name]["traced"], rows[name]["runs"], rows[name]["reason"]) == (
+            "yes",
+            "yes",
+            "",
+        )
         assert float(rows[name]["error"]) < 1e-4
     assert (rows["seg:ENet"]["traced"], rows["seg:ENet"]["runs"]) == ("yes", "no")
     assert "unpool" in rows["seg:ENet"]["reason"]

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.deploy.run.engines import Batch, Engine, engine_name, failing_as, open_runtime
+from ppvision.deploy.run.engines import (
+    Batch,
+    Engine,
+    engine_name,
+    failing_as,
+    in_one_line,
+    open_runtime,
+)
 from ppvision.errors import EngineError, PpvisionError
 
 # Seconds for OpenVINO's comparison, to load Paddle included. It compiles the largest networks of
@@ -76,9 +83,11 @@ def run_in_openvino(
         limit: in seconds.
 
     Raises:
-        EngineError: a graph does not load or run, the process crashed or took longer than `limit`.
-        OSError: the process cannot be started.
+        EngineError: a graph does not load or run; the process cannot be started, crashed or took
+            longer than `limit`.
+        OSError: no room for its temporary folder beside the graphs.
     """
+    name = engine_name("paddle", "openvino")
     # A process that is killed leaves its temporary files behind.
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as scratch:
         try:
@@ -92,13 +101,11 @@ def run_in_openvino(
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise EngineError(
-                f"{engine_name('paddle', 'openvino')} took more than {limit:.0f} s."
-            ) from error
+            raise EngineError(f"{name} took more than {limit:.0f} s.") from error
+        except OSError as error:  # no memory for another process, say
+            raise EngineError(f"{name} gets no process ({in_one_line(error)}).") from error
     if child.returncode != 0:
-        raise EngineError(
-            f"{engine_name('paddle', 'openvino')} ended its process ({_end(child.returncode)})."
-        )
+        raise EngineError(f"{name} ended its process ({_end(child.returncode)}).")
     answer = _unpack(child.stdout)
     if "error" in answer:
         raise EngineError(str(answer["error"]))
