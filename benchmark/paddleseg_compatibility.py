@@ -439,8 +439,8 @@ def _step(model, case: Model) -> None:
         )
 
 
-def try_model(name: str) -> None:
-    """`name` is a class, or `class own` for its own backbone."""
+def build_model(name: str, backbone: dict | None = None):
+    """`name` is a class, or `class own` for its own backbone; `backbone` stands for Pale."""
     import paddle
     from paddleseg.cvlibs import manager
 
@@ -449,13 +449,18 @@ def try_model(name: str) -> None:
     # A copy: some constructors take nested options apart.
     options = copy.deepcopy(case.own_options if own else case.options)
     if case.pale is not None:
-        kind = dict(case.own) if own else {"type": case.pale}
+        kind = dict(case.own) if own else dict(backbone or {"type": case.pale})
         with tempfile.NamedTemporaryFile(suffix=".pdparams") as empty:
             if kind.get("pretrained") == _NO_WEIGHTS:
                 paddle.save({}, empty.name)
                 kind["pretrained"] = empty.name
             options = {**options, "backbone": manager.BACKBONES[kind.pop("type")](**kind)}
-    _step(manager.MODELS[name](num_classes=case.classes, **options), case)
+    return manager.MODELS[name](num_classes=case.classes, **options)
+
+
+def try_model(name: str) -> None:
+    """`name`: as of `build_model`."""
+    _step(build_model(name), MODELS[name.split()[0]])
 
 
 def _message(error: BaseException) -> str:

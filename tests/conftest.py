@@ -1,5 +1,6 @@
 """What several tests share: a small data set and a small job on it."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,23 @@ from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def openvino_here(request, monkeypatch):
+    """Exports compare OpenVINO in the test's own process: to start another takes seconds each
+    time. Tests of that process are marked `openvino_process`."""
+    if request.node.get_closest_marker("openvino_process"):
+        return
+    for name in ("ppvision.deploy.verify.comparison", "ppvision.deploy.write.detection_export"):
+        if name in sys.modules:  # not loaded for tests without exports
+            monkeypatch.setattr(sys.modules[name], "run_in_openvino", _run_in_openvino)
+
+
+def _run_in_openvino(folders, inputs):
+    from ppvision.deploy.verify.running import run_graphs
+
+    return run_graphs(folders, "paddle", inputs, "openvino")
 
 
 @pytest.fixture(scope="session")

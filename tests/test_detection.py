@@ -22,6 +22,7 @@ from ppvision.data.coco_reading import expand_run_lengths
 from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
+from ppvision.deploy.run.engines import has_openvino
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.errors import DataError
@@ -382,6 +383,37 @@ def test_onnx(scenes, tmp_path):
     found, expected = Predictor(folder)(picture), job.predict_image(model, tmp_path / "x.png")
     assert len(found) > 3
     assert np.ptp(found.scores) > 0.01
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
+
+
+@pytest.mark.openvino_process
+@pytest.mark.skipif(not has_openvino(), reason="this build of Paddle has no OpenVINO")
+@pytest.mark.parametrize("architecture", ["YOLOv3", "RetinaNet", "FCOS"])
+def test_exported_for_openvino_with_nms_outside(scenes, tmp_path, architecture):
+    job = open_job(write_detector(tmp_path / "job.yml", small_detector(scenes, architecture)))
+    paddle.seed(0)
+    model = job.float_model
+    for name, parameter in model.named_parameters():
+        # Scores of many sizes, some of them sure.
+        if any(part in name for part in ("pred_cls", "retina_cls", "fcos_head_cls")):
+            parameter.set_value(paddle.randn(parameter.shape) * 0.5)
+    model.eval()
+    folder = job.export(
+        model,
+        tmp_path / "m",
+        input_shape=[1, 3, SIDE, SIDE],
+        output_op=None,
+        model_format="paddle",
+    )
+    picture = np.random.default_rng(5).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    predictor, other = Predictor(folder), Predictor(folder, use_onednn=False)
+    assert (predictor.engine, other.engine) == ("openvino", "native")
+    manifest = predictor.manifest
+    assert manifest.earlier_format
+    assert manifest.nms.kept == other.manifest.nms.kept > 0
+    found, expected = predictor(picture), other(picture)
+    assert len(found) == len(expected) > 3
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-4)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
 

@@ -16,6 +16,7 @@ from paddle.quantization.factory import QuanterFactory
 
 from ppvision.errors import EngineError
 from ppvision.forms import paddle_private as private
+from ppvision.forms.earlier_format import append_operator, earlier_format
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "ppvision"
@@ -98,9 +99,9 @@ def test_the_earlier_format_takes_operators_and_is_parsed(tmp_path):
     class Doubled(nn.Linear):
         def forward(self, x):
             x = x + self.bias
-            return private.append_operator("scale", {"X": x}, scale=2.0, bias=0.0)
+            return append_operator("scale", {"X": x}, scale=2.0, bias=0.0)
 
-    with private.earlier_format():
+    with earlier_format():
         graph = paddle.jit.to_static(
             Doubled(2, 2), input_spec=[paddle.static.InputSpec([1, 2], name="x")], full_graph=True
         )

@@ -10,7 +10,6 @@ of both.
 import functools
 import importlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ PLACES = {
     "load_combine_func": ("paddle.base.core:load_combine_func",),
     "save_combine_func": ("paddle.base.core:save_combine_func",),
     "multiclass_nms3": ("paddle._C_ops:multiclass_nms3",),
+    "Variable": ("paddle.base.framework:Variable",),
     "Value": ("paddle.pir:Value",),
     "_BatchNormBase": ("paddle.nn.layer.norm:_BatchNormBase",),
 }
@@ -115,20 +115,6 @@ def trace_tables() -> list[dict]:
     recorder = find_private("parameter_recorder")
     parameters, inplace = recorder._global_parameter_recorder, recorder._global_inplace_map
     return [parameters.params_dict, parameters.tensor2value, inplace.params_dict]
-
-
-def earlier_format() -> AbstractContextManager[None]:
-    """Inside, tracing gives a program in the format of before PIR."""
-    return find_private("DygraphOldIrGuard")()
-
-
-def append_operator(kind: str, inputs: Mapping[str, Tensor], **attributes: object) -> Tensor:
-    """The output `Out` of a new operator in the traced program of the earlier format; of the type
-    of its input `X`."""
-    helper = find_private("LayerHelper")(kind)
-    out = helper.create_variable_for_type_inference(dtype=inputs["X"].dtype)
-    helper.append_op(type=kind, inputs=dict(inputs), outputs={"Out": out}, attrs=attributes)
-    return out
 
 
 def parse_program(program: bytes) -> "Message":

@@ -203,19 +203,23 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Nms:
-    """Non-maximum suppression that is not in the graph but follows it.
+    """Non-maximum suppression that is not in the graph of the earlier format but follows it.
 
     Attributes:
         score_threshold: boxes below are dropped.
         iou_threshold: of two boxes of a class that overlap more, the one of lower score is dropped.
-        candidates: boxes of a class that are looked at, those of highest score.
-        kept: boxes of a picture, those of highest score.
+        candidates: boxes of a class that are looked at, those of highest score; null: all.
+        kept: boxes of a picture, those of highest score; null: all.
+        normalized: whether a box's width is right - left; false: one pixel more.
+        background: the class that is left out; null: none.
     """
 
     score_threshold: Share
     iou_threshold: Share
-    candidates: Annotated[int, whole(1, 10**7)]
-    kept: Annotated[int, whole(1, 10**7)]
+    candidates: Annotated[int, whole(1, 10**7)] | None
+    kept: Annotated[int, whole(1, 10**7)] | None
+    normalized: bool = True
+    background: Annotated[int, whole(0, _MAX_CLASSES)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +252,7 @@ class Manifest:
     openvino: bool | None
     onednn: bool | None  # the same of oneDNN; null for ONNX
     input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
-    # The last operator of the graph; nms may follow the graph instead, see `nms`.
+    # The last operator of the graph; nms may follow the graph of the earlier format, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
     transforms: Annotated[list[Transform], Count(0, 64)]
@@ -264,6 +268,8 @@ class Manifest:
     parameters: Annotated[dict[Name, Name], Count(0, _MAX_NAMES)] = field(default_factory=dict)
     # Bits of the inputs of products; null: float.
     activations: Literal[8] | None = None
+    # What follows a detector's graph in the earlier format; null: it is inside.
+    nms: Nms | None = None
     # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
     max_value: MaxValue | None = None
 
@@ -278,7 +284,6 @@ class Manifest:
     # Its name in the zoo, and the one that PaddleX knows.
     architecture: Name | None = None
     paddlex_name: Name | None = None
-    nms: Nms | None = None  # null: inside of the graph
     tile: Tile | None = None
     # What PaddleSeg's clients read; the only entry that is not ours. Nothing of ours reads it.
     Deploy: Annotated[dict, plain_mapping(20_000, 8)] | None = None

@@ -41,6 +41,7 @@ from ppvision.deploy.run.engines import (
     open_runtime,
 )
 from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of, verify_files
+from ppvision.deploy.run.nms import RuntimeWithNms
 from ppvision.deploy.run.transforms import Step, Transforms
 from ppvision.errors import (
     EngineError,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
 
 Picture = str | os.PathLike | np.ndarray
+Runtime = PaddleRuntime | OnnxRuntime | RuntimeWithNms
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ class _Prepared:
 class _Opened:
     """The engines of one width, which a call uses from its beginning to its end."""
 
-    runtime: PaddleRuntime | OnnxRuntime
+    runtime: Runtime
     engine: Engine | None
     weights: "LayeredModel | None"  # in the place of the folder's
-    without_onednn: PaddleRuntime | None = None  # for small pictures; opened when one comes
+    without_onednn: Runtime | None = None  # for small pictures; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -163,7 +165,7 @@ class Predictor:
         self._how = {"threads": threads, "device": device}
         self._use_onednn = use_onednn
         self._layered = layered
-        self._kept: dict[str, PaddleRuntime] = {}  # OpenVINO's, by the sha256 of their weights
+        self._kept: dict[str, Runtime] = {}  # OpenVINO's, by the sha256 of their weights
         self._changing = threading.Lock()  # one width after the other
         self._closed = False
         self._opened: _Opened | None = None
@@ -261,13 +263,14 @@ class Predictor:
                 check_room(Path(work), Path(work))
             yield Path(work)
 
-    def _open_runtime(
-        self, folder: Path, engine: Engine, keep: bool
-    ) -> PaddleRuntime | OnnxRuntime:
-        def opened() -> PaddleRuntime | OnnxRuntime:
+    def _open_runtime(self, folder: Path, engine: Engine, keep: bool) -> Runtime:
+        def opened() -> Runtime:
             manifest = self.manifest
             files = manifest.model_files
-            return open_runtime(folder, manifest.format, files=files, engine=engine, **self._how)
+            runtime = open_runtime(folder, manifest.format, files=files, engine=engine, **self._how)
+            if engine == "openvino" and manifest.nms is not None:
+                return RuntimeWithNms(runtime, manifest.nms)
+            return runtime
 
         if engine != "openvino" or not keep:
             return opened()
@@ -276,9 +279,7 @@ class Predictor:
             self._kept[weights] = opened()
         return self._kept[weights]
 
-    def _try(
-        self, folder: Path, engine: Engine, *, keep: bool, insist: bool
-    ) -> PaddleRuntime | None:
+    def _try(self, folder: Path, engine: Engine, *, keep: bool, insist: bool) -> Runtime | None:
         """A runtime that has run once, or None and a warning."""
         manifest = self.manifest
         try:
@@ -322,7 +323,7 @@ class Predictor:
         self._one_pixel = free and enlarges(self._folder / manifest.program)
         return _Opened(runtime, name, weights)
 
-    def _runtime_for(self, opened: _Opened, height: int, width: int) -> PaddleRuntime | OnnxRuntime:
+    def _runtime_for(self, opened: _Opened, height: int, width: int) -> Runtime:
         """Without oneDNN where a feature map that is enlarged may be one pixel."""
         if not (self._one_pixel and max(height, width) <= ONE_PIXEL):
             return opened.runtime

@@ -14,9 +14,18 @@ from ppvision.arguments import check_choice
 from ppvision.console import ProgressLine
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
-from ppvision.deploy.run.engines import Engine, engine_name, failing_as, in_one_line, open_runtime
+from ppvision.deploy.run.engines import (
+    Engine,
+    engine_name,
+    failing_as,
+    has_openvino,
+    in_one_line,
+    open_runtime,
+)
+from ppvision.deploy.run.nms import suppress
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw
+from ppvision.deploy.verify.running import run_in_openvino
 from ppvision.deploy.write.export import (
     check_packed,
     checked_classes,
@@ -28,6 +37,7 @@ from ppvision.deploy.write.export import (
     parameter_names,
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
+from ppvision.deploy.write.openvino import write_openvino_detector
 from ppvision.errors import InputError
 from ppvision.files import replace_folder, sync_files
 
@@ -65,6 +75,10 @@ def export_detector(
 ) -> Path:
     """Write a detector for deployment, NMS inside, after comparing what was written with the model.
 
+    A detector of one stage, at a known height and width and batch 1, gets a graph for OpenVINO too,
+    which ends in boxes and scores: `deploy.yaml` has the NMS that follows it, and `Predictor` runs
+    it.
+
     Args:
         model: the detector as a layer of tensors.
         folder, input_shape, format, name, bits, max_value: see `ppvision.deploy.export_model`.
@@ -93,30 +107,35 @@ def export_detector(
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
         line.update(1, "trace and write")
-        with model.in_graphs(), graph_forms(model.model, format):
+        with model.in_graphs(), graph_forms(model.model):
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         line.update(1, "compare")
         error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
+        of_openvino, openvino, nms = None, None, None
+        if format == "paddle" and has_openvino() and not _has_two_stages(probes):
+            of_openvino, openvino, nms = _with_openvino(model, probes, final, shape, tolerance)
         files = manifests.FILES[format]
+        earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
             task="detection",
             format=format,
             program=files.program,
             weights=files.weights,
-            earlier_format=False,
-            openvino=None,
+            earlier_format=earlier_format,
+            openvino=openvino,
+            nms=nms,
             input_shape=shape,
             output_op="nms",
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=num_classes,
             classes=classes,
             bits=bits,
-            files=manifests.describe_files(final, manifests.file_names(files, False)),
-            max_error_to_eager=error,
+            files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
+            max_error_to_eager=max(error, of_openvino or 0.0),
             checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
@@ -188,6 +207,51 @@ def _compare_engines(
         )
         return max(worst, _compare(probes, [raw, final], *how, "native")), False
     return max(worst, error), True
+
+
+def _has_two_stages(probes: Sequence[Probe]) -> bool:
+    """Whether NMS chooses from boxes of proposals, which are not in order by picture."""
+    return probes[0][1][-1].ndim == 2
+
+
+def _with_openvino(
+    model: Detector,
+    probes: Sequence[Probe],
+    final: Path,
+    shape: Sequence[int | None],
+    tolerance: float,
+) -> tuple[float | None, bool | None, manifests.Nms | None]:
+    """Write the graph for OpenVINO beside the others, and compare it.
+
+    Returns:
+        The largest error, whether OpenVINO may run the export (None where there is nothing to try),
+        and the NMS that follows its graph.
+    """
+    try:
+        with model.in_graphs():
+            nms = write_openvino_detector(model, model.model, shape, final)
+        if nms is None:
+            return None, None, None
+        return _compare_openvino(probes, final, nms, model.bounds, tolerance), True, nms
+    except RuntimeError as failure:  # a ParityError too
+        warnings.warn(
+            f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
+            stacklevel=3,
+        )
+    (final / manifests.FILES["paddle"].earlier_program).unlink(missing_ok=True)
+    return None, False, None
+
+
+def _compare_openvino(
+    probes: Sequence[Probe], final: Path, nms: manifests.Nms, bounds: Bounds, tolerance: float
+) -> float:
+    (found,) = run_in_openvino([final], [inputs for inputs, _ in probes])
+    worst = 0.0
+    for (inputs, eager), raw in zip(probes, found, strict=True):
+        where = f"{engine_name('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
+        worst = max(worst, check_raw(eager[-RAW:], raw, tolerance, where))
+        check_found(eager[:-RAW], suppress(*raw, nms), bounds, tolerance, where)
+    return worst
 
 
 def _compare(

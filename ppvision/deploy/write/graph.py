@@ -105,6 +105,8 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
             warnings.filterwarnings("ignore", message="Value do not have 'place' interface")
             # A detector's `_, x = topk(...)` in one branch alone.
             warnings.filterwarnings("ignore", message="Return results has maybe unbound local")
+            # Paddle's own arange, in the earlier format.
+            warnings.filterwarnings("ignore", message=r"The Attr\(force_cpu\) of Op")
             graph.forward.concrete_program  # noqa: B018 (traces, and keeps the result)
     except Exception as error:
         # Paddle forgets what it has noted of a program once that is complete. Of one that failed it
@@ -142,13 +144,13 @@ def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], fo
         MissingPackageError: paddle2onnx is not installed.
     """
     for folder, outputs in parts.items():
-        _save(graph, str(folder / "model"), None if outputs is None else list(outputs))
+        save_graph(graph, str(folder / "model"), None if outputs is None else list(outputs))
     if format == "onnx":
         sizes = graph.forward.function_spec.input_spec[0].shape[2:]
         convert_folders(list(parts), any_size=any(n is None or n < 0 for n in sizes))
 
 
-def _save(graph: nn.Layer, prefix: str, outputs: list[int] | None) -> None:
+def save_graph(graph: nn.Layer, prefix: str, outputs: list | None) -> None:
     """`paddle.jit.save`, which refuses inputs that the outputs do not need: a detector's sizes may
     be such."""
     specs = list(graph.forward.function_spec.input_spec)

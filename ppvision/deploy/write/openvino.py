@@ -5,9 +5,9 @@ Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a
 the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
 graph twice and its weights once.
 
-Only networks with Pale blocks get one, at a known height and width. Sizes that are read from a
-tensor cannot be expressed in that format; and Paddle 3.2 keeps an engine's memory until the process
-ends, which of packed ResNets filled a machine. The blocks are in the form for tokens
+Every network gets one whose height and width are known and that can be traced in that format
+(`ppvision.forms.earlier_format`); benchmark/results/openvino_networks.csv says which can. Sizes
+that are read from a tensor cannot be expressed in it. Pale blocks are in the form for tokens
 (`ppvision.forms.tokens`).
 """
 
@@ -22,14 +22,14 @@ from google.protobuf.message import Message
 from paddle import Tensor, nn
 
 from ppvision.deploy.run.engines import in_one_line
-from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.write.graph import trace
+from ppvision.deploy.run.manifest import FILES, Nms
+from ppvision.deploy.write.graph import save_graph, trace, trace_detector
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
-from ppvision.forms.paddle_private import append_operator, earlier_format, parse_program
+from ppvision.forms.earlier_format import earlier_format
+from ppvision.forms.paddle_private import parse_program
 from ppvision.forms.tokens import token_form
-from ppvision.models.pale_transformer import PaleBlock
 
 
 def write_openvino_programs(
@@ -52,30 +52,85 @@ def write_openvino_programs(
         every_output: all that the model gives.
 
     Returns:
-        Whether they were written: not for a free height or width, or without Pale blocks.
+        Whether they were written: not for a free height or width.
 
     Raises:
-        RuntimeError: the model cannot be traced in the earlier format, or its weights come out in
-            another order; the cause is attached. Nothing new stands in `final`.
+        RuntimeError: the model cannot be traced in the earlier format, its weights come out in
+            another order, or OpenVINO lacks an operator; the cause is attached.
         OSError: a file cannot be written.
     """
-    has_blocks = any(isinstance(layer, PaleBlock) for layer in model.sublayers())
-    if None in input_shape[2:] or not has_blocks:
+    if None in input_shape[2:]:
         return False
+    with _as_engine_error(), token_form(model), difference_form(model), earlier_format():
+        graph = trace(model, input_shape, output_op, every_output=every_output)
+        if raw == final:
+            _write(graph, None, final)
+        else:
+            logits, result = graph.forward.concrete_program.outputs
+            _write(graph, [logits], raw)
+            _write(graph, [result], final)
+    return True
+
+
+def write_openvino_detector(
+    model: nn.Layer, network: nn.Layer, input_shape: Sequence[int | None], folder: Path
+) -> Nms | None:
+    """Write `model.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
+    `model.pdiparams` of an export.
+
+    Args:
+        model: as of `export_detector`, in the way that is to be traced.
+        network: of PaddleDetection, inside of it.
+        input_shape: of the pictures, `[B, C, H, W]`.
+        folder: with the graph to be deployed.
+
+    Returns:
+        The NMS that follows it; None where nothing was written: for a batch that is not 1, or a
+        free height or width.
+
+    Raises:
+        RuntimeError: as of `write_openvino_programs`, or for an NMS of another kind.
+    """
+    if input_shape[0] != 1 or None in input_shape[2:]:
+        return None
+    with _as_engine_error(), token_form(network), difference_form(network), earlier_format():
+        graph = trace_detector(model, input_shape)
+        program = graph.forward.concrete_program
+        *_, boxes, scores = program.outputs
+        nms = _find_nms(program.main_program, boxes, scores)
+        _write(graph, [boxes, scores], folder)
+    return nms
+
+
+def _find_nms(program: paddle.static.Program, boxes: Tensor, scores: Tensor) -> Nms:
+    """The settings of the operator that chooses from boxes and scores."""
+    kinds = [op for op in program.global_block().ops if op.type == "multiclass_nms3"]
+    if len(kinds) != 1 or kinds[0].attr("nms_eta") != 1.0:
+        raise InputError("expected one NMS of many classes, with a fixed threshold")
+    (op,) = kinds
+    if [*op.input("BBoxes"), *op.input("Scores")] != [boxes.name, scores.name]:
+        raise InputError("expected that NMS gets boxes and scores as the model gives them")
+    limits = {name: op.attr(name) for name in ("nms_top_k", "keep_top_k", "background_label")}
+    known = {name: None if value < 0 else value for name, value in limits.items()}
+    return Nms(
+        # Attributes are float32: 0.01 is 0.009999999776.
+        score_threshold=float(f"{op.attr('score_threshold'):.7g}"),
+        iou_threshold=float(f"{op.attr('nms_threshold'):.7g}"),
+        candidates=known["nms_top_k"],
+        kept=known["keep_top_k"],
+        normalized=op.attr("normalized"),
+        background=known["background_label"],
+    )
+
+
+@contextmanager
+def _as_engine_error() -> Iterator[None]:
     try:
-        with token_form(model), difference_form(model), _earlier_functions():
-            graph = trace(model, input_shape, output_op, every_output=every_output)
-            if raw == final:
-                _write(graph, None, final)
-            else:
-                logits, result = graph.forward.concrete_program.outputs
-                _write(graph, [logits], raw)
-                _write(graph, [result], final)
+        yield
     except OSError:
         raise  # a full disk, say, which is no fault of the model
     except Exception as error:  # whatever tracing raises
         raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
-    return True
 
 
 def _reason(error: Exception) -> str:
@@ -90,12 +145,36 @@ def _write(graph: nn.Layer, outputs: list[object] | None, folder: Path) -> None:
         naming_storage(folder, Path(work)),
     ):
         prefix = Path(work) / "model"
-        paddle.jit.save(graph, str(prefix), output_spec=outputs)
+        save_graph(graph, str(prefix), outputs)
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
-        program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        check_operators(program)
     (folder / FILES["paddle"].earlier_program).write_bytes(program)
+
+
+# Operators of the earlier format that OpenVINO's reader in Paddle 3.2 does not know. (It only says
+# that it cannot convert the model.) What has a stand-in in `ppvision.forms.earlier_format` is here
+# for the arguments that the stand-in does not take.
+LACKED = frozenset(
+    {
+        "argsort", "atan", "bitwise_not", "brelu", "celu", "channel_shuffle", "conv3d", "cumprod",
+        "diag_v2", "distribute_fpn_proposals", "einsum", "erf", "fold", "index_sample",
+        "instance_norm", "isfinite_v2", "isinf_v2", "isnan_v2", "kron", "log1p", "log2",
+        "log_softmax", "logsigmoid", "logsumexp", "maxout", "mish", "pixel_shuffle", "prelu",
+        "put_along_axis", "reciprocal", "selu", "sign", "size", "softsign", "square", "tan",
+        "unbind", "unfold", "uniform_random", "unpool",
+    }
+)  # fmt: skip
+
+
+def check_operators(program: bytes) -> None:
+    """Raise `EngineError` for a serialised program with operators that OpenVINO does not know."""
+    description = parse_program(program)
+    kinds = {op.type for block in description.blocks for op in block.ops}
+    if lacked := sorted(kinds & LACKED):
+        raise EngineError(f"OpenVINO does not know {', '.join(lacked)}")
 
 
 # Of no use to a run. Several copies of each are held while a program is read, and together they
@@ -104,13 +183,14 @@ _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_
 _IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
 
 
-def _slimmed(program: bytes) -> bytes:
+def slimmed(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
     description = parse_program(program)
     for block in description.blocks:
         used = set()
         for op in block.ops:
             _keep(op.attrs, lambda attribute: attribute.name not in _IDLE_ATTRIBUTES)
+            _undilate(op)
             _keep(op.inputs, lambda slot: slot.arguments)
             _keep(op.outputs, lambda slot: slot.arguments and slot.parameter not in _IDLE_OUTPUTS)
             used.update(name for slot in (*op.inputs, *op.outputs) for name in slot.arguments)
@@ -118,49 +198,17 @@ def _slimmed(program: bytes) -> bytes:
     return description.SerializeToString()
 
 
+def _undilate(op: Message) -> None:
+    """Where the padding is "same" Paddle's convolutions take no notice of a dilation; OpenVINO's
+    do."""
+    attributes = {attribute.name: attribute for attribute in op.attrs}
+    if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
+        dilations = attributes["dilations"].ints
+        dilations[:] = [1] * len(dilations)
+
+
 def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:
     """Remove what is not wanted from a repeated field."""
     kept = [item for item in repeated if wanted(item)]
     del repeated[:]
     repeated.extend(kept)
-
-
-@contextmanager
-def _earlier_functions() -> Iterator[None]:
-    """Tracing gives a program in the format of before PIR."""
-    # Paddle 3.2 moved these functions to C++, where they lost the earlier format.
-    before = {name: getattr(paddle, name) for name in _STAND_INS}
-    with earlier_format():
-        for name, function in _STAND_INS.items():
-            setattr(paddle, name, function)
-        try:
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(paddle, name, function)
-
-
-def _matmul(
-    x: Tensor,
-    y: Tensor,
-    transpose_x: bool = False,
-    transpose_y: bool = False,
-    name: str | None = None,
-) -> Tensor:
-    return append_operator("matmul_v2", {"X": x, "Y": y}, trans_x=transpose_x, trans_y=transpose_y)
-
-
-def _amax(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
-    return append_operator("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
-
-
-# Those of our layers' functions, and of PaddleSeg's OCRNet, that need one; OpenVINO knows these
-# operators.
-_STAND_INS: dict[str, Callable[..., Tensor]] = {
-    "matmul": _matmul,
-    "bmm": _matmul,
-    "square": lambda x: x * x,
-    "rsqrt": lambda x: append_operator("rsqrt", {"X": x}),
-    "reciprocal": lambda x: 1.0 / x,
-    "amax": _amax,
-}

@@ -1,0 +1,52 @@
+"""Non-maximum suppression after a graph that ends before it."""
+
+import numpy as np
+import paddle
+
+from ppvision.deploy.run.engines import Batch, PaddleRuntime
+from ppvision.deploy.run.manifest import Nms
+
+
+class RuntimeWithNms:
+    """A `PaddleRuntime` of a graph that gives boxes and scores, as one that gives what NMS keeps.
+
+    Args:
+        runtime: its outputs are boxes `[B, M, 4]` and scores `[B, C, M]`.
+        nms: the settings.
+    """
+
+    def __init__(self, runtime: PaddleRuntime, nms: Nms) -> None:
+        self._runtime = runtime
+        self._nms = nms
+
+    def run(self, batch: Batch) -> list[np.ndarray]:
+        """As `PaddleRuntime.run`: rows `[N, 6]` of class, score and box, and counts `[B]`."""
+        boxes, scores = self._runtime.run(batch)
+        return suppress(boxes, scores, self._nms)
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray]:
+    """What NMS keeps, by Paddle's own operator, which other graphs hold.
+
+    Args:
+        boxes: `[B, M, 4]` of left, top, right, bottom, float32.
+        scores: `[B, C, M]`, float32.
+        nms: the settings.
+
+    Returns:
+        Rows `[N, 6]` of class, score and box, picture by picture, and how many each has, `[B]`.
+    """
+    no_limit = -1
+    rows, _, counts = paddle._C_ops.multiclass_nms3(
+        paddle.to_tensor(boxes, place=paddle.CPUPlace()),
+        paddle.to_tensor(scores, place=paddle.CPUPlace()),
+        None,
+        nms.score_threshold,
+        no_limit if nms.candidates is None else nms.candidates,
+        no_limit if nms.kept is None else nms.kept,
+        nms.iou_threshold,
+        nms.normalized,
+        1.0,
+        -1 if nms.background is None else nms.background,
+    )
+    return [rows.numpy(), counts.numpy()]
