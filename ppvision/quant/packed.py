@@ -12,6 +12,7 @@ masks of integers are several times slower to fold.
 
 import copy
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -19,7 +20,15 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.errors import InputError
-from ppvision.quant.codes import FLOAT_BITS
+from ppvision.quant.codes import FLOAT_BITS, MAX_BITS
+from ppvision.quant.integers import (
+    CODES,
+    INT8_LOW,
+    WEIGHT_LIMIT,
+    IntegerActivation,
+    IntegerWeight,
+    align,
+)
 from ppvision.quant.store.state import (
     LayeredActivation,
     LayeredState,
@@ -37,10 +46,17 @@ from ppvision.quant.train.quanters import LayeredActivationQuanterLayer, nearest
 
 
 class _Tables:
-    """What unpacking needs beside the codes, once for all layers of a model."""
+    """What the layers of a model share in a graph."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._zeros: dict[int, Tensor] = {}
+
+    def zeros(self, channels: int) -> Tensor:
+        """`[channels]`: zero points of integer weights. OpenVINO takes only stored ones."""
+        if channels not in self._zeros:
+            self._zeros[channels] = paddle.zeros([channels])
+        return self._zeros[channels]
 
     def of(self, bits: int) -> tuple[Tensor, Tensor]:
         """int8 `[256 * bits, 8]`, what each bit of a byte is worth in each plane; and int32
@@ -56,7 +72,7 @@ class _Tables:
         return self._known[bits]
 
 
-_PACKED_NAMES = ("unpacked", "packed", "cell", "table", "starts")
+_PACKED_NAMES = ("unpacked", "packed", "codes", "cell", "table", "starts", "zeros")
 
 
 class PackedLayer:
@@ -70,12 +86,13 @@ class PackedLayer:
 
     Attributes:
         model_bits: width of the model that the layer is in, 32 where a graph gets float weights.
+        axis: of the weight's channels.
     """
 
     def __init__(
         self,
         layer: nn.Layer,
-        weight: LayeredWeight,
+        weight: LayeredWeight | IntegerWeight,
         activation: nn.Layer | None,
         tables: _Tables | None,
     ) -> None:
@@ -85,17 +102,23 @@ class PackedLayer:
         self._sub_layers.clear()
         self.activation = activation
         self._shape = list(weight.codes.shape)
+        self.axis = weight.axis
         self.register_buffer("unpacked", paddle.to_tensor(weight.dequantized()))
         self._in_graph = tables is not None
         self.model_bits = FLOAT_BITS
         if tables is not None:
-            aligned = [1] * len(self._shape)
-            aligned[weight.axis] = -1
-            table, starts = tables.of(weight.held_bits)
-            self.register_buffer("packed", paddle.to_tensor(weight.packed()))
-            self.register_buffer("cell", paddle.to_tensor(weight.cell().reshape(aligned)))
-            self.register_buffer("table", table)
-            self.register_buffer("starts", starts)
+            self._hold(weight, tables)
+            if isinstance(activation, IntegerRounding):
+                self.register_buffer("zeros", tables.zeros(self._shape[self.axis]))
+
+    def _hold(self, weight: LayeredWeight, tables: _Tables) -> None:
+        """Keep what a graph makes the weight of."""
+        table, starts = tables.of(weight.held_bits)
+        cell = align(weight.cell(), len(self._shape), self.axis)
+        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+        self.register_buffer("cell", paddle.to_tensor(cell))
+        self.register_buffer("table", table)
+        self.register_buffer("starts", starts)
 
     @property
     def kind(self) -> type[nn.Layer]:
@@ -106,13 +129,33 @@ class PackedLayer:
     def weight(self) -> Tensor:
         if paddle.in_dynamic_mode() or not self._in_graph:
             return self.unpacked  # eager mode does not unpack at every call
+        codes = self._codes_in_graph() + 0.5
+        return self._without_zeros(codes) * self.cell
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        """In a graph: int8 codes of the weight's shape, and float32 `[channels]`, what a code of 1
+        stands for."""
+        codes = 2.0 * self._codes_in_graph() + 1.0  # cell centres at half the scale
+        return codes.astype("int8"), 0.5 * self.cell.reshape([-1])
+
+    def _without_zeros(self, codes: Tensor) -> Tensor:
+        """Codes without their zero points, which are 0: a graph in float reads the same stored
+        tensors as the one in integers beside it."""
+        if not isinstance(self.activation, IntegerRounding):
+            return codes
+        shape = [1] * len(self._shape)
+        shape[self.axis] = -1
+        return codes - self.zeros.reshape(shape)
+
+    def _codes_in_graph(self) -> Tensor:
+        """Float codes of the weight's shape, unpacked by operations of a graph."""
         bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
         worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
         codes = worth.sum(axis=0)  # [bytes, 8]
         count = int(np.prod(self._shape))
         if count % 8:
             codes = codes.reshape([-1])[:count]
-        return (codes.reshape(self._shape) + 0.5) * self.cell
+        return codes.reshape(self._shape)
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
     def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
@@ -121,13 +164,32 @@ class PackedLayer:
         return super().forward(x, *others, **named)
 
 
+class IntegerLayer(PackedLayer):
+    """A packed layer whose codes are plain 8-bit integers (`ppvision.quant.integers`)."""
+
+    def _hold(self, weight: IntegerWeight, tables: _Tables) -> None:
+        cell = align(weight.scale, len(self._shape), self.axis)
+        self.register_buffer("codes", paddle.to_tensor(weight.codes))
+        self.register_buffer("cell", paddle.to_tensor(cell))
+
+    @property
+    def weight(self) -> Tensor:
+        if paddle.in_dynamic_mode() or not self._in_graph:
+            return self.unpacked
+        return self._without_zeros(self.codes.astype("float32")) * self.cell
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        return self.codes, self.cell.reshape([-1])
+
+
 @functools.cache
-def _packed(kind: type[nn.Layer]) -> type[nn.Layer]:
+def _packed(kind: type[nn.Layer], form: type[PackedLayer] = PackedLayer) -> type[nn.Layer]:
     """The packed form of a float layer's class, or of the class of the layered one in its place."""
     if issubclass(kind, LayeredLayer):
         order = kind.__mro__
         kind = order[order.index(LayeredLayer) + 1]
-    return type(f"Packed{kind.__name__}", (PackedLayer, kind), {})
+    prefix = form.__name__.removesuffix("Layer")
+    return type(f"{prefix}{kind.__name__}", (form, kind), {})
 
 
 _FLOAT_NORMS = {layered: kind for kind, layered in NORMS.items()}
@@ -149,6 +211,41 @@ class FixedActivation(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.step * paddle.clip(nearest(x / self.step), self.low, self.high)
+
+
+class IntegerRounding(nn.Layer):
+    """Rounds to 256 codes; holds what a graph in integers wants stored.
+
+    Args:
+        activation: step and lowest code.
+        clip: the lowest and highest code that count, for fewer than 8 bits. Default None: all 256.
+
+    Attributes:
+        scale: `[1]`, 127 steps: the magnitude that `quantize_linear` asks for.
+        zero: `[1]`, the code of 0 as an 8-bit integer (the zero point).
+        low, high: the lowest and highest code as 8-bit integers.
+    """
+
+    def __init__(
+        self, activation: IntegerActivation, clip: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        low, high = clip or (activation.low, activation.high)
+        zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
+        self.low, self.high = low + zero, high + zero
+        scale = np.float32([activation.step * WEIGHT_LIMIT])
+        self.register_buffer("scale", paddle.to_tensor(scale))
+        self.register_buffer("zero", paddle.to_tensor(np.float32([zero])))
+
+    @property
+    def clips(self) -> bool:
+        """Whether fewer than 256 codes count."""
+        return self.high - self.low < CODES - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.scale / float(WEIGHT_LIMIT)
+        codes = paddle.clip(nearest(x / step) + self.zero, self.low, self.high)
+        return step * (codes - self.zero)
 
 
 def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool = True) -> nn.Layer:
@@ -198,6 +295,32 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
     _assign(model, {**state.floats, **statistics})
     model.eval()
     return model
+
+
+def integer_copy(
+    model: nn.Layer,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, IntegerActivation],
+) -> nn.Layer:
+    """A copy of a float model whose layers multiply 8-bit integers.
+
+    Args:
+        model: in float.
+        weights: by the path of their layer.
+        activations: of the layers' inputs, by the same paths.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    copied, tables = copy.deepcopy(model), _Tables()
+    for path, parent, name, layer in layers_by_path(copied):
+        if path in weights and not isinstance(layer, PackedLayer):
+            rounding = IntegerRounding(activations[path])
+            form = _packed(type(layer), IntegerLayer)
+            parent._sub_layers[name] = form(layer, weights[path], rounding, tables)
+            parent._sub_layers[name].model_bits = MAX_BITS
+    copied.eval()
+    return copied
 
 
 def packed_bits(model: nn.Layer) -> int:
