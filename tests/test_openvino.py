@@ -16,6 +16,7 @@ from ppvision.deploy.run.engines import has_openvino, open_runtime
 from ppvision.deploy.verify import comparison
 from ppvision.deploy.write import openvino
 from ppvision.deploy.write.openvino import write_openvino_programs
+from ppvision.forms import earlier_format
 from ppvision.forms.tokens import (
     TokenPaleBlock,
     from_token_groups,
@@ -385,7 +386,7 @@ def test_what_cannot_be_traced_turns_it_off_aloud(tmp_path, monkeypatch):
     def fail(*args, **settings):
         raise TypeError("no such operator")
 
-    monkeypatch.setitem(openvino._STAND_INS, "matmul", fail)
+    monkeypatch.setitem(earlier_format.STAND_INS, "matmul", fail)
     with pytest.warns(UserWarning, match="no such operator.*runs with oneDNN instead"):
         folder = exported(tmp_path / "net")
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False

@@ -13,17 +13,14 @@ ends, which of packed ResNets filled a machine. The blocks are in the form for t
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator, MutableSequence, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, MutableSequence, Sequence
 from pathlib import Path
 
 import paddle
 from google.protobuf.message import Message
-from paddle import Tensor, nn
+from paddle import nn
 from paddle.base.framework import Variable
-from paddle.base.layer_helper import LayerHelper
 from paddle.base.proto import framework_pb2
-from paddle.pir_utils import DygraphOldIrGuard
 
 from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES
@@ -31,6 +28,7 @@ from ppvision.deploy.write.graph import trace
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
+from ppvision.forms.earlier_format import earlier_format
 from ppvision.forms.tokens import token_form
 from ppvision.models.pale_transformer import PaleBlock
 
@@ -66,7 +64,7 @@ def write_openvino_programs(
     if None in input_shape[2:] or not has_blocks:
         return False
     try:
-        with token_form(model), difference_form(model), _earlier_format():
+        with token_form(model), difference_form(model), earlier_format():
             graph = trace(model, input_shape, output_op, every_output=every_output)
             if raw == final:
                 _write(graph, None, final)
@@ -126,52 +124,3 @@ def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object
     kept = [item for item in repeated if wanted(item)]
     del repeated[:]
     repeated.extend(kept)
-
-
-@contextmanager
-def _earlier_format() -> Iterator[None]:
-    """Tracing gives a program in the format of before PIR."""
-    # Paddle 3.2 moved these functions to C++, where they lost the earlier format.
-    before = {name: getattr(paddle, name) for name in _STAND_INS}
-    with DygraphOldIrGuard():
-        for name, function in _STAND_INS.items():
-            setattr(paddle, name, function)
-        try:
-            yield
-        finally:
-            for name, function in before.items():
-                setattr(paddle, name, function)
-
-
-def _append(kind: str, inputs: dict[str, Tensor], **attributes: object) -> Tensor:
-    """The output of a new operator in a program of the earlier format."""
-    helper = LayerHelper(kind)
-    out = helper.create_variable_for_type_inference(dtype=inputs["X"].dtype)
-    helper.append_op(type=kind, inputs=inputs, outputs={"Out": out}, attrs=attributes)
-    return out
-
-
-def _matmul(
-    x: Tensor,
-    y: Tensor,
-    transpose_x: bool = False,
-    transpose_y: bool = False,
-    name: str | None = None,
-) -> Tensor:
-    return _append("matmul_v2", {"X": x, "Y": y}, trans_x=transpose_x, trans_y=transpose_y)
-
-
-def _amax(x: Tensor, axis: int, keepdim: bool = False) -> Tensor:
-    return _append("reduce_max", {"X": x}, dim=[axis], keep_dim=keepdim, reduce_all=False)
-
-
-# Those of our layers' functions, and of PaddleSeg's OCRNet, that need one; OpenVINO knows these
-# operators.
-_STAND_INS: dict[str, Callable[..., Tensor]] = {
-    "matmul": _matmul,
-    "bmm": _matmul,
-    "square": lambda x: x * x,
-    "rsqrt": lambda x: _append("rsqrt", {"X": x}),
-    "reciprocal": lambda x: 1.0 / x,
-    "amax": _amax,
-}
