@@ -5,7 +5,6 @@ in 8-bit integers. It takes scales that are computed from stored tensors, but ze
 stored tensors: a computed one gives wrong numbers without a word (Paddle 3.2.2, OpenVINO 2025.0).
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
 import paddle
@@ -65,6 +64,10 @@ class GraphRounding(nn.Layer):
     def __init__(self, rounding: IntegerRounding) -> None:
         super().__init__()
         self.rounding = rounding
+
+    def rounds_like(self, other: "GraphRounding") -> bool:
+        """Whether two roundings give the same codes."""
+        return self.rounding.rounds_like(other.rounding)
 
     def forward(self, x: Tensor) -> Tensor:
         rounding = self.rounding

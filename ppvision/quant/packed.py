@@ -24,6 +24,7 @@ from ppvision.quant.codes import FLOAT_BITS, MAX_BITS
 from ppvision.quant.integers import (
     CODES,
     INT8_LOW,
+    LAYERED_BITS,
     WEIGHT_LIMIT,
     IntegerActivation,
     IntegerWeight,
@@ -226,16 +227,20 @@ class IntegerRounding(nn.Layer):
         low, high: the lowest and highest code as 8-bit integers.
     """
 
-    def __init__(
-        self, activation: IntegerActivation, clip: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, activation: IntegerActivation, clip: tuple[int, int] | None = None) -> None:
         super().__init__()
         low, high = clip or (activation.low, activation.high)
         zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
+        self.step = activation.step
         self.low, self.high = low + zero, high + zero
         scale = np.float32([activation.step * WEIGHT_LIMIT])
         self.register_buffer("scale", paddle.to_tensor(scale))
         self.register_buffer("zero", paddle.to_tensor(np.float32([zero])))
+
+    def rounds_like(self, other: "IntegerRounding") -> bool:
+        """Whether two roundings give the same codes."""
+        ours, theirs = ((r.step, r.low, r.high) for r in (self, other))
+        return ours == theirs
 
     @property
     def clips(self) -> bool:
@@ -248,7 +253,14 @@ class IntegerRounding(nn.Layer):
         return step * (codes - self.zero)
 
 
-def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool = True) -> nn.Layer:
+def pack_model(
+    model: nn.Layer,
+    state: LayeredState,
+    bits: int,
+    *,
+    codes: bool = True,
+    integers: bool = False,
+) -> nn.Layer:
     """Put a width's weights into a model, in place.
 
     Args:
@@ -257,21 +269,31 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
         bits: width.
         codes: whether a graph traced from it holds packed codes (default), or float weights of the
             same values.
+        integers: whether products can run in integers: activations round to codes of 8 bits, and
+            weights have at most 7 (`ppvision.quant.integers`).
 
     Returns:
         The model, in evaluation mode. Its float tensors are the state's as well.
 
     Raises:
         ValueError: a width that is not there; a layer or tensor that the model has not, or that has
-            another type or shape.
+            another type or shape; `integers` of a state without activations.
     """
     state.check_bits(bits)
+    if integers and not state.activations:
+        raise InputError(
+            "integers: expected steps of activations in the layered model, got none. Train or pack "
+            "it with `activations: true` (pack --ptq --activations 8 --calibration DIR)."
+        )
     statistics = state.statistics_at(bits)
     tables, waiting = _Tables() if codes else None, dict(state.weights)
-    activations = {path: FixedActivation(a, bits) for path, a in state.activations.items()}
+    rounding = _integer_rounding if integers else FixedActivation
+    activations = {path: rounding(a, bits) for path, a in state.activations.items()}
     for path, parent, name, layer in layers_by_path(model):
         if path in waiting:
             weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
+            if isinstance(activation, IntegerRounding):
+                weight = weight.at_width(min(weight.held_bits, LAYERED_BITS))
             if isinstance(layer, PackedLayer):  # under another path as well
                 continue
             own = layer._parameters.get("weight")
@@ -295,6 +317,15 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
     _assign(model, {**state.floats, **statistics})
     model.eval()
     return model
+
+
+def _integer_rounding(activation: LayeredActivation, bits: int) -> IntegerRounding:
+    """`FixedActivation`, to codes of 8 bits whatever its width: the steps are the same, and codes
+    that the width does not have are clipped off."""
+    step, width = activation.at(bits)
+    low, high = rounding_range(width, activation.signed)
+    window = IntegerActivation(step, INT8_LOW if activation.signed else 0)
+    return IntegerRounding(window, None if width == MAX_BITS else (low, high))
 
 
 def integer_copy(
@@ -370,6 +401,6 @@ def _is_packed(model: nn.Layer, name: str) -> bool:
     layer = model
     for part in path.split(".") if path else []:
         layer = layer._sub_layers[part]
-    if isinstance(layer, FixedActivation):
+    if isinstance(layer, (FixedActivation, IntegerRounding)):
         return True
     return isinstance(layer, PackedLayer) and last in _PACKED_NAMES
