@@ -194,6 +194,135 @@ def test_exif_of_other_byte_orders_and_types():
         assert picture_size(content) == expected.shape[:2]
 
 
+def tiff(order: str, blocks: list[bytes], tags: dict[int, tuple[int, ...]]) -> bytes:
+    """A TIFF of 32-bit tags; tag 273 or 324 gets the places of the blocks."""
+    places, at = [], 8
+    for block in blocks:
+        places.append(at)
+        at += len(block)
+    tags = {tag: tuple(places) if values == ("places",) else values for tag, values in tags.items()}
+    table, behind = b"", at + 2 + 12 * len(tags) + 4
+    lists = b""
+    for tag, values in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(values)}I", *values)
+        if len(values) > 1:
+            lists += packed
+            packed = struct.pack(f"{order}I", behind + len(lists) - len(packed))
+        table += struct.pack(f"{order}HHI", tag, 4, len(values)) + packed
+    start = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, at)
+    count = struct.pack(f"{order}H", len(tags))
+    return start + b"".join(blocks) + count + table + bytes(4) + lists
+
+
+def _tiffs() -> dict[str, bytes]:
+    found = {}
+    rgb = pixels()[:32, :48]
+    size = {256: (48,), 257: (32,), 258: (8, 8, 8), 262: (2,), 277: (3,)}
+    for order, packing in itertools.product("<>", (1, 8, 32946)):
+        pack = zlib.compress if packing != 1 else bytes
+        strips = [pack(rgb[y : y + 5].tobytes()) for y in range(0, 32, 5)]
+        counts = tuple(map(len, strips))
+        strip = {259: (packing,), 273: ("places",), 278: (5,), 279: counts}
+        found[f"strips {order} {packing}"] = tiff(order, strips, size | strip)
+        places = list(itertools.product((0, 16), (0, 16, 32)))
+        tiles = [pack(rgb[y : y + 16, x : x + 16].tobytes()) for y, x in places]
+        counts = tuple(map(len, tiles))
+        tile = {259: (packing,), 322: (16,), 323: (16,), 324: ("places",), 325: counts}
+        found[f"tiles {order} {packing}"] = tiff(order, tiles, size | tile)
+        planes = [pack(rgb[..., band].tobytes()) for band in range(3)]
+        plane = {259: (packing,), 273: ("places",), 278: (32,), 279: tuple(map(len, planes))}
+        found[f"planes {order} {packing}"] = tiff(order, planes, size | plane | {284: (2,)})
+        grey = [pack(rgb[..., 0].tobytes())]
+        for white in (0, 1):
+            words = {258: (8,), 262: (white,), 277: (1,)}
+            strip = {259: (packing,), 273: ("places",), 278: (32,), 279: (len(grey[0]),)}
+            found[f"grey {white} {order} {packing}"] = tiff(order, grey, size | words | strip)
+            found[f"grey {white} without samples {order} {packing}"] = tiff(
+                order, grey, {k: v for k, v in (size | words | strip).items() if k != 277}
+            )
+    return found
+
+
+TIFFS = _tiffs()
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_tiffs_in_strips_tiles_and_planes(name, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(TIFFS[name])
+    for flags in (cv2.IMREAD_COLOR, cv2.IMREAD_COLOR_RGB, cv2.IMREAD_GRAYSCALE):
+        expected = cv2.imread(str(path), flags)
+        assert np.ptp(expected) > 0
+        if flags == cv2.IMREAD_GRAYSCALE and name.startswith("tiles") and name.endswith(" 1"):
+            continue  # cv2.imdecode of OpenCV 4.14 refuses tiles that are not packed
+        np.testing.assert_array_equal(read_like_opencv(path, flags), expected)
+    if name.startswith("grey"):
+        expected = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(read_label(path), expected)
+    # The first block lies behind the end of the file; the table is whole.
+    if name.startswith(("strips", "tiles")):
+        places = struct.pack(f"{name.split()[1]}I", 8)
+        at = TIFFS[name].rindex(places)
+        far = struct.pack(f"{name.split()[1]}I", 2**24)
+        with pytest.raises(DataError, match=r"x\.tif: does not decode"):
+            read_picture(TIFFS[name][:at] + far + TIFFS[name][at + 4 :], "x.tif")
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 403, 404])
+@pytest.mark.parametrize("upside_down", [False, True])
+def test_large_bmps_are_read_by_parts(width, upside_down, tmp_path, monkeypatch):
+    height = 500
+    values = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+    content = bytearray(encode(values, "BMP"))
+    if upside_down:  # a negative height: the first row is the upper one
+        struct.pack_into("<i", content, 22, -height)
+    path = tmp_path / "a.bmp"
+    path.write_bytes(content)
+    # Also the sizes that fit into one part.
+    monkeypatch.setattr("ppvision.data.pictures._PART", min(2**17, len(content) // 3))
+    for flags in (cv2.IMREAD_COLOR, cv2.IMREAD_COLOR_RGB, cv2.IMREAD_GRAYSCALE):
+        expected = cv2.imread(str(path), flags)
+        for source in (path, bytes(content)):
+            found = read_like_opencv(source, flags)
+            np.testing.assert_array_equal(found, expected)
+            assert found.flags.c_contiguous
+            assert found.flags.writeable
+    for cut in (len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:cut])
+        for source in (path, bytes(content[:cut])):
+            with pytest.raises(DataError, match="does not decode"):
+                read_picture(source)
+    # It shrinks between its header and its last row.
+    path.write_bytes(content)
+    read_part = os.pread
+
+    def shrink(file, count, at):
+        if at:
+            os.truncate(path, len(content) // 2)
+        return read_part(file, count, at)
+
+    monkeypatch.setattr(os, "pread", shrink)
+    with pytest.raises(DataError, match="cut off"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("name", ["TIFF RGB", "TIFF L", "TIFF tiff_lzw", "BMP RGB", "JPEG RGB"])
+def test_pixels_may_be_written_to(name):
+    for flags in (cv2.IMREAD_COLOR, cv2.IMREAD_COLOR_RGB, cv2.IMREAD_GRAYSCALE):
+        found = read_like_opencv(FORMATS[name], flags)
+        assert found.flags.c_contiguous
+        found += 1
+
+
+def test_a_tiff_of_more_pixels_than_pil_opens(monkeypatch):
+    """Pillow's own limit counts only for the kinds of TIFF that Pillow has to check."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for name in ("TIFF tiff_lzw", "TIFF RGB", "TIFF CMYK", "TIFF RGBA"):
+        assert read_picture(FORMATS[name]).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(DataError, match=r"x\.tif.*LZW"):
+        read_picture(FORMATS["TIFF jpeg"], "x.tif")
+
+
 # --------------------------------------------------------------------------------------------------
 # Label maps
 

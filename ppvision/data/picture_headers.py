@@ -9,8 +9,8 @@ JPEG, PNG and WebP, and TIFF's own tag. XMP does not count.
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from ppvision.errors import DataError
 
@@ -30,8 +30,7 @@ class Bytes(Protocol):
     def __len__(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):  # is made for every picture; a frozen dataclass takes 4 times as long
     """A picture before it is decoded.
 
     Attributes:
@@ -41,6 +40,8 @@ class Header:
         kind: "grey", "palette" or "colour" (grey with transparency counts as colour).
         values: "unsigned", "signed" or "float".
         orientation: 1 to 8 as in Exif; 1 where there is none that counts.
+        samples: of a TIFF whose samples are its pixels, how Pillow calls them: "RGB", "L" (grey) or
+            "L;I" (grey, 0 is white). Otherwise empty.
     """
 
     format: str
@@ -50,6 +51,7 @@ class Header:
     kind: str = "colour"
     values: str = "unsigned"
     orientation: int = 1
+    samples: str = ""
 
     @property
     def deep(self) -> bool:
@@ -67,24 +69,31 @@ class _Damaged(Exception):
     """The text says how."""
 
 
-def read_header(content: Bytes, name: str) -> Header:
+def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Header:
     """Read the header of a picture of any of the `FORMATS`, whatever its name ends with.
 
+    Args:
+        content: the file.
+        name: what errors call it.
+        to_the_end: go through all markers of a JPEG, not only to its first scan. libjpeg fills
+            what it misses with grey and only prints a warning. Found here: a file without an end
+            marker, markers that a scan cannot hold, and restart markers that are lost or out of
+            order. A flipped bit that still decodes cannot be known: JPEG has no checksum.
+
     Raises:
-        DataError: empty, another format, cut off or damaged inside its header; starts with `name`.
+        DataError: empty, another format, cut off or damaged inside its header (with `to_the_end`
+            anywhere in its structure); starts with `name`.
     """
     start = content[:32]
     if not start:
         raise DataError(f"{name}: does not decode (an empty file). Copy it again, or remove it.")
-    for parse in _PARSERS:
-        try:
-            header = parse(content, start)
-        except _Damaged as error:
-            raise damaged(name, str(error)) from error
-        except (struct.error, IndexError, ValueError) as error:
-            raise damaged(name, "cut off in its header") from error
-        if header is None:
-            continue
+    try:
+        header = _parse(content, start, to_the_end)
+    except _Damaged as error:
+        raise damaged(name, str(error)) from error
+    except (struct.error, LookupError, ValueError) as error:
+        raise damaged(name, "cut off in its header") from error
+    if header is not None:
         if header.width < 1 or header.height < 1:
             raise damaged(name, f"a size of {header.width} x {header.height}")
         return header
@@ -131,11 +140,12 @@ _RESTARTS = range(0xD0, 0xD8)
 _SCAN, _END, _RESTART_INTERVAL, _APP1 = 0xDA, 0xD9, 0xDD, 0xE1
 # What ends coded pixels: 0xFF with neither a stuffed zero nor padding behind it.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-# Segments that may stand between two scans.
-_BETWEEN_SCANS = {0xC4, 0xCC, 0xDB, 0xDC, _RESTART_INTERVAL, 0xFE, *range(0xE0, 0xF0)}
+# What else may stand before, between and after scans; half of all segments are tables.
+_TABLES = {0xC4, 0xCC, 0xDB}
+_MARKERS = {*_TABLES, 0xDC, 0xFE, *range(0xE0, 0xF0), _SCAN, _END}
 
 
-@dataclass
+@dataclass(slots=True)
 class _Frame:
     """What a JPEG's start of frame says."""
 
@@ -157,110 +167,94 @@ class _Frame:
         return -(-columns // 8) * -(-rows // 8)
 
 
-def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, bytes]]:
-    """`(marker, end, payload)` of each segment from `at` to the next scan or the end of the
-    picture, which have the last `end`."""
+def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, int]]:
+    """`(marker, begin, end)` of the payload of each segment from `at` to the next scan or the end
+    of the picture, which come last."""
+    size = len(content)
     while True:
-        if len(mark := content[at : at + 2]) < 2:
+        head = content[at : at + 4]
+        if len(head) < 2:
             raise _Damaged("cut off: it has no end marker")
-        if mark[0] != 0xFF:
+        if head[0] != 0xFF:
             raise _Damaged("data between its segments")
-        if mark[1] == 0xFF:  # padding
+        marker = head[1]
+        if marker == 0xFF:  # padding
             at += 1
             continue
-        marker = mark[1]
         if marker == _END:
-            yield marker, at + 2, b""
+            yield marker, at + 2, at + 2
             return
-        length = int.from_bytes(content[at + 2 : at + 4])
-        payload = content[at + 4 : at + 2 + length]
-        if length < 2 or len(payload) != length - 2:
+        length = head[2] << 8 | head[3] if len(head) == 4 else 0
+        begin, at = at + 4, at + 2 + length
+        if length < 2 or at > size:
             raise _Damaged("cut off inside of a segment")
-        at += 2 + length
-        yield marker, at, payload
+        yield marker, begin, at
         if marker == _SCAN:
             return
 
 
 def _read_frame(marker: int, payload: bytes) -> _Frame:
-    bits, height, width, count = _numbers(">BHHB", payload, 0)
+    bits, height, width, count = struct.unpack_from(">BHHB", payload)
     sampling = {}
-    for index in range(count):
-        component, factors, _ = _numbers(">BBB", payload, 6 + 3 * index)
+    for component, factors, _ in struct.iter_unpack("BBB", payload[6 : 6 + 3 * count]):
         sampling[component] = factors >> 4, factors & 15
+    if len(payload) < 6 + 3 * count:
+        raise _Damaged("a frame that is cut off")
     if not sampling or any(0 in factors for factors in sampling.values()):
         raise _Damaged("a frame without components")
     return _Frame(marker, bits, height, width, sampling)
 
 
-def _parse_jpeg(content: Bytes, start: bytes) -> Header | None:
-    if start[:3] != b"\xff\xd8\xff":
-        return None
-    frame, orientation = None, 1
-    for marker, _, payload in _jpeg_segments(content, 2):
-        if marker in _START_OF_FRAME and frame is None:
-            frame = _read_frame(marker, payload)
-        elif marker == _APP1 and orientation == 1 and payload.startswith(_EXIF):
-            orientation = _exif_orientation(payload[len(_EXIF) :])
-    if frame is None:
-        raise _Damaged("no size before its pixels")
-    kind = "grey" if len(frame.sampling) == 1 else "colour"
-    size = frame.width, frame.height
-    return Header("JPEG", *size, frame.bits, kind, orientation=orientation)
-
-
-def check_jpeg(content: bytes, name: str) -> None:
-    """Walk through all markers of a JPEG.
-
-    libjpeg fills what it misses with grey and only prints a warning. Found here: a file without an
-    end marker, markers that a scan cannot hold, and restart markers that are lost or out of order.
-    A flipped bit that still decodes cannot be known: JPEG has no checksum.
-
-    Raises:
-        DataError: the file is cut off or damaged.
-    """
-    try:
-        _walk_jpeg(content)
-    except _Damaged as error:
-        raise damaged(name, str(error)) from error
-    except (struct.error, IndexError, KeyError) as error:
-        raise damaged(name, "a segment that is cut off") from error
-
-
-def _walk_jpeg(content: bytes) -> None:
-    at, interval, frame = 2, 0, None
+def _parse_jpeg(content: Bytes, to_the_end: bool) -> Header:
+    first, frame, orientation, interval, at = None, None, 1, 0, 2
+    at_first = True  # before the first scan, where the Exif block counts
     while True:
-        for marker, end, payload in _jpeg_segments(content, at):
+        for marker, begin, end in _jpeg_segments(content, at):
             at = end
+            if marker in _TABLES:
+                continue
             if marker in _START_OF_FRAME:
-                frame = _read_frame(marker, payload)
+                frame = _read_frame(marker, content[begin:end])
+                first = first or frame
+            elif marker == _APP1:
+                if at_first and orientation == 1 and content[begin : begin + 6] == _EXIF:
+                    orientation = _exif_orientation(content[begin + 6 : end])
             elif marker == _RESTART_INTERVAL:
-                (interval,) = _numbers(">H", payload, 0)
-            elif marker not in _BETWEEN_SCANS and marker not in (_SCAN, _END):
+                interval = int.from_bytes(content[begin : begin + 2])
+            elif to_the_end and marker not in _MARKERS:
                 raise _Damaged(f"a marker 0x{marker:02x} that has no place in it")
-        if marker == _END:
-            return
-        if frame is None:
+        if first is None:
             raise _Damaged("no size before its pixels")
-        count = 0
-        for found in _MARKER.finditer(content, at):
-            at = found.start()
-            if content[at + 1] not in _RESTARTS:
-                break
-            if content[at + 1] != _RESTARTS[count % 8]:
-                raise _Damaged("restart markers out of order")
-            count += 1
-        else:
-            raise _Damaged("cut off: it has no end marker")
-        if frame.marker in _LOSSLESS:  # whose units are pixels
-            continue
-        expected = 0
-        if interval:
-            components = payload[1 : 1 + 2 * payload[0] : 2]
-            expected = -(-frame.units(components) // interval) - 1
-        # Encoders may write one more behind the last interval.
-        if count not in (expected, expected + bool(interval)):
-            raise _Damaged(f"{count} restart markers where {expected} belong")
+        if marker == _END or not to_the_end:
+            break
+        at_first = False
+        at = _end_of_scan(content, frame, interval, content[begin:end], at)
+    kind = "grey" if len(first.sampling) == 1 else "colour"
+    return Header("JPEG", first.width, first.height, first.bits, kind, "unsigned", orientation)
+
+
+def _end_of_scan(content: bytes, frame: _Frame, interval: int, scan: bytes, at: int) -> int:
+    """Where the marker behind the coded pixels from `at` stands."""
+    count = 0
+    for found in _MARKER.finditer(content, at):
+        at = found.start()
+        marker = content[at + 1]
+        if marker not in _RESTARTS:
+            break
+        if marker != _RESTARTS[count % 8]:
+            raise _Damaged("restart markers out of order")
+        count += 1
+    else:
+        raise _Damaged("cut off: it has no end marker")
+    if frame.marker in _LOSSLESS:  # whose units are pixels
+        return at
+    expected = 0
+    if interval:
+        expected = -(-frame.units(scan[1 : 1 + 2 * scan[0] : 2]) // interval) - 1
+    # Encoders may write one more behind the last interval.
+    if count not in (expected, expected + bool(interval)):
+        raise _Damaged(f"{count} restart markers where {expected} belong")
+    return at
 
 
 # -- PNG -------------------------------------------------------------------------------------------
@@ -304,16 +298,23 @@ def _parse_png(content: Bytes, start: bytes) -> Header | None:
             header = Header("PNG", width, height, bits, _PNG_KINDS[colour])
         elif kind == b"eXIf":
             orientation = _exif_orientation(content[begin:end])
-    return replace(header, orientation=orientation)
+    return header._replace(orientation=orientation)
 
 
 # -- TIFF ------------------------------------------------------------------------------------------
 
-_TIFF_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT = 256, 257, 258, 262, 277, 339
-_READ_TAGS = {_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES, _SAMPLE_FORMAT, EXIF_ORIENTATION}
-_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB_PALETTE = 0, 1, 3
+_TIFF_TYPES = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 16: ("Q", 8)}
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
+_SAMPLES, _PLANES, _SAMPLE_FORMAT = 277, 284, 339
+_READ_TAGS = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, EXIF_ORIENTATION}
+_READ_TAGS |= {_SAMPLES, _PLANES, _SAMPLE_FORMAT}
+_MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _RGB_PALETTE = 0, 1, 2, 3
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 4: "unsigned"}  # 4: undefined; the rest are floats
+# None, LZW, deflate (two numbers) and PackBits give back the samples that were packed.
+_LOSSLESS_PACKING = {1, 5, 8, 32946, 32773}
+_NO_TAG = ((), 0)
+# (samples, photometric interpretation) of the pictures whose samples of 8 bits are their pixels.
+_PLAIN_SAMPLES = {(3, _RGB): "RGB", (1, _MIN_IS_BLACK): "L", (1, _MIN_IS_WHITE): "L;I"}
 
 
 def tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
@@ -323,25 +324,38 @@ def tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
         struct.error: the file ends before.
     """
     order = {b"II": "<", b"MM": ">"}[content[:2]]
-    big = _numbers(f"{order}H", content, 2) == (43,)  # BigTIFF: 64-bit places
+    endian = "little" if order == "<" else "big"
+    start = content[:16]
+    version, at = struct.unpack_from(f"{order}HI", start, 2)
+    big = version == 43  # BigTIFF: 64-bit places
     number, word = (f"{order}Q", 8) if big else (f"{order}I", 4)
-    (at,) = _numbers(number, content, 8 if big else 4)
+    if big:
+        (at,) = struct.unpack_from(number, start, 8)
     (count,) = _numbers(f"{order}Q" if big else f"{order}H", content, at)
     at += 8 if big else 2
+    count = min(count, 4096)  # more than any page has; a damaged count is huge
+    table = content[at : at + count * (4 + 2 * word)]
     tags: dict[int, tuple[tuple[int, ...], int]] = {}
-    for entry in range(min(count, 4096)):  # more than any page has; a damaged count is huge
-        place = at + entry * (4 + 2 * word)
-        tag, kind = _numbers(f"{order}HH", content, place)
-        (values,) = _numbers(number, content, place + 4)
+    whole = len(table) // (4 + 2 * word)
+    entries = struct.iter_unpack(f"{order}HH{number[1]}{word}s", table[: whole * (4 + 2 * word)])
+    for index, (tag, kind, values, inline) in enumerate(entries):
         if tag not in _READ_TAGS or kind not in _TIFF_TYPES or tag in tags:
             continue
-        code = _TIFF_TYPES[kind]
+        code, length = _TIFF_TYPES[kind]
         values = min(values, 8)  # of a damaged count the first are enough
-        inside = values * struct.calcsize(code) <= word
-        begin = place + 4 + word
-        if not inside:
-            (begin,) = _numbers(number, content, begin)
-        tags[tag] = _numbers(f"{order}{values}{code}", content, begin), begin
+        begin = at + index * (4 + 2 * word) + 4 + word
+        if values == 1 and length <= word:  # nearly all of them
+            tags[tag] = (int.from_bytes(inline[:length], endian),), begin
+            continue
+        layout = f"{order}{values}{code}"
+        if values * length <= word:
+            tags[tag] = struct.unpack_from(layout, inline), begin
+        else:
+            (begin,) = struct.unpack(number, inline)
+            data = content[begin : begin + values * length]
+            tags[tag] = struct.unpack(layout, data), begin
+    if whole < count:
+        raise struct.error("a list of tags that is cut off")
     return tags
 
 
@@ -351,10 +365,11 @@ def _parse_tiff(content: Bytes, start: bytes) -> Header | None:
     tags = tiff_tags(content)
 
     def value(tag: int, default: int) -> int:
-        values, _ = tags.get(tag, ((), 0))
+        values, _ = tags.get(tag, _NO_TAG)
         return values[0] if values else default
 
-    if not value(_WIDTH, 0) or not value(_HEIGHT, 0):
+    width, height = value(_WIDTH, 0), value(_HEIGHT, 0)
+    if not width or not height:
         raise _Damaged("a first page without a size")
     channels, photometric = value(_SAMPLES, 1), value(_PHOTOMETRIC, _MIN_IS_BLACK)
     kind = "colour"
@@ -363,11 +378,21 @@ def _parse_tiff(content: Bytes, start: bytes) -> Header | None:
     elif channels == 1 and photometric == _RGB_PALETTE:
         kind = "palette"
     bits, _ = tags.get(_BITS, ((1,), 0))
-    values = _SAMPLE_FORMATS.get(value(_SAMPLE_FORMAT, 1), "float")
+    form = value(_SAMPLE_FORMAT, 1)
+    values = _SAMPLE_FORMATS.get(form, "float")
     turn = value(EXIF_ORIENTATION, 1)
     orientation = turn if turn in range(1, 9) else 1
-    size = value(_WIDTH, 0), value(_HEIGHT, 0)
-    return Header("TIFF", *size, max(bits, default=1), kind, values, orientation)
+    samples = ""
+    if (
+        {*bits} == {8}
+        and _PHOTOMETRIC in tags
+        and _SAMPLES in tags
+        and value(_COMPRESSION, 1) in _LOSSLESS_PACKING
+        and value(_FILL_ORDER, 1) == value(_PLANES, 1) == form == 1
+    ):
+        samples = _PLAIN_SAMPLES.get((channels, photometric), "")
+    depth = max(bits, default=1)
+    return Header("TIFF", width, height, depth, kind, values, orientation, samples)
 
 
 # -- the others ------------------------------------------------------------------------------------
@@ -376,11 +401,10 @@ def _parse_tiff(content: Bytes, start: bytes) -> Header | None:
 def _parse_bmp(content: Bytes, start: bytes) -> Header | None:
     if start[:2] != b"BM":
         return None
-    (size,) = _numbers("<I", start, 14)
-    if size == 12:  # of OS/2
-        width, height, _, bits = _numbers("<HHHH", start, 18)
-    else:
-        width, height, _, bits = _numbers("<iiHH", start, 18)
+    (size,) = struct.unpack_from("<I", start, 14)
+    # The short header is of OS/2.
+    layout = "<HHHH" if size == 12 else "<iiHH"
+    width, height, _, bits = struct.unpack_from(layout, start, 18)
     # A negative height: the first row is the upper one. 16 bits are three channels of 5.
     return Header("BMP", width, abs(height), min(bits, 8), "palette" if bits <= 8 else "colour")
 
@@ -502,6 +526,16 @@ def _parse_avif(content: Bytes, start: bytes) -> Header | None:
 
 
 _PARSERS = (
-    *(_parse_jpeg, _parse_png, _parse_tiff, _parse_bmp, _parse_webp, _parse_gif),
+    *(_parse_png, _parse_tiff, _parse_bmp, _parse_webp, _parse_gif),
     *(_parse_jpeg2000, _parse_pnm, _parse_avif),
 )
+
+
+def _parse(content: Bytes, start: bytes, to_the_end: bool) -> Header | None:
+    if start.startswith(b"\xff\xd8\xff"):
+        return _parse_jpeg(content, to_the_end)
+    for parse in _PARSERS:
+        header = parse(content, start)
+        if header is not None:
+            return header
+    return None

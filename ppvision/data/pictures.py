@@ -2,13 +2,14 @@
 
 A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8). Its header and
 its structure are looked at, and then it is decoded, once: a JPEG by libjpeg, whose warnings count,
-the rest by OpenCV. Of an intact picture of 8 bits the pixels are those of `cv2.imread`. What is cut
-off, visibly damaged, deeper than 8 bits or larger than the limit is a `DataError` with the file's
-name.
+a TIFF by libtiff, whose errors count, a plain BMP here, the rest by OpenCV. Of an intact picture of
+8 bits the pixels are those of `cv2.imread`. What is cut off, visibly damaged, deeper than 8 bits or
+larger than the limit is a `DataError` with the file's name.
 
 There is no state here: any number of threads and processes may read at once.
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -18,14 +19,13 @@ import zlib
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin
 
 from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.data.picture_headers import (
     QUARTER_TURNS,
     Bytes,
     Header,
-    check_jpeg,
     damaged,
     png_chunks,
     read_header,
@@ -40,6 +40,11 @@ _OPENCV_PIXELS, _OPENCV_VARIABLE = 2**30, "OPENCV_IO_MAX_IMAGE_PIXELS"
 # No picture needs more: four channels of 32 bits, without compression.
 _BYTES_PER_PIXEL = 16
 _READ_AT_ONCE = 2**26  # bytes; of larger files the header is looked at first
+# Of larger BMPs a part at a time is read: a second buffer of the picture's size costs more time
+# than the decoding. A part of this size stays in the processor's cache until it is converted.
+_PART = 2**17  # bytes
+_PILLOW_PART = 2**16  # bytes, below the size from which malloc asks the system each time
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 
 
 class MissingPictureError(DataError, MissingFileError):
@@ -93,23 +98,20 @@ def read_like_opencv(
         DataError, ConfigError: as `read_picture`.
     """
     name = _shown(source, name)
-    content, header = _load(source, name)
-    # OpenCV 4.14 writes nonsense where it is asked for the RGB of a TIFF of 16 bits.
-    reorder = header.format == "TIFF" and flags & cv2.IMREAD_COLOR_RGB
-    if reorder:
-        flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
-    if not header.deep:
-        pixels = _decode(content, flags, name, header)
-    elif max_value is None:
-        raise DepthError(
-            f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the data "
-            "set to the value that means white (4095 for 12 bits), or scale it to 8 bits."
-        )
-    else:
-        pixels = _scaled_pixels(content, header, flags, name, max_value)
+    with _opened(source, name) as file:
+        content, header = _load(file, name)
+        if not header.deep:
+            pixels = _decode(content, flags, name, header)
+        elif max_value is None:
+            raise DepthError(
+                f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the "
+                "data set to the value that means white (4095 for 12 bits), or scale it to 8 bits."
+            )
+        else:
+            pixels = _scaled_pixels(content, header, flags, name, max_value)
     upright = header.format == "TIFF" or not flags & cv2.IMREAD_IGNORE_ORIENTATION
     _check_size(pixels, header.size if upright else (header.height, header.width), name)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels) if reorder else pixels
+    return pixels
 
 
 def read_label(source: Source, name: str | None = None) -> np.ndarray:
@@ -126,18 +128,19 @@ def read_label(source: Source, name: str | None = None) -> np.ndarray:
         DataError: as `read_picture`.
     """
     name = _shown(source, name)
-    content, header = _load(source, name)
-    if header.kind == "colour" or header.values == "float":
-        raise IndexMapError(
-            f"{name}: expected one channel of whole numbers (grey, or a palette), got "
-            f"{describe(header)}. Map its colours to class numbers first."
-        )
-    if header.kind == "palette":
-        label = _palette_indices(content, header, name)
-    else:
-        label = _decode(content, cv2.IMREAD_UNCHANGED, name, header)
-        if header.bits == 1:
-            label = (label > 0).astype(np.uint8)
+    with _opened(source, name) as file:
+        content, header = _load(file, name)
+        if header.kind == "colour" or header.values == "float":
+            raise IndexMapError(
+                f"{name}: expected one channel of whole numbers (grey, or a palette), got "
+                f"{describe(header)}. Map its colours to class numbers first."
+            )
+        if header.kind == "palette":
+            label = _palette_indices(content[:], header, name)
+        else:
+            label = _decode(content, cv2.IMREAD_UNCHANGED, name, header)
+            if header.bits == 1:
+                label = (label > 0).astype(np.uint8)
     if label.ndim != 2:
         raise IndexMapError(f"{name}: expected one channel, got shape {list(label.shape)}.")
     upright = header.format == "TIFF"
@@ -152,9 +155,7 @@ def picture_size(source: Source, name: str | None = None) -> tuple[int, int]:
         DataError: no such file, or not a picture.
     """
     name = _shown(source, name)
-    if isinstance(source, bytes):
-        return read_header(source, name).size
-    with _Reading(source, name) as file:
+    with _opened(source, name) as file:
         return read_header(file, name).size
 
 
@@ -202,6 +203,8 @@ def _shown(source: Source, name: str | None) -> str:
         if isinstance(source, bytes):
             return "picture"
         name = os.fsdecode(source)
+    if name.isascii():
+        return name
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -210,11 +213,11 @@ class _Reading:
 
     def __init__(self, path: str | os.PathLike, name: str) -> None:
         try:
-            mode = os.stat(path).st_mode  # before it is opened: opening a device can do something
-            regular = stat.S_ISREG(mode)
-            # A pipe that takes its place in the meantime is not waited for, and has no size.
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-            self._file = os.open(path, flags) if regular else None
+            found = os.stat(path)  # before it is opened: opening a device can do something
+            regular = stat.S_ISREG(found.st_mode)
+            # A pipe that takes its place in the meantime is not waited for, and cannot be read at
+            # a place. A file that grows in the meantime counts as cut off.
+            self._file = os.open(path, _OPEN_FLAGS) if regular else None
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingPictureError(
                 f"{name}: no such file. Check the path and the list."
@@ -223,8 +226,10 @@ class _Reading:
             reason = getattr(error, "strerror", None) or error
             raise DataError(f"{name}: cannot be opened ({reason}). Check its rights.") from error
         if self._file is None:
-            raise MissingPictureError(f"{name}: expected a picture, got {_kind_of_file(mode)}.")
-        self._size, self._name = os.fstat(self._file).st_size, name
+            raise MissingPictureError(
+                f"{name}: expected a picture, got {_kind_of_file(found.st_mode)}."
+            )
+        self._size, self._name = found.st_size, name
 
     def __enter__(self) -> "_Reading":
         return self
@@ -239,13 +244,12 @@ class _Reading:
         start, stop, _ = place.indices(self._size)
         return self._read(start, max(0, stop - start))
 
-    def all(self) -> bytes:
-        return self._read(0, self._size)
-
     def _read(self, at: int, count: int) -> bytes:
         parts = []
         try:
             while count and (part := os.pread(self._file, min(count, 2**30), at)):
+                if len(part) == count and not parts:
+                    return part
                 parts.append(part)
                 at += len(part)
                 count -= len(part)
@@ -253,7 +257,11 @@ class _Reading:
             raise DataError(
                 f"{self._name}: cannot be read ({error.strerror}). Check the disk and its rights."
             ) from error
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
+
+
+def _opened(source: Source, name: str) -> contextlib.AbstractContextManager[Bytes]:
+    return contextlib.nullcontext(source) if isinstance(source, bytes) else _Reading(source, name)
 
 
 def _kind_of_file(mode: int) -> str:
@@ -261,28 +269,24 @@ def _kind_of_file(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _load(source: Source, name: str) -> tuple[bytes, Header]:
-    """The content of a file that may be decoded, and its header."""
-    if isinstance(source, bytes):
-        content = source
-        header = _allowed_header(content, name)
-    else:
-        with _Reading(source, name) as file:
-            if len(file) > _READ_AT_ONCE:
-                _allowed_header(file, name)
-            content = file.all()
-        header = _allowed_header(content, name)
-    if header.format == "JPEG":
-        check_jpeg(content, name)
-    elif header.format == "PNG":
+def _load(file: Bytes, name: str) -> tuple[Bytes, Header]:
+    """The content of a file that may be decoded, and its header.
+
+    The content is `bytes`, but of a large BMP the file itself.
+    """
+    if len(file) > _PART and file[:2] == b"BM":
+        return file, _allowed_header(file, name)
+    if len(file) > _READ_AT_ONCE:
+        _allowed_header(file, name)
+    content = file[:]
+    header = _allowed_header(content, name, to_the_end=True)
+    if header.format == "PNG":
         _check_png(content, name)
-    elif header.format == "TIFF":
-        _check_packed_tiff(content, name)
     return content, header
 
 
-def _allowed_header(content: Bytes, name: str) -> Header:
-    header, limit = read_header(content, name), max_pixels()
+def _allowed_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Header:
+    header, limit = read_header(content, name, to_the_end=to_the_end), max_pixels()
     count = header.width * header.height
     advice = f"If it is meant to be that large, pass --max_pixels {count} or set {MAX_PIXELS}"
     if count > limit:
@@ -314,20 +318,104 @@ def _check_png(content: bytes, name: str) -> None:
 # -- the pixels ------------------------------------------------------------------------------------
 
 
-def _check_packed_tiff(content: bytes, name: str) -> None:
-    """Let libtiff say whether what is packed in a TIFF is whole: OpenCV goes on after its errors.
+def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
+    """A TIFF's pixels as OpenCV gives them, decoded once; None for a kind that is left to OpenCV.
 
-    PIL stops at them; of plain TIFFs, whose bytes are the pixels, nothing could be said.
+    OpenCV goes on after libtiff's errors. Pillow's decoder (the same library) stops at them.
+    `Image.open` is not needed for it, and takes longer than a small picture's decoding.
+    """
+    grey = header.samples != "RGB"
+    as_it_is = flags == cv2.IMREAD_UNCHANGED
+    wants_grey = not as_it_is and not flags & (cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB)
+    if not header.samples or (not grey and (wants_grey or as_it_is)):
+        return None
+    options = header.samples, False, 0  # samples, a file's descriptor, the place of the first page
+    size = header.width, header.height
+    try:
+        picture = Image.frombytes("L" if grey else "RGB", size, content, "libtiff", options)
+    except ValueError as error:
+        raise damaged(name, "libtiff: what is packed in it is cut off or damaged") from error
+    except (OSError, TypeError):  # a Pillow without libtiff, or whose decoder has other options
+        return None
+    pixels = _turn(_pixels_of(picture), header.orientation)
+    if grey and not as_it_is and not wants_grey:
+        return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_GRAY2RGB)
+    if not grey and not flags & cv2.IMREAD_COLOR_RGB:
+        return cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
+    return np.ascontiguousarray(pixels)
+
+
+def _pixels_of(picture: Image.Image) -> np.ndarray:
+    """`np.array(picture)`, in a third of its time for large pictures.
+
+    Pillow copies a picture twice for it, and numpy once more. Some rows at a time they stay in the
+    processor's cache.
+    """
+    width, height = picture.size
+    bands = len(picture.getbands())
+    pixels = np.empty((height, width, bands)[: 2 + (bands > 1)], np.uint8)
+    rows = max(1, _PILLOW_PART // (4 * width))
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        part = picture if rows >= height else picture.crop((0, top, width, bottom))
+        target = pixels[top:bottom]
+        target[:] = np.frombuffer(part.tobytes(), np.uint8).reshape(target.shape)
+    return pixels
+
+
+def _check_packed_tiff(content: bytes, name: str) -> None:
+    """Let libtiff say whether what is packed in a TIFF of another kind is whole.
+
+    Of plain TIFFs, whose bytes are the pixels, nothing could be said, so they are not decoded here.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=["TIFF"]) as picture:
-            packed = picture.info.get("compression", "raw") != "raw"
-            if packed:
+        with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as picture:
+            if picture.info.get("compression", "raw") != "raw":
                 picture.load()
-    except (UnidentifiedImageError, SyntaxError, KeyError):
+    except (SyntaxError, KeyError):
         return  # of a kind that PIL does not know; OpenCV may
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{name}: Pillow, which checks TIFFs of this kind, does not decode as many pixels. "
+            "Save it as RGB or grey of 8 bits, packed with LZW or deflate."
+        ) from error
     except (OSError, ValueError) as error:
         raise damaged(name, f"libtiff: {error}") from error
+
+
+def _decode_bmp(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
+    """The pixels of a BMP of 24 bits without compression; None for a kind that is left to OpenCV.
+
+    They lie in the file as they are, so that no part of it is copied more than once.
+    """
+    rgb = flags & cv2.IMREAD_COLOR_RGB
+    start = content[:34]
+    if len(start) < 34 or not (rgb or flags & cv2.IMREAD_COLOR):
+        return None
+    begin, length, width, height, _, bits, packing = struct.unpack_from("<10xIIiiHHI", start)
+    stride = (3 * width + 3) // 4 * 4
+    whole = 14 + length <= begin <= len(content) - stride * abs(height)
+    if flags == cv2.IMREAD_UNCHANGED or length < 40 or bits != 24 or packing or not whole:
+        return None
+    pixels = np.empty((header.height, width, 3), np.uint8)
+    rows = max(1, _PART // stride)
+    flipped = np.empty((min(rows, header.height), width, 3), np.uint8)
+    for top in range(0, header.height, rows):
+        count = min(rows, header.height - top)
+        part = content[begin + top * stride : begin + (top + count) * stride]
+        if len(part) != count * stride:
+            raise damaged(name, "cut off while it was read")
+        stored = np.ndarray((count, width, 3), np.uint8, part, strides=(stride, 3, 1))
+        if height < 0:  # the first row is the upper one
+            target = pixels[top : top + count]
+        else:
+            target = pixels[header.height - top - count : header.height - top]
+            stored = cv2.flip(stored, 0, dst=flipped[:count] if rgb else target)
+        if rgb:
+            cv2.cvtColor(stored, cv2.COLOR_BGR2RGB, dst=target)
+        elif height < 0:
+            target[:] = stored
+    return pixels
 
 
 # What libjpeg says where a file is not whole; anything else that `simplejpeg` raises is of a kind
@@ -370,23 +458,41 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _decode(content: bytes, flags: int, name: str, header: Header) -> np.ndarray:
-    if header.format == "JPEG" and not header.deep:
+def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray:
+    """Pixels as OpenCV gives them for `flags`, of the depth that they have."""
+    pixels = None
+    if header.format == "BMP":
+        if len(content) > _PART:
+            pixels = _decode_bmp(content, flags, name, header)
+            content = content if pixels is not None else content[:]
+    elif header.format == "TIFF":
+        pixels = _decode_tiff(content, flags, name, header)
+        if pixels is None:
+            _check_packed_tiff(content, name)
+    elif header.format == "JPEG" and not header.deep:
         pixels = _decode_jpeg(content, flags, name, header)
-        if pixels is not None:
-            return pixels
+    if pixels is not None:
+        return pixels
+    # Of these OpenCV makes RGB in place, which takes four times as long as into new memory.
+    reorder = header.format in ("TIFF", "BMP") and flags > 0 and flags & cv2.IMREAD_COLOR_RGB
+    if reorder:
+        flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
         raise damaged(name, f"OpenCV: {error.err or error}") from error
     if pixels is None:
         raise damaged(name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read")
-    return pixels
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if reorder else pixels
 
 
 def _scaled_pixels(
     content: bytes, header: Header, flags: int, name: str, max_value: int
 ) -> np.ndarray:
+    # OpenCV 4.14 writes nonsense where it is asked for the RGB of a TIFF of 16 bits.
+    reorder = header.format == "TIFF" and flags & cv2.IMREAD_COLOR_RGB
+    if reorder:
+        flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
     # TIFF's grey of 32 bits has no three channels in OpenCV; they are made below.
     as_it_is = header.format == "TIFF" and header.kind == "grey"
     wanted = cv2.IMREAD_UNCHANGED if as_it_is else flags | cv2.IMREAD_ANYDEPTH
@@ -400,7 +506,7 @@ def _scaled_pixels(
     grey = not flags & (cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB)
     if scaled.ndim == 2 and not grey:
         return cv2.cvtColor(scaled, cv2.COLOR_GRAY2RGB)
-    return scaled
+    return cv2.cvtColor(scaled, cv2.COLOR_BGR2RGB) if reorder else scaled
 
 
 def _check_size(pixels: np.ndarray, expected: tuple[int, int], name: str) -> None:
