@@ -33,7 +33,8 @@ def test_weights_are_the_nearest_codes(axis):
     found = quantize_weight(weight.astype(np.float32), axis)
     assert found.codes.dtype == np.int8
     differ = np.abs(naive_codes(weight.astype(np.float32), found.scale, axis) - found.codes)
-    assert differ.max() <= 1 and differ.mean() < 0.01  # a quotient in float32 may sit on a half
+    assert differ.max() <= 1  # a quotient in float32 may sit on a half
+    assert differ.mean() < 0.01
     error = np.abs(found.dequantized() - weight)
     shape = [1] * 4
     shape[axis] = -1
@@ -75,9 +76,8 @@ def test_a_rounding_is_clip_of_round(low):
     layer = IntegerRounding(activation)
     x = np.linspace(-20, 20, 4001).astype(np.float32)
     found = layer(paddle.to_tensor(x)).numpy()
-    expected = [
-        0.05 * max(low, min(low + CODES - 1, np.floor(v / 0.05 + 0.5))) for v in map(float, x)
-    ]
+    high = low + CODES - 1
+    expected = [0.05 * max(low, min(high, np.floor(float(v) / 0.05 + 0.5))) for v in x]
     # On a border between two codes the quotient's last digit decides.
     close = np.isclose(found, expected, atol=1e-5)
     assert (close | np.isclose(np.abs(found - expected), 0.05, atol=1e-5)).all()
@@ -145,14 +145,15 @@ def test_a_model_becomes_integers(rule):
         b = np.concatenate([quantized(paddle.to_tensor(x)).numpy() for x in pictures])
     assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
     assert all((v.numpy() == before[k]).all() for k, v in model.state_dict().items())
-    assert not model.training and not quantized.training
+    assert not model.training
+    assert not quantized.training
 
 
 def test_a_convolution_sums_integers():
     """Against a loop over the definition in whole numbers."""
     model = Small()
     model.eval()
-    calls, pictures = shows(2, 8)
+    calls, _ = shows(2, 8)
     layer = quantize_to_integers(model, calls).grouped
     x = np.abs(np.random.default_rng(2).standard_normal((1, 8, 2, 2))).astype(np.float32)
     codes, step = integer_reference(layer, x)
@@ -178,7 +179,8 @@ def test_layers_can_stay_in_float():
     model = Small()
     model.eval()
     quantized = quantize_to_integers(model, shows()[0], keep_float=["head", "stem"])
-    assert type(quantized.head) is nn.Linear and type(quantized.stem) is nn.Conv2D
+    assert type(quantized.head) is nn.Linear
+    assert type(quantized.stem) is nn.Conv2D
     assert isinstance(quantized.up, IntegerLayer)
     with pytest.raises(InputError, match="haed"):
         quantize_to_integers(model, shows()[0], keep_float=["haed"])
@@ -206,9 +208,10 @@ def test_the_window_covers_what_was_seen(rule):
     seen = Observed()
     seen.add(np.float32([-1.0, 0.0, 3.0]))
     found = seen.activation(rule)
-    assert found.low < 0 < found.high and found.high - found.low == CODES - 1
+    assert found.low < 0 < found.high
+    assert found.high - found.low == CODES - 1
     reach = found.low * found.step, found.high * found.step
-    assert reach[0] == pytest.approx(-1, abs=0.05) and reach[1] == pytest.approx(3, abs=0.05)
+    assert reach == pytest.approx((-1, 3), abs=0.05)
 
 
 def test_zeros_alone_have_a_step():

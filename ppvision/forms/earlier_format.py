@@ -1,4 +1,4 @@
-"""Tracing in Paddle's earlier program format (`model.pdmodel`), the only one that OpenVINO reads."""
+"""Tracing in Paddle's earlier program format (`model.pdmodel`), which OpenVINO reads."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
