@@ -20,7 +20,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError, PpvisionError, StorageError, shorten_text
+from ppvision.arguments import check_path
+from ppvision.errors import (
+    FolderInUseError,
+    InputError,
+    PpvisionError,
+    StorageError,
+    shorten,
+    shorten_text,
+)
 
 # -- locks -----------------------------------------------------------------------------------------
 
@@ -68,11 +76,17 @@ def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) 
 
 def _open_and_lock(folder: Path, busy: str) -> int:
     while True:
+        was_there = os.path.exists(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # its last holder removed it just now
             continue
+        except OSError:  # too many open files, for one
+            if not was_there:
+                with contextlib.suppress(OSError):  # somebody has written into it
+                    folder.rmdir()
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A holder that ended may have removed or renamed it before we got the lock.
@@ -232,6 +246,26 @@ def naming_flag(flag: str, folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def naming_read(path: str | Path) -> Iterator[None]:
+    """Errors of the system inside the block, which reads a file or folder, as a `StorageError` that
+    names the file.
+
+    Raises:
+        StorageError: no right to read it, too many open files, a device that failed; the cause is
+            attached.
+    """
+    try:
+        yield
+    except PpvisionError:
+        raise
+    except OSError as error:
+        shown = path if error.filename is None else os.fsdecode(error.filename)
+        raise StorageError(
+            f"{shown}: cannot be read ({error.strerror or error}). Check the path and its rights."
+        ) from error
+
+
 def check_room(target: Path, folder: Path) -> None:
     """Raise `StorageError` where the disk of `folder` takes no more: what a library wrote there for
     `target` may be cut off without an error."""
@@ -296,6 +330,28 @@ def _find_no_room(folder: Path) -> int | None:
 
 # -- folders ---------------------------------------------------------------------------------------
 
+
+def resolve_new_folder(value: object, argument: str = "folder") -> Path:
+    """The path of a folder to be made, without links and `..`; `argument` stands in the errors.
+
+    Raises:
+        InputTypeError: no path.
+        InputError: the path of no folder that can be made.
+        StorageError: the system cannot follow it.
+    """
+    folder = check_path(value, argument, "the path of a folder")
+    with naming_flag(argument, folder):
+        try:
+            folder = folder.resolve()
+        except RuntimeError as error:  # Python 3.11's of links that lead to each other
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
+    if not folder.name:
+        raise InputError(
+            f"{argument}: expected the path of a new folder, got {shorten(str(folder))}."
+        )
+    return folder
+
+
 _OLD = "old"  # where an earlier folder stands between the two renames that replace it
 
 
@@ -316,10 +372,21 @@ def replace_folder(
 
     Raises:
         FolderInUseError: the folder is there, and is not to be replaced; or another process is
-            writing it.
+            writing it; or something else has the work folder's name.
         StorageError: the folder cannot be made; the disk is full, or refused to write.
     """
     work = folder.with_name(f".{folder.name}.ppvision-partial")
+    if os.path.islink(work) or (os.path.exists(work) and not os.path.isdir(work)):
+        # Through a link somebody else's files would be removed as what a killed process has left.
+        raise FolderInUseError(
+            f"{flag}: expected nothing but a folder of ours at {work}, got a link or a file. "
+            "Remove it, or name another folder."
+        )
+    if os.path.ismount(folder):
+        raise StorageError(
+            f"{flag}: expected a folder that can be renamed, got {folder}, where a disk is mounted."
+            " Name a folder inside of it."
+        )
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
     with naming_storage(folder, work), lock_folder(work, busy, (flag, folder)):
         _empty_work(work, folder)
@@ -355,7 +422,9 @@ def _exchange(new: Path, folder: Path) -> bool:
 
 def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:
     """Raise the `FolderInUseError` of `replace_folder`."""
-    if folder.exists() and not may_be_replaced(folder):
+    with naming_flag("folder", folder):
+        is_taken = folder.exists() and not may_be_replaced(folder)
+    if is_taken:
         raise FolderInUseError(
             f"folder: expected a new or empty folder, or {ours}, got {folder}, which "
             "holds other files. Name another one or remove it."
@@ -385,7 +454,7 @@ def create_folder(output: str | Path) -> Iterator[Path]:
         FolderInUseError: `output` exists and is not an empty folder, or another process is
             writing it.
     """
-    target = Path(output).resolve()
+    target = resolve_new_folder(output, "output")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         held = "which holds files" if target.is_dir() else "which is a file"
         raise FolderInUseError(

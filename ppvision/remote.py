@@ -5,19 +5,24 @@ https to http without a word.
 """
 
 import errno
+import http.client
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from ppvision.errors import PpvisionError, StorageError, shorten_text
+from ppvision.errors import InputError, PpvisionError, StorageError, shorten_text
 
 TIMEOUTS = (10.0, 30.0)  # seconds: to connect, and between two pieces of an answer
 MAX_REDIRECTS = 5
+MAX_INTERIM = 10  # answers "100 Continue" before the one that counts; servers send one at most
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 1 << 18
 
@@ -30,8 +35,50 @@ class NoAnswerError(RequestError):
     """A server that does not answer, or whose answer breaks off."""
 
 
+class _Answer(http.client.HTTPResponse):
+    """Skips a few answers "100 Continue" only: Python's own class skips any number of them."""
+
+    _interim = 0
+
+    def _read_status(self) -> tuple[str, int, str]:
+        # Not a public method; without it `begin` would have to be written again.
+        # `test_remote.py` fails where a later Python has none.
+        if self._interim > MAX_INTERIM:
+            raise InputError(f"more than {MAX_INTERIM} times the word to wait (100 Continue)")
+        self._interim += 1
+        return super()._read_status()
+
+
+class _Http(urllib3.HTTPConnectionPool):
+    ConnectionCls = type("_Connection", (HTTPConnection,), {"response_class": _Answer})
+
+
+class _Https(urllib3.HTTPSConnectionPool):
+    ConnectionCls = type("_Connection", (HTTPSConnection,), {"response_class": _Answer})
+
+
+_POOLS = {"http": _Http, "https": _Https}
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options)
+        self.poolmanager.pool_classes_by_scheme = _POOLS
+
+    def proxy_manager_for(self, *arguments: Any, **options: Any) -> urllib3.ProxyManager:
+        manager = super().proxy_manager_for(*arguments, **options)
+        if type(manager) is urllib3.ProxyManager:  # one for SOCKS has connections of its own
+            manager.pool_classes_by_scheme = _POOLS
+        return manager
+
+
 class _Session(requests.Session):
     """Leaves redirects alone: even when told not to follow them, `requests` reads their bodies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for scheme in _POOLS:
+            self.mount(f"{scheme}://", _Adapter())
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None

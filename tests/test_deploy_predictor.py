@@ -16,6 +16,7 @@ from ppvision.deploy import Classification, Predictor, export_model
 from ppvision.deploy.run import engines
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity
+from ppvision.errors import InputError, InputTypeError, ManifestError, MissingFileError
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LETTERBOX = [
@@ -207,6 +208,51 @@ def test_grey_and_transparent_files(exported, tmp_path):
 def test_arrays_that_are_no_pictures(exported, image, message):
     with pytest.raises(ValueError, match=message):
         Predictor(exported())(image)
+
+
+def test_arrays_in_any_order_of_memory(exported):
+    predictor, rgb = Predictor(exported()), picture(20, 30)
+    wide, read_only = np.zeros((60, 90, 3), np.uint8), rgb.copy()
+    wide[::3, ::3], read_only.flags.writeable = rgb, False
+    expected = predictor(rgb)
+    for same in (
+        np.asfortranarray(rgb),
+        wide[::3, ::3],
+        rgb[::-1, ::-1].copy()[::-1, ::-1],
+        rgb[..., ::-1].copy()[..., ::-1],
+        read_only,
+        rgb.view(np.recarray),
+        np.dstack([rgb, rgb[..., 0]])[..., :3],
+        np.frombuffer(b"x" + rgb.tobytes(), np.uint8, offset=1).reshape(rgb.shape),
+    ):
+        before = same.copy()
+        assert np.array_equal(predictor(same), expected)
+        assert np.array_equal(same, before)
+
+
+def test_arrays_have_the_limit_of_files(exported, monkeypatch):
+    """A view can have any number of pixels, and the transforms make all of them."""
+    huge = np.broadcast_to(np.uint8(0), (2**20, 2**20, 3))
+    with pytest.raises(ValueError, match="PPVISION_MAX_PIXELS"):
+        Predictor(exported())(huge)
+    monkeypatch.setenv("PPVISION_MAX_PIXELS", "100")
+    assert Predictor(exported())(picture(10, 10)).shape == (10, 10)
+    with pytest.raises(ValueError, match="at most 100 pixels, got 10x11"):
+        Predictor(exported())(picture(11, 10))
+
+
+class NoPath:
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return self.path
+
+
+@pytest.mark.parametrize("path", [NoPath(3), NoPath(b"x"), "a\0b", "\ud800"], ids=repr)
+def test_paths_that_are_none(exported, path):
+    with pytest.raises((InputError, InputTypeError), match="image: expected a path"):
+        Predictor(exported())(path)
 
 
 def test_files_that_are_no_pictures(exported, tmp_path):
@@ -436,6 +482,23 @@ def test_pictures_that_shrink_to_one_pixel(exported, side):
         np.testing.assert_allclose(predictor.run(x)[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("change", ["another export", "gone"])
+def test_a_folder_that_changes_after_it_was_opened(exported, tmp_path, change):
+    """The engine for small pictures is opened when one comes, which must be of the same export."""
+    layers = (nn.Conv2D(3, 4, 3, stride=2, padding=1), nn.Upsample(scale_factor=2))
+    how = {"input_shape": [None, 3, None, None], "transforms": [NORMALIZE]}
+    folder = export_model(nn.Sequential(*layers), tmp_path / "net", **how)
+    predictor = Predictor(folder, use_onednn=True)
+    expected = predictor(picture(64, 64))
+    if change == "gone":
+        shutil.rmtree(folder)
+    else:
+        export_model(nn.Conv2D(3, 4, 3, padding=1), folder, **how)
+    with pytest.raises((ManifestError, MissingFileError)):
+        predictor(picture(2, 2))
+    assert np.array_equal(predictor(picture(64, 64)), expected)
+
+
 def test_onednn_is_used_where_it_runs(exported):
     assert Predictor(exported()).onednn is True
     assert Predictor(exported(), use_onednn=False).onednn is False
@@ -455,7 +518,7 @@ def test_no_gpu_here(exported, format):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"device": "tpu"}, "'cpu' or 'gpu'"),
+        ({"device": "tpu"}, "one of cpu, gpu, got 'tpu'"),
         ({"threads": 0}, "threads: expected .*got 0"),
         ({"threads": "2"}, "threads: expected .*got '2'"),
         ({"threads": 1.5}, r"threads: expected .*got 1\.5"),

@@ -21,10 +21,11 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write import openvino
-from ppvision.errors import EngineError, FolderInUseError, StorageError
+from ppvision.errors import EngineError, FolderInUseError, InputError, StorageError
 from ppvision.files import lock_folder
 from ppvision.quant import describe_layered, load_layered, save_layered
-from ppvision.zoo import create_model
+from ppvision.zoo import create_model, load_weights
+from ppvision.zoo.weights import save_weights
 from tests.conftest import ROOT, classification_config
 from tests.small_layered import tiny_once_qat
 
@@ -333,6 +334,134 @@ def test_a_place_that_cannot_be_written(tmp_path, name):
     message = r"^save_dir: expected a folder that can be written, got .*\(.+\)\. Name another"
     with pytest.raises(StorageError, match=message):
         export_model(Net(), tmp_path / name, input_shape=SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
+def test_what_has_the_name_of_the_work_folder_is_not_touched(tmp_path, kind):
+    """What killed processes left there is removed; through a link that was anybody's."""
+    others = tmp_path / "others"
+    if kind != "dangling link":
+        others.mkdir()
+        (others / "kept").write_text("x")
+    work = tmp_path / ".net.ppvision-partial"
+    work.write_text("x") if kind == "file" else work.symlink_to(others)
+    once = tiny_once_qat(activations=False)
+    for write in (
+        lambda: export_model(nn.Conv2D(3, 2, 1), tmp_path / "net", input_shape=SHAPE),
+        lambda: save_layered(once, tmp_path / "net", bits=once.widths, config={}),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(FolderInUseError, match=r"net\.ppvision-partial, got a link or a file"):
+            write()
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["deploy.yaml", "manifest.json"])
+def test_folders_that_are_called_like_our_files_are_not_replaced(tmp_path, name):
+    (tmp_path / "net" / name).mkdir(parents=True)
+    (tmp_path / "net" / name / "kept").write_text("x")
+    once = tiny_once_qat(activations=False)
+    with pytest.raises(FolderInUseError):
+        export_model(nn.Conv2D(3, 2, 1), tmp_path / "net", input_shape=SHAPE)
+    with pytest.raises(FolderInUseError):
+        save_layered(once, tmp_path / "net", bits=once.widths, config={})
+    assert (tmp_path / "net" / name / "kept").read_text() == "x"
+
+
+def test_a_disk_is_mounted_on_the_folder(small_disk):
+    """As `docker run -v volume:/output` does; it was said after the export, without a remedy."""
+    disk = small_disk(1024)
+    with pytest.raises(StorageError, match="inside of it"):
+        export_model(nn.Conv2D(3, 2, 1), disk, input_shape=SHAPE)
+    assert list(disk.iterdir()) == []
+    export_model(nn.Conv2D(3, 2, 1), disk / "net", input_shape=SHAPE)
+
+
+def test_links_that_lead_to_each_other(tmp_path):
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(StorageError, match="folder: expected a folder that can be written"):
+        export_model(nn.Conv2D(3, 2, 1), tmp_path / "a", input_shape=SHAPE)
+    for read in (Predictor, load_layered, lambda path: load_weights(nn.Conv2D(3, 2, 1), path)):
+        with pytest.raises(StorageError, match=r"expected .*Check the path"):
+            read(tmp_path / "a")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """Paddle opens no such path."""
+    name = os.fsdecode(b"a\xff")
+    with pytest.raises(InputError, match="UTF-8"):
+        export_model(nn.Conv2D(3, 2, 1), tmp_path / name, input_shape=SHAPE)
+    folder = export_model(nn.Conv2D(3, 2, 1), tmp_path / "a\nb", input_shape=SHAPE)
+    assert Predictor(folder).run(np.zeros(SHAPE, np.float32))[0].shape == (1, 48, 48)
+    folder.rename(tmp_path / name)
+    with pytest.raises(InputError, match="UTF-8"):
+        Predictor(tmp_path / name)
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    """No file can be opened inside: what a missing right does, also to root."""
+    before, taken = resource.getrlimit(resource.RLIMIT_NOFILE), []
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, before[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for handle in taken:
+            os.close(handle)
+
+
+def test_files_that_cannot_be_opened(tmp_path):
+    layer, once = nn.Conv2D(3, 2, 1), tiny_once_qat(activations=False)
+    folder = export_model(layer, tmp_path / "net", input_shape=SHAPE)
+    layered = save_layered(once, tmp_path / "m", bits=once.widths, config={})
+    save_weights({k: v.numpy() for k, v in layer.state_dict().items()}, tmp_path / "w.safetensors")
+    paddle.save(layer.state_dict(), str(tmp_path / "w.pdparams"))
+    (tmp_path / "w.pth").write_bytes(b"x")
+    new = tmp_path / "new"
+    calls = {
+        "deploy.yaml": lambda: Predictor(folder),
+        "manifest.json": lambda: load_layered(layered),
+        "m/manifest.json": lambda: describe_layered(layered),
+        "w.safetensors": lambda: load_weights(layer, tmp_path / "w.safetensors"),
+        "w.pdparams": lambda: load_weights(layer, tmp_path / "w.pdparams"),
+        "w.pth": lambda: create_model("pale_nano", pretrained=tmp_path / "w.pth"),
+        "new": lambda: save_layered(once, new, bits=once.widths, config={}),
+    }
+    for name, call in calls.items():
+        with no_more_files(), pytest.raises(StorageError) as caught:
+            call()
+        assert name in str(caught.value)
+        assert "Too many open files" in str(caught.value)
+    assert not list(tmp_path.glob("*new*"))
+
+
+@pytest.mark.parametrize("variable", ["PPVISION_CACHE", "TMPDIR"])
+def test_folders_of_our_own_that_cannot_be_made(tmp_path, monkeypatch, variable):
+    from tests.small_layered import tiny_net
+
+    (tmp_path / "file").write_text("")
+    place = str(tmp_path / "file" / "x")
+    once = tiny_once_qat(activations=False)
+    layered = save_layered(once, tmp_path / "m", bits=once.widths, config={})
+    shape = [None, 2, 9, 9]
+    folder = export_model(tiny_net(), tmp_path / "net", input_shape=shape, task="classification")
+    calls = {
+        "PPVISION_CACHE": (
+            lambda: Predictor("segformer_pale_nano.digit_scenes"),
+            lambda: load_layered("http://127.0.0.1:9/x"),
+        ),
+        "TMPDIR": (lambda: Predictor(folder, layered=layered),),
+    }
+    monkeypatch.setenv(variable, place)
+    monkeypatch.setattr("tempfile.tempdir", place if variable == "TMPDIR" else None)
+    for call in calls[variable]:
+        with pytest.raises(StorageError, match=f"^{variable}: expected a folder that can be"):
+            call()
 
 
 def test_a_full_temporary_folder(small_disk, tmp_path, monkeypatch):

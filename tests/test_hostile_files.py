@@ -44,8 +44,8 @@ from ppvision.safe_yaml import Located, load_yaml, yaml_text
 from ppvision.tasks.config import apply_options, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.conftest import classification_config
+from tests.helpers.fuzz import mutate_bytes, mutate_document, mutate_pickle, with_header
 from tests.helpers.limits import check_reader
-from tests.helpers.mutations import change_bytes, change_operation, change_value, with_header
 from tests.small_detectors import small_detector, write_detector
 from tests.small_layered import BITS, CONFIG, tiny_once_qat
 
@@ -70,7 +70,7 @@ def valid_pdparams(folder) -> list[bytes]:
 @pytest.mark.parametrize("count", COUNTS)
 def test_mutated_pdparams(tmp_path, count):
     random, valid = Random(count), valid_pdparams(tmp_path)
-    changes = (change_bytes, change_operation)
+    changes = (mutate_bytes, mutate_pickle)
     inputs = [changes[i % 2](random.choice(valid), random) for i in range(count)]
     found = check_reader(PDPARAMS, valid + inputs, tmp_path / "inputs", "model.pdparams")
     assert found["WeightsError"] > count / 2
@@ -206,7 +206,7 @@ def test_mutated_safetensors(tmp_path, count):
     size = 8 + int.from_bytes(valid[:8], "little")
     header, rest = json.loads(valid[8:size]), valid[size:]
     inputs = [
-        with_header(change_value(header, random), rest) if i % 2 else change_bytes(valid, random)
+        with_header(mutate_document(header, random), rest) if i % 2 else mutate_bytes(valid, random)
         for i in range(count)
     ]
     found = check_reader(WEIGHTS, [valid, *inputs], tmp_path / "inputs", "model.safetensors")
@@ -271,12 +271,12 @@ def test_mutated_configs(tmp_path, task, count, scenes, crops):
     def written(content: dict) -> bytes:
         try:
             return write_detector(tmp_path / "job.yml", content).read_bytes()
-        except (AttributeError, TypeError):  # a tag's mapping is none any more
+        except (AttributeError, TypeError, ValueError):  # a tag's mapping is none any more
             return yaml.safe_dump(content, sort_keys=False).encode()
 
     valid = written(document) if task != "segmentation" else JOB.encode()
     inputs = [
-        written(change_value(document, random)) if i % 2 else change_bytes(valid, random)
+        written(mutate_document(document, random)) if i % 2 else mutate_bytes(valid, random)
         for i in range(count)
     ]
     found = check_reader(
@@ -541,7 +541,7 @@ def test_mutated_tar_files(tmp_path, count):
             member.size = len(picture.getvalue())
             archive.addfile(member, io.BytesIO(picture.getvalue()))
     valid = content.getvalue()[:8192]
-    inputs = [change_bytes(valid, random) for _ in range(count)]
+    inputs = [mutate_bytes(valid, random) for _ in range(count)]
     found = check_reader(
         "tests.test_hostile_files:convert_tar", [valid, *inputs], tmp_path, "pictures.tar"
     )
@@ -608,9 +608,9 @@ def test_mutated_layered_models(tmp_path, count, monkeypatch):
     monkeypatch.setenv("PPVISION_TEST_LAYERED", str(whole))
     random = Random(count)
     valid = (whole / "manifest.json").read_bytes()
-    changed = [change_value(json.loads(valid), random) for _ in range(count // 2)]
+    changed = [mutate_document(json.loads(valid), random) for _ in range(count // 2)]
     inputs = vouching_manifests(changed)
-    inputs += [change_bytes(valid, random) for _ in range(count // 2)]
+    inputs += [mutate_bytes(valid, random) for _ in range(count // 2)]
     reader = "tests.test_hostile_files:read_layered"
     found = check_reader(reader, [valid, *inputs], tmp_path / "in", "manifest.json", by_folder=True)
     ours = {"LayeredModelError", "InputError", "MissingFileError", "read"}

@@ -2,12 +2,14 @@
 
 import contextlib
 import http.server
+import itertools
 import resource
 import shutil
 import socket
 import ssl
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +17,8 @@ import pytest
 from ppvision import remote
 from ppvision.errors import StorageError
 from ppvision.quant import LayeredModelError, describe_layered
+from ppvision.quant.store import fetching
+from ppvision.quant.store.fetching import FetchError, Remote
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
 
 MEGABYTE = b"x" * (1 << 20)
@@ -169,6 +173,29 @@ def test_a_manifest_that_is_packed_or_without_end():
         pytest.raises(LayeredModelError, match="at most"),
     ):
         describe_layered(url)
+
+
+@pytest.mark.parametrize("code", [100, 102, 103])
+def test_interim_answers_come_to_an_end(code):
+    interim = f"HTTP/1.1 {code} Wait\r\nA: b\r\n\r\n".encode()
+    with answering(endless(interim, interim * 1000)) as url, pytest.raises(FetchError) as caught:
+        Remote(url).read("x", 100)
+    assert "100 Continue" in str(caught.value) if code == 100 else str(code) in str(caught.value)
+
+
+def test_an_interim_answer_is_skipped():
+    good = answer_of("200 OK", "Content-Length: 4", body=b"good")
+    with answering(b"HTTP/1.1 100 Continue\r\n\r\n" * 2 + good) as url:
+        assert read_all(url) == b"good"
+
+
+def test_many_small_pieces_cost_no_more_than_a_few_large_ones(monkeypatch):
+    pieces = itertools.repeat(b"x" * 40, 100_000)
+    monkeypatch.setattr(fetching, "read_pieces", lambda answer, shown: pieces)
+    with answering(answer_of("200 OK")) as url:
+        start = time.process_time()
+        assert Remote(url).read("x", 4_000_000) == b"x" * 4_000_000
+    assert time.process_time() - start < 2  # one copy per piece takes ten times as long
 
 
 # -- https -----------------------------------------------------------------------------------------

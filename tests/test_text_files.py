@@ -32,6 +32,8 @@ FORMS = {
     "crlf": lambda text: text.replace("\n", "\r\n").encode(),
     "cr": lambda text: text.replace("\n", "\r").encode(),
     "dos": lambda text: f"{text}\x1a".encode(),
+    "dos and a line end": lambda text: f"{text}\x1a\r\n".encode(),
+    "dos and an editor": lambda text: f"{text}\r\n\x1a\x1a\n\n".encode(),
     "blank lines": lambda text: f"\n{text}\n\n  \n".encode(),
 }
 
@@ -137,6 +139,8 @@ def test_plain_files(tmp_path):
         (b"\xef\xbb\xbfa", False),
         (b"\xe9", False),
         (b"a\x1a", False),
+        (b"a\x1a\r\n", False),
+        (b"a\x1ab\n", True),
     ):
         (tmp_path / "a").write_bytes(content)
         assert is_plain_utf8(tmp_path / "a") is plain
@@ -176,6 +180,22 @@ def test_namespaces_do_not_count(tmp_path):
     assert [b.text for b in read_xml(tmp_path / "a.xml").findall("b")] == ["1", "2"]
 
 
+def test_entities_that_xml_has(tmp_path):
+    """And what only looks like one."""
+    text = '<!DOCTYPE a SYSTEM "x"><a b="&lt;&#233;">&amp;<!-- <c d="&x;"> -->'
+    text += '<![CDATA[<c d="&x;">]]></a>'
+    (tmp_path / "a.xml").write_text(text)
+    root = read_xml(tmp_path / "a.xml")
+    assert (root.get("b"), root.text) == ("<é", '&<c d="&x;">')
+
+
+def test_a_text_of_many_ctrl_z_takes_no_time(tmp_path):
+    (tmp_path / "a").write_bytes(b"\x1a\n" * 500_000 + b"a\x1a\n")
+    start = time.process_time()
+    assert read_text(tmp_path / "a") == "\x1a\n" * 500_000 + "a"
+    assert time.process_time() - start < 2
+
+
 def _laughs(levels: int) -> str:
     entities = ['<!ENTITY l0 "lol">']
     entities += [f'<!ENTITY l{k} "{f"&l{k - 1};" * 10}">' for k in range(1, levels)]
@@ -193,6 +213,9 @@ def _laughs(levels: int) -> str:
         "<a>&undefined;</a>",
         '<!DOCTYPE a SYSTEM "x"><a>&x;</a>',
         '<!DOCTYPE a PUBLIC "x" "y"><a><b>&x;</b></a>',
+        '<a b="&undefined;"/>',
+        '<!DOCTYPE a SYSTEM "x"><a b="&x;"/>',
+        '<!DOCTYPE a SYSTEM "x"><a><b c="1>0" d=\'"&amp;&eacute;\'>1</b></a>',
         "<a><b></a>",
         "",
         "no XML",

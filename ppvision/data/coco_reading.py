@@ -326,7 +326,7 @@ class _Reader:
             return None
         if changed["category_id"] not in categories:
             kind = "annotations have a category that is not there"
-            self.wrong[kind].append(f"{name}: category_id {changed['category_id']!r}")
+            self.wrong[kind].append(f"{name}: category_id {shorten(changed['category_id'])}")
         if not is_box:
             self.wrong["boxes are not [x, y, width, height]"].append(f"{name}: {shorten(box)}")
             return changed

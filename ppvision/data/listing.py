@@ -6,6 +6,7 @@ import re
 import stat
 import unicodedata
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -31,6 +32,17 @@ def is_leftover(name: str | PurePath) -> bool:
     macOS's `._NAME` files."""
     parts = PurePath(name).parts
     return any(part.startswith("._") or part.lower() in _LEFTOVERS for part in parts)
+
+
+def holds_only(folder: Path, known: Collection[str], needed: str) -> bool:
+    """Whether a folder is empty, or holds the file `needed` and nothing but files of `known` names;
+    what tools leave in folders does not count."""
+    if not folder.is_dir():
+        return False
+    present = [path for path in folder.iterdir() if not is_leftover(path.name)]
+    names = {path.name for path in present}
+    no_folders = not any(path.is_dir() for path in present)
+    return not names or (needed in names and names <= set(known) and no_folders)
 
 
 @dataclass

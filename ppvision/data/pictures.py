@@ -31,7 +31,7 @@ from ppvision.data.picture_headers import (
     read_header,
     tiff_tags,
 )
-from ppvision.errors import DataError, InputError, MissingFileError
+from ppvision.errors import DataError, InputError, MissingFileError, shorten
 
 Source = str | os.PathLike | bytes
 
@@ -178,7 +178,7 @@ def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
         DataError: a value below 0 or above `max_value`, or not a number.
     """
     if isinstance(max_value, bool) or not isinstance(max_value, int) or max_value < 1:
-        raise InputError(f"max_value: expected a whole number above 0, got {max_value!r}.")
+        raise InputError(f"max_value: expected a whole number above 0, got {shorten(max_value)}.")
     lowest, highest = values.min(), values.max()
     if not 0 <= lowest <= highest <= max_value:  # NaN compares as false
         raise DataError(

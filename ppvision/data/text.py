@@ -70,7 +70,14 @@ def read_text(path: str | Path, *, file_names: bool = False) -> str:
         ) from error
     if "\0" in text:
         raise DataError(f"{path}: expected UTF-8 text, got zero bytes. Save it as UTF-8.")
-    return text.rstrip(_DOS_END)
+    return _without_dos_end(text)
+
+
+def _without_dos_end(text: str) -> str:
+    """A text without a Ctrl-Z at its end, and the line ends that tools have added behind it."""
+    kept = text.rstrip(f"{_DOS_END}\r\n")
+    ends, _, _ = text[len(kept) :].partition(_DOS_END)
+    return kept + ends
 
 
 def _read_bytes(path: str | Path) -> bytes:
@@ -90,7 +97,10 @@ def is_plain_utf8(path: str | Path) -> bool:
         DataError: it cannot be opened.
     """
     data = _read_bytes(path)
-    if any(data.startswith(mark) for mark, _ in _MARKS) or data.endswith(_DOS_END.encode()):
+    if any(data.startswith(mark) for mark, _ in _MARKS):
+        return False
+    end = data[len(data.rstrip(_DOS_END.encode() + b"\r\n")) :]
+    if _DOS_END.encode() in end:
         return False
     try:
         data.decode("utf-8")
@@ -106,7 +116,7 @@ def open_lines(path: str | Path, mode: str = "r") -> io.StringIO:
         DataError: as `read_text`.
     """
     if mode != "r":
-        raise InputError(f"open_lines: expected mode 'r', got {mode!r}.")
+        raise InputError(f"open_lines: expected mode 'r', got {shorten(mode)}.")
     lines = read_lines(path, file_names=True)
     return io.StringIO("".join(f"{line}\n" for _, line in lines))
 
@@ -193,10 +203,14 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     builder = ElementTree.TreeBuilder()
     parser = expat.ParserCreate("utf-8")
     parser.buffer_text = True
-    depth = 0
+    depth, has_dtd = 0, False
+    data = _decode_xml(_read_bytes(path)).encode("utf-8")
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
+        # Of these expat says nothing when they are in an attribute, and leaves them out.
+        if has_dtd and attributes and (name := _find_entity(data, parser.CurrentByteIndex)):
+            refuse_unknown(name)
         depth += 1
         if depth > _XML_DEPTH:
             raise DataError(f"{path}: expected at most {_XML_DEPTH} levels of XML, got more.")
@@ -219,16 +233,32 @@ def read_xml(path: str | Path) -> ElementTree.Element:
             f"{shorten(name)}. Write what it stands for."
         )
 
+    def note_dtd(*_: object) -> None:
+        nonlocal has_dtd
+        has_dtd = True
+
+    parser.StartDoctypeDeclHandler = note_dtd
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse_entity
     # With a DTD that is not read, expat leaves out what is not defined and says nothing.
     parser.SkippedEntityHandler = refuse_unknown
     try:
-        parser.Parse(_decode_xml(_read_bytes(path)).encode("utf-8"), True)
+        parser.Parse(data, True)
     except expat.ExpatError as error:
         raise DataError(f"{path}: is not XML that can be read ({error}). Save it again.") from error
     return builder.close()
+
+
+_TAG = re.compile(rb"""<(?:[^>"']|"[^"]*"|'[^']*')*>""")
+_ENTITY = re.compile(rb"&(?!(?:lt|gt|amp|quot|apos);)([^#;]*);")
+
+
+def _find_entity(data: bytes, place: int) -> str:
+    """The name of an entity other than XML's five in the tag at a place; empty for none."""
+    tag = _TAG.match(data, place)
+    found = _ENTITY.search(tag[0]) if tag else None
+    return found[1].decode("utf-8", "replace") if found else ""
 
 
 # Python's own codecs for text: a few raise, or take for ever, on what is not theirs.
@@ -252,4 +282,5 @@ def _decode_xml(data: bytes) -> str:
             if wide or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
                 encoding = "utf-8"
     # Blank lines before the declaration are against the rules, and common.
-    return data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n").rstrip(_DOS_END)
+    text = data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n")
+    return _without_dos_end(text)

@@ -22,7 +22,14 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.errors import MissingFileError, PpvisionError, StorageError, WeightsError
+from ppvision.errors import (
+    MissingFileError,
+    PpvisionError,
+    StorageError,
+    WeightsError,
+    shorten,
+    shorten_text,
+)
 from ppvision.files import sync_folder, write_text
 from ppvision.safe_yaml import load_yaml, plain, yaml_text
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
@@ -70,7 +77,9 @@ def _optimizer_arrays(
             continue
         name = max((n for n in paths if key.startswith(n + "_")), key=len, default=None)
         if name is None:
-            raise CheckpointError(f"optimizer: expected a moment of a parameter, got {key!r}.")
+            raise CheckpointError(
+                f"optimizer: expected a moment of a parameter, got {shorten(key)}."
+            )
         arrays[f"{paths[name]}|{key[len(name) + 1 :]}"] = value.numpy()
     return arrays
 
@@ -223,8 +232,8 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     if not path.is_dir():
         near = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
         raise MissingFileError(
-            f"resume: expected `auto` or a checkpoint's folder, got {resume!r}. "
-            f"In {folder}: {near}."
+            f"resume: expected `auto` or a checkpoint's folder, got "
+            f"{shorten_text(str(resume), 200)!r}. In {folder}: {near}."
         )
     return path
 
@@ -271,7 +280,7 @@ def load_checkpoint(
         parameter, moment = key.rsplit("|", 1)
         if parameter not in names:
             raise CheckpointError(
-                f"{path}: optimizer holds {parameter!r}, which the model has not."
+                f"{path}: optimizer holds {shorten(parameter)}, which the model has not."
             )
         moments[f"{names[parameter]}_{moment}"] = paddle.to_tensor(array)
     if state["schedule"]:

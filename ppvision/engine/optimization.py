@@ -3,7 +3,7 @@
 import paddle
 from paddle import nn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 
 def parameter_groups(
@@ -31,7 +31,7 @@ def parameter_groups(
     if weight_decay < 0 or (layer_decay is not None and not 0 < layer_decay <= 1):
         raise InputError(
             "optimizer: expected weight_decay of at least 0 and layer_decay in (0, 1], got "
-            f"{weight_decay!r} and {layer_decay!r}."
+            f"{shorten(weight_decay)} and {shorten(layer_decay)}."
         )
     excluded = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     steps = _steps_from_the_head(model) if layer_decay is not None else {}
@@ -81,7 +81,7 @@ def cosine_with_warmup(
     if not 0 <= warmup_start_lr <= learning_rate or not 0 <= end_lr <= learning_rate:
         raise InputError(
             "lr_scheduler: expected warmup_start_lr and end_lr between 0 and learning_rate, got "
-            f"{warmup_start_lr!r}, {end_lr!r} and {learning_rate!r}."
+            f"{shorten(warmup_start_lr)}, {shorten(end_lr)} and {shorten(learning_rate)}."
         )
     cosine = paddle.optimizer.lr.CosineAnnealingDecay(learning_rate, iters - warmup, end_lr)
     if warmup == 0:

@@ -49,6 +49,7 @@ from ppvision.errors import (
     InputError,
     PpvisionError,
     StorageError,
+    shorten,
 )
 from ppvision.files import replace_file
 from ppvision.forms.cpu_training import cpu_training
@@ -117,9 +118,13 @@ class TrainOptions:
         for name in ("iters", "batch_size", "accumulate", "log_iters", "save_interval"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+                raise InputError(
+                    f"{name}: expected a whole number of at least 1, got {shorten(value)}."
+                )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"seed: expected a whole number of at least 0, got {self.seed!r}.")
+            raise InputError(
+                f"seed: expected a whole number of at least 0, got {shorten(self.seed)}."
+            )
         for name, low, high in (("clip_norm", 0, math.inf), ("ema_decay", 0, 1)):
             value = getattr(self, name)
             if value is None and name == "clip_norm":
@@ -127,11 +132,12 @@ class TrainOptions:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not low < value < high:
                 raise InputError(
-                    f"{name}: expected a number above {low} and below {high}, got {value!r}."
+                    f"{name}: expected a number above {low} and below {high}, got {shorten(value)}."
                 )
         if self.precision not in PRECISIONS:
             raise InputError(
-                f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}."
+                f"precision: expected one of {', '.join(PRECISIONS)}, got "
+                f"{shorten(self.precision)}."
             )
 
 

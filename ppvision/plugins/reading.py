@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ppvision.data.pictures import read_label, read_like_opencv
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 MAX_VALUE = "max_value"  # of data sets: see `ppvision.data.pictures.read_picture`
 
@@ -70,7 +70,9 @@ def accept_max_value(dataset: type, keep: Callable[[object, int], None]) -> None
         if max_value is None:
             return
         if isinstance(max_value, bool) or not isinstance(max_value, int) or max_value < 1:
-            raise InputError(f"max_value: expected a whole number above 0, got {max_value!r}.")
+            raise InputError(
+                f"max_value: expected a whole number above 0, got {shorten(max_value)}."
+            )
         keep(self, max_value)
 
     signature = inspect.signature(build)

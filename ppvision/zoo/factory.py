@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from paddle import nn
 
+from ppvision.arguments import check_count, check_flag, check_text
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.models.base import ZooModel
 from ppvision.zoo.cards import find_card, nearest
@@ -54,13 +55,18 @@ def create_model(
         WeightsError: weights that do not fit.
     """
     model, tag = split_name(name)
-    known = model_options(model)
-    for option in options:
+    known = model_signature(model).parameters
+    for option, value in options.items():
         if option not in known:
             raise InputTypeError(
                 f"create_model({shorten(name)}): expected options among {', '.join(known)}; got "
                 f"{shorten(option)}. {nearest(option, known)}"
             )
+        if isinstance(known[option].default, bool):
+            check_flag(value, option)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            check_count(value, option, least=-(2**31))  # Paddle's sizes are of 32 bits
+    check_flag(norm_eval, "norm_eval")
     if tag is not None and pretrained is True:
         pretrained = tag
     if pretrained is None or pretrained is False:
@@ -94,9 +100,9 @@ def split_name(name: str) -> tuple[str, str | None]:
     Raises:
         ValueError: neither; the message names the closest ones, or says what a whole model is for.
     """
-    card = find_card(name)
+    card = find_card(check_text(name, "model", "a name of the zoo"))
     if card is None:
-        model, _, tag = str(name).partition(".")
+        model, _, tag = name.partition(".")
         if tag and model in list_models():
             tags = [c.tag for c in model_card(model).weights.values()]
             raise InputError(f"model: {model} has no weights {shorten(tag)}. {nearest(tag, tags)}")

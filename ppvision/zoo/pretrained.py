@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from paddle import nn
 
+from ppvision.arguments import check_file, check_path
 from ppvision.errors import (
     InputError,
     InputTypeError,
@@ -79,7 +80,8 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
             "pretrained: expected True, False, a tag, a file or an address, got "
             f"{shorten(pretrained)}."
         )
-    name = os.fspath(pretrained)
+    name = str(check_path(pretrained, "pretrained", "a tag, a file or an address"))
+    name = pretrained if isinstance(pretrained, str) else name  # a path has no `//`
     card = find_card(f"{model}.{name}") or find_card(name)
     if card is not None:
         if card.model != model:
@@ -90,7 +92,8 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
     if re.match(r"[A-Za-z][\w+.-]*://", name):
         path, source, digest = _fetched(name)
     else:
-        path, source, digest = Path(name), name, None
+        path = check_file(name, "pretrained", f"a tag of {model}, a file or an address")
+        source, digest = name, None
     if not name or not path.exists():
         tags = [tag for c in model_card(model).weights.values() for tag in (c.tag, c.name)]
         raise MissingFileError(

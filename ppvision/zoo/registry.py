@@ -15,6 +15,7 @@ from functools import partial
 
 from paddle import nn
 
+from ppvision.arguments import check_flag, check_text
 from ppvision.errors import InputError, shorten
 from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard, nearest
 from ppvision.zoo.stored import is_here
@@ -63,7 +64,7 @@ def follow_models(follow: Callable[[str], None]) -> None:
 
 
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
-    if name not in _MODELS:
+    if check_text(name, "model", "a name of the zoo") not in _MODELS:
         raise InputError(
             f"model: expected a name of the zoo, got {shorten(name)}. {nearest(name, _MODELS)}"
         )
@@ -93,8 +94,12 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
         pattern: of the names.
         pretrained: list weights in place of models, as `MODEL.TAG`: those that come with ppvision,
             and those whose package is installed.
+
+    Raises:
+        TypeError: `pattern` is no text, or `pretrained` neither True nor False.
     """
-    if pretrained:
+    check_text(pattern, "pattern", "a shell pattern")
+    if check_flag(pretrained, "pretrained"):
         here = [card.model_name for card in ZOO_WEIGHTS.values() if is_here(card)]
         return sorted(name for name in here if _matches(name, pattern))
     return sorted(fnmatch.filter(_MODELS, pattern))

@@ -13,8 +13,9 @@ from paddle import nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from ppvision.arguments import check_file, check_layer, check_path, check_patterns
 from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text
-from ppvision.files import write_bytes
+from ppvision.files import naming_read, write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.zoo.cards import find_card, nearest, weights_names
 from ppvision.zoo.pdparams import load_pdparams
@@ -77,10 +78,15 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
         ImportError: weights of the zoo whose package is not installed.
         WeightsError: a file that does not read, or whose sha256 is not the card's.
     """
-    card = find_card(str(path))
+    expected = "a file or a name of the zoo"
+    card = find_card(str(check_path(path, "weights", expected)))
     if card is not None:
         return read_stored(card)
-    path = Path(path)
+    with naming_read(path := check_file(path, "weights", expected)):
+        return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
     if (path / "manifest.json").is_file():
         from ppvision.quant.store.model import load_layered
 
@@ -150,7 +156,7 @@ def load_weights(
 
     Args:
         net: the model. It is not touched unless everything fits.
-        path: `.safetensors`, `.pdparams`, or the name of weights in the zoo.
+        path: `.safetensors`, `.pdparams`, a layered model, or the name of weights in the zoo.
         allow_missing: shell patterns of the model's names that the file need not hold.
         allow_unexpected: shell patterns of the file's names that the model need not have.
 
@@ -158,7 +164,11 @@ def load_weights(
         FileNotFoundError: no such file.
         WeightsError: a file that does not read; or one report of every missing, unexpected and
             wrongly shaped or typed entry.
+        TypeError: an argument of another type.
     """
+    check_layer(net, "net")
+    allow_missing = check_patterns(allow_missing, "allow_missing")
+    allow_unexpected = check_patterns(allow_unexpected, "allow_unexpected")
     assign_weights(net, read_weights(path), str(path), allow_missing, allow_unexpected)
 
 

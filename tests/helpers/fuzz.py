@@ -10,8 +10,12 @@ that allocates more than ten times its input (64 MiB for small ones) fail the te
 """
 
 import copy
+import itertools
+import json
+import pickletools
 import random
 import signal
+import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
 
@@ -43,6 +47,7 @@ _STRANGE = (
         "²",
     ),
     *([], {}, [[]], [{}], {"": None}, [0] * 1000, [None], [["a"]], {"id": 0}),
+    *(2**31 - 1, 2**32, 2**40, 2**63 - 1, [2**40, 2**40], [0], [1, 2, 3], "\U0001f600"),
 )
 
 
@@ -156,6 +161,47 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         elif place < len(mutated):
             mutated[place] ^= 1 << rng.randrange(8)
     return bytes(mutated)
+
+
+def mutate_pickle(data: bytes, rng: random.Random) -> bytes:
+    """A pickle in which one operation has another argument, is missing, doubled or another one."""
+    operations = list(pickletools.genops(data))
+    starts = [position for *_, position in operations] + [len(data)]
+    parts = [data[a:b] for a, b in itertools.pairwise(starts)]
+    number = random.randrange(len(parts))
+    operation, argument, _ = operations[number]
+    kind = random.randrange(4)
+    if kind == 0:
+        parts[number] = b""
+    elif kind == 1:
+        parts[number] *= 2
+    elif kind == 2:
+        parts[number] = rng.choice(parts)
+    elif isinstance(argument, str) and operation.name == "GLOBAL":
+        names = ("numpy ndarray", "numpy dtype", "numpy void", "os system", "builtins getattr")
+        names += ("collections OrderedDict", "_codecs encode", "builtins tuple", "numpy load")
+        parts[number] = b"c" + rng.choice(names).replace(" ", "\n").encode() + b"\n"
+    elif isinstance(argument, str):
+        texts = ("f4", "O8", "V8", "U4", "M8[ns]", "f4,f4", "<", ">", "=", "|", "latin1", "C", "")
+        text = rng.choice((*texts, "numpy", "dtype", "os", "system", "x" * 1000)).encode()
+        parts[number] = b"X" + struct.pack("<I", len(text)) + text
+    elif isinstance(argument, bytes):
+        parts[number] = b"B" + struct.pack("<I", count := rng.choice((0, 1, 7, 400))) + b"a" * count
+    elif argument is not None or operation.name in ("NONE", "NEWTRUE", "NEWFALSE"):
+        numbers = (0, 1, -1, 3, 255, 2**31 - 1, -(2**31), 1 << 20)
+        value = rng.choice(numbers)
+        if "PUT" in operation.name or "GET" in operation.name:
+            parts[number] = rng.choice((b"r", b"j")) + struct.pack("<I", value & 0xFFFFFFFF)
+        else:
+            forms = (b"J" + struct.pack("<i", value), b"N", b"\x88", b"}", b"]", b")")
+            parts[number] = rng.choice((forms[0], *forms))
+    return b"".join(parts)
+
+
+def with_header(document: object, rest: bytes) -> bytes:
+    """A safetensors file of a header and the bytes behind it."""
+    header = json.dumps(document).encode()
+    return struct.pack("<Q", len(header)) + header + rest
 
 
 class _TooLongError(BaseException):

@@ -29,7 +29,7 @@ from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.listing import READABLE_SUFFIXES, find_pictures
 from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_lines, write_picture
-from ppvision.errors import DataError, InputError, MissingFileError
+from ppvision.errors import DataError, InputError, MissingFileError, shorten
 from ppvision.files import create_folder
 
 CLASS_NAMES = ["background", *map(str, range(10))]
@@ -241,7 +241,9 @@ def write_digit_scenes(
         ("seed", seed, 0, 2**32 - 1),
     ):
         if not isinstance(value, int) or not least <= value <= most:
-            raise InputError(f"{name}: expected a whole number, {least} to {most}, got {value!r}.")
+            raise InputError(
+                f"{name}: expected a whole number, {least} to {most}, got {shorten(value)}."
+            )
     if photos is not None and Path(output).resolve().is_relative_to(Path(photos).resolve()):
         raise InputError(
             f"output: expected a folder outside of the photographs, got {output} in {photos}, "

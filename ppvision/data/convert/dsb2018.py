@@ -18,7 +18,7 @@ from ppvision.data.convert.sources import (
 from ppvision.data.listing import LeftOut, find_pictures, is_leftover
 from ppvision.data.pictures import read_picture
 from ppvision.data.writing import progress, write_description, write_picture
-from ppvision.errors import DataError, InputError
+from ppvision.errors import DataError, InputError, shorten
 from ppvision.files import create_folder
 
 VAL_EVERY = 5  # stage1_train has no split: one in five pictures, by sorted ID, is val
@@ -57,7 +57,9 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         ValueError: `border` is not a whole number from 0 on.
     """
     if isinstance(border, bool) or not isinstance(border, int) or border < 0:
-        raise InputError(f"border: expected a whole number of pixels, 0 or more, got {border!r}.")
+        raise InputError(
+            f"border: expected a whole number of pixels, 0 or more, got {shorten(border)}."
+        )
     source = existing_source(source, "dsb2018")
     original = source / "stage1_train" if (source / "stage1_train").is_dir() else source
     if not (source / "train.txt").exists() and any(original.glob("*/masks")):

@@ -9,7 +9,7 @@ from ppvision.data.listing import is_leftover, locate
 from ppvision.data.pictures import read_label
 from ppvision.data.text import read_list
 from ppvision.data.writing import write_lines
-from ppvision.errors import DataError, MissingFileError
+from ppvision.errors import DataError, MissingFileError, shorten
 
 SPLITS = ("train", "val")
 
@@ -61,7 +61,7 @@ def listed_samples(source: Path, split: str) -> list[Sample]:
     for number, fields in filled_list(source, split):
         where = f"{source / split}.txt, line {number}"
         if len(fields) != 2:
-            raise DataError(f"{where}: expected `image label`, got {' '.join(fields)!r}.")
+            raise DataError(f"{where}: expected `image label`, got {shorten(' '.join(fields))}.")
         image, label = (source / locate(source, name) for name in fields)
         if image.stem in samples:
             raise DataError(f"{where}: the picture name {image.stem} is there twice. Rename one.")

@@ -16,6 +16,7 @@ import numpy as np
 import paddle
 from paddle import inference
 
+from ppvision.arguments import check_choice
 from ppvision.deploy.run.manifest import FILES, ModelFiles
 from ppvision.errors import EngineError, InputError, MissingPackageError, PpvisionError
 
@@ -313,8 +314,7 @@ def in_one_line(error: Exception) -> str:
 
 
 def _check_device(device: str, has_gpu: bool, package: str) -> None:
-    if device not in ("cpu", "gpu"):
-        raise InputError(f"device: expected 'cpu' or 'gpu', got {device!r}.")
+    check_choice(device, "device", ("cpu", "gpu"))
     if device == "gpu" and not has_gpu:
         raise InputError(
             f"device: 'gpu' asked for, but the installed {package} finds none. Install the build "

@@ -28,6 +28,7 @@ from ppvision.deploy.run.checks import (
     whole,
 )
 from ppvision.errors import InputError, ManifestError, MissingFileError
+from ppvision.files import naming_read
 from ppvision.safe_yaml import load_yaml
 
 NAME = "deploy.yaml"
@@ -100,11 +101,28 @@ _ERROR = number(0, 1e30)
 _MILLISECONDS = number(0, 1e9)
 _SIDES = whole(1, _MAX_SIDE)
 _MAX_VALUE = optional(whole(1, 65535))
+_CLASSES = list_of(_NAME, 0, _MAX_CLASSES)
 
 
 def check_max_value(value: object) -> None:
     """Raise `InputError` for a `max_value` that is neither None nor a number of at most 16 bits."""
     _MAX_VALUE(value, "max_value")
+
+
+def check_name(value: object) -> None:
+    """Raise `InputError` for a `name` that is neither None nor text that `deploy.yaml` holds."""
+    optional(_NAME)(value, "name")
+
+
+def check_classes(value: object) -> None:
+    """Raise `InputError` for names of classes that `deploy.yaml` does not hold."""
+    _CLASSES(value, "classes")
+
+
+def check_input_shape(value: object) -> None:
+    """Raise `InputError` for an `input_shape` out of range, or of too many numbers."""
+    shape = _shape(value, "input_shape")
+    _size([1 if n is None else n for n in shape], "input_shape")
 
 
 def _name_of_file(value: Any, where: str) -> str:
@@ -231,7 +249,7 @@ class Manifest:
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
     transforms: Annotated[list[dict[str, Any]], list_of(plain_mapping(256, 4), 0, 64)]
     num_classes: Annotated[int | None, optional(whole(1, _MAX_CLASSES))]  # null for features
-    classes: Annotated[list[str], list_of(_NAME, 0, _MAX_CLASSES)]  # empty when not given
+    classes: Annotated[list[str], _CLASSES]  # empty when not given
     bits: Annotated[int, one_of(*range(1, 9), 32)]  # of the weights
     files: Annotated[dict[str, FileEntry], mapping_of(_name_of_file, fields_of(FileEntry), 64)]
     # The largest error of the parity check, of logits or features, and the inputs it was made on.
@@ -270,7 +288,9 @@ class Manifest:
         return ModelFiles(self.program, self.weights)
 
     def write(self, folder: Path) -> None:
-        (folder / NAME).write_text(manifest_text(self), encoding="utf-8")
+        document = manifest_text(self)
+        parse_manifest(document, NAME)  # what a reader would refuse is not written
+        (folder / NAME).write_text(document, encoding="utf-8")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -337,16 +357,28 @@ def read_manifest(folder: Path) -> Manifest:
         MissingFileError: no such folder, no `deploy.yaml`, or a file of the export is missing.
         ManifestError: `deploy.yaml` is not one of ours, an entry has another type or is out of
             range, or a file differs from it in size or sha256.
+        StorageError: no right to read one of them, for one.
     """
     path = folder / NAME
-    if not path.is_file():
-        raise MissingFileError(
-            f"{folder}: expected a folder written by export_model, found no {NAME} in it."
-        )
-    manifest = parse_manifest(_read_text(path), str(path))
-    for name, entry in manifest.files.items():
-        _verify(folder, name, entry)
+    with naming_read(path):
+        if not path.is_file():
+            raise MissingFileError(
+                f"{folder}: expected a folder written by export_model, found no {NAME} in it."
+            )
+        manifest = parse_manifest(_read_text(path), str(path))
+    verify_files(folder, manifest)
     return manifest
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Check every file that a manifest names.
+
+    Raises:
+        MissingFileError, ManifestError, StorageError: as `read_manifest`.
+    """
+    with naming_read(folder):
+        for name, entry in manifest.files.items():
+            _verify(folder, name, entry)
 
 
 def _read_text(path: Path) -> str:

@@ -14,6 +14,15 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
+from ppvision.arguments import (
+    check_choice,
+    check_count,
+    check_file,
+    check_flag,
+    check_path,
+    check_utf8,
+)
+from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.run.composition import compose
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
@@ -31,7 +40,7 @@ from ppvision.deploy.run.engines import (
     in_one_line,
     open_runtime,
 )
-from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of
+from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of, verify_files
 from ppvision.deploy.run.transforms import Step, Transforms
 from ppvision.deploy.verify.parity import softmax
 from ppvision.errors import (
@@ -42,7 +51,7 @@ from ppvision.errors import (
     MissingFileError,
     shorten,
 )
-from ppvision.files import check_room, naming_storage
+from ppvision.files import check_room, naming_flag, naming_storage
 from ppvision.quant.store.model import LayeredModel, load_layered
 
 Picture = str | os.PathLike | np.ndarray
@@ -56,6 +65,8 @@ class Classification:
     name: str | None  # None when the export names no classes
     probabilities: np.ndarray | None  # [K], float64; None when the graph gives the class alone
 
+
+_MAX_THREADS = 1024  # more than any machine has; Paddle and ONNX Runtime start all of them
 
 Prediction = np.ndarray | Classification | Detections | list[np.ndarray]
 
@@ -129,14 +140,14 @@ class Predictor:
         layered: str | Path | None = None,
         bits: int | None = None,
     ) -> None:
-        whole = isinstance(threads, int) and not isinstance(threads, bool)
-        if threads is not None and (not whole or threads < 1):
-            raise InputError(
-                f"threads: expected None or a whole number of at least 1, got {threads!r}."
-            )
+        if threads is not None:
+            threads = check_count(threads, "threads", most=_MAX_THREADS)
+        check_choice(device, "device", ("cpu", "gpu"))
+        use_onednn = check_flag(use_onednn, "use_onednn", optional=True)
         if bits is not None and layered is None:
             raise InputError("bits: expected a layered model with it (layered=...), got none.")
         self._folder = folder = _found(folder)
+        check_utf8(folder, "folder")
         self.manifest = read_manifest(folder)
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
@@ -145,7 +156,7 @@ class Predictor:
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
                 "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
-                f"format={self.manifest.format!r}, device={device!r}. Leave it at None."
+                f"format={self.manifest.format!r}, device={shorten(device)}. Leave it at None."
             )
 
         self._how = {"threads": threads, "device": device}
@@ -232,10 +243,15 @@ class Predictor:
     @contextmanager
     def _model_files(self, weights: LayeredModel | None) -> Iterator[Path]:
         """The folder with the export, or with its graph and other weights."""
+        if self._opened is not None:
+            # Since the first look the folder may have become another export, or be gone.
+            verify_files(self._folder, self.manifest)
         if weights is None:
             yield self._folder
             return
-        with tempfile.TemporaryDirectory(prefix="ppvision-") as work:
+        with naming_flag("TMPDIR", Path(os.environ.get("TMPDIR", tempfile.tempdir or "/tmp"))):
+            temporary = tempfile.TemporaryDirectory(prefix="ppvision-")
+        with temporary as work:
             with naming_storage(Path(work), Path(work)):
                 compose(self._folder, self.manifest, weights, Path(work))
                 check_room(Path(work), Path(work))
@@ -341,8 +357,7 @@ class Predictor:
                 the export's fixed size.
             EngineError: the engine cannot run it, or the Predictor is closed.
         """
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise InputError(f"batch_size: expected a whole number above 0, got {batch_size!r}.")
+        batch_size = check_count(batch_size, "batch_size")
         if not isinstance(images, (list, tuple)):
             return self([images])[0]
         opened = self._current()
@@ -416,6 +431,7 @@ class Predictor:
                 "Set transforms at export so that every picture gets this size."
             )
         count, _, height, width = batch.shape
+        _check_sizes(sizes, self.manifest.task, count)
         runtime = self._runtime_for(opened, height, width)
         inputs: Batch = batch
         if self.manifest.task == "detection":
@@ -494,7 +510,8 @@ class Predictor:
 
 def _found(folder: str | Path) -> Path:
     """The folder, or that of a model of the zoo by this name."""
-    path = Path(folder)
+    expected = "an exported folder or the name of a whole model of the zoo"
+    path = check_file(folder, "folder", expected)
     if not isinstance(folder, str) or path.exists():
         return path
     from ppvision.deploy.run.zoo_folder import zoo_folder
@@ -504,8 +521,7 @@ def _found(folder: str | Path) -> Path:
         return composed
     if close := get_close_matches(folder, weights_names(), n=1, cutoff=0.8):
         raise MissingFileError(
-            f"folder: expected an exported folder or the name of a whole model of the zoo, got "
-            f"{shorten(folder)}. Did you mean {close[0]}?"
+            f"folder: expected {expected}, got {shorten(folder)}. Did you mean {close[0]}?"
         )
     return path
 
@@ -534,6 +550,28 @@ def _check_shapes(
         f"{', '.join(map(str, declared.values()))}, got {manifest.input_shape}. Copy or export the "
         "folder again."
     )
+
+
+_SIZES = ("im_shape", "scale_factor")  # of a detector's inputs
+
+
+def _check_sizes(sizes: object, task: str, batch: int) -> None:
+    """Raise `InputError` for sizes that a graph does not take."""
+    if sizes is None:
+        return
+    if task != "detection":
+        raise InputError(f"sizes: expected none for task {task}, got {shorten(sizes)}.")
+    fits = isinstance(sizes, Mapping) and all(
+        name in _SIZES
+        and isinstance(array, np.ndarray)
+        and (array.dtype, array.shape) == (np.float32, (batch, 2))
+        for name, array in sizes.items()
+    )
+    if not fits:
+        raise InputError(
+            f"sizes: expected {' and '.join(_SIZES)}, float32 arrays [{batch}, 2], got "
+            f"{shorten(sizes)}."
+        )
 
 
 def _fits(outputs: list[np.ndarray], manifest: Manifest, batch: int) -> bool:
@@ -576,6 +614,7 @@ def _zeros(task: str, shape: Sequence[int]) -> Batch:
 def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
     """A picture `[H, W, 3]`, uint8, RGB, from a path or an array."""
     if isinstance(image, (str, os.PathLike)):
+        check_path(image, "image")
         return read_picture(image, max_value=max_value)
     if not isinstance(image, np.ndarray):
         raise InputError(
@@ -588,6 +627,12 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
             "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
             "uint16 need a max_value in deploy.yaml (that of the training data)."
+        )
+    count, limit = image.shape[0] * image.shape[1], max_pixels()
+    if count > limit:  # as of files: transforms would take many times the array's memory
+        raise InputError(
+            f"image: expected at most {limit} pixels, got {image.shape[1]}x{image.shape[0]}. If it "
+            f"is meant to be that large, set {MAX_PIXELS}={count}."
         )
     return image if image.dtype == np.uint8 else scale_to_bytes(image, max_value, "image")
 

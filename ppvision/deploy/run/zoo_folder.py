@@ -22,7 +22,7 @@ from ppvision.deploy.run.manifest import (
     read_manifest,
 )
 from ppvision.errors import FolderInUseError, InputError, PpvisionError, WeightsError
-from ppvision.files import cache_folder, replace_folder
+from ppvision.files import cache_folder, naming_flag, replace_folder
 from ppvision.zoo.cards import WeightsCard, find_card
 from ppvision.zoo.stored import check_stored, read_stored
 
@@ -92,8 +92,10 @@ def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
                 f"{card.name}: expected weights of {parameter}, found none. Install ppvision again."
             )
         tensors[parameter] = paddle.to_tensor(arrays[name].astype(np.float32))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with replace_folder(folder, lambda path: not _is_whole(path), "a damaged copy") as work:
+    flag = "PPVISION_CACHE"
+    with naming_flag(flag, folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with replace_folder(folder, lambda path: not _is_whole(path), "a damaged copy", flag) as work:
         final = work / "final"
         for path in graph.iterdir():
             if path.name != NAME:

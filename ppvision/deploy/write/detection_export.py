@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import paddle
 
+from ppvision.arguments import check_choice
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.run.engines import Engine, engine_name, failing_as, in_one_line, open_runtime
@@ -17,6 +18,8 @@ from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.write.export import (
     check_packed,
+    checked_classes,
+    checked_folder,
     checked_shape,
     evaluation_mode,
     graph_forms,
@@ -75,13 +78,13 @@ def export_detector(
         as `export_model`. The rule of comparison: `ppvision.deploy.verify.detection_parity`.
     """
     shape = checked_shape(input_shape)
-    if format not in manifests.FORMATS:
-        known = ", ".join(manifests.FORMATS)
-        raise InputError(f"format: expected one of {known}, got {format!r}.")
+    check_choice(format, "format", manifests.FORMATS)
+    classes = checked_classes(classes)
+    manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
     check_packed(model, bits)
-    folder = Path(folder).resolve()
+    folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
@@ -105,7 +108,7 @@ def export_detector(
             output_op="nms",
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=num_classes,
-            classes=[str(label) for label in classes],
+            classes=classes,
             bits=bits,
             files=manifests.describe_files(final, manifests.file_names(files, False)),
             max_error_to_eager=error,

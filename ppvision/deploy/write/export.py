@@ -11,7 +11,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.data.listing import is_leftover
+from ppvision.arguments import check_choice, check_layer, check_utf8
+from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.engines import has_openvino
@@ -26,8 +27,8 @@ from ppvision.deploy.verify.comparison import (
 )
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.openvino import write_openvino_programs
-from ppvision.errors import InputError
-from ppvision.files import replace_folder, sync_files
+from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.files import replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
@@ -99,12 +100,15 @@ def export_model(
         ("output_op", output_op, [op for op in manifests.OUTPUT_OPS if op != "nms"]),
         ("format", format, manifests.FORMATS),
     ):
-        if value not in known:
-            raise InputError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
+        check_choice(value, argument, known)
     if task == "features" and output_op != "none":
         raise InputError(
-            f"output_op: task 'features' keeps every feature map, got {output_op!r}. Pass 'none'."
+            f"output_op: task 'features' keeps every feature map, got {shorten(output_op)}. "
+            "Pass 'none'."
         )
+    check_layer(model)
+    classes = checked_classes(classes)
+    manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
     pipeline.check_task(task)
@@ -115,7 +119,7 @@ def export_model(
         )
 
     check_packed(model, bits)
-    folder = Path(folder).resolve()
+    folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     with evaluation_mode(model), replacing as work:
         probes = eager_probes(model, task, shape, pipeline)
@@ -153,7 +157,7 @@ def export_model(
             output_op=output_op,
             transforms=json.loads(json.dumps(list(transforms), default=float)),
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
-            classes=[str(label) for label in classes],
+            classes=classes,
             bits=bits,
             files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
             max_error_to_eager=max(error, of_openvino or 0.0),
@@ -225,22 +229,59 @@ def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> di
 
 
 def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
-    shape = list(input_shape)
+    """`[B, C, H, W]` as `deploy.yaml` may hold it.
+
+    Raises:
+        InputError: another type or size.
+    """
+    shape = list(input_shape) if isinstance(input_shape, (list, tuple)) else []
     sizes = [n for n in shape if n is not None]
     positive = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes)
     if len(shape) != 4 or shape[1] is None or not positive:
         raise InputError(
             "input_shape: expected [B, C, H, W], whole numbers above 0 with None for a batch, "
-            f"height or width that may be any (not for the channels), got {shape}."
+            "height or width that may be any (not for the channels), got "
+            f"{shorten(shape or input_shape)}."
         )
+    manifests.check_input_shape(shape)
     return shape
+
+
+def checked_folder(folder: str | Path) -> Path:
+    """The folder of an export, resolved.
+
+    Raises:
+        InputTypeError, InputError, StorageError: no path of a folder that can be made; or one that
+            is not UTF-8, which Paddle does not open.
+    """
+    path = resolve_new_folder(folder)
+    check_utf8(path, "folder")
+    return path
+
+
+def checked_classes(classes: Sequence[str]) -> list[str]:
+    """Names of classes; numbers become text.
+
+    Raises:
+        InputTypeError, InputError: no list, or entries that `deploy.yaml` does not hold.
+    """
+    if isinstance(classes, bytes) or not isinstance(classes, (Sequence, np.ndarray)):
+        raise InputTypeError(f"classes: expected a list of names, got {shorten(classes)}.")
+    names = [
+        # Python does not write numbers of more than 4300 digits; no class is called like that.
+        str(label) if isinstance(label, (int, float, np.number)) and abs(label) < 2**63 else label
+        for label in classes
+    ]
+    manifests.check_classes(names)
+    return names
 
 
 def check_packed(model: nn.Layer, bits: int) -> None:
     """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without any."""
-    if bits != (held := packed_bits(model)):
+    held = packed_bits(model)
+    if not isinstance(bits, int) or bits != held:
         raise InputError(
-            f"bits: expected {held}, which the model's weights have, got {bits}. "
+            f"bits: expected {held}, which the model's weights have, got {shorten(bits)}. "
             "LayeredQAT(config).convert(model, bits) gives codes of another width."
         )
 
@@ -268,10 +309,7 @@ def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
 
 
 def may_be_replaced(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    present = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    return not present or (manifests.NAME in present and present <= manifests.KNOWN_FILES)
+    return holds_only(folder, manifests.KNOWN_FILES, manifests.NAME)
 
 
 def _check_logits(logits: np.ndarray, task: str, output_op: str, classes: Sequence[str]) -> None:

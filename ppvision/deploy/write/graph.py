@@ -1,6 +1,7 @@
 """Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
 
 import itertools
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from paddle.jit.pir_dy2static import parameter_recorder
 from paddle.static import InputSpec
 
 from ppvision.deploy.write.onnx import convert_folders
-from ppvision.errors import EngineError
+from ppvision.errors import EngineError, StorageError
 from ppvision.files import find_disk_error, storage_error
 
 INPUT_NAME = "x"
@@ -113,6 +114,12 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
                 del table[key]
         if (number := find_disk_error(error)) is not None:  # Paddle writes the code that it makes
             raise storage_error(number, Path(tempfile.gettempdir())) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise StorageError(
+                f"The model cannot be traced: {os.fsdecode(error.filename)} cannot be opened "
+                f"({error.strerror}). Paddle writes the code that it makes below HOME and TMPDIR; "
+                "let them be folders that can be written."
+            ) from error
         raise EngineError(
             f"The model cannot be traced into a static graph: {error}\n"
             "Read sizes from x.shape, use whole-number arithmetic (//, %), and branch on nothing "

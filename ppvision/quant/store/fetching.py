@@ -20,7 +20,7 @@ import requests
 from tqdm import tqdm
 
 from ppvision.errors import StorageError, shorten_text
-from ppvision.files import cache_folder
+from ppvision.files import cache_folder, naming_flag
 from ppvision.quant.store.files import LayeredModelError
 from ppvision.remote import NoAnswerError, RequestError, open_answer, read_pieces
 
@@ -89,8 +89,9 @@ class Remote:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the copy against other processes; wait for one that holds it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        with naming_flag("PPVISION_CACHE", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,7 +136,7 @@ class Remote:
             UnreachableError: no answer, or a fault of the server's.
             FetchError: another answer than the file, or more than `limit` bytes.
         """
-        data = b""
+        data = bytearray()  # `bytes` would be copied for each of many small pieces
         with self._answer("GET", name) as answer:
             for piece in _pieces(answer, self._shown(name)):
                 data += piece
@@ -144,7 +145,7 @@ class Remote:
                         f"{self._shown(name)}: expected at most {limit} bytes, got more. Is this "
                         "the address of a layered model?"
                     )
-        return data
+        return bytes(data)
 
     def has(self, name: str) -> bool:
         """Whether the server has a file.

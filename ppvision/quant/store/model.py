@@ -19,9 +19,17 @@ import numpy as np
 from paddle import nn
 from safetensors.numpy import save
 
-from ppvision.data.listing import is_leftover
+from ppvision.arguments import check_file, check_layer
+from ppvision.data.listing import holds_only
 from ppvision.errors import InputError, MissingFileError, shorten
-from ppvision.files import check_replaceable, replace_folder, sync_folder, write_bytes
+from ppvision.files import (
+    check_replaceable,
+    naming_read,
+    replace_folder,
+    resolve_new_folder,
+    sync_folder,
+    write_bytes,
+)
 from ppvision.quant.store.fetching import FetchError, Remote, UnreachableError, is_url
 from ppvision.quant.store.files import (
     MANIFEST,
@@ -77,8 +85,8 @@ def save_layered(
         StorageError: the disk is full, for one; an OSError. After any of them an older model is as
             it was.
     """
+    folder = resolve_new_folder(folder)
     state = _state_of(model, checked_widths(bits))
-    folder = Path(folder).resolve()
     check_output(folder)
     manifest = describe_state(state, _plain(config))
     layers = split_layers(state)
@@ -90,7 +98,7 @@ def save_layered(
 
 def check_output(folder: str | Path) -> None:
     """Raise `FileExistsError` for a folder that `save_layered` would not replace."""
-    check_replaceable(Path(folder).resolve(), _is_layered, _OURS)
+    check_replaceable(resolve_new_folder(folder), _is_layered, _OURS)
 
 
 def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredState:
@@ -104,7 +112,7 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
             )
         return model
     known = set(model.widths) if isinstance(model, OnceQAT) else set(bits)
-    model = model.model if isinstance(model, OnceQAT) else model
+    model = model.model if isinstance(model, OnceQAT) else check_layer(model)
     quantised = False
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, LayeredNorm):
@@ -169,11 +177,7 @@ def _write(manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folde
 
 def _is_layered(folder: Path) -> bool:
     """Whether a folder is empty or a layered model and nothing else."""
-    if not folder.is_dir():
-        return False
-    present = {path.name for path in folder.iterdir() if not is_leftover(path.name)}
-    ours = {MANIFEST, *(file_name(bits) for bits in range(1, 9))}
-    return not present or (MANIFEST in present and present <= ours)
+    return holds_only(folder, [MANIFEST, *map(file_name, range(1, 9))], MANIFEST)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -228,6 +232,7 @@ def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredMod
 
     Raises:
         FileNotFoundError: no such folder.
+        StorageError: no right to read it, for one; an OSError.
         LayeredModelError: a file that is missing, damaged, or of another model, as `FetchError` if
             a server is the cause; nothing is loaded then.
         ValueError: a width that the model has not.
@@ -235,13 +240,14 @@ def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredMod
     if is_url(path_or_url):
         return _load_url(Remote(str(path_or_url)), bits)
     folder = _folder(path_or_url)
-    manifest, size = _read_manifest(folder)
-    bits = _chosen(manifest, bits, folder, partial(_present, folder, manifest))
-    return _load(folder, manifest, size, bits, partial(_present, folder, manifest))
+    with naming_read(folder):
+        manifest, size = _read_manifest(folder)
+        bits = _chosen(manifest, bits, folder, partial(_present, folder, manifest))
+        return _load(folder, manifest, size, bits, partial(_present, folder, manifest))
 
 
 def _folder(path: str | Path) -> Path:
-    folder = Path(path)
+    folder = check_file(path, "layered model", "its folder or address")
     if not folder.is_dir():
         raise MissingFileError(
             f"{folder}: expected the folder of a layered model (save_layered, `ppvision pack`), "
@@ -469,7 +475,8 @@ def describe_layered(path_or_url: str | Path) -> LayeredDescription:
         manifest = parse_manifest(data, f"{source}/{MANIFEST}")
         return _described(source, manifest, data, lambda name: None)
     folder = _folder(path_or_url)
-    data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
+    with naming_read(folder):
+        data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data, str(folder / MANIFEST))
     return _described(str(folder), manifest, data, lambda name: (folder / name).is_file())
 

@@ -292,7 +292,7 @@ def _check_sizes(content: Located) -> None:
         raise ConfigError(
             f"config{content.place('sizes')}: sizes: expected pairs of a share of the training, "
             f"from 0.0 upwards and below 1, and a side in pixels, such as [[0.0, 48], [0.5, 64]]; "
-            f"got {sizes!r}."
+            f"got {shorten(sizes)}."
         )
 
 
@@ -307,7 +307,8 @@ def _check_teacher(options: Located) -> None:
     for key in (source, "weights", "interpolation"):
         if key in options and not isinstance(options[key], str):
             raise ConfigError(
-                f"config{options.place(key)}: teacher.{key}: expected text, got {options[key]!r}."
+                f"config{options.place(key)}: teacher.{key}: expected text, got "
+                f"{shorten(options[key])}."
             )
     known: list[str] = [source, "classes", "temperature", "weight"]
     if source != "model_dir":
@@ -318,7 +319,7 @@ def _check_teacher(options: Located) -> None:
     if source == "file" and not options["file"].rpartition(":")[0].endswith(".py"):
         raise ConfigError(
             f"config{options.place('file')}: teacher.file: expected FILE.py:FUNCTION, got "
-            f"{options['file']!r}."
+            f"{shorten(options['file'])}."
         )
     for key in options:  # a key that another kind of teacher takes deserves to be told so
         if key in KEYS and key not in known:
@@ -345,12 +346,12 @@ def _check_shares(options: Located) -> None:
     if options.get("temperature", 1) == 0 or math.isinf(options.get("temperature", 1)):
         raise ConfigError(
             f"config{options.place('temperature')}: teacher.temperature: expected a finite number "
-            f"above 0, got {options['temperature']!r}."
+            f"above 0, got {shorten(options['temperature'])}."
         )
     if options.get("weight", 0) > 1:
         raise ConfigError(
             f"config{options.place('weight')}: teacher.weight: expected a share from 0 to 1, got "
-            f"{options['weight']!r}."
+            f"{shorten(options['weight'])}."
         )
 
 
@@ -389,7 +390,8 @@ def _check_augmentation(content: Located) -> None:
     if loss.get("cutmix", 0) > 0:
         raise ConfigError(
             f"config{loss.place('cutmix')}: loss.cutmix: expected 0 with a teacher, got "
-            f"{loss['cutmix']!r}: a part of a picture need not show what its answer, which is of "
+            f"{shorten(loss['cutmix'])}: a part of a picture need not show what its answer, "
+            "which is of "
             "the whole picture, says. Use mixup."
         )
     for number, transform in enumerate(content["train_dataset"].get("transforms", [])):

@@ -36,7 +36,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.environment import usable_cpus
-from ppvision.errors import ConfigError, FolderInUseError
+from ppvision.errors import ConfigError, FolderInUseError, shorten
 from ppvision.files import cache_folder, lock_folder, replace_file, write_text
 from ppvision.tasks.config import read_yaml
 from ppvision.zoo import create_model, load_weights
@@ -376,7 +376,9 @@ def load_layer(file: str) -> nn.Layer:
         raise ConfigError(f"{where}: raised {type(error).__name__}: {error}") from error
     if build is None:
         known = [name for name, value in vars(module).items() if callable(value)]
-        raise ConfigError(f"{where}: found no function {function!r}. {nearest(function, known)}")
+        raise ConfigError(
+            f"{where}: found no function {shorten(function)}. {nearest(function, known)}"
+        )
     if not isinstance(layer, nn.Layer):
         raise ConfigError(
             f"{where}: expected a function that returns a paddle.nn.Layer, got "
@@ -420,8 +422,9 @@ def map_classes(
         if names and list(names) != list(classes):
             differ = next(k for k in range(outputs) if names[k] != classes[k])
             raise ConfigError(
-                f"config: teacher: class {differ} is {names[differ]!r} for {teacher} and "
-                f"{classes[differ]!r} in train_dataset. Say with teacher.classes which is which."
+                f"config: teacher: class {differ} is {shorten(names[differ])} for {teacher} and "
+                f"{shorten(classes[differ])} in train_dataset. Say with teacher.classes which "
+                "is which."
             )
         return [[k] for k in range(outputs)]
     if isinstance(mapping, Mapping):
@@ -440,8 +443,9 @@ def map_classes(
             column = _column(item, outputs, names, f"{where}: {classes[k]}", teacher)
             if column in owners:
                 raise ConfigError(
-                    f"{where}: class {item!r} of the teacher stands for both {owners[column]!r} "
-                    f"and {classes[k]!r}. Leave it to one of them."
+                    f"{where}: class {shorten(item)} of the teacher stands for both "
+                    f"{shorten(owners[column])} "
+                    f"and {shorten(classes[k])}. Leave it to one of them."
                 )
             owners[column] = classes[k]
             found.append(column)
@@ -464,14 +468,14 @@ def _values_by_class(
         found = [n for n in (name, *folders[k : k + 1]) if n in by_name]
         if not found:
             raise ConfigError(
-                f"{where}: expected every class, found none for {name!r}. "
+                f"{where}: expected every class, found none for {shorten(name)}. "
                 f"{nearest(name, list(by_name))}"
             )
         values.append(by_name.pop(found[0]))
     if by_name:
         other = next(iter(by_name))
         raise ConfigError(
-            f"{where}: {other!r} is none of the {len(classes)} classes. "
+            f"{where}: {shorten(other)} is none of the {len(classes)} classes. "
             f"{nearest(other, [*classes, *folders])}"
         )
     return values
@@ -481,17 +485,18 @@ def _column(item: object, outputs: int, names: Sequence[str], where: str, teache
     if isinstance(item, str):
         if not names:
             raise ConfigError(
-                f"{where}: got the name {item!r}, but {teacher} does not name its classes. Give "
+                f"{where}: got the name {shorten(item)}, but {teacher} does not name its "
+                "classes. Give "
                 "numbers."
             )
         if item not in names:
             raise ConfigError(
-                f"{where}: {teacher} has no class {item!r}. {nearest(item, list(names))}"
+                f"{where}: {teacher} has no class {shorten(item)}. {nearest(item, list(names))}"
             )
         return list(names).index(item)
     if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < outputs:
         raise ConfigError(
-            f"{where}: expected a class of the teacher, 0 to {outputs - 1}, got {item!r}."
+            f"{where}: expected a class of the teacher, 0 to {outputs - 1}, got {shorten(item)}."
         )
     return item
 
