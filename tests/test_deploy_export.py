@@ -12,8 +12,9 @@ from paddle import nn
 from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
 from ppvision.deploy.verify import comparison, parity
-from ppvision.deploy.write.graph import _trace_tables
+from ppvision.deploy.write.graph import _trace_tables, write_graphs
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
+from ppvision.nn.semantic_diffusion import SemanticDiffusionPyramid
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -207,6 +208,47 @@ def test_pale_in_onnx(tmp_path):
     x = noise(2, 3, 50, 71)
     (out,) = OnnxRuntime(folder / "model.onnx").run(x)
     assert parity.relative_error(eager(model, x)[0], out) < 1e-4
+
+
+class PaleWithDifferences(nn.Layer):
+    """Features of `pale_nano` with SDN."""
+
+    def __init__(self):
+        super().__init__()
+        model = PaleTransformer(VARIANTS["pale_nano"], features_only=True)
+        self.pale = model
+        self.diffusion = SemanticDiffusionPyramid(model.feat_channels)
+        for diffusion in self.diffusion.diffusions:  # they start at zero
+            diffusion.fuse.weight.set_value(0.05 * paddle.randn(diffusion.fuse.weight.shape))
+
+    def forward(self, x):
+        return self.diffusion(self.pale(x))
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [2, 3, 50, 71]])
+def test_forms_for_graphs_in_onnx(tmp_path, monkeypatch, shape):
+    """In the forms for graphs, as in Paddle Inference."""
+    model, formed = PaleWithDifferences(), []
+
+    def write_noted(graph, *args):
+        formed.extend(type(layer).__name__ for layer in graph.sublayers())
+        write_graphs(graph, *args)
+
+    monkeypatch.setattr("ppvision.deploy.write.export.write_graphs", write_noted)
+    folder = export_model(
+        model,
+        tmp_path / "net",
+        input_shape=shape,
+        output_op="none",
+        task="features",
+        format="onnx",
+    )
+    assert formed.count("GraphPaleAttention") == 6
+    assert formed.count("GraphSemanticDifference") == 4
+    x = noise(2, 3, 50, 71)
+    outputs = OnnxRuntime(folder / "model.onnx").run(x)
+    for expected, out in zip(eager(model, x), outputs, strict=True):
+        assert parity.relative_error(expected, out) < 1e-4
 
 
 def test_manifest_describes_the_files(tmp_path):

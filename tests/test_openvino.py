@@ -13,7 +13,7 @@ from paddle.base.proto import framework_pb2
 import ppvision
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.engines import has_openvino, open_runtime
-from ppvision.deploy.verify import comparison
+from ppvision.deploy.verify import comparison, running
 from ppvision.deploy.write import openvino
 from ppvision.deploy.write.openvino import write_openvino_programs
 from ppvision.forms import earlier_format
@@ -341,12 +341,83 @@ def test_semantic_diffusion(tmp_path, similarity):
 
 
 @needs_openvino
-def test_other_networks_run_in_onednn(tmp_path):
-    model = paddle.vision.models.resnet18(num_classes=5)
+@pytest.mark.parametrize("output_op", ["none", "argmax"])
+def test_other_networks_run_in_it_too(tmp_path, output_op):
+    model = randomised_classifier()
+    folder = exported(tmp_path / "net", model, output_op=output_op, input_shape=[1, 3, 64, 64])
+    predictor, x = Predictor(folder), noise(1, 3, 64, 64)
+    assert predictor.engine == "openvino"
+    with paddle.no_grad():
+        expected = model(paddle.to_tensor(x)).numpy()
+    if output_op == "argmax":
+        expected = expected.argmax(axis=1)
+    assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+def randomised_classifier():
+    model = ppvision.create_model("resnet20", num_classes=5)
     model.eval()
-    folder = exported(tmp_path / "net", model)
+    return model
+
+
+class Small(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, 5, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).mean([2, 3])
+
+
+ENDS = {
+    "a crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+    "a hang": ("import time; time.sleep(60)", "took more than 1 s"),
+    "an exit": ("import os; os._exit(3)", "exit code 3"),
+}
+
+
+@needs_openvino
+@pytest.mark.parametrize("end", list(ENDS))
+def test_a_crash_or_a_hang_turns_it_off_aloud(tmp_path, monkeypatch, end):
+    code, reason = ENDS[end]
+    monkeypatch.setattr(running, "_CHILD", code)
+    monkeypatch.setattr(running.run_in_openvino, "__defaults__", (1.0,))
+    model = Small()
+    model.eval()
+    with pytest.warns(UserWarning, match=f"{reason}.*runs with oneDNN instead"):
+        folder = exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
     assert not (folder / "model.pdmodel").exists()
+    assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
     assert Predictor(folder).engine == "onednn"
+
+
+@needs_openvino
+def test_a_lacked_operator_is_named(tmp_path):
+    class Unpooling(Small):
+        def forward(self, x):
+            x, places = nn.functional.max_pool2d(self.conv(x), 2, return_mask=True)
+            return nn.functional.max_unpool2d(x, places, 2).mean([2, 3])
+
+    model = Unpooling()
+    model.eval()
+    with pytest.warns(UserWarning, match="OpenVINO does not know unpool.*runs with oneDNN instead"):
+        exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
+
+
+@needs_openvino
+def test_an_export_does_not_open_it_in_its_own_process(tmp_path, monkeypatch):
+    engines = []
+
+    def open_noted(*args, engine, **how):
+        engines.append(engine)
+        return open_runtime(*args, engine=engine, **how)
+
+    monkeypatch.setattr(running, "open_runtime", open_noted)
+    model = Small()
+    model.eval()
+    folder = exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
+    assert set(engines) == {"native", "onednn"}
+    assert (folder / "model.pdmodel").exists()
 
 
 @needs_openvino
@@ -366,13 +437,9 @@ def test_graph_holds_nothing_idle(tmp_path):
 
 @needs_openvino
 def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
-    def open_liar(folder, format, *, engine):
-        runtime = open_runtime(folder, format, engine=engine)
-        run = runtime.run
-        runtime.run = lambda x: [(1.25 if engine == "openvino" else 1) * out for out in run(x)]
-        return runtime
-
-    monkeypatch.setattr(comparison, "open_runtime", open_liar)
+    run = comparison.run_in_openvino
+    lie = lambda *args: [[[1.25 * out for out in x] for x in graph] for graph in run(*args)]  # noqa: E731
+    monkeypatch.setattr(comparison, "run_in_openvino", lie)
     model = randomised(small())
     with pytest.warns(UserWarning, match="with OpenVINO.* differs.*runs with oneDNN instead"):
         folder = exported(tmp_path / "net", model)

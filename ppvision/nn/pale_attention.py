@@ -47,7 +47,8 @@ def _checked_pale_size(pale_size: int) -> int:
 
 def padding_to(length: int | Tensor, multiple: int) -> int | Tensor:
     """How much `length` lacks to the next multiple; arithmetic that also traces for tensors."""
-    return (multiple - length % multiple) % multiple
+    # As whole-number division alone, which OpenVINO folds as it should.
+    return (length + multiple - 1) // multiple * multiple - length
 
 
 # Helpers that ask whether a size is a number or a tensor (an exported graph's own input size) stay

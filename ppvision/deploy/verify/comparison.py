@@ -14,13 +14,12 @@ from ppvision.deploy.run.engines import (
     Engine,
     engine_name,
     enlarges,
-    failing_as,
     in_one_line,
-    open_runtime,
 )
 from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.transforms import Normalize, Transforms
 from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.running import run_graphs, run_in_openvino
 from ppvision.errors import InputError
 
 _TRIALS = 8  # inputs that differ in their last digits, for each probe
@@ -171,11 +170,12 @@ def compare(
 def compare_openvino(
     probes: Sequence[Probe], raw: Path, final: Path, output_op: str, tolerance: float
 ) -> float:
-    """As `compare`, of the graphs for OpenVINO: the largest error.
+    """As `compare`, of the graphs for OpenVINO, which runs in a process of its own: the largest
+    error.
 
     Raises:
         ParityError: above the bound.
-        RuntimeError: OpenVINO does not run the graph.
+        RuntimeError: OpenVINO does not run the graph, crashes, or takes too long.
     """
     return _compare(probes, raw, final, output_op, "paddle", tolerance, "openvino")
 
@@ -190,14 +190,14 @@ def _compare(
     engine: Engine,
 ) -> float:
     name, worst = engine_name(format, engine), 0.0
-    with failing_as(f"{name} does not load the exported graph"):
-        raw_runtime = open_runtime(raw, format, engine=engine)
-        final_runtime = raw_runtime if final == raw else open_runtime(final, format, engine=engine)
-    for x, eager in probes:
+    folders = [raw] if final == raw else [raw, final]
+    inputs = [x for x, _ in probes]
+    if engine == "openvino":
+        outputs = run_in_openvino(folders, inputs)
+    else:
+        outputs = run_graphs(folders, format, inputs, engine)
+    for (x, eager), raw_outputs, final_outputs in zip(probes, outputs[0], outputs[-1], strict=True):
         where = f"{name}, input {list(x.shape)}"
-        with failing_as(f"{where}: the exported graph does not run"):
-            raw_outputs = raw_runtime.run(x)
-            final_outputs = raw_outputs if final == raw else final_runtime.run(x)
         worst = max(worst, parity.check_close(eager, raw_outputs, tolerance, where))
         if output_op == "argmax":
             parity.check_classes(eager[0], final_outputs[0], tolerance, where)

@@ -89,7 +89,7 @@ def export_detector(
     with evaluation_mode(model), replacing as work:
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
-        with model.in_graphs(), graph_forms(model.model, format):
+        with model.in_graphs(), graph_forms(model.model):
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)

@@ -90,9 +90,10 @@ def export_model(
     The check (`ppvision.deploy.verify.parity`) runs the graph in Paddle Inference with and without
     oneDNN, or in ONNX Runtime: at two odd sizes where height and width are free, with one and two
     pictures where the batch is. oneDNN that fails to run or gives other numbers is reported by a
-    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With Pale blocks and a known
-    height and width there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`): that it
-    does not know an operator, or gives other numbers, is reported in the same way.
+    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With a known height and width
+    there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`), which is run in a process
+    of its own: that it does not know an operator, crashes, or gives other numbers, is reported in
+    the same way.
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
@@ -127,7 +128,7 @@ def export_model(
             _check_logits(probes[0][1][0], task, output_op, classes)
 
         final = raw = work / "final"
-        with graph_forms(model, format):
+        with graph_forms(model):
             graph = trace(model, shape, output_op, every_output=task == "features")
             if output_op == "none":
                 write_graphs(graph, {final: None}, format)
@@ -299,11 +300,8 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 
 @contextmanager
-def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
-    """The model with our layers in the forms for Paddle Inference's graphs; as it is for ONNX."""
-    if format != "paddle":
-        yield
-        return
+def graph_forms(model: nn.Layer) -> Iterator[None]:
+    """The model with our layers in the forms for graphs of Paddle Inference and ONNX Runtime."""
     with pale_form(model), difference_form(model):
         yield
 

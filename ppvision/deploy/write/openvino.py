@@ -5,9 +5,9 @@ Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a
 the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
 graph twice and its weights once.
 
-Only networks with Pale blocks get one, at a known height and width. Sizes that are read from a
-tensor cannot be expressed in that format; and Paddle 3.2 keeps an engine's memory until the process
-ends, which of packed ResNets filled a machine. The blocks are in the form for tokens
+Every network gets one whose height and width are known and that can be traced in that format
+(`ppvision.forms.earlier_format`); benchmark/results/openvino_networks.csv says which can. Sizes
+that are read from a tensor cannot be expressed in it. Pale blocks are in the form for tokens
 (`ppvision.forms.tokens`).
 """
 
@@ -30,7 +30,6 @@ from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
 from ppvision.forms.earlier_format import earlier_format
 from ppvision.forms.tokens import token_form
-from ppvision.models.pale_transformer import PaleBlock
 
 
 def write_openvino_programs(
@@ -53,15 +52,14 @@ def write_openvino_programs(
         every_output: all that the model gives.
 
     Returns:
-        Whether they were written: not for a free height or width, or without Pale blocks.
+        Whether they were written: not for a free height or width.
 
     Raises:
-        RuntimeError: the model cannot be traced in the earlier format, or its weights come out in
-            another order; the cause is attached. Nothing new stands in `final`.
+        RuntimeError: the model cannot be traced in the earlier format, its weights come out in
+            another order, or OpenVINO lacks an operator; the cause is attached.
         OSError: a file cannot be written.
     """
-    has_blocks = any(isinstance(layer, PaleBlock) for layer in model.sublayers())
-    if None in input_shape[2:] or not has_blocks:
+    if None in input_shape[2:]:
         return False
     try:
         with token_form(model), difference_form(model), earlier_format():
@@ -95,8 +93,31 @@ def _write(graph: nn.Layer, outputs: list[Variable] | None, folder: Path) -> Non
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
-        program = _slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        _check_operators(program)
     (folder / FILES["paddle"].earlier_program).write_bytes(program)
+
+
+# Operators of the earlier format that OpenVINO's reader in Paddle 3.2 does not know. (It only says
+# that it cannot convert the model.) What has a stand-in in `ppvision.forms.earlier_format` is here
+# for the arguments that the stand-in does not take.
+LACKED = frozenset(
+    {
+        "argsort", "atan", "bitwise_not", "brelu", "celu", "channel_shuffle", "conv3d", "cumprod",
+        "diag_v2", "distribute_fpn_proposals", "einsum", "erf", "fold", "index_sample",
+        "instance_norm", "isfinite_v2", "isinf_v2", "isnan_v2", "kron", "log1p", "log2",
+        "log_softmax", "logsigmoid", "logsumexp", "maxout", "mish", "pixel_shuffle", "prelu",
+        "put_along_axis", "reciprocal", "selu", "sign", "size", "softsign", "square", "tan",
+        "unbind", "unfold", "uniform_random", "unpool",
+    }
+)  # fmt: skip
+
+
+def _check_operators(program: bytes) -> None:
+    description = framework_pb2.ProgramDesc.FromString(program)
+    kinds = {op.type for block in description.blocks for op in block.ops}
+    if lacked := sorted(kinds & LACKED):
+        raise EngineError(f"OpenVINO does not know {', '.join(lacked)}")
 
 
 # Of no use to a run. Several copies of each are held while a program is read, and together they
@@ -105,18 +126,28 @@ _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_
 _IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
 
 
-def _slimmed(program: bytes) -> bytes:
+def slimmed(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
     description = framework_pb2.ProgramDesc.FromString(program)
     for block in description.blocks:
         used = set()
         for op in block.ops:
             _keep(op.attrs, lambda attribute: attribute.name not in _IDLE_ATTRIBUTES)
+            _undilate(op)
             _keep(op.inputs, lambda slot: slot.arguments)
             _keep(op.outputs, lambda slot: slot.arguments and slot.parameter not in _IDLE_OUTPUTS)
             used.update(name for slot in (*op.inputs, *op.outputs) for name in slot.arguments)
         _keep(block.vars, lambda variable: variable.name in used)  # noqa: B023 (called at once)
     return description.SerializeToString()
+
+
+def _undilate(op: Message) -> None:
+    """Where the padding is "same" Paddle's convolutions take no notice of a dilation; OpenVINO's
+    do."""
+    attributes = {attribute.name: attribute for attribute in op.attrs}
+    if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
+        dilations = attributes["dilations"].ints
+        dilations[:] = [1] * len(dilations)
 
 
 def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:

@@ -1,0 +1,155 @@
+"""Running exported graphs on inputs, here or in a process of its own."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ppvision.deploy.run.engines import Batch, Engine, engine_name, failing_as, open_runtime
+from ppvision.errors import EngineError, PpvisionError
+
+# Seconds for OpenVINO's comparison, to load Paddle included. It compiles the largest networks of
+# benchmark/openvino_networks.py in a tenth of that.
+TIME_LIMIT = 300
+
+Outputs = list[list[list[np.ndarray]]]  # of each folder, for each input
+
+
+def run_graphs(
+    folders: Sequence[Path], format: str, inputs: Sequence[Batch], engine: Engine
+) -> Outputs:
+    """Run graphs on the same inputs.
+
+    Args:
+        folders: with the files of an export of `format`.
+        format: "paddle" or "onnx".
+        inputs: see `PaddleRuntime.run`.
+        engine: of format "paddle".
+
+    Raises:
+        EngineError: one does not load or does not run.
+    """
+    name = engine_name(format, engine)
+    with failing_as(f"{name} does not load the exported graph"):
+        runtimes = [open_runtime(folder, format, engine=engine) for folder in folders]
+    found: Outputs = [[] for _ in folders]
+    for x in inputs:
+        with failing_as(f"{name}, input {_shape_of(x)}: the exported graph does not run"):
+            for outputs, runtime in zip(found, runtimes, strict=True):
+                outputs.append(runtime.run(x))
+    return found
+
+
+def _shape_of(x: Batch) -> list[int]:
+    return list((x if isinstance(x, np.ndarray) else x["image"]).shape)
+
+
+# `os._exit` skips the clean-up of Paddle and OpenVINO, which has nothing to do.
+_CHILD = """
+import json, os, sys
+sys.path[:] = json.loads(sys.argv[1])
+answer = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what libraries print
+from ppvision.deploy.verify.running import answer_parent
+answer.write(answer_parent(sys.stdin.buffer.read(), sys.argv[2:]))
+answer.flush()
+os._exit(0)
+"""
+
+
+def run_in_openvino(
+    folders: Sequence[Path], inputs: Sequence[Batch], limit: float = TIME_LIMIT
+) -> Outputs:
+    """`run_graphs` in OpenVINO, in a process of its own.
+
+    OpenVINO's compiler crashes on some networks. And Paddle keeps what OpenVINO took until the
+    process ends; here that goes back.
+
+    Args:
+        limit: in seconds.
+
+    Raises:
+        EngineError: a graph does not load or run, the process crashed or took longer than `limit`.
+        OSError: the process cannot be started.
+    """
+    # A process that is killed leaves its temporary files behind.
+    with tempfile.TemporaryDirectory(dir=folders[0].parent) as scratch:
+        try:
+            child = subprocess.run(
+                [sys.executable, "-c", _CHILD, json.dumps(sys.path), *map(str, folders)],
+                input=_pack({f"{i}": x for i, x in enumerate(inputs)}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "TMPDIR": scratch},
+                timeout=limit,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(
+                f"{engine_name('paddle', 'openvino')} took more than {limit:.0f} s."
+            ) from error
+    if child.returncode != 0:
+        raise EngineError(
+            f"{engine_name('paddle', 'openvino')} ended its process ({_end(child.returncode)})."
+        )
+    answer = _unpack(child.stdout)
+    if "error" in answer:
+        raise EngineError(str(answer["error"]))
+    return [
+        [
+            [answer[f"{folder}.{place}.{k}"] for k in range(int(answer[f"{folder}.{place}"]))]
+            for place in range(len(inputs))
+        ]
+        for folder in range(len(folders))
+    ]
+
+
+def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
+    """The child's side of `run_in_openvino`: from packed inputs to packed outputs or an error."""
+    given = _unpack(packed)
+    inputs: list[Batch] = []
+    while f"{len(inputs)}" in given or f"{len(inputs)}.image" in given:
+        prefix = f"{len(inputs)}."
+        named = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
+        inputs.append(named or given[f"{len(inputs)}"])
+    try:
+        outputs = run_graphs([Path(folder) for folder in folders], "paddle", inputs, "openvino")
+    except PpvisionError as error:
+        return _pack({"error": np.array(str(error))})
+    answer: dict[str, Batch] = {}
+    for i, by_input in enumerate(outputs):
+        for j, arrays in enumerate(by_input):
+            answer[f"{i}.{j}"] = np.array(len(arrays))
+            answer.update({f"{i}.{j}.{k}": array for k, array in enumerate(arrays)})
+    return _pack(answer)
+
+
+def _pack(batches: Mapping[str, Batch]) -> bytes:
+    """As a .npz; the entries of a mapping are named `key.name`."""
+    arrays: dict[str, np.ndarray] = {}
+    for key, batch in batches.items():
+        if isinstance(batch, np.ndarray):
+            arrays[key] = batch
+        else:
+            arrays.update({f"{key}.{name}": array for name, array in batch.items()})
+    file = io.BytesIO()
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy's own says bool for any keyword
+    return file.getvalue()
+
+
+def _unpack(packed: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _end(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    return signal.Signals(-code).name
