@@ -77,3 +77,14 @@ class GraphRounding(nn.Layer):
         if rounding.clips:
             codes = paddle.clip(codes, float(rounding.low), float(rounding.high))
         return append_operator("dequantize_linear", {"X": codes, **ends}, **how)
+
+
+def float_form(model: nn.Layer) -> AbstractContextManager[None]:
+    """The model with the same weights and no rounding: what its integers are timed against."""
+    return in_form(model, _float)
+
+
+def _float(layer: nn.Layer) -> nn.Layer | None:
+    if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
+        return layer.in_float()
+    return None

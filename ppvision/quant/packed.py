@@ -133,6 +133,16 @@ class PackedLayer:
         codes = self._codes_in_graph() + 0.5
         return self._without_zeros(codes) * self.cell
 
+    def in_float(self) -> nn.Layer:
+        """The float layer with the same weight, without rounding."""
+        layer = object.__new__(self.kind)
+        nn.Layer.__init__(layer)
+        become(layer, self)
+        layer._sub_layers.clear()
+        layer._buffers.clear()
+        layer._parameters["weight"] = self.unpacked
+        return layer
+
     def integer_weight(self) -> tuple[Tensor, Tensor]:
         """In a graph: int8 codes of the weight's shape, and float32 `[channels]`, what a code of 1
         stands for."""
@@ -344,9 +354,11 @@ def integer_copy(
         The copy, in evaluation mode.
     """
     copied, tables = copy.deepcopy(model), _Tables()
+    # Layers that read the same map have the same codes: one rounding serves them all.
+    roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
     for path, parent, name, layer in layers_by_path(copied):
         if path in weights and not isinstance(layer, PackedLayer):
-            rounding = IntegerRounding(activations[path])
+            rounding = roundings[activations[path]]
             form = _packed(type(layer), IntegerLayer)
             parent._sub_layers[name] = form(layer, weights[path], rounding, tables)
             parent._sub_layers[name].model_bits = MAX_BITS

@@ -100,8 +100,8 @@ def to_integers(
         return IntegerModel(model, Calibration(method="learned", pictures=0), kept, [])
     if calibration is None:
         raise InputError(
-            "int8: expected calibration pictures for a model in float, got none. Pass a folder or a "
-            "list file (calibration=..., --calibration), about 64 pictures like those to come."
+            "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
+            "a list file (calibration=..., --calibration), about 64 pictures like those to come."
         )
     pictures = _read_pictures(calibration, shape, pipeline, max_value)
     with tqdm(total=len(pictures), desc="calibration", unit="img", disable=None) as bar:
@@ -144,8 +144,8 @@ def _read_pictures(
         if list(image.shape) != list(shape[1:]):
             raise InputError(
                 f"calibration: {path} has {list(image.shape)} after the transforms, expected "
-                f"{list(shape[1:])} as in input_shape. Let the transforms end in that size (Resize, "
-                "or ResizeByShort and CenterCrop), or take pictures of that size."
+                f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
+                "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
             )
         pictures.append(np.ascontiguousarray(image[None]))
     if max(float(np.ptp(picture)) for picture in pictures) < _FEW_VALUES:
