@@ -31,25 +31,29 @@ def fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
 
 def prefer_fast_mkl() -> None:
     """Set `MKL_DEBUG_CPU_TYPE` where the user has not. MKL reads it once, as Paddle starts."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    pairs = (line.partition(":") for line in lines)
-    table = {name.strip(): value.strip() for name, _, value in pairs}
-    kind = fast_mkl(table.get("vendor_id", ""), table.get("flags", "").split())
+    kind = fast_mkl(_cpu_table().get("vendor_id", ""), cpu_flags())
     if kind is not None and not os.environ.get("MKL_DEBUG_CPU_TYPE"):
         os.environ["MKL_DEBUG_CPU_TYPE"] = kind
 
 
-def processor() -> str:
-    """The processor's name, as the system gives it."""
+def _cpu_table() -> dict[str, str]:
+    """What /proc/cpuinfo says of the last processor; empty where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def cpu_flags() -> frozenset[str]:
+    """Features of the processor, as /proc/cpuinfo calls them; empty where it is not known."""
+    return frozenset(_cpu_table().get("flags", "").split())
+
+
+def processor() -> str:
+    """The processor's name, as the system gives it."""
+    return _cpu_table().get("model name") or platform.processor() or platform.machine()
 
 
 def usable_cpus() -> int:

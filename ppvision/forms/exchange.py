@@ -32,26 +32,29 @@ def in_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Ite
             parent._sub_layers[name] = layer
 
 
-def is_untouched(layer: nn.Layer, kind: type[nn.Layer]) -> bool:
+def is_untouched(layer: nn.Layer, kind: type[nn.Layer], *, rounding: bool = False) -> bool:
     """Whether a layer computes what `kind` says, with a float weight or packed codes and on its
-    input as it comes: no subclass, no hooks, no `forward` of its own."""
+    input as it comes (with `rounding` also on its rounded input): no subclass, no hooks, no
+    `forward` of its own."""
     found, activation = type(layer), None
     if isinstance(layer, PackedLayer):
         found, activation = layer.kind, layer.activation
     hooked = bool(layer._forward_pre_hooks or layer._forward_post_hooks)
-    return found is kind and activation is None and not hooked and "forward" not in vars(layer)
+    as_it_comes = rounding or activation is None
+    return found is kind and as_it_comes and not hooked and "forward" not in vars(layer)
 
 
-def is_plain_conv(layer: nn.Layer) -> bool:
+def is_plain_conv(layer: nn.Layer, *, rounding: bool = False) -> bool:
     """Whether a layer is an untouched convolution of channels-first maps, padded with zeros."""
-    if not is_untouched(layer, nn.Conv2D):
+    if not is_untouched(layer, nn.Conv2D, rounding=rounding):
         return False
     return layer._data_format == "NCHW" and layer._padding_mode == "zeros"
 
 
-def is_plain_linear(layer: nn.Layer) -> bool:
+def is_plain_linear(layer: nn.Layer, *, rounding: bool = False) -> bool:
     """Whether a layer is such a convolution of a 1x1 kernel, with a bias."""
-    return is_plain_conv(layer) and is_pointwise(layer) and layer.bias is not None
+    plain = is_plain_conv(layer, rounding=rounding)
+    return plain and is_pointwise(layer) and layer.bias is not None
 
 
 def folded_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:

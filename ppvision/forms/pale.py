@@ -57,30 +57,31 @@ def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
     return GraphPaleAttention(layer) if replaced else None
 
 
-def fits(attention: PaleAttention) -> bool:
-    """Whether nothing of a layer is other than `PaleAttention` made it, but for its weights."""
+def fits(attention: PaleAttention, *, rounding: bool = False) -> bool:
+    """Whether nothing of a layer is other than `PaleAttention` made it, but for its weights, and
+    with `rounding` for the rounded inputs of its convolutions."""
     projections = (attention.query, attention.key, attention.value)
     return (
         is_untouched(attention, PaleAttention)
         and attention.mask_padding
-        and all(_is_separable(projection) for projection in projections)
+        and all(_is_separable(projection, rounding) for projection in projections)
         and len({projection[1]._epsilon for projection in projections}) == 1
     )
 
 
-def _is_separable(projection: nn.Layer) -> bool:
+def _is_separable(projection: nn.Layer, rounding: bool) -> bool:
     if not is_untouched(projection, SeparableConv) or len(projection) != 3:
         return False
     depthwise, norm, pointwise = projection
     folds = is_untouched(norm, nn.BatchNorm2D) and norm._use_global_stats is not False
     return (
-        is_plain_conv(depthwise)
+        is_plain_conv(depthwise, rounding=rounding)
         and is_depthwise(depthwise)
         and depthwise.bias is None
         and folds
         and norm.weight is not None
         and norm.bias is not None
-        and is_plain_linear(pointwise)
+        and is_plain_linear(pointwise, rounding=rounding)
     )
 
 

@@ -37,7 +37,7 @@ def token_form(model: nn.Layer) -> AbstractContextManager[None]:
         model: in evaluation mode.
 
     A block of other arithmetic keeps its form: whose padding takes part in the attention, whose
-    layers have quanters or round activations, a subclass, one with hooks or other parts.
+    layers have quanters, a subclass, one with hooks or other parts.
     """
     return in_form(model, _form)
 
@@ -56,9 +56,9 @@ def _fits(block: PaleBlock) -> bool:
     """Whether nothing of a block is other than `PaleBlock` made it, but for its weights."""
     return (
         is_untouched(block, PaleBlock)
-        and is_plain_conv(block.position)
-        and fits(block.attention)
-        and is_plain_linear(block.attention.project)
+        and is_plain_conv(block.position, rounding=True)
+        and fits(block.attention, rounding=True)
+        and is_plain_linear(block.attention.project, rounding=True)
         and all(is_untouched(norm, ChannelLayerNorm) for norm in (block.norm1, block.norm2))
         and is_untouched(block.drop_path, DropPath)
         and _is_mlp(block.mlp)
@@ -70,7 +70,8 @@ def _is_mlp(mlp: nn.Layer) -> bool:
         return False
     first, activation, last = mlp
     gelu = is_untouched(activation, nn.GELU) and not activation._approximate
-    return gelu and is_plain_linear(first) and is_plain_linear(last)
+    linear = [is_plain_linear(layer, rounding=True) for layer in (first, last)]
+    return gelu and all(linear)
 
 
 class TokenPaleBlock(nn.Layer):
@@ -109,10 +110,11 @@ class TokenPaleBlock(nn.Layer):
         heads, half = attention.num_heads // 2, channels // 2
         scale = (channels // attention.num_heads) ** -0.5
         projected = []
-        for name in ("query", "key", "value"):
-            depthwise, norm, pointwise = getattr(attention, name)
-            factor = scale if name == "query" else 1.0
-            projected.append(_pointwise(to_tokens(norm(depthwise(x))), pointwise, factor))
+        parts = [getattr(attention, name) for name in ("query", "key", "value")]
+        maps = _depthwise(x, [depthwise for depthwise, _, _ in parts])
+        for name, x, (_, norm, pointwise) in zip(("q", "k", "v"), maps, parts, strict=True):
+            factor = scale if name == "q" else 1.0
+            projected.append(_pointwise(to_tokens(norm(x)), pointwise, factor))
         branches = []
         for rows, size in zip((True, False), attention.pale_size, strict=True):
             cut = slice(None, half) if rows else slice(half, None)
@@ -202,8 +204,20 @@ def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm._epsilon)
 
 
+def _depthwise(x: Tensor, layers: Sequence[nn.Conv2D]) -> list[Tensor]:
+    """Depthwise 3x3 convolutions of one map `[B, C, H, W]`, which is rounded once for all where
+    they round it alike."""
+    roundings = [getattr(layer, "activation", None) for layer in layers]
+    if None in roundings or not all(roundings[0].rounds_like(other) for other in roundings):
+        return [layer(x) for layer in layers]
+    x = roundings[0](x)
+    return [F.conv2d(x, layer.weight, layer.bias, padding=1, groups=x.shape[1]) for layer in layers]
+
+
 def _pointwise(tokens: Tensor, layer: nn.Conv2D, factor: float = 1.0) -> Tensor:
     """A 1x1 convolution on tokens `[B, N, C]`, its result times `factor`."""
+    if (rounding := getattr(layer, "activation", None)) is not None:
+        tokens = rounding(tokens)
     weight, bias = layer.weight.reshape(layer.weight.shape[:2]), layer.bias  # [C', C], [C']
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor

@@ -12,6 +12,7 @@ masks of integers are several times slower to fold.
 
 import copy
 import functools
+from collections.abc import Mapping
 
 import numpy as np
 import paddle
@@ -19,7 +20,16 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.errors import InputError
-from ppvision.quant.codes import FLOAT_BITS
+from ppvision.quant.codes import FLOAT_BITS, MAX_BITS
+from ppvision.quant.integers import (
+    CODES,
+    INT8_LOW,
+    LAYERED_BITS,
+    WEIGHT_LIMIT,
+    IntegerActivation,
+    IntegerWeight,
+    align,
+)
 from ppvision.quant.store.state import (
     LayeredActivation,
     LayeredState,
@@ -37,10 +47,17 @@ from ppvision.quant.train.quanters import LayeredActivationQuanterLayer, nearest
 
 
 class _Tables:
-    """What unpacking needs beside the codes, once for all layers of a model."""
+    """What the layers of a model share in a graph."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
+        self._zeros: dict[int, Tensor] = {}
+
+    def zeros(self, channels: int) -> Tensor:
+        """`[channels]`: zero points of integer weights. OpenVINO takes only stored ones."""
+        if channels not in self._zeros:
+            self._zeros[channels] = paddle.zeros([channels])
+        return self._zeros[channels]
 
     def of(self, bits: int) -> tuple[Tensor, Tensor]:
         """int8 `[256 * bits, 8]`, what each bit of a byte is worth in each plane; and int32
@@ -56,7 +73,7 @@ class _Tables:
         return self._known[bits]
 
 
-_PACKED_NAMES = ("unpacked", "packed", "cell", "table", "starts")
+_PACKED_NAMES = ("unpacked", "packed", "codes", "cell", "table", "starts", "zeros")
 
 
 class PackedLayer:
@@ -70,12 +87,13 @@ class PackedLayer:
 
     Attributes:
         model_bits: width of the model that the layer is in, 32 where a graph gets float weights.
+        axis: of the weight's channels.
     """
 
     def __init__(
         self,
         layer: nn.Layer,
-        weight: LayeredWeight,
+        weight: LayeredWeight | IntegerWeight,
         activation: nn.Layer | None,
         tables: _Tables | None,
     ) -> None:
@@ -85,17 +103,23 @@ class PackedLayer:
         self._sub_layers.clear()
         self.activation = activation
         self._shape = list(weight.codes.shape)
+        self.axis = weight.axis
         self.register_buffer("unpacked", paddle.to_tensor(weight.dequantized()))
         self._in_graph = tables is not None
         self.model_bits = FLOAT_BITS
         if tables is not None:
-            aligned = [1] * len(self._shape)
-            aligned[weight.axis] = -1
-            table, starts = tables.of(weight.held_bits)
-            self.register_buffer("packed", paddle.to_tensor(weight.packed()))
-            self.register_buffer("cell", paddle.to_tensor(weight.cell().reshape(aligned)))
-            self.register_buffer("table", table)
-            self.register_buffer("starts", starts)
+            self._hold(weight, tables)
+            if isinstance(activation, IntegerRounding):
+                self.register_buffer("zeros", tables.zeros(self._shape[self.axis]))
+
+    def _hold(self, weight: LayeredWeight, tables: _Tables) -> None:
+        """Keep what a graph makes the weight of."""
+        table, starts = tables.of(weight.held_bits)
+        cell = align(weight.cell(), len(self._shape), self.axis)
+        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+        self.register_buffer("cell", paddle.to_tensor(cell))
+        self.register_buffer("table", table)
+        self.register_buffer("starts", starts)
 
     @property
     def kind(self) -> type[nn.Layer]:
@@ -106,13 +130,43 @@ class PackedLayer:
     def weight(self) -> Tensor:
         if paddle.in_dynamic_mode() or not self._in_graph:
             return self.unpacked  # eager mode does not unpack at every call
+        codes = self._codes_in_graph() + 0.5
+        return self._without_zeros(codes) * self.cell
+
+    def in_float(self) -> nn.Layer:
+        """The float layer with the same weight, without rounding."""
+        layer = object.__new__(self.kind)
+        nn.Layer.__init__(layer)
+        become(layer, self)
+        layer._sub_layers.clear()
+        layer._buffers.clear()
+        layer._parameters["weight"] = self.unpacked
+        return layer
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        """In a graph: int8 codes of the weight's shape, and float32 `[channels]`, what a code of 1
+        stands for."""
+        codes = 2.0 * self._codes_in_graph() + 1.0  # cell centres at half the scale
+        return codes.astype("int8"), 0.5 * self.cell.reshape([-1])
+
+    def _without_zeros(self, codes: Tensor) -> Tensor:
+        """Codes without their zero points, which are 0: a graph in float reads the same stored
+        tensors as the one in integers beside it."""
+        if not isinstance(self.activation, IntegerRounding):
+            return codes
+        shape = [1] * len(self._shape)
+        shape[self.axis] = -1
+        return codes - self.zeros.reshape(shape)
+
+    def _codes_in_graph(self) -> Tensor:
+        """Float codes of the weight's shape, unpacked by operations of a graph."""
         bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
         worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
         codes = worth.sum(axis=0)  # [bytes, 8]
         count = int(np.prod(self._shape))
         if count % 8:
             codes = codes.reshape([-1])[:count]
-        return (codes.reshape(self._shape) + 0.5) * self.cell
+        return codes.reshape(self._shape)
 
     @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
     def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
@@ -121,13 +175,32 @@ class PackedLayer:
         return super().forward(x, *others, **named)
 
 
+class IntegerLayer(PackedLayer):
+    """A packed layer whose codes are plain 8-bit integers (`ppvision.quant.integers`)."""
+
+    def _hold(self, weight: IntegerWeight, tables: _Tables) -> None:
+        cell = align(weight.scale, len(self._shape), self.axis)
+        self.register_buffer("codes", paddle.to_tensor(weight.codes))
+        self.register_buffer("cell", paddle.to_tensor(cell))
+
+    @property
+    def weight(self) -> Tensor:
+        if paddle.in_dynamic_mode() or not self._in_graph:
+            return self.unpacked
+        return self._without_zeros(self.codes.astype("float32")) * self.cell
+
+    def integer_weight(self) -> tuple[Tensor, Tensor]:
+        return self.codes, self.cell.reshape([-1])
+
+
 @functools.cache
-def _packed(kind: type[nn.Layer]) -> type[nn.Layer]:
+def _packed(kind: type[nn.Layer], form: type[PackedLayer] = PackedLayer) -> type[nn.Layer]:
     """The packed form of a float layer's class, or of the class of the layered one in its place."""
     if issubclass(kind, LayeredLayer):
         order = kind.__mro__
         kind = order[order.index(LayeredLayer) + 1]
-    return type(f"Packed{kind.__name__}", (PackedLayer, kind), {})
+    prefix = form.__name__.removesuffix("Layer")
+    return type(f"{prefix}{kind.__name__}", (form, kind), {})
 
 
 _FLOAT_NORMS = {layered: kind for kind, layered in NORMS.items()}
@@ -151,7 +224,53 @@ class FixedActivation(nn.Layer):
         return self.step * paddle.clip(nearest(x / self.step), self.low, self.high)
 
 
-def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool = True) -> nn.Layer:
+class IntegerRounding(nn.Layer):
+    """Rounds to 256 codes; holds what a graph in integers wants stored.
+
+    Args:
+        activation: step and lowest code.
+        clip: the lowest and highest code that count, for fewer than 8 bits. Default None: all 256.
+
+    Attributes:
+        scale: `[1]`, 127 steps: the magnitude that `quantize_linear` asks for.
+        zero: `[1]`, the code of 0 as an 8-bit integer (the zero point).
+        low, high: the lowest and highest code as 8-bit integers.
+    """
+
+    def __init__(self, activation: IntegerActivation, clip: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        low, high = clip or (activation.low, activation.high)
+        zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
+        self.step = activation.step
+        self.low, self.high = low + zero, high + zero
+        scale = np.float32([activation.step * WEIGHT_LIMIT])
+        self.register_buffer("scale", paddle.to_tensor(scale))
+        self.register_buffer("zero", paddle.to_tensor(np.float32([zero])))
+
+    def rounds_like(self, other: "IntegerRounding") -> bool:
+        """Whether two roundings give the same codes."""
+        ours, theirs = ((r.step, r.low, r.high) for r in (self, other))
+        return ours == theirs
+
+    @property
+    def clips(self) -> bool:
+        """Whether fewer than 256 codes count."""
+        return self.high - self.low < CODES - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.scale / float(WEIGHT_LIMIT)
+        codes = paddle.clip(nearest(x / step) + self.zero, self.low, self.high)
+        return step * (codes - self.zero)
+
+
+def pack_model(
+    model: nn.Layer,
+    state: LayeredState,
+    bits: int,
+    *,
+    codes: bool = True,
+    integers: bool = False,
+) -> nn.Layer:
     """Put a width's weights into a model, in place.
 
     Args:
@@ -160,21 +279,31 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
         bits: width.
         codes: whether a graph traced from it holds packed codes (default), or float weights of the
             same values.
+        integers: whether products can run in integers: activations round to codes of 8 bits, and
+            weights have at most 7 (`ppvision.quant.integers`).
 
     Returns:
         The model, in evaluation mode. Its float tensors are the state's as well.
 
     Raises:
         ValueError: a width that is not there; a layer or tensor that the model has not, or that has
-            another type or shape.
+            another type or shape; `integers` of a state without activations.
     """
     state.check_bits(bits)
+    if integers and not state.activations:
+        raise InputError(
+            "integers: expected steps of activations in the layered model, got none. Train or pack "
+            "it with `activations: true` (pack --ptq --activations 8 --calibration DIR)."
+        )
     statistics = state.statistics_at(bits)
     tables, waiting = _Tables() if codes else None, dict(state.weights)
-    activations = {path: FixedActivation(a, bits) for path, a in state.activations.items()}
+    rounding = _integer_rounding if integers else FixedActivation
+    activations = {path: rounding(a, bits) for path, a in state.activations.items()}
     for path, parent, name, layer in layers_by_path(model):
         if path in waiting:
             weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
+            if isinstance(activation, IntegerRounding):
+                weight = weight.at_width(min(weight.held_bits, LAYERED_BITS))
             if isinstance(layer, PackedLayer):  # under another path as well
                 continue
             own = layer._parameters.get("weight")
@@ -198,6 +327,43 @@ def pack_model(model: nn.Layer, state: LayeredState, bits: int, *, codes: bool =
     _assign(model, {**state.floats, **statistics})
     model.eval()
     return model
+
+
+def _integer_rounding(activation: LayeredActivation, bits: int) -> IntegerRounding:
+    """`FixedActivation`, to codes of 8 bits whatever its width: the steps are the same, and codes
+    that the width does not have are clipped off."""
+    step, width = activation.at(bits)
+    low, high = rounding_range(width, activation.signed)
+    window = IntegerActivation(step, INT8_LOW if activation.signed else 0)
+    return IntegerRounding(window, None if width == MAX_BITS else (low, high))
+
+
+def integer_copy(
+    model: nn.Layer,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, IntegerActivation],
+) -> nn.Layer:
+    """A copy of a float model whose layers multiply 8-bit integers.
+
+    Args:
+        model: in float.
+        weights: by the path of their layer.
+        activations: of the layers' inputs, by the same paths.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    copied, tables = copy.deepcopy(model), _Tables()
+    # Layers that read the same map have the same codes: one rounding serves them all.
+    roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
+    for path, parent, name, layer in layers_by_path(copied):
+        if path in weights and not isinstance(layer, PackedLayer):
+            rounding = roundings[activations[path]]
+            form = _packed(type(layer), IntegerLayer)
+            parent._sub_layers[name] = form(layer, weights[path], rounding, tables)
+            parent._sub_layers[name].model_bits = MAX_BITS
+    copied.eval()
+    return copied
 
 
 def packed_bits(model: nn.Layer) -> int:
@@ -247,6 +413,6 @@ def _is_packed(model: nn.Layer, name: str) -> bool:
     layer = model
     for part in path.split(".") if path else []:
         layer = layer._sub_layers[part]
-    if isinstance(layer, FixedActivation):
+    if isinstance(layer, (FixedActivation, IntegerRounding)):
         return True
     return isinstance(layer, PackedLayer) and last in _PACKED_NAMES

@@ -63,7 +63,7 @@ def eager_probes(
                 stacklevel=3,
             )
         arrays = [
-            _as_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
+            as_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
         ]
         return list(zip(inputs, arrays, strict=True))
     size, error = failure
@@ -88,12 +88,17 @@ def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float
         for _ in range(_TRIALS):
             factor = 1.0 + parity.LAST_DIGITS * random.standard_normal(x.shape)
             moved = model(paddle.to_tensor((x * factor).astype(np.float32)))
-            pairs = zip(eager, _as_arrays(moved, task, x.shape), strict=True)
+            pairs = zip(eager, as_arrays(moved, task, x.shape), strict=True)
             worst = max([worst, *(parity.relative_error(a, b) for a, b in pairs)])
     return worst
 
 
-def _as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+def as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+    """A model's outputs for an input of `shape`, the first alone unless task is "features".
+
+    Raises:
+        InputError: something else than finite numbers in tensors.
+    """
     tensors = list(output) if isinstance(output, (list, tuple)) else [output]
     if task != "features":
         tensors = tensors[:1]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def run_graphs(
 
 
 def _shape_of(x: Batch) -> list[int]:
-    return list((x if isinstance(x, np.ndarray) else x["image"]).shape)
+    return list((x if isinstance(x, np.ndarray) else next(iter(x.values()))).shape)
 
 
 # `os._exit` skips the clean-up of Paddle and OpenVINO, which has nothing to do.
@@ -87,13 +88,26 @@ def run_in_openvino(
             longer than `limit`.
         OSError: no room for its temporary folder beside the graphs.
     """
+    answer = _ask_child(folders, {f"{i}": x for i, x in enumerate(inputs)}, limit)
+    return [
+        [
+            [answer[f"{folder}.{place}.{k}"] for k in range(int(answer[f"{folder}.{place}"]))]
+            for place in range(len(inputs))
+        ]
+        for folder in range(len(folders))
+    ]
+
+
+def _ask_child(
+    folders: Sequence[Path], question: Mapping[str, Batch], limit: float
+) -> dict[str, np.ndarray]:
     name = engine_name("paddle", "openvino")
     # A process that is killed leaves its temporary files behind.
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as scratch:
         try:
             child = subprocess.run(
                 [sys.executable, "-c", _CHILD, json.dumps(sys.path), *map(str, folders)],
-                input=_pack({f"{i}": x for i, x in enumerate(inputs)}),
+                input=_pack(question),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, "TMPDIR": scratch},
@@ -109,23 +123,35 @@ def run_in_openvino(
     answer = _unpack(child.stdout)
     if "error" in answer:
         raise EngineError(str(answer["error"]))
-    return [
-        [
-            [answer[f"{folder}.{place}.{k}"] for k in range(int(answer[f"{folder}.{place}"]))]
-            for place in range(len(inputs))
-        ]
-        for folder in range(len(folders))
-    ]
+    return answer
+
+
+def time_in_openvino(
+    folders: Sequence[Path], x: np.ndarray, rounds: int, limit: float = TIME_LIMIT
+) -> list[float]:
+    """Milliseconds of a run of each graph on one thread: the median of `rounds`, run in turn.
+
+    Raises:
+        EngineError, OSError: see `run_in_openvino`.
+    """
+    answer = _ask_child(folders, {"0": x, "rounds": np.array(rounds)}, limit)
+    return answer["milliseconds"].tolist()
 
 
 def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     """The child's side of `run_in_openvino`: from packed inputs to packed outputs or an error."""
     given = _unpack(packed)
+    if "rounds" in given:
+        try:
+            taken = _time([Path(f) for f in folders], given["0"], int(given["rounds"]))
+        except PpvisionError as error:
+            return _pack({"error": np.array(str(error))})
+        return _pack({"milliseconds": np.array(taken)})
     inputs: list[Batch] = []
-    while f"{len(inputs)}" in given or f"{len(inputs)}.image" in given:
-        prefix = f"{len(inputs)}."
+    for place in range(len({key.partition(".")[0] for key in given})):
+        prefix = f"{place}."
         named = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
-        inputs.append(named or given[f"{len(inputs)}"])
+        inputs.append(named or given[f"{place}"])
     try:
         outputs = run_graphs([Path(folder) for folder in folders], "paddle", inputs, "openvino")
     except PpvisionError as error:
@@ -136,6 +162,20 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
             answer[f"{i}.{j}"] = np.array(len(arrays))
             answer.update({f"{i}.{j}.{k}": array for k, array in enumerate(arrays)})
     return _pack(answer)
+
+
+def _time(folders: Sequence[Path], x: np.ndarray, rounds: int) -> list[float]:
+    name = engine_name("paddle", "openvino")
+    with failing_as(f"{name} does not run the exported graph"):
+        runtimes = [open_runtime(f, "paddle", engine="openvino", threads=1) for f in folders]
+        taken: list[list[float]] = [[] for _ in folders]
+        for number in range(rounds + 1):
+            for own, runtime in zip(taken, runtimes, strict=True):
+                start = time.perf_counter()
+                runtime.run(x)
+                if number:  # the first run compiles
+                    own.append(1e3 * (time.perf_counter() - start))
+    return [float(np.median(own)) for own in taken]
 
 
 def _pack(batches: Mapping[str, Batch]) -> bytes:

@@ -1,6 +1,7 @@
 """From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.arguments import check_choice, check_layer, check_utf8
+from ppvision.arguments import check_choice, check_flag, check_layer, check_utf8
 from ppvision.console import ProgressLine
 from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
@@ -21,19 +22,34 @@ from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.comparison import (
     Probe,
+    as_arrays,
     compare,
     compare_openvino,
     eager_probes,
     rounding_error,
 )
+from ppvision.deploy.verify.integers import (
+    EQUAL_LABELS,
+    capture_products,
+    check_products,
+    equal_labels,
+)
+from ppvision.deploy.verify.running import run_in_openvino, time_in_openvino
 from ppvision.deploy.write.graph import trace, write_graphs
-from ppvision.deploy.write.openvino import write_openvino_programs
-from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
+from ppvision.deploy.write.openvino import (
+    write_float_program,
+    write_openvino_programs,
+    write_products,
+)
+from ppvision.errors import EngineError, InputError, InputTypeError, shorten
 from ppvision.files import replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
 from ppvision.quant.packed import FixedActivation, packed_bits
+
+logger = logging.getLogger("ppvision")
 
 
 def export_model(
@@ -49,6 +65,10 @@ def export_model(
     name: str | None = None,
     bits: int = 32,
     max_value: int | None = None,
+    int8: bool = False,
+    calibration: str | Path | Sequence[str | Path] | None = None,
+    calibration_rule: str = DEFAULT_RULE,
+    keep_float: Sequence[str] = (),
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -76,6 +96,14 @@ def export_model(
         max_value: written into `deploy.yaml`: the value that becomes 255 in pictures of more than 8
             bits a channel, as the training data's `max_value` says. Default None: `Predictor`
             refuses such pictures.
+        int8: multiply 8-bit integers (docs/integers.md). A model in float gets 8-bit weights and
+            activations here, from `calibration`; one with integer layers (`pack_model(...,
+            integers=True)`) is taken as it is. Needs a known height and width and format "paddle".
+        calibration: pictures for `int8`: a folder, a list file or a list of paths, of which 64 are
+            used.
+        calibration_rule: how the steps of activations come from them: "error" (the least squared
+            error), "percentile" or "maximum".
+        keep_float: paths of layers that stay in float with `int8`.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -121,10 +149,25 @@ def export_model(
         )
 
     check_packed(model, bits)
+    _check_integers(model, int8, format, calibration, keep_float)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
-    line = ProgressLine("export", 4, "step")
+    line = ProgressLine("export", 5 if int8 else 4, "step")
     with evaluation_mode(model), replacing as work, line:
+        integers = None
+        if int8:
+            line.update(0, "calibrate")
+            integers = to_integers(
+                model,
+                calibration,
+                shape,
+                pipeline,
+                rule=calibration_rule,
+                keep_float=keep_float,
+                max_value=max_value,
+            )
+            model, bits = integers.model, packed_bits(integers.model)
+            line.update(1)
         line.update(0, "run the model")
         probes = eager_probes(model, task, shape, pipeline)
         if task != "features":
@@ -140,7 +183,9 @@ def export_model(
                 raw = work / "raw"
                 write_graphs(graph, {raw: [0], final: [1]}, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
-        if any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
+        if integers is not None:
+            tolerance = max(parity.FLOAT_TOLERANCE, 2 * rounding_error(model, task, probes))
+        elif any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
             tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
         line.update(1, "compare")
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
@@ -150,6 +195,9 @@ def export_model(
             of_openvino, openvino = _with_openvino(
                 model, probes, raw, final, shape, output_op, task, tolerance
             )
+        checked = None
+        if integers is not None:
+            checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino)
 
         files = manifests.FILES[format]
         earlier_format = (final / files.earlier_program).is_file()
@@ -174,6 +222,10 @@ def export_model(
             parameters=parameter_names(model, final, format, bits),
             openvino=openvino,
             max_value=max_value,
+            activations=None if integers is None else 8,
+            int8=checked,
+            calibration=None if integers is None else integers.calibration,
+            keep_float=[] if integers is None else integers.kept,
         ).write(final)
         sync_files(final)
         line.update(1, "")
@@ -219,6 +271,87 @@ def _with_openvino(
     if error is None:
         (final / manifests.FILES["paddle"].earlier_program).unlink(missing_ok=True)
     return error, error is not None
+
+
+def _check_integers(
+    model: nn.Layer,
+    int8: bool,
+    format: str,
+    calibration: object,
+    keep_float: Sequence[str],
+) -> None:
+    """Raise `InputError` for arguments that do not go together."""
+    check_flag(int8, "int8")
+    if not int8 and (calibration is not None or keep_float):
+        raise InputError("calibration, keep_float: expected int8=True with them.")
+    if not int8 and has_integers(model):
+        raise InputError("model: it has integer layers; expected int8=True.")
+    if int8 and format != "paddle":
+        raise InputError(f"int8: expected format 'paddle', got {shorten(format)}.")
+
+
+_ROUNDS = 10  # timed runs of the integers and of float, in turn
+
+
+def _check_in_integers(
+    integers: IntegerModel,
+    probes: Sequence[Probe],
+    raw: Path,
+    task: str,
+    tolerance: float,
+    openvino: bool | None,
+) -> manifests.PrecisionCheck:
+    """What stands in `deploy.yaml` of the integers: see `ppvision.deploy.verify.integers`."""
+    if not openvino:
+        return manifests.PrecisionCheck(passed=False)
+    model, x = integers.model, probes[0][0]
+    try:
+        products = capture_products(model, x)
+        alone = raw.parent / "products"
+        shapes = [list(product.rounded.shape) for product in products]
+        write_products([product.layer for product in products], shapes, alone)
+        named = {f"x{place}": product.rounded for place, product in enumerate(products)}
+        check_products(products, run_in_openvino([alone], [named])[0][0])
+        inputs = integers.pictures or [x for x, _ in probes]
+        with paddle.no_grad():
+            eager = [as_arrays(model(paddle.to_tensor(x)), task, x.shape) for x in inputs]
+        (found,) = run_in_openvino([raw], inputs)
+        worst = max(
+            parity.relative_error(a, b)
+            for ours, theirs in zip(eager, found, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        share = None
+        if task != "features":
+            share = equal_labels([a[0] for a in eager], [b[0] for b in found], tolerance)
+        as_float = raw.parent / "float"
+        write_float_program(model, list(x.shape), as_float)
+        taken = time_in_openvino([raw, as_float], x, _ROUNDS)
+    except (parity.ParityError, EngineError) as error:
+        warnings.warn(
+            f"{error} The export's integers are not taken without being asked for.", stacklevel=3
+        )
+        return manifests.PrecisionCheck(passed=False, engine="openvino")
+    passed = share is None or share >= EQUAL_LABELS
+    if not passed:
+        warnings.warn(
+            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
+            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
+            "integers are not taken without being asked for.",
+            stacklevel=3,
+        )
+    logger.info(
+        f"int8: {taken[0]:.2f} ms a run on one thread, float {taken[1]:.2f} ms "
+        f"({taken[0] / taken[1]:.2f} of it)"
+    )
+    return manifests.PrecisionCheck(
+        passed=passed,
+        engine="openvino",
+        max_error=worst,
+        equal_labels=share,
+        milliseconds=taken[0],
+        float_milliseconds=taken[1],
+    )
 
 
 def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:

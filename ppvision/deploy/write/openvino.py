@@ -20,6 +20,7 @@ from pathlib import Path
 import paddle
 from google.protobuf.message import Message
 from paddle import Tensor, nn
+from paddle.static import InputSpec
 
 from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES, Nms
@@ -28,6 +29,7 @@ from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
 from ppvision.forms.earlier_format import earlier_format
+from ppvision.forms.integers import float_form, integer_form
 from ppvision.forms.paddle_private import parse_program
 from ppvision.forms.tokens import token_form
 
@@ -61,7 +63,7 @@ def write_openvino_programs(
     """
     if None in input_shape[2:]:
         return False
-    with _as_engine_error(), token_form(model), difference_form(model), earlier_format():
+    with _as_engine_error(), _forms(model), earlier_format():
         graph = trace(model, input_shape, output_op, every_output=every_output)
         if raw == final:
             _write(graph, None, final)
@@ -93,13 +95,21 @@ def write_openvino_detector(
     """
     if input_shape[0] != 1 or None in input_shape[2:]:
         return None
-    with _as_engine_error(), token_form(network), difference_form(network), earlier_format():
+    with _as_engine_error(), _forms(network), earlier_format():
         graph = trace_detector(model, input_shape)
         program = graph.forward.concrete_program
         *_, boxes, scores = program.outputs
         nms = _find_nms(program.main_program, boxes, scores)
         _write(graph, [boxes, scores], folder)
     return nms
+
+
+@contextmanager
+def _forms(model: nn.Layer) -> Iterator[None]:
+    """Our layers in the forms for this graph. Those of integers come last: they are inside of the
+    others as well."""
+    with token_form(model), difference_form(model), integer_form(model):
+        yield
 
 
 def _find_nms(program: paddle.static.Program, boxes: Tensor, scores: Tensor) -> Nms:
@@ -131,6 +141,44 @@ def _as_engine_error() -> Iterator[None]:
         raise  # a full disk, say, which is no fault of the model
     except Exception as error:  # whatever tracing raises
         raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
+
+
+def write_float_program(model: nn.Layer, input_shape: Sequence[int], folder: Path) -> None:
+    """Write a graph of a model with integer layers, up to the logits, that computes in float: what
+    the integers are timed against. `folder` is made, with `model.pdmodel` and its own weights."""
+    with float_form(model), token_form(model), difference_form(model), earlier_format():
+        graph = trace(model, input_shape, "none", every_output=True)
+        paddle.jit.save(graph, str(folder / "model"))
+
+
+def write_products(
+    layers: Sequence[nn.Layer], shapes: Sequence[Sequence[int]], folder: Path
+) -> None:
+    """Write a graph in which each integer layer stands alone, with an input and an output of its
+    own, in the order given: `x0`, `x1`, and so on."""
+    products = _Products(layers)
+    products.eval()
+    specs = [
+        InputSpec(list(shape), "float32", name=f"x{place}") for place, shape in enumerate(shapes)
+    ]
+    with integer_form(products), earlier_format():
+        graph = paddle.jit.to_static(products, input_spec=[specs], full_graph=True)
+        paddle.jit.save(graph, str(folder / "model"))
+
+
+class _Products(nn.Layer):
+    """Layers beside each other."""
+
+    def __init__(self, layers: Sequence[nn.Layer]) -> None:
+        super().__init__()
+        self.layers = nn.LayerList(layers)
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(inputs)
+
+    @paddle.jit.not_to_static  # the loop unrolls
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
 
 
 def _reason(error: Exception) -> str:

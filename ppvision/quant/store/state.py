@@ -59,6 +59,10 @@ class LayeredWeight:
         width = self.width(bits)
         if width > self.held_bits:
             raise InputError(f"bits: expected at most {self.held_bits} that are there, got {bits}.")
+        return self.at_width(width)
+
+    def at_width(self, width: int) -> "LayeredWeight":
+        """The same with the first `width` bits of its codes."""
         codes = downsample_codes(self.codes, self.held_bits, width)
         return replace(self, codes=codes, held_bits=width)
 

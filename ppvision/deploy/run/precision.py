@@ -1,0 +1,122 @@
+"""In which arithmetic an exported model runs: float32, bfloat16 or 8-bit integers."""
+
+import os
+from collections.abc import Collection
+from typing import Literal
+
+from ppvision.deploy.run.manifest import Manifest
+from ppvision.environment import cpu_flags
+from ppvision.errors import InputError, shorten
+
+Precision = Literal["float32", "bfloat16", "int8"]
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+_OTHER_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16"}
+
+# oneDNN's names, which OpenVINO's plugin obeys as well, with the flags of /proc/cpuinfo that each
+# leaves out. A name that is not here leaves out nothing.
+_MAX_ISA = "ONEDNN_MAX_CPU_ISA"
+_AMX = frozenset({"amx_int8", "amx_bf16", "amx_tile"})
+_VNNI = frozenset({"avx512_vnni", "avx_vnni"})
+_LEFT_OUT = {
+    "SSE41": _AMX | _VNNI,
+    "AVX": _AMX | _VNNI,
+    "AVX2": _AMX | _VNNI,
+    "AVX2_VNNI": _AMX | {"avx512_vnni"},
+    "AVX2_VNNI_2": _AMX | {"avx512_vnni"},
+    "AVX512_CORE": _AMX | _VNNI,
+    "AVX512_CORE_VNNI": _AMX,
+    "AVX512_CORE_BF16": _AMX,
+    "AVX512_CORE_FP16": _AMX,
+    "AVX10_1_512": _AMX,
+}
+
+
+def checked_precision(value: str) -> str:
+    """One of `PRECISIONS`, of which float32 and bfloat16 may be written fp32 and bf16.
+
+    Raises:
+        InputError: another value.
+    """
+    value = _OTHER_SPELLINGS.get(value, value) if isinstance(value, str) else value
+    if value not in PRECISIONS:
+        raise InputError(
+            f"precision: expected one of {', '.join(PRECISIONS)} (fp32 and bf16 are float32 and "
+            f"bfloat16), got {shorten(value)}."
+        )
+    return value
+
+
+def usable_flags() -> frozenset[str]:
+    """Features of the processor that the engines may use, as /proc/cpuinfo calls them."""
+    limit = os.environ.get(_MAX_ISA, "ALL").upper()
+    return frozenset(cpu_flags()) - _LEFT_OUT.get(limit, frozenset())
+
+
+def integer_unit(flags: Collection[str]) -> str | None:
+    """What multiplies 8-bit integers into 32 bits: "AMX" or "VNNI". None: the processor adds
+    products of 8-bit integers in 16 bits, which saturates, and takes about as long as in float."""
+    if "amx_int8" in flags:
+        return "AMX"
+    return "VNNI" if _VNNI & set(flags) else None
+
+
+def choose_precision(
+    wanted: str, manifest: Manifest, flags: Collection[str], has_openvino: bool
+) -> tuple[Precision, str]:
+    """The precision to run a folder in.
+
+    Args:
+        wanted: one of `PRECISIONS`.
+        manifest: of the folder.
+        flags: of the processor.
+        has_openvino: whether the installed Paddle holds OpenVINO, in which integers and bfloat16
+            run.
+
+    Returns:
+        The precision, and why it was chosen (for "auto").
+
+    Raises:
+        InputError: `wanted` asks for what the folder or the machine cannot do.
+    """
+    can_openvino = manifest.format == "paddle" and manifest.openvino and has_openvino
+    if wanted == "int8":
+        if manifest.activations != 8:
+            raise InputError(
+                f"precision: int8 asked for, but {manifest.name} was exported in float. Export it "
+                "with --int8 (in Python export_model(..., int8=True))."
+            )
+        if not can_openvino:
+            raise InputError(
+                f"precision: int8 asked for, but OpenVINO cannot run {manifest.name} here. Pass "
+                "precision='auto' or 'float32'."
+            )
+        return "int8", "asked for"
+    if wanted == "bfloat16":
+        if manifest.activations == 8 or not can_openvino:
+            raise InputError(
+                f"precision: bfloat16 asked for, but {manifest.name} has no float graph that "
+                "OpenVINO can run here. Pass precision='auto' or 'float32'."
+            )
+        return "bfloat16", "asked for"
+    if wanted == "float32":
+        return "float32", "asked for"
+    if manifest.activations == 8:
+        return _auto_of_integers(manifest, flags, bool(can_openvino))
+    passed = manifest.bfloat16 is not None and manifest.bfloat16.passed
+    if can_openvino and passed and "amx_bf16" in flags:
+        return "bfloat16", "the processor has amx_bf16, and the export's check passed"
+    return "float32", "the folder is in float"
+
+
+def _auto_of_integers(
+    manifest: Manifest, flags: Collection[str], can_openvino: bool
+) -> tuple[Precision, str]:
+    """For a folder with integers: they, or the same codes computed in float."""
+    unit = integer_unit(flags)
+    if unit is None:
+        return "float32", "the processor has neither VNNI nor AMX: the same codes run in float"
+    if not can_openvino:
+        return "float32", "OpenVINO cannot run the graph here: the same codes run in float"
+    if manifest.int8 is not None and not manifest.int8.passed:
+        return "float32", "the export's check of the integers failed: the same codes run in float"
+    return "int8", f"the folder holds integers, and the processor has {unit}"

@@ -1,0 +1,116 @@
+"""Whether a graph in integers computes what the model's integer layers say.
+
+Three things are looked at in every export with integers:
+
+1. Each product by itself. It is given the codes that it gets in eager mode; what OpenVINO makes of
+   them may differ by `PRODUCT_TOLERANCE` of the largest output: the sums are of integers, only
+   scales and bias are applied in float.
+2. The whole graph, by the rule of `parity` for rounded activations. A value between two codes goes
+   to the other one by an error in its last digit, so that errors spread through many layers.
+3. Labels of the calibration pictures: `EQUAL_LABELS` of them are those of eager mode.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.deploy.verify import parity
+from ppvision.quant.packed import IntegerRounding, PackedLayer
+from ppvision.quant.store.state import layers_by_path
+
+PRODUCT_TOLERANCE = 1e-5  # of the largest output, of one product
+EQUAL_LABELS = 0.995  # of the pixels (or pictures) that the graph was calibrated on
+
+
+class Product(NamedTuple):
+    """An integer layer in eager mode.
+
+    Attributes:
+        path, layer: where it is, and itself.
+        rounded: its input after rounding.
+        output: what it made of that.
+    """
+
+    path: str
+    layer: PackedLayer
+    rounded: np.ndarray
+    output: np.ndarray
+
+
+def capture_products(model: nn.Layer, x: np.ndarray) -> list[Product]:
+    """The integer layers of a model, in evaluation mode, that run on `x` `[B, C, H, W]` with one
+    input each."""
+    found: dict[str, Product] = {}
+    hooks = []
+
+    def look(path: str, layer: PackedLayer) -> None:
+        def hook(layer: nn.Layer, inputs: tuple, output: paddle.Tensor) -> None:
+            if len(inputs) == 1 and path not in found:
+                rounded = layer.activation(inputs[0])
+                found[path] = Product(path, layer, rounded.numpy(), output.numpy())
+
+        hooks.append(layer.register_forward_post_hook(hook))
+
+    for path, _, _, layer in layers_by_path(model):
+        if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
+            look(path, layer)
+    try:
+        with paddle.no_grad():
+            model(paddle.to_tensor(x))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def check_products(products: Sequence[Product], outputs: Sequence[np.ndarray]) -> float:
+    """Compare each integer product with eager mode, on the codes that it gets there.
+
+    Args:
+        products: of `capture_products`.
+        outputs: what the graph of them gives (`ppvision.deploy.write.openvino.write_products`).
+
+    Returns:
+        The largest error, as a fraction of the product's largest output.
+
+    Raises:
+        ParityError: above `PRODUCT_TOLERANCE`, with the layer's path.
+    """
+    worst = 0.0
+    for (path, layer, _, eager), found in zip(products, outputs, strict=True):
+        largest = max(float(np.abs(eager).max(initial=0.0)), np.finfo(np.float32).tiny)
+        error = float(np.abs(eager.astype(np.float64) - found).max(initial=0.0)) / largest
+        if not error <= PRODUCT_TOLERANCE:
+            raise parity.ParityError(
+                f"{path} ({type(layer).__name__}): the product in integers differs from eager mode "
+                f"by {error:.3g} of its largest output, allowed is {PRODUCT_TOLERANCE:.3g}, "
+                "although both have the same codes.",
+                error,
+                PRODUCT_TOLERANCE,
+            )
+        worst = max(worst, error)
+    return worst
+
+
+def equal_labels(
+    eager: Sequence[np.ndarray], exported: Sequence[np.ndarray], tolerance: float
+) -> float:
+    """The fraction of labels that agree.
+
+    Args:
+        eager, exported: logits `[B, K, ...]` of the same pictures.
+        tolerance: labels whose two highest eager logits are closer than this count as equal: which
+            of them is higher is chance.
+    """
+    agree = count = 0
+    for a, b in zip(eager, exported, strict=True):
+        same = a.argmax(axis=1) == b.argmax(axis=1)
+        if a.shape[1] > 1:
+            second, first = np.moveaxis(np.partition(a, -2, axis=1)[:, -2:], 1, 0)
+            same |= first - second < tolerance * max(1.0, float(np.abs(a).max()))
+        agree += int(same.sum())
+        count += same.size
+    return agree / count

@@ -1,0 +1,156 @@
+"""From a float model to one whose exported graph multiplies 8-bit integers.
+
+`export_model(..., int8=True)` calls this. The calibration pictures pass through the transforms of
+the export, so that the network sees what it will see.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from ppvision.console import ProgressLine
+from ppvision.data.listing import list_images
+from ppvision.data.pictures import read_picture
+from ppvision.deploy.run.manifest import Calibration
+from ppvision.deploy.run.transforms import Transforms
+from ppvision.errors import InputError
+from ppvision.quant.packed import IntegerRounding
+from ppvision.quant.ptq.integers import RULES, quantize_to_integers
+from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.train.layers import WITH_WEIGHT
+
+logger = logging.getLogger("ppvision")
+
+CALIBRATION_PICTURES = 64  # of those given, spread evenly; more brought nothing in our runs
+DEFAULT_RULE = "error"
+
+# How deploy.yaml calls the rules.
+_METHODS = {"error": "minimum_error", "percentile": "percentile", "maximum": "maximum"}
+_FEW_VALUES = 1e-6  # a calibration picture whose values spread less is one shade
+
+
+@dataclass(frozen=True)
+class IntegerModel:
+    """A model in integers, and what is known of it.
+
+    Attributes:
+        model: with integer layers.
+        calibration: for `deploy.yaml`.
+        kept: paths of layers with a weight that stay in float.
+        pictures: what it was calibrated on, `[1, C, H, W]` each, or empty.
+    """
+
+    model: nn.Layer
+    calibration: Calibration
+    kept: list[str]
+    pictures: list[np.ndarray]
+
+
+def has_integers(model: nn.Layer) -> bool:
+    """Whether products of a model can run in integers."""
+    return any(isinstance(layer, IntegerRounding) for layer in model.sublayers())
+
+
+def to_integers(
+    model: nn.Layer,
+    calibration: str | Path | Sequence[str | Path] | None,
+    shape: Sequence[int | None],
+    pipeline: Transforms,
+    *,
+    rule: str = DEFAULT_RULE,
+    keep_float: Sequence[str] = (),
+    max_value: int | None = None,
+) -> IntegerModel:
+    """Make a model's products integer, or take one whose products are.
+
+    Args:
+        model: in evaluation mode, in float or with integer layers (`pack_model(integers=True)`).
+        calibration: a folder or a list file of pictures, or a list of paths; None for a model with
+            integer layers.
+        shape: of the export, `[B, C, H, W]`.
+        pipeline: the transforms of the export.
+        rule: of the steps of activations, one of "error", "percentile", "maximum".
+        keep_float: paths of layers that stay in float.
+        max_value: of pictures of more than 8 bits.
+
+    Raises:
+        ValueError: no calibration pictures for a float model; a size that is not known; a picture
+            that does not get the export's size; anything that `quantize_to_integers` refuses.
+    """
+    if None in shape[2:]:
+        raise InputError(
+            f"int8: expected an input_shape with a known height and width, got {list(shape)}: "
+            "OpenVINO, which runs the integers, takes graphs of one size. Pass "
+            "--input_shape 1 3 H W (in Python input_shape=[1, 3, H, W])."
+        )
+    if rule not in RULES:
+        raise InputError(f"calibration_rule: expected one of {', '.join(RULES)}, got {rule!r}.")
+    if has_integers(model):
+        if calibration is not None or keep_float:
+            raise InputError(
+                "calibration, keep_float: are for models in float; this one holds integers."
+            )
+        kept = _layers_in_float(model)
+        return IntegerModel(model, Calibration(method="learned", pictures=0), kept, [])
+    if calibration is None:
+        raise InputError(
+            "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
+            "a list file (calibration=..., --calibration), about 64 pictures like those to come."
+        )
+    pictures = _read_pictures(calibration, shape, pipeline, max_value)
+    with ProgressLine("calibration", len(pictures)) as bar:
+        shows = [partial(_show, picture=picture, bar=bar) for picture in pictures]
+        quantized = quantize_to_integers(model, shows, rule=rule, keep_float=keep_float)
+    kept = _layers_in_float(quantized)
+    if kept:
+        logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
+    return IntegerModel(
+        quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures
+    )
+
+
+def _show(model: nn.Layer, picture: np.ndarray, bar: ProgressLine) -> None:
+    model(paddle.to_tensor(picture))
+    bar.update()
+
+
+def _layers_in_float(model: nn.Layer) -> list[str]:
+    return [path for path, _, _, layer in layers_by_path(model) if type(layer) in WITH_WEIGHT]
+
+
+def _read_pictures(
+    calibration: str | Path | Sequence[str | Path],
+    shape: Sequence[int | None],
+    pipeline: Transforms,
+    max_value: int | None,
+) -> list[np.ndarray]:
+    """At most `CALIBRATION_PICTURES`, transformed, `[1, C, H, W]` each."""
+    if isinstance(calibration, (str, Path)):
+        paths = [path for path, _ in list_images(calibration, "calibration")]
+    else:
+        paths = [Path(path) for path in calibration]
+    if not paths:
+        raise InputError("calibration: expected at least one picture, got none.")
+    places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
+    pictures = []
+    for path in (paths[place] for place in dict.fromkeys(places.tolist())):
+        image, _ = pipeline(read_picture(path, max_value=max_value))  # [C, H, W]
+        if list(image.shape) != list(shape[1:]):
+            raise InputError(
+                f"calibration: {path} has {list(image.shape)} after the transforms, expected "
+                f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
+                "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
+            )
+        pictures.append(np.ascontiguousarray(image[None]))
+    if max(float(np.ptp(picture)) for picture in pictures) < _FEW_VALUES:
+        logger.warning(
+            "calibration: every picture is one single shade: the steps of activations will fit no "
+            "real picture. Take pictures like those to come."
+        )
+    return pictures

@@ -1,0 +1,90 @@
+"""Layers that hold integers, in the form that runs in integers: graphs of the earlier format.
+
+OpenVINO folds `quantize_linear` and `dequantize_linear` into the product between them and runs that
+in 8-bit integers. It takes scales that are computed from stored tensors, but zero points only as
+stored tensors: a computed one gives wrong numbers without a word (Paddle 3.2.2, OpenVINO 2025.0).
+"""
+
+from contextlib import AbstractContextManager
+
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.forms.earlier_format import append_operator
+from ppvision.forms.exchange import in_form
+from ppvision.quant.integers import WEIGHT_LIMIT
+from ppvision.quant.packed import IntegerRounding, PackedLayer
+from ppvision.quant.train.layers import become
+
+_ATTRIBUTES = {"bit_length": 8, "is_test": True, "only_observer": False}
+
+
+def integer_form(model: nn.Layer) -> AbstractContextManager[None]:
+    """The model with its integer layers in the form for graphs of the earlier format, and as it was
+    afterwards. Enter it after the forms of whole blocks, whose layers it changes as well."""
+    return in_form(model, _form)
+
+
+def _form(layer: nn.Layer) -> nn.Layer | None:
+    if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
+        kind = type(layer)
+        form = type(f"Graph{kind.__name__}", (_GraphLayer, kind), {})
+        return form(layer)
+    return None
+
+
+class _GraphLayer:
+    """The part of a packed layer's form that is the same for all."""
+
+    def __init__(self, layer: PackedLayer) -> None:
+        nn.Layer.__init__(self)
+        become(self, layer)
+        self.activation = GraphRounding(layer.activation)
+
+    @property
+    def weight(self) -> Tensor:
+        codes, scale = self.integer_weight()
+        return append_operator(
+            "dequantize_linear",
+            {"X": codes, "Scale": scale * float(WEIGHT_LIMIT), "ZeroPoint": self.zeros},
+            dtype="float32",
+            out="Y",
+            quant_axis=self.axis,
+            **_ATTRIBUTES,
+        )
+
+
+class GraphRounding(nn.Layer):
+    """`IntegerRounding` in a graph of the earlier format.
+
+    Args:
+        rounding: whose stored tensors it reads.
+    """
+
+    def __init__(self, rounding: IntegerRounding) -> None:
+        super().__init__()
+        self.rounding = rounding
+
+    def rounds_like(self, other: "GraphRounding") -> bool:
+        """Whether two roundings give the same codes."""
+        return self.rounding.rounds_like(other.rounding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rounding = self.rounding
+        ends = {"Scale": rounding.scale, "ZeroPoint": rounding.zero}
+        how = {"dtype": "float32", "out": "Y", "quant_axis": -1, **_ATTRIBUTES}
+        codes = append_operator("quantize_linear", {"X": x, **ends}, round_type=0, **how)
+        if rounding.clips:
+            codes = paddle.clip(codes, float(rounding.low), float(rounding.high))
+        return append_operator("dequantize_linear", {"X": codes, **ends}, **how)
+
+
+def float_form(model: nn.Layer) -> AbstractContextManager[None]:
+    """The model with the same weights and no rounding: what its integers are timed against."""
+    return in_form(model, _float)
+
+
+def _float(layer: nn.Layer) -> nn.Layer | None:
+    if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
+        return layer.in_float()
+    return None

@@ -1,0 +1,146 @@
+"""Integer layers from a trained float model, without training.
+
+The steps of the layers' inputs come from pictures that are shown to the model in float
+(calibration). We chose the rule by measurement (`docs/integers.md`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.errors import InputError
+from ppvision.quant.integers import CODES, IntegerActivation, quantize_weight
+from ppvision.quant.packed import integer_copy
+from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.train.layers import WITH_WEIGHT
+from ppvision.quant.train.quanters import channel_axis
+
+Rule = Literal["error", "percentile", "maximum"]
+RULES: tuple[Rule, ...] = ("error", "percentile", "maximum")
+PERCENTILE = 99.99  # of the values, that "percentile" does not clip
+
+_KEPT_VALUES = 4096  # of each layer's input and picture, spread evenly
+_FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that clips nothing, tried by "error"
+
+
+def quantize_to_integers(
+    model: nn.Layer,
+    shows: Sequence[Callable[[nn.Layer], object]],
+    *,
+    rule: Rule = "error",
+    keep_float: Sequence[str] = (),
+) -> nn.Layer:
+    """A copy of a float model whose weighted products are of 8-bit integers.
+
+    Args:
+        model: in float, in evaluation mode.
+        shows: each shows the model a picture, or a batch of them.
+        rule: of the steps of activations: "error" takes the range with the lowest squared error,
+            "percentile" clips one value in 10,000, "maximum" clips nothing.
+        keep_float: paths of layers that stay in float.
+
+    Returns:
+        The copy. Layers that no picture reached (auxiliary heads) stay in float.
+
+    Raises:
+        ValueError: no picture; a model without layers that can be quantised; values that are not
+            finite; a path that is no such layer.
+    """
+    layers = {
+        path: layer
+        for path, _, _, layer in layers_by_path(model)
+        if type(layer) in WITH_WEIGHT and layer._parameters.get("weight") is not None
+    }
+    if unknown := [path for path in keep_float if path not in layers]:
+        raise InputError(
+            f"keep_float: expected paths of layers with a weight, got {unknown[0]}. "
+            f"Known: {', '.join(list(layers)[:8])}, ..."
+        )
+    if not shows:
+        raise InputError("calibration: expected at least one picture, got none.")
+    chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
+    seen = observe_inputs(chosen, model, shows)
+    activations = {path: found.activation(rule) for path, found in seen.items() if found.count}
+    weights = {
+        path: quantize_weight(layer.weight.numpy(), channel_axis(layer))
+        for path, layer in chosen.items()
+        if path in activations
+    }
+    if not weights:
+        raise InputError("model: expected layers with a weight that run, got none.")
+    return integer_copy(model, weights, activations)
+
+
+@dataclass
+class Observed:
+    """What was seen of a layer's input."""
+
+    low: float = 0.0
+    high: float = 0.0
+    count: int = 0
+    values: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, x: np.ndarray) -> None:
+        flat = x.reshape(-1)
+        self.low = min(self.low, float(flat.min(initial=0.0)))
+        self.high = max(self.high, float(flat.max(initial=0.0)))
+        self.count += flat.size
+        self.values.append(flat[:: max(1, flat.size // _KEPT_VALUES)].copy())
+
+    def activation(self, rule: Rule) -> IntegerActivation:
+        """The step and the lowest code by a rule."""
+        if self.low == self.high:  # zeros only
+            return IntegerActivation(1.0, 0)
+        if rule == "maximum":
+            return _window(self.low, self.high)
+        values = np.concatenate(self.values)
+        if rule == "percentile":
+            low, high = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
+            return _window(min(0.0, float(low)), max(0.0, float(high)))
+        best, least = None, np.inf
+        for fraction in _FRACTIONS:
+            window = _window(self.low * fraction, self.high * fraction)
+            codes = np.clip(np.rint(values / window.step), window.low, window.high)
+            error = float(np.square(values - window.step * codes).mean())
+            if error <= least:  # of equal ones the widest
+                best, least = window, error
+        return best
+
+
+def _window(low: float, high: float) -> IntegerActivation:
+    """256 codes from `low` (at most 0) to `high` (at least 0), one of which is 0."""
+    step = (high - low) / (CODES - 1)
+    return IntegerActivation(step, round(low / step) if step else 0)
+
+
+def observe_inputs(
+    layers: dict[str, nn.Layer], model: nn.Layer, shows: Sequence[Callable[[nn.Layer], object]]
+) -> dict[str, Observed]:
+    """Show a model pictures, and see what reaches some of its layers."""
+    seen = {path: Observed() for path in layers}
+
+    def look(path: str) -> Callable[[nn.Layer, tuple], None]:
+        def hook(layer: nn.Layer, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].astype("float32").numpy()
+            if not np.isfinite(x).all():
+                raise InputError(
+                    f"calibration: the input of {path} holds nan or infinity. Check the weights "
+                    "and the pictures."
+                )
+            seen[path].add(x)
+
+        return hook
+
+    hooks = [layer.register_forward_pre_hook(look(path)) for path, layer in layers.items()]
+    try:
+        with paddle.no_grad():
+            for show in shows:
+                show(model)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
