@@ -19,7 +19,7 @@ import zlib
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.data.picture_headers import (
@@ -368,6 +368,8 @@ def _check_packed_tiff(content: bytes, name: str) -> None:
 
     Of plain TIFFs, whose bytes are the pixels, nothing could be said, so they are not decoded here.
     """
+    from PIL import TiffImagePlugin  # few programs meet such a picture, and it takes long to import
+
     try:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as picture:
             if picture.info.get("compression", "raw") != "raw":

@@ -333,7 +333,7 @@ def _check_in_integers(
         )
         return manifests.PrecisionCheck(passed=False, engine="openvino")
     passed = share is None or share >= EQUAL_LABELS
-    if not passed:
+    if share is not None and not passed:
         warnings.warn(
             f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
             f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
