@@ -96,6 +96,7 @@ class PaddleRuntime:
             compiled last, 1024 of them unless the environment variable
             ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with pictures of ever new sizes, memory
             rises until that many are held.
+        bfloat16: whether OpenVINO computes in bfloat16.
 
     Several threads may use one runtime: they run one after the other. (A run sets the inputs, runs
     and reads the outputs of one engine. Paddle's `clone` gives no second one in OpenVINO.)
@@ -109,6 +110,7 @@ class PaddleRuntime:
         threads: int | None = None,
         device: str = "cpu",
         engine: Engine = "native",
+        bfloat16: bool = False,
     ) -> None:
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         _check_device(device, has_gpu, "paddlepaddle")
@@ -131,7 +133,8 @@ class PaddleRuntime:
                 # It writes what it compiled, the weights too, to the working directory or here.
                 cache = tempfile.TemporaryDirectory(prefix="ppvision-")
                 config.set_optim_cache_dir(stack.enter_context(cache))
-                config.enable_openvino_engine(inference.PrecisionType.Float32)
+                kinds = inference.PrecisionType
+                config.enable_openvino_engine(kinds.Bfloat16 if bfloat16 else kinds.Float32)
             self._predictor = inference.create_predictor(config)
         self._lock = threading.Lock()
         self._has_run = False
@@ -220,6 +223,7 @@ def open_runtime(
     threads: int | None = None,
     device: str = "cpu",
     engine: Engine = "native",
+    bfloat16: bool = False,
 ) -> PaddleRuntime | OnnxRuntime:
     """The runtime of an export's model files; `engine` is for format "paddle", `files` by default
     those that an export of the format writes."""
@@ -228,7 +232,12 @@ def open_runtime(
         return OnnxRuntime(folder / files.program, threads=threads, device=device)
     program = files.earlier_program if engine == "openvino" else files.program
     return PaddleRuntime(
-        folder / program, folder / files.weights, threads=threads, device=device, engine=engine
+        folder / program,
+        folder / files.weights,
+        threads=threads,
+        device=device,
+        engine=engine,
+        bfloat16=bfloat16,
     )
 
 

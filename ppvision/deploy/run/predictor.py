@@ -1,5 +1,6 @@
 """From a picture to a prediction, with an exported folder and nothing of the training code."""
 
+import logging
 import os
 import tempfile
 import threading
@@ -40,8 +41,15 @@ from ppvision.deploy.run.engines import (
     in_one_line,
     open_runtime,
 )
+from ppvision.deploy.run.integer_probe import find_integer_fault
 from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of, verify_files
 from ppvision.deploy.run.nms import RuntimeWithNms
+from ppvision.deploy.run.precision import (
+    Precision,
+    checked_precision,
+    choose_precision,
+    usable_flags,
+)
 from ppvision.deploy.run.transforms import Step, Transforms
 from ppvision.errors import (
     EngineError,
@@ -55,6 +63,8 @@ from ppvision.files import check_room, naming_flag, naming_storage
 
 if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
+
+logger = logging.getLogger("ppvision")
 
 Picture = str | os.PathLike | np.ndarray
 Runtime = PaddleRuntime | OnnxRuntime | RuntimeWithNms
@@ -90,6 +100,7 @@ class _Opened:
     runtime: Runtime
     engine: Engine | None
     weights: "LayeredModel | None"  # in the place of the folder's
+    precision: Precision
     without_onednn: Runtime | None = None  # for small pictures; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
@@ -107,6 +118,10 @@ class Predictor:
             or else oneDNN. What fails at load is warned of, and the next is taken; so is oneDNN
             that failed the comparison of the export. True insists on oneDNN; False leaves Paddle's
             own kernels alone. Only for Paddle exports.
+        precision: "auto" takes integers where the folder has them and the processor has VNNI or
+            AMX, bfloat16 where the processor has it and the export's check of it passed, float32
+            otherwise; a log line says which. "float32", "bfloat16" and "int8" ask for one ("fp32"
+            and "bf16" are taken too). A folder with integers computes the same codes in float32.
         layered: a layered model (folder or URL) of the same architecture, whose weights go in the
             place of the folder's. Only for float exports for Paddle Inference.
         bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.
@@ -116,6 +131,7 @@ class Predictor:
         bits: of the weights: 32, or the width of `layered` or of the packed codes.
         engine: of Paddle Inference: "openvino", "onednn" or "native"; None with ONNX Runtime.
         onednn: whether the engine is oneDNN.
+        precision: "float32", "bfloat16" or "int8": what runs.
 
     Raises:
         FileNotFoundError: the folder or a file of it is missing.
@@ -140,6 +156,7 @@ class Predictor:
         threads: int | None = None,
         device: str = "cpu",
         use_onednn: bool | None = None,
+        precision: str = "auto",
         layered: str | Path | None = None,
         bits: int | None = None,
     ) -> None:
@@ -164,6 +181,12 @@ class Predictor:
 
         self._how = {"threads": threads, "device": device}
         self._use_onednn = use_onednn
+        self._asked = checked_precision(precision)
+        if self._asked in ("int8", "bfloat16") and (use_onednn is not None or device != "cpu"):
+            raise InputError(
+                f"precision: {self._asked} runs in OpenVINO on a CPU, got use_onednn={use_onednn}, "
+                f"device={shorten(device)}. Leave them at their defaults."
+            )
         self._layered = layered
         self._kept: dict[str, Runtime] = {}  # OpenVINO's, by the sha256 of their weights
         self._changing = threading.Lock()  # one width after the other
@@ -183,6 +206,10 @@ class Predictor:
     @property
     def engine(self) -> Engine | None:
         return self._current().engine
+
+    @property
+    def precision(self) -> Precision:
+        return self._current().precision
 
     @property
     def onednn(self) -> bool:
@@ -263,11 +290,15 @@ class Predictor:
                 check_room(Path(work), Path(work))
             yield Path(work)
 
-    def _open_runtime(self, folder: Path, engine: Engine, keep: bool) -> Runtime:
+    def _open_runtime(
+        self, folder: Path, engine: Engine, keep: bool, bfloat16: bool = False
+    ) -> Runtime:
         def opened() -> Runtime:
             manifest = self.manifest
             files = manifest.model_files
-            runtime = open_runtime(folder, manifest.format, files=files, engine=engine, **self._how)
+            runtime = open_runtime(
+                folder, manifest.format, files=files, engine=engine, bfloat16=bfloat16, **self._how
+            )
             if engine == "openvino" and manifest.nms is not None:
                 return RuntimeWithNms(runtime, manifest.nms)
             return runtime
@@ -279,7 +310,15 @@ class Predictor:
             self._kept[weights] = opened()
         return self._kept[weights]
 
-    def _try(self, folder: Path, engine: Engine, *, keep: bool, insist: bool) -> Runtime | None:
+    def _try(
+        self,
+        folder: Path,
+        engine: Engine,
+        *,
+        keep: bool,
+        insist: bool,
+        precision: Precision = "float32",
+    ) -> Runtime | None:
         """A runtime that has run once, or None and a warning."""
         manifest = self.manifest
         try:
@@ -289,13 +328,14 @@ class Predictor:
             is_small = engine == "onednn" and max(smallest[2:]) <= ONE_PIXEL
             if is_small and enlarges(folder / manifest.program):
                 raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
-            runtime = self._open_runtime(folder, engine, keep)
+            runtime = self._open_runtime(folder, engine, keep, precision == "bfloat16")
             runtime.run(_zeros(manifest.task, smallest))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
             reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
             if insist:
-                raise EngineError(f"{reason} Pass use_onednn=None or False.") from error
+                other = "use_onednn=None or False" if engine == "onednn" else "precision='auto'"
+                raise EngineError(f"{reason} Pass {other}.") from error
             warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
             return None
         return runtime
@@ -306,10 +346,19 @@ class Predictor:
         on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
         runtime, name = None, None if manifest.format == "onnx" else "native"
         keep = weights is not None
+        precision = self._choose_precision()
+        in_openvino = on_cpu and wanted is None and manifest.openvino and has_openvino()
+        if manifest.activations is not None and precision == "float32":
+            in_openvino = False  # that graph is the one in integers
         with self._model_files(weights) as folder:
-            if on_cpu and wanted is None and manifest.openvino and has_openvino():
-                runtime = self._try(folder, "openvino", keep=keep, insist=False)
+            if in_openvino:
+                insist = self._asked not in ("auto", "float32")
+                runtime = self._try(
+                    folder, "openvino", keep=keep, insist=insist, precision=precision
+                )
                 name = "openvino" if runtime else name
+            if runtime is None:
+                precision = "float32"
             if runtime is None and on_cpu and wanted is not False:
                 runtime = self._try(folder, "onednn", keep=keep, insist=bool(wanted))
                 name = "onednn" if runtime else name
@@ -321,7 +370,18 @@ class Predictor:
         # An export of one size was compared at it.
         free = name == "onednn" and None in manifest.input_shape[2:]
         self._one_pixel = free and enlarges(self._folder / manifest.program)
-        return _Opened(runtime, name, weights)
+        return _Opened(runtime, name, weights, precision)
+
+    def _choose_precision(self) -> Precision:
+        manifest = self.manifest
+        if self._use_onednn is not None or self._how["device"] != "cpu":
+            return "float32"
+        chosen, why = choose_precision(self._asked, manifest, usable_flags(), has_openvino())
+        if chosen == "int8" and self._asked == "auto" and (fault := find_integer_fault()):
+            chosen, why = "float32", f"{fault}: the same codes run in float"
+        if self._asked == "auto" and (manifest.activations is not None or chosen != "float32"):
+            logger.info(f"{manifest.name}: {chosen}, since {why}")
+        return chosen
 
     def _runtime_for(self, opened: _Opened, height: int, width: int) -> Runtime:
         """Without oneDNN where a feature map that is enlarged may be one pixel."""

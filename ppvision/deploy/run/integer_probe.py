@@ -1,0 +1,56 @@
+"""A look at the machine: does its engine multiply 8-bit integers without an error?
+
+One small product, `integer_probe/model.pdmodel`, is run in OpenVINO and compared with whole numbers
+in NumPy. Its sums are as large as those of a network get, so that an engine that adds in 16 bits
+(processors without VNNI) gives itself away. Scales are powers of two: the result is exact.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+
+from ppvision.deploy.run.engines import PaddleRuntime, in_one_line
+
+FOLDER = Path(__file__).parent / "integer_probe"
+CHANNELS, SIDE = 64, 4
+SCALE = 2.0**-7  # of a weight's code, and the step of the input's codes
+
+
+def probe_weight() -> np.ndarray:
+    """int8 `[64, 64, 1, 1]`, from -127 to 127; the first rows are all 127 and all -127."""
+    places = np.arange(CHANNELS * CHANNELS).reshape(CHANNELS, CHANNELS, 1, 1)
+    codes = (places * 37 + places // CHANNELS * 11) % 255 - 127
+    codes[0], codes[1] = 127, -127
+    return codes.astype(np.int8)
+
+
+def probe_codes() -> np.ndarray:
+    """Codes of the input, `[1, 64, 4, 4]`, from 0 to 255; the first pixel is 255 throughout."""
+    places = np.arange(CHANNELS * SIDE * SIDE).reshape(1, CHANNELS, SIDE, SIDE)
+    codes = places * 53 % 256
+    codes[:, :, 0, 0] = 255
+    return codes
+
+
+def expected_sums() -> np.ndarray:
+    """int64 `[1, 64, 4, 4]`: the sums of products of whole numbers."""
+    weight = probe_weight().astype(np.int64)[:, :, 0, 0]
+    return np.einsum("oc,bchw->bohw", weight, probe_codes().astype(np.int64))
+
+
+@functools.cache
+def find_integer_fault() -> str | None:
+    """What is wrong with integers on this machine, or None; looked at once per process."""
+    x = (probe_codes() * SCALE).astype(np.float32)
+    try:
+        runtime = PaddleRuntime(
+            FOLDER / "model.pdmodel", FOLDER / "model.pdiparams", threads=1, engine="openvino"
+        )
+        (found,) = runtime.run(x)
+    except Exception as error:  # Paddle raises many kinds for what an engine cannot run
+        return f"OpenVINO does not run a small product of integers ({in_one_line(error)})"
+    wrong = int((found.astype(np.float64) != expected_sums() * SCALE**2).sum())
+    if wrong:
+        return f"{wrong} of {found.size} sums of a small product of integers are wrong"
+    return None
