@@ -21,7 +21,9 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.data.check.summary import DataSummary
+from ppvision.data.class_zip import ZipPath
 from ppvision.deploy import Predictor
+from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.trainer import ForwardPass
 from ppvision.quant import load_layered
 from ppvision.quant.codes import FLOAT_BITS
@@ -243,18 +245,31 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
+    def evaluate_exported(
+        self, model_dir: str | Path, *, device: str = "cpu", precision: str = "auto"
+    ) -> Scores:
         """Score an exported folder on the val split, through Paddle Inference.
 
         Args:
             model_dir: the folder.
             device: cpu (default) or gpu.
+            precision: see `ppvision.deploy.Predictor`.
 
         A task takes its `evaluation_options` as well.
 
         Raises:
             ConfigError: an export of another task or of other classes.
         """
+
+    def calibration_pictures(self) -> Sequence[Path | ZipPath]:
+        """Pictures of the training set, in its order: what an export in integers is calibrated on.
+
+        Raises:
+            ConfigError: a task whose export has no integers.
+        """
+        raise ConfigError(
+            f"export --int8: is for segmentation and classification, got a config of {self.task}."
+        )
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
         """`evaluate`, by tag."""
@@ -329,6 +344,7 @@ class Job(ABC):
         output_op: str | None,
         model_format: str,
         bits: int = FLOAT_BITS,
+        integers: IntegerOptions | None = None,
     ) -> Path:
         """Write a model for deployment, and compare the export with it.
 
@@ -339,6 +355,7 @@ class Job(ABC):
             output_op: final operator added after the logits; None for the task's own.
             model_format: "paddle" or "onnx".
             bits: width of the model's codes. Default 32: none.
+            integers: how products become 8-bit integers. Default None: they stay in float.
 
         Returns:
             The folder.

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
 from paddle import nn
 
 from ppvision.console import ProgressLine
+from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
-from ppvision.data.pictures import read_picture
 from ppvision.deploy.run.manifest import Calibration
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError
@@ -33,6 +34,34 @@ DEFAULT_RULE = "error"
 # How deploy.yaml calls the rules.
 _METHODS = {"error": "minimum_error", "percentile": "percentile", "maximum": "maximum"}
 _FEW_VALUES = 1e-6  # a calibration picture whose values spread less is one shade
+
+
+@dataclass(frozen=True)
+class IntegerOptions:
+    """How an export gets integers.
+
+    Attributes:
+        calibration: pictures: a folder, a list file, or paths, also in a zip; None for a model with
+            integer layers.
+        rule: of the steps of activations, one of "error", "percentile", "maximum".
+        keep_float: paths of layers that stay in float.
+    """
+
+    calibration: str | Path | Sequence[str | Path | ZipPath] | None = None
+    rule: str = DEFAULT_RULE
+    keep_float: Sequence[str] = ()
+
+
+def integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
+    """The arguments of `export_model` for these options."""
+    if options is None:
+        return {}
+    return {
+        "int8": True,
+        "calibration": options.calibration,
+        "calibration_rule": options.rule,
+        "keep_float": options.keep_float,
+    }
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,7 @@ def has_integers(model: nn.Layer) -> bool:
 
 def to_integers(
     model: nn.Layer,
-    calibration: str | Path | Sequence[str | Path] | None,
+    calibration: str | Path | Sequence[str | Path | ZipPath] | None,
     shape: Sequence[int | None],
     pipeline: Transforms,
     *,
@@ -125,7 +154,7 @@ def _layers_in_float(model: nn.Layer) -> list[str]:
 
 
 def _read_pictures(
-    calibration: str | Path | Sequence[str | Path],
+    calibration: str | Path | Sequence[str | Path | ZipPath],
     shape: Sequence[int | None],
     pipeline: Transforms,
     max_value: int | None,
@@ -134,13 +163,13 @@ def _read_pictures(
     if isinstance(calibration, (str, Path)):
         paths = [path for path, _ in list_images(calibration, "calibration")]
     else:
-        paths = [Path(path) for path in calibration]
+        paths = [path if isinstance(path, ZipPath) else Path(path) for path in calibration]
     if not paths:
         raise InputError("calibration: expected at least one picture, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
     pictures = []
     for path in (paths[place] for place in dict.fromkeys(places.tolist())):
-        image, _ = pipeline(read_picture(path, max_value=max_value))  # [C, H, W]
+        image, _ = pipeline(read_sample(path, max_value))  # [C, H, W]
         if list(image.shape) != list(shape[1:]):
             raise InputError(
                 f"calibration: {path} has {list(image.shape)} after the transforms, expected "

@@ -27,6 +27,7 @@ from ppvision.data.training_pictures import TrainingPictures
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.predictor import Classification as Predicted
+from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
@@ -362,7 +363,12 @@ class Classification(Job):
                 totals.add(model(paddle.to_tensor(images)), paddle.to_tensor(labels))
         return totals.over_ranks().scores()
 
-    def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
+    def calibration_pictures(self) -> list[Path | ZipPath]:
+        return [path for path, _ in self.train_dataset.samples]
+
+    def evaluate_exported(
+        self, model_dir: str | Path, *, device: str = "cpu", precision: str = "auto"
+    ) -> Scores:
         """Score an exported model on the val split, through Paddle Inference.
 
         Raises:
@@ -370,7 +376,7 @@ class Classification(Job):
 
         An "argmax" export gives the class alone: then only top1 is known.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.num_classes):
             raise ConfigError(
@@ -436,6 +442,7 @@ class Classification(Job):
         output_op: str | None,
         model_format: str,
         bits: int = 32,
+        integers: IntegerOptions | None = None,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
@@ -449,6 +456,7 @@ class Classification(Job):
             task=self.task,
             bits=bits,
             max_value=self.max_value,
+            **integer_arguments(integers),
         )
 
 

@@ -27,6 +27,7 @@ from ppvision.data.text import read_names
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.write.detection_export import export_detector
+from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.environment import usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -383,14 +384,16 @@ class Detection(Job):
         """
         return self._scored(lambda dataset: model, num_workers)
 
-    def evaluate_exported(self, model_dir: str | Path, *, device: str = "cpu") -> Scores:
+    def evaluate_exported(
+        self, model_dir: str | Path, *, device: str = "cpu", precision: str = "auto"
+    ) -> Scores:
         """Score an exported model on the EvalDataset, through Paddle Inference.
 
         Raises:
             ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
                 classes.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.content["num_classes"]):
             raise ConfigError(
@@ -518,6 +521,7 @@ class Detection(Job):
         output_op: str | None,
         model_format: str,
         bits: int = 32,
+        integers: IntegerOptions | None = None,
     ) -> Path:
         """Write the detector for deployment, NMS inside; see
         `ppvision.deploy.write.detection_export.export_detector`.
@@ -526,6 +530,8 @@ class Detection(Job):
             ConfigError: an `output_op`, which is for logits; two stages, or more than one class,
                 as ONNX.
         """
+        if integers is not None:
+            raise ConfigError("export --int8: is not there for detectors yet. Leave it out.")
         if output_op is not None:
             raise ConfigError(
                 f"export --output_op {output_op}: is for logits; a detector's graph ends in NMS. "

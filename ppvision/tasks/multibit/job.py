@@ -10,7 +10,9 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.data.check.summary import DataSummary
+from ppvision.data.class_zip import ZipPath
 from ppvision.deploy import Predictor
+from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.trainer import ForwardPass
 from ppvision.errors import EngineError
 from ppvision.quant.codes import FLOAT_BITS
@@ -272,6 +274,9 @@ class MultiBitJob(Job):
     ) -> Scores:
         return self.float_job.evaluate_exported(model_dir, device=device, **options)
 
+    def calibration_pictures(self) -> Sequence[Path | ZipPath]:
+        return self.float_job.calibration_pictures()
+
     def predict_image(self, model: nn.Layer, picture: Picture) -> object:
         return self.float_job.predict_image(model, picture)
 
@@ -306,6 +311,7 @@ class MultiBitJob(Job):
         output_op: str | None,
         model_format: str,
         bits: int = FLOAT_BITS,
+        integers: IntegerOptions | None = None,
     ) -> Path:
         return self.float_job.export(
             model,
@@ -314,6 +320,7 @@ class MultiBitJob(Job):
             output_op=output_op,
             model_format=model_format,
             bits=bits,
+            integers=integers,
         )
 
 

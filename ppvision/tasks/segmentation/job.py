@@ -27,6 +27,7 @@ from ppvision.data.check.summary import DataSummary
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
 from ppvision.engine.reading import read_in_order
 from ppvision.errors import nearest, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -369,8 +370,11 @@ class Segmentation(Job):
         scoring.add_other_ranks()
         return scoring.scores()
 
+    def calibration_pictures(self) -> list[Path]:
+        return [Path(image) for image, *_ in self.train_dataset.file_list]
+
     def evaluate_exported(
-        self, model_dir: str | Path, *, device: str = "cpu", **how: object
+        self, model_dir: str | Path, *, device: str = "cpu", precision: str = "auto", **how: object
     ) -> Scores:
         """Score an exported model on the val split, through Paddle Inference.
 
@@ -384,7 +388,7 @@ class Segmentation(Job):
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device)
+        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
         dataset = self._built("val_dataset")
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, dataset.num_classes):
@@ -499,6 +503,7 @@ class Segmentation(Job):
         output_op: str | None,
         model_format: str,
         bits: int = 32,
+        integers: IntegerOptions | None = None,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
@@ -512,6 +517,7 @@ class Segmentation(Job):
             task=self.task,
             bits=bits,
             max_value=self.max_value,
+            **integer_arguments(integers),
         )
 
 
