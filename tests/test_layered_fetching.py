@@ -321,7 +321,7 @@ def test_a_damaged_copy_is_loaded_again(server, state, cache):
 def test_more_bytes_than_the_manifest_says(server, cache, lengths):
     load_layered(server.url, bits=2)
     server.lengths, server.extra = lengths, b" "
-    with pytest.raises(LayeredModelError, match=r"w3.safetensors: expected \d+ bytes, (got more|the server)"):
+    with pytest.raises(LayeredModelError, match=r"w3.*: expected \d+ bytes, (got more|the server)"):
         load_layered(server.url, bits=3)
     assert not (copy_of(cache) / "w3.safetensors").exists()
 
