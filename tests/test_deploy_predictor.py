@@ -108,7 +108,7 @@ def test_list_in_its_order_whatever_the_batches(exported, monkeypatch):
     images = [picture(20 + 4 * (i % 3), 30, seed=i) for i in range(8)]
     alone = [predictor(image) for image in images]
     batches = []
-    run = predictor._opened.engines.run
+    run = predictor._opened.runtime.run
     monkeypatch.setattr(
         predictor._opened.runtime, "run", lambda x: batches.append(len(x)) or run(x)
     )
@@ -257,8 +257,8 @@ def test_paddles_flag_is_changed_for_the_first_run_alone(exported, monkeypatch, 
     before = paddle.get_flags([flag])
     predictor = Predictor(exported(task="segmentation"), use_onednn=False)
     graph, run = (
-        predictor._opened.engines._predictor,
-        type(predictor._opened.engines._predictor).run,
+        predictor._opened.runtime._predictor,
+        type(predictor._opened.runtime._predictor).run,
     )
     monkeypatch.setattr(
         predictor._opened.runtime,
@@ -484,7 +484,7 @@ def test_threads_reach_paddle_inference(exported, monkeypatch, use_onednn):
 def test_threads_reach_onnx_runtime(exported):
     for wanted in (2, 3):
         predictor = Predictor(exported(format="onnx"), threads=wanted)
-        options = predictor._opened.engines._session.get_session_options()
+        options = predictor._opened.runtime._session.get_session_options()
         assert options.intra_op_num_threads == wanted
 
 
