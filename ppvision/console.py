@@ -16,6 +16,7 @@ on terminals only.
 import contextlib
 import ctypes
 import faulthandler
+import functools
 import io
 import logging
 import os
@@ -28,9 +29,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO, TypeVar
-
-from tqdm import tqdm
+from typing import Any, TextIO, TypeVar
 
 logger = logging.getLogger("ppvision")
 
@@ -438,15 +437,19 @@ def move_log(path: Path) -> None:
 # -- progress --------------------------------------------------------------------------------------
 
 
-class _Bar(tqdm):
-    """One line of a terminal."""
+@functools.cache
+def _bar_class() -> type:
+    """tqdm for one line of a terminal. Imported late: `ppvision doctor` runs without it."""
+    from tqdm import tqdm
 
-    # tqdm's own would start a thread, and its lock is shared with processes that are forked: one
-    # that is killed while it holds the lock would stop us for ever.
-    monitor_interval = 0
+    class Bar(tqdm):
+        # tqdm's own would start a thread, and its lock is shared with processes that are forked:
+        # one that is killed while it holds the lock would stop us for ever.
+        monitor_interval = 0
 
+    Bar.set_lock(threading.RLock())
+    return Bar
 
-_Bar.set_lock(threading.RLock())
 
 _PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 _PLAIN_OPEN = "{desc}: {n_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"  # of unknown length
@@ -480,7 +483,7 @@ class ProgressLine:
         self.count = self._start = start
         self.hidden = hidden
         self._note = ""
-        self.bar: _Bar | None = None
+        self.bar: Any | None = None
         self._outer: ProgressLine | None = None
         self._plain = False
         self._written = start  # units that the last plain line told
@@ -495,7 +498,7 @@ class ProgressLine:
         if self._outer is not None:
             self._outer._show_inner(self)
         elif err.isatty():
-            self.bar = _Bar(
+            self.bar = _bar_class()(
                 total=self.total,
                 initial=self.count,
                 desc=self.what,
@@ -562,7 +565,7 @@ class ProgressLine:
                 self.bar.refresh()
 
     def _text(self) -> str:
-        return tqdm.format_meter(
+        return _bar_class().format_meter(
             self.count,
             self.total,
             time.monotonic() - self._began,

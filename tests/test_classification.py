@@ -17,6 +17,7 @@ from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from ppvision.tasks.classification.config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError
+from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model
 from tests.conftest import ROOT, classification_config
@@ -413,7 +414,8 @@ def test_every_shipped_config_builds(path, tmp_path):
     size = 224 if "imagenet" in path.stem else 32
     assert image.shape == (2, 3, size, size)
     assert target.sum(1) == pytest.approx(1, abs=1e-5)
-    assert job.val_dataset[0][0].shape == (3, size, size)
+    task_job = job.float_job if isinstance(job, MultiBitJob) else job
+    assert task_job.val_dataset[0][0].shape == (3, size, size)
     assert np.isfinite(image).all()
     if "imagenet" in path.stem:
         assert "Not run here" in path.read_text()

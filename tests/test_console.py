@@ -381,6 +381,15 @@ def test_a_crash_shows_where_and_leaves_the_log(tmp_path):
     assert log.read_text() == "what C++ says\n"
 
 
+def test_a_broken_installation_can_ask_for_help():
+    """`doctor` runs where packages are missing: the command line imports none of them by itself."""
+    code = "import sys, ppvision.cli; print(sorted({'tqdm', 'numpy', 'paddle'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
 # -- the console -----------------------------------------------------------------------------------
 
 

@@ -44,6 +44,14 @@ def whole_numbers(x):
     return sizes if in_earlier_format() else sizes.astype("float32")
 
 
+def sizes_as_tensors(x, y):
+    """As PaddleSeg's GINet and PointRend use them."""
+    _, channels, height, width = paddle.shape(x)
+    count = (height * width).astype("float32")
+    by_concat = paddle.concat([(channels // 2).reshape([1]), paddle.shape(x)[2:].reshape([2])])
+    return paddle.divide(x, count) + y.reshape([-1, channels, height, width]) + by_concat.sum()
+
+
 # Function -> what is computed with it, of x and y; each is traced and run by Paddle and OpenVINO.
 CASES = {
     "matmul": lambda x, y: paddle.matmul(x, y, transpose_y=True),
@@ -113,6 +121,7 @@ CASES = {
 # And what is not a function.
 OTHERS = {
     "whole numbers and fractions": lambda x, y: y / whole_numbers(x),
+    "sizes as tensors": sizes_as_tensors,
     "same padding": lambda x, y: F.conv2d(
         x, paddle.ones([3, 4, 3, 3]), padding="SAME", dilation=2, stride=2
     )

@@ -292,7 +292,7 @@ def check_config(path: Path) -> None:
     from ppvision.tasks import open_job
 
     for task in ("segmentation", "classification", "detection"):  # a mutation may name another
-        importlib.import_module(f"ppvision.tasks.{task}")
+        importlib.import_module(f"ppvision.tasks.{task}.job")
     open_job(path)
 
 

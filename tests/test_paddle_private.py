@@ -139,7 +139,7 @@ OF_OTHERS = {
     "ppvision/engine/dashboard.py": {"_get_file_writer"},  # VisualDL
     "ppvision/plugins/paddleslim.py": {"_analysis_model", "_remove_call_hook"},
     "ppvision/plugins/paddledet_data.py": {"_sample_empty"},
-    "ppvision/plugins/shims.py": {"_gen_proposal"},
+    "ppvision/plugins/shims/paddledet.py": {"_gen_proposal"},
     "ppvision/tasks/detection/evaluation.py": {
         "_batch_transforms",
         "_init_callbacks",

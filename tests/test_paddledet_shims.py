@@ -15,6 +15,7 @@ from ppdet.modeling.heads import cascade_head
 import ppvision.plugins.paddledet  # noqa: F401  (applies the shims)
 from ppvision.plugins import shims
 from ppvision.plugins.shims import PADDLEDET_SHIMS as SHIMS
+from tests.helpers.upstream import check_place
 
 # What PaddleDetection and pycocotools call in Paddle and NumPy.
 pytestmark = [
@@ -41,6 +42,11 @@ def test_fault_is_present_without_the_shim_and_gone_with_it(unshimmed, name):
     assert not shim.fault_present()
     assert shims.remove({name: shim}) == [name]
     assert shim.fault_present()
+
+
+@pytest.mark.parametrize("name", SHIMS)
+def test_the_fault_is_where_the_shim_says(name):
+    check_place(SHIMS[name].fault)
 
 
 def test_importing_the_plugin_applies_all():

@@ -17,6 +17,7 @@ from paddleseg.models.backbones import MixVisionTransformer_B0 as Stock
 import ppvision.zoo.fetching as module
 from ppvision.cli import run
 from ppvision.errors import ConfigError, MissingFileError, WeightsError
+from ppvision.files import cache_folder
 from ppvision.plugins.libraries import load_safely
 from ppvision.tasks import open_job
 from tests.file_server import FileServer, serving
@@ -111,7 +112,7 @@ def test_archives_that_hold_no_weights(server: FileServer, weights, monkeypatch)
             pytest.raises(WeightsError, match=message),
         ):
             Stock(pretrained=f"{server.url}/stock.tar.gz")
-        assert not list(module.cache_folder().rglob("*.pdparams*"))
+        assert not list(cache_folder().rglob("*.pdparams*"))
 
     target = server.folder / "stock.tar.gz"
     refused("answers 404")
@@ -147,7 +148,7 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is(
     monkeypatch.setattr(module, "read_weights", lambda path: pytest.fail("it was unpacked"))
     with pytest.raises(WeightsError, match=f"at most {64 << 20} bytes, got one that unpacks to"):
         module.fetch_weights(f"{server.url}/{name}", allow_download=True)
-    assert not [path for path in module.cache_folder().rglob("*") if path.is_file()]
+    assert not [path for path in cache_folder().rglob("*") if path.is_file()]
 
 
 def test_what_an_archive_says_of_its_members_is_not_believed(tmp_path):
@@ -176,7 +177,7 @@ def test_a_wrong_answer_does_not_stay_in_the_cache(server: FileServer, weights, 
             pytest.raises(WeightsError, match=rf"{name}: expected a file of weights, got one that"),
         ):
             Stock(pretrained=url)
-        assert not list(module.cache_folder().rglob("*.pdparams*"))
+        assert not list(cache_folder().rglob("*.pdparams*"))
     answer(weights.read_bytes())
     with load_safely(allow_download=True):
         assert_same(Stock(pretrained=url), shifted())

@@ -24,7 +24,8 @@ from paddleseg.utils import metrics
 import ppvision.plugins.paddleseg  # noqa: F401  (applies the shims)
 from ppvision.plugins import shims
 from ppvision.plugins.shims import PADDLESEG_SHIMS as SHIMS
-from ppvision.plugins.shims import Shim
+from ppvision.plugins.shims import Fault, Shim
+from tests.helpers.upstream import check_place
 
 N, C, H, W = 2, 3, 9, 10
 IGNORED = 255
@@ -101,6 +102,11 @@ def test_fault_is_present_without_the_shim_and_gone_with_it(unshimmed, name):
     assert shims.active(SHIMS) == []
 
 
+@pytest.mark.parametrize("name", SHIMS)
+def test_the_fault_is_where_the_shim_says(name):
+    check_place(SHIMS[name].fault)
+
+
 def test_importing_the_plugin_applies_all():
     assert shims.active(SHIMS) == list(SHIMS)
 
@@ -118,17 +124,22 @@ def _no_operation(x):
 
 
 THIS = __name__
+NOWHERE = Fault("nowhere", "", "", "", "")
 
 
 def test_no_fault_no_shim():
     code = _sound.__code__
-    shim = {"sound": Shim(f"{THIS}:_sound", lambda: _sound(paddle.zeros([1])))}
+    shim = {"sound": Shim(f"{THIS}:_sound", lambda: _sound(paddle.zeros([1])), NOWHERE)}
     assert shims.apply(shim) == []
     assert _sound.__code__ is code
 
 
 def test_another_error_is_not_taken_for_the_fault():
-    shim = {"x": Shim(f"{THIS}:_broken_otherwise", lambda: _broken_otherwise(paddle.zeros([1])))}
+    shim = {
+        "x": Shim(
+            f"{THIS}:_broken_otherwise", lambda: _broken_otherwise(paddle.zeros([1])), NOWHERE
+        )
+    }
     with pytest.raises(AttributeError, match="no_such_method"):
         shims.apply(shim)
 
@@ -138,7 +149,7 @@ def test_a_fault_that_the_rewriting_does_not_reach_is_an_error():
         raise TypeError
 
     with pytest.raises(RuntimeError, match="_no_operation fails on this Paddle in a way"):
-        shims.apply({"x": Shim(f"{THIS}:_no_operation", probe)})
+        shims.apply({"x": Shim(f"{THIS}:_no_operation", probe, NOWHERE)})
 
 
 def test_probes_draw_no_random_numbers(unshimmed):

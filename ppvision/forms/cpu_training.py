@@ -27,12 +27,13 @@ SMALL_MAP = 64  # pixels up to which a depthwise convolution is a product of mat
 
 
 @contextmanager
-def cpu_training(*models: nn.Layer) -> Iterator[None]:
+def cpu_training(model: nn.Layer, *others: nn.Layer) -> Iterator[None]:
     """Models train quicker inside, where the current device is the CPU; afterwards their layers are
     as they were, whatever was raised.
 
     Args:
-        *models: the one that trains, and others that run meanwhile, such as its running average.
+        model: the one that trains.
+        *others: models that run meanwhile, such as its running average.
 
     Layers of other models stay as they are. Two changes are the whole process's, and change no
     number: transpositions (`contiguous_transpositions`) as long as any training is inside, and the
@@ -42,10 +43,10 @@ def cpu_training(*models: nn.Layer) -> Iterator[None]:
         if paddle.get_device() == "cpu":
             keep_freed_memory()
             stack.enter_context(contiguous_transpositions())
-            for model in models:
-                stack.enter_context(quick_convolutions(model))
-                stack.enter_context(quick_norms(model))
-                stack.enter_context(shared_projections(model))
+            for each in (model, *others):
+                stack.enter_context(quick_convolutions(each))
+                stack.enter_context(quick_norms(each))
+                stack.enter_context(shared_projections(each))
         yield
 
 
@@ -121,7 +122,8 @@ def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) 
 def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
     """A class of our own or of others, such as a quantised convolution, whose `super()` leads to
     `quicker` in the place of Paddle's."""
-    # Paddle traces `super()` as `super(self.__class__, self)`, which would be `own` again.
+    # Paddle's tracing takes `super()` for `super(self.__class__, self)`: that of the class made
+    # here would be `own` again, and so without end.
     members = {"__module__": own.__module__, "__class__": property(lambda layer: own)}
     return type(own.__name__, (own, quicker), members)
 

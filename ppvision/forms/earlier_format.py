@@ -312,15 +312,46 @@ def _multiclass_nms(
 # -- what OpenVINO lacks ---------------------------------------------------------------------------
 
 
+def _constant_of(value: int | list[int], name: str) -> Any:
+    """An attribute of the constant that stands for numbers, such as `reshape`."""
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return getattr(paddle.to_tensor(value, "int32"), name)
+
+
+class _Size(int):
+    """A number in the place of a tensor `[]` of one size; so are those that are made of it."""
+
+    def astype(self, dtype: Any) -> Any:
+        return self if "int" in str(dtype) else paddle.full([], int(self), dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        return _constant_of(int(self), name)
+
+
+def _keeping(name: str) -> Callable[[int, Any], Any]:
+    of_numbers = getattr(int, name)
+
+    def combine(self: int, other: Any) -> Any:
+        found = of_numbers(self, other)
+        return _Size(found) if type(found) is int else found
+
+    return combine
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordiv", "mod"):
+    setattr(_Size, f"__{_name}__", _keeping(f"__{_name}__"))
+
+
 class _Sizes(list):
     """Numbers in the place of the tensor that `paddle.shape` gives: arithmetic is by entry, and
     methods of a tensor give a constant."""
 
-    def astype(self, dtype: object) -> "_Sizes":
-        return self
+    def astype(self, dtype: Any) -> Any:
+        return self if "int" in str(dtype) else paddle.to_tensor(list(self), dtype)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(paddle.to_tensor(list(self), "int32"), name)
+        return _constant_of([int(n) for n in self], name)
 
     def __getitem__(self, place: Any) -> Any:
         found = super().__getitem__(place)
@@ -336,13 +367,16 @@ class _Sizes(list):
     def __add__(self, other: Any) -> "_Sizes":
         return self._combine(other, lambda a, b: a + b)
 
+    def __floordiv__(self, other: Any) -> "_Sizes":
+        return self._combine(other, lambda a, b: a // b)
+
     __rmul__, __radd__ = __mul__, __add__
 
 
 def _shape(x: Tensor, name: str | None = None) -> Any:
     """Numbers where they are known: loops over a tensor become loops of Python."""
     sizes = list(x.shape)
-    return _Sizes(sizes) if all(n >= 0 for n in sizes) else NotImplemented
+    return _Sizes(map(_Size, sizes)) if all(n >= 0 for n in sizes) else NotImplemented
 
 
 def _numel(x: Tensor, name: str | None = None) -> Any:

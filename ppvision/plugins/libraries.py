@@ -89,7 +89,7 @@ def _find_library(error: Exception) -> str | None:
     for frame in reversed(frames):
         module = frame.f_globals.get("__name__", "")
         package = module.partition(".")[0]
-        if module == "ppvision.plugins.shims":  # stand for functions of theirs, and hand on to them
+        if module.startswith("ppvision.plugins.shims"):  # stand for functions of theirs
             continue
         if package == "ppvision":
             return None

@@ -45,7 +45,7 @@ class Scores:
         """The scores as text; `names` of the classes, or empty for numbers."""
         count = len(next(iter(self.by_class.values())))
         names = list(names) or [str(index) for index in range(count)]
-        rows = zip(names, *self.by_class.values(), strict=True)
+        rows = zip(names, *self.by_class.values(), strict=False)
         lines = [format_table([("class", *self.by_class), *rows], "<>")]
         lines += [
             f"{kind}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())

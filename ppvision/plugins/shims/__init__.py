@@ -1,0 +1,27 @@
+"""Repairs of PaddleSeg and PaddleDetection, each put in only where its fault is found."""
+
+from ppvision.plugins.shims.mechanism import (
+    ConcatShim,
+    Fault,
+    Operations,
+    Replacement,
+    Shim,
+    active,
+    apply,
+    remove,
+)
+from ppvision.plugins.shims.paddledet import PADDLEDET_SHIMS
+from ppvision.plugins.shims.paddleseg import PADDLESEG_SHIMS
+
+__all__ = [
+    "PADDLEDET_SHIMS",
+    "PADDLESEG_SHIMS",
+    "ConcatShim",
+    "Fault",
+    "Operations",
+    "Replacement",
+    "Shim",
+    "active",
+    "apply",
+    "remove",
+]
