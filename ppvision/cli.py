@@ -407,12 +407,29 @@ def _removing_unfinished() -> Iterator[None]:
 def export(args: argparse.Namespace) -> None:
     _set_device(args.device)
     job = _job(args)
-    folder = args.save_dir or f"inference/{job.name}"
+    folder = args.save_dir or f"inference/{job.name}{'-int8' if args.int8 else ''}"
     how = {
         "input_shape": args.input_shape,
         "output_op": args.output_op,
         "model_format": args.format,
     }
+    _check_integer_flags(args)
+    if args.bits is None and args.int8:
+        from ppvision.tasks.integers import export_integers
+
+        rows = export_integers(
+            job,
+            args.model_path,
+            folder,
+            calibration=args.calibration,
+            rule=args.calibration_rule,
+            keep_float=args.keep_float or (),
+            evaluate=not args.skip_eval,
+            **how,
+        )
+        show(format_records(rows))
+        show(f"exported model: {folder}")
+        return
     if args.bits is None:
         folder = job.export(job.load_float(args.model_path), folder, **how)
         show(f"exported model: {folder}")
@@ -422,10 +439,29 @@ def export(args: argparse.Namespace) -> None:
     if not args.skip_eval:
         job.check_data("val_dataset")
     rows = export_widths(
-        job, args.model_path, folder, args.bits, evaluate=not args.skip_eval, **how
+        job,
+        args.model_path,
+        folder,
+        args.bits,
+        evaluate=not args.skip_eval,
+        integers=args.int8,
+        **how,
     )
     show(format_records(rows))
     show(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+
+
+def _check_integer_flags(args: argparse.Namespace) -> None:
+    for flag in ("calibration", "calibration_rule", "keep_float"):
+        if getattr(args, flag) is None:
+            continue
+        if not args.int8:
+            raise InputError(f"--{flag}: is for --int8; expected it with that flag.")
+        if args.bits is not None:
+            raise InputError(
+                f"--{flag}: a layered model has its steps of activations; expected it without "
+                "--bits (or pack --ptq --activations 8 --calibration DIR)."
+            )
 
 
 @_removing_unfinished()
@@ -440,11 +476,20 @@ def pack(args: argparse.Namespace) -> None:
             raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
     if args.calibration and not args.ptq:
         raise InputError("--calibration: is for --ptq; a trained model needs none.")
+    if args.activations is not None and not args.ptq:
+        raise InputError(
+            "--activations: is for --ptq; a trained model has what its slim_config says."
+        )
     _set_device("cpu")
     from ppvision.tasks.multibit.packing import pack_checkpoint
 
     folder = pack_checkpoint(
-        _job(args), args.model_path, args.output, ptq=args.ptq, calibration=args.calibration
+        _job(args),
+        args.model_path,
+        args.output,
+        ptq=args.ptq,
+        calibration=args.calibration,
+        activations=args.activations is not None,
     )
     show(describe_layered(folder))
 
@@ -794,7 +839,24 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--bits", type=_bits, nargs="+", help="a folder of packed codes for each of these widths"
     )
-    verb.add_argument("--skip_eval", action="store_true", help="with --bits: no scores")
+    verb.add_argument(
+        "--int8",
+        action="store_true",
+        help="multiply 8-bit integers (docs/integers.md); with --bits the codes of each width",
+    )
+    verb.add_argument(
+        "--calibration",
+        help="with --int8: a folder or list of pictures (the config's training set)",
+    )
+    verb.add_argument(
+        "--calibration_rule",
+        choices=["error", "percentile", "maximum"],
+        help="with --int8: how the steps of activations come from the pictures (error)",
+    )
+    verb.add_argument(
+        "--keep_float", nargs="+", metavar="LAYER", help="with --int8: layers that stay in float"
+    )
+    verb.add_argument("--skip_eval", action="store_true", help="with --bits or --int8: no scores")
     _add_slim_config(verb)
     _add_max_pixels(verb)
     verb.set_defaults(verb=export)
@@ -812,6 +874,12 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", help="folder of the layered model")
     verb.add_argument("--ptq", action="store_true", help="quantise float weights, no training")
     verb.add_argument("--calibration", help="folder of pictures: statistics and activations")
+    verb.add_argument(
+        "--activations",
+        type=int,
+        choices=[8],
+        help="with --ptq: quantise the inputs of layers to 8 bits as well",
+    )
     verb.add_argument("--info", help="a layered model's folder or URL: print what it holds")
     _add_slim_config(verb)
     _add_max_pixels(verb)

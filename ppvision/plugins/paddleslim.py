@@ -183,7 +183,7 @@ def slim_quant_config(
     model: nn.Layer,
     *,
     bits: list[int] | tuple[int, ...] = DEFAULT_BITS,
-    activations: bool = False,
+    activations: bool | Literal[8] = False,
     steps: str = "shared",
     types: Mapping[str, Mapping] | None = None,
     layers: Mapping[str, Mapping] | None = None,
@@ -194,7 +194,9 @@ def slim_quant_config(
     Args:
         model: in float; its layers are named.
         bits: widths to be trained. Default 8, 6, 4, 3, 2.
-        activations: whether the inputs of layers are quantised as well. Default no.
+        activations: whether the inputs of layers are quantised as well: true with as many bits as
+            the weights, 8 with 8 bits at every width (what integers in a deployed graph have).
+            Default no.
         steps: see `LayeredWeightQuanter`.
         types: rules by the layer's type, such as `{"Linear": {"min_bits": 4}}`.
         layers: rules by the layer's path, with `*` and `?` (`backbone.stages.*`). Of several that
@@ -261,16 +263,20 @@ def _most_specific(layers: Mapping[str, Mapping], path: str, otherwise: dict) ->
 
 
 def _factories_of(
-    rule: Mapping, widths: tuple[int, ...], activations: bool, steps: str, path: str
+    rule: Mapping,
+    widths: tuple[int, ...],
+    activations: bool | Literal[8],
+    steps: str,
+    path: str,
 ) -> tuple[LayeredWeightQuanter, LayeredActivationQuanter | None] | None:
     """Weight and activation quanter by a rule, or None for a layer that stays in float."""
     unknown = [key for key in rule if key not in _RULE_KEYS]
     switches = [rule[key] for key in ("activations", "float") if key in rule]
-    unknown += [switch for switch in switches if not isinstance(switch, bool)]
+    unknown += [s for s in switches if not isinstance(s, bool) and s != MAX_BITS]
     if unknown or ("bits" in rule and {"min_bits", "max_bits"} & rule.keys()):
         raise InputError(
             f"slim_config: the rule for {path}: expected bits, or min_bits and max_bits, "
-            f"activations, float (both true or false); got {shorten(dict(rule))}."
+            f"activations (true, false or 8), float (true or false); got {shorten(dict(rule))}."
         )
     for key in ("bits", "min_bits", "max_bits"):
         width = rule.get(key, MAX_BITS)
@@ -288,6 +294,8 @@ def _factories_of(
     wanted = rule.get("activations", activations)
     if not wanted:
         return weight, None
+    if wanted is not True:
+        low = high = MAX_BITS
     return weight, LayeredActivationQuanter(widths, min_bits=low, max_bits=high)
 
 

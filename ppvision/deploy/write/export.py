@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from ppvision.deploy.write.openvino import (
     write_products,
 )
 from ppvision.errors import EngineError, InputError, InputTypeError, shorten
-from ppvision.files import replace_folder, resolve_new_folder, sync_files
+from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
@@ -352,6 +353,21 @@ def _check_in_integers(
         milliseconds=taken[0],
         float_milliseconds=taken[1],
     )
+
+
+def record_scores(folder: Path, metric: str, score: float, float_score: float) -> None:
+    """Write into `deploy.yaml` what integers cost.
+
+    Args:
+        folder: an export with integers.
+        metric: its name.
+        score, float_score: of the integers, and of the model in float.
+    """
+    manifest = manifests.read_manifest(folder)
+    scored = replace(manifest.int8, metric=metric, score=score, float_score=float_score)
+    with replace_file(folder / manifests.NAME) as partial:
+        text = manifests.manifest_text(replace(manifest, int8=scored))
+        partial.write_text(text, encoding="utf-8")
 
 
 def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:

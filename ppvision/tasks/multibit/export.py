@@ -13,6 +13,7 @@ from ppvision.deploy import Predictor
 from ppvision.deploy.run.bench import bench_exported
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write.export import may_be_replaced
+from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.dashboard import write_comparison
 from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
@@ -36,6 +37,7 @@ def export_widths(
     output_op: str | None,
     model_format: str,
     evaluate: bool,
+    integers: bool = False,
 ) -> list[dict[str, object]]:
     """Export a model at several widths, and compare what was exported.
 
@@ -48,6 +50,8 @@ def export_widths(
             that are not among them too: they may be of another model.
         input_shape, output_op, model_format: see `export_model`.
         evaluate: whether to score each export on the val split.
+        integers: whether products are of 8-bit integers; needs a layered model with steps of
+            activations. Default False.
 
     Returns:
         A row for each width, the highest first: bits, bytes in all and of the weights, the task's
@@ -80,6 +84,7 @@ def export_widths(
             output_op=output_op,
             model_format=model_format,
             evaluate=evaluate,
+            integers=integers,
             line=line,
         )
         _write_table(final / TABLE, rows)
@@ -101,6 +106,7 @@ def _export_all(
     output_op: str | None,
     model_format: str,
     evaluate: bool,
+    integers: bool,
     line: ProgressLine,
 ) -> list[dict[str, object]]:
     """Write the folder of each width; a row for each."""
@@ -110,7 +116,7 @@ def _export_all(
     rows = []
     for k in widths:
         logger.info(f"export: {k} bits", extra=FILE_ONLY)
-        model = pack_model(job.structure(), state, k)
+        model = pack_model(job.structure(), state, k, integers=integers)
         job.export(
             model,
             folder / f"w{k}",
@@ -118,6 +124,7 @@ def _export_all(
             output_op=output_op,
             model_format=model_format,
             bits=k,
+            integers=IntegerOptions() if integers else None,
         )
         line.update()
     threads = usable_cpus()

@@ -33,6 +33,7 @@ def pack_checkpoint(
     *,
     ptq: bool = False,
     calibration: str | Path | None = None,
+    activations: bool = False,
 ) -> Path:
     """Write a layered model.
 
@@ -44,6 +45,8 @@ def pack_checkpoint(
         calibration: pictures, as `predict` takes them, for the steps of activations and for
             BatchNorm's statistics at every width but the highest. Default None: activations cannot
             be quantised, and the float model's statistics serve all widths.
+        activations: with `ptq`: quantise the inputs of layers as well, whatever slim_config says.
+            They have as many bits as the model, 8 at most...
 
     Returns:
         The folder.
@@ -62,8 +65,9 @@ def pack_checkpoint(
             f"pack: expected a checkpoint of once-QAT, got {model_path} with float weights. Train "
             "with --slim_config, or quantise them as they are with --ptq."
         )
-    if ptq and not isinstance(job, MultiBitJob):
-        job = MultiBitJob(job, {})
+    if ptq and (activations or not isinstance(job, MultiBitJob)):
+        inner, options = (job.float_job, job.options) if isinstance(job, MultiBitJob) else (job, {})
+        job = MultiBitJob(inner, {**options, **({"activations": True} if activations else {})})
     job.load(model_path)
     once = job.model
     if ptq:
