@@ -3,6 +3,7 @@
 import fnmatch
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 import paddle
 from paddle import nn

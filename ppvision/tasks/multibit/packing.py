@@ -11,6 +11,7 @@ from ppvision.console import ProgressLine
 from ppvision.data.listing import list_images
 from ppvision.data.pictures import read_picture
 from ppvision.quant import OnceQAT, save_layered
+from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.ptq.norm_statistics import estimate_statistics
 from ppvision.quant.store.model import check_output
 from ppvision.quant.train.layers import LayeredNorm
@@ -45,8 +46,8 @@ def pack_checkpoint(
         calibration: pictures, as `predict` takes them, for the steps of activations and for
             BatchNorm's statistics at every width but the highest. Default None: activations cannot
             be quantised, and the float model's statistics serve all widths.
-        activations: with `ptq`: quantise the inputs of layers as well, whatever slim_config says.
-            They have as many bits as the model, 8 at most...
+        activations: with `ptq`: quantise the inputs of layers as well, to 8 bits at every width,
+            whatever slim_config says.
 
     Returns:
         The folder.
@@ -67,7 +68,7 @@ def pack_checkpoint(
         )
     if ptq and (activations or not isinstance(job, MultiBitJob)):
         inner, options = (job.float_job, job.options) if isinstance(job, MultiBitJob) else (job, {})
-        job = MultiBitJob(inner, {**options, **({"activations": True} if activations else {})})
+        job = MultiBitJob(inner, {**options, **({"activations": MAX_BITS} if activations else {})})
     job.load(model_path)
     once = job.model
     if ptq:

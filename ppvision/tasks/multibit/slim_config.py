@@ -7,7 +7,7 @@ A config's `slim_config` (or the file of `--slim_config`), with what is taken fo
       objective: mean            # or sandwich: the highest, the lowest, one of the others by chance
       weights: null              # what each width's loss counts, in the order of bits
       distillation: 0.0          # of every width from the highest
-      activations: false         # whether the inputs of layers are quantised as well
+      activations: false         # true: the inputs of layers have as many bits; 8: always 8 bits
       steps: shared              # or per_width: a factor of its own for every width
       types: {}                  # rules by type, such as Linear: {min_bits: 4}
       layers: {}                 # rules by path, such as backbone.stages.*: {min_bits: 3}
@@ -20,7 +20,7 @@ result, and SDN's fusions stay at 8 bits unless `layers` names them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from paddle import nn
 
@@ -30,12 +30,21 @@ from ppvision.quant.train.losses import WeightedLosses
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
-from ppvision.schema import Count, number, one_of, text, whole
+from ppvision.schema import Count, Place, number, one_of, refuse, text, whole
 from ppvision.tasks.config import ConfigError, build_config, read_yaml
 
 _OF_LOSSES = ("weights", "distillation")
 
 Width = Annotated[int, whole(1, MAX_BITS)]
+
+
+def _activations(value: Any, place: Place) -> bool | int:
+    if not isinstance(value, bool) and value != MAX_BITS:
+        raise refuse(value, place, "true, false or 8")
+    return value
+
+
+Activations = Annotated[bool | int, _activations]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +54,7 @@ class Rule:
     Attributes:
         bits: at every width of the model.
         min_bits, max_bits: the same as bounds.
-        activations: whether the inputs of these layers are quantised.
+        activations: whether the inputs of these layers are quantised; 8: to 8 bits at every width.
         float: leave these layers as they are.
     """
 
@@ -53,7 +62,7 @@ class Rule:
     bits: Width = None
     min_bits: Width = None
     max_bits: Width = None
-    activations: bool = None
+    activations: Activations = None
     float: bool = False
 
 
@@ -76,7 +85,7 @@ class SlimConfig:
         | None
     ) = None
     distillation: Annotated[float, number(0)] = 0.0
-    activations: bool = False
+    activations: Activations = False
     steps: Literal["shared", "per_width"] = "shared"
     types: Rules = field(default_factory=dict)
     layers: Rules = field(default_factory=dict)
