@@ -127,6 +127,7 @@ def _show_fault(error: Exception, console: Console) -> int:
 def doctor(args: argparse.Namespace) -> int:
     from ppvision.doctor import run_doctor
 
+    tell("doctor: reading versions, trying imports and a small export")
     return run_doctor(result_stream())
 
 

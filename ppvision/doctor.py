@@ -27,7 +27,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TextIO
 
-from ppvision.console import tell
 from ppvision.environment import fast_mkl
 
 Level = Literal["ok", "warn", "fail"]
@@ -524,7 +523,6 @@ SEVERAL = 4  # missing packages from which on a whole set-up is the better advic
 
 def run_doctor(stream: TextIO) -> int:
     """Write the report to `stream`; returns 1 when the main job would fail, otherwise 0."""
-    tell("ppvision doctor: reading versions, trying imports and a small export")
     findings = diagnose(collect_environment())
     missing = [f.name for f in findings if f.found == "not installed"]
     if len(missing) >= SEVERAL:

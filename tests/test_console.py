@@ -173,7 +173,7 @@ def test_a_training_in_a_terminal_is_one_line(outputs):
     assert re.search(r"eval \d/4", written[0])
     states = written[0].split("\r")
     assert all(len(state) <= 80 for state in states)
-    assert re.search(r"8/8 \[.*step/s, loss [\d.]+, mIoU [\d.]+", states[-1])
+    assert re.search(r"8/8 \[.*(step/s|s/step), loss [\d.]+, mIoU [\d.]+", states[-1])
 
 
 # -- JSON ------------------------------------------------------------------------------------------
