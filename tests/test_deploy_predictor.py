@@ -248,6 +248,9 @@ class NoPath:
     def __fspath__(self):
         return self.path
 
+    def __repr__(self):
+        return f"NoPath({self.path!r})"
+
 
 @pytest.mark.parametrize("path", [NoPath(3), NoPath(b"x"), "a\0b", "\ud800"], ids=repr)
 def test_paths_that_are_none(exported, path):
