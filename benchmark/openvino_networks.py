@@ -108,15 +108,23 @@ def build(name: str):
     import ppvision.plugins.paddleseg  # backbones, and repairs
 
     if kind == "sdn":
-        backbone = {
-            "type": "SemanticDiffusionBackbone",
-            "backbone": {"type": "pale_nano"},
-            "similarity": title,
-        }
-        return build_model("SegFormer", backbone)
+        return _with_diffusion(title)
     if title in OTHER_BACKBONES:
         return build_model(*OTHER_BACKBONES[title])
     return build_model(title)
+
+
+def _with_diffusion(similarity: str):
+    import paddle
+    from paddleseg.cvlibs import manager
+
+    pale = manager.BACKBONES["pale_nano"]()
+    backbone = {"type": "SemanticDiffusionBackbone", "backbone": pale, "similarity": similarity}
+    model = build_model("SegFormer", backbone)
+    for diffusion in model.backbone.diffusion.diffusions:
+        weight = diffusion.fuse.weight  # SDN starts as nothing
+        weight.set_value(0.05 * paddle.randn(weight.shape))
+    return model
 
 
 def _detector(architecture: str):
@@ -236,7 +244,8 @@ def _settle(model, x) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[-300:]
+    said = " ".join(str(error).split())
+    return said if len(said) <= 300 else f"... {said[-300:].partition(' ')[2]}"
 
 
 def _work(name: str, connection) -> None:
