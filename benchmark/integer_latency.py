@@ -1,6 +1,6 @@
 """What integers bring: milliseconds, bytes, seconds to load and memory of exported folders.
 
-    python benchmark/integer_latency.py --work_dir output/integers              # all, about 20 minutes
+    python benchmark/integer_latency.py --work_dir output/integers   # all, about 20 minutes
     python benchmark/integer_latency.py --work_dir output/integers --models resnet50 --threads 1
 
 Each network is exported in float and in integers (random weights, calibrated on noise: time does
@@ -33,21 +33,8 @@ from ppvision.deploy.run.precision import usable_flags
 from ppvision.environment import machine
 
 RESULTS = Path(__file__).parent / "results" / "integer_latency.csv"
-FIELDS = [
-    "model",
-    "input",
-    "arithmetic",
-    "engine",
-    "threads",
-    "batch",
-    "ms",
-    "ratio",
-    "bytes",
-    "load_s",
-    "memory_mb",
-    "rounds",
-    "machine",
-]
+FIELDS = ["model", "input", "arithmetic", "engine", "threads", "batch", "ms", "ratio", "bytes"]
+FIELDS += ["load_s", "memory_mb", "rounds", "machine"]
 
 NORMALIZE = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 UNITS = ("avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
