@@ -1,6 +1,7 @@
 """Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
 
 import itertools
+import json
 import os
 import tempfile
 import warnings
@@ -148,6 +149,30 @@ def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], fo
     if format == "onnx":
         sizes = graph.forward.function_spec.input_spec[0].shape[2:]
         convert_folders(list(parts), any_size=any(n is None or n < 0 for n in sizes))
+        return
+    for folder in parts:
+        program = folder / "model.json"
+        program.write_text(slim_program(program.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def slim_program(text: str) -> str:
+    """A program (PIR, as JSON) without what no run reads: the layer that an operator came from, and
+    which outputs take no gradient. That is two fifths of its bytes."""
+    content = json.loads(text)
+    for region in content["program"]["regions"]:
+        _slim_region(region)
+    return json.dumps(content, separators=(",", ":"))
+
+
+def _slim_region(region: dict) -> None:
+    for block in region["blocks"]:
+        for op in block["ops"]:
+            if op["#"] == "p":  # a parameter, whose attributes have no names
+                continue
+            op["A"] = [entry for entry in op.get("A", []) if entry["N"] != "struct_name"]
+            op["OA"] = []
+            for inner in op.get("regions", []):  # of a branch or a loop
+                _slim_region(inner)
 
 
 def save_graph(graph: nn.Layer, prefix: str, outputs: list | None) -> None:

@@ -1,0 +1,240 @@
+"""What integers bring: milliseconds, bytes, seconds to load and memory of exported folders.
+
+    python benchmark/integer_latency.py --work_dir output/integers   # all, about 20 minutes
+    python benchmark/integer_latency.py --work_dir output/integers --models resnet50 --threads 1
+
+Each network is exported in float and in integers (random weights, calibrated on noise: time does
+not depend on them) and opened in processes of its own, one for each folder and arithmetic. The
+processes run in turn, one picture or batch each, so that whatever else the machine does meets all
+of them alike; a row is the median of many. `ratio` is the median of a round's time over float32's
+in the same engine, OpenVINO. Rows go to benchmark/results/integer_latency.csv.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+from paddle import nn
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from ppvision import create_model, export_model
+from ppvision.data.writing import write_picture
+from ppvision.deploy.run.precision import usable_flags
+from ppvision.environment import machine
+
+RESULTS = Path(__file__).parent / "results" / "integer_latency.csv"
+FIELDS = ["model", "input", "arithmetic", "engine", "threads", "batch", "ms", "ratio", "bytes"]
+FIELDS += ["load_s", "memory_mb", "rounds", "machine"]
+
+NORMALIZE = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
+UNITS = ("avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
+
+
+def _classifier(name: str) -> Callable[[], nn.Layer]:
+    return lambda: create_model(name, num_classes=1000)
+
+
+def _segmenter(sdn: bool) -> Callable[[], nn.Layer]:
+    def build() -> nn.Layer:
+        from paddleseg.models import SegFormer
+
+        import ppvision.plugins.paddleseg  # noqa: F401  (registers)
+        from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
+
+        backbone = create_model("pale_nano", features_only=True)
+        if sdn:
+            backbone = SemanticDiffusionBackbone(backbone)
+        return SegFormer(num_classes=19, backbone=backbone, embedding_dim=256)
+
+    return build
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured.
+
+    Attributes:
+        build: makes it, in float.
+        side: of the picture, in pixels.
+        task: of `export_model`.
+    """
+
+    build: Callable[[], nn.Layer]
+    side: int = 224
+    task: str = "classification"
+
+
+NETWORKS = {
+    "pale_nano": Network(_classifier("pale_nano")),
+    "pale_tiny": Network(_classifier("pale_tiny")),
+    "resnet50": Network(_classifier("resnet50")),
+    "segformer_pale_nano": Network(_segmenter(False), 512, "segmentation"),
+    "segformer_pale_nano_sdn": Network(_segmenter(True), 512, "segmentation"),
+}
+
+
+def export_both(name: str, batch: int, work: Path) -> dict[str, Path]:
+    """The folders of a network by arithmetic; an export that is there already is kept."""
+    network = NETWORKS[name]
+    folders = {kind: work / f"{name}-{kind}-b{batch}" for kind in ("float32", "int8")}
+    if all((folder / "deploy.yaml").is_file() for folder in folders.values()):
+        return folders
+    paddle.seed(0)
+    model = network.build()
+    model.eval()
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(dir=work) as noise:
+        for number in range(4):
+            shape = (network.side, network.side, 3)
+            write_picture(Path(noise) / f"{number}.png", random.integers(0, 256, shape, np.uint8))
+        how = {
+            "input_shape": [batch, 3, network.side, network.side],
+            "task": network.task,
+            "output_op": "none",
+            "transforms": NORMALIZE,
+        }
+        export_model(model, folders["float32"], **how)
+        export_model(model, folders["int8"], **how, int8=True, calibration=noise)
+    return folders
+
+
+# -- processes that run in turn --------------------------------------------------------------------
+
+_CHILD = """
+import json, sys, time
+import numpy as np
+folder, precision, threads, out = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.stdout
+from ppvision.deploy import Predictor
+def memory():
+    for line in open("/proc/self/status"):
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+before, start = memory(), time.perf_counter()
+predictor = Predictor(folder, precision=precision, threads=threads)
+x = np.random.default_rng(0).standard_normal(predictor.manifest.input_shape).astype(np.float32)
+predictor.run(x)
+said = {"load_s": time.perf_counter() - start, "memory_mb": memory() - before}
+said |= {"engine": predictor.engine, "precision": predictor.precision}
+print("ANSWER", json.dumps(said), flush=True)
+for line in sys.stdin:
+    start = time.perf_counter()
+    predictor.run(x)
+    print("ANSWER", time.perf_counter() - start, flush=True)
+"""
+
+
+class Worker:
+    """A process that holds one predictor and runs it when asked."""
+
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _CHILD, str(folder), precision, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.said: dict[str, object] = json.loads(self._answer())
+
+    def _answer(self) -> str:
+        for line in self._process.stdout:
+            if line.startswith("ANSWER "):
+                return line.removeprefix("ANSWER ")
+        raise SystemExit(f"a process ended with code {self._process.wait()}")
+
+    def run(self) -> float:
+        """Seconds of one run."""
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return float(self._answer())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def measure(
+    name: str, folders: dict[str, Path], threads: int, batch: int, seconds: float
+) -> list[dict[str, object]]:
+    """A row for each arithmetic."""
+    wanted = [("float32", "float32"), ("int8", "int8")]
+    if "amx_bf16" in usable_flags():
+        wanted.insert(1, ("float32", "bfloat16"))
+    workers = {kind: Worker(folders[where], kind, threads) for where, kind in wanted}
+    taken: dict[str, list[float]] = {kind: [] for kind in workers}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(taken["float32"]) < 5:
+        for kind, worker in workers.items():
+            taken[kind].append(worker.run())
+    rows = []
+    for where, kind in wanted:
+        worker = workers[kind]
+        worker.close()
+        ratios = np.array(taken[kind]) / np.array(taken["float32"])
+        side = NETWORKS[name].side
+        rows.append(
+            {
+                "model": name,
+                "input": f"{batch}x3x{side}x{side}",
+                "arithmetic": kind,
+                "engine": worker.said["engine"],
+                "threads": threads,
+                "batch": batch,
+                "ms": round(1e3 * float(np.median(taken[kind])), 2),
+                "ratio": round(float(np.median(ratios)), 3),
+                "bytes": sum(f.stat().st_size for f in folders[where].iterdir()),
+                "load_s": round(worker.said["load_s"], 2),
+                "memory_mb": round(worker.said["memory_mb"]),
+                "rounds": len(taken[kind]),
+                "machine": f"{machine()}, {', '.join(u for u in UNITS if u in usable_flags())}",
+            }
+        )
+    return rows
+
+
+def write_rows(rows: list[dict[str, object]], path: Path) -> None:
+    """Put rows in the place of those of the same case and machine."""
+    key = ("model", "arithmetic", "threads", "batch", "machine")
+    held: dict[tuple[str, ...], dict[str, object]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            held = {tuple(str(r[k]) for k in key): r for r in csv.DictReader(file)}
+    held |= {tuple(str(row[k]) for k in key): row for row in rows}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(held.values())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--work_dir", type=Path, required=True, help="for the exported folders")
+    parser.add_argument("--models", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement (20)")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    for name in args.models:
+        for batch in args.batches:
+            folders = export_both(name, batch, args.work_dir)
+            for threads in args.threads:
+                rows = measure(name, folders, threads, batch, args.seconds)
+                write_rows(rows, args.results)
+                for row in rows:
+                    print({k: row[k] for k in FIELDS[:-1]}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,305 @@
+"""Exports that multiply integers: what is written, what runs, and what is refused."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run import integer_probe, precision
+from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.integer_probe import expected_sums, find_integer_fault, probe_codes
+from ppvision.deploy.run.manifest import Manifest, read_manifest
+from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
+from ppvision.errors import EngineError, InputError
+from ppvision.forms.paddle_private import parse_program
+from ppvision.quant.packed import pack_model
+from ppvision.quant.store.state import layered_state
+from tests.helpers.write_integer_probe import write_probe
+
+SIDE = 32
+TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
+VNNI = frozenset({"avx2", "avx512_vnni"})
+
+needs_integers = pytest.mark.skipif(
+    not has_openvino() or integer_unit(usable_flags()) is None,
+    reason="no OpenVINO, or a processor without VNNI",
+)
+
+
+class Net(nn.Layer):
+    def __init__(self, classes=4):
+        super().__init__()
+        paddle.seed(1)
+        self.stem = nn.Conv2D(3, 8, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2D(8)
+        self.depthwise = nn.Conv2D(8, 8, 3, padding=1, groups=8)
+        self.point = nn.Conv2D(8, 16, 1)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x):
+        x = nn.functional.relu(self.norm(self.stem(x)))
+        x = nn.functional.gelu(self.point(self.depthwise(x)))
+        return 20 * self.head(x.mean(axis=[2, 3]))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calibration")
+    random = np.random.default_rng(0)
+    for number in range(6):
+        coarse = random.integers(0, 255, (4, 4, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), cv2.resize(coarse, (SIDE, SIDE)))
+    return folder
+
+
+def export(model, folder, **others):
+    arguments = {
+        "input_shape": [1, 3, SIDE, SIDE],
+        "task": "classification",
+        "output_op": "softmax",
+        "transforms": TRANSFORMS,
+        "int8": True,
+    }
+    return export_model(model, folder, **(arguments | others))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, pictures):
+    return export(Net(), tmp_path_factory.mktemp("export") / "net-int8", calibration=pictures)
+
+
+# -- the folder ------------------------------------------------------------------------------------
+
+
+@needs_integers
+def test_deploy_yaml_says_what_is_in_the_folder(exported):
+    manifest = read_manifest(exported)
+    assert (manifest.activations, manifest.bits, manifest.openvino) == (8, 8, True)
+    assert manifest.calibration.pictures == 6
+    assert manifest.calibration.method == "minimum_error"
+    assert manifest.keep_float == []
+    checked = manifest.int8
+    assert checked.passed
+    assert checked.engine == "openvino"
+    assert checked.equal_labels == 1.0
+    assert checked.milliseconds > 0
+    assert checked.float_milliseconds > 0
+
+
+@needs_integers
+def test_codes_are_bytes(exported, tmp_path):
+    as_float = export(Net(), tmp_path / "float", int8=False)
+    sizes = [
+        read_manifest(folder).files["model.pdiparams"].bytes for folder in (exported, as_float)
+    ]
+    assert sizes[0] < sizes[1]
+
+
+@needs_integers
+def test_both_precisions_give_the_same_classes(exported, pictures):
+    found = {}
+    for name in ("int8", "float32"):
+        with Predictor(exported, precision=name, threads=1) as predictor:
+            assert predictor.precision == name
+            assert predictor.engine == ("openvino" if name == "int8" else "onednn")
+            paths = sorted(pictures.iterdir())
+            found[name] = [predictor(path).probabilities for path in paths]
+    np.testing.assert_allclose(found["int8"], found["float32"], atol=0.02)
+
+
+@needs_integers
+def test_auto_takes_integers_and_says_so(exported, caplog):
+    with caplog.at_level("INFO", "ppvision"), Predictor(exported, threads=1) as predictor:
+        assert predictor.precision == "int8"
+    assert "int8, since" in caplog.text
+
+
+@needs_integers
+def test_auto_takes_float_where_integers_are_wrong(exported, monkeypatch, caplog):
+    monkeypatch.setattr("ppvision.deploy.run.predictor.find_integer_fault", lambda: "7 are wrong")
+    with caplog.at_level("INFO", "ppvision"), Predictor(exported, threads=1) as predictor:
+        assert predictor.precision == "float32"
+    assert "7 are wrong" in caplog.text
+
+
+@needs_integers
+def test_a_limit_of_the_instruction_set_is_obeyed(exported, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    with Predictor(exported, threads=1) as predictor:
+        assert predictor.precision == "float32"
+
+
+def test_int8_of_a_float_folder_is_refused(tmp_path):
+    folder = export(Net(), tmp_path / "float", int8=False)
+    with pytest.raises(InputError, match="--int8"):
+        Predictor(folder, precision="int8")
+    with pytest.raises(InputError, match="precision"):
+        Predictor(folder, precision="int4")
+    with pytest.raises(InputError, match="OpenVINO on a CPU"):
+        Predictor(folder, precision="bf16", use_onednn=True)
+
+
+@needs_integers
+def test_layers_that_stay_in_float(tmp_path, pictures):
+    folder = export(Net(), tmp_path / "net", calibration=pictures, keep_float=["head", "stem"])
+    assert read_manifest(folder).keep_float == ["stem", "head"]
+
+
+@needs_integers
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_widths_of_a_layered_model(bits, tmp_path, pictures):
+    """Weights of each width, activations of 8 bits: the exported folder gives eager's classes."""
+    slim = pytest.importorskip("ppvision.plugins.paddleslim")
+    model = Net()
+    config = slim.slim_quant_config(model, bits=[8, 4, 2], activations=8)
+    quantized = slim.LayeredQAT(config).quantize(model)
+    quantized.train()
+    x = paddle.to_tensor(np.random.default_rng(3).standard_normal((8, 3, SIDE, SIDE)), "float32")
+    quantized(x)  # sets the steps
+    state = layered_state(quantized, (8, 4, 2))
+    packed = pack_model(Net(), state, bits, integers=True)
+    folder = export(packed, tmp_path / "net", bits=bits)
+    manifest = read_manifest(folder)
+    assert (manifest.bits, manifest.activations) == (bits, 8)
+    assert manifest.calibration.method == "learned"
+    assert manifest.int8.passed
+    with paddle.no_grad():
+        eager = nn.functional.softmax(packed(x[:1]), axis=1).numpy()
+    with Predictor(folder, precision="int8", threads=1) as predictor:
+        np.testing.assert_allclose(predictor.run(x[:1].numpy())[0], eager, atol=0.01)
+
+
+def test_a_layered_model_without_steps_is_refused():
+    slim = pytest.importorskip("ppvision.plugins.paddleslim")
+    model = Net()
+    quantized = slim.LayeredQAT(slim.slim_quant_config(model, bits=[8, 4])).quantize(model)
+    state = layered_state(quantized, (8, 4))
+    with pytest.raises(InputError, match="activations"):
+        pack_model(Net(), state, 8, integers=True)
+
+
+# -- bad input -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "calibration pictures"),
+        ({"calibration": []}, "at least one picture"),
+        ({"calibration": "PICTURES", "input_shape": [1, 3, None, None]}, "height and width"),
+        ({"calibration": "PICTURES", "input_shape": [1, 3, 48, 48]}, "after the transforms"),
+        ({"calibration": "PICTURES", "calibration_rule": "mean"}, "calibration_rule"),
+        ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float"),
+        ({"calibration": "PICTURES", "format": "onnx"}, "format"),
+        ({"calibration": "PICTURES", "int8": False}, "int8=True"),
+        ({"calibration": "PICTURES", "int8": "yes"}, "int8"),
+    ],
+)
+def test_what_is_refused(changed, message, tmp_path, pictures):
+    changed = {k: pictures if v == "PICTURES" else v for k, v in changed.items()}
+    with pytest.raises((InputError, TypeError), match=message):
+        export(Net(), tmp_path / "net", **changed)
+    assert not (tmp_path / "net").exists()
+
+
+def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
+    path = tmp_path / "grey.png"
+    cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 128, np.uint8))
+    with caplog.at_level("WARNING", "ppvision"):
+        export(Net(), tmp_path / "net", calibration=[path])
+    assert "one single shade" in caplog.text
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, pictures):
+    model = Net()
+    model.point.weight.set_value(np.full(model.point.weight.shape, np.inf, np.float32))
+    with pytest.raises(InputError, match=r"finite|infinity"):
+        export(model, tmp_path / "net", calibration=pictures)
+
+
+# -- which precision -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manifest(tmp_path) -> Manifest:
+    return read_manifest(export(Net(), tmp_path / "float", int8=False))
+
+
+def test_auto_by_folder_and_processor(manifest):
+    integers = replace(manifest, activations=8, openvino=True)
+    choose = lambda m, flags, has=True: choose_precision("auto", m, flags, has)[0]  # noqa: E731
+    assert choose(manifest, VNNI) == "float32"
+    assert choose(integers, VNNI) == "int8"
+    assert choose(integers, {"avx2"}) == "float32"
+    assert choose(integers, VNNI, has=False) == "float32"
+    assert choose(replace(integers, openvino=False), VNNI) == "float32"
+
+
+def test_bfloat16_is_never_taken_blindly(manifest):
+    from ppvision.deploy.run.manifest import PrecisionCheck
+
+    checked = replace(manifest, openvino=True, bfloat16=PrecisionCheck(passed=True))
+    assert choose_precision("auto", checked, {"amx_bf16"}, True)[0] == "bfloat16"
+    assert choose_precision("auto", checked, VNNI, True)[0] == "float32"
+    unchecked = replace(checked, bfloat16=None)
+    assert choose_precision("auto", unchecked, {"amx_bf16"}, True)[0] == "float32"
+
+
+def test_flags_are_cut_by_the_limit(monkeypatch):
+    monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_int8", "avx512_vnni", "avx2"})
+    for limit, unit in (("AVX2", None), ("AVX512_CORE_VNNI", "VNNI"), ("ALL", "AMX")):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        assert integer_unit(usable_flags()) == unit
+
+
+# -- the look at the machine -----------------------------------------------------------------------
+
+
+def test_the_probe_is_what_the_script_writes(tmp_path):
+    write_probe(tmp_path)
+    kinds = []
+    for folder in (tmp_path, integer_probe.FOLDER):  # names in it have counters
+        program = parse_program((folder / "model.pdmodel").read_bytes())
+        kinds.append([op.type for op in program.blocks[0].ops])
+    assert kinds[0] == kinds[1]
+    weights = [(f / "model.pdiparams").read_bytes() for f in (tmp_path, integer_probe.FOLDER)]
+    assert weights[0] == weights[1]
+
+
+def test_the_probe_saturates_16_bits():
+    """Or it could not show that an engine adds in 16 bits."""
+    assert np.abs(expected_sums()).max() > 32767
+    assert probe_codes().max() == 255
+
+
+@needs_integers
+def test_integers_are_right_here():
+    assert find_integer_fault() is None
+
+
+@pytest.mark.skipif(not has_openvino(), reason="no OpenVINO")
+def test_the_probe_finds_an_engine_that_adds_in_16_bits():
+    code = "from ppvision.deploy.run.integer_probe import *; print(find_integer_fault())"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "are wrong" in done.stdout
+
+
+def test_an_engine_that_is_missing_is_a_fault(monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise EngineError("no plugin")
+
+    monkeypatch.setattr(integer_probe, "PaddleRuntime", fail)
+    assert "no plugin" in find_integer_fault.__wrapped__()

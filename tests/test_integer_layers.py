@@ -1,0 +1,178 @@
+"""Random integer layers: whole numbers in NumPy against eager mode and OpenVINO.
+
+Every layer is given codes, and gives a sum of products of whole numbers, times a scale per channel,
+plus a bias. The reference adds those up in int64, by its own windows and not by Paddle's.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.write.openvino import write_products
+from ppvision.quant.integers import IntegerActivation, IntegerWeight
+from ppvision.quant.packed import integer_copy
+from ppvision.quant.train.quanters import channel_axis
+
+PER_GRAPH = 200
+GRAPHS = [pytest.param(k, marks=() if k < 2 else pytest.mark.all) for k in range(50)]
+TOLERANCE = 1e-5  # of the layer's largest output, or of what its codes could give at most
+
+
+@dataclass
+class Case:
+    """One layer, and what goes into it and must come out."""
+
+    layer: nn.Layer  # in integers
+    x: np.ndarray  # float32, whole steps
+    expected: np.ndarray  # float64
+    largest: float  # magnitude that errors are compared with
+
+
+def one_of(random, *values):
+    return values[int(random.integers(len(values)))]
+
+
+def random_layer(random: np.random.Generator) -> tuple[nn.Layer, list[int]]:
+    """A layer in float, and the shape of its input."""
+    kind = one_of(random, "conv", "conv", "conv", "depthwise", "linear", "transpose")
+    bias = None if random.random() < 0.7 else False
+    if kind == "linear":
+        inputs, outputs = (int(n) for n in random.integers(1, 40, 2))
+        return nn.Linear(inputs, outputs, bias_attr=bias), [one_of(random, 1, 3), 5, inputs]
+    groups = one_of(random, 1, 1, 1, 2, 4)
+    inputs, outputs = (groups * int(n) for n in random.integers(1, 13, 2))
+    if kind == "depthwise":
+        groups = inputs = outputs = int(random.integers(1, 33))
+    kernel = [int(n) for n in random.integers(1, 6, 2)]
+    stride = [int(n) for n in random.integers(1, 4, 2)]
+    dilation = [int(n) for n in random.integers(1, 4, 2)]
+    if kind == "transpose":
+        dilation, groups = [1, 1], 1
+        layer = nn.Conv2DTranspose(inputs, outputs, kernel, stride, 0, bias_attr=bias)
+        return layer, [1, inputs, *(int(n) for n in random.integers(2, 7, 2))]
+    padding = [int(random.integers(0, k)) for k in kernel]
+    layer = nn.Conv2D(inputs, outputs, kernel, stride, padding, dilation, groups, bias_attr=bias)
+    least = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    sides = [max(3, n + int(random.integers(0, 6))) for n in least]
+    return layer, [one_of(random, 1, 1, 2), inputs, *sides]
+
+
+def make_case(random: np.random.Generator) -> Case:
+    layer, shape = random_layer(random)
+    axis = channel_axis(layer)
+    weight_shape = layer.weight.shape
+    codes = random.integers(-127, 128, weight_shape).astype(np.int8)
+    if random.random() < 0.2:
+        codes = np.where(codes < 0, -127, 127).astype(np.int8)  # sums as large as can be
+    scale = (10.0 ** random.uniform(-6, 2, weight_shape[axis])).astype(np.float32)
+    if random.random() < 0.3:  # a channel of zeros
+        dead = [slice(None)] * len(weight_shape)
+        dead[axis] = int(random.integers(weight_shape[axis]))
+        codes[tuple(dead)], scale[dead[axis]] = 0, 0
+    low = one_of(random, 0, 0, -128, int(random.integers(-255, 1)))
+    step = float(np.float32(10.0 ** random.uniform(-4, 2)))
+    whole = random.integers(low, low + 256, shape)
+    if random.random() < 0.2:
+        whole[...] = low + 255
+    model = nn.Sequential(layer)
+    weight = IntegerWeight(codes, scale, axis)
+    held = integer_copy(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
+    sums = integer_sums(layer, whole, codes.astype(np.int64))
+    channels = 1 if isinstance(layer, (nn.Conv2D, nn.Conv2DTranspose)) else sums.ndim - 1
+    aligned = [1] * sums.ndim
+    aligned[channels] = -1
+    step = float(held.activation.scale.numpy()[0]) / 127
+    bias = 0.0 if layer.bias is None else layer.bias.numpy().astype(np.float64).reshape(aligned)
+    scales = np.tile(scale, sums.shape[channels] // len(scale)).astype(np.float64)
+    expected = sums * step * scales.reshape(aligned) + bias
+    return Case(
+        held, (whole * step).astype(np.float32), expected, max(np.abs(expected).max(), 1e-30)
+    )
+
+
+def integer_sums(layer: nn.Layer, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """The layer's sums of products of whole numbers, int64."""
+    if isinstance(layer, nn.Linear):
+        return x @ weight
+    if isinstance(layer, nn.Conv2DTranspose):
+        return transposed_sums(layer, x, weight)
+    (top, left), groups = layer._updated_padding, layer._groups
+    padded = np.pad(x, [(0, 0), (0, 0), (top, top), (left, left)])
+    rows, columns = (
+        d * (k - 1) + 1 for d, k in zip(layer._dilation, layer._kernel_size, strict=True)
+    )
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (rows, columns), axis=(2, 3))
+    (down, right), (dy, dx) = layer._stride, layer._dilation
+    windows = windows[:, :, ::down, ::right, ::dy, ::dx]  # [B, C, H', W', kh, kw]
+    parts = zip(np.split(windows, groups, axis=1), np.split(weight, groups, axis=0), strict=True)
+    return np.concatenate(
+        [np.einsum("bchwyx,ocyx->bohw", part, kernel) for part, kernel in parts], axis=1
+    )
+
+
+def transposed_sums(layer: nn.Conv2DTranspose, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Each input adds its kernel to the output."""
+    batch, _, height, width = x.shape
+    (down, right), (rows, columns) = layer._stride, layer._kernel_size
+    out = np.zeros(
+        (batch, weight.shape[1], (height - 1) * down + rows, (width - 1) * right + columns),
+        np.int64,
+    )
+    for row in range(height):
+        for column in range(width):
+            part = np.einsum("bc,coyx->boyx", x[:, :, row, column], weight)
+            place = (
+                slice(row * down, row * down + rows),
+                slice(column * right, column * right + columns),
+            )
+            out[:, :, place[0], place[1]] += part
+    return out
+
+
+def cases_of(graph: int) -> list[Case]:
+    random = np.random.default_rng([7, graph])
+    return [make_case(random) for _ in range(PER_GRAPH)]
+
+
+def check(cases: list[Case], found: list[np.ndarray], engine: str) -> None:
+    for number, (case, got) in enumerate(zip(cases, found, strict=True)):
+        assert got.shape == case.expected.shape
+        error = np.abs(got - case.expected).max() / case.largest
+        assert error <= TOLERANCE, f"{engine}, layer {number}: {case.layer}: {error:.3g}"
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
+    cases = cases_of(graph)
+    with paddle.no_grad():
+        eager = [case.layer(paddle.to_tensor(case.x)).numpy() for case in cases]
+    check(cases, eager, "eager")
+    if not has_openvino() or integer_unit(usable_flags()) is None:
+        pytest.skip("no OpenVINO, or a processor without VNNI")
+    write_products([c.layer for c in cases], [list(c.x.shape) for c in cases], tmp_path / "graph")
+    named = {f"x{place}": case.x for place, case in enumerate(cases)}
+    ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
+    check(cases, outputs, "OpenVINO")
+
+
+LIMITS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_AMX": "amx_int8", "AVX2_VNNI": "avx_vnni"}
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("limit", LIMITS)
+def test_every_instruction_set_with_products_of_integers(limit, tmp_path, monkeypatch):
+    if LIMITS[limit] not in usable_flags():
+        pytest.skip(f"the processor has no {LIMITS[limit]}")
+    monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", limit)
+    cases = cases_of(0)
+    write_products([c.layer for c in cases], [list(c.x.shape) for c in cases], tmp_path / "graph")
+    named = {f"x{place}": case.x for place, case in enumerate(cases)}
+    ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
+    check(cases, outputs, limit)
