@@ -36,7 +36,7 @@ from ppvision.errors import (
     shorten,
     shorten_text,
 )
-from ppvision.precision import SPELLINGS, normalize_precision
+from ppvision.precision import LONG_SPELLINGS, PRECISIONS, SPELLINGS, normalize_precision
 from ppvision.tables import format_records, format_table
 
 
@@ -304,6 +304,7 @@ def evaluate(args: argparse.Namespace) -> None:
     from ppvision.tasks.training import check_data
 
     _set_device(args.device)
+    _check_precision(args)
     job = _job(args)
     check_data(job, "val_dataset", skip=args.skip_check)
     flags = {
@@ -323,6 +324,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.model_dir:
         if args.bits is not None:
             raise InputError("--bits: an exported folder has one width; expected --model_path.")
+        how["precision"] = args.precision
         found = {None: job.evaluate_exported(args.model_dir, device=_kind(args.device), **how)}
     else:
         bits = None if args.bits is None else [args.bits]
@@ -363,6 +365,7 @@ def _one_line(text: str) -> str:
 
 def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
     """Predict until `stopped()`; a line for every picture that failed."""
+    _check_precision(args)
     job = _job(args) if args.config else None
     where = args.image_path, args.save_dir
     if args.model_dir:
@@ -371,7 +374,12 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
         from ppvision.deploy import Predictor
         from ppvision.tasks.prediction import exported_to_folder
 
-        predictor = Predictor(args.model_dir, threads=args.threads, device=_kind(args.device))
+        predictor = Predictor(
+            args.model_dir,
+            threads=args.threads,
+            device=_kind(args.device),
+            precision=args.precision,
+        )
         write = exported_to_folder if job is None else job.predict_exported_to_folder
         return write(predictor, *where, stopped=stopped)
     if job is None:
@@ -512,6 +520,7 @@ def bench(args: argparse.Namespace) -> None:
         size=tuple(args.size) if args.size else None,
         repeats=args.repeats,
         device=_kind(args.device),
+        precision=args.precision,
         eager=eager,
     )
     if args.json:
@@ -908,6 +917,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--repeats", type=_positive, default=30, help="timed runs of each model")
     _add_slim_config(verb)
     _add_json(verb)
+    _add_precision(verb)
     verb.set_defaults(verb=bench)
 
     verb = _add_verb(
@@ -983,7 +993,25 @@ def _add_slim_config(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--slim_config", help="YAML that says how to quantise (docs/layered.md)")
 
 
+def _add_precision(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--precision",
+        choices=[*PRECISIONS, *LONG_SPELLINGS],
+        metavar="P",
+        default="auto",
+        help="of an exported folder: auto, float32, bfloat16 or int8 (default: auto)",
+    )
+
+
+def _check_precision(args: argparse.Namespace) -> None:
+    if args.precision != "auto" and not args.model_dir:
+        raise InputError(
+            f"--precision {args.precision}: is for an exported folder; expected --model_dir."
+        )
+
+
 def _add_model(verb: argparse.ArgumentParser) -> None:
+    _add_precision(verb)
     verb.add_argument("--bits", type=_bits, help="width of a model that has several")
     _add_slim_config(verb)
     model = verb.add_mutually_exclusive_group(required=True)

@@ -1,6 +1,10 @@
-"""Names of floating-point precisions, each of which has two spellings."""
+"""Names of precisions, of which those of floating point have two spellings."""
 
 SPELLINGS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+LONG_SPELLINGS = {short: long for long, short in SPELLINGS.items()}
+
+# In which an exported folder runs; see `ppvision.deploy.run.precision`.
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 
 
 def normalize_precision(name: str) -> str:

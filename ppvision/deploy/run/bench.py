@@ -47,6 +47,7 @@ def bench_exported(
     size: tuple[int, int] | None = None,
     repeats: int = 30,
     device: str = "cpu",
+    precision: str = "auto",
     eager: nn.Layer | None = None,
 ) -> list[Latency]:
     """Time exported models, and an eager one if given, on the same random input.
@@ -61,13 +62,15 @@ def bench_exported(
         size: height and width of the input; None for the export's, or 224 where it is open.
         repeats: timed runs of each.
         device: "cpu" or "gpu", of the exported models.
+        precision: of the exported models; see `Predictor`.
         eager: a model in Python.
 
     Raises:
         FileNotFoundError, ValueError: a folder that `Predictor` refuses.
     """
     predictors = {
-        str(folder): Predictor(folder, threads=threads, device=device) for folder in folders
+        str(folder): Predictor(folder, threads=threads, device=device, precision=precision)
+        for folder in folders
     }
     shape = next(iter(predictors.values())).manifest.input_shape
     height, width = size or (shape[2] or DEFAULT_SIZE, shape[3] or DEFAULT_SIZE)

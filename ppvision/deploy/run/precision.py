@@ -7,10 +7,9 @@ from typing import Literal
 from ppvision.deploy.run.manifest import Manifest
 from ppvision.environment import cpu_flags
 from ppvision.errors import InputError, shorten
+from ppvision.precision import LONG_SPELLINGS, PRECISIONS
 
 Precision = Literal["float32", "bfloat16", "int8"]
-PRECISIONS = ("auto", "float32", "bfloat16", "int8")
-_OTHER_SPELLINGS = {"fp32": "float32", "bf16": "bfloat16"}
 
 # oneDNN's names, which OpenVINO's plugin obeys as well, with the flags of /proc/cpuinfo that each
 # leaves out. A name that is not here leaves out nothing.
@@ -37,7 +36,7 @@ def checked_precision(value: str) -> str:
     Raises:
         InputError: another value.
     """
-    value = _OTHER_SPELLINGS.get(value, value) if isinstance(value, str) else value
+    value = LONG_SPELLINGS.get(value, value) if isinstance(value, str) else value
     if value not in PRECISIONS:
         raise InputError(
             f"precision: expected one of {', '.join(PRECISIONS)} (fp32 and bf16 are float32 and "
