@@ -229,7 +229,7 @@ class PaleWithDifferences(nn.Layer):
 
 @pytest.mark.parametrize("shape", [[None, 3, None, None], [2, 3, 50, 71]])
 def test_forms_for_graphs_in_onnx(tmp_path, monkeypatch, shape):
-    """In the forms for graphs, as in Paddle Inference."""
+    """SDN in the form for graphs; Pale as it is trained, which ONNX Runtime runs quickest."""
     model, formed = PaleWithDifferences(), []
 
     def write_noted(graph, *args):
@@ -245,7 +245,7 @@ def test_forms_for_graphs_in_onnx(tmp_path, monkeypatch, shape):
         task="features",
         format="onnx",
     )
-    assert formed.count("GraphPaleAttention") == 6
+    assert "GraphPaleAttention" not in formed
     assert formed.count("GraphSemanticDifference") == 4
     x = noise(2, 3, 50, 71)
     outputs = OnnxRuntime(folder / "model.onnx").run(x)

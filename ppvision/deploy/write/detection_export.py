@@ -107,7 +107,7 @@ def export_detector(
         probes = _probes(model, shape, pipeline)
         raw, final = work / "raw", work / "final"
         line.update(1, "trace and write")
-        with model.in_graphs(), graph_forms(model.model):
+        with model.in_graphs(), graph_forms(model.model, format):
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)
