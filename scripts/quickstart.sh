@@ -3,8 +3,8 @@
 #
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
-# on a real photograph. Then a short once-QAT of that model, packed as layers of bits and exported at
-# 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it makes; a second run takes up
+# on a real photograph; exported in 8-bit integers. Then a short once-QAT of that model, packed as
+# layers of bits and exported at 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it makes; a second run takes up
 # what is there already. Fails below 0.30 mIoU.
 #
 # Shows the steps, a progress line each, and the result. What the verbs print is kept in FOLDER/*.txt,
@@ -23,7 +23,7 @@ paths=(train_dataset.dataset_root="$data" train_dataset.train_path="$data/train.
     val_dataset.dataset_root="$data" val_dataset.val_path="$data/val.txt")
 
 number=0
-step() { number=$((number + 1)) && printf '%s/10 %s\n' "$number" "$*"; }
+step() { number=$((number + 1)) && printf '%s/11 %s\n' "$number" "$*"; }
 # ppvision, whose results go into a file of $out, and with --verbose to the terminal too.
 run_to() {
     local file=$out/$1 code=0
@@ -74,6 +74,10 @@ step "latency: eager against exported, one picture of 112 x 112"
 run_to latency.txt bench --config "$config" --model_path "$best" --model_dir "$model" "$model-112" \
     --size 112 112 --opts "${paths[@]}"
 
+step "integers: the best model in 8 bits, scored beside float"
+run_to integers.txt export --config "$config" --model_path "$best" --save_dir "$model-int8" \
+    --input_shape 1 3 112 112 --int8 --opts "${paths[@]}"
+
 step "once-QAT: the same model at 8, 4 and 2 bits, 40 steps"
 slim=(--slim_config configs/quantization/once_qat_8_4_2.yml)
 run_to train-once.txt train --config "$config" "${slim[@]}" --model_path "$best" \
@@ -94,9 +98,16 @@ pictures        $pictures
 VisualDL        $run/vdl    (bash scripts/dashboard.sh $run)
 exported model  $model    (any size; $model-112: one picture of 112 x 112, faster)
 latency         $out/latency.txt
+integers        $model-int8    (one picture of 112 x 112; docs/integers.md)
 all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/widths.txt
 logs            $run/log.txt, $run-once/log.txt
 mIoU            $before before, $after after, $exported exported
+
+Score, bytes and milliseconds on one thread, in float and in integers ($out/integers.txt):
+$(grep -v '^exported' "$out/integers.txt")
+
+Score, bytes and milliseconds at 8, 4 and 2 bits, products in float ($out/widths.txt):
+$(grep -v '^exported' "$out/widths.txt")
 END
 awk -v miou="$after" 'BEGIN { exit !(miou >= 0.30) }' || {
     echo "quickstart: expected at least 0.30 mIoU, got $after. Look at the loss in VisualDL." >&2
