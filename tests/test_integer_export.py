@@ -123,7 +123,9 @@ def test_auto_takes_integers_and_says_so(exported, caplog):
 
 @needs_integers
 def test_auto_takes_float_where_integers_are_wrong(exported, monkeypatch, caplog):
-    monkeypatch.setattr("ppvision.deploy.run.predictor.find_integer_fault", lambda: "7 are wrong")
+    monkeypatch.setattr(
+        "ppvision.deploy.run.predictor.find_integer_fault", lambda isolate: "7 are wrong"
+    )
     with caplog.at_level("INFO", "ppvision"), Predictor(exported, threads=1) as predictor:
         assert predictor.precision == "float32"
     assert "7 are wrong" in caplog.text

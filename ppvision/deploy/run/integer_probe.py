@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.deploy.run.engines import PaddleRuntime, in_one_line
+from ppvision.deploy.run.engines import in_one_line, open_runtime
+from ppvision.deploy.run.isolated import IsolatedRuntime
+from ppvision.deploy.run.manifest import FILES
 
 FOLDER = Path(__file__).parent / "integer_probe"
 CHANNELS, SIDE = 64, 4
@@ -40,14 +42,20 @@ def expected_sums() -> np.ndarray:
 
 
 @functools.cache
-def find_integer_fault() -> str | None:
-    """What is wrong with integers on this machine, or None; looked at once per process."""
+def find_integer_fault(isolate: bool = False) -> str | None:
+    """What is wrong with integers on this machine, or None; looked at once per process.
+
+    Args:
+        isolate: look in a process of its own.
+    """
     x = (probe_codes() * SCALE).astype(np.float32)
+    how = {"files": FILES["paddle"], "threads": 1, "device": "cpu", "engine": "openvino"}
     try:
-        runtime = PaddleRuntime(
-            FOLDER / "model.pdmodel", FOLDER / "model.pdiparams", threads=1, engine="openvino"
-        )
+        open_engine = IsolatedRuntime if isolate else open_runtime
+        runtime = open_engine(FOLDER, "paddle", bfloat16=False, **how)
         (found,) = runtime.run(x)
+        if isolate:
+            runtime.close()
     except Exception as error:  # Paddle raises many kinds for what an engine cannot run
         return f"OpenVINO does not run a small product of integers ({in_one_line(error)})"
     wrong = int((found.astype(np.float64) != expected_sums() * SCALE**2).sum())

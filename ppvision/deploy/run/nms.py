@@ -4,7 +4,9 @@ import numpy as np
 import paddle
 
 from ppvision.deploy.run.engines import Batch, PaddleRuntime
+from ppvision.deploy.run.isolated import IsolatedRuntime
 from ppvision.deploy.run.manifest import Nms
+from ppvision.forms.paddle_private import select_boxes
 
 
 class RuntimeWithNms:
@@ -15,7 +17,7 @@ class RuntimeWithNms:
         nms: the settings.
     """
 
-    def __init__(self, runtime: PaddleRuntime, nms: Nms) -> None:
+    def __init__(self, runtime: PaddleRuntime | IsolatedRuntime, nms: Nms) -> None:
         self._runtime = runtime
         self._nms = nms
 
@@ -23,6 +25,11 @@ class RuntimeWithNms:
         """As `PaddleRuntime.run`: rows `[N, 6]` of class, score and box, and counts `[B]`."""
         boxes, scores = self._runtime.run(batch)
         return suppress(boxes, scores, self._nms)
+
+    def close(self) -> None:
+        """End the process of an isolated runtime."""
+        if isinstance(self._runtime, IsolatedRuntime):
+            self._runtime.close()
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray]:
@@ -37,7 +44,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray
         Rows `[N, 6]` of class, score and box, picture by picture, and how many each has, `[B]`.
     """
     no_limit = -1
-    rows, _, counts = paddle._C_ops.multiclass_nms3(
+    rows, _, counts = select_boxes(
         paddle.to_tensor(boxes, place=paddle.CPUPlace()),
         paddle.to_tensor(scores, place=paddle.CPUPlace()),
         None,
