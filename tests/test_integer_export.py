@@ -303,5 +303,5 @@ def test_an_engine_that_is_missing_is_a_fault(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise EngineError("no plugin")
 
-    monkeypatch.setattr(integer_probe, "PaddleRuntime", fail)
+    monkeypatch.setattr(integer_probe, "open_runtime", fail)
     assert "no plugin" in find_integer_fault.__wrapped__()
