@@ -9,8 +9,7 @@ import yaml
 
 from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers.configs import classification_config, small_config
 
 
 @pytest.fixture(autouse=True)
@@ -36,38 +35,6 @@ def scenes(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_digit_scenes(folder, count=12, val_count=4, size=56, seed=3)
     return folder
-
-
-def small_config(scenes: Path) -> dict:
-    """pale_nano under a small SegFormer head; no weights, no random augmentation."""
-    normalize = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    dataset = {"type": "Dataset", "dataset_root": str(scenes), "num_classes": 11}
-    return {
-        "task": "segmentation",
-        "batch_size": 4,
-        "iters": 6,
-        "train_dataset": {
-            **dataset,
-            "mode": "train",
-            "train_path": str(scenes / "train.txt"),
-            "transforms": [{"type": "RandomDistort"}, normalize],
-        },
-        "val_dataset": {
-            **dataset,
-            "mode": "val",
-            "val_path": str(scenes / "val.txt"),
-            "transforms": [normalize],
-        },
-        "model": {
-            "type": "SegFormer",
-            "num_classes": 11,
-            "embedding_dim": 16,
-            "backbone": {"type": "pale_nano", "drop_path_rate": 0.1},
-        },
-        "optimizer": {"type": "AdamW", "weight_decay": 0.01},
-        "lr_scheduler": {"type": "PolynomialDecay", "learning_rate": 0.001, "power": 1.0},
-        "loss": {"types": [{"type": "CrossEntropyLoss"}], "coef": [1]},
-    }
 
 
 @pytest.fixture
@@ -96,30 +63,6 @@ def crops(tmp_path_factory) -> Path:
             for number, tile in enumerate(tiles[classes == digit][:count]):
                 write_picture(target / f"{number}.png", np.repeat(tile[..., None], 3, axis=2))
     return folder
-
-
-def classification_config(crops: Path) -> dict:
-    """pale_nano on 3 digits, with every kind of augmentation."""
-    last = [{"type": "Resize", "target_size": [24, 24]}, {"type": "Normalize"}]
-    return {
-        "task": "classification",
-        "batch_size": 6,
-        "iters": 6,
-        "model": {"type": "pale_nano", "num_classes": 3, "pale_size": 3},
-        "train_dataset": {
-            "root": str(crops / "train"),
-            "transforms": [
-                {"type": "RandomCrop", "size": 28, "padding": 2},
-                {"type": "RandAugment"},
-                *last,
-                {"type": "RandomErasing", "prob": 0.5},
-            ],
-        },
-        "val_dataset": {"root": str(crops / "val"), "transforms": last},
-        "loss": {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0},
-        "optimizer": {"type": "AdamW", "weight_decay": 0.05, "layer_decay": 0.9},
-        "lr_scheduler": {"learning_rate": 1e-3},
-    }
 
 
 @pytest.fixture

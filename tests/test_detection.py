@@ -29,27 +29,23 @@ from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from ppvision.tasks.detection import job as detection
 from ppvision.zoo.weights import read_weights
-from tests.conftest import ROOT
-from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
-from tests.test_segmentation import ppvision, shell
+from tests.helpers.configs import ROOT
+from tests.helpers.small_detectors import (
+    ARCHITECTURES,
+    SIDE,
+    WARNINGS,
+    best,
+    small_detector,
+    train,
+    write_detector,
+)
+from tests.helpers.verbs import ppvision, shell
 
-# What PaddleDetection, pycocotools and Paddle's tracing call.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation"),
-    pytest.mark.filterwarnings("ignore:Skip loading for"),
-    pytest.mark.filterwarnings("ignore:The detector finds nothing"),
-]
+pytestmark = WARNINGS
 
 FREE = ("--input_shape", "None", "3", "None", "None")
 FIXED = ("--input_shape", "1", "3", str(SIDE), str(SIDE))
 SIZES_FREE = ("MaskRCNN", "YOLOv3")  # exported so without SDN
-
-
-def train(config: Path, run: Path, *options: object) -> int:
-    return ppvision(
-        *("train", "-c", config, "--save_dir", run, "--eval", "--log_iters", 1, *options)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +64,6 @@ def runs(tmp_path_factory, scenes):
         return made[name]
 
     return run
-
-
-def best(run: Path) -> Path:
-    return run / "best_model" / "model.pdparams"
 
 
 # With SDN by --all, at free sizes where they are fixed without (test_detection_widths.py has SDN in
@@ -839,7 +831,7 @@ def test_every_recipe_builds(path):
 def test_two_processes(scenes, tmp_path):
     """Both hold the same weights at the end, from samples of their own; rank 0 alone writes."""
     content = small_detector(scenes, "YOLOv3")
-    content["imports"] = ["tests.report_weights"]
+    content["imports"] = ["tests.helpers.report_weights"]
     config = write_detector(tmp_path / "job.yml", content)
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),

@@ -12,9 +12,18 @@ from ppvision.deploy.run.manifest import read_manifest
 from ppvision.engine.run_folder import read_metrics
 from ppvision.quant import OnceQAT, load_layered
 from ppvision.tasks import open_job
-from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
-from tests.test_detection import best, pytestmark, train  # noqa: F401 (the same warnings)
-from tests.test_segmentation import ppvision
+from tests.helpers.small_detectors import (
+    ARCHITECTURES,
+    SIDE,
+    WARNINGS,
+    best,
+    small_detector,
+    train,
+    write_detector,
+)
+from tests.helpers.verbs import ppvision
+
+pytestmark = WARNINGS
 
 BITS = (8, 4, 2)
 

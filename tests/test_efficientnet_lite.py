@@ -7,7 +7,7 @@ import pytest
 import ppvision
 from ppvision.deploy import Predictor, export_model
 from ppvision.models.efficientnet_lite import VARIANTS, EfficientNetLite, LiteConfig
-from tests.reference_efficientnet import efficientnet_lite
+from tests.helpers.reference_efficientnet import efficientnet_lite
 
 
 def randomised(model) -> dict[str, np.ndarray]:

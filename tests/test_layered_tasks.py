@@ -26,8 +26,8 @@ from ppvision.tasks import open_job
 from ppvision.tasks.multibit.scores import scores_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
-from tests.conftest import ROOT, classification_config, small_config
-from tests.test_segmentation import ppvision, shell
+from tests.helpers.configs import ROOT, classification_config, small_config
+from tests.helpers.verbs import ppvision, shell
 
 BITS = (8, 4, 2)
 

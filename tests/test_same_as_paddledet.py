@@ -18,7 +18,7 @@ from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
 from ppvision.tasks import open_job
 from ppvision.tasks.training import run_training, train_options
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.small_detectors import small_detector, write_detector
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),

@@ -3,9 +3,7 @@
 import csv
 import json
 import logging
-import os
 import re
-import subprocess
 
 import cv2
 import numpy as np
@@ -14,10 +12,7 @@ import pytest
 from paddleseg.core import evaluate as stock_evaluate
 from PIL import Image
 from safetensors.numpy import load_file
-from visualdl.proto import record_pb2
-from visualdl.reader.record_reader import RecordReader
 
-from ppvision.cli import run
 from ppvision.data.check.segmentation import DataError
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_picture
@@ -36,12 +31,9 @@ from ppvision.tasks.pictures import (
 )
 from ppvision.tasks.prediction import predict_to_folder
 from ppvision.tasks.segmentation.scores import Scoring
-from tests.conftest import ROOT, small_config
-from tests.test_zoo import arrays_of
-
-
-def ppvision(*arguments) -> int:
-    return run([str(a) for a in arguments])
+from tests.helpers.arrays import arrays_of
+from tests.helpers.configs import ROOT, small_config
+from tests.helpers.verbs import ppvision, records, shell
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +54,6 @@ def trained(tmp_path_factory, scenes):
 
 def read_label(path) -> np.ndarray:
     return np.asarray(Image.open(path))
-
-
-def records(run_folder) -> list:
-    (path,) = (run_folder / "vdl").glob("vdlrecords.*")
-    stored = [record_pb2.Record.FromString(data) for data in RecordReader(str(path)).get_all()]
-    return [value for record in stored for value in record.values]
 
 
 def test_a_run_folder_holds_what_the_contract_names(trained):
@@ -548,22 +534,12 @@ def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeyp
     assert not (tmp_path / "without" / "compared").exists()
 
 
-def shell(*command, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(c) for c in command],
-        env={**os.environ, **{k: str(v) for k, v in environment.items()}},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-
-
 @pytest.mark.parametrize("kind", ["plain", pytest.param("sdn", marks=pytest.mark.all), "once_qat"])
 def test_two_processes_train_as_one(kind, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 
     def change(config):
-        config["imports"] = ["tests.report_weights"]
+        config["imports"] = ["tests.helpers.report_weights"]
         if kind == "once_qat":  # a width drawn by chance, and parameters that a width leaves alone
             options = {"objective": "sandwich", "activations": True, "steps": "per_width"}
             config["slim_config"] = {"bits": [8, 4, 3, 2], **options}
