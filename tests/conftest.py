@@ -11,6 +11,21 @@ from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 from tests.helpers.configs import classification_config, small_config
 
+# Files that take longest, which begin first: with two processes that take one file after another,
+# a long file at the end leaves one of them without work.
+LONG_FILES = (
+    *("layered_tasks", "detection", "stopping", "segmentation", "classification", "deploy_export"),
+    *("detection_widths", "sdn_in_paddleseg", "export_faults", "openvino", "same_as_paddledet"),
+    *("prediction", "zoo_predictor", "same_as_paddleseg", "engine", "console", "resnet"),
+    *("efficientnet_lite", "dashboard", "pale_form", "doctor", "predictor_threads", "turns"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of `LONG_FILES` before the others; of each file in their own order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def openvino_here(request, monkeypatch):

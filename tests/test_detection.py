@@ -66,9 +66,14 @@ def runs(tmp_path_factory, scenes):
     return run
 
 
-# With SDN by --all, at free sizes where they are fixed without (test_detection_widths.py has SDN in
-# PP-YOLOE by default).
-CASES = [pytest.param(name, False, id=name) for name in ARCHITECTURES]
+# By --all: two whose parts MaskRCNN has as well, and those with SDN, at free sizes where they are
+# fixed without (test_detection_widths.py has SDN in PP-YOLOE by default).
+CASES = [
+    pytest.param(
+        name, False, id=name, marks=pytest.mark.all if name in ("CascadeRCNN", "FasterRCNN") else ()
+    )
+    for name in ARCHITECTURES
+]
 CASES += [
     pytest.param(name, True, id=f"{name}-sdn", marks=pytest.mark.all) for name in ARCHITECTURES
 ]
@@ -828,6 +833,7 @@ def test_every_recipe_builds(path):
             assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.all
 def test_two_processes(scenes, tmp_path):
     """Both hold the same weights at the end, from samples of their own; rank 0 alone writes."""
     content = small_detector(scenes, "YOLOv3")

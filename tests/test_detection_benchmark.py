@@ -19,6 +19,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.all
 def test_every_case_once_and_nothing_twice(monkeypatch, scenes, tmp_path):
     for name in ("bccd", "digit_scenes"):
         shutil.copytree(scenes, tmp_path / name)

@@ -156,7 +156,7 @@ KINDS = ["pack", "export", "export --bits"]
     ("kind", "number"),
     [
         ("export --bits", signal.SIGTERM),
-        ("export", signal.SIGINT),
+        ("pack", signal.SIGINT),
         *(
             pytest.param(kind, number, marks=pytest.mark.all)
             for kind in KINDS
@@ -180,7 +180,7 @@ def test_a_signal_leaves_nothing_half_written(job, tmp_path, kind, number):
 
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("export --bits", 1), *(pytest.param(kind, 12, marks=pytest.mark.all) for kind in KINDS)],
+    [("pack", 1), *(pytest.param(kind, 12, marks=pytest.mark.all) for kind in KINDS)],
 )
 def test_killed_and_made_again(job, tmp_path, kind, kills):
     """The earlier folder or the new one is there, whole, whenever the process is killed; and the

@@ -166,7 +166,9 @@ def test_kills_and_signals_at_any_moment_change_no_bit(uninterrupted, tmp_path, 
     assert_same_end(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.all)]
+)
 def test_a_signal_ends_the_step_and_writes_a_checkpoint(uninterrupted, tmp_path, number):
     """Sent to the whole group, twice: a terminal's Ctrl-C, `timeout`, a cluster's manager."""
     with running(tmp_path / "run", "slow", "workers") as ours:
@@ -183,7 +185,10 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(uninterrupted, tmp_path,
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("words", [["stuck=sample", "workers"], ["stuck=sample"]])
+@pytest.mark.parametrize(
+    "words",
+    [["stuck=sample", "workers"], pytest.param(["stuck=sample"], marks=pytest.mark.all)],
+)
 def test_a_signal_does_not_wait_for_a_sample(uninterrupted, tmp_path, words):
     with running(tmp_path / "run", *words) as ours:
         ours.until("stuck")
