@@ -463,7 +463,7 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
         ({"bits": 4}, "bits: expected a list of widths such as [8, 4, 2], got 4"),
         ({"bits": ["8"]}, "slim_config.bits.0: expected a whole number from 1 to 8, got '8'"),
         ({"weights": 3}, "expected a number for each of bits, got 3"),
-        ({"activations": "yes"}, "expected true or false, got 'yes'"),
+        ({"activations": "yes"}, "slim_config.activations: expected true, false or 8, got 'yes'"),
         (
             {"weights": [float("inf"), 1]},
             "slim_config.weights.0: expected a number of at least 0, got inf",

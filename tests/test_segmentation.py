@@ -504,7 +504,8 @@ def test_errors_near_and_far_from_the_boundary():
     assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
-def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeypatch):
+def test_comparisons_with_the_labels_of_a_list(copied, tmp_path, caplog, monkeypatch):
+    scenes = copied
     lines = (scenes / "val.txt").read_text().splitlines()
     path = scenes / "some.txt"
     path.write_text(f"{lines[0]}\n{lines[1].split()[0]} no_label.png\n{lines[2].split()[0]}\n")
