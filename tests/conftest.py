@@ -1,6 +1,8 @@
 """What several tests share: a small data set and a small job on it."""
 
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +47,32 @@ def _run_in_openvino(folders, inputs):
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
+def scenes(tmp_path_factory) -> Iterator[Path]:
     """Digit-scenes of 56 x 56: 12 for training, 4 for validation."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_digit_scenes(folder, count=12, val_count=4, size=56, seed=3)
-    return folder
+    yield from unchanged(folder)
+
+
+def unchanged(folder: Path) -> Iterator[Path]:
+    """A folder of the whole session; at its end nothing may have changed."""
+    before = _list_files(folder)
+    yield folder
+    after = _list_files(folder)
+    changed = sorted(name for name, _ in before.items() ^ after.items())
+    assert not changed, f"a test changed {changed}, which others read: expected it to take a copy"
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of each file, by name."""
+    files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
+
+
+@pytest.fixture
+def copied_scenes(scenes, tmp_path) -> Path:
+    """`scenes` for one test, which may change them."""
+    return Path(shutil.copytree(scenes, tmp_path / "scenes"))
 
 
 @pytest.fixture
@@ -67,7 +90,7 @@ def config_file(tmp_path, scenes):
 
 
 @pytest.fixture(scope="session")
-def crops(tmp_path_factory) -> Path:
+def crops(tmp_path_factory) -> Iterator[Path]:
     """Class folders of digits 0 to 2: 12 pictures each for training, 7 for validation, 28 x 28."""
     folder = tmp_path_factory.mktemp("data") / "crops"
     for split, count in (("train", 12), ("val", 7)):
@@ -77,7 +100,7 @@ def crops(tmp_path_factory) -> Path:
             target.mkdir(parents=True)
             for number, tile in enumerate(tiles[classes == digit][:count]):
                 write_picture(target / f"{number}.png", np.repeat(tile[..., None], 3, axis=2))
-    return folder
+    yield from unchanged(folder)
 
 
 @pytest.fixture

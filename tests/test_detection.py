@@ -386,7 +386,10 @@ def test_onnx(scenes, tmp_path):
 
 @pytest.mark.openvino_process
 @pytest.mark.skipif(not has_openvino(), reason="this build of Paddle has no OpenVINO")
-@pytest.mark.parametrize("architecture", ["YOLOv3", "RetinaNet", "FCOS"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["YOLOv3", *(pytest.param(name, marks=pytest.mark.all) for name in ("RetinaNet", "FCOS"))],
+)
 def test_exported_for_openvino_with_nms_outside(scenes, tmp_path, architecture):
     job = open_job(write_detector(tmp_path / "job.yml", small_detector(scenes, architecture)))
     paddle.seed(0)

@@ -228,23 +228,24 @@ def test_exported_eval_and_predict_agree_with_eager(trained, exported, scenes, t
     assert all(sum(shares.values()) == pytest.approx(1, abs=1e-4) for shares in report.values())
 
 
-def test_an_export_of_other_classes_is_refused(trained, exported, config_file, scenes, capsys):
+def test_an_export_of_other_classes_is_refused(
+    trained, exported, config_file, copied_scenes, capsys
+):
     def change(config):
         config["test_config"] = {"is_slide": True, "crop_size": [40, 40], "stride": [20, 20]}
 
     assert ppvision("eval", "-c", config_file(change), "--model_dir", exported) == 1
     assert "Use --model_path" in capsys.readouterr().err
 
-    def fewer(config):
+    (copied_scenes / "classes.txt").unlink()
+
+    def more(config):
+        config.update(small_config(copied_scenes))
         config["model"]["num_classes"] = 12
         for part in ("train_dataset", "val_dataset"):
             config[part]["num_classes"] = 12
 
-    (scenes / "classes.txt").rename(scenes / "classes.away")
-    try:
-        assert ppvision("eval", "-c", config_file(fewer), "--model_dir", exported) == 1
-    finally:
-        (scenes / "classes.away").rename(scenes / "classes.txt")
+    assert ppvision("eval", "-c", config_file(more), "--model_dir", exported) == 1
     assert "expected a segmentation model of 12 classes" in capsys.readouterr().err
 
 
@@ -408,11 +409,8 @@ def test_results_stay_in_their_folder_and_apart(exported, scenes, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 8
 
 
-def test_bad_data_is_found_before_the_first_step(config_file, scenes, tmp_path):
-    import shutil
-
-    folder = tmp_path / "scenes"
-    shutil.copytree(scenes, folder)
+def test_bad_data_is_found_before_the_first_step(config_file, copied_scenes, tmp_path):
+    folder = copied_scenes
     label = folder / "labels" / "train" / "000003.png"
     Image.fromarray(np.full((56, 56), 40, np.uint8)).save(label)
 
@@ -504,8 +502,8 @@ def test_errors_near_and_far_from_the_boundary():
     assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
-def test_comparisons_with_the_labels_of_a_list(copied, tmp_path, caplog, monkeypatch):
-    scenes = copied
+def test_comparisons_with_the_labels_of_a_list(copied_scenes, tmp_path, caplog, monkeypatch):
+    scenes = copied_scenes
     lines = (scenes / "val.txt").read_text().splitlines()
     path = scenes / "some.txt"
     path.write_text(f"{lines[0]}\n{lines[1].split()[0]} no_label.png\n{lines[2].split()[0]}\n")
