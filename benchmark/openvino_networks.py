@@ -131,7 +131,7 @@ def _detector(architecture: str):
     from ppvision.data.convert.digit_scenes import write_digit_scenes
     from ppvision.tasks import open_job
     from ppvision.tasks.detection.layer import DetectorLayer
-    from tests.small_detectors import small_detector, write_detector
+    from tests.helpers.small_detectors import small_detector, write_detector
 
     with tempfile.TemporaryDirectory() as folder:
         write_digit_scenes(Path(folder), count=4, val_count=2, size=SIDES["det"], seed=0)

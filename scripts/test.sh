@@ -33,5 +33,6 @@ python -m ruff format --check --quiet . || {
   exit 1
 }
 python -m mypy --no-error-summary  # the public modules: [tool.mypy] in pyproject.toml
-# Two processes: most tests keep one core busy. Those of a file stay together, for their fixtures.
-exec python -m pytest -n 2 --dist loadfile "${select[@]}" "$@"
+# Two processes: most tests keep one core busy. Those of a file stay together, for their fixtures;
+# the files keep the order of tests/conftest.py, which has the long ones first.
+exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 "${select[@]}" "$@"

@@ -1,6 +1,8 @@
 """What several tests share: a small data set and a small job on it."""
 
+import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,22 @@ import yaml
 
 from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
+from tests.helpers.configs import classification_config, small_config
 
-ROOT = Path(__file__).resolve().parents[1]
+# Files that take longest, which begin first: with two processes that take one file after another,
+# a long file at the end leaves one of them without work.
+LONG_FILES = (
+    *("layered_tasks", "detection", "stopping", "segmentation", "classification", "deploy_export"),
+    *("detection_widths", "sdn_in_paddleseg", "export_faults", "openvino", "same_as_paddledet"),
+    *("prediction", "zoo_predictor", "same_as_paddleseg", "engine", "console", "resnet"),
+    *("efficientnet_lite", "dashboard", "pale_form", "doctor", "predictor_threads", "turns"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of `LONG_FILES` before the others; of each file in their own order."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True)
@@ -31,43 +47,32 @@ def _run_in_openvino(folders, inputs):
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
+def scenes(tmp_path_factory) -> Iterator[Path]:
     """Digit-scenes of 56 x 56: 12 for training, 4 for validation."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_digit_scenes(folder, count=12, val_count=4, size=56, seed=3)
-    return folder
+    yield from unchanged(folder)
 
 
-def small_config(scenes: Path) -> dict:
-    """pale_nano under a small SegFormer head; no weights, no random augmentation."""
-    normalize = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    dataset = {"type": "Dataset", "dataset_root": str(scenes), "num_classes": 11}
-    return {
-        "task": "segmentation",
-        "batch_size": 4,
-        "iters": 6,
-        "train_dataset": {
-            **dataset,
-            "mode": "train",
-            "train_path": str(scenes / "train.txt"),
-            "transforms": [{"type": "RandomDistort"}, normalize],
-        },
-        "val_dataset": {
-            **dataset,
-            "mode": "val",
-            "val_path": str(scenes / "val.txt"),
-            "transforms": [normalize],
-        },
-        "model": {
-            "type": "SegFormer",
-            "num_classes": 11,
-            "embedding_dim": 16,
-            "backbone": {"type": "pale_nano", "drop_path_rate": 0.1},
-        },
-        "optimizer": {"type": "AdamW", "weight_decay": 0.01},
-        "lr_scheduler": {"type": "PolynomialDecay", "learning_rate": 0.001, "power": 1.0},
-        "loss": {"types": [{"type": "CrossEntropyLoss"}], "coef": [1]},
-    }
+def unchanged(folder: Path) -> Iterator[Path]:
+    """A folder of the whole session; at its end nothing may have changed."""
+    before = _list_files(folder)
+    yield folder
+    after = _list_files(folder)
+    changed = sorted(name for name, _ in before.items() ^ after.items())
+    assert not changed, f"a test changed {changed}, which others read: expected it to take a copy"
+
+
+def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of each file, by name."""
+    files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
+
+
+@pytest.fixture
+def copied_scenes(scenes, tmp_path) -> Path:
+    """`scenes` for one test, which may change them."""
+    return Path(shutil.copytree(scenes, tmp_path / "scenes"))
 
 
 @pytest.fixture
@@ -85,7 +90,7 @@ def config_file(tmp_path, scenes):
 
 
 @pytest.fixture(scope="session")
-def crops(tmp_path_factory) -> Path:
+def crops(tmp_path_factory) -> Iterator[Path]:
     """Class folders of digits 0 to 2: 12 pictures each for training, 7 for validation, 28 x 28."""
     folder = tmp_path_factory.mktemp("data") / "crops"
     for split, count in (("train", 12), ("val", 7)):
@@ -95,31 +100,7 @@ def crops(tmp_path_factory) -> Path:
             target.mkdir(parents=True)
             for number, tile in enumerate(tiles[classes == digit][:count]):
                 write_picture(target / f"{number}.png", np.repeat(tile[..., None], 3, axis=2))
-    return folder
-
-
-def classification_config(crops: Path) -> dict:
-    """pale_nano on 3 digits, with every kind of augmentation."""
-    last = [{"type": "Resize", "target_size": [24, 24]}, {"type": "Normalize"}]
-    return {
-        "task": "classification",
-        "batch_size": 6,
-        "iters": 6,
-        "model": {"type": "pale_nano", "num_classes": 3, "pale_size": 3},
-        "train_dataset": {
-            "root": str(crops / "train"),
-            "transforms": [
-                {"type": "RandomCrop", "size": 28, "padding": 2},
-                {"type": "RandAugment"},
-                *last,
-                {"type": "RandomErasing", "prob": 0.5},
-            ],
-        },
-        "val_dataset": {"root": str(crops / "val"), "transforms": last},
-        "loss": {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0},
-        "optimizer": {"type": "AdamW", "weight_decay": 0.05, "layer_decay": 0.9},
-        "lr_scheduler": {"learning_rate": 1e-3},
-    }
+    yield from unchanged(folder)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from ppvision.data.voc_reading import read_voc
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from ppvision.tasks.detection.job import Detection
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.small_detectors import small_detector, write_detector
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),

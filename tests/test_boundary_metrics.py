@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
-from tests import reference_boundary as reference
+from tests.helpers import reference_boundary as reference
 
 METRICS = (BoundaryIoU, BoundaryFScore, TrimapIoU)
 

@@ -18,19 +18,11 @@ from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import PictureZip
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
+from tests.helpers.zips import pack, write_entries
 
 
 def png(value: int) -> bytes:
     return cv2.imencode(".png", np.full((6, 5, 3), value, np.uint8))[1].tobytes()
-
-
-def pack(folder: Path, path: Path, method: int = zipfile.ZIP_STORED, inner: str = "") -> Path:
-    """A folder as a zip, its files in another order than the sorted one."""
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for file in sorted(folder.rglob("*"), reverse=True):
-            if file.is_file():
-                archive.write(file, f"{inner}{file.relative_to(folder).as_posix()}")
-    return path
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -68,13 +60,6 @@ def total(k: int) -> float:
     """A number that tells the samples apart."""
     image, label = shared[k]
     return float(image.sum()) + label / 10
-
-
-def write_entries(path: Path, entries: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return path
 
 
 def test_leftovers_of_tools_are_left_out(tmp_path):

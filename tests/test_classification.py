@@ -20,8 +20,8 @@ from ppvision.tasks.config import ConfigError
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model
-from tests.conftest import ROOT, classification_config
-from tests.test_segmentation import records, shell
+from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.verbs import records, shell
 
 
 def ppvision(*arguments) -> int:
@@ -508,7 +508,7 @@ def test_two_processes_are_one_with_the_doubled_batch(classification_file, tmp_p
     1e-5. 21 validation pictures on 2 ranks: the scores are those of all."""
 
     def change(config):
-        config["imports"] = ["tests.report_weights"]
+        config["imports"] = ["tests.helpers.report_weights"]
         config["model"]["drop_path_rate"] = 0.0
         config["loss"] = {"label_smoothing": 0.1}
         config["optimizer"] = {"type": "Momentum", "momentum": 0.9, "weight_decay": 1e-4}
@@ -549,7 +549,7 @@ def test_two_processes_are_one_with_the_doubled_batch(classification_file, tmp_p
 def test_a_loss_that_is_not_finite_on_rank_1_stops_both_with_a_checkpoint(
     classification_file, tmp_path
 ):
-    config = classification_file(lambda c: c.update(imports=["tests.poisoned_rank"]))
+    config = classification_file(lambda c: c.update(imports=["tests.helpers.poisoned_rank"]))
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),
         *("--batch_size", 3, "--log_iters", 2),

@@ -8,7 +8,7 @@ from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError, apply_options, read_yaml
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import train_options
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 
 def test_bases_are_merged_and_replaced(tmp_path):

@@ -21,8 +21,8 @@ import pytest
 from ppvision import cli, console
 from ppvision.console import Console, ProgressLine, show, tell, track
 from ppvision.engine.trainer import TrainOptions
-from tests.conftest import ROOT
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.configs import ROOT
+from tests.helpers.small_detectors import small_detector, write_detector
 
 VERBS = ("doctor", "list", "data", "check", "train", "eval", "predict", "export", "pack")
 VERBS += ("bench", "dashboard")
@@ -78,7 +78,7 @@ def outputs(tmp_path_factory):
     temporary.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     subprocess.run(
-        [sys.executable, "-m", "tests.verb_runner", str(folder)],
+        [sys.executable, "-m", "tests.helpers.verb_runner", str(folder)],
         input=json.dumps(commands),
         text=True,
         cwd=folder,

@@ -26,8 +26,8 @@ from ppvision.cli import run
 from ppvision.engine.dashboard import vdl_folders
 from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import EngineError, InputError
-from tests.browser import chromium
-from tests.conftest import ROOT, classification_config
+from tests.helpers.browser import chromium
+from tests.helpers.configs import ROOT, classification_config
 
 SCALARS = ("Train/loss", "Train/lr", "Train/grad_norm", "Evaluate/top1")
 

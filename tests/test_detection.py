@@ -29,27 +29,23 @@ from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from ppvision.tasks.detection import job as detection
 from ppvision.zoo.weights import read_weights
-from tests.conftest import ROOT
-from tests.small_detectors import ARCHITECTURES, SIDE, small_detector, write_detector
-from tests.test_segmentation import ppvision, shell
+from tests.helpers.configs import ROOT
+from tests.helpers.small_detectors import (
+    ARCHITECTURES,
+    SIDE,
+    WARNINGS,
+    best,
+    small_detector,
+    train,
+    write_detector,
+)
+from tests.helpers.verbs import ppvision, shell
 
-# What PaddleDetection, pycocotools and Paddle's tracing call.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation"),
-    pytest.mark.filterwarnings("ignore:Skip loading for"),
-    pytest.mark.filterwarnings("ignore:The detector finds nothing"),
-]
+pytestmark = WARNINGS
 
 FREE = ("--input_shape", "None", "3", "None", "None")
 FIXED = ("--input_shape", "1", "3", str(SIDE), str(SIDE))
 SIZES_FREE = ("MaskRCNN", "YOLOv3")  # exported so without SDN
-
-
-def train(config: Path, run: Path, *options: object) -> int:
-    return ppvision(
-        *("train", "-c", config, "--save_dir", run, "--eval", "--log_iters", 1, *options)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +66,14 @@ def runs(tmp_path_factory, scenes):
     return run
 
 
-def best(run: Path) -> Path:
-    return run / "best_model" / "model.pdparams"
-
-
-# With SDN by --all, at free sizes where they are fixed without (test_detection_widths.py has SDN in
-# PP-YOLOE by default).
-CASES = [pytest.param(name, False, id=name) for name in ARCHITECTURES]
+# By --all: two whose parts MaskRCNN has as well, and those with SDN, at free sizes where they are
+# fixed without (test_detection_widths.py has SDN in PP-YOLOE by default).
+CASES = [
+    pytest.param(
+        name, False, id=name, marks=pytest.mark.all if name in ("CascadeRCNN", "FasterRCNN") else ()
+    )
+    for name in ARCHITECTURES
+]
 CASES += [
     pytest.param(name, True, id=f"{name}-sdn", marks=pytest.mark.all) for name in ARCHITECTURES
 ]
@@ -389,7 +386,10 @@ def test_onnx(scenes, tmp_path):
 
 @pytest.mark.openvino_process
 @pytest.mark.skipif(not has_openvino(), reason="this build of Paddle has no OpenVINO")
-@pytest.mark.parametrize("architecture", ["YOLOv3", "RetinaNet", "FCOS"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["YOLOv3", *(pytest.param(name, marks=pytest.mark.all) for name in ("RetinaNet", "FCOS"))],
+)
 def test_exported_for_openvino_with_nms_outside(scenes, tmp_path, architecture):
     job = open_job(write_detector(tmp_path / "job.yml", small_detector(scenes, architecture)))
     paddle.seed(0)
@@ -836,10 +836,11 @@ def test_every_recipe_builds(path):
             assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.all
 def test_two_processes(scenes, tmp_path):
     """Both hold the same weights at the end, from samples of their own; rank 0 alone writes."""
     content = small_detector(scenes, "YOLOv3")
-    content["imports"] = ["tests.report_weights"]
+    content["imports"] = ["tests.helpers.report_weights"]
     config = write_detector(tmp_path / "job.yml", content)
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),

@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 from benchmark import detection
-from tests.test_detection import pytestmark  # noqa: F401 (the same warnings)
+from tests.helpers.small_detectors import WARNINGS
+
+pytestmark = WARNINGS
 
 READ = "[{Decode: {}}, {Resize: {target_size: 96, keep_ratio: false}}, {Permute: {}}]"
 SMALL = [
@@ -17,6 +19,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.all
 def test_every_case_once_and_nothing_twice(monkeypatch, scenes, tmp_path):
     for name in ("bccd", "digit_scenes"):
         shutil.copytree(scenes, tmp_path / name)

@@ -6,8 +6,8 @@ import yaml
 from ppvision.errors import LibraryError
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError
-from tests.conftest import ROOT
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.configs import ROOT
+from tests.helpers.small_detectors import small_detector, write_detector
 
 RECIPES = {
     "ppyoloe": ROOT / "configs" / "detection" / "ppyoloe_pale_nano_bccd.yml",

@@ -33,7 +33,7 @@ from ppvision.tasks.classification.teacher import (
     merge_shares,
 )
 from ppvision.zoo.weights import save_weights
-from tests.conftest import ROOT, classification_config
+from tests.helpers.configs import ROOT, classification_config
 
 NORMALIZE = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 SIDE = 16
@@ -291,7 +291,7 @@ def test_answers_are_computed_once_and_anew_for_anything_else(
 
 
 def test_a_zip_has_its_answers_wherever_it_lies(crops, tmp_path, five_classes, counted):
-    from tests.test_class_zip import pack
+    from tests.helpers.zips import pack
 
     path = pack(crops / "train", tmp_path / "x.zip")
     data = ClassFolders(path)
@@ -861,7 +861,7 @@ def test_a_model_is_used_without_its_teacher(crops, tmp_path, five_classes):
 
 def test_the_config_of_tiny_imagenet(tmp_path, monkeypatch):
     """On a stand-in for its data: classes, teacher and a step at each size."""
-    from tests.test_class_zip import write_entries
+    from tests.helpers.zips import write_entries
 
     config = ROOT / "configs" / "classification" / "pale_nano_tiny_imagenet_100.yml"
     mapping = yaml.safe_load(config.read_text())["teacher"]["classes"]

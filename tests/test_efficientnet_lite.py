@@ -7,7 +7,7 @@ import pytest
 import ppvision
 from ppvision.deploy import Predictor, export_model
 from ppvision.models.efficientnet_lite import VARIANTS, EfficientNetLite, LiteConfig
-from tests.reference_efficientnet import efficientnet_lite
+from tests.helpers.reference_efficientnet import efficientnet_lite
 
 
 def randomised(model) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def test_dropout_and_stochastic_depth_are_of_training_only():
     assert np.abs((model(x) - model(x)).numpy()).max() > 0
 
 
-@pytest.mark.parametrize("format", ["paddle", "onnx"])
+@pytest.mark.parametrize("format", ["paddle", pytest.param("onnx", marks=pytest.mark.all)])
 def test_exports_of_any_size_give_the_same(format, tmp_path):
     model = EfficientNetLite(LiteConfig(0.25, 1.0, 0.2), num_classes=5)
     randomised(model)

@@ -24,12 +24,9 @@ from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.engine.seeding import SeededBatches, SeededDataset
 from ppvision.engine.trainer import TrainOptions
 from ppvision.errors import FolderInUseError
-from tests.conftest import ROOT
-from tests.small_run import NoisyNumbers, build
-from tests.test_segmentation import records
-
-STEPS = 30
-COSTS = ("Train/batch_cost", "Train/reader_cost")
+from tests.helpers.configs import ROOT
+from tests.helpers.run_ends import STEPS, assert_same_end, numbers
+from tests.helpers.small_run import NoisyNumbers, build
 
 
 @pytest.fixture(scope="module")
@@ -39,28 +36,18 @@ def uninterrupted(tmp_path_factory):
     return folder
 
 
-def numbers(folder) -> list:
-    """What a run recorded, without its timings."""
-    return [row for row in read_metrics(folder / "metrics.csv") if row[1] not in COSTS]
-
-
-def assert_same_end(folder, expected) -> None:
-    for name in ("model", "optimizer", "ema"):
-        ours, theirs = (
-            load_file(f / "checkpoints" / f"step_{STEPS}" / f"{name}.safetensors")
-            for f in (folder, expected)
-        )
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            np.testing.assert_array_equal(ours[key], theirs[key], err_msg=f"{name} {key}")
-    assert numbers(folder) == numbers(expected)
-    points = [(v.id, v.tag) for v in records(folder) if v.WhichOneof("one_value") == "value"]
-    assert sorted(points) == sorted((s, t) for s, t, _ in read_metrics(folder / "metrics.csv"))
-
-
 def start(folder) -> subprocess.Popen:
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-m", "tests.small_run", str(folder), str(STEPS), "slow"],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.helpers.small_run",
+            str(folder),
+            str(STEPS),
+            "slow",
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -397,7 +384,7 @@ def test_a_file_size_limit_stops_with_a_clear_error_and_leaves_the_older_checkpo
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from ppvision.engine import checkpoint\n"
-        "from tests.small_run import build\n"
+        "from tests.helpers.small_run import build\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "whole = checkpoint.save_checkpoint\n"
         "trainer = build(Path(sys.argv[1]), 30)\n"

@@ -9,7 +9,7 @@ import pytest
 
 from ppvision import environment
 from ppvision.environment import cpu_shares, git_revision, usable_cpus
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 
 def write(folder: Path, **files: str) -> None:

@@ -26,23 +26,9 @@ from ppvision.files import lock_folder
 from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import save_weights
-from tests.conftest import ROOT, classification_config
-from tests.small_layered import tiny_once_qat
-
-SHAPE = [1, 3, 48, 48]
-
-
-class Net(nn.Layer):
-    """Its weights have a megabyte; `classes` tells which export is which."""
-
-    def __init__(self, classes: int = 4) -> None:
-        super().__init__()
-        self.wide = nn.Conv2D(3, 512, 3, padding=1)
-        self.narrow = nn.Conv2D(512, 64, 3, padding=1)
-        self.head = nn.Conv2D(64, classes, 1)
-
-    def forward(self, x):
-        return self.head(self.narrow(self.wide(x)))
+from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.small_layered import tiny_once_qat
+from tests.helpers.wide_net import SHAPE, Net
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -57,7 +43,7 @@ import os, sys, time, warnings
 from pathlib import Path
 from ppvision.deploy import export, export_model
 from ppvision.errors import FolderInUseError
-from tests.test_export_faults import SHAPE, Net
+from tests.helpers.wide_net import SHAPE, Net
 
 warnings.simplefilter("ignore")
 folder, classes, meeting = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
@@ -170,7 +156,7 @@ KINDS = ["pack", "export", "export --bits"]
     ("kind", "number"),
     [
         ("export --bits", signal.SIGTERM),
-        ("export", signal.SIGINT),
+        ("pack", signal.SIGINT),
         *(
             pytest.param(kind, number, marks=pytest.mark.all)
             for kind in KINDS
@@ -194,7 +180,7 @@ def test_a_signal_leaves_nothing_half_written(job, tmp_path, kind, number):
 
 @pytest.mark.parametrize(
     ("kind", "kills"),
-    [("export --bits", 1), *(pytest.param(kind, 12, marks=pytest.mark.all) for kind in KINDS)],
+    [("pack", 1), *(pytest.param(kind, 12, marks=pytest.mark.all) for kind in KINDS)],
 )
 def test_killed_and_made_again(job, tmp_path, kind, kills):
     """The earlier folder or the new one is there, whole, whenever the process is killed; and the
@@ -442,7 +428,7 @@ def test_files_that_cannot_be_opened(tmp_path):
 
 @pytest.mark.parametrize("variable", ["PPVISION_CACHE", "TMPDIR"])
 def test_folders_of_our_own_that_cannot_be_made(tmp_path, monkeypatch, variable):
-    from tests.small_layered import tiny_net
+    from tests.helpers.small_layered import tiny_net
 
     (tmp_path / "file").write_text("")
     place = str(tmp_path / "file" / "x")
@@ -466,7 +452,7 @@ def test_folders_of_our_own_that_cannot_be_made(tmp_path, monkeypatch, variable)
 
 def test_a_full_temporary_folder(small_disk, tmp_path, monkeypatch):
     """A width of a layered model is composed there."""
-    from tests.small_layered import tiny_net
+    from tests.helpers.small_layered import tiny_net
 
     once = tiny_once_qat(activations=False)
     layered = save_layered(once, tmp_path / "m", bits=once.widths, config={})

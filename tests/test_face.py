@@ -17,7 +17,7 @@ from ppvision.errors import InputError, InputTypeError, MissingFileError
 from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import registry
 from ppvision.zoo.weights import save_weights
-from tests.small_layered import tiny_once_qat
+from tests.helpers.small_layered import tiny_once_qat
 
 ROOT = Path(__file__).resolve().parents[1]
 

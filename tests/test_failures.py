@@ -13,7 +13,7 @@ from ppvision import cli
 from ppvision.errors import ConfigError, InputError, LibraryError, PpvisionError
 from ppvision.plugins.libraries import wrap_errors
 from ppvision.tasks import open_job
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 
 def ppvision(*arguments: object) -> int:

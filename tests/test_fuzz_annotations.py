@@ -244,7 +244,7 @@ def test_coco(root, seeds, masks):
         if not passes(result):
             continue
         passed += 1
-        assert len(result) == 2, f"seed {seed}"
+        assert len(result.names) == 2, f"seed {seed}"
         dataset = COCODataSet(str(root), "", path.name, fields, load_crowd=True)
         dataset.parse_dataset()
         assert dataset.roidbs, f"seed {seed}"

@@ -43,11 +43,11 @@ from ppvision.quant.store.state import layered_state
 from ppvision.safe_yaml import Located, load_yaml, yaml_text
 from ppvision.tasks.config import apply_options, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
-from tests.conftest import classification_config
+from tests.helpers.configs import classification_config
 from tests.helpers.fuzz import mutate_bytes, mutate_document, mutate_pickle, with_header
 from tests.helpers.limits import check_reader
-from tests.small_detectors import small_detector, write_detector
-from tests.small_layered import BITS, CONFIG, tiny_once_qat
+from tests.helpers.small_detectors import small_detector, write_detector
+from tests.helpers.small_layered import BITS, CONFIG, tiny_once_qat
 
 COUNTS = [100, pytest.param(1000, marks=pytest.mark.all)]
 PDPARAMS = "ppvision.zoo.weights:read_pdparams"

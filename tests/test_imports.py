@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -244,3 +245,24 @@ def test_no_circle():
 
     for module in MODULES:
         look(module, ())
+
+
+# -- tests -----------------------------------------------------------------------------------------
+
+
+def test_no_test_imports_a_test():
+    """What several tests need is in `tests/helpers/`, also for the code that they run elsewhere."""
+    found = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{a.name}" for a in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = re.findall(r"(?:from|import) (\S+)", node.value)
+            else:
+                continue
+            if any(name.startswith("tests.test_") for name in names):
+                found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not found

@@ -18,9 +18,10 @@ from ppvision.tasks import JOBS, open_job
 from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.prediction import WRITERS, exported_to_folder
-from tests.conftest import classification_config, small_config
-from tests.small_detectors import small_detector, write_detector
-from tests.test_detection import pytestmark  # noqa: F401 (the same warnings)
+from tests.helpers.configs import classification_config, small_config
+from tests.helpers.small_detectors import WARNINGS, small_detector, write_detector
+
+pytestmark = WARNINGS
 
 PARTS: dict[str, Callable[[Job], object]] = {
     "iters": lambda job: job.iters,

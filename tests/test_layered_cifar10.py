@@ -56,6 +56,7 @@ def call(monkeypatch, pictures, folder, *flags: object) -> list[dict]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.all
 def test_every_method_once_and_nothing_twice(monkeypatch, pictures, tmp_path):
     rows = call(monkeypatch, pictures, tmp_path, "--network", "resnet20", "--seeds", 3)
     assert [tuple(row) for row in rows] == [FIELDS] * len(rows)

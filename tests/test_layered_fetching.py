@@ -17,8 +17,8 @@ from ppvision.engine.dashboard import free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant.store import fetching as module
 from ppvision.quant.store.state import LayeredState, layered_state
-from tests.file_server import FileServer, serving, stop
-from tests.small_layered import (
+from tests.helpers.file_server import FileServer, serving, stop
+from tests.helpers.small_layered import (
     BITS,
     CONFIG,
     assert_same,
@@ -225,7 +225,9 @@ def test_a_range_that_is_another(server, state, cache, monkeypatch):
         folder.mkdir(exist_ok=True)
         (folder / f"{name}.{entry['sha256'][:16]}.partial").write_bytes(b"begun")
         with monkeypatch.context() as patch:
-            patch.setattr("tests.file_server._Handler._start", lambda *a, s=status: wrong(*a, s))
+            patch.setattr(
+                "tests.helpers.file_server._Handler._start", lambda *a, s=status: wrong(*a, s)
+            )
             assert_same(load_layered(server.url, bits=bits).state, state, bits)
         assert server.loaded() == [name] * 2
 

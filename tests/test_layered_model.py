@@ -31,7 +31,7 @@ from ppvision.quant import (
 from ppvision.quant.store import model as module
 from ppvision.quant.store.files import content_digest, digest
 from ppvision.quant.store.state import LayeredState, LayeredWeight, layered_state
-from tests.small_layered import (
+from tests.helpers.small_layered import (
     BITS,
     CONFIG,
     assert_same,

@@ -21,6 +21,7 @@ def test_every_method_has_its_widths():
     }
 
 
+@pytest.mark.all
 def test_every_method_once_and_nothing_twice(monkeypatch, scenes, tmp_path):
     monkeypatch.setitem(sdn_boundary.DATA, "dsb2018", (scenes.name, 11))
     monkeypatch.setitem(sdn_boundary.LOSS, "dsb2018", {})

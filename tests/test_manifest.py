@@ -36,8 +36,8 @@ from ppvision.deploy.run.manifest import (
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, ManifestError, PpvisionError
 from ppvision.schema import checks_of, take_any
-from tests.conftest import ROOT
-from tests.mutations import BOMBS, VALUES, change_one_value, mutate_documents
+from tests.helpers.configs import ROOT
+from tests.helpers.fuzz import BOMBS, VALUES, mutate_document, mutate_yaml
 
 ENTRY = {"bytes": 3, "sha256": "0" * 64}
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -294,7 +294,7 @@ def test_fuzz_of_the_reader(count):
     parsed(SEGMENTATION)
     tracemalloc.start()
     try:
-        for number, text in enumerate(mutate_documents(list(DOCUMENTS.values()), count, seed=23)):
+        for number, text in enumerate(mutate_yaml(list(DOCUMENTS.values()), count, seed=23)):
             tracemalloc.reset_peak()
             before, start = tracemalloc.get_traced_memory()[0], time.perf_counter()
             message = ""
@@ -331,7 +331,7 @@ def test_fuzz_of_transforms(kind, count):
     refused = 0
     for _ in range(count):
         try:
-            kind(change_one_value(rng.choice(valid), rng))(picture)
+            kind(mutate_document(rng.choice(valid), rng))(picture)
         except InputError:
             refused += 1
     assert count // 4 < refused < count
@@ -403,7 +403,7 @@ def test_fuzz_of_opening_and_predicting(folders, tmp_path, count):
         content = yaml.safe_load((folder / "deploy.yaml").read_text())
         documents = tmp_path / f"{valid.name}-documents"
         documents.mkdir()
-        for number, text in enumerate(mutate_documents([content], count // 2, seed=count)):
+        for number, text in enumerate(mutate_yaml([content], count // 2, seed=count)):
             data = text.encode("utf-8", "surrogatepass")
             (documents / f"{number:05}.yaml").write_bytes(data)
         done = subprocess.run(

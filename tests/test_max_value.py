@@ -19,8 +19,8 @@ from ppvision.tasks import open_job
 from ppvision.tasks.classification import job as classification
 from ppvision.tasks.detection import job as detection
 from ppvision.tasks.segmentation import job as segmentation
-from tests.conftest import classification_config, small_config
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.configs import classification_config, small_config
+from tests.helpers.small_detectors import small_detector, write_detector
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),

@@ -16,7 +16,7 @@ from ppvision.quant.train.quanters import rounding_step
 from ppvision.tasks import open_job
 from ppvision.tasks.multibit import packing
 from ppvision.tasks.multibit.packing import pack_checkpoint
-from tests.conftest import classification_config
+from tests.helpers.configs import classification_config
 
 BITS = (8, 4, 2)
 EPSILON = 1e-5

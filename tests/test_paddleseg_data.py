@@ -19,7 +19,7 @@ from paddleseg.datasets import ADE20K, Dataset, OpticDiscSeg
 from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
-from tests.test_segmentation import ppvision
+from tests.helpers.verbs import ppvision
 
 NAMES = ("a.png", "sub/my cat.png", "c.png")
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppvision.nn import PaleAttention, pale_merge, pale_partition
-from tests.reference_pale import pale_attention, parameters_of
+from tests.helpers.reference_pale import pale_attention, parameters_of
 
 
 def randomised(layer: PaleAttention, seed: int) -> PaleAttention:

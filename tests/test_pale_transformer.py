@@ -13,7 +13,7 @@ from ppvision.models.pale_transformer import (
 )
 from ppvision.nn import DropPath, PaleAttention
 from ppvision.nn.pale_attention import device_has_fused_attention
-from tests.reference_pale import pale_block, pale_transformer
+from tests.helpers.reference_pale import pale_block, pale_transformer
 
 # From the paper's table (docs/pale.md): trainable parameters, with BatchNorm's statistics, and
 # multiply-adds at 224.

@@ -811,7 +811,7 @@ def test_every_class_folder_picture_names_its_file(tmp_path):
 # Every entry point: in another process, which a damaged file may not end
 
 
-AGREEMENT = Path(__file__).with_name("picture_agreement.py")
+AGREEMENT = Path(__file__).parent / "helpers" / "picture_agreement.py"
 
 
 def agreement(folder: Path, *words: object) -> dict:

@@ -12,6 +12,7 @@ from ppvision.data.writing import write_picture
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Non compatible API")
 
 
+@pytest.mark.all
 def test_a_row_for_each_case(tmp_path, monkeypatch):
     photographs = tmp_path / "photographs"
     photographs.mkdir()

@@ -33,7 +33,7 @@ from ppvision.errors import EngineError, FolderInUseError, InputError, StorageEr
 from ppvision.files import lock_folder
 from ppvision.tasks import open_job, prediction
 from ppvision.tasks.prediction import classify_to_folder, detect_to_folder, predict_to_folder
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 # What PaddleSeg's and PaddleDetection's imports call.
 pytestmark = [
@@ -162,7 +162,7 @@ def test_pixels_are_transformed_as_paddledetection_does_from_the_path(
     pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
     from ppdet.data.reader import BatchCompose, Compose
 
-    from tests.small_detectors import small_detector, write_detector
+    from tests.helpers.small_detectors import small_detector, write_detector
 
     job = open_job(write_detector(tmp_path / "fcos.yml", small_detector(scenes, "FCOS")))
     reader = job.content["TestReader"]
@@ -181,7 +181,7 @@ def test_pixels_are_transformed_as_paddledetection_does_from_the_path(
 def test_pixels_that_begin_like_a_file_are_pixels(scenes, tmp_path):
     """PaddleDetection's Decode would look for a BMP in pixels that begin with its two letters."""
     pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
-    from tests.small_detectors import SIDE, small_detector, write_detector
+    from tests.helpers.small_detectors import SIDE, small_detector, write_detector
 
     inner = cv2.imencode(".bmp", np.full((4, 4, 3), 7, np.uint8))[1].ravel()
     image = np.zeros((SIDE, SIDE, 3), np.uint8)
@@ -234,7 +234,7 @@ def test_an_eager_model_decodes_each_picture_once(
         path = classification_file()
     else:
         pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
-        from tests.small_detectors import small_detector, write_detector
+        from tests.helpers.small_detectors import small_detector, write_detector
 
         path = write_detector(tmp_path / "fcos.yml", small_detector(scenes, "FCOS"))
     weights = tmp_path / "weights.pdparams"

@@ -20,7 +20,7 @@ from ppvision.deploy.run.engines import has_openvino
 from ppvision.errors import EngineError, InputTypeError
 from ppvision.quant import save_layered
 from ppvision.zoo import create_model
-from tests.small_layered import tiny_net, tiny_once_qat
+from tests.helpers.small_layered import tiny_net, tiny_once_qat
 
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 RESIZE = {"type": "Resize", "target_size": [40, 32]}

@@ -20,8 +20,8 @@ from ppvision.errors import ConfigError, MissingFileError, WeightsError
 from ppvision.files import cache_folder
 from ppvision.plugins.libraries import load_safely
 from ppvision.tasks import open_job
-from tests.file_server import FileServer, serving
-from tests.test_zoo import Hostile, assert_same
+from tests.helpers.arrays import Hostile, assert_same
+from tests.helpers.file_server import FileServer, serving
 
 # PaddleSeg logs, and PaddleDetection warns that weights are missing.
 pytestmark = pytest.mark.filterwarnings("ignore:Skip loading")

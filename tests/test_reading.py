@@ -17,9 +17,9 @@ from ppvision.engine.reading import ReaderError, read_in_order
 from ppvision.engine.seeding import SeededBatches, batches_per_epoch
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
-from tests.conftest import ROOT
-from tests.small_detectors import small_detector, write_detector
-from tests.small_run import NoisyNumbers, build
+from tests.helpers.configs import ROOT
+from tests.helpers.small_detectors import small_detector, write_detector
+from tests.helpers.small_run import NoisyNumbers, build
 
 
 def squared(index: int) -> np.ndarray:
@@ -119,7 +119,7 @@ _SMALL_MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from tests import small_run
+from tests.helpers import small_run
 from ppvision.errors import PpvisionError
 
 class Large(small_run.NoisyNumbers):

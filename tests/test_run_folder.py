@@ -11,7 +11,7 @@ from ppvision.cli import run
 from ppvision.engine.checkpoint import list_checkpoints, set_aside
 from ppvision.engine.run_folder import RunFolder
 from ppvision.errors import FolderInUseError, StorageError
-from tests.small_run import build
+from tests.helpers.small_run import build
 
 STEPS = 12
 

@@ -18,7 +18,7 @@ from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
 from ppvision.tasks import open_job
 from ppvision.tasks.training import run_training, train_options
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.small_detectors import small_detector, write_detector
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),
@@ -116,6 +116,7 @@ def test_once_qat_in_the_stock_trainer(scenes, tmp_path):
     assert any((tmp_path / "theirs").rglob("bbox.json"))  # it was evaluated
 
 
+@pytest.mark.all
 def test_sandwich_has_the_same_names_at_every_step(scenes, tmp_path):
     """PaddleDetection's log takes the names of the first step."""
     cfg = stock_config(tmp_path / "stock.yml", one_batch(scenes), tmp_path / "theirs")

@@ -70,6 +70,7 @@ def test_stages_and_the_full_matrix():
     assert {*stage(1), *second} <= set(full())
 
 
+@pytest.mark.all
 def test_a_run_from_config_to_row(scenes, tmp_path, monkeypatch):
     monkeypatch.setitem(sdn_boundary.DATA, "camvid", (scenes.name, 11))
     monkeypatch.setattr(sdn_boundary, "CROP", 56)

@@ -3,9 +3,7 @@
 import csv
 import json
 import logging
-import os
 import re
-import subprocess
 
 import cv2
 import numpy as np
@@ -14,10 +12,7 @@ import pytest
 from paddleseg.core import evaluate as stock_evaluate
 from PIL import Image
 from safetensors.numpy import load_file
-from visualdl.proto import record_pb2
-from visualdl.reader.record_reader import RecordReader
 
-from ppvision.cli import run
 from ppvision.data.check.segmentation import DataError
 from ppvision.data.listing import list_images, listed_labels
 from ppvision.data.pictures import read_picture
@@ -36,12 +31,9 @@ from ppvision.tasks.pictures import (
 )
 from ppvision.tasks.prediction import predict_to_folder
 from ppvision.tasks.segmentation.scores import Scoring
-from tests.conftest import ROOT, small_config
-from tests.test_zoo import arrays_of
-
-
-def ppvision(*arguments) -> int:
-    return run([str(a) for a in arguments])
+from tests.helpers.arrays import arrays_of
+from tests.helpers.configs import ROOT, small_config
+from tests.helpers.verbs import ppvision, records, shell
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +54,6 @@ def trained(tmp_path_factory, scenes):
 
 def read_label(path) -> np.ndarray:
     return np.asarray(Image.open(path))
-
-
-def records(run_folder) -> list:
-    (path,) = (run_folder / "vdl").glob("vdlrecords.*")
-    stored = [record_pb2.Record.FromString(data) for data in RecordReader(str(path)).get_all()]
-    return [value for record in stored for value in record.values]
 
 
 def test_a_run_folder_holds_what_the_contract_names(trained):
@@ -242,23 +228,24 @@ def test_exported_eval_and_predict_agree_with_eager(trained, exported, scenes, t
     assert all(sum(shares.values()) == pytest.approx(1, abs=1e-4) for shares in report.values())
 
 
-def test_an_export_of_other_classes_is_refused(trained, exported, config_file, scenes, capsys):
+def test_an_export_of_other_classes_is_refused(
+    trained, exported, config_file, copied_scenes, capsys
+):
     def change(config):
         config["test_config"] = {"is_slide": True, "crop_size": [40, 40], "stride": [20, 20]}
 
     assert ppvision("eval", "-c", config_file(change), "--model_dir", exported) == 1
     assert "Use --model_path" in capsys.readouterr().err
 
-    def fewer(config):
+    (copied_scenes / "classes.txt").unlink()
+
+    def more(config):
+        config.update(small_config(copied_scenes))
         config["model"]["num_classes"] = 12
         for part in ("train_dataset", "val_dataset"):
             config[part]["num_classes"] = 12
 
-    (scenes / "classes.txt").rename(scenes / "classes.away")
-    try:
-        assert ppvision("eval", "-c", config_file(fewer), "--model_dir", exported) == 1
-    finally:
-        (scenes / "classes.away").rename(scenes / "classes.txt")
+    assert ppvision("eval", "-c", config_file(more), "--model_dir", exported) == 1
     assert "expected a segmentation model of 12 classes" in capsys.readouterr().err
 
 
@@ -285,12 +272,11 @@ def test_data_sets_that_renumber_their_labels(config_file, scenes, tmp_path, cap
             }
 
     config, run = config_file(change), tmp_path / "run"
-    flags = ("--iters", 4, "--save_interval", 4, "--do_eval")
+    flags = ("--iters", 1, "--save_interval", 1, "--do_eval")
     assert ppvision("train", "-c", config, "--save_dir", run, *flags) == 0
     weights = run / "best_model" / "model.pdparams"
-    assert (
-        ppvision("export", "-c", config, "--model_path", weights, "--save_dir", tmp_path / "m") == 0
-    )
+    export = ("export", "-c", config, "--model_path", weights, "--save_dir", tmp_path / "m")
+    assert ppvision(*export, "--input_shape", 1, 3, 56, 56) == 0
     capsys.readouterr()
     tables = []
     for how in (("--model_path", weights), ("--model_dir", tmp_path / "m")):
@@ -423,11 +409,8 @@ def test_results_stay_in_their_folder_and_apart(exported, scenes, tmp_path):
     assert len(list((tmp_path / "out").rglob("*.png"))) == 8
 
 
-def test_bad_data_is_found_before_the_first_step(config_file, scenes, tmp_path):
-    import shutil
-
-    folder = tmp_path / "scenes"
-    shutil.copytree(scenes, folder)
+def test_bad_data_is_found_before_the_first_step(config_file, copied_scenes, tmp_path):
+    folder = copied_scenes
     label = folder / "labels" / "train" / "000003.png"
     Image.fromarray(np.full((56, 56), 40, np.uint8)).save(label)
 
@@ -519,7 +502,8 @@ def test_errors_near_and_far_from_the_boundary():
     assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
-def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeypatch):
+def test_comparisons_with_the_labels_of_a_list(copied_scenes, tmp_path, caplog, monkeypatch):
+    scenes = copied_scenes
     lines = (scenes / "val.txt").read_text().splitlines()
     path = scenes / "some.txt"
     path.write_text(f"{lines[0]}\n{lines[1].split()[0]} no_label.png\n{lines[2].split()[0]}\n")
@@ -548,22 +532,15 @@ def test_comparisons_with_the_labels_of_a_list(scenes, tmp_path, caplog, monkeyp
     assert not (tmp_path / "without" / "compared").exists()
 
 
-def shell(*command, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [str(c) for c in command],
-        env={**os.environ, **{k: str(v) for k, v in environment.items()}},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-
-
-@pytest.mark.parametrize("kind", ["plain", pytest.param("sdn", marks=pytest.mark.all), "once_qat"])
+@pytest.mark.parametrize(
+    "kind",
+    ["once_qat", *(pytest.param(kind, marks=pytest.mark.all) for kind in ("plain", "sdn"))],
+)
 def test_two_processes_train_as_one(kind, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 
     def change(config):
-        config["imports"] = ["tests.report_weights"]
+        config["imports"] = ["tests.helpers.report_weights"]
         if kind == "once_qat":  # a width drawn by chance, and parameters that a width leaves alone
             options = {"objective": "sandwich", "activations": True, "steps": "per_width"}
             config["slim_config"] = {"bits": [8, 4, 3, 2], **options}

@@ -18,7 +18,7 @@ from ppvision.forms.differences import (
 from ppvision.nn import SemanticDifferenceConv2D, SemanticDiffusion, SemanticDiffusionPyramid
 from ppvision.nn import semantic_diffusion as module
 from ppvision.nn.semantic_diffusion import SIMILARITIES, semantic_difference
-from tests import reference_sdn as reference
+from tests.helpers import reference_sdn as reference
 
 NAMES = list(SIMILARITIES)
 DECREASING = ("charbonnier", "gaussian", "perona_malik")

@@ -22,10 +22,10 @@ import yaml
 from ppvision.cli import run
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.stopping import SAME_REQUEST, STOP_SIGNALS, TrainingStopped
-from tests import small_run
-from tests.conftest import ROOT
-from tests.small_run import NoisyNumbers, build
-from tests.test_engine import STEPS, assert_same_end
+from tests.helpers import small_run
+from tests.helpers.configs import ROOT
+from tests.helpers.run_ends import STEPS, assert_same_end
+from tests.helpers.small_run import NoisyNumbers, build
 
 PATIENCE = 60  # seconds; ten times what it takes
 
@@ -41,7 +41,7 @@ def uninterrupted(tmp_path_factory):
 def server():
     """A process that has imported Paddle, and forks: a start of Paddle takes seconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.small_run"])
+    context.set_forkserver_preload(["tests.helpers.small_run"])
     yield context
     forkserver._forkserver._stop()
 
@@ -59,7 +59,7 @@ def _start(words: list[str], output: Path, ignored: list[int]) -> None:
 
 
 class Run:
-    """`tests.small_run` in a session of its own, as a terminal or a cluster's manager holds it."""
+    """`small_run` in a session of its own, as a terminal or a cluster's manager holds it."""
 
     def __init__(self, folder: Path, words: tuple[str, ...], ignored: list[int]) -> None:
         output = folder.with_name(f"output {time.monotonic_ns()}")
@@ -166,7 +166,9 @@ def test_kills_and_signals_at_any_moment_change_no_bit(uninterrupted, tmp_path, 
     assert_same_end(folder, uninterrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.all)]
+)
 def test_a_signal_ends_the_step_and_writes_a_checkpoint(uninterrupted, tmp_path, number):
     """Sent to the whole group, twice: a terminal's Ctrl-C, `timeout`, a cluster's manager."""
     with running(tmp_path / "run", "slow", "workers") as ours:
@@ -183,7 +185,10 @@ def test_a_signal_ends_the_step_and_writes_a_checkpoint(uninterrupted, tmp_path,
     assert_same_end(tmp_path / "run", uninterrupted)
 
 
-@pytest.mark.parametrize("words", [["stuck=sample", "workers"], ["stuck=sample"]])
+@pytest.mark.parametrize(
+    "words",
+    [["stuck=sample", "workers"], pytest.param(["stuck=sample"], marks=pytest.mark.all)],
+)
 def test_a_signal_does_not_wait_for_a_sample(uninterrupted, tmp_path, words):
     with running(tmp_path / "run", *words) as ours:
         ours.until("stuck")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 # Stands for Python: writes down what it was called with, and trains as long as the test says.
 PYTHON = """#!/usr/bin/env bash

@@ -75,6 +75,7 @@ def test_training_step(monkeypatch, tmp_path):
         assert "cores" in row["machine"]
 
 
+@pytest.mark.all
 def test_deploy_latency(monkeypatch, tmp_path):
     monkeypatch.setattr(deploy_latency, "ENGINES", ("paddle", "onednn", "onnx"))
     flags = ("--models", "pale_nano", "--tasks", "classification", "--batches", 1)

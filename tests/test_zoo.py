@@ -1,4 +1,3 @@
-import os
 import pickle
 import shutil
 from collections import OrderedDict
@@ -13,23 +12,13 @@ from ppvision.zoo import cards
 from ppvision.zoo.registry import ModelCard, register_model
 from ppvision.zoo.stored import is_here
 from ppvision.zoo.weights import WeightsError, read_weights, save_weights
+from tests.helpers.arrays import Hostile, arrays_of, assert_same
 
 NAME = "segformer_pale_nano.digit_scenes"
 
 
 def small() -> nn.Layer:
     return nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Linear(5, 2))
-
-
-def arrays_of(model: nn.Layer) -> dict:
-    return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-
-
-def assert_same(a: nn.Layer, b: nn.Layer) -> None:
-    left, right = arrays_of(a), arrays_of(b)
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_array_equal(left[name], right[name])
 
 
 def test_lists_by_pattern():
@@ -122,16 +111,6 @@ def test_exceptions_are_named(tmp_path):
         target, tmp_path / "w.safetensors", allow_missing=["2.*"], allow_unexpected=["head.*"]
     )
     np.testing.assert_array_equal(target[0].weight.numpy(), arrays["0.weight"])
-
-
-class Hostile:
-    """A pickle that runs a command when it is read."""
-
-    def __init__(self, marker) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return os.system, (f"touch {self.marker}",)
 
 
 @pytest.mark.parametrize("place", ["value", "root"])

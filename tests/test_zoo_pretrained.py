@@ -14,7 +14,7 @@ import ppvision
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError, read_weights, save_weights
-from tests.file_server import serving
+from tests.helpers.file_server import serving
 
 WHOLE = "segformer_pale_nano.digit_scenes"
 

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.browser import chromium
+from tests.helpers.browser import chromium
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
 PATHS = {"scalars": "scalar", "images": "sample/image", "settings": "hyper-parameter"}

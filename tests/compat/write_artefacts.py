@@ -45,7 +45,7 @@ from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import read_weights, save_weights
 from tests.compat.frozen import CLASSES, NORMALIZE, SmallNet, make_batch, make_picture
-from tests.small_detectors import small_detector, write_detector
+from tests.helpers.small_detectors import small_detector, write_detector
 
 # isort: split
 from ppdet.core import workspace

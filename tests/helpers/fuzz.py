@@ -18,6 +18,9 @@ import signal
 import struct
 import tracemalloc
 from collections.abc import Callable, Iterator
+from typing import Any
+
+import yaml
 
 from ppvision.errors import PpvisionError
 
@@ -27,27 +30,50 @@ FLOOR = 64 * 2**20  # bytes that any call may allocate
 FACTOR = 10  # times its input that a call may allocate
 SECONDS = 20  # of one call; ten times what the slowest takes on a loaded machine
 
-# Values of every type that JSON, YAML and Python know, at the edges of what formats can hold.
-_STRANGE = (
-    *(None, True, False, 0, -1, 1, 2, 255, 2**31, 2**63, 2**64, -(2**63), 10**30, 10**400),
-    *(0.0, -0.0, 0.5, 1e-320, 1e30, 1e308, float("nan"), float("inf"), float("-inf")),
-    *("", " ", "0", "1", "-1", "1.0", "nan", "1e999", "true", "None", "\0", "\ufeff", "\udcff"),
-    *(
-        "..",
-        "/",
-        "a/../..",
-        "a\\b",
-        "x" * 300,
-        "x" * 100_000,
-        "\ud800",
-        "%s%n",
-        "[",
-        "{}",
-        "é",
-        "²",
-    ),
-    *([], {}, [[]], [{}], {"": None}, [0] * 1000, [None], [["a"]], {"id": 0}),
-    *(2**31 - 1, 2**32, 2**40, 2**63 - 1, [2**40, 2**40], [0], [1, 2, 3], "\U0001f600"),
+# In the place of a value that belongs there: of every type that JSON, YAML and Python know, at the
+# edges of what formats can hold, large enough to hurt whoever takes them at their word.
+VALUES = (
+    *(None, True, False, 0, 1, -1, 2, 7, 255, 70_000, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1),
+    *(2**63, 2**64, -(2**63), 10**9, 10**30, -(10**30), 10**400),
+    *(0.0, -0.0, 0.5, -0.5, 1e-320, 1e-300, 1e30, 1e308, float("nan"), float("inf"), -float("inf")),
+    *("", " ", "x", "0", "1", "-1", "1.0", "nan", "1e999", "true", "none", "None", "\0", "\ufeff"),
+    *("..", "/", "a/../..", "../../x", "/etc/passwd", "a\\b", "model.json\0", "%s%n", "[", "{}"),
+    *("x" * 300, "x" * 5000, "x" * 100_000, "\ud800", "\udcff", "é", "²", "\U0001f600"),
+    *([], {}, [[]], [{}], [0], [0] * 1000, [1, 2, 3], [1, 2, 3, 4, 5], [2**40, 2**40], [None]),
+    *(["x", None], [["a"]], {"": None}, {"id": 0}, {"type": "Resize"}, {"x": {"y": []}}),
+)
+
+# What a parser may run into, whatever the document.
+BOMBS = (
+    "",
+    "[" * 3000,
+    "{a: " * 3000,
+    "- " * 3000 + "x",
+    "a: &a [x, x]\n" + "".join(f"b{n}: &b{n} [*a, *a]\n" for n in range(30)),
+    "\n".join(f"k{n}: &k{n} [{', '.join([f'*k{n - 1}' if n else 'x'] * 9)}]" for n in range(12)),
+    "x: " + "9" * 100_000,
+    "x: 0x" + "f" * 100_000,
+    "x: " + "1:" * 5000 + "1",
+    "x: !!int abc",
+    "x: !!bool maybe",
+    "x: !!timestamp x",
+    "x: 2001-99-99",
+    "x: !!binary '*'",
+    "x: !!python/object/apply:os.system [echo]",
+    "x: !Tag {a: 1}",
+    "? [a, b]\n: c",
+    "<<: 1",
+    "x: 1\nx: 2",
+    "--- a\n--- b",
+    "%YAML 9.9\n---\na",
+    "x: !!set {a, b}",
+    "x: *nowhere",
+    "a" * 300_000,
+    "a: [" + "1," * 200_000 + "1]",
+    "a: '" + "\\" * 1000,
+    "\ufeff\ufeffa: 1",
+    "a:\tb:\tc",
+    "\x00",
 )
 
 
@@ -62,7 +88,7 @@ def strange_value(rng: random.Random) -> object:
     """A value that a careless parser does not expect."""
     if rng.random() < 0.03:
         return _deep(rng.choice((50, 500)))
-    return copy.deepcopy(rng.choice(_STRANGE))
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def _places(node: object) -> Iterator[tuple[dict | list, object]]:
@@ -94,6 +120,45 @@ def mutate_document(document: dict | list, rng: random.Random) -> dict | list:
     else:
         container[key] = strange_value(rng)
     return mutated
+
+
+def change_text(text: str, rng: random.Random) -> str:
+    """A text with one change of characters, or something else altogether."""
+    start, end = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+    end = min(end, start + rng.choice([1, 5, 200]))
+    return rng.choice(
+        [
+            lambda: text[:start] + text[end:],
+            lambda: text[:start],
+            lambda: text[:end] + text[start:],
+            lambda: text[:start]
+            + rng.choice("[]{}:,-&*!|>'\"%@`#?\t\n 019.eE\x00\u2028é")
+            + text[end:],
+            lambda: text[:start] + rng.choice(BOMBS) + text[end:],
+            lambda: rng.choice(BOMBS),
+            lambda: text + "\n" + rng.choice(BOMBS),
+        ]
+    )()
+
+
+def mutate_yaml(contents: list[Any], count: int, seed: int) -> Iterator[str]:
+    """`count` YAML documents; half of them have one change inside of a valid one, the others one
+    change of their text.
+    """
+    rng = random.Random(seed)
+    for number in range(count):
+        content = contents[rng.randrange(len(contents))]
+        if number % 2:
+            yield _dump(mutate_document(content, rng))
+        else:
+            yield change_text(_dump(content), rng)
+
+
+def _dump(content: Any) -> str:
+    try:
+        return yaml.safe_dump(content, sort_keys=False)
+    except RecursionError:  # 500 lists in each other; YAML reads what JSON writes
+        return json.dumps(content)
 
 
 _TOKENS = (

@@ -132,7 +132,8 @@ def _nms(old: Callable) -> Callable:
     # Outermost again what it was: Paddle does not look inside of such a function.
     @paddle.jit.not_to_static
     def choose(*args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        return (old if paddle.in_dynamic_mode() else multiclass_nms)(*args, **kwargs)
+        # Theirs fits eager mode and graphs of the earlier format, which OpenVINO takes.
+        return (multiclass_nms if paddle.framework.in_pir_mode() else old)(*args, **kwargs)
 
     return choose
 

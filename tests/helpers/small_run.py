@@ -1,4 +1,6 @@
-"""A run that a test can kill:  python -m tests.small_run FOLDER STEPS [slow] [workers] [stuck=WHAT]
+"""A run that a test can kill.
+
+    python -m tests.helpers.small_run FOLDER STEPS [slow] [workers] [stuck=WHAT]
 
 A small network with dropout on random samples, through the whole engine: checkpoints every 3 steps,
 averaged weights, scores. With `slow`, every step takes a little longer, so that a kill can hit one.

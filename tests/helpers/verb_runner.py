@@ -1,4 +1,6 @@
-"""Runs verbs one after another in one process:  python -m tests.verb_runner FOLDER <verbs.json
+"""Runs verbs one after another in one process.
+
+    python -m tests.helpers.verb_runner FOLDER <verbs.json
 
 Each entry is `[name, argv, columns]`: its stdout and stderr are FOLDER/name.out and .err; with
 `columns` they are one pseudo-terminal of that width, read into FOLDER/name.out. The exit codes

@@ -2,11 +2,22 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
+from tests.helpers.verbs import ppvision
 
 SIDE = 64  # pixels
+
+# What PaddleDetection, pycocotools and Paddle's tracing call: a test module's `pytestmark`.
+WARNINGS = [
+    pytest.mark.filterwarnings(r"ignore:\s*Non compatible API"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation"),
+    pytest.mark.filterwarnings("ignore:Skip loading for"),
+    pytest.mark.filterwarnings("ignore:The detector finds nothing"),
+]
+
 BASES = ROOT / "configs" / "detection" / "_base_"
 
 # Base file, numbers of the feature maps, and what makes it small.
@@ -125,3 +136,13 @@ def write_detector(path: Path, config: dict) -> Path:
     """Write a config with its tags."""
     path.write_text(yaml.dump(config, Dumper=_Dumper, sort_keys=False))
     return path
+
+
+def train(config: Path, run: Path, *options: object) -> int:
+    return ppvision(
+        *("train", "-c", config, "--save_dir", run, "--eval", "--log_iters", 1, *options)
+    )
+
+
+def best(run: Path) -> Path:
+    return run / "best_model" / "model.pdparams"
