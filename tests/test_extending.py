@@ -1,5 +1,5 @@
-"""docs/extending.md: its files are written into an empty folder, its commands run there. The seam for
-transforms that it shows."""
+"""docs/extending.md: its files are written into an empty folder, its commands run there. And what
+it shows of `register_transform`."""
 
 import re
 import shlex
