@@ -5,6 +5,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppvision.deploy.write.export import record_scores
 from ppvision.errors import InputError
 from ppvision.quant.integers import (
     CODES,
@@ -14,6 +15,7 @@ from ppvision.quant.integers import (
 )
 from ppvision.quant.packed import IntegerLayer, IntegerRounding
 from ppvision.quant.ptq.integers import RULES, Observed, quantize_to_integers
+from tests.conftest import ROOT
 
 
 def naive_codes(weight, scale, axis):
@@ -218,3 +220,9 @@ def test_zeros_alone_have_a_step():
     seen = Observed()
     seen.add(np.zeros(10, np.float32))
     assert seen.activation("error") == IntegerActivation(1.0, 0)
+
+
+def test_scores_of_integers_belong_to_an_export_with_integers():
+    in_float = ROOT / "tests" / "compat" / "0.1.0" / "classification"
+    with pytest.raises(InputError, match="expected an export with integers, got one in float"):
+        record_scores(in_float, "top1", 0.5, 0.5)

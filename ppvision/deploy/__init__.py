@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING
 
 from ppvision.deploy.run.predictor import Classification, Predictor
+from ppvision.deploy.run.transforms import register_transform
 
 if TYPE_CHECKING:
     from ppvision.deploy.verify.parity import ParityError
     from ppvision.deploy.write.export import export_model
 
-__all__ = ["Classification", "ParityError", "Predictor", "export_model"]
+__all__ = ["Classification", "ParityError", "Predictor", "export_model", "register_transform"]
 
 # Of no use to a program that predicts, so imported by whoever asks for them.
 _LATER = {

@@ -17,6 +17,7 @@ own tools as well as for Python; one that is registered later becomes one at onc
 
 and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Lists of
 pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
+What `ppvision.deploy.register_transform` registers is a transform of PaddleSeg's configs as well.
 Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
 that names the file. A data set whose pictures have more than 8 bits a channel says what white is:
 
@@ -45,6 +46,7 @@ from typing import Literal
 from paddle import Tensor, nn
 
 from ppvision.data.pictures import read_label, read_like_opencv
+from ppvision.deploy.run import transforms as deployed
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import SIMILARITIES
@@ -208,7 +210,36 @@ def _register_model(name: str) -> None:
         globals()[name] = _register(_backbone(name))
 
 
+class _Deployed:
+    """A transform of deployment that a user registered, on PaddleSeg's dictionary."""
+
+    def __init__(self, transform: Callable) -> None:
+        self.transform = transform
+
+    def __call__(self, data: dict) -> dict:
+        data["img"], _ = self.transform(data["img"])  # [H, W, 3]: the label keeps its size
+        return data
+
+
+def _register_transform(name: str) -> None:
+    """A transform of `ppvision.deploy.register_transform` among PaddleSeg's."""
+
+    @functools.wraps(deployed.KNOWN[name], updated=())
+    def build(**options: object) -> _Deployed:
+        return _Deployed(deployed.KNOWN[name](**options))
+
+    build.is_deployed = True
+    known = manager.TRANSFORMS.components_dict
+    if name in known and not hasattr(known[name], "is_deployed"):
+        raise InputError(
+            f"register_transform: PaddleSeg has a transform {shorten(name)}; expected a name of "
+            "your own. Rename the class."
+        )
+    known[name] = build
+
+
 follow_models(_register_model)
+deployed.follow_transforms(_register_transform)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar, get_args, get_origin
 
@@ -242,7 +242,7 @@ def import_modules(names: str | list[str]) -> None:
             ) from error
 
 
-def check_components(node: object, known: dict[str, object], where: str = "") -> None:
+def check_components(node: object, known: Mapping[str, object], where: str = "") -> None:
     """Check every `type:` below `node`, and the arguments given with it: their names, and their
     values where the component annotates them as a `Literal`.
 

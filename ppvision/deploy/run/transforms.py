@@ -4,19 +4,20 @@ The names, parameters and results are those of PaddleSeg's `paddleseg.transforms
 CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can carry
 the validation transforms of a configuration as they stand. Only transforms that give the same
 result for the same picture are known here; random ones belong to training and are refused by
-name.
+name. `register_transform` adds one of yours.
 """
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 
-from ppvision.errors import InputError, shorten
+from ppvision.errors import InputError, InputTypeError, shorten
 
 Size = tuple[int, int]  # (height, width)
 
@@ -384,6 +385,96 @@ KNOWN: dict[str, Callable[..., Any]] = {
     )
 }
 
+# -- transforms of others --------------------------------------------------------------------------
+
+_registered: dict[str, type] = {}
+_followers: dict[str, Callable[[str], None]] = {}
+
+T = TypeVar("T", bound=type)
+
+
+def register_transform(transform: T) -> T:
+    """Decorator: enter a transform of your own under the name of its class.
+
+        @register_transform
+        class Gamma:
+            def __init__(self, gamma: float = 1.0) -> None:
+                self.gamma = gamma
+
+            def __call__(self, image: np.ndarray) -> np.ndarray:
+                return 255 * (image / 255) ** self.gamma
+
+    A config of segmentation or classification may then name it in the transforms of its training
+    and validation data, an export writes its name and options into `deploy.yaml`, and `Predictor`
+    applies it. The module that registers it has to be imported before: name it under `imports:` in
+    the config, and import it in the program that opens the export.
+
+    Args:
+        transform: a class. Its options have to be values that YAML holds. Its objects take a
+            picture `[H, W, 3]`, RGB, float32 (0 to 255 before `Normalize`), and return one of the
+            same size. They have to give the same result for the same picture, and leave the array
+            that they are given as it is.
+
+    Returns:
+        The class itself.
+
+    Raises:
+        TypeError: not a class.
+        ValueError: the name is taken.
+    """
+    if not isinstance(transform, type):
+        raise InputTypeError(f"register_transform: expected a class, got {shorten(transform)}.")
+    name = transform.__name__
+    known = _registered.get(name, KNOWN.get(name))
+    if known is not None and _origin(known) != _origin(transform):
+        raise InputError(
+            f"register_transform: {shorten(name)} is taken by {_origin(known)}; expected a new "
+            "name. Rename the class."
+        )
+
+    @functools.wraps(transform, updated=())
+    def build(*values: object, **options: object) -> _SameSize:
+        return _SameSize(name, transform(*values, **options))
+
+    _registered[name], KNOWN[name] = transform, build
+    for follow in _followers.values():
+        follow(name)
+    return transform
+
+
+def _origin(transform: Callable[..., Any]) -> str:
+    """What tells a class from another one, the same after a reload of its module."""
+    return f"{transform.__module__}.{transform.__qualname__}"
+
+
+def follow_transforms(follow: Callable[[str], None]) -> None:
+    """Call a function with the name of every registered transform, of later ones as well. A module
+    has one such function; that of a reload takes the place of the earlier one."""
+    _followers[follow.__module__] = follow
+    for name in list(_registered):
+        follow(name)
+
+
+class _SameSize:
+    """A registered transform among those of this module: nothing of it is undone later."""
+
+    def __init__(self, name: str, transform: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._name, self._transform = name, transform
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, None]:
+        found = self._transform(image)
+        shape = getattr(found, "shape", None)
+        if shape != image.shape:
+            got = type(found).__name__ if shape is None else list(shape)
+            raise InputError(
+                f"transforms: expected {self._name} to return a picture {list(image.shape)}, as it "
+                f"was given, got {got}. Change sizes with a transform of ppvision."
+            )
+        return np.asarray(found, np.float32), None
+
+
+# -- all of a deploy.yaml --------------------------------------------------------------------------
+
 
 class Transforms:
     """The transforms of a `deploy.yaml`, ready to use.
@@ -437,7 +528,8 @@ def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, 
         raise InputError(
             f"transforms: {name[:60]} cannot be reproduced in deployment; known are "
             f"{', '.join(KNOWN)}. Random and other training transforms belong to the training data "
-            "only: give the transforms of the validation data."
+            "only: give the transforms of the validation data. For one of your own, import the "
+            "module that registers it (register_transform) first."
         )
     return build_known(KNOWN[name], name, {k: v for k, v in spec.items() if k != "type"})
 

@@ -362,8 +362,16 @@ def record_scores(folder: Path, metric: str, score: float, float_score: float) -
         folder: an export with integers.
         metric: its name.
         score, float_score: of the integers, and of the model in float.
+
+    Raises:
+        ValueError: an export in float.
     """
     manifest = manifests.read_manifest(folder)
+    if manifest.int8 is None:
+        raise InputError(
+            f"record_scores: expected an export with integers, got one in float, {folder}. Export "
+            "it with int8=True."
+        )
     scored = replace(manifest.int8, metric=metric, score=score, float_score=float_score)
     with replace_file(folder / manifests.NAME) as partial:
         text = manifests.manifest_text(replace(manifest, int8=scored))

@@ -48,7 +48,8 @@ Mixup mixes answers as it mixes labels. What changes colours, erases, turns or m
 picture without it.
 """
 
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -95,21 +96,24 @@ OPTIMIZERS = {
 }
 
 # Of Paddle those that draw from `random` and NumPy alone, which the engine seeds for every sample.
-# Sizes and Normalize are deployment's, so that an exported model sees what was trained on.
-TRAIN_TRANSFORMS = {
-    name: getattr(vision, name)
-    for name in (
-        "ColorJitter",
-        "Pad",
-        "RandomAffine",
-        "RandomCrop",
-        "RandomHorizontalFlip",
-        "RandomPerspective",
-        "RandomResizedCrop",
-        "RandomRotation",
-        "RandomVerticalFlip",
-    )
-} | {"RandAugment": RandAugment, "RandomErasing": RandomErasing, **deployed.KNOWN}
+# Sizes, Normalize and what users registered are deployment's, so that an exported model sees what
+# was trained on.
+_OF_PADDLE = (
+    "ColorJitter",
+    "Pad",
+    "RandomAffine",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "RandomPerspective",
+    "RandomResizedCrop",
+    "RandomRotation",
+    "RandomVerticalFlip",
+)
+TRAIN_TRANSFORMS: Mapping[str, Callable] = ChainMap(
+    deployed.KNOWN,  # grows when a transform is registered
+    {name: getattr(vision, name) for name in _OF_PADDLE},
+    {"RandAugment": RandAugment, "RandomErasing": RandomErasing},
+)
 
 
 class _Deployed:
