@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ppvision.moved import MOVED
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 from tests.test_imports import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmark" / "README.md"]
