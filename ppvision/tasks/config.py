@@ -203,7 +203,7 @@ def task_of(config: dict, known: Collection[str]) -> str:
         ConfigError: an unknown task.
     """
     task = config.get("task", "segmentation")
-    if task not in known:
+    if not isinstance(task, str) or task not in known:
         raise ConfigError(
             f"config{_place(config, 'task')}: task: got {shorten(task)}. "
             f"{nearest(str(task), list(known))}"
