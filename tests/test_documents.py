@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from ppvision.moved import MOVED
-from tests.conftest import ROOT
-from tests.test_imports import ROOMS
+from tests.helpers.configs import ROOT
+from tests.helpers.rooms import ROOMS
 
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmark" / "README.md"]
 SOURCES = [p for folder in ("ppvision", "benchmark") for p in sorted((ROOT / folder).rglob("*.py"))]

@@ -31,7 +31,7 @@ from ppvision.errors import InputError, InputTypeError, ManifestError
 from ppvision.tasks import open_job
 from ppvision.tasks.classification.config import build_transform
 from ppvision.zoo import registry
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)

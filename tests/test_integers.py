@@ -15,7 +15,7 @@ from ppvision.quant.integers import (
 )
 from ppvision.quant.packed import IntegerLayer, IntegerRounding
 from ppvision.quant.ptq.integers import RULES, Observed, quantize_to_integers
-from tests.conftest import ROOT
+from tests.helpers.configs import ROOT
 
 
 def naive_codes(weight, scale, axis):
