@@ -29,7 +29,7 @@ from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.errors import InputError, InputTypeError, ManifestError
 from ppvision.tasks import open_job
-from ppvision.tasks.classification.config import build_transform
+from ppvision.tasks.classification.config import _check_model, build_transform
 from ppvision.zoo import registry
 from tests.helpers.configs import ROOT
 
@@ -123,6 +123,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys, forget):
     import test_my_net
 
     test_my_net.test_my_net()
+    _check_model({"type": "my_net", "num_classes": 5})  # of a classification config
     card = ppvision.model_card("my_net")
     assert trained_size(ppvision.create_model("my_net")) == card.parameters
 
