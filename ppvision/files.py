@@ -107,6 +107,8 @@ def _open_and_lock(folder: Path, busy: str) -> int:
 ABANDONED_AFTER = 3600
 # What a partial file is called: after the file, the process and the thread.
 _PARTIAL = re.compile(r".\.\d+-[0-9a-f]+\.partial$", re.DOTALL)
+# The folder in which another is made, by the other's name.
+_WORK = re.compile(r"\.(.+)\.ppvision-partial", re.DOTALL)
 NAME_BYTES = 255  # of a file's name, on the usual file systems
 
 # -- files -----------------------------------------------------------------------------------------
@@ -301,7 +303,14 @@ def find_disk_error(error: BaseException | None) -> int | None:
 
 
 def storage_error(number: int, target: Path) -> StorageError:
-    """The error of a disk that refused to write `target`; `number` is the system's (`errno`)."""
+    """The error of a disk that refused to write `target`; `number` is the system's (`errno`).
+
+    What lies in a work folder is named by the folder that is made there, which the user knows.
+    """
+    for path in (target, *target.parents):
+        if made := _WORK.fullmatch(path.name):
+            target = path.with_name(made[1])
+            break
     advice = f": {_NO_ROOM[number]}" if number in _NO_ROOM else ""
     return StorageError(number, f"could not write {target} ({os.strerror(number)}){advice}.")
 

@@ -41,7 +41,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
 _EXPORT = """
 import os, sys, time, warnings
 from pathlib import Path
-from ppvision.deploy import export, export_model
+from ppvision.deploy import export_model
+from ppvision.deploy.write import export
 from ppvision.errors import FolderInUseError
 from tests.helpers.wide_net import SHAPE, Net
 
