@@ -203,7 +203,7 @@ def test_rules_of_yaml():
         ({"layers": {"head": {"bit": 4}}}, "the rule for head: expected bits"),
         ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "expected bits, or min_bits"),
         ({"layers": {"head": {"bits": 9}}}, "the rule for head: bits: expected 1 to 8, got 9"),
-        ({"layers": {"head": {"activations": "yes"}}}, "both true or false"),
+        ({"layers": {"head": {"activations": "yes"}}}, "true, false or 8"),
         ({"layers": {"head": {"bits": 0}}}, "the rule for head: bits: expected 1 to 8, got 0"),
         ({"layers": {"head": {"bits": [4]}}}, r"the rule for head: bits: .*got \[4\]"),
         ({"layers": {"head": {"min_bits": "4"}}}, "the rule for head: min_bits: .*got '4'"),
