@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ppvision import remote
+from ppvision import remote, remote_cache
 from ppvision.errors import StorageError
 from ppvision.quant import LayeredModelError, describe_layered
-from ppvision.quant.store import fetching
 from ppvision.quant.store.fetching import FetchError, Remote
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
 
@@ -191,7 +190,7 @@ def test_an_interim_answer_is_skipped():
 
 def test_many_small_pieces_cost_no_more_than_a_few_large_ones(monkeypatch):
     pieces = itertools.repeat(b"x" * 40, 100_000)
-    monkeypatch.setattr(fetching, "read_pieces", lambda answer, shown: pieces)
+    monkeypatch.setattr(remote_cache, "read_pieces", lambda answer, shown: pieces)
     with answering(answer_of("200 OK")) as url:
         start = time.process_time()
         assert Remote(url).read("x", 4_000_000) == b"x" * 4_000_000

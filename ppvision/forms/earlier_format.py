@@ -25,6 +25,7 @@ from paddle import Tensor
 from ppvision.forms.paddle_private import find_private
 
 Variable = find_private("Variable")  # a tensor in a program of the earlier format
+_C_OPS = find_private("_C_ops")  # the functions that Paddle moved to C++
 
 # Tracing changes the whole process, so that one thread does it at a time.
 _tracing = threading.RLock()
@@ -101,7 +102,7 @@ def _put_in(changed: list[tuple[Any, str, object]]) -> None:
     table: dict[int, object] = {}  # by identity: `from paddle import matmul` is found too
     for path, stand_in in STAND_INS.items():
         *_, name = path.split(".")
-        for holder in (paddle, paddle.tensor, paddle._C_ops):
+        for holder in (paddle, paddle.tensor, _C_OPS):
             original = functools.reduce(
                 lambda x, key: getattr(x, key, None), path.split("."), holder
             )
@@ -112,15 +113,15 @@ def _put_in(changed: list[tuple[Any, str, object]]) -> None:
             change(Variable, name, _with_original(method, stand_in))
     for module in list(sys.modules.values()):
         # What runs eagerly calls the functions in C++.
-        if isinstance(module, ModuleType) and module is not paddle._C_ops:
+        if isinstance(module, ModuleType) and module is not _C_OPS:
             for name, value in list(vars(module).items()):
                 if id(value) in table:
                     change(module, name, table[id(value)])
     for name in _ARITHMETIC:
         change(Variable, name, _with_promotion(vars(Variable)[name]))
     change(Variable, "__invert__", _with_original(vars(Variable)["__invert__"], _bitwise_not))
-    nms = paddle._C_ops.multiclass_nms3
-    change(paddle._C_ops, "multiclass_nms3", _with_original(nms, _multiclass_nms))
+    nms = _C_OPS.multiclass_nms3
+    change(_C_OPS, "multiclass_nms3", _with_original(nms, _multiclass_nms))
 
 
 # What Paddle 3.2 calls the arguments as well.

@@ -32,6 +32,7 @@ PLACES = {
     "framework_pb2": ("paddle.base.proto:framework_pb2",),
     "load_combine_func": ("paddle.base.core:load_combine_func",),
     "save_combine_func": ("paddle.base.core:save_combine_func",),
+    "_C_ops": ("paddle:_C_ops",),
     "multiclass_nms3": ("paddle._C_ops:multiclass_nms3",),
     "Variable": ("paddle.base.framework:Variable",),
     "Value": ("paddle.pir:Value",),
