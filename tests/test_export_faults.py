@@ -28,6 +28,7 @@ from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import save_weights
 from tests.helpers.configs import ROOT, classification_config
 from tests.helpers.small_layered import tiny_once_qat
+from tests.helpers.waiting import wait_until
 from tests.helpers.wide_net import SHAPE, Net
 
 
@@ -202,13 +203,6 @@ def test_killed_and_made_again(job, tmp_path, kind, kills):
     assert again.returncode == 0, said
     check_whole(kind, target)
     assert [p.name for p in target.parent.iterdir()] == ["target"]
-
-
-def wait_until(done: Callable[[], object]) -> None:
-    end = time.time() + 120
-    while not done():
-        assert time.time() < end
-        time.sleep(0.005)
 
 
 # -- the disk --------------------------------------------------------------------------------------

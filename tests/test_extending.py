@@ -198,6 +198,7 @@ def test_a_name_of_paddleseg(forget):
     with pytest.raises(InputError, match="PaddleSeg has a transform 'RandomDistort'"):
         register_transform(type("RandomDistort", (), {}))
     assert manager.TRANSFORMS["RandomDistort"] is before
+    assert "RandomDistort" not in deployed.KNOWN
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import small_detector, write_detector
 from tests.helpers.small_run import NoisyNumbers, build
+from tests.helpers.waiting import wait_until
 
 
 def squared(index: int) -> np.ndarray:
@@ -63,7 +64,7 @@ def test_an_error_arrives(error, expected):
 
     with pytest.raises(expected, match="3"), read_in_order(read, range(9), 2) as samples:
         list(samples)
-    assert multiprocessing.active_children() == []
+    wait_until(lambda: multiprocessing.active_children() == [])
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])

@@ -437,8 +437,13 @@ def register_transform(transform: T) -> T:
         return _SameSize(name, transform(*values, **options))
 
     _registered[name], KNOWN[name] = transform, build
-    for follow in _followers.values():
-        follow(name)
+    try:
+        for follow in _followers.values():
+            follow(name)
+    except InputError:  # a framework has another transform of this name
+        if known is None:
+            del _registered[name], KNOWN[name]
+        raise
     return transform
 
 
