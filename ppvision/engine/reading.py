@@ -31,7 +31,6 @@ Sample = TypeVar("Sample")
 # Seconds to wait for readers that are asked to end, before they are killed (processes) or left
 # alone (the thread that reads where there are no processes).
 PATIENCE = 1.0
-SECONDS_TO_BE_TOLD = 2.0  # that a worker has ended
 
 # What the queue of a `BatchReader` holds beside batches.
 _END, _WOKEN = object(), object()
@@ -171,11 +170,6 @@ class BatchReader:
     ) -> None:
         # Paddle's loader raises these. Looked at before we end the workers ourselves.
         code = _code_of_ended(self._workers) if isinstance(error, SystemError | RuntimeError) else 0
-        # A SystemError is the loader's: a worker has ended, and the system may not say so yet.
-        deadline = time.monotonic() + SECONDS_TO_BE_TOLD
-        while isinstance(error, SystemError) and not code and time.monotonic() < deadline:
-            time.sleep(0.01)
-            code = _code_of_ended(self._workers)
         self._wanted.put(False)
         if self._workers:
             # Asks them to end; after it, Paddle no longer takes their end for a failure. The thread
