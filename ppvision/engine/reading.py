@@ -223,7 +223,7 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
     """The exit code of a worker that has failed, or 0. A process that is about to end closes its
     pipes first, by which it is noticed, so this waits a moment."""
-    until = time.monotonic() + PATIENCE
+    until = time.monotonic() + 5 * PATIENCE  # on a busy machine a second was not enough
     while workers:
         code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
         if code or time.monotonic() > until:
