@@ -1,5 +1,6 @@
 """What several tests share: a small data set and a small job on it."""
 
+import importlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of `LONG_FILES` before the others; of each file in their own order."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+# Files whose exports get a graph for OpenVINO in the default run as well. It takes a third of an
+# export's time; in the others it is made with `--all`, or for tests marked `openvino`.
+OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
+OPENVINO_FILES |= {"test_openvino", "test_openvino_networks", "test_predictor_threads"}
+OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
+EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_openvino(request) -> Iterator[None]:
+    """Exports of the other files have no graph for OpenVINO."""
+    name = request.module.__name__.rpartition(".")[2]
+    wanted = request.config.option.markexpr == "" or name in OPENVINO_FILES
+    with pytest.MonkeyPatch.context() as patch:
+        if not wanted:
+            for exporter in EXPORTERS:
+                patch.setattr(importlib.import_module(exporter), "has_openvino", lambda: False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def openvino_where_asked_for(request, no_openvino, monkeypatch):
+    """Tests marked `openvino` in those files have it."""
+    if request.node.get_closest_marker("openvino"):
+        from ppvision.deploy.run.engines import has_openvino
+
+        for exporter in EXPORTERS:
+            monkeypatch.setattr(importlib.import_module(exporter), "has_openvino", has_openvino)
 
 
 @pytest.fixture(autouse=True)

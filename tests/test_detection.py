@@ -384,6 +384,7 @@ def test_onnx(scenes, tmp_path):
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
+@pytest.mark.openvino
 @pytest.mark.openvino_process
 @pytest.mark.skipif(not has_openvino(), reason="this build of Paddle has no OpenVINO")
 @pytest.mark.parametrize(

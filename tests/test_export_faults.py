@@ -267,6 +267,7 @@ def test_a_disk_that_fills_during_export(small_disk, tmp_path, format):
     assert refused == (6 if format == "paddle" else 2)
 
 
+@pytest.mark.openvino
 @pytest.mark.skipif(not has_openvino(), reason="Paddle has no OpenVINO")
 def test_a_disk_that_fills_while_openvinos_graph_is_written(small_disk, tmp_path, monkeypatch):
     """A full disk is no reason to go on without OpenVINO."""

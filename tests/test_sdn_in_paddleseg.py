@@ -12,7 +12,6 @@ pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0"
 
 from paddleseg.cvlibs import Config, SegBuilder, manager
 
-from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.errors import InputError
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
@@ -110,7 +109,7 @@ CASES = [
             head,
             PALE,
             id=f"{head}-pale_nano",
-            marks=() if head in ("FCN", "SegFormer") else pytest.mark.all,
+            marks={"FCN": (), "SegFormer": pytest.mark.openvino}.get(head, pytest.mark.all),
         )
         for head in HEADS
         if head != "BiseNetV1"
@@ -168,8 +167,7 @@ def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
     # Paddle's oneDNN ignores the align_corners=True in these two.
     manifest = read_manifest(folder)
     assert manifest.onednn is (head not in ("UPerNet", "BiseNetV1"))
-    if has_openvino():
-        assert manifest.openvino
+    assert manifest.openvino is not False  # None where no graph for it is made
 
 
 @pytest.mark.parametrize("head", ["SegFormer", "FCN"])
