@@ -118,9 +118,11 @@ def test_a_form_gives_the_numbers_of_the_layers(name, size):
         assert layers_of(model) != before
         found = outcome(model, x, case.training)
     assert len(found) == len(expected)
+    # The gradient of a key's bias is 0, a sum of terms as large as the others that cancel out.
+    last_digit = np.finfo(np.float32).eps * max(np.abs(b).max() for b in expected)
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
-        assert np.abs(a - b).max() <= case.tolerance * max(1, np.abs(b).max())
+        assert np.abs(a - b).max() <= case.tolerance * max(1, np.abs(b).max()) + last_digit
     assert layers_of(model) == before
     for key, tensor in model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[key], err_msg=key)
