@@ -4,8 +4,8 @@
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
 # on a real photograph; exported in 8-bit integers. Then a short once-QAT of that model, packed as
-# layers of bits and exported at 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it makes; a second run takes up
-# what is there already. Fails below 0.30 mIoU.
+# layers of bits and exported at 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it
+# makes; a second run takes up what is there already. Fails below 0.30 mIoU.
 #
 # Shows the steps, a progress line each, and the result. What the verbs print is kept in FOLDER/*.txt,
 # what libraries print while training in FOLDER/run/log.txt; --verbose shows both.
@@ -103,7 +103,7 @@ all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/w
 logs            $run/log.txt, $run-once/log.txt
 mIoU            $before before, $after after, $exported exported
 
-Score, bytes and milliseconds on one thread, in float and in integers ($out/integers.txt):
+Bytes of the weights, score and milliseconds on one thread, in float and in integers ($out/integers.txt):
 $(grep -v '^exported' "$out/integers.txt")
 
 Score, bytes and milliseconds at 8, 4 and 2 bits, products in float ($out/widths.txt):

@@ -178,6 +178,18 @@ def test_widths_of_a_layered_model(bits, tmp_path, pictures):
         np.testing.assert_allclose(predictor.run(x[:1].numpy())[0], eager, atol=0.01)
 
 
+@needs_integers
+@pytest.mark.parametrize("batch", [4, None])
+def test_any_batch_is_checked_on_the_pictures(batch, tmp_path, pictures):
+    """Six pictures do not fill two batches of four."""
+    folder = export(
+        Net(), tmp_path / "net", calibration=pictures, input_shape=[batch, 3, SIDE, SIDE]
+    )
+    checked = read_manifest(folder).int8
+    assert checked.passed
+    assert checked.equal_labels == 1.0
+
+
 def test_a_layered_model_without_steps_is_refused():
     slim = pytest.importorskip("ppvision.plugins.paddleslim")
     model = Net()

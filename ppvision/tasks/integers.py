@@ -36,7 +36,8 @@ def export_integers(
         input_shape, output_op, model_format: see `export_model`.
 
     Returns:
-        A row for float and one for integers: arithmetic, score, bytes, milliseconds on one thread.
+        A row for float and one for integers: arithmetic, bytes of the weights, score, milliseconds
+        on one thread.
     """
     if evaluate:
         job.check_data("val_dataset")
@@ -65,10 +66,9 @@ def export_integers(
 def _rows(folder: Path, float_bytes: int) -> list[dict[str, object]]:
     manifest = read_manifest(folder)
     checked = manifest.int8
-    size = sum(entry.bytes for entry in manifest.files.values())
     rows: list[dict[str, object]] = [
-        {"arithmetic": "float32", "bytes": float_bytes},
-        {"arithmetic": "int8", "bytes": size},
+        {"arithmetic": "float32", "weights_bytes": float_bytes},
+        {"arithmetic": "int8", "weights_bytes": manifest.files[manifest.weights].bytes},
     ]
     if checked.metric is not None:
         rows[0][checked.metric], rows[1][checked.metric] = checked.float_score, checked.score

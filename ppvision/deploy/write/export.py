@@ -313,7 +313,7 @@ def _check_in_integers(
         write_products([product.layer for product in products], shapes, alone)
         named = {f"x{place}": product.rounded for place, product in enumerate(products)}
         check_products(products, run_in_openvino([alone], [named])[0][0])
-        inputs = integers.pictures or [x for x, _ in probes]
+        inputs = _fill_batches(integers.pictures, x.shape[0]) or [x for x, _ in probes]
         with paddle.no_grad():
             eager = [as_arrays(model(paddle.to_tensor(x)), task, x.shape) for x in inputs]
         (found,) = run_in_openvino([raw], inputs)
@@ -353,6 +353,13 @@ def _check_in_integers(
         milliseconds=taken[0],
         float_milliseconds=taken[1],
     )
+
+
+def _fill_batches(pictures: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
+    """Pictures `[1, C, H, W]` in batches of the graph's size; the last one is filled with copies of
+    its last picture."""
+    groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
+    return [np.concatenate(group + group[-1:] * (batch - len(group))) for group in groups]
 
 
 def record_scores(folder: Path, metric: str, score: float, float_score: float) -> None:
