@@ -68,6 +68,7 @@ def test_boxes_follow_their_objects(split, mosaic):
     plain = Looks(mosaic=mosaic, brightness=0, contrast=0, saturation=0, hue=0, visible=0.001)
     views = Views(split, SIZE, torch.device("cpu"), seed=0)
     images, targets = views.draw(24, plain)
+    assert targets.boxes.shape == (24, views.most, 4)  # all steps have the same shapes
     for image, boxes, real in zip(images, targets.boxes, targets.real, strict=True):
         white, inside = image.mean(dim=0) > 0.9, torch.zeros(SIZE, dtype=torch.bool)
         for left, top, right, bottom in boxes[real].tolist():

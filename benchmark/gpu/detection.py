@@ -142,7 +142,8 @@ class Guard:
 
     @torch.no_grad()
     def check(self, loss: float) -> None:
-        if math.isfinite(loss):
+        total = sum(value.sum() for value in self._ema.model.parameters())
+        if math.isfinite(loss) and math.isfinite(total):
             self._keep()
             return
         self.times += 1
@@ -203,41 +204,42 @@ def train(args: argparse.Namespace) -> dict:
         "checks": [],
     }
     clock = Clock(left)
-    checks, noted, steps = [share for share in CHECKS if args.checks], 0.0, 0
 
     def write(**more: object) -> None:
-        record.update(steps=steps, restarts=guard.times, **more, **clock.facts(device))
+        record.update(**more, **clock.facts(device))
         save_run(args.output, args.name, ema.model.state_dict(), record)
 
-    while not clock.ended:
-        used = clock.used
-        set_rate(optimizer, guard.factor * args.rate * cosine(used, warmup=0.05, end=0.01))
-        static.fill_(used < STATIC_SHARE)
-        images, targets = views.draw(
-            args.batch, looks if used < 1 - PLAIN_SHARE else looks.without_mosaic()
-        )
-        loss = step(images, targets.boxes, targets.classes, targets.real, static)
-        ema.update()
-        steps += 1
-        if used >= noted:
-            noted += 0.02
-            value = loss.item()
-            guard.check(value)
-            print(f"{clock.elapsed:7.1f} s  step {steps}  loss {value:.4f}", flush=True)
-        if checks and used >= checks[0]:
-            checks.pop(0)
-            found = evaluate(ema.model, splits["val"], names, size)
-            print(f"{clock.elapsed:7.1f} s  step {steps}  {found}", flush=True)
-            record["checks"].append({"share": round(used, 3), "step": steps, **found})
-            write()
-    guard.check(loss.item())
-    write()  # before anything else can go wrong
-    scores = {"x".join(map(str, size)): evaluate(ema.model, splits["val"], names, size)}
-    print(f"{clock.elapsed:7.1f} s  step {steps}  {scores}", flush=True)
-    write(scores=scores)
-    for further in args.further_sizes:
-        scores["x".join(map(str, further))] = evaluate(ema.model, splits["val"], names, further)
-    write(scores=scores)
+    def score(at: tuple[int, int]) -> dict[str, float]:
+        return evaluate(ema.model, splits["val"], names, at)
+
+    checks, noted, steps = list(CHECKS if args.checks else ()), 0.0, 0
+    try:
+        while not clock.ended:
+            used = clock.used
+            set_rate(optimizer, guard.factor * args.rate * cosine(used, warmup=0.05, end=0.01))
+            static.fill_(used < STATIC_SHARE)
+            plain = used >= 1 - PLAIN_SHARE
+            images, targets = views.draw(args.batch, looks.without_mosaic() if plain else looks)
+            loss = step(images, targets.boxes, targets.classes, targets.real, static)
+            ema.update()
+            steps += 1
+            if used >= noted:
+                noted += 0.02
+                guard.check(loss.item())
+                print(f"{clock.elapsed:7.1f} s  step {steps}  loss {loss:.4f}", flush=True)
+            if checks and used >= checks[0]:
+                checks.pop(0)
+                found = score(size)
+                print(f"{clock.elapsed:7.1f} s  step {steps}  {found}", flush=True)
+                record["checks"].append({"share": round(used, 3), "step": steps, **found})
+                write(steps=steps, restarts=guard.times)
+        guard.check(loss.item())
+    finally:  # whatever happens, what was learnt is kept
+        write(steps=steps, restarts=guard.times)
+    scores = {}
+    for at in (size, *args.further_sizes):
+        scores["x".join(map(str, at))] = score(at)
+        write(scores=scores)
     print(f"{args.name}: {scores}", flush=True)
     return record
 

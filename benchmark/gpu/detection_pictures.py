@@ -156,7 +156,8 @@ class Views:
         self.size, self.device, self.most = size, device, most
         pictures = np.ascontiguousarray(split.pictures.transpose(0, 3, 1, 2))
         self.pictures = torch.from_numpy(pictures).to(device)
-        count = max(1, max(len(boxes) for boxes in split.boxes))
+        # At least `most`, so that views of one picture and of four have as many places.
+        count = max(most, max(len(boxes) for boxes in split.boxes))
         boxes = np.zeros((len(split.boxes), count, 4), np.float32)
         classes = np.zeros((len(split.boxes), count), np.int64)
         real = np.zeros((len(split.boxes), count), bool)
@@ -168,6 +169,14 @@ class Views:
         self.classes = torch.from_numpy(classes).to(device)
         self.real = torch.from_numpy(real).to(device)
         self.random = torch.Generator(device).manual_seed(seed)
+        # Constants are made once: copying them to a GPU would wait for all that it has to do.
+        height, width = split.pictures.shape[1:3]
+        self._own = torch.tensor([width, height], device=device, dtype=torch.float32)
+        self._view = torch.tensor([size[1], size[0]], device=device, dtype=torch.float32)
+        self._grey = torch.full((3, 3), 1 / 3, device=device)
+        self._colour = torch.eye(3, device=device) - self._grey  # what differs from grey
+        turn = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]  # around grey
+        self._turn = torch.tensor(turn, device=device) / math.sqrt(3)
 
     def draw(self, batch: int, looks: Looks) -> tuple[Tensor, Targets]:
         """Views `[batch, 3, H, W]` float32 from -1 to 1, and their objects."""
@@ -230,16 +239,13 @@ class Views:
         self, index: Tensor, scale: Tensor, shift: Tensor, regions: Tensor, looks: Looks
     ) -> Targets:
         batch, parts = index.shape
-        height, width = self.pictures.shape[2:]
-        own = torch.tensor([width, height], device=self.device, dtype=torch.float32)
-        view = torch.tensor([self.size[1], self.size[0]], device=self.device, dtype=torch.float32)
         corners = self.boxes[index].unflatten(3, (2, 2))  # [batch, parts, n, 2 corners, x y]
         scale = scale.reshape(batch, parts, 1, 1, 2)
         shift = shift.reshape(batch, parts, 1, 1, 2)
-        seen = (2 * corners / own - 1 - shift) / scale  # from -1 to 1
-        seen = (seen + 1) / 2 * view
+        seen = (2 * corners / self._own - 1 - shift) / scale  # from -1 to 1
+        seen = (seen + 1) / 2 * self._view
         boxes = torch.cat([seen.amin(dim=3), seen.amax(dim=3)], dim=3)  # [batch, parts, n, 4]
-        limits = (regions * torch.cat([view, view])).unsqueeze(2)  # [batch, parts, 1, 4]
+        limits = (regions * torch.cat([self._view] * 2)).unsqueeze(2)  # [batch, parts, 1, 4]
         low, high = torch.cat([limits[..., :2]] * 2, dim=3), torch.cat([limits[..., 2:]] * 2, dim=3)
         cut = torch.minimum(torch.maximum(boxes, low), high)
         sides, before = cut[..., 2:] - cut[..., :2], boxes[..., 2:] - boxes[..., :2]
@@ -257,12 +263,7 @@ class Views:
         count = len(x)
         angle = self._uniform(count, -looks.hue, looks.hue).reshape(-1, 1, 1)
         gain = 1 + self._uniform(count, -looks.saturation, looks.saturation).reshape(-1, 1, 1)
-        grey = torch.full((3, 3), 1 / 3, device=self.device)
-        turn = torch.tensor(
-            [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]], device=self.device
-        ) / math.sqrt(3)
-        colours = torch.eye(3, device=self.device) - grey  # what a colour differs from grey by
-        mix = grey + gain * (angle.cos() * colours + angle.sin() * turn)  # [count, 3, 3]
+        mix = self._grey + gain * (angle.cos() * self._colour + angle.sin() * self._turn)
         contrast = 1 + self._uniform(count, -looks.contrast, looks.contrast)
         light = self._uniform(count, -looks.brightness, looks.brightness)
         mixed = torch.einsum("bij,bjhw->bihw", mix * contrast.reshape(-1, 1, 1), x)
