@@ -4,8 +4,10 @@
         [--opts val_dataset.dataset_root=...]
 
 CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`). The weights are
-quantised as they are, without any training; the graph is that of an export for pictures of any
-size, without its parameters. Writes ppvision/zoo/weights/ARCHITECTURE.TAG.
+quantised as they are, without any training; the graph is that of an export, without its
+parameters: for pictures of any size, or for the one size to which a detector's TestReader resizes
+every picture, where the places of the boxes are constants and OpenVINO runs it. Writes
+ppvision/zoo/weights/ARCHITECTURE.TAG.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.zoo_folder import GRAPH
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
+from ppvision.tasks.job import Job
 from ppvision.tasks.multibit.packing import pack_checkpoint
 from ppvision.zoo.cards import CARD, WEIGHTS_FOLDER, PretrainedConfig, WeightsCard
 
@@ -50,7 +53,7 @@ def write_zoo_weights(
         weights: float ones.
         facts: of its card: all but `file`, `sha256` and `config`.
         bits: widths, the highest first.
-        side: of the pictures that it was trained on.
+        side: of the pictures that it was trained on; a detector's size is its TestReader's.
         options: `--opts` for the config.
         output: folder in which that of the model is made.
     """
@@ -62,7 +65,7 @@ def write_zoo_weights(
         job.export(
             job.load_float(layered),
             exported / "model",
-            input_shape=[None, 3, None, None],
+            input_shape=_input_shape(job),
             output_op=None,
             model_format="paddle",
         )
@@ -90,12 +93,30 @@ def write_zoo_weights(
     return output / card.name
 
 
+def _input_shape(job: Job) -> list[int | None]:
+    """Of the graph: `[batch, channels, height, width]`."""
+    if job.task != "detection":
+        return [None, 3, None, None]
+    (resize,) = (
+        step["Resize"]
+        for step in job.content["TestReader"]["sample_transforms"]
+        if "Resize" in step
+    )
+    if resize["keep_ratio"]:
+        raise ValueError("expected a detector that sees pictures of one size, got keep_ratio")
+    return [1, 3, *resize["target_size"]]
+
+
 def _feeding(manifest: Manifest, side: int) -> PretrainedConfig:
-    """From the transforms of an export, which resize nothing here."""
-    (normalize,) = manifest.transforms
+    """From the transforms of an export, which resize nothing here, or to the graph's size."""
+    height, width = (side, side) if None in manifest.input_shape else manifest.input_shape[2:]
+    if manifest.task == "detection":
+        (normalize,) = (t["NormalizeImage"] for t in manifest.transforms if "NormalizeImage" in t)
+    else:
+        (normalize,) = manifest.transforms
     classes = tuple(manifest.classes)
     return PretrainedConfig(
-        input_size=(3, side, side),
+        input_size=(3, height, width),
         mean=tuple(normalize["mean"]),
         std=tuple(normalize["std"]),
         resize_short=None,
