@@ -31,6 +31,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MODES = ("auto", "compile", "graph", "eager")
@@ -55,8 +56,9 @@ def open_device(name: str, seed: int) -> torch.device:
         seed: of PyTorch's generators.
     """
     torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")  # TF32 where float32 is multiplied
-    torch.backends.cudnn.benchmark = True
+    if name == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is multiplied
+        torch.backends.cudnn.benchmark = True
     return torch.device(name)
 
 
@@ -236,6 +238,42 @@ class Ema:
 
 def _tensors_of(model: nn.Module) -> Iterable[Tensor]:
     return itertools.chain(model.parameters(), model.buffers())
+
+
+# -- convolutions ----------------------------------------------------------------------------------
+
+
+class ShiftedConv(nn.Conv2d):
+    """A depthwise 3x3 convolution as nine shifted products, which a compiler makes one kernel of.
+
+    For `torch.compile` alone: as kernels of their own they take several times as long.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        height, width = x.shape[2:]
+        padded = F.pad(x, (1, 1, 1, 1))
+        taps = self.weight.flatten(1).unbind(1)  # nine of [C]
+        total = x.new_zeros((), dtype=self.weight.dtype)
+        if self.bias is not None:
+            total = self.bias[:, None, None]
+        for tap, (row, column) in zip(taps, itertools.product(range(3), range(3)), strict=True):
+            part = padded[:, :, row : row + height, column : column + width]
+            total = total + part * tap[:, None, None]
+        return total.to(x.dtype)
+
+
+def use_shifts(model: nn.Module) -> None:
+    """Let every depthwise 3x3 convolution of stride 1 be a `ShiftedConv`, with the same weights."""
+    for module in model.modules():
+        if (
+            type(module) is nn.Conv2d
+            and module.groups == module.in_channels == module.out_channels
+            and module.kernel_size == (3, 3)
+            and (module.stride, module.padding, module.dilation) == ((1, 1), (1, 1), (1, 1))
+        ):
+            module.__class__ = ShiftedConv
 
 
 # -- steps -----------------------------------------------------------------------------------------
