@@ -11,6 +11,7 @@ pytest.importorskip("torch", reason="pip install -r benchmark/requirements-torch
 import torch
 
 from benchmark.gpu import detection
+from benchmark.gpu.common import save_run
 from benchmark.gpu.detection_networks import load_backbone, ppyoloe_pale_nano
 from benchmark.gpu.detection_pictures import SPLITS, Looks, Split, Views, pack, read_pack
 from benchmark.torch_pale import Pale
@@ -94,18 +95,30 @@ def test_whole_view_is_what_the_evaluation_shows(split):
         assert (box[2:] - box[:2]).tolist() == pytest.approx([24, 36], abs=1e-3)
 
 
-def test_starts_from_a_classifier(tmp_path):
+def test_starts_from_a_classifier():
     classifier = Pale(32, (1, 2, 2, 1), (2, 2, 4, 8), num_classes=5)
     model = ppyoloe_pale_nano(3)
     assert load_backbone(model, classifier.state_dict()) > 150
     for name, value in model.backbone.state_dict().items():
         if name.startswith(("merges", "stages")) and not name.endswith("tracked"):
             torch.testing.assert_close(value, classifier.state_dict()[name])
-    path = tmp_path / "other.pt"
-    torch.save({"merges.0.weight": torch.zeros(1)}, path)
-    assert detection.start_backbone(model, path, 0).startswith("scratch: other.pt does not load")
+
+
+def test_waits_for_a_finished_classifier(tmp_path):
+    """Not for one of on the way, unless the time is over; what does not fit starts from scratch."""
+    state = Pale(32, (1, 2, 2, 1), (2, 2, 4, 8), num_classes=5).state_dict()
+    model = ppyoloe_pale_nano(3)
+    path = save_run(tmp_path, "nano", state, {"finished": False, "steps": 3, "top1": 0.25})
+    assert not detection.is_finished(path)
+    source = detection.start_backbone(model, path, 0)
+    assert source.startswith("nano.pt (finished False, steps 3, top1 0.25): ")
+    save_run(tmp_path, "nano", state, {"finished": True})
+    assert detection.is_finished(path)
+    assert detection.start_backbone(model, path, 60).startswith("nano.pt (finished True")
+    path = save_run(tmp_path, "other", {"merges.0.weight": torch.zeros(1)}, {"finished": True})
+    assert detection.start_backbone(model, path, 60).startswith("scratch: other.pt fails")
     absent = detection.start_backbone(model, tmp_path / "absent.pt", 0)
-    assert absent == "scratch: absent.pt did not come within 0 s"
+    assert absent.startswith("scratch: absent.pt fails (FileNotFoundError")
 
 
 def test_trains_to_its_end_and_converts(packed, tmp_path, monkeypatch):
@@ -120,7 +133,7 @@ def test_trains_to_its_end_and_converts(packed, tmp_path, monkeypatch):
     )
     record = json.loads((output / "ppyoloe_pale_nano.json").read_text())
     assert record["steps"] > 0
-    assert record["initialised_from"] == "scratch"
+    assert (record["initialised_from"], record["finished"]) == ("scratch", True)
     assert set(record["scores"]) == {"64x96", "96x96"}
     assert 0 <= record["scores"]["64x96"]["AP50"] <= 1
     run(

@@ -3,7 +3,7 @@
     python -m ppvision data bccd --source BCCD --output data/bccd
     python benchmark/gpu/detection.py pack --folder data/bccd --data bccd.npz
     python benchmark/gpu/detection.py train --data bccd.npz --output output/gpu --seconds 300 \\
-        --backbone output/gpu/pale_nano.pt
+        --backbone output/gpu/pale_nano_tiny_imagenet_100.pt
     python benchmark/gpu/detection.py convert --weights output/gpu/ppyoloe_pale_nano.pt \\
         --output output/ppyoloe_pale_nano.safetensors
 
@@ -13,6 +13,7 @@ scores on the val split; no step is chosen by it. `convert` gives weights that `
 """
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -84,14 +85,29 @@ def evaluate(
     return {name: round(value, 4) for name, value in summarise(table, names).items()}
 
 
-def wait_for(path: Path, seconds: float) -> dict[str, Tensor] | None:
-    """A state dict that another process writes; None where it does not come in time."""
+def is_finished(path: Path) -> bool:
+    """Whether the record beside weights of `save_run` says that their training is over; a training
+    writes both on the way as well."""
+    record = path.with_suffix(".json")
+    return path.is_file() and record.is_file() and json.loads(record.read_text())["finished"]
+
+
+def wait_for(path: Path, seconds: float) -> tuple[dict[str, Tensor], str]:
+    """A state dict that another process writes, as it is when that is finished or the time is over.
+
+    Returns:
+        It, and what its record says of it.
+
+    Raises:
+        FileNotFoundError: it did not come in time.
+    """
     end = time.monotonic() + seconds
-    while not path.is_file():
-        if time.monotonic() >= end:
-            return None
+    while not is_finished(path) and time.monotonic() < end:
         time.sleep(0.5)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    record = json.loads(path.with_suffix(".json").read_text())
+    known = {key: record.get(key) for key in ("finished", "steps", "top1")}
+    return state, ", ".join(f"{key} {value}" for key, value in known.items())
 
 
 def start_backbone(model: Detector, path: Path | None, seconds: float) -> str:
@@ -102,12 +118,10 @@ def start_backbone(model: Detector, path: Path | None, seconds: float) -> str:
     if path is None:
         return "scratch"
     try:
-        state = wait_for(path, seconds)
-        if state is None:
-            return f"scratch: {path.name} did not come within {seconds:.0f} s"
-        return f"{path.name}: {load_backbone(model, state)} tensors"
+        state, known = wait_for(path, seconds)
+        return f"{path.name} ({known}): {load_backbone(model, state)} tensors"
     except Exception as error:  # of a file that another process wrote, of whatever kind
-        return f"scratch: {path.name} does not load ({type(error).__name__}: {error})"[:300]
+        return f"scratch: {path.name} fails ({type(error).__name__}: {error})"[:300]
 
 
 def loss_of(
@@ -201,6 +215,7 @@ def train(args: argparse.Namespace) -> dict:
         "val_pictures": len(splits["val"].pictures),
         "mode": step.mode,
         "before_training": round(time.monotonic() - begun, 1),
+        "finished": False,
         "checks": [],
     }
     clock = Clock(left)
@@ -240,6 +255,7 @@ def train(args: argparse.Namespace) -> dict:
     for at in (size, *args.further_sizes):
         scores["x".join(map(str, at))] = score(at)
         write(scores=scores)
+    write(finished=True)
     print(f"{args.name}: {scores}", flush=True)
     return record
 
@@ -285,7 +301,12 @@ def parse() -> argparse.Namespace:
         help="seconds after the start of this process at which training ends in any case",
     )
     verb.add_argument("--backbone", type=Path, help="state dict of a classifier to start from")
-    verb.add_argument("--wait", type=float, default=0.0, help="seconds for that file to appear")
+    verb.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        help="seconds for that file, until its record says finished",
+    )
     verb.add_argument("--device", default="cuda")
     verb.add_argument("--mode", choices=MODES, default="graph")
     verb.add_argument("--size", type=size_of, default=(256, 320), help="HxW; that of the config")

@@ -177,8 +177,7 @@ def detection_losses(
     """
     logits, sides = raw.logits.float(), raw.sides.float()
     points, strides = places(raw.sizes, logits.device)
-    bins = head.proj_conv.weight.float().flatten()
-    cells = decode(points, sides.softmax(dim=3) @ bins)  # [B, L, 4], in cells
+    cells = decode(points, head.distances(sides))  # [B, L, 4], in cells
     scores = logits.sigmoid()
     pixels, middles = cells.detach() * strides, points * strides
     counts = [height * width for height, width in raw.sizes]

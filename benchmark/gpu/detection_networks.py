@@ -213,9 +213,13 @@ class Head(nn.Module):
         """Boxes `[B, L, 4]` (left, top, right, bottom in pixels of the input) and the
         probabilities of the classes `[B, L, K]`, both float32."""
         points, strides = places(raw.sizes, raw.logits.device)
-        # [B, L, 4]
-        distances = raw.sides.float().softmax(dim=3) @ self.proj_conv.weight.float().flatten()
-        return decode(points, distances) * strides, raw.logits.float().sigmoid()
+        boxes = decode(points, self.distances(raw.sides.float())) * strides
+        return boxes, raw.logits.float().sigmoid()
+
+    def distances(self, sides: Tensor) -> Tensor:
+        """Means of the distributions: `[B, L, 4, BINS]` logits -> `[B, L, 4]` in cells."""
+        # A sum and no product of matrices, which a GPU would round to TF32.
+        return (sides.softmax(dim=3) * self.proj_conv.weight.flatten()).sum(dim=3)
 
 
 def places(sizes: Sequence[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

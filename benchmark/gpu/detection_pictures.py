@@ -173,6 +173,8 @@ class Views:
         height, width = split.pictures.shape[1:3]
         self._own = torch.tensor([width, height], device=device, dtype=torch.float32)
         self._view = torch.tensor([size[1], size[0]], device=device, dtype=torch.float32)
+        y, x = ((torch.arange(n, device=device) + 0.5) / n * 2 - 1 for n in size)
+        self._grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)  # [H, W, 2]
         self._grey = torch.full((3, 3), 1 / 3, device=device)
         self._colour = torch.eye(3, device=device) - self._grey  # what differs from grey
         turn = [[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]  # around grey
@@ -187,10 +189,8 @@ class Views:
         scale, shift = self._windows(batch * parts, looks)
         regions = self._regions(batch, parts, looks)  # [batch, parts, 4] from 0 to 1
         x = normalised(self.pictures[index])
-        theta = torch.zeros(len(index), 2, 3, device=self.device)
-        theta[:, 0, 0], theta[:, 1, 1] = scale.unbind(1)
-        theta[:, :, 2] = shift
-        grid = F.affine_grid(theta, [len(index), 3, *self.size], align_corners=False)
+        # In float32: as a product of matrices a GPU would round it to TF32.
+        grid = self._grid * scale[:, None, None] + shift[:, None, None]  # [count, H, W, 2]
         x = F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)  # 0 is grey
         x = self._composed(x.unflatten(0, (batch, parts)), regions)
         targets = self._objects(index.reshape(batch, parts), scale, shift, regions, looks)
