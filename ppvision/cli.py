@@ -822,8 +822,6 @@ def _parser() -> argparse.ArgumentParser:
         "predict pictures",
         "Predict pictures, and write what was found as pictures and predictions.json.",
         "ppvision predict --model_dir inference/mine \\\n"
-        "      --image_path data/digit_scenes/images/val\n"
-        "  ppvision predict --model_path segformer_pale_nano.digit_scenes \\\n"
         "      --image_path data/digit_scenes/images/val",
     )
     _add_config(verb, required=False)
