@@ -410,6 +410,7 @@ class Training:
             "steps_by_size": self.done,
             "epochs": round(seen / len(self.data.labels), 2),
             "pictures": len(self.data.labels),
+            "given_seconds": self.args.seconds,
             "setup_seconds": self.setup_seconds,
             "batch": self.args.batch,
             "rate": self.args.rate,
