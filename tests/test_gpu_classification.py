@@ -5,6 +5,7 @@ import json
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -314,3 +315,18 @@ def test_a_step_leaves_the_model_as_it_was_until_it_is_called():
     common.set_rate(optimizer, 1e-2)
     losses = [float(step(x, y)) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
+
+    # Numbers that are not finite, and the way back.
+    state = SimpleNamespace(
+        model=model, optimizer=optimizer, ema=common.Ema(model), rate=1.0, returns=0
+    )
+    good = training.Training.keep_or_return(state, None, losses[-1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step(x * float("inf"), y)
+    state.ema.update()
+    assert training.Training.keep_or_return(state, good, losses[-1]) is good  # the weights are nan
+    assert (state.rate, state.returns) == (0.5, 1)
+    for network in (model, state.ema.model):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, before[name])
+    assert float(step(x, y)) < losses[-2]
