@@ -1,6 +1,7 @@
 """`benchmark/gpu/detection.py`: the file that travels, views of pictures, a training to its end."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ pytest.importorskip("torch", reason="pip install -r benchmark/requirements-torch
 import torch
 
 from benchmark.gpu import detection
+from benchmark.gpu.card import fill_card
 from benchmark.gpu.common import save_run
 from benchmark.gpu.detection_networks import load_backbone, ppyoloe_pale_nano
 from benchmark.gpu.detection_pictures import SPLITS, Looks, Split, Views, pack, read_pack
@@ -136,6 +138,10 @@ def test_trains_to_its_end_and_converts(packed, tmp_path, monkeypatch):
     assert (record["initialised_from"], record["finished"]) == ("scratch", True)
     assert set(record["scores"]) == {"64x96", "96x96"}
     assert 0 <= record["scores"]["64x96"]["AP50"] <= 1
+    draft = Path(detection.__file__).with_name("cards") / "ppyoloe_pale_nano.blood_cells.json"
+    card = fill_card(json.loads(draft.read_text()), record, "AP50 0")
+    assert f"{COUNT} training pictures. Initialised from scratch" in card["data"]
+    assert card["hours"] > 0
     run(
         *("convert", "--weights", output / "ppyoloe_pale_nano.pt"),
         *("--output", tmp_path / "found.pdparams"),

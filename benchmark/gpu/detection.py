@@ -2,8 +2,8 @@
 
     python -m ppvision data bccd --source BCCD --output data/bccd
     python benchmark/gpu/detection.py pack --folder data/bccd --data bccd.npz
-    python benchmark/gpu/detection.py train --data bccd.npz --output output/gpu --seconds 300 \\
-        --backbone output/gpu/pale_nano_tiny_imagenet_100.pt
+    bash benchmark/gpu/detection.sh 300 --data bccd.npz --output output/gpu \\
+        --backbone output/gpu/pale_nano_tiny_imagenet_100.pt --wait 60
     python benchmark/gpu/detection.py convert --weights output/gpu/ppyoloe_pale_nano.pt \\
         --output output/ppyoloe_pale_nano.safetensors
 
@@ -199,9 +199,7 @@ def train(args: argparse.Namespace) -> dict:
     )
     ema = Ema(model)
     guard = Guard(model, optimizer, ema)
-    left = args.seconds
-    if args.deadline is not None:
-        left = max(1.0, min(left, args.deadline - (time.monotonic() - begun)))
+    left = max(1.0, min(args.seconds, args.deadline - (time.monotonic() - begun)))
     record = {
         "model": "ppyoloe_pale_nano",
         "initialised_from": source,
@@ -221,7 +219,8 @@ def train(args: argparse.Namespace) -> dict:
     clock = Clock(left)
 
     def write(**more: object) -> None:
-        record.update(**more, **clock.facts(device))
+        given = round(time.monotonic() - begun, 1)  # with reading, waiting and scoring
+        record.update(**more, **clock.facts(device), given_seconds=given)
         save_run(args.output, args.name, ema.model.state_dict(), record)
 
     def score(at: tuple[int, int]) -> dict[str, float]:
@@ -294,10 +293,11 @@ def parse() -> argparse.Namespace:
     verb.add_argument("--data", type=Path, required=True, help="file of `pack`")
     verb.add_argument("--output", type=Path, required=True, help="folder")
     verb.add_argument("--name", default="ppyoloe_pale_nano", help="of the files in it")
-    verb.add_argument("--seconds", type=float, required=True, help="of training")
+    verb.add_argument("--seconds", type=float, default=3600.0, help="of training, at most")
     verb.add_argument(
         "--deadline",
         type=float,
+        default=3600.0,
         help="seconds after the start of this process at which training ends in any case",
     )
     verb.add_argument("--backbone", type=Path, help="state dict of a classifier to start from")
