@@ -20,6 +20,7 @@ import yaml
 from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run import detection_transforms, transforms
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import (
@@ -313,9 +314,13 @@ def test_fuzz_of_the_reader(count):
 
 @pytest.mark.parametrize("kind", [Transforms, DetectionTransforms])
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.all)])
-def test_fuzz_of_transforms(kind, count):
-    """Built from any value and applied to a picture: a result or our error."""
+def test_fuzz_of_transforms(kind, count, monkeypatch):
+    """Built from any value and applied to a picture: a result or our error, within the limit of
+    pixels."""
     import random
+
+    for module in (detection_transforms, transforms):  # 2^28 takes 0.8 GB, as it may
+        monkeypatch.setattr(module, "MAX_PIXELS", 2**20)
 
     rng = random.Random(5)
     valid = (DETECTION if kind is DetectionTransforms else SEGMENTATION)["transforms"]
