@@ -49,7 +49,7 @@ from benchmark.gpu.common import (
     set_rate,
     use_shifts,
 )
-from benchmark.gpu.pictures import DRAWS, augment, mirrored, read_pictures
+from benchmark.gpu.pictures import DRAWS, augment, read_pictures
 from benchmark.torch_pale import Pale
 
 NAME = "pale_nano_tiny_imagenet_100"
@@ -107,7 +107,7 @@ class Data:
 
     pictures: Tensor  # [N, S, S, 3] uint8
     labels: Tensor  # [N] int64
-    answers: Tensor  # [N, 2, K] float16 logits: of each picture and of its mirror
+    answers: Tensor  # [N, K] float16 logits
     mean: Tensor
     std: Tensor
     shares: Tensor  # [SHARES] of mixup
@@ -150,7 +150,7 @@ def make_batch(
     """Pictures `[B, 3, size, size]`, targets `[B, K]` and the teacher's shares `[B, K]` at its
     temperature, all mixed with their partners: the batch in reverse."""
     x = augment(data.pictures[index], draws[:, :DRAWS], size, data.mean, data.std)
-    answers = data.answers[index, mirrored(draws).long()].float()  # [B, K]
+    answers = data.answers[index].float()  # [B, K]
     taught = F.softmax(answers / data.temperature, dim=1)
     classes = answers.shape[1]
     hard = (data.labels[index, None] == torch.arange(classes, device=index.device)).float()
@@ -190,12 +190,17 @@ def evaluate(model: Pale, data: Data, pictures: Tensor, labels: Tensor) -> float
 # -- what can be done before -----------------------------------------------------------------------
 
 
+def answers_path(folder: Path, recipe: Recipe, pictures: int) -> Path:
+    """Where the teacher's answers for so many pictures are kept."""
+    return folder / f"answers_{recipe.teacher['size']}_{pictures}.npy"
+
+
 def find_answers(
     folder: Path, recipe: Recipe, device: torch.device, pictures: Tensor, labels: Tensor
 ) -> Tensor:
     """The teacher's answers for pictures, from a file or computed and put there."""
     options = recipe.teacher
-    path = folder / f"answers_{options['size']}_{len(labels)}.npy"
+    path = answers_path(folder, recipe, len(labels))
     if path.is_file():
         found = torch.from_numpy(np.load(path))
         print(f"teacher: {path} {teaching.report(found.to(device), labels.to(device))}", flush=True)
@@ -230,7 +235,7 @@ def measure(folder: Path, recipe: Recipe, device: torch.device, batch: int, seco
     rng = torch.Generator().manual_seed(0)
     pictures = torch.randint(0, 256, (4 * batch, 64, 64, 3), dtype=torch.uint8, generator=rng)
     labels = torch.randint(0, len(recipe.classes), (len(pictures),), generator=rng)
-    answers = torch.randn((len(pictures), 2, len(recipe.classes)), generator=rng).half()
+    answers = torch.randn((len(pictures), len(recipe.classes)), generator=rng).half()
     data = Data.make(recipe, device, pictures, labels, answers)
     speeds: dict[str, dict[str, float]] = {}
     for mode, depthwise in CANDIDATES:

@@ -126,24 +126,25 @@ def answers(
     network: EfficientNetLite2,
     pictures: Tensor,
     *,
-    columns: list[int],
+    columns: Tensor,
     size: int,
     mean: float,
     std: float,
     batch: int = 500,
 ) -> Tensor:
-    """Logits of the chosen classes for each whole picture and its left-right mirror.
+    """The logarithms of the shares of the chosen classes, for each whole picture: the mean of those
+    of the picture and of its left-right mirror.
 
     Args:
         network: on the device of the pictures; half precision on a GPU.
         pictures: `[N, H, W, 3]` uint8.
-        columns: the teacher's numbers of our classes.
+        columns: the teacher's numbers of our classes, `[K]`.
         size: that pictures are resized to, by bicubic interpolation.
         mean, std: of all channels, for values from 0 to 1.
         batch: pictures at once, without their mirrors.
 
     Returns:
-        `[N, 2, K]` float16; the greatest logit of a row is 0.
+        `[N, K]` float16; the greatest of a row is 0.
     """
     dtype = next(network.parameters()).dtype
     found = []
@@ -151,9 +152,9 @@ def answers(
         x = chosen.permute(0, 3, 1, 2).float() / 255.0  # [B, 3, H, W]
         x = F.interpolate(x, (size, size), mode="bicubic", align_corners=False)
         x = ((x - mean) / std).to(dtype).contiguous(memory_format=torch.channels_last)
-        both = [network(side)[:, columns].float() for side in (x, x.flip(3))]
-        logits = torch.stack(both, dim=1)  # [B, 2, K]
-        found.append((logits - logits.amax(dim=2, keepdim=True)).half())
+        both = [network(side)[:, columns].float().log_softmax(1) for side in (x, x.flip(3))]
+        logits = both[0] + both[1]  # [B, K]
+        found.append(((logits - logits.amax(dim=1, keepdim=True)) / 2).half())
     return torch.cat(found)
 
 
@@ -175,5 +176,5 @@ def teacher_classes(classes: dict[str, int], names: list[str]) -> list[int]:
 
 def report(found: Tensor, labels: Tensor) -> str:
     """How often the teacher's first class is that of the label: a wrong mapping shows here."""
-    right = (found[:, 0].argmax(1) == labels).float().mean()
+    right = (found.argmax(1) == labels).float().mean()
     return json.dumps({"teacher_top1": round(float(right), 4), "pictures": len(labels)})
