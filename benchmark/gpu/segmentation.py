@@ -92,7 +92,7 @@ class DataSet:
 DATA = {
     # A border between touching nuclei is rare: 1 in 100 pixels.
     "nuclei": DataSet(3, Augmentation((224, 224), (0.75, 1.5), turn=True), (1.0, 1.0, 2.5)),
-    "facade": DataSet(8, Augmentation((224, 224), (0.5, 2.0))),
+    "facade": DataSet(8, Augmentation((224, 224), (0.75, 1.75))),
     "digits": DataSet(
         11, Augmentation((112, 112), (0.75, 1.25), mirror=False), None, HALVES[0], HALVES[1]
     ),
@@ -130,7 +130,7 @@ class Run:
     steps: int = 2000
     seconds: float | None = None
     batch: int = 16
-    rate: float = 1e-3
+    rate: float = 6e-4
     weight_decay: float = 0.01
     auxiliary: float = 0.4
     loss: tuple[float, ...] | None = None
@@ -181,10 +181,10 @@ def final() -> list[Run]:
     return [
         Run(
             *("digits", "none", 0, "scratch", 120_000, 1.0, 64),
+            rate=1e-3,
             weight_decay=0.02,
             ema=True,
             save="digit_scenes",
-            mode="graph",
         ),
         nuclei,
         replace(nuclei, form="classes"),
@@ -521,11 +521,18 @@ class Session:
         if options.only:
             self.runs = [run for run in self.runs if run.data in options.only]
         # Before the GPU is opened: scenes are composed by forked processes.
-        names = dict.fromkeys(run.data for run in self.runs)
-        pairs = {name: read_data(name, options) for name in names}
+        pairs = {}
+        for name in dict.fromkeys(run.data for run in self.runs):
+            try:
+                pairs[name] = read_data(name, options)
+            except Exception:  # the other data sets go on
+                say(f"{name} cannot be read")
+                traceback.print_exc()
+        self.runs = [run for run in self.runs if run.data in pairs]
         self.device = open_device(options.device, 0)
         self.pictures = {
-            name: Pictures(name, *pairs.pop(name), options.crop, self.device) for name in names
+            name: Pictures(name, *pairs.pop(name), options.crop, self.device)
+            for name in list(pairs)
         }
         say(f"depthwise convolutions: {choose_depthwise(self.device)}")
         self.lanes = [Lane(number, self.device) for number in range(options.lanes)]
@@ -684,8 +691,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, default=4, help="runs side by side")
     parser.add_argument("--keep", type=int, default=6, help="captured steps kept for later runs")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--processes", type=int, default=8, help="that compose digit scenes")
-    parser.add_argument("--scenes", type=int, default=24_000, help="digit scenes to train on")
+    parser.add_argument("--processes", type=int, default=12, help="that compose digit scenes")
+    parser.add_argument("--scenes", type=int, default=16_000, help="digit scenes to train on")
     parser.add_argument("--val_scenes", type=int, default=240)
     parser.add_argument("--val_pictures", type=int, help="of a trial: the first so many")
     parser.add_argument("--only", nargs="+", choices=tuple(DATA), help="data sets")
