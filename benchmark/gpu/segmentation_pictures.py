@@ -16,8 +16,10 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -139,6 +141,11 @@ def pack_digits(target: Path) -> None:
 
 
 def _compose(task: tuple[Path, str, int, int, int, int]) -> list[tuple[np.ndarray, np.ndarray]]:
+    # What reads files is imported with it, and is not used here; a machine for PyTorch lacks it.
+    with suppress(ImportError):
+        import simplejpeg  # noqa: F401
+    sys.modules.setdefault("simplejpeg", ModuleType("simplejpeg"))
+
     from ppvision.data.convert.digit_scenes import compose_scene
 
     cv2.setNumThreads(1)
