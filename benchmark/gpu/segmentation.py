@@ -689,7 +689,7 @@ def main() -> None:
     parser.add_argument("--wait", type=float, default=300.0, help="seconds for --weights")
     parser.add_argument("--seconds", type=float, default=420.0, help="for everything")
     parser.add_argument("--lanes", type=int, default=4, help="runs side by side")
-    parser.add_argument("--keep", type=int, default=6, help="captured steps kept for later runs")
+    parser.add_argument("--keep", type=int, default=4, help="captured steps kept for later runs")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--processes", type=int, default=12, help="that compose digit scenes")
     parser.add_argument("--scenes", type=int, default=16_000, help="digit scenes to train on")

@@ -4,7 +4,7 @@
 # DATA: packed data sets; OUT: rows, weights and the log; WEIGHTS: a classifier's, which may come to
 # be there within WAIT seconds (default: SECONDS): runs that start from nothing come first.
 # In the environment: LANES (4) comparisons run side by side in one process; SPLIT=1 takes a process
-# per data set; MPS=0 does not try MPS.
+# per data set; MPS=0 does not try MPS; OPTIONS go to the Python script.
 set -u
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=$1 out=$2 weights=$3 seconds=$4 wait=${5:-$4}
@@ -32,7 +32,7 @@ run() {
     local name=$1
     shift
     timeout -k 5 "$((seconds + 10))" python3 "$here/benchmark/gpu/segmentation.py" "$@" \
-        "${common[@]}" > >(sed -u "s/^/$name: /" >>"$out/segmentation.log") 2>&1 &
+        "${common[@]}" ${OPTIONS:-} > >(sed -u "s/^/$name: /" >>"$out/segmentation.log") 2>&1 &
     processes+=($!)
 }
 trap 'kill "${processes[@]}" 2>/dev/null' TERM INT
