@@ -81,6 +81,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     runs = read_runs(args.rows)
+    args.output.mkdir(parents=True, exist_ok=True)
     plain = [run for run in runs if run["form"] == "none"]
     for name, content in (
         ("transfer.csv", table(plain)),

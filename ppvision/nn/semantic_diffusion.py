@@ -138,6 +138,13 @@ def _ahead(step: int) -> slice:
     return (slice(None, -1), slice(None), slice(1, None))[step + 1]
 
 
+def ends_of_edges(x: Tensor, direction: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A map with its border at p, and at q = p + direction, over all p such that p or q is in the
+    map: `[B, C, H+2, W+2]` -> twice `[B, C, H+|dy|, W+|dx|]`."""
+    dy, dx = direction
+    return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
+
+
 def _edges(
     u: Tensor, v: Tensor | None, direction: tuple[int, int], similarity: Similarity | None
 ) -> Tensor:
@@ -145,14 +152,11 @@ def _edges(
 
     Shapes: u and v with their border `[B, C, H+2, W+2]` -> `[B, C, H+|dy|, W+|dx|]`.
     """
-    dy, dx = direction
-
-    def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
-
-    near, far = ends(u)
+    near, far = ends_of_edges(u, direction)
     difference = far - near
-    return difference if similarity is None else similarity(*ends(v)) * difference
+    return (
+        difference if similarity is None else similarity(*ends_of_edges(v, direction)) * difference
+    )
 
 
 def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
