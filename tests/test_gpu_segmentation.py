@@ -183,7 +183,7 @@ def test_the_loss_of_boundaries_weighs_both_kinds_alike():
     edge[:, :, 8:12] = 1.0
     logits = torch.randn(1, 20, 20, generator=torch.Generator().manual_seed(0))
     share = 4 / 20
-    losses = -(
+    losses = -2 * (
         edge * torch.log(torch.sigmoid(logits[:, :15])) * (1 - share)
         + (1 - edge) * torch.log(torch.sigmoid(-logits[:, :15])) * share
     )

@@ -332,9 +332,9 @@ def boundary_loss(logits: Tensor, label: Tensor) -> Tensor:
     known = (label != IGNORED).float()
     positive, negative = edge.float() * known, (~edge).float() * known
     total = known.sum().clamp(min=1)
-    weight = positive * negative.sum() / total + negative * positive.sum() / total
+    weight = positive * negative.sum() + negative * positive.sum()
     losses = F.binary_cross_entropy_with_logits(logits, positive, reduction="none")
-    return (losses * weight).sum() / total
+    return 2 * (losses * weight / total).sum() / total
 
 
 @torch.no_grad()
