@@ -177,7 +177,7 @@ def experiments() -> list[Run]:
 
 def final() -> list[Run]:
     """The weights of the zoo. Steps bound what the clock would leave more of."""
-    nuclei = Run("nuclei", "sdn", 0, steps=40_000, seconds=1.0, ema=True, save="nuclei")
+    nuclei = Run("nuclei", "sdn", 0, steps=12_000, seconds=1.0, ema=True, save="nuclei")
     return [
         Run(
             *("digits", "none", 0, "scratch", 120_000, 1.0, 64),
@@ -265,6 +265,7 @@ def load_backbone(model: SegFormer, path: Path) -> None:
         ValueError: a part of the stages is not in the file, or of another shape.
     """
     given = torch.load(path, map_location="cpu", weights_only=True)
+    given = {name.removeprefix("_orig_mod."): value for name, value in given.items()}
     own = model.pale.state_dict()
     wanted = {name for name in own if name.startswith(("merges.", "merge_norms.", "stages."))}
     wrong = sorted(n for n in wanted if n not in given or given[n].shape != own[n].shape)
@@ -278,10 +279,10 @@ class Trainer:
 
     def __init__(self, run: Run, pictures: Pictures, device: torch.device) -> None:
         self.kind, self.pictures, self.device = run.kind, pictures, device
-        self.model = new_model(run).to(device).train()
-        # Before the first step: what a forward pass leaves behind is not copied.
+        model = new_model(run)
+        self.multiply_adds = multiply_adds(model, 224, 224)
+        self.model = model.to(device).train()
         self.ema = Ema(self.model) if run.ema else None
-        self.multiply_adds = multiply_adds(self.model, 224, 224)
         self.parameters = sum(p.numel() for p in self.model.parameters())
         groups = parameter_groups(self.model, run.weight_decay)
         self.optimizer = make_adamw(groups, device)

@@ -8,7 +8,7 @@
 set -u
 here=$(cd "$(dirname "$0")/../.." && pwd)
 data=$1 out=$2 weights=$3 seconds=$4 wait=${5:-$4}
-lanes=${LANES:-4} begun=$SECONDS
+lanes=${LANES:-4} begun=$SECONDS unfinished=/tmp/segmentation
 export PYTHONUNBUFFERED=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} CUDA_DEVICE_MAX_CONNECTIONS=32
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$out"
@@ -27,6 +27,7 @@ if [ "${MPS:-1}" = 1 ] && command -v nvidia-cuda-mps-control >/dev/null; then
 fi
 seconds=$((seconds - SECONDS + begun)) wait=$((wait - SECONDS + begun))
 common=(--data "$data" --output "$out" --weights "$weights" --seconds "$seconds" --wait "$wait")
+common+=(--scratch "$unfinished")
 processes=()
 run() {
     local name=$1
@@ -45,4 +46,9 @@ else
 fi
 wait "${processes[@]}"
 [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] || echo quit | timeout 10 nvidia-cuda-mps-control
+# Where a process did not come to its end: what it had saved on the way.
+for name in digit_scenes nuclei; do
+    compgen -G "$out/${name}_*.pt" >/dev/null ||
+        cp $(ls -t "$unfinished/${name}"_*.pt 2>/dev/null | head -n 1) "$out" 2>/dev/null
+done
 tail -n 40 "$out/segmentation.log"
