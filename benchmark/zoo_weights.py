@@ -1,11 +1,13 @@
-"""Write a whole model's weights as the zoo keeps them: a layered model, its graph, its card.
+"""Write a model's weights as the zoo keeps them: a layered model, its graph, its card.
 
     python benchmark/zoo_weights.py CONFIG WEIGHTS --card CARD.json --bits 8 6 4 \\
         [--opts val_dataset.dataset_root=...]
 
-CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`). The weights are
-quantised as they are, without any training; the graph is that of an export for pictures of any
-size, without its parameters. Writes ppvision/zoo/weights/ARCHITECTURE.TAG.
+CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`), with the `licence`
+of the weights where it is not Apache-2.0. The weights are quantised as they are, without any
+training. The graph is that of an export without its parameters: of a classifier for pictures of its
+own size, with probabilities; of others for pictures of any size. Writes
+ppvision/zoo/weights/ARCHITECTURE.TAG. The names of the classes come from the config's data.
 """
 
 import argparse
@@ -27,6 +29,7 @@ from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.zoo_folder import GRAPH
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
+from ppvision.tasks.job import Job
 from ppvision.tasks.multibit.packing import pack_checkpoint
 from ppvision.zoo.cards import CARD, WEIGHTS_FOLDER, PretrainedConfig, WeightsCard
 
@@ -48,22 +51,26 @@ def write_zoo_weights(
     Args:
         config: of the model's training.
         weights: float ones.
-        facts: of its card: all but `file`, `sha256` and `config`.
+        facts: of its card: all but `file`, `sha256` and `config`; and `licence`.
         bits: widths, the highest first.
-        side: of the pictures that it was trained on.
+        side: of the pictures that it was trained on; a classifier's config says it.
         options: `--opts` for the config.
         output: folder in which that of the model is made.
     """
+    facts = dict(facts)
+    licence = facts.pop("licence", PretrainedConfig.licence)
     with create_folder(output / f"{facts['architecture']}.{facts['tag']}") as folder:
         job = open_job(config, [*options, f"slim_config={{bits: {bits}}}"])
         layered = pack_checkpoint(job, weights, folder / "layered", ptq=True)
         exported = Path(tempfile.mkdtemp(dir=folder))
         job = open_job(config, options)
+        classifies = job.task == "classification"
+        sides = list(job.example.shape[2:]) if classifies else [None, None]
         job.export(
             job.load_float(layered),
             exported / "model",
-            input_shape=[None, 3, None, None],
-            output_op=None,
+            input_shape=[None, 3, *sides],
+            output_op="softmax" if classifies else None,
             model_format="paddle",
         )
         graph = exported / "model"
@@ -84,24 +91,47 @@ def write_zoo_weights(
             **facts,
             file=MANIFEST,
             sha256=hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
-            config=_feeding(manifest, side),
+            config=replace(
+                _feeding(manifest, side),
+                options=_own_options(job) if classifies else {},
+                licence=licence,
+            ),
         )
         write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return output / card.name
 
 
 def _feeding(manifest: Manifest, side: int) -> PretrainedConfig:
-    """From the transforms of an export, which resize nothing here."""
-    (normalize,) = manifest.transforms
-    classes = tuple(manifest.classes)
-    return PretrainedConfig(
-        input_size=(3, side, side),
+    """From the transforms of an export, which resize nothing, or as a classifier's do."""
+    *resizing, normalize = manifest.transforms
+    width = height = side
+    resize_short = None
+    if resizing:
+        shorten, crop = (
+            resizing  # of ResizeByShort and CenterCrop, as `PretrainedConfig` knows them
+        )
+        resize_short, (width, height) = shorten["short_size"], crop["target_size"]
+    config = PretrainedConfig(
+        input_size=(3, height, width),
         mean=tuple(normalize["mean"]),
         std=tuple(normalize["std"]),
-        resize_short=None,
+        resize_short=resize_short,
         num_classes=manifest.num_classes or 0,
-        classes=classes,
+        classes=tuple(manifest.classes),
     )
+    if config.transforms != manifest.transforms:
+        raise ValueError(
+            f"expected transforms such as {config.transforms}, got {manifest.transforms}"
+        )
+    return config
+
+
+def _own_options(job: Job) -> dict[str, object]:
+    """Of a classifier: what its config says of the network itself."""
+    options = dict(job.content["model"])
+    for known in ("type", "num_classes", "drop_path_rate", "drop_rate"):
+        options.pop(known, None)
+    return options
 
 
 def main() -> None:

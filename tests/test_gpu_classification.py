@@ -5,6 +5,7 @@ import json
 import subprocess
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,9 +19,13 @@ import torch
 import ppvision
 from benchmark.gpu import classification as training
 from benchmark.gpu import common, data, pictures, teacher
+from benchmark.gpu.card import fill_card
 from benchmark.gpu.convert import to_ppvision
 from benchmark.torch_pale import Pale
+from benchmark.zoo_weights import write_zoo_weights
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.models.pale_transformer import PaleConfig, PaleTransformer
+from ppvision.zoo import cards
 from ppvision.zoo.torch_files import to_paddle
 from ppvision.zoo.weights import assign_weights, load_weights, save_weights
 
@@ -173,6 +178,8 @@ def packed(tmp_path_factory) -> Path:
             check=True,
             capture_output=True,
         )
+    lines = [f"{name} name {k}\n" for k, name in enumerate(recipe.classes)]
+    (folder / "classes.txt").write_text("".join(lines))
     answers = rng.normal(size=(200, 100)).astype(np.float16)
     np.save(training.answers_path(folder / "data", recipe, 200), answers)
     return folder
@@ -216,6 +223,64 @@ def test_a_training_ends_in_time_and_its_weights_can_be_converted(packed, monkey
     assert "top1" in capsys.readouterr().out
 
 
+def test_weights_of_a_training_become_weights_of_the_zoo(packed, tmp_path, monkeypatch):
+    name = "pale_nano.tiny_imagenet_100"
+    recipe = training.Recipe.read(training.CONFIG)
+    theirs = training.build(recipe, torch.device("cpu"), shifts=False).eval()
+    randomise(theirs)
+    ours = ppvision.create_model("pale_nano", num_classes=100, pale_size=4)
+    save_weights(to_ppvision(theirs.state_dict(), ours), tmp_path / "weights.safetensors")
+    draft = json.loads((ROOT / f"benchmark/gpu/cards/{name}.json").read_text())
+    record = {"seed": 0, "pictures": 200, "given_seconds": 240.0, "steps": 7, "batch": 16}
+    record |= {"epochs": 0.56, "torch": "2", "gpu": None, "cpus": 2}
+    facts = fill_card(draft, record, "0.01")
+    assert facts["hours"] == pytest.approx(240 / 3600, abs=1e-3)
+    options = [f"val_dataset.root={packed / 'val.zip'}//val"]
+    options += [f"val_dataset.class_path={packed / 'classes.txt'}"]
+    weights = tmp_path / "weights"
+    folder = write_zoo_weights(
+        training.CONFIG,
+        tmp_path / "weights.safetensors",
+        facts,
+        bits=[8],
+        side=64,
+        options=options,
+        output=weights,
+    )
+    assert folder == weights / name
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 4e6
+    monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(cards, "WEIGHTS_FOLDER", weights)
+    monkeypatch.setitem(cards.ZOO_WEIGHTS, name, cards.read_card(folder / "card.json"))
+
+    picture = np.random.default_rng(1).integers(0, 256, (96, 80, 3), np.uint8)
+    predicted = ppvision.Predictor(name)(picture)
+    net = ppvision.create_model("pale_nano", pretrained="tiny_imagenet_100")
+    net.eval()
+    assert net.num_classes == 100
+    assert net.pretrained_cfg.classes[3] == "name 3"
+    assert "non-commercial" in net.pretrained_cfg.licence
+    x, _ = Transforms(net.pretrained_cfg.transforms)(picture)
+    assert x.shape == (3, 64, 64)
+    with paddle.no_grad():
+        logits = net(paddle.to_tensor(x[None])).numpy()[0]
+    expected = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    np.testing.assert_allclose(predicted.probabilities, expected, atol=1e-4)
+    assert predicted.name == f"name {logits.argmax()}"
+    with torch.inference_mode():  # 8 bits are near to float
+        exact = theirs(torch.from_numpy(x[None]))[0].numpy()
+    assert np.corrcoef(exact, logits)[0, 1] > 0.99
+    # The network is the one that was trained: with other pales it gives something else.
+    load_weights(ours, name)
+    ours.eval()
+    with paddle.no_grad():
+        np.testing.assert_allclose(ours(paddle.to_tensor(x[None])).numpy()[0], logits, atol=1e-5)
+    backbone = ppvision.create_model("pale_nano", pretrained=name, features_only=True)
+    assert backbone.stages[0][0].attention.pale_size == (7, 7)
+    other = ppvision.create_model("pale_nano", pretrained=name, num_classes=5, pale_size=2)
+    assert other.stages[0][0].attention.pale_size == (2, 2)
+
+
 def test_the_rate_follows_the_time():
     assert common.cosine(0.0) == pytest.approx(0.01)
     assert common.cosine(0.03) == pytest.approx(1.0)
@@ -250,3 +315,18 @@ def test_a_step_leaves_the_model_as_it_was_until_it_is_called():
     common.set_rate(optimizer, 1e-2)
     losses = [float(step(x, y)) for _ in range(20)]
     assert losses[-1] < 0.5 * losses[0]
+
+    # Numbers that are not finite, and the way back.
+    state = SimpleNamespace(
+        model=model, optimizer=optimizer, ema=common.Ema(model), rate=1.0, returns=0
+    )
+    good = training.Training.keep_or_return(state, None, losses[-1])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step(x * float("inf"), y)
+    state.ema.update()
+    assert training.Training.keep_or_return(state, good, losses[-1]) is good  # the weights are nan
+    assert (state.rate, state.returns) == (0.5, 1)
+    for network in (model, state.ema.model):
+        for name, value in network.state_dict().items():
+            torch.testing.assert_close(value, before[name])
+    assert float(step(x, y)) < losses[-2]

@@ -24,6 +24,7 @@ START = time.monotonic()  # PyTorch's import counts
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ from benchmark.gpu.common import (
     MODES,
     Clock,
     Ema,
+    Snapshot,
     TrainingStep,
     cosine,
     initialise,
@@ -331,7 +333,7 @@ class Training:
     """
 
     def __init__(self, args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
-        self.args, self.device = args, device
+        self.args, self.device, self.rate = args, device, args.rate
         pictures, labels = read_pictures(args.data / "train.npz", args.per_class)
         self.val = [t.to(device) for t in read_pictures(args.data / "val.npz", args.per_class)]
         said = time.monotonic() - START
@@ -349,6 +351,7 @@ class Training:
         self.shifts = shifts
         self.ema = Ema(self.model)
         self.history: list[dict] = []
+        self.returns = 0
         self.done = dict.fromkeys(self.steps, 0)
 
     def run(self) -> None:
@@ -361,10 +364,11 @@ class Training:
         self.setup_seconds = round(setup, 1)
         order = Order(len(self.data.labels), self.args.batch, self.device)
         evaluated, said, loss = 0, 0.0, torch.zeros(())
+        kept = Snapshot(self.model, self.optimizer)
         while not self.clock.ended:
             used = self.clock.used
             size = [size for begin, size in SIZES if begin <= used][-1]
-            set_rate(self.optimizer, self.args.rate * cosine(used))
+            set_rate(self.optimizer, self.rate * cosine(used))
             draws = torch.rand((self.args.batch, DRAWS + 1), device=self.device)
             loss = self.steps[size](order.next(), draws)
             self.ema.update()
@@ -372,6 +376,7 @@ class Training:
             if self.clock.elapsed - said > seconds / 30:
                 said = self.clock.elapsed
                 self.say(size, float(loss))
+                kept = self.keep_or_return(kept, float(loss))
             if int(used * (EVALUATIONS + 1)) > evaluated:
                 evaluated += 1
                 self.evaluate_and_save(float(loss))
@@ -385,6 +390,21 @@ class Training:
             f"loss {loss:.4f}  {speed:.0f} pictures/s so far",
             flush=True,
         )
+
+    def keep_or_return(self, kept: Snapshot, loss: float) -> Snapshot:
+        """Keep the state while loss and weights are finite; otherwise go back to what was kept,
+        with half of the learning rate."""
+        norms = torch.stack(torch._foreach_norm([p.detach() for p in self.model.parameters()]))
+        if math.isfinite(loss) and bool(norms.isfinite().all()):
+            return Snapshot(self.model, self.optimizer)
+        kept.restore()
+        self.ema.restart()
+        self.rate /= 2
+        self.returns += 1
+        print(
+            f"loss {loss}, not all is finite: back to the last state, rate {self.rate}", flush=True
+        )
+        return kept
 
     def evaluate_and_save(self, loss: float, last: bool = False) -> None:
         elapsed = self.clock.elapsed
@@ -410,9 +430,11 @@ class Training:
             "steps_by_size": self.done,
             "epochs": round(seen / len(self.data.labels), 2),
             "pictures": len(self.data.labels),
+            "given_seconds": self.args.seconds,
             "setup_seconds": self.setup_seconds,
             "batch": self.args.batch,
-            "rate": self.args.rate,
+            "rate": self.rate,
+            "returns_after_infinite_losses": self.returns,
             "seed": self.args.seed,
             "mode": {size: step.mode for size, step in self.steps.items()},
             "depthwise_as_shifts": self.shifts,

@@ -235,6 +235,14 @@ class Ema:
         for average, value in self._counters:
             average.copy_(value)
 
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin anew from the model as it is."""
+        for average, value in zip(self._averages, self._values, strict=True):
+            average.copy_(value)
+        for average, value in self._counters:
+            average.copy_(value)
+
 
 def _tensors_of(model: nn.Module) -> Iterable[Tensor]:
     return itertools.chain(model.parameters(), model.buffers())
@@ -317,7 +325,7 @@ class TrainingStep:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._loss = torch.zeros((), device=self._device)
         self._network: Callable[..., Tensor] = model
-        before = _Snapshot(model, optimizer)
+        before = Snapshot(model, optimizer)
         attempts = _ATTEMPTS[mode]
         for attempt in attempts:
             try:
@@ -387,8 +395,11 @@ class TrainingStep:
         torch.cuda.synchronize()
 
 
-class _Snapshot:
-    """Weights, statistics and an optimiser's state, to be put back in place."""
+class Snapshot:
+    """Weights, statistics and an optimiser's state, to be put back in place.
+
+    A captured graph works on the same memory: no tensor may be replaced by another.
+    """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._model, self._optimizer = model, optimizer

@@ -1,6 +1,6 @@
 """Weights that a GPU training wrote, as weights of ppvision.
 
-    python benchmark/gpu/convert.py out/pale_nano_tiny_imagenet_100.pt \\
+    python -m benchmark.gpu.convert out/pale_nano_tiny_imagenet_100.pt \\
         configs/classification/pale_nano_tiny_imagenet_100.yml --output weights.safetensors
     ppvision eval -c configs/classification/pale_nano_tiny_imagenet_100.yml \\
         --model_path weights.safetensors

@@ -9,9 +9,9 @@ Writes `.gpu/1/data.part` and so on, at most 48 MiB each. On the machine, for ea
     bash benchmark/gpu/unpack.sh .gpu/1
 
 The last one makes train.npz, val.npz and teacher.npz in /root/data. The pictures stay as they are:
-JPEG files whose headers, of which there are two kinds, are kept once. The teacher's weights are
-rounded to float16, in which it runs. What other trainings need goes into `.gpu/extra` as it is (at
-most 48 MiB); `bash benchmark/gpu/unpack.sh .gpu/extra` puts it into /root/data/extra.
+JPEG files whose headers, of which there are two kinds, are kept once. The teacher's convolutions
+are rounded to float16, in which it runs. What other trainings need goes into `.gpu/extra` as it is
+(at most 48 MiB); `bash benchmark/gpu/unpack.sh .gpu/extra` puts it into /root/data/extra.
 """
 
 import argparse
@@ -68,10 +68,10 @@ def pack_pictures(archive: Path, split: str, names: list[str]) -> dict[str, np.n
 
 
 def pack_teacher(packages: Path) -> dict[str, np.ndarray]:
-    """The teacher's weights by the port's names, as float16."""
+    """The teacher's weights by the port's names: float16, but for those of BatchNorm."""
     file = model_card("efficientnet_lite2").weights["efficientnet_lite2.imagenet"].file
-    arrays = read_pth(packages / file)
-    return {n: a.astype(np.float16) for n, a in arrays.items() if a.dtype.kind == "f"}
+    arrays = {n: a for n, a in read_pth(packages / file).items() if a.dtype.kind == "f"}
+    return {n: a.astype(np.float16) if a.ndim > 1 else a for n, a in arrays.items()}
 
 
 def class_names(path: Path) -> list[str]:
