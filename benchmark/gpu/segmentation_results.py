@@ -2,10 +2,10 @@
 
     python benchmark/gpu/segmentation_results.py OUT/segmentation.jsonl
 
-writes benchmark/results/transfer.csv (without SDN, from nothing and from a classifier's weights),
-transfer_curves.csv (the learning curves of these runs) and sdn_forms.csv (every form of SDN, from a
-classifier's weights and, where there was time, from nothing): a row per run, then mean and standard
-deviation (of the sample) over the seeds. Of equal runs the last one counts.
+writes three tables into the folder of results: transfer (without SDN, from nothing and from a
+classifier's weights), transfer_curves (the learning curves of these runs) and sdn_forms (every form
+of SDN, from a classifier's weights and, where there was time, from nothing): a row per run, then
+mean and standard deviation (of the sample) over the seeds. Of equal runs the last one counts.
 """
 
 import argparse

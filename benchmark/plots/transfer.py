@@ -2,8 +2,8 @@
 
     python benchmark/plots/transfer.py
 
-reads benchmark/results/transfer_curves.csv (`benchmark/gpu/segmentation_results.py`) and writes
-docs/images/transfer.png: a thin line per seed, a thick one for their mean.
+reads the learning curves that `benchmark/gpu/segmentation_results.py` wrote, and draws a thin line
+per seed and a thick one for their mean (`--image`).
 """
 
 import argparse
