@@ -15,6 +15,7 @@ from paddleseg.cvlibs import manager
 from paddleseg.models import SegFormer as PaddleSegFormer
 from paddleseg.utils import metrics
 
+from benchmark.gpu import segmentation_results
 from benchmark.gpu.convert import to_ppvision
 from benchmark.gpu.segmentation import boundary_loss
 from benchmark.gpu.segmentation_networks import (
@@ -25,10 +26,18 @@ from benchmark.gpu.segmentation_networks import (
     multiply_adds,
     start_forms,
 )
-from benchmark.gpu.segmentation_pictures import Augmentation, Table, cut, draw
+from benchmark.gpu.segmentation_pictures import (
+    Augmentation,
+    Table,
+    compose_scenes,
+    cut,
+    draw,
+    pack_digits,
+)
 from benchmark.gpu.segmentation_scores import Scoring
 from benchmark.sdn_boundary import multiply_adds as paddle_multiply_adds
 from benchmark.sdn_boundary import trained_size
+from ppvision.data.convert.digit_scenes import write_digit_scenes
 from ppvision.metrics import BoundaryFScore, BoundaryIoU
 from ppvision.models.pale_transformer import PaleConfig, PaleTransformer
 from ppvision.plugins.paddleseg import SemanticDiffusionBackbone, add_guidance_logits
@@ -164,6 +173,53 @@ def test_batches_are_what_opencv_makes_of_the_pictures(turn):
             expected, classes = expected.transpose(1, 0, 2), classes.T
         np.testing.assert_allclose(image, expected.transpose(2, 0, 1), atol=0.6)
         assert (label != classes).mean() < 0.01  # rounding at a tie
+
+
+def test_scenes_are_those_of_the_converter(tmp_path):
+    write_digit_scenes(tmp_path / "written", count=2, val_count=3, size=64, seed=5)
+    pack_digits(tmp_path / "digits.npz")
+    for split, count in (("train", 2), ("val", 3)):
+        found = compose_scenes(tmp_path / "digits.npz", split, count, 5, size=64, processes=1)
+        for number, (image, label) in enumerate(found):
+            name = f"{split}/{number:06d}"
+            written = cv2.imread(str(tmp_path / "written" / "images" / f"{name}.jpg"))
+            np.testing.assert_array_equal(image, written[:, :, ::-1])
+            classes = cv2.imread(str(tmp_path / "written" / "labels" / f"{name}.png"), -1)
+            np.testing.assert_array_equal(label, classes)
+
+
+def test_tables_hold_every_run_once_and_their_means(tmp_path):
+    row = {
+        "data": "nuclei",
+        "form": "none",
+        "init": "scratch",
+        "steps": 2,
+        "batch": 4,
+        "BoundaryIoU": 0.5,
+        "BoundaryF3": 0.6,
+        "crop": [8, 8],
+        "seconds": 1.0,
+        "parameters": 7,
+        "multiply_adds": 9,
+        "gpu": "a GPU",
+        "ema": False,
+        "curve_columns": ["step", "seconds", "mIoU", "BoundaryIoU", "BoundaryF3"],
+        "curve": [[1, 0.5, 0.1, 0.1, 0.1], [2, 1.0, 0.2, 0.2, 0.2]],
+    }
+    rows = [row | {"seed": seed, "mIoU": value} for seed, value in ((1, 0.3), (0, 0.9), (0, 0.1))]
+    rows += [row | {"seed": 0, "mIoU": 0.4, "form": "sdn", "init": "pretrained"}]
+    rows += [row | {"seed": 0, "mIoU": 0.8, "ema": True}]  # final weights
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    runs = segmentation_results.read_runs([source])
+    assert [(run["form"], run["seed"], run["mIoU"]) for run in runs] == [
+        ("sdn", 0, 0.4),
+        ("none", 0, 0.1),
+        ("none", 1, 0.3),
+    ]
+    found = segmentation_results.table(runs)
+    assert [(r["seed"], r["mIoU"]) for r in found[3:]] == [("mean", "0.2000"), ("std", "0.1414")]
+    assert [p["mIoU"] for p in segmentation_results.curves(runs[1:])] == [0.1, 0.2, 0.1, 0.2]
 
 
 def test_draws_every_picture_once_before_one_comes_again():
