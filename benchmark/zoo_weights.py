@@ -6,8 +6,10 @@
 CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`), with the `licence`
 of the weights where it is not Apache-2.0. The weights are quantised as they are, without any
 training. The graph is that of an export without its parameters: of a classifier for pictures of its
-own size, with probabilities; of others for pictures of any size. Writes
-ppvision/zoo/weights/ARCHITECTURE.TAG. The names of the classes come from the config's data.
+own size, with probabilities; of a detector for the one size to which its TestReader resizes every
+picture, where the places of boxes are constants and OpenVINO runs it; of others for pictures of any
+size. Writes ppvision/zoo/weights/ARCHITECTURE.TAG. The names of the classes come from the config's
+data.
 """
 
 import argparse
@@ -23,6 +25,8 @@ from pathlib import Path
 from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
+
+import numpy as np
 
 from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.manifest import Manifest, read_manifest
@@ -53,7 +57,7 @@ def write_zoo_weights(
         weights: float ones.
         facts: of its card: all but `file`, `sha256` and `config`; and `licence`.
         bits: widths, the highest first.
-        side: of the pictures that it was trained on; a classifier's config says it.
+        side: of the pictures that it was trained on; configs of classifiers and detectors say it.
         options: `--opts` for the config.
         output: folder in which that of the model is made.
     """
@@ -65,11 +69,10 @@ def write_zoo_weights(
         exported = Path(tempfile.mkdtemp(dir=folder))
         job = open_job(config, options)
         classifies = job.task == "classification"
-        sides = list(job.example.shape[2:]) if classifies else [None, None]
         job.export(
             job.load_float(layered),
             exported / "model",
-            input_shape=[None, 3, *sides],
+            input_shape=_input_shape(job),
             output_op="softmax" if classifies else None,
             model_format="paddle",
         )
@@ -101,8 +104,33 @@ def write_zoo_weights(
     return output / card.name
 
 
+def _input_shape(job: Job) -> list[int | None]:
+    """Of the graph: `[batch, channels, height, width]`."""
+    if job.task == "classification":
+        return [None, 3, *job.example.shape[2:]]
+    if job.task == "detection":
+        steps = job.content["TestReader"]["sample_transforms"]
+        (resize,) = (step["Resize"] for step in steps if "Resize" in step)
+        if resize["keep_ratio"]:
+            raise ValueError("expected a detector that sees pictures of one size, got keep_ratio")
+        return [1, 3, *np.broadcast_to(resize["target_size"], 2).tolist()]
+    return [None, 3, None, None]
+
+
 def _feeding(manifest: Manifest, side: int) -> PretrainedConfig:
-    """From the transforms of an export, which resize nothing, or as a classifier's do."""
+    """From the transforms of an export, which resize nothing, or as a classifier's do.
+
+    A card has no word for how a detector's resize: to the size of its graph, whatever the ratio."""
+    if manifest.task == "detection":
+        (normalize,) = (t["NormalizeImage"] for t in manifest.transforms if "NormalizeImage" in t)
+        return PretrainedConfig(
+            input_size=tuple(manifest.input_shape[1:]),
+            mean=tuple(normalize["mean"]),
+            std=tuple(normalize["std"]),
+            resize_short=None,
+            num_classes=manifest.num_classes or 0,
+            classes=tuple(manifest.classes),
+        )
     *resizing, normalize = manifest.transforms
     width = height = side
     resize_short = None

@@ -1,6 +1,6 @@
 """Train `pale_nano` on Tiny-ImageNet-100 on one GPU, in a given number of seconds.
 
-    python3 -m benchmark.gpu.classification --data /root/data --output out --seconds 240
+    python3 -m benchmark.gpu.classification --data data/gpu --output out --seconds 240
 
 Data: `benchmark/gpu/data.py`. The network is `benchmark.torch_pale.Pale`; classes, pale size,
 normalisation and teacher are those of
@@ -445,7 +445,7 @@ class Training:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("/root/data"))
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"))
     parser.add_argument("--output", type=Path, default=Path("out"))
     parser.add_argument("--seconds", type=float, default=240, help="for the whole process")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])

@@ -8,10 +8,10 @@ Writes `.gpu/1/data.part` and so on, at most 48 MiB each. On the machine, for ea
 
     bash benchmark/gpu/unpack.sh .gpu/1
 
-The last one makes train.npz, val.npz and teacher.npz in /root/data. The pictures stay as they are:
+The last one makes train.npz, val.npz and teacher.npz in data/gpu. The pictures stay as they are:
 JPEG files whose headers, of which there are two kinds, are kept once. The teacher's convolutions
 are rounded to float16, in which it runs. What other trainings need goes into `.gpu/extra` as it is
-(at most 48 MiB); `bash benchmark/gpu/unpack.sh .gpu/extra` puts it into /root/data/extra.
+(at most 48 MiB); `bash benchmark/gpu/unpack.sh .gpu/extra` puts it into data/gpu/extra.
 """
 
 import argparse

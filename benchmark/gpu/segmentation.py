@@ -508,7 +508,7 @@ class Lane:
 # -- many runs -------------------------------------------------------------------------------------
 
 
-class Session:
+class Runner:
     """Runs side by side until they are done or the time is over."""
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -700,7 +700,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a trial, in place of each run's")
     parser.add_argument("--batch", type=int, help="of a trial, in place of each run's")
     parser.add_argument("--crop", type=int, help="of a trial, in place of the data set's")
-    Session(parser.parse_args()).work()
+    Runner(parser.parse_args()).work()
 
 
 if __name__ == "__main__":

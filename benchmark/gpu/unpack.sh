@@ -1,9 +1,9 @@
 #!/bin/bash
-# Take a part that benchmark/gpu/data.py made: bash benchmark/gpu/unpack.sh .gpu/1 [/root/data]
+# Take a part that benchmark/gpu/data.py made: bash benchmark/gpu/unpack.sh .gpu/1 [data/gpu]
 # The last part joins them all. Of .gpu/extra everything goes to DATA/extra as it is.
 set -euo pipefail
 part=$1
-data=${2:-/root/data}
+data=${2:-data/gpu}
 mkdir -p "$data"
 if [ "$(basename "$part")" = extra ]; then
     mkdir -p "$data/extra"
