@@ -13,6 +13,7 @@ import yaml
 from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 from tests.helpers.configs import classification_config, small_config
+from tests.helpers.folders import unchanged
 
 # Files that take longest, which begin first: with two processes that take one file after another,
 # a long file at the end leaves one of them without work.
@@ -36,6 +37,18 @@ OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integ
 OPENVINO_FILES |= {"test_openvino", "test_openvino_networks", "test_predictor_threads"}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_quickly(request) -> Iterator[None]:
+    """By --all Paddle traces as for users."""
+    if request.config.option.markexpr == "":
+        yield
+        return
+    from tests.helpers.tracing import quick_tracing
+
+    with quick_tracing():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -79,25 +92,10 @@ def _run_in_openvino(folders, inputs):
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Iterator[Path]:
-    """Digit-scenes of 56 x 56: 12 for training, 4 for validation."""
+    """Digit-scenes of 56 x 56: 12 for training, 2 for validation."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    write_digit_scenes(folder, count=12, val_count=4, size=56, seed=3)
+    write_digit_scenes(folder, count=12, val_count=2, size=56, seed=3)
     yield from unchanged(folder)
-
-
-def unchanged(folder: Path) -> Iterator[Path]:
-    """A folder of the whole session; at its end nothing may have changed."""
-    before = _list_files(folder)
-    yield folder
-    after = _list_files(folder)
-    changed = sorted(name for name, _ in before.items() ^ after.items())
-    assert not changed, f"a test changed {changed}, which others read: expected it to take a copy"
-
-
-def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the last change of each file, by name."""
-    files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
 
 
 @pytest.fixture
