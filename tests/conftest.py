@@ -2,8 +2,7 @@
 
 import importlib
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +33,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Files whose exports get a graph for OpenVINO in the default run as well. It takes a third of an
 # export's time; in the others it is made with `--all`, or for tests marked `openvino`.
 OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
-OPENVINO_FILES |= {"test_openvino", "test_openvino_networks", "test_predictor_threads"}
+OPENVINO_FILES |= {
+    "test_precision_verbs",
+    "test_openvino",
+    "test_openvino_networks",
+    "test_predictor_threads",
+}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
 
@@ -73,21 +77,33 @@ def openvino_where_asked_for(request, no_openvino, monkeypatch):
             monkeypatch.setattr(importlib.import_module(exporter), "has_openvino", has_openvino)
 
 
-@pytest.fixture(autouse=True)
-def openvino_here(request, monkeypatch):
-    """Exports compare OpenVINO in the test's own process: to start another takes seconds each
+@pytest.fixture(autouse=True, scope="session")
+def openvino_here() -> Iterator[Callable]:
+    """Exports compare OpenVINO in the tests' own process: to start another takes seconds each
     time. Tests of that process are marked `openvino_process`."""
+    from ppvision.deploy.verify import running
+    from ppvision.errors import EngineError
+
+    def ask_here(folders, question, limit):
+        packed = running.answer_parent(running._pack(question), [str(f) for f in folders])
+        answer = running._unpack(packed)
+        if "error" in answer:
+            raise EngineError(str(answer["error"]))
+        return answer
+
+    ask = running._ask_child
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_ask_child", ask_here)
+        yield ask
+
+
+@pytest.fixture(autouse=True)
+def openvino_process(request, openvino_here, monkeypatch):
+    """Tests marked so have it."""
     if request.node.get_closest_marker("openvino_process"):
-        return
-    for name in ("ppvision.deploy.verify.comparison", "ppvision.deploy.write.detection_export"):
-        if name in sys.modules:  # not loaded for tests without exports
-            monkeypatch.setattr(sys.modules[name], "run_in_openvino", _run_in_openvino)
+        from ppvision.deploy.verify import running
 
-
-def _run_in_openvino(folders, inputs):
-    from ppvision.deploy.verify.running import run_graphs
-
-    return run_graphs(folders, "paddle", inputs, "openvino")
+        monkeypatch.setattr(running, "_ask_child", openvino_here)
 
 
 @pytest.fixture(scope="session")
