@@ -32,7 +32,7 @@ VERBS = {
 def test_a_script_is_one_verb(script, tmp_path):
     given, expected = map(shlex.split, VERBS[script])
     assert words_of(tmp_path, script, *given) == ["-m", "ppvision", *expected]
-    cli._parser().parse_args(expected)
+    cli.build_parser().parse_args(expected)
 
 
 def test_widths_that_are_named_are_those(tmp_path):
