@@ -121,6 +121,24 @@ def copied_scenes(scenes, tmp_path) -> Path:
 
 
 @pytest.fixture
+def plain_weights(monkeypatch) -> None:
+    """Models begin with one number in place of random ones, which take most of the time that a
+    large model takes to be built."""
+    from paddle.nn import initializer
+    from paddle.nn.initializer.constant import ConstantInitializer
+
+    constant = ConstantInitializer(0.01)
+
+    def fill(self, var, block=None):
+        return constant.forward(var, block)
+
+    for name in ("Normal", "TruncatedNormal", "Uniform", "XavierNormal", "KaimingNormal"):
+        # The class that holds the method, of which the public one is a subclass.
+        kind = getattr(initializer, name).__mro__[1]
+        monkeypatch.setattr(kind, "forward", fill)
+
+
+@pytest.fixture
 def config_file(tmp_path, scenes):
     """Write a config: `config_file(change)`, where `change` edits the dictionary in place."""
 

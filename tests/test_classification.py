@@ -399,7 +399,7 @@ SHIPPED = sorted(
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_config_builds(path, tmp_path):
+def test_every_shipped_config_builds(path, tmp_path, plain_weights):
     """On a stand-in for its data: one step of training where the model is small."""
     count = 1000 if "imagenet" in path.stem else 10
     for split in ("train", "val"):

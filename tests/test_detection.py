@@ -825,7 +825,7 @@ def test_bad_voc_files(voc, runs, capsys, change, says):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "detection").glob("*.yml")), ids=str)
-def test_every_recipe_builds(path):
+def test_every_recipe_builds(path, plain_weights):
     job = open_job(path)
     if "slim_config" in job.content:
         assert job.ends

@@ -504,7 +504,7 @@ def test_errors_near_and_far_from_the_boundary():
 
 def test_comparisons_with_the_labels_of_a_list(copied_scenes, tmp_path, caplog, monkeypatch):
     scenes = copied_scenes
-    lines = (scenes / "val.txt").read_text().splitlines()
+    lines = (scenes / "train.txt").read_text().splitlines()
     path = scenes / "some.txt"
     path.write_text(f"{lines[0]}\n{lines[1].split()[0]} no_label.png\n{lines[2].split()[0]}\n")
     truth = {scenes / a: scenes / b for a, b in (line.split() for line in lines)}
