@@ -120,6 +120,26 @@ def copied_scenes(scenes, tmp_path) -> Path:
     return Path(shutil.copytree(scenes, tmp_path / "scenes"))
 
 
+@pytest.fixture(scope="session")
+def converter() -> Callable:
+    from tests.helpers.converter import Converter
+
+    return Converter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_converter(request, converter) -> Iterator[None]:
+    """Conversions to ONNX are forked from one process, but by --all, and where that process is
+    what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = request.config.option.markexpr == ""
+        if not whole and request.module.__name__ != "tests.test_export_faults":
+            patch.setattr(
+                importlib.import_module("ppvision.deploy.write.onnx"), "_run_child", converter
+            )
+        yield
+
+
 @pytest.fixture
 def plain_weights(monkeypatch) -> None:
     """Models begin with one number in place of random ones, which take most of the time that a
