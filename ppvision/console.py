@@ -14,7 +14,6 @@ on terminals only.
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import functools
 import io
@@ -376,6 +375,8 @@ def _lead_streams_to(log: int) -> None:
 
 def _flush_c() -> None:
     """Write what C code holds back for stdout, before its descriptor leads elsewhere."""
+    import ctypes  # takes longer than the rest of this module, and --help needs none of it
+
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).fflush(None)
 

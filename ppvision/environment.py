@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Collection
-from importlib import metadata
 from pathlib import Path
 
 PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddleslim", "numpy")
@@ -158,6 +157,8 @@ def git_revision(folder: Path = Path(__file__).parent) -> str:
 
 def describe_environment() -> dict[str, str]:
     """Machine, Python, packages and revision, by name."""
+    from importlib import metadata  # not at the top: `ppvision --help` does without
+
     found = {"machine": machine(), "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -2,8 +2,7 @@
 
 import importlib
 import shutil
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import yaml
 from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 from tests.helpers.configs import classification_config, small_config
+from tests.helpers.folders import unchanged
 
 # Files that take longest, which begin first: with two processes that take one file after another,
 # a long file at the end leaves one of them without work.
@@ -33,9 +33,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Files whose exports get a graph for OpenVINO in the default run as well. It takes a third of an
 # export's time; in the others it is made with `--all`, or for tests marked `openvino`.
 OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
-OPENVINO_FILES |= {"test_openvino", "test_openvino_networks", "test_predictor_threads"}
+OPENVINO_FILES |= {
+    "test_precision_verbs",
+    "test_openvino",
+    "test_openvino_networks",
+    "test_predictor_threads",
+}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def traced_quickly(request) -> Iterator[None]:
+    """By --all Paddle traces as for users."""
+    if request.config.option.markexpr == "":
+        yield
+        return
+    from tests.helpers.tracing import quick_tracing
+
+    with quick_tracing():
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -60,50 +77,85 @@ def openvino_where_asked_for(request, no_openvino, monkeypatch):
             monkeypatch.setattr(importlib.import_module(exporter), "has_openvino", has_openvino)
 
 
-@pytest.fixture(autouse=True)
-def openvino_here(request, monkeypatch):
-    """Exports compare OpenVINO in the test's own process: to start another takes seconds each
+@pytest.fixture(autouse=True, scope="session")
+def openvino_here() -> Iterator[Callable]:
+    """Exports compare OpenVINO in the tests' own process: to start another takes seconds each
     time. Tests of that process are marked `openvino_process`."""
+    from ppvision.deploy.verify import running
+    from ppvision.errors import EngineError
+
+    def ask_here(folders, question, limit):
+        packed = running.answer_parent(running._pack(question), [str(f) for f in folders])
+        answer = running._unpack(packed)
+        if "error" in answer:
+            raise EngineError(str(answer["error"]))
+        return answer
+
+    ask = running._ask_child
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_ask_child", ask_here)
+        yield ask
+
+
+@pytest.fixture(autouse=True)
+def openvino_process(request, openvino_here, monkeypatch):
+    """Tests marked so have it."""
     if request.node.get_closest_marker("openvino_process"):
-        return
-    for name in ("ppvision.deploy.verify.comparison", "ppvision.deploy.write.detection_export"):
-        if name in sys.modules:  # not loaded for tests without exports
-            monkeypatch.setattr(sys.modules[name], "run_in_openvino", _run_in_openvino)
+        from ppvision.deploy.verify import running
 
-
-def _run_in_openvino(folders, inputs):
-    from ppvision.deploy.verify.running import run_graphs
-
-    return run_graphs(folders, "paddle", inputs, "openvino")
+        monkeypatch.setattr(running, "_ask_child", openvino_here)
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Iterator[Path]:
-    """Digit-scenes of 56 x 56: 12 for training, 4 for validation."""
+    """Digit-scenes of 56 x 56: 12 for training, 2 for validation."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
-    write_digit_scenes(folder, count=12, val_count=4, size=56, seed=3)
+    write_digit_scenes(folder, count=12, val_count=2, size=56, seed=3)
     yield from unchanged(folder)
-
-
-def unchanged(folder: Path) -> Iterator[Path]:
-    """A folder of the whole session; at its end nothing may have changed."""
-    before = _list_files(folder)
-    yield folder
-    after = _list_files(folder)
-    changed = sorted(name for name, _ in before.items() ^ after.items())
-    assert not changed, f"a test changed {changed}, which others read: expected it to take a copy"
-
-
-def _list_files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of the last change of each file, by name."""
-    files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-    return {str(path): (stat.st_size, stat.st_mtime_ns) for path, stat in files.items()}
 
 
 @pytest.fixture
 def copied_scenes(scenes, tmp_path) -> Path:
     """`scenes` for one test, which may change them."""
     return Path(shutil.copytree(scenes, tmp_path / "scenes"))
+
+
+@pytest.fixture(scope="session")
+def converter() -> Callable:
+    from tests.helpers.converter import Converter
+
+    return Converter()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_converter(request, converter) -> Iterator[None]:
+    """Conversions to ONNX are forked from one process, but by --all, and where that process is
+    what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = request.config.option.markexpr == ""
+        if not whole and request.module.__name__ != "tests.test_export_faults":
+            patch.setattr(
+                importlib.import_module("ppvision.deploy.write.onnx"), "_run_child", converter
+            )
+        yield
+
+
+@pytest.fixture
+def plain_weights(monkeypatch) -> None:
+    """Models begin with one number in place of random ones, which take most of the time that a
+    large model takes to be built."""
+    from paddle.nn import initializer
+    from paddle.nn.initializer.constant import ConstantInitializer
+
+    constant = ConstantInitializer(0.01)
+
+    def fill(self, var, block=None):
+        return constant.forward(var, block)
+
+    for name in ("Normal", "TruncatedNormal", "Uniform", "XavierNormal", "KaimingNormal"):
+        # The class that holds the method, of which the public one is a subclass.
+        kind = getattr(initializer, name).__mro__[1]
+        monkeypatch.setattr(kind, "forward", fill)
 
 
 @pytest.fixture

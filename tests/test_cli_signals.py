@@ -7,8 +7,8 @@ import sys
 # A process that has the verbs' device set, says what SIGTERM does in C, and waits.
 CODE = """
 import ctypes, sys
-from ppvision.cli import _set_device
-_set_device("cpu")
+from ppvision.cli.opening import set_device
+set_device("cpu")
 
 class Action(ctypes.Structure):
     _fields_ = [("handler", ctypes.c_void_p), ("rest", ctypes.c_byte * 256)]

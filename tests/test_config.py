@@ -198,7 +198,7 @@ def test_there_are_shipped_configs():
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_shipped_config_builds(path: Path):
+def test_every_shipped_config_builds(path: Path, plain_weights):
     """Model, loss, schedule and optimiser; its data set is not here."""
     job = open_job(path)
     builder = job.float_job.builder if isinstance(job, MultiBitJob) else job.builder

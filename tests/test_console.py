@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from ppvision import cli, console
+from ppvision.cli import list_zoo
 from ppvision.console import Console, ProgressLine, show, tell, track
 from ppvision.engine.trainer import TrainOptions
 from tests.helpers.configs import ROOT
@@ -38,7 +39,7 @@ def help_of(verb: str, capsys, monkeypatch) -> str:
 
 def examples() -> dict[str, list[str]]:
     """The words behind `ppvision` in the example of each verb's help."""
-    (verbs,) = (a for a in cli._parser()._actions if hasattr(a, "choices") and a.choices)
+    (verbs,) = (a for a in cli.build_parser()._actions if hasattr(a, "choices") and a.choices)
     found = {}
     for name, verb in verbs.choices.items():
         found[name] = shlex.split(verb.epilog.removeprefix("example:\n").replace("\\\n", " "))[1:]
@@ -284,7 +285,7 @@ def test_defaults_are_shown(capsys, monkeypatch):
 def test_every_verb_has_a_help():
     assert tuple(sorted(examples())) == tuple(sorted(VERBS))
     for words in examples().values():
-        cli._parser().parse_args(words)
+        cli.build_parser().parse_args(words)
 
 
 @pytest.mark.parametrize("words", [["list", "--js"], ["train", "-c", "x", "--iter", "2"]])
@@ -298,7 +299,7 @@ def test_no_flag_is_abbreviated(words, capsys):
     ("given", "known"), [("bfloat16", "bf16"), ("float16", "fp16"), ("fp32", "fp32")]
 )
 def test_both_spellings_of_a_precision(given, known):
-    args = cli._parser().parse_args(["train", "-c", "x", "--precision", given])
+    args = cli.build_parser().parse_args(["train", "-c", "x", "--precision", given])
     assert args.precision == known
     assert TrainOptions(iters=1, batch_size=1, precision=given).precision == known
 
@@ -318,7 +319,7 @@ def failing(monkeypatch, tmp_path):
             os.write(2, b"C++ log line\n")
             raise error
 
-        monkeypatch.setattr(cli, "list_zoo", raise_it)
+        monkeypatch.setattr(list_zoo, "run", raise_it)
 
     return fail
 

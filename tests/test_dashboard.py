@@ -114,7 +114,7 @@ def test_one_row_of_settings_per_run_with_its_final_scores(address, runs):
     for path, rate in zip(runs, (1e-3, 3e-3), strict=True):
         row = rows[f"{path.name}/vdl"]
         assert row["hparams"]["lr_scheduler/learning_rate"] == rate
-        assert row["hparams"]["model/type"] == "pale_nano"
+        assert row["hparams"]["model/type"] == "two_blocks"
         assert row["hparams"]["seed"] == 0
         last = {tag: value for _, tag, value in read_metrics(path / "metrics.csv")}
         for tag in ("Evaluate/top1", "Evaluate/loss", "Train/loss"):
@@ -294,7 +294,7 @@ def test_the_pages_in_a_browser(address, runs, tmp_path):
         browser.wait_for(lambda: len(rows()) == 2)
         for name, rate in zip(names(runs), ("0.001", "0.003"), strict=True):
             cells = rows()[name].split()
-            assert {rate, "pale_nano", "AdamW"} <= set(cells), cells
+            assert {rate, "two_blocks", "AdamW"} <= set(cells), cells
         browser.screenshot(pictures / "dashboard_settings.png")
 
         browser.open(f"{address}/app/histogram")

@@ -17,6 +17,7 @@ from ppvision.deploy.write.graph import write_graphs
 from ppvision.forms.paddle_private import trace_tables
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.nn.semantic_diffusion import SemanticDiffusionPyramid
+from tests.helpers.small_pale import SMALL_PALE
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -195,7 +196,7 @@ def test_pale_manifest(pale):
     ],
 )
 def test_pale_with_some_sizes_fixed(tmp_path, shape):
-    model = PaleTransformer(VARIANTS["pale_nano"], num_classes=7)
+    model = PaleTransformer(SMALL_PALE, num_classes=7)
     folder = export_model(
         model, tmp_path / "net", input_shape=shape, output_op="none", task="classification"
     )
@@ -205,7 +206,7 @@ def test_pale_with_some_sizes_fixed(tmp_path, shape):
 
 
 def test_pale_in_onnx(tmp_path):
-    model = PaleTransformer(VARIANTS["pale_nano"], num_classes=7)
+    model = PaleTransformer(SMALL_PALE, num_classes=7)
     folder = export_model(
         model,
         tmp_path / "net",
@@ -220,11 +221,11 @@ def test_pale_in_onnx(tmp_path):
 
 
 class PaleWithDifferences(nn.Layer):
-    """Features of `pale_nano` with SDN."""
+    """Features of a small Pale with SDN."""
 
     def __init__(self):
         super().__init__()
-        model = PaleTransformer(VARIANTS["pale_nano"], features_only=True)
+        model = PaleTransformer(SMALL_PALE, features_only=True)
         self.pale = model
         self.diffusion = SemanticDiffusionPyramid(model.feat_channels)
         for diffusion in self.diffusion.diffusions:  # they start at zero

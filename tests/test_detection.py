@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import cv2
@@ -282,12 +283,10 @@ def test_resume_goes_on_as_if_nothing_had_happened(runs, scenes, tmp_path):
     config = write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3"))
     common = ("--iters", 4, "--save_interval", 2, "--use_ema")
     assert train(config, tmp_path / "whole", *common) == 0
-    assert train(config, tmp_path / "parts", *common) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
     run = RunFolder(tmp_path / "parts")
     _, last = list_checkpoints(run.checkpoints)
-    for leftover in sorted(last.rglob("*"), reverse=True):
-        leftover.unlink() if leftover.is_file() else leftover.rmdir()
-    last.rmdir()
+    shutil.rmtree(last)
     assert train(run.config, tmp_path / "parts", *common, "-r", "auto") == 0
     whole, parts = (
         read_weights(
@@ -432,7 +431,7 @@ def test_panels_of_the_dashboard(runs, scenes):
     config, run = runs("MaskRCNN")
     job = open_job(config)
     panels = job.pictures(job.load(best(run)))
-    assert len(panels) == 4
+    assert len(panels) == 2
     root = scenes / "images"
     pictures = {
         str(path.relative_to(root).with_suffix("")): path for path in (root / "val").iterdir()
@@ -674,6 +673,7 @@ def test_samples_that_do_not_stack_are_an_error(runs, scenes, tmp_path, capsys):
     """Boxes of several pictures in one batch: Paddle's own loader would hang."""
     config, run = runs("YOLOv3")
     options = ["EvalDataset.data_fields=[image, gt_bbox, gt_class]"]
+    options += ["EvalDataset.anno_path=annotations/instances_train.json"]  # of many numbers
     assert ppvision("eval", "-c", config, "--model_path", best(run), "-o", *options) == 1
     assert "make no batch" in capsys.readouterr().err
 
@@ -826,7 +826,7 @@ def test_bad_voc_files(voc, runs, capsys, change, says):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "detection").glob("*.yml")), ids=str)
-def test_every_recipe_builds(path):
+def test_every_recipe_builds(path, plain_weights):
     job = open_job(path)
     if "slim_config" in job.content:
         assert job.ends
@@ -841,7 +841,7 @@ def test_every_recipe_builds(path):
 def test_two_processes(scenes, tmp_path):
     """Both hold the same weights at the end, from samples of their own; rank 0 alone writes."""
     content = small_detector(scenes, "YOLOv3")
-    content["imports"] = ["tests.helpers.report_weights"]
+    content["imports"].append("tests.helpers.report_weights")
     config = write_detector(tmp_path / "job.yml", content)
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config, "--save_dir", tmp_path / "run"),

@@ -10,6 +10,7 @@ import pytest
 from paddleseg.utils import utils as stock
 
 from ppvision import cli
+from ppvision.cli import list_zoo
 from ppvision.errors import ConfigError, InputError, LibraryError, PpvisionError
 from ppvision.plugins.libraries import wrap_errors
 from ppvision.tasks import open_job
@@ -28,7 +29,7 @@ def failing(monkeypatch):
         def raise_it(args):
             raise error
 
-        monkeypatch.setattr(cli, "list_zoo", raise_it)
+        monkeypatch.setattr(list_zoo, "run", raise_it)
 
     monkeypatch.delenv("PPVISION_TRACEBACK", raising=False)
     return fail

@@ -1,8 +1,10 @@
 """Layered quantization through the verbs: Pale, SDN and once-QAT in one config."""
 
+import contextlib
 import csv
 import dataclasses
 import importlib
+import io
 import json
 import shutil
 
@@ -166,21 +168,36 @@ def test_a_checkpoint_and_its_layers_are_the_same(trained, packed):
             np.testing.assert_array_equal(theirs[name], array, err_msg=name)
 
 
+def export_by_verb(config, packed, *flags) -> str:
+    """What `ppvision export` shows."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        assert ppvision("export", "-c", config, "--model_path", packed, *flags) == 0
+    return shown.getvalue()
+
+
+def export_by_script(config, packed, *flags) -> str:
+    """What `export_multibit.sh` shows, which is this verb (`tests/test_scripts.py`)."""
+    done = shell("bash", ROOT / "scripts" / "export_multibit.sh", config, packed, *flags)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
-    "bits", [(2,), pytest.param((2, 8), marks=pytest.mark.all)], ids=["2", "2 8"]
+    ("bits", "export"),
+    [((2,), export_by_verb), pytest.param((2, 8), export_by_script, marks=pytest.mark.all)],
+    ids=["2", "2 8"],
 )
-def test_export_of_widths(trained, packed, tmp_path, bits):
-    """All three ideas, exported by the script: the same numbers as eager mode."""
+def test_export_of_widths(trained, packed, tmp_path, bits, export):
+    """All three ideas, exported: the same numbers as eager mode."""
     config, _ = trained
     folder = tmp_path / "exported"
-    done = shell(
-        *("bash", ROOT / "scripts" / "export_multibit.sh", config, packed),
-        *("--save_dir", folder, "--bits", *bits, "--output_op", "none"),
+    shown = export(
+        *(config, packed, "--save_dir", folder, "--bits", *bits, "--output_op", "none"),
         *("--input_shape", "None", 3, 56, 56),
     )
-    assert done.returncode == 0, done.stderr
     order = sorted(bits, reverse=True)
-    table = done.stdout.splitlines()[-len(bits) - 2 : -1]
+    table = shown.splitlines()[-len(bits) - 2 : -1]
     assert [line.split()[0] for line in table] == ["bits", *map(str, order)]
     with (folder / "widths.csv").open() as file:
         rows = list(csv.DictReader(file))

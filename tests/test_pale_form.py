@@ -9,7 +9,9 @@ import ppvision
 from benchmark.deploy_steps import Grouped, TokenLast
 from ppvision.deploy import Predictor, export_model
 from ppvision.forms.pale import GraphPaleAttention, from_groups, pale_form, to_groups
+from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.nn import PaleAttention
+from tests.helpers.small_pale import SMALL_PALE
 
 SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
 
@@ -111,7 +113,7 @@ def test_padding_gets_no_attention_however_low_the_scores_are():
 @pytest.mark.parametrize("shape", [[None, 3, None, None], [1, 3, None, 50], [1, 3, 50, None]])
 @pytest.mark.parametrize("features", [False, True])
 def test_exported_at_any_size(tmp_path, shape, features):
-    model = ppvision.create_model("pale_nano", num_classes=5, features_only=features)
+    model = PaleTransformer(SMALL_PALE, num_classes=5, features_only=features)
     model.eval()
     task = "features" if features else "classification"
     folder = export_model(model, tmp_path / "net", input_shape=shape, output_op="none", task=task)
@@ -136,7 +138,7 @@ def test_padding_that_takes_part_keeps_the_layer():
 @pytest.mark.parametrize("size", [64, 50])
 def test_exported_and_eager_agree(tmp_path, size):
     """At a size without padding in the first stages, and at one that pads everywhere."""
-    model = ppvision.create_model("pale_nano", num_classes=5)
+    model = PaleTransformer(SMALL_PALE, num_classes=5)
     model.eval()
     folder = export_model(
         model,

@@ -18,9 +18,10 @@ from paddle import nn
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.errors import EngineError, InputTypeError
+from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import save_layered
-from ppvision.zoo import create_model
 from tests.helpers.small_layered import tiny_net, tiny_once_qat
+from tests.helpers.small_pale import SMALL_PALE
 
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 RESIZE = {"type": "Resize", "target_size": [40, 32]}
@@ -46,7 +47,7 @@ def folders(tmp_path_factory):
     found["onnx"] = export_model(net, root / "onnx", output_op="none", format="onnx", **how)
     if has_openvino():
         found["openvino"] = export_model(
-            create_model("pale_nano", num_classes=5),
+            PaleTransformer(SMALL_PALE, num_classes=5),
             root / "pale",
             input_shape=[1, 3, 32, 40],
             output_op="none",

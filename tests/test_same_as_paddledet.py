@@ -35,7 +35,7 @@ def one_batch(scenes: Path, architecture: str = "YOLOv3", **changes: object) -> 
     config["epoch"] = STEPS
     config["TrainDataset"]["!COCODataSet"]["sample_num"] = 4
     del config["TrainReader"]["sample_transforms"][1]  # the random flip
-    config["pale_nano"]["drop_path_rate"] = 0.0
+    config["two_blocks"]["drop_path_rate"] = 0.0
     return config | changes
 
 

@@ -421,12 +421,13 @@ def ranks_of(launcher: int) -> list[int]:
         pytest.param(signal.SIGHUP, marks=pytest.mark.all),
     ],
 )
-def test_two_ranks_stop_at_one_step(config_file, tmp_path, number):
+def test_two_ranks_stop_at_one_step(classification_file, tmp_path, number):
     def change(config: dict) -> None:
         config["iters"] = 5000
         config["batch_size"] = 2
+        config["model"] = {"type": "resnet20", "num_classes": 3}
 
-    config, folder = config_file(change), tmp_path / "run"
+    config, folder = classification_file(change), tmp_path / "run"
     launcher = launched(config, folder, "--num_workers", 1, "--save_interval", 2)
     try:
         until = time.monotonic() + 4 * PATIENCE

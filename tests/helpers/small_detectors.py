@@ -58,7 +58,7 @@ _TARGETS = {
 
 
 def small_detector(scenes: Path, architecture: str, *, sdn: bool = False) -> dict:
-    """A config of `pale_nano` under one of `ARCHITECTURES`, tags as `{"!NAME": {...}}`."""
+    """A config of a small Pale under one of `ARCHITECTURES`, tags as `{"!NAME": {...}}`."""
     base, levels, small = ARCHITECTURES[architecture]
     half = [0.5, 0.5, 0.5]
     read = [
@@ -80,12 +80,13 @@ def small_detector(scenes: Path, architecture: str, *, sdn: bool = False) -> dic
 
     config = {
         "task": "detection",
+        "imports": ["tests.helpers.two_blocks"],
         "_BASE_": [str(BASES / f"{base}.yml")],
         "num_classes": 10,
         "metric": "COCO",
         "epoch": 2,
-        architecture: {"backbone": "SemanticDiffusionBackbone" if sdn else "pale_nano"},
-        "pale_nano": {"return_idx": levels},
+        architecture: {"backbone": "SemanticDiffusionBackbone" if sdn else "two_blocks"},
+        "two_blocks": {"return_idx": levels},
         **small,
         "TrainDataset": {"!COCODataSet": dataset("train", data_fields=fields)},
         "EvalDataset": {"!COCODataSet": dataset("val")},
@@ -111,7 +112,7 @@ def small_detector(scenes: Path, architecture: str, *, sdn: bool = False) -> dic
     if architecture.endswith("RCNN"):
         config["FPN"] = {"out_channel": 32}
     if sdn:
-        config["SemanticDiffusionBackbone"] = {"backbone": "pale_nano"}
+        config["SemanticDiffusionBackbone"] = {"backbone": "two_blocks"}
     return config
 
 

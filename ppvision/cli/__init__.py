@@ -1,0 +1,130 @@
+"""The command line: verbs to functions, nothing else.
+
+A verb is a module here: `add` has its options, `run` is what it does. `options` has what several
+verbs take, `opening` what they open.
+"""
+
+import argparse
+import io
+import os
+import signal
+import sys
+import traceback
+import warnings
+
+from ppvision import __version__
+from ppvision.cli import (
+    bench,
+    check,
+    dashboard,
+    data,
+    doctor,
+    evaluate,
+    export,
+    list_zoo,
+    pack,
+    predict,
+    train,
+)
+from ppvision.cli.options import Parser
+from ppvision.console import Console, drop_stream, tell, tell_last
+from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_text
+
+# In the order of the help.
+VERBS = (doctor, list_zoo, data, check, train, evaluate, predict, export, pack, bench, dashboard)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
+    _prepare_streams()
+    # Paddle's BatchNorm says so in every training run; nobody can act on it.
+    warnings.filterwarnings("ignore", message="When training, we now always track global mean")
+    args = build_parser().parse_args(argv)
+    with Console(args.name_of_verb, verbose=args.verbose) as console:
+        return _run_verb(args, console)
+
+
+def _run_verb(args: argparse.Namespace, console: Console) -> int:
+    limit = getattr(args, "max_pixels", None)
+    before = os.environ.get(MAX_PIXELS)
+    try:
+        if limit is not None:
+            os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
+        max_pixels()  # says what is wrong with the variable, once for all pictures
+        return args.verb(args) or 0
+    except BrokenPipeError:
+        # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more
+        # as it flushes the stream at its end.
+        drop_stream(console.out)
+        return 128 + signal.SIGPIPE
+    except PpvisionError as error:
+        # What a library said may help; and a run that had begun has a log to look into.
+        if isinstance(error, LibraryError | EngineError) or not console.is_temporary:
+            console.tell_tail()
+        return _show_failure(error, str(error))
+    except OSError as error:
+        if error.errno is None:
+            return _show_fault(error, console)
+        return _show_failure(error, str(error))
+    except Exception as error:
+        return _show_fault(error, console)
+    except KeyboardInterrupt:
+        tell_last("ppvision: stopped")
+        return 130
+    finally:
+        if limit is not None:
+            os.environ.pop(MAX_PIXELS)
+            if before is not None:
+                os.environ[MAX_PIXELS] = before
+
+
+def _prepare_streams() -> None:
+    """Make every text printable, on streams that are there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            # Started with the stream closed (`>&-`): libraries write to it all the same, and the
+            # next file to be opened would get its descriptor.
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal cannot show, such as one that is not UTF-8, must not end us.
+            stream.reconfigure(errors="backslashreplace")
+
+
+_MAX_MESSAGE = 20_000  # letters; a report of a data set has a few thousand
+
+
+def _show_failure(error: Exception, text: str) -> int:
+    """Show what a user or the system has to mend as one message; PPVISION_TRACEBACK=1 shows the
+    traceback as well."""
+    if os.environ.get("PPVISION_TRACEBACK"):
+        tell("".join(traceback.format_exception(error)).rstrip())
+    tell_last(f"ppvision: {shorten_text(text, _MAX_MESSAGE)}")
+    return 1
+
+
+def _show_fault(error: Exception, console: Console) -> int:
+    """Show what no user can mend, with the end of the log, its traceback and what to do with it."""
+    console.tell_tail()
+    tell("".join(traceback.format_exception(error)).rstrip())
+    tell_last(
+        f"ppvision: {type(error).__name__}: this is a fault of ppvision, of a library below it, or "
+        "of a module that the config imports, not of your input. Please report it with the "
+        "traceback above, the command, the config and the output of `ppvision doctor`."
+    )
+    return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their options."""
+    parser = Parser(
+        prog="ppvision",
+        description="Pale Transformer, Semantic Diffusion Network and layered quantization for\n"
+        "PaddlePaddle. `ppvision VERB --help` explains a verb.",
+    )
+    parser.add_argument("--version", action="version", version=f"ppvision {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    for verb in VERBS:
+        verb.add(verbs)
+    return parser

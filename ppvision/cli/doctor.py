@@ -1,0 +1,24 @@
+"""`ppvision doctor`."""
+
+import argparse
+
+from ppvision.cli.options import Verbs, add_verb
+from ppvision.console import result_stream, tell
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "doctor",
+        "versions, conflicts, what will and won't work",
+        "Say which packages are here, what is wrong with them and what will not work.",
+        "ppvision doctor",
+    )
+    verb.set_defaults(verb=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ppvision.doctor import run_doctor
+
+    tell("doctor: reading versions, trying imports and a small export")
+    return run_doctor(result_stream())

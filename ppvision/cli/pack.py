@@ -1,0 +1,71 @@
+"""`ppvision pack`."""
+
+import argparse
+
+from ppvision.cli.opening import open_job, removing_unfinished, set_device
+from ppvision.cli.options import (
+    EXAMPLE_CONFIG,
+    Verbs,
+    add_config,
+    add_max_pixels,
+    add_slim_config,
+    add_verb,
+)
+from ppvision.console import show
+from ppvision.errors import InputError
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "pack",
+        "a trained model as layers of bits",
+        "Write a trained model as layers of bits, or say what such a model holds.",
+        f"ppvision pack -c {EXAMPLE_CONFIG} \\\n"
+        "      --ptq --model_path pale_nano_digit_scenes --output mine.layered",
+    )
+    add_config(verb, required=False)
+    verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")
+    verb.add_argument("--output", help="folder of the layered model")
+    verb.add_argument("--ptq", action="store_true", help="quantise float weights, no training")
+    verb.add_argument("--calibration", help="folder of pictures: statistics and activations")
+    verb.add_argument(
+        "--activations",
+        type=int,
+        choices=[8],
+        help="with --ptq: quantise the inputs of layers to 8 bits as well",
+    )
+    verb.add_argument("--info", help="a layered model's folder or URL: print what it holds")
+    add_slim_config(verb)
+    add_max_pixels(verb)
+    verb.set_defaults(verb=run)
+
+
+@removing_unfinished()
+def run(args: argparse.Namespace) -> None:
+    from ppvision.quant import describe_layered
+
+    if args.info:
+        show(describe_layered(args.info))
+        return
+    for flag in ("config", "model_path", "output"):
+        if getattr(args, flag) is None:
+            raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
+    if args.calibration and not args.ptq:
+        raise InputError("--calibration: is for --ptq; a trained model needs none.")
+    if args.activations is not None and not args.ptq:
+        raise InputError(
+            "--activations: is for --ptq; a trained model has what its slim_config says."
+        )
+    set_device("cpu")
+    from ppvision.tasks.multibit.packing import pack_checkpoint
+
+    folder = pack_checkpoint(
+        open_job(args),
+        args.model_path,
+        args.output,
+        ptq=args.ptq,
+        calibration=args.calibration,
+        activations=args.activations is not None,
+    )
+    show(describe_layered(folder))

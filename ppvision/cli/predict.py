@@ -1,0 +1,101 @@
+"""`ppvision predict`."""
+
+import argparse
+import signal
+from collections.abc import Callable
+
+from ppvision.cli.opening import device_kind, open_job, set_device
+from ppvision.cli.options import (
+    Verbs,
+    add_config,
+    add_max_pixels,
+    add_model,
+    add_verb,
+    check_precision,
+    parse_positive,
+)
+from ppvision.console import show, tell, tell_last
+from ppvision.environment import usable_cpus
+from ppvision.errors import InputError, shorten
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "predict",
+        "predict pictures",
+        "Predict pictures, and write what was found as pictures and predictions.json.",
+        "ppvision predict --model_dir inference/mine \\\n"
+        "      --image_path data/digit_scenes/images/val",
+    )
+    add_config(verb, required=False)
+    add_model(verb)
+    verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
+    verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
+    verb.add_argument(
+        "--threads", type=parse_positive, default=usable_cpus(), help="without --config"
+    )
+    add_max_pixels(verb)
+    verb.set_defaults(verb=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ppvision.engine.stopping import StopRequest
+
+    set_device(args.device)
+    with StopRequest() as stop:
+        failures = _predict(args, lambda: stop.number != 0)
+    if stop.number:
+        name = signal.Signals(stop.number).name
+        tell_last(f"ppvision: stopped by {name}: {args.save_dir}")
+        return 128 + stop.number
+    show(f"pictures and predictions.json: {args.save_dir}")
+    for failure in failures:
+        tell(f"not predicted: {_one_line(failure)}")
+    return 1 if failures else 0
+
+
+def _one_line(text: str) -> str:
+    """Text that may hold a file's name, of which no character controls the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
+    """Predict until `stopped()`; a line for every picture that failed."""
+    where = args.image_path, args.save_dir
+    if args.config and not args.model_dir:
+        check_precision(args)
+        job = open_job(args)
+        model = job.load(args.model_path, args.bits)
+        return job.predict_to_folder(model, *where, stopped=stopped)
+    from ppvision.deploy import Predictor
+    from ppvision.tasks.prediction import exported_to_folder
+
+    job = open_job(args) if args.config else None
+    how = {
+        "threads": args.threads,
+        "device": device_kind(args.device),
+        "precision": args.precision,
+    }
+    predictor = Predictor(**_exported(args), **how)
+    write = exported_to_folder if job is None else job.predict_exported_to_folder
+    return write(predictor, *where, stopped=stopped)
+
+
+def _exported(args: argparse.Namespace) -> dict[str, object]:
+    """What `Predictor` runs without a config: `--model_dir`, or a whole model of the zoo."""
+    if args.model_dir:
+        if args.bits is not None:
+            raise InputError("--bits: an exported folder has one width; expected --model_path.")
+        return {"folder": args.model_dir}
+    from ppvision.zoo.cards import find_card
+
+    card = find_card(args.model_path)
+    if card is None:
+        raise InputError(
+            "predict: expected --config with --model_path, the name of a whole model of the zoo as "
+            f"--model_path, or --model_dir alone; got --model_path {shorten(args.model_path)}."
+        )
+    if args.bits is None:
+        return {"folder": card.name}
+    return {"folder": card.name, "layered": card.folder, "bits": args.bits}

@@ -1,0 +1,58 @@
+"""The scripts that are one command of ppvision: which one. What it does is tested elsewhere, and
+with the scripts' own process by --all (`tests/test_segmentation.py`, `tests/test_layered_tasks.py`;
+of several processes by default)."""
+
+import shlex
+
+import pytest
+
+from ppvision import cli
+from tests.helpers.configs import ROOT
+from tests.helpers.scripts import words_of
+
+VERBS = {
+    "train.sh": ("c.yml --iters 3", "train --config c.yml --do_eval --use_vdl --iters 3"),
+    "eval.sh": ("c.yml --model_dir 'a b'", "eval --config c.yml --model_dir 'a b'"),
+    "export.sh": (
+        "c.yml --model_path w --input_shape 1 3 56 56",
+        "export --config c.yml --model_path w --input_shape 1 3 56 56",
+    ),
+    "export_multibit.sh": (
+        "c.yml 'my layers' --skip_eval",
+        "export --config c.yml --model_path 'my layers' --skip_eval --bits 8 6 4 3 2",
+    ),
+    "predict.sh": (
+        "model 'x y.png' --save_dir out",
+        "predict --model_dir model --image_path 'x y.png' --save_dir out",
+    ),
+}
+
+
+@pytest.mark.parametrize("script", VERBS)
+def test_a_script_is_one_verb(script, tmp_path):
+    given, expected = map(shlex.split, VERBS[script])
+    assert words_of(tmp_path, script, *given) == ["-m", "ppvision", *expected]
+    cli.build_parser().parse_args(expected)
+
+
+def test_widths_that_are_named_are_those(tmp_path):
+    words = words_of(tmp_path, "export_multibit.sh", "c.yml", "layers", "--bits", 4, 2)
+    assert words[2:] == shlex.split("export --config c.yml --model_path layers --bits 4 2")
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", ["--nproc_per_node", "2", "--backend", "gloo"]), ("gpu", ["--devices", "0,1"])],
+)
+def test_several_processes_are_launched(device, backend, tmp_path):
+    words = words_of(tmp_path, "train.sh", "c.yml", "--device", device, NPROC=2, LOG_DIR="logs")
+    assert words == [
+        *("-m", "ppvision.engine.launch", *backend, "--log_dir", "logs"),
+        *(str(ROOT / "ppvision" / "__main__.py"), "train", "--config", "c.yml"),
+        *("--do_eval", "--use_vdl", "--device", device),
+    ]
+
+
+def test_the_dashboard(tmp_path):
+    words = words_of(tmp_path, "dashboard.sh", "run a", "--port", 8040)
+    assert words == ["-m", "ppvision.dashboard", "run a", "--port", "8040"]
