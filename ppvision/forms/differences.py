@@ -120,7 +120,7 @@ def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
     size = [1 + abs(step) for step in direction]
     places = np.zeros([3, 3, *size], np.float32)
     for (sign, tap, _, _), at in zip(taps(direction), _ends(direction)[::-1], strict=True):
-        places[*tap, *at] = sign
+        places[(*tap, *at)] = sign
     places = paddle.to_tensor(places.reshape(9, -1)).astype(weight.dtype)
     outputs, channels = weight.shape[:2]
     kernel = paddle.matmul(weight.reshape([outputs, channels, 9]), places)
