@@ -29,7 +29,7 @@ from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import nearest, shorten
+from ppvision.errors import nearest, shorten, shorten_text
 from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
@@ -80,7 +80,7 @@ class _CheckedConfig(Config):
         try:
             self._build_default_checker().apply_all_rules(self)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"config: {error}") from error
+            raise ConfigError(f"config: {shorten_text(str(error))}") from error
 
 
 class Segmentation(Job):
