@@ -1,9 +1,10 @@
 """Layers that hold integers, in the form for a converter that does not know them: with marks.
 
-paddle2onnx changes graphs that are quantised by rules of its own (it takes the quantisation out, and
-puts it in again elsewhere). So it gets a graph in float: a weight is its float tensor, and an input
-is multiplied by a tensor in the place where it is to be rounded. The converter keeps the names of
-tensors; by these, what is meant is put in afterwards (`ppvision.deploy.write.onnx_integers`).
+paddle2onnx changes graphs that are quantised by rules of its own (it takes the quantisation out,
+and puts it in again elsewhere). So it gets a graph in float: a weight is its float tensor, and an
+input is multiplied by a tensor in the place where it is to be rounded. The converter keeps the
+names of tensors; by these, what is meant is put in afterwards
+(`ppvision.deploy.write.onnx_integers`).
 """
 
 from collections.abc import Iterator

@@ -120,9 +120,10 @@ class Predictor:
             that failed the comparison of the export. True insists on oneDNN; False leaves Paddle's
             own kernels alone. Only for Paddle exports.
         precision: "auto" takes integers where the folder has them and the processor has VNNI or
-            AMX (of an ONNX export, where ONNX Runtime was quicker with them), bfloat16 where the processor has it and the export's check of it passed, float32
-            otherwise; a log line says which. "float32", "bfloat16" and "int8" ask for one ("fp32"
-            and "bf16" are taken too). A folder with integers computes the same codes in float32.
+            AMX (of an ONNX export: where ONNX Runtime was quicker with them), bfloat16 where the
+            processor has it and the export's check of it passed, float32 otherwise; a log line says
+            which. "float32", "bfloat16" and "int8" ask for one ("fp32" and "bf16" are taken too). A
+            folder with integers computes the same codes in float32.
         layered: a layered model (folder or URL) of the same architecture, whose weights go in the
             place of the folder's. Only for float exports for Paddle Inference.
         bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.

@@ -20,7 +20,7 @@ from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
 from ppvision.deploy.run.manifest import Calibration
 from ppvision.deploy.run.transforms import Transforms
-from ppvision.errors import InputError
+from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, quantize_to_integers
 from ppvision.quant.store.state import layers_by_path
@@ -44,12 +44,12 @@ class IntegerOptions:
         calibration: pictures: a folder, a list file, or paths, also in a zip; None for a model with
             integer layers.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: paths of layers that stay in float.
+        keep_float: layers that stay in float: paths, and how many more, those that lose most.
     """
 
     calibration: str | Path | Sequence[str | Path | ZipPath] | None = None
     rule: str = DEFAULT_RULE
-    keep_float: Sequence[str] = ()
+    keep_float: Sequence[str | int] = ()
 
 
 def integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
@@ -93,7 +93,8 @@ def to_integers(
     pipeline: Transforms,
     *,
     rule: str = DEFAULT_RULE,
-    keep_float: Sequence[str] = (),
+    keep_float: Sequence[str | int] | int = (),
+    symmetric: bool = False,
     max_value: int | None = None,
 ) -> IntegerModel:
     """Make a model's products integer, or take one whose products are.
@@ -105,13 +106,16 @@ def to_integers(
         shape: of the export, `[B, C, H, W]`.
         pipeline: the transforms of the export.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: paths of layers that stay in float.
+        keep_float: layers that stay in float: paths, and how many more, those that lose most.
+        symmetric: see `quantize_to_integers`.
         max_value: of pictures of more than 8 bits.
 
     Raises:
         ValueError: no calibration pictures for a float model; a size that is not known; a picture
-            that does not get the export's size; anything that `quantize_to_integers` refuses.
+            that does not get the export's size; weights that are not finite; anything that
+            `quantize_to_integers` refuses.
     """
+    named, most_sensitive = _split(keep_float)
     if None in shape[2:]:
         raise InputError(
             f"int8: expected an input_shape with a known height and width, got {list(shape)}: "
@@ -127,6 +131,7 @@ def to_integers(
             )
         kept = _layers_in_float(model)
         return IntegerModel(model, Calibration(method="learned", pictures=0), kept, [])
+    _check_finite(model)
     if calibration is None:
         raise InputError(
             "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
@@ -135,7 +140,14 @@ def to_integers(
     pictures = _read_pictures(calibration, shape, pipeline, max_value)
     with ProgressLine("calibration", len(pictures)) as bar:
         shows = [partial(_show, picture=picture, bar=bar) for picture in pictures]
-        quantized = quantize_to_integers(model, shows, rule=rule, keep_float=keep_float)
+        quantized = quantize_to_integers(
+            model,
+            shows,
+            rule=rule,
+            keep_float=named,
+            most_sensitive=most_sensitive,
+            symmetric=symmetric,
+        )
     kept = _layers_in_float(quantized)
     if kept:
         logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
@@ -144,9 +156,35 @@ def to_integers(
     )
 
 
-def _show(model: nn.Layer, picture: np.ndarray, bar: ProgressLine) -> None:
-    model(paddle.to_tensor(picture))
+def _show(model: nn.Layer, picture: np.ndarray, bar: ProgressLine) -> object:
+    output = model(paddle.to_tensor(picture))
     bar.update()
+    return output
+
+
+def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
+    """The paths, and how many more."""
+    kept = [keep_float] if type(keep_float) is int else keep_float
+    entries = kept if isinstance(kept, (list, tuple)) else [None]
+    if any(type(entry) not in (str, int) for entry in entries):
+        raise InputTypeError(
+            "keep_float: expected a list of layers' paths, or how many layers are to stay in "
+            f"float, got {shorten(keep_float)}."
+        )
+    numbers = [k for k in kept if isinstance(k, int)]
+    if any(number < 1 for number in numbers):
+        raise InputError(f"keep_float: expected at least 1 layer, got {min(numbers)}.")
+    return [k for k in kept if isinstance(k, str)], sum(numbers)
+
+
+def _check_finite(model: nn.Layer) -> None:
+    """Raise `InputError` for weights and statistics that are not finite. (A ReLU hides them: it
+    turns NaN into 0.)"""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(paddle.isfinite(tensor).all()):
+            raise InputError(
+                f"model: expected finite weights, got nan or infinity in {name}. Train them again."
+            )
 
 
 def _layers_in_float(model: nn.Layer) -> list[str]:
@@ -160,10 +198,16 @@ def _read_pictures(
     max_value: int | None,
 ) -> list[np.ndarray]:
     """At most `CALIBRATION_PICTURES`, transformed, `[1, C, H, W]` each."""
+    if shape[1] != 3:
+        raise InputError(
+            f"int8: expected an input_shape with 3 channels, as calibration pictures have, got "
+            f"{shape[1]}. A model that was trained with steps of activations (slim_config, "
+            "activations: 8) needs no pictures."
+        )
     if isinstance(calibration, (str, Path)):
         paths = [path for path, _ in list_images(calibration, "calibration")]
     else:
-        paths = [path if isinstance(path, ZipPath) else Path(path) for path in calibration]
+        paths = _checked_paths(calibration)
     if not paths:
         raise InputError("calibration: expected at least one picture, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
@@ -183,3 +227,13 @@ def _read_pictures(
             "real picture. Take pictures like those to come."
         )
     return pictures
+
+
+def _checked_paths(calibration: object) -> list[Path | ZipPath]:
+    entries = calibration if isinstance(calibration, (list, tuple)) else [None]
+    if not all(isinstance(entry, (str, Path, ZipPath)) for entry in entries):
+        raise InputTypeError(
+            "calibration: expected a folder, a list file or a list of paths, got "
+            f"{shorten(calibration)}."
+        )
+    return [path if isinstance(path, ZipPath) else Path(path) for path in calibration]

@@ -23,6 +23,7 @@ from ppvision.errors import EngineError
 from ppvision.forms.marked_integers import MarkedRounding, Marks, marked_form
 from ppvision.quant.integers import IntegerWeight
 
+
 def quantize_onnx(path: Path, marks: Marks) -> None:
     """Put integers into a graph that paddle2onnx made of a model in `marked_form`.
 

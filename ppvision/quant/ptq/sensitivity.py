@@ -9,9 +9,9 @@ is what a user wants to know: how far one layer moves the result.
 - A product with gradients (as the Hessian-weighted errors of post-training methods) costs fewer
   passes, but rounding is no small change for just those layers that are looked for.
 
-It costs as many passes as there are layers times `PICTURES`, in eager mode. Errors of several layers
-add up to less or more than their sum; taking the layer out that loses most, one after another, would
-cost N times as many passes, and is not done.
+It costs as many passes as there are layers times `PICTURES`, in eager mode. Errors of several
+layers add up to less or more than their sum; taking the layer out that loses most, one after
+another, would cost N times as many passes, and is not done.
 """
 
 import logging
