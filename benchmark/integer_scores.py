@@ -25,7 +25,8 @@ Rows of benchmark/results/integer_scores.csv, which take the place of those of t
              in eager mode.
 
 `agreement` is the mean over pictures of the share of pixels (or pictures) that have the class of
-the float model, and `standard_error` that of this mean. Detectors have a score alone.
+the float model, and `standard_error` that of this mean; `same_as_float32` is the share that integers
+have in common with the same width's products in float. Detectors have a score alone.
 """
 
 import argparse
@@ -56,6 +57,8 @@ from ppvision.tasks.multibit.packing import pack_checkpoint
 
 RESULTS = Path(__file__).with_name("results") / "integer_scores.csv"
 WIDTHS = (8, 6, 4, 3, 2)
+FIELDS = ("name", "kind", "bits", "arithmetic", "rule", "codes", "runs_in", "metric", "score")
+FIELDS += ("agreement", "standard_error", "same_as_float32", "pictures", "machine")
 COMPARED = 200  # pictures of the val split, at most, on which classes are compared
 
 Classes = Callable[[Path], np.ndarray]  # of a picture
@@ -72,34 +75,43 @@ class Measured:
 
     def __init__(self, name: str, job: Job, model: nn.Layer, scored: bool) -> None:
         self.name, self.job, self.model, self.scored = name, job, model, scored
-        self.paths = _spread(_val_pictures(job), COMPARED) if job.task != "detection" else []
-        self._expected = [self.classes_of(model)(path) for path in self.paths]
+        self._paths = _spread(_val_pictures(job), COMPARED) if job.task != "detection" else []
+        self._expected = self.find_classes(self.classes_of(model))
 
     def classes_of(self, model: nn.Layer) -> Classes:
         return lambda path: _classes(self.job.predict_image(model, path))
 
-    def row(self, kind: str, classes_of: Classes, score: Callable[[], object], **others) -> dict:
+    def find_classes(self, classes_of: Classes) -> list[np.ndarray]:
+        """Of the pictures on which classes are compared."""
+        return [classes_of(path) for path in self._paths]
+
+    def row(
+        self, kind: str, found: list[np.ndarray], score: Callable[[], object], **others
+    ) -> dict[str, object]:
         """A row of the results.
 
         Args:
             kind: of the row.
-            classes_of: gives the classes of a picture.
+            found: of `find_classes`.
             score: gives `Scores` on the val split.
             others: columns.
         """
-        row = {"name": self.name, "kind": kind, **others, "metric": "", "score": ""}
+        row = {"name": self.name, "kind": kind, **others}
         if self.scored:
             (tag, value), *_ = score().by_tag().items()
             row |= {"metric": tag.rsplit("/", 1)[-1], "score": f"{value:.4f}"}
-        shares = [
-            float((classes_of(path) == expected).mean())
-            for path, expected in zip(self.paths, self._expected, strict=True)
-        ]
-        row |= {"agreement": "", "standard_error": "", "pictures": len(shares)}
+        shares = _equal_shares(found, self._expected)
         if shares:
             error = np.std(shares, ddof=1) / len(shares) ** 0.5
             row |= {"agreement": f"{np.mean(shares):.4f}", "standard_error": f"{error:.4f}"}
-        return {**row, "machine": machine()}
+        row |= {"pictures": len(shares), "machine": machine()}
+        print(row, flush=True)
+        return row
+
+
+def _equal_shares(found: list[np.ndarray], expected: list[np.ndarray]) -> list[float]:
+    """The share of equal classes, for each picture."""
+    return [float((a == b).mean()) for a, b in zip(found, expected, strict=True)]
 
 
 def _classes(prediction: object) -> np.ndarray:
@@ -125,10 +137,9 @@ def _val_pictures(job: Job) -> list[Path]:
 def measure_rules(measured: Measured) -> list[dict]:
     """A row for float, and one for each rule and form of the codes."""
     job, model = measured.job, measured.model
-    columns = {"bits": 32, "arithmetic": "float32", "rule": "", "codes": "", "runs_in": "eager"}
-    rows = [
-        measured.row("rule", measured.classes_of(model), partial(job.evaluate, model), **columns)
-    ]
+    columns = {"bits": 32, "arithmetic": "float32", "runs_in": "eager"}
+    found = measured.find_classes(measured.classes_of(model))
+    rows = [measured.row("rule", found, partial(job.evaluate, model), **columns)]
     pictures = _spread(list(job.calibration_pictures()), CALIBRATION_PICTURES)
     shows = [lambda m, path=path: job.predict_image(m, path) for path in pictures]
     for rule in RULES:
@@ -136,9 +147,8 @@ def measure_rules(measured: Measured) -> list[dict]:
             held = quantize_to_integers(model, shows, rule=rule, symmetric=symmetric)
             columns = {"bits": 8, "arithmetic": "int8", "rule": rule, "runs_in": "eager"}
             columns["codes"] = "symmetric" if symmetric else "window"
-            score = partial(job.evaluate, held)
-            rows.append(measured.row("rule", measured.classes_of(held), score, **columns))
-            print(rows[-1], flush=True)
+            found = measured.find_classes(measured.classes_of(held))
+            rows.append(measured.row("rule", found, partial(job.evaluate, held), **columns))
     return rows
 
 
@@ -149,10 +159,11 @@ def measure_widths(
     job, rows = measured.job, []
     state = job.state(layered, max(widths))
     for bits in widths:
+        in_float = None
         for integers in (False, True):
             model = pack_model(job.structure(), state, bits, integers=integers)
-            columns = {"bits": bits, "arithmetic": "int8" if integers else "float32", "rule": ""}
-            columns |= {"codes": "learned", "runs_in": "eager"}
+            columns = {"bits": bits, "arithmetic": "int8" if integers else "float32"}
+            columns["runs_in"] = "eager"
             classes_of, score = measured.classes_of(model), partial(job.evaluate, model)
             if side is not None:
                 folder = work / f"{measured.name}-w{bits}-{columns['arithmetic']}"
@@ -170,8 +181,12 @@ def measure_widths(
                 columns["runs_in"] = predictor.engine
                 classes_of = lambda path, run=predictor: _classes(run(path))  # noqa: E731
                 score = partial(job.evaluate_exported, folder, precision=precision)
-            rows.append(measured.row("width", classes_of, score, **columns))
-            print(rows[-1], flush=True)
+            found = measured.find_classes(classes_of)
+            if in_float is None:
+                in_float = found
+            elif found:
+                columns["same_as_float32"] = f"{np.mean(_equal_shares(found, in_float)):.4f}"
+            rows.append(measured.row("width", found, score, **columns))
     return rows
 
 
@@ -243,7 +258,7 @@ def main() -> None:
         rows += measure_widths(measured, layered, args.widths, args.side, args.work_dir)
     ours = {(row["name"], row["kind"]) for row in rows}
     kept = [row for row in read_rows(args.results) if (row["name"], row["kind"]) not in ours]
-    write_rows(args.results, [*kept, *rows])
+    write_rows(args.results, [{k: row.get(k, "") for k in FIELDS} for row in [*kept, *rows]])
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python scripts/arithmetic_table.py FLOAT INT8 [WIDTH ...]
 
-FLOAT is an export without integers, INT8 one of the same model with `--int8`, each WIDTH a folder of
-`export --bits ... --int8`. Scores and milliseconds (one thread, OpenVINO) are those that the exports
-wrote into `deploy.yaml`.
+FLOAT is an export without integers, INT8 one of the same model with `--int8`, each WIDTH a folder
+of `export --bits ... --int8`. Scores and milliseconds (one thread, OpenVINO) are those that the
+exports wrote into `deploy.yaml`.
 """
 
 import sys

@@ -13,9 +13,8 @@ LAYERS = ("first", "middle", "last")
 
 
 class Chain(nn.Layer):
-    """Three products. The input of one has a channel of 2000 times the size of the others, and
-    that product divides it by as much: in float nothing changes, in 256 codes the other channels are
-    lost."""
+    """Three products. The input of one has a channel of 2000 times the size of the others, and that
+    product divides it by as much: in float nothing changes, in 256 codes the others are lost."""
 
     def __init__(self, sensitive: str):
         super().__init__()
