@@ -29,21 +29,12 @@ from ppvision.deploy.verify.comparison import (
     eager_probes,
     rounding_error,
 )
-from ppvision.deploy.verify.integers import (
-    EQUAL_LABELS,
-    capture_products,
-    check_products,
-    equal_labels,
-)
-from ppvision.deploy.verify.running import run_in_openvino, time_in_openvino
+from ppvision.deploy.verify.running import run_eagerly
 from ppvision.deploy.write.graph import trace, write_graphs
+from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
-from ppvision.deploy.write.openvino import (
-    write_float_program,
-    write_openvino_programs,
-    write_products,
-)
-from ppvision.errors import EngineError, InputError, InputTypeError, shorten
+from ppvision.deploy.write.openvino import write_float_program, write_openvino_programs
+from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import pale_form
@@ -150,7 +141,7 @@ def export_model(
         )
 
     check_packed(model, bits)
-    _check_integers(model, int8, format, calibration, keep_float)
+    check_integer_arguments(model, int8, format, calibration, keep_float)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     line = ProgressLine("export", 5 if int8 else 4, "step")
@@ -162,7 +153,7 @@ def export_model(
                 model,
                 calibration,
                 shape,
-                pipeline,
+                lambda image: pipeline(image)[0][None],
                 rule=calibration_rule,
                 keep_float=keep_float,
                 max_value=max_value,
@@ -274,7 +265,7 @@ def _with_openvino(
     return error, error is not None
 
 
-def _check_integers(
+def check_integer_arguments(
     model: nn.Layer,
     int8: bool,
     format: str,
@@ -291,9 +282,6 @@ def _check_integers(
         raise InputError(f"int8: expected format 'paddle', got {shorten(format)}.")
 
 
-_ROUNDS = 10  # timed runs of the integers and of float, in turn
-
-
 def _check_in_integers(
     integers: IntegerModel,
     probes: Sequence[Probe],
@@ -302,64 +290,19 @@ def _check_in_integers(
     tolerance: float,
     openvino: bool | None,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers: see `ppvision.deploy.verify.integers`."""
+    """What stands in `deploy.yaml` of the integers."""
     if not openvino:
         return manifests.PrecisionCheck(passed=False)
-    model, x = integers.model, probes[0][0]
-    try:
-        products = capture_products(model, x)
-        alone = raw.parent / "products"
-        shapes = [list(product.rounded.shape) for product in products]
-        write_products([product.layer for product in products], shapes, alone)
-        named = {f"x{place}": product.rounded for place, product in enumerate(products)}
-        check_products(products, run_in_openvino([alone], [named])[0][0])
-        inputs = _fill_batches(integers.pictures, x.shape[0]) or [x for x, _ in probes]
-        with paddle.no_grad():
-            eager = [as_arrays(model(paddle.to_tensor(x)), task, x.shape) for x in inputs]
-        (found,) = run_in_openvino([raw], inputs)
-        worst = max(
-            parity.relative_error(a, b)
-            for ours, theirs in zip(eager, found, strict=True)
-            for a, b in zip(ours, theirs, strict=True)
-        )
-        share = None
-        if task != "features":
-            share = equal_labels([a[0] for a in eager], [b[0] for b in found], tolerance)
-        as_float = raw.parent / "float"
-        write_float_program(model, list(x.shape), as_float)
-        taken = time_in_openvino([raw, as_float], x, _ROUNDS)
-    except (parity.ParityError, EngineError) as error:
-        warnings.warn(
-            f"{error} The export's integers are not taken without being asked for.", stacklevel=3
-        )
-        return manifests.PrecisionCheck(passed=False, engine="openvino")
-    passed = share is None or share >= EQUAL_LABELS
-    if share is not None and not passed:
-        warnings.warn(
-            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
-            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
-            "integers are not taken without being asked for.",
-            stacklevel=3,
-        )
-    logger.info(
-        f"int8: {taken[0]:.2f} ms a run on one thread, float {taken[1]:.2f} ms "
-        f"({taken[0] / taken[1]:.2f} of it)"
+    model, shape = integers.model, probes[0][0].shape
+    return check_in_integers(
+        integers,
+        raw,
+        [x for x, _ in probes],
+        outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, x.shape),
+        labels_of=None if task == "features" else lambda outputs: outputs[0],
+        write_float=lambda folder: write_float_program(model, list(shape), folder),
+        tolerance=tolerance,
     )
-    return manifests.PrecisionCheck(
-        passed=passed,
-        engine="openvino",
-        max_error=worst,
-        equal_labels=share,
-        milliseconds=taken[0],
-        float_milliseconds=taken[1],
-    )
-
-
-def _fill_batches(pictures: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    """Pictures `[1, C, H, W]` in batches of the graph's size; the last one is filled with copies of
-    its last picture."""
-    groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
-    return [np.concatenate(group + group[-1:] * (batch - len(group))) for group in groups]
 
 
 def record_scores(folder: Path, metric: str, score: float, float_score: float) -> None:

@@ -5,9 +5,8 @@ the export, so that the network sees what it will see.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.console import ProgressLine
 from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
+from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.run.manifest import Calibration
-from ppvision.deploy.run.transforms import Transforms
+from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, quantize_to_integers
@@ -72,13 +71,13 @@ class IntegerModel:
         model: with integer layers.
         calibration: for `deploy.yaml`.
         kept: paths of layers with a weight that stay in float.
-        pictures: what it was calibrated on, `[1, C, H, W]` each, or empty.
+        pictures: what it was calibrated on, a batch of one each, or empty.
     """
 
     model: nn.Layer
     calibration: Calibration
     kept: list[str]
-    pictures: list[np.ndarray]
+    pictures: list[Batch]
 
 
 def has_integers(model: nn.Layer) -> bool:
@@ -90,8 +89,9 @@ def to_integers(
     model: nn.Layer,
     calibration: str | Path | Sequence[str | Path | ZipPath] | None,
     shape: Sequence[int | None],
-    pipeline: Transforms,
+    prepare: Callable[[np.ndarray], Batch],
     *,
+    run: Callable[[nn.Layer, Batch], object] = run_eagerly,
     rule: str = DEFAULT_RULE,
     keep_float: Sequence[str | int] | int = (),
     symmetric: bool = False,
@@ -104,7 +104,9 @@ def to_integers(
         calibration: a folder or a list file of pictures, or a list of paths; None for a model with
             integer layers.
         shape: of the export, `[B, C, H, W]`.
-        pipeline: the transforms of the export.
+        prepare: what the export's transforms make of a picture `[H, W, 3]`: a batch of one
+            (`[1, C, H, W]`, or a detector's inputs by name).
+        run: shows the model, or another of its layers, a batch, and returns the outputs.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
         keep_float: layers that stay in float: paths, and how many more, those that lose most.
         symmetric: see `quantize_to_integers`.
@@ -137,29 +139,22 @@ def to_integers(
             "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
             "a list file (calibration=..., --calibration), about 64 pictures like those to come."
         )
-    pictures = _read_pictures(calibration, shape, pipeline, max_value)
-    with ProgressLine("calibration", len(pictures)) as bar:
-        shows = [partial(_show, picture=picture, bar=bar) for picture in pictures]
-        quantized = quantize_to_integers(
-            model,
-            shows,
-            rule=rule,
-            keep_float=named,
-            most_sensitive=most_sensitive,
-            symmetric=symmetric,
-        )
+    pictures = _read_pictures(calibration, shape, prepare, max_value)
+    shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
+    quantized = quantize_to_integers(
+        model,
+        shows,
+        rule=rule,
+        keep_float=named,
+        most_sensitive=most_sensitive,
+        symmetric=symmetric,
+    )
     kept = _layers_in_float(quantized)
     if kept:
         logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
     return IntegerModel(
         quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures
     )
-
-
-def _show(model: nn.Layer, picture: np.ndarray, bar: ProgressLine) -> object:
-    output = model(paddle.to_tensor(picture))
-    bar.update()
-    return output
 
 
 def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
@@ -194,10 +189,10 @@ def _layers_in_float(model: nn.Layer) -> list[str]:
 def _read_pictures(
     calibration: str | Path | Sequence[str | Path | ZipPath],
     shape: Sequence[int | None],
-    pipeline: Transforms,
+    prepare: Callable[[np.ndarray], Batch],
     max_value: int | None,
-) -> list[np.ndarray]:
-    """At most `CALIBRATION_PICTURES`, transformed, `[1, C, H, W]` each."""
+) -> list[Batch]:
+    """At most `CALIBRATION_PICTURES`, transformed, a batch of one each."""
     if shape[1] != 3:
         raise InputError(
             f"int8: expected an input_shape with 3 channels, as calibration pictures have, got "
@@ -211,17 +206,19 @@ def _read_pictures(
     if not paths:
         raise InputError("calibration: expected at least one picture, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
-    pictures = []
+    pictures, spread = [], 0.0
     for path in (paths[place] for place in dict.fromkeys(places.tolist())):
-        image, _ = pipeline(read_sample(path, max_value))  # [C, H, W]
-        if list(image.shape) != list(shape[1:]):
+        batch = prepare(read_sample(path, max_value))
+        image = batch if isinstance(batch, np.ndarray) else batch["image"]  # [1, C, H, W]
+        if list(image.shape[1:]) != list(shape[1:]):
             raise InputError(
-                f"calibration: {path} has {list(image.shape)} after the transforms, expected "
+                f"calibration: {path} has {list(image.shape[1:])} after the transforms, expected "
                 f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
                 "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
             )
-        pictures.append(np.ascontiguousarray(image[None]))
-    if max(float(np.ptp(picture)) for picture in pictures) < _FEW_VALUES:
+        pictures.append(batch)
+        spread = max(spread, float(np.ptp(image)))
+    if spread < _FEW_VALUES:
         logger.warning(
             "calibration: every picture is one single shade: the steps of activations will fit no "
             "real picture. Take pictures like those to come."

@@ -12,6 +12,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.console import ProgressLine
 from ppvision.errors import InputError
 from ppvision.quant.integers import (
     CODES,
@@ -163,9 +164,10 @@ def observe_inputs(
 
     hooks = [layer.register_forward_pre_hook(look(path)) for path, layer in layers.items()]
     try:
-        with paddle.no_grad():
+        with paddle.no_grad(), ProgressLine("calibration", len(shows)) as bar:
             for show in shows:
                 show(model)
+                bar.update()
     finally:
         for hook in hooks:
             hook.remove()
