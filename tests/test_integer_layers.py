@@ -1,4 +1,4 @@
-"""Random integer layers: whole numbers in NumPy against eager mode and OpenVINO.
+"""Random integer layers: whole numbers in NumPy against eager mode, OpenVINO and ONNX Runtime.
 
 Every layer is given codes, and gives a sum of products of whole numbers, times a scale per channel,
 plus a bias. The reference adds those up in int64, by its own windows and not by Paddle's.
@@ -12,9 +12,10 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.engines import OnnxRuntime, has_openvino
 from ppvision.deploy.run.precision import integer_unit, usable_flags
 from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
 from ppvision.quant.packed import integer_copy
@@ -22,6 +23,7 @@ from ppvision.quant.train.quanters import channel_axis
 
 PER_GRAPH = 200
 GRAPHS = [pytest.param(k, marks=() if k < 2 else pytest.mark.all) for k in range(50)]
+ONNX_GRAPHS = [pytest.param(k, marks=() if k < 1 else pytest.mark.all) for k in range(50)]
 TOLERANCE = 1e-5  # of the layer's largest output, or of what its codes could give at most
 
 
@@ -160,6 +162,20 @@ def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
     ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
     check(cases, outputs, "OpenVINO")
+
+
+@pytest.mark.parametrize("graph", ONNX_GRAPHS)
+def test_onnx_runtime_adds_whole_numbers(graph, tmp_path):
+    """In integers, and with the same codes in float."""
+    pytest.importorskip("paddle2onnx", reason="pip install paddle2onnx")
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    cases = cases_of(graph)
+    shapes = [list(case.x.shape) for case in cases]
+    write_onnx_products([case.layer for case in cases], shapes, tmp_path / "graph")
+    named = {f"x{place}": case.x for place, case in enumerate(cases)}
+    for integers in (True, False):
+        runtime = OnnxRuntime(tmp_path / "graph" / "model.onnx", integers=integers)
+        check(cases, runtime.run(named), f"ONNX Runtime, integers={integers}")
 
 
 LIMITS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_AMX": "amx_int8", "AVX2_VNNI": "avx_vnni"}

@@ -160,7 +160,7 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
         inputs.append(named or given[f"{place}"])
     if rounds is not None:
         try:
-            taken = _time([Path(f) for f in folders], inputs[0], int(rounds))
+            taken = time_graphs([Path(f) for f in folders], "paddle", inputs[0], int(rounds))
         except PpvisionError as error:
             return _pack({"error": np.array(str(error))})
         return _pack({"milliseconds": np.array(taken)})
@@ -176,10 +176,11 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     return _pack(answer)
 
 
-def _time(folders: Sequence[Path], x: Batch, rounds: int) -> list[float]:
-    name = engine_name("paddle", "openvino")
-    with failing_as(f"{name} does not run the exported graph"):
-        runtimes = [open_runtime(f, "paddle", engine="openvino", threads=1) for f in folders]
+def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> list[float]:
+    """As `time_in_openvino`, in this process: of format "paddle" in OpenVINO, of "onnx" in ONNX
+    Runtime."""
+    with failing_as(f"{engine_name(format, 'openvino')} does not run the exported graph"):
+        runtimes = [open_runtime(f, format, engine="openvino", threads=1) for f in folders]
         taken: list[list[float]] = [[] for _ in folders]
         for number in range(rounds + 1):
             for own, runtime in zip(taken, runtimes, strict=True):

@@ -33,10 +33,12 @@ from ppvision.deploy.verify.running import run_eagerly
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
+from ppvision.deploy.write.onnx_integers import integer_marks
 from ppvision.deploy.write.openvino import write_float_program, write_openvino_programs
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
+from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
 from ppvision.quant.packed import FixedActivation, packed_bits
@@ -60,7 +62,7 @@ def export_model(
     int8: bool = False,
     calibration: str | Path | Sequence[str | Path] | None = None,
     calibration_rule: str = DEFAULT_RULE,
-    keep_float: Sequence[str] = (),
+    keep_float: Sequence[str | int] | int = (),
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -90,12 +92,14 @@ def export_model(
             refuses such pictures.
         int8: multiply 8-bit integers (docs/integers.md). A model in float gets 8-bit weights and
             activations here, from `calibration`; one with integer layers (`pack_model(...,
-            integers=True)`) is taken as it is. Needs a known height and width and format "paddle".
+            integers=True)`) is taken as it is. Needs a known height and width. Of format "onnx":
+            QuantizeLinear and DequantizeLinear around each product, zero points of 0.
         calibration: pictures for `int8`: a folder, a list file or a list of paths, of which 64 are
             used.
         calibration_rule: how the steps of activations come from them: "error" (the least squared
             error), "percentile" or "maximum".
-        keep_float: paths of layers that stay in float with `int8`.
+        keep_float: layers that stay in float with `int8`: a list of paths, or how many: those that
+            lose most (`ppvision.quant.ptq.sensitivity`). A list may hold both.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -156,6 +160,7 @@ def export_model(
                 lambda image: pipeline(image)[0][None],
                 rule=calibration_rule,
                 keep_float=keep_float,
+                symmetric=format == "onnx",  # TensorRT takes no other
                 max_value=max_value,
             )
             model, bits = integers.model, packed_bits(integers.model)
@@ -167,13 +172,13 @@ def export_model(
 
         line.update(1, "trace and write")
         final = raw = work / "final"
-        with graph_forms(model, format):
+        parts: dict[Path, list[int] | None] = {final: None}
+        if output_op != "none":
+            raw = work / "raw"
+            parts = {raw: [0], final: [1]}
+        with graph_forms(model, format), integer_marks(model, format, parts):
             graph = trace(model, shape, output_op, every_output=task == "features")
-            if output_op == "none":
-                write_graphs(graph, {final: None}, format)
-            else:
-                raw = work / "raw"
-                write_graphs(graph, {raw: [0], final: [1]}, format)
+            write_graphs(graph, parts, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if integers is not None:
             tolerance = max(parity.FLOAT_TOLERANCE, 2 * rounding_error(model, task, probes))
@@ -189,7 +194,7 @@ def export_model(
             )
         checked = None
         if integers is not None:
-            checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino)
+            checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino, format)
 
         files = manifests.FILES[format]
         earlier_format = (final / files.earlier_program).is_file()
@@ -270,7 +275,7 @@ def check_integer_arguments(
     int8: bool,
     format: str,
     calibration: object,
-    keep_float: Sequence[str],
+    keep_float: object,
 ) -> None:
     """Raise `InputError` for arguments that do not go together."""
     check_flag(int8, "int8")
@@ -278,8 +283,6 @@ def check_integer_arguments(
         raise InputError("calibration, keep_float: expected int8=True with them.")
     if not int8 and has_integers(model):
         raise InputError("model: it has integer layers; expected int8=True.")
-    if int8 and format != "paddle":
-        raise InputError(f"int8: expected format 'paddle', got {shorten(format)}.")
 
 
 def _check_in_integers(
@@ -289,19 +292,30 @@ def _check_in_integers(
     task: str,
     tolerance: float,
     openvino: bool | None,
+    format: str,
 ) -> manifests.PrecisionCheck:
     """What stands in `deploy.yaml` of the integers."""
-    if not openvino:
+    if format == "paddle" and not openvino:
         return manifests.PrecisionCheck(passed=False)
-    model, shape = integers.model, probes[0][0].shape
+    model, shape = integers.model, list(probes[0][0].shape)
+
+    def write_float(folder: Path) -> None:
+        if format == "paddle":
+            write_float_program(model, shape, folder)
+            return
+        with float_form(model), graph_forms(model, format):
+            graph = trace(model, shape, "none", every_output=True)
+            write_graphs(graph, {folder: None}, format)
+
     return check_in_integers(
         integers,
         raw,
         [x for x, _ in probes],
         outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, x.shape),
         labels_of=None if task == "features" else lambda outputs: outputs[0],
-        write_float=lambda folder: write_float_program(model, list(shape), folder),
+        write_float=write_float,
         tolerance=tolerance,
+        format=format,
     )
 
 

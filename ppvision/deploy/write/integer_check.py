@@ -5,8 +5,10 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
+from paddle import nn
 
 from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.run.manifest import PrecisionCheck
@@ -17,14 +19,53 @@ from ppvision.deploy.verify.integers import (
     check_products,
     equal_labels,
 )
-from ppvision.deploy.verify.running import run_in_openvino, time_in_openvino
+from ppvision.deploy.verify.running import (
+    Outputs,
+    run_graphs,
+    run_in_openvino,
+    time_graphs,
+    time_in_openvino,
+)
 from ppvision.deploy.write.integers import IntegerModel
+from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.errors import EngineError
 
 logger = logging.getLogger("ppvision")
 
 _ROUNDS = 10  # timed runs of the integers and of float, in turn
+
+
+class _Engine(NamedTuple):
+    """What a format's integers run in.
+
+    Attributes:
+        name: in `deploy.yaml`.
+        run, time: see `run_in_openvino` and `time_in_openvino`.
+        write_products: see `ppvision.deploy.write.openvino.write_products`.
+    """
+
+    name: Literal["openvino", "onnxruntime"]
+    run: Callable[[Sequence[Path], Sequence[Batch]], Outputs]
+    time: Callable[[Sequence[Path], Batch, int], list[float]]
+    write_products: Callable[[Sequence[nn.Layer], Sequence[Sequence[int]], Path], None]
+
+
+_ENGINES = {
+    # By name at the call: tests put others in the place of these functions.
+    "paddle": _Engine(
+        "openvino",
+        lambda folders, inputs: run_in_openvino(folders, inputs),
+        lambda folders, x, rounds: time_in_openvino(folders, x, rounds),
+        write_products,
+    ),
+    "onnx": _Engine(
+        "onnxruntime",
+        lambda folders, inputs: run_graphs(folders, "onnx", inputs, "native"),
+        lambda folders, x, rounds: time_graphs(folders, "onnx", x, rounds),
+        write_onnx_products,
+    ),
+}
 
 
 def check_in_integers(
@@ -36,29 +77,31 @@ def check_in_integers(
     labels_of: Callable[[list[np.ndarray]], np.ndarray] | None,
     write_float: Callable[[Path], None],
     tolerance: float,
+    format: str = "paddle",
 ) -> PrecisionCheck:
     """Compare an export's integers with eager mode, and time them against float.
 
     Args:
         integers: the model.
-        raw: folder with the graph of its outputs, for OpenVINO.
+        raw: folder with the graph of its outputs, for the engine.
         probes: inputs of the graph's size. The first shows the products by themselves and is timed;
             all are compared where there are no calibration pictures.
         outputs_of: the model's outputs in eager mode, in the graph's order.
         labels_of: of outputs, scores of classes `[B, K, ...]`; None for a model without classes.
         write_float: writes the same graph in float into a new folder.
         tolerance: of scores: labels whose two highest are closer count as equal.
+        format: of the graphs: "paddle" runs in OpenVINO, "onnx" in ONNX Runtime.
 
     Returns:
         What is found. `passed` is False, with a warning, for an engine that fails, a product that
         differs, or labels of which too few are equal.
     """
-    first = probes[0]
+    first, engine = probes[0], _ENGINES[format]
     try:
-        _check_products(integers, first, raw.parent / "products")
+        _check_products(integers, first, raw.parent / "products", engine)
         inputs = fill_batches(integers.pictures, batch_size(first)) or probes
         eager = [outputs_of(x) for x in inputs]
-        (found,) = run_in_openvino([raw], inputs)
+        (found,) = engine.run([raw], inputs)
         worst = max(
             parity.relative_error(a, b)
             for ours, theirs in zip(eager, found, strict=True)
@@ -70,12 +113,12 @@ def check_in_integers(
             share = equal_labels(*scores, tolerance)
         as_float = raw.parent / "float"
         write_float(as_float)
-        taken = time_in_openvino([raw, as_float], first, _ROUNDS)
+        taken = engine.time([raw, as_float], first, _ROUNDS)
     except (parity.ParityError, EngineError) as error:
         warnings.warn(
             f"{error} The export's integers are not taken without being asked for.", stacklevel=3
         )
-        return PrecisionCheck(passed=False, engine="openvino")
+        return PrecisionCheck(passed=False, engine=engine.name)
     passed = share is None or share >= EQUAL_LABELS
     if share is not None and not passed:
         warnings.warn(
@@ -90,7 +133,7 @@ def check_in_integers(
     )
     return PrecisionCheck(
         passed=passed,
-        engine="openvino",
+        engine=engine.name,
         max_error=worst,
         equal_labels=share,
         milliseconds=taken[0],
@@ -98,12 +141,12 @@ def check_in_integers(
     )
 
 
-def _check_products(integers: IntegerModel, x: Batch, folder: Path) -> None:
+def _check_products(integers: IntegerModel, x: Batch, folder: Path, engine: "_Engine") -> None:
     products = capture_products(integers.model, x)
     shapes = [list(product.rounded.shape) for product in products]
-    write_products([product.layer for product in products], shapes, folder)
+    engine.write_products([product.layer for product in products], shapes, folder)
     named = {f"x{place}": product.rounded for place, product in enumerate(products)}
-    check_products(products, run_in_openvino([folder], [named])[0][0])
+    check_products(products, engine.run([folder], [named])[0][0])
 
 
 def batch_size(batch: Batch) -> int:

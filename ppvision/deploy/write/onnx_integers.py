@@ -8,12 +8,12 @@ The form is the one that ONNX Runtime, OpenVINO and TensorRT turn into integer p
 Bias, and all else, stays float32.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
-from onnx import AttributeProto, NodeProto, TensorProto, helper, numpy_helper
 from paddle import nn
 
 from ppvision.deploy.run.manifest import FILES
@@ -22,6 +22,31 @@ from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError
 from ppvision.forms.marked_integers import MarkedRounding, Marks, marked_form
 from ppvision.quant.integers import IntegerWeight
+
+if TYPE_CHECKING:  # installed with paddle2onnx, and of no use for other formats
+    from onnx import GraphProto, NodeProto, TensorProto
+
+
+@contextmanager
+def integer_marks(model: nn.Layer, format: str, folders: Iterable[Path]) -> Iterator[None]:
+    """Around the writing of graphs of a model: those of ONNX then hold the integers of its layers.
+
+    Args:
+        model: in evaluation mode, with integer layers or without.
+        format: of the graphs. Nothing is done for "paddle".
+        folders: that `model.onnx` is written into.
+
+    Raises:
+        EngineError: see `quantize_onnx`.
+    """
+    if format != "onnx":
+        yield
+        return
+    with marked_form(model) as marks:
+        yield
+    if marks.weights:
+        for folder in folders:
+            quantize_onnx(folder / FILES["onnx"].program, marks)
 
 
 def quantize_onnx(path: Path, marks: Marks) -> None:
@@ -34,6 +59,8 @@ def quantize_onnx(path: Path, marks: Marks) -> None:
     Raises:
         EngineError: a mark came out in another form than expected.
     """
+    import onnx
+
     model = onnx.load(path)
     nodes = _without_identities(model.graph)
     found = _Rewritten(marks)
@@ -57,7 +84,7 @@ class _Rewritten:
         self.tensors: list[TensorProto] = []
         self._held: set[str] = set()
 
-    def add(self, node: NodeProto) -> None:
+    def add(self, node: "NodeProto") -> None:
         """The next node, in the graph's order."""
         marks = self._marks
         if node.op_type == "Constant" and node.output[0] in marks.weights:
@@ -113,10 +140,14 @@ class _Rewritten:
         self._append("DequantizeLinear", [f"{output}.codes", *ends], output)
 
     def _append(self, kind: str, inputs: Sequence[str], output: str, **attributes: int) -> None:
+        from onnx import helper
+
         node = helper.make_node(kind, inputs, [output], name=f"{output}.{kind}", **attributes)
         self.nodes.append(node)
 
     def _hold(self, name: str, array: np.ndarray) -> str:
+        from onnx import numpy_helper
+
         if name not in self._held:
             self._held.add(name)
             self.tensors.append(numpy_helper.from_array(array, name))
@@ -127,9 +158,11 @@ def _first(names: Iterable[str], known: Iterable[str]) -> str | None:
     return next((name for name in names if name in known), None)
 
 
-def _without_identities(graph: onnx.GraphProto) -> list[NodeProto]:
+def _without_identities(graph: "GraphProto") -> "list[NodeProto]":
     """The nodes without those that change nothing, of which paddle2onnx writes many: engines look
     for a DequantizeLinear right before its layer. Those that give the graph's outputs stay."""
+    from onnx import AttributeProto
+
     if any(a.type == AttributeProto.GRAPH for node in graph.node for a in node.attribute):
         return list(graph.node)  # a branch or a loop may read them
     results = {output.name for output in graph.output}
@@ -150,7 +183,6 @@ def write_onnx_products(
 ) -> None:
     """As `ppvision.deploy.write.openvino.write_products`, a graph of ONNX."""
     products = Products(layers)
-    with marked_form(products) as marks:
+    with integer_marks(products, "onnx", [folder]):
         save_graph(trace_products(products, shapes), str(folder / "model"), None)
         convert_folders([folder], any_size=False)
-    quantize_onnx(folder / FILES["onnx"].program, marks)
