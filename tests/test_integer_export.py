@@ -17,13 +17,14 @@ from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.integer_probe import expected_sums, find_integer_fault, probe_codes
 from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
-from ppvision.errors import EngineError, InputError
+from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import layered_state
 from tests.helpers.write_integer_probe import write_probe
 
 SIDE = 32
+LAYERS = ["stem", "depthwise", "point", "head"]
 TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 VNNI = frozenset({"avx2", "avx512_vnni"})
 
@@ -211,9 +212,18 @@ def test_a_layered_model_without_steps_is_refused():
         ({"calibration": "PICTURES", "input_shape": [1, 3, 48, 48]}, "after the transforms"),
         ({"calibration": "PICTURES", "calibration_rule": "mean"}, "calibration_rule"),
         ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float"),
-        ({"calibration": "PICTURES", "format": "onnx"}, "format"),
         ({"calibration": "PICTURES", "int8": False}, "int8=True"),
         ({"calibration": "PICTURES", "int8": "yes"}, "int8"),
+        ({"calibration": "PICTURES", "keep_float": "head"}, "list of layers' paths"),
+        ({"calibration": "PICTURES", "keep_float": True}, "how many layers"),
+        ({"calibration": "PICTURES", "keep_float": ["head", 1.5]}, "keep_float"),
+        ({"calibration": "PICTURES", "keep_float": 0}, "at least 1 layer"),
+        ({"calibration": "PICTURES", "keep_float": 4}, "1 to 3 layers"),
+        ({"calibration": "PICTURES", "keep_float": LAYERS}, "layers with a weight"),
+        ({"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]}, "3 channels"),
+        ({"calibration": 3}, "folder, a list file or a list of paths"),
+        ({"calibration": [np.zeros((SIDE, SIDE, 3), np.uint8)]}, "list of paths"),
+        ({"calibration": b"pictures"}, "list of paths"),
     ],
 )
 def test_what_is_refused(changed, message, tmp_path, pictures):
@@ -221,6 +231,54 @@ def test_what_is_refused(changed, message, tmp_path, pictures):
     with pytest.raises((InputError, TypeError), match=message):
         export(Net(), tmp_path / "net", **changed)
     assert not (tmp_path / "net").exists()
+
+
+def _a_text(path):
+    path.write_bytes(b"no picture")
+
+
+def _half_a_picture(path):
+    data = cv2.imencode(".png", np.zeros((SIDE, SIDE, 3), np.uint8))[1].tobytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _sixteen_bits(path):
+    cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 4000, np.uint16))
+
+
+def _a_pixel(path):
+    cv2.imwrite(str(path), np.zeros((1, 1, 3), np.uint8))
+
+
+def _nothing(path):
+    """An empty folder."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "expected pictures, found none"),
+        (_a_text, "does not decode"),
+        (_half_a_picture, "cut off"),
+        (_sixteen_bits, "max_value"),
+        (_a_pixel, "after the transforms"),
+    ],
+)
+def test_pictures_that_calibrate_nothing_are_named(make, message, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    make(folder / "0.png")
+    with pytest.raises(PpvisionError, match=message):
+        export(Net(), tmp_path / "net", calibration=folder)
+    assert not (tmp_path / "net").exists()
+
+
+def test_pictures_that_are_gone_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="none at"):
+        export(Net(), tmp_path / "net", calibration=tmp_path / "gone")
+    (tmp_path / "list.txt").write_text("gone.png 3\n")
+    with pytest.raises(PpvisionError, match=r"gone\.png"):
+        export(Net(), tmp_path / "net", calibration=tmp_path / "list.txt")
 
 
 def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
@@ -231,10 +289,15 @@ def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
     assert "one single shade" in caplog.text
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path, pictures):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["point.weight", "head.bias", "norm.weight", "norm._variance"])
+def test_weights_that_are_not_finite_are_refused(name, value, tmp_path, pictures):
+    """By name, and also where the ReLU after them turns NaN into 0."""
     model = Net()
-    model.point.weight.set_value(np.full(model.point.weight.shape, np.inf, np.float32))
-    with pytest.raises(InputError, match=r"finite|infinity"):
+    array = model.state_dict()[name].numpy()
+    array.reshape(-1)[0] = value
+    model.state_dict()[name].set_value(array)
+    with pytest.raises(InputError, match=f"nan or infinity in {name}"):
         export(model, tmp_path / "net", calibration=pictures)
 
 
