@@ -11,6 +11,7 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
 from ppvision.deploy.run.engines import has_openvino
@@ -19,11 +20,13 @@ from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
+from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import layered_state
 from tests.helpers.write_integer_probe import write_probe
 
 SIDE = 32
+WIDTHS = (8, 4, 2)
 LAYERS = ["stem", "depthwise", "point", "head"]
 TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 VNNI = frozenset({"avx2", "avx512_vnni"})
@@ -198,6 +201,62 @@ def test_a_layered_model_without_steps_is_refused():
     state = layered_state(quantized, (8, 4))
     with pytest.raises(InputError, match="activations"):
         pack_model(Net(), state, 8, integers=True)
+
+
+# -- trained at several widths --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[8, pytest.param(True, marks=pytest.mark.all)])
+def trained(request):
+    """A small network after 40 steps of once-QAT on digits, inputs of layers at 8 bits (or at as
+    many as the weights): the model, and held-out digits with their classes."""
+    slim = pytest.importorskip("ppvision.plugins.paddleslim")
+    (train, train_classes), (val, val_classes) = (_digits(part) for part in ("train", "val"))
+    model = Net()
+    config = slim.slim_quant_config(model, bits=WIDTHS, activations=request.param)
+    once = OnceQAT(slim.LayeredQAT(config).quantize(model), WIDTHS)
+    once.train()
+    optimizer = paddle.optimizer.AdamW(0.03, parameters=once.parameters())
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        chosen = random.choice(len(train), 48)
+        x, y = paddle.to_tensor(train[chosen]), paddle.to_tensor(train_classes[chosen])
+        for bits in WIDTHS:
+            with once.alone(bits):
+                nn.functional.cross_entropy(once(x) / 20, y).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    once.eval()
+    return once, val, val_classes
+
+
+def _digits(part):
+    """0 to 3, `[n, 3, 32, 32]` from -1 to 1, and the classes."""
+    tiles, classes = load_digits(part)
+    tiles, classes = tiles[classes < 4], classes[classes < 4]
+    tiles = np.pad(tiles, [(0, 0), (2, 2), (2, 2)]).astype(np.float32) / 127.5 - 1
+    return np.repeat(tiles[:, None], 3, axis=1), classes.astype(np.int64)
+
+
+@needs_integers
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
+    """What was trained, at each width, against the graph in integers. At 8 bits the graph has the
+    first 7 of each weight's code."""
+    once, x, classes = trained
+    once.set_bits(bits)
+    with paddle.no_grad():
+        eager = once(paddle.to_tensor(x)).numpy().argmax(axis=1)
+    state = layered_state(once.model, WIDTHS)
+    packed = pack_model(Net(), state, bits, integers=True)
+    folder = export(packed, tmp_path / "net", bits=bits, output_op="none")
+    assert read_manifest(folder).int8.passed
+    with Predictor(folder, precision="int8", threads=1) as predictor:
+        found = np.array([predictor.run(one[None])[0].argmax() for one in x])
+    assert (found == eager).mean() >= 0.995
+    scores = [float((labels == classes).mean()) for labels in (eager, found)]
+    assert abs(scores[0] - scores[1]) <= 0.005
+    assert scores[0] > 0.35  # of four classes: there is something to lose
 
 
 # -- bad input -------------------------------------------------------------------------------------

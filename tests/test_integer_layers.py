@@ -18,7 +18,7 @@ from ppvision.deploy.verify.running import run_in_openvino
 from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
-from ppvision.quant.packed import integer_copy
+from ppvision.quant.packed import IntegerRounding, integer_copy
 from ppvision.quant.train.quanters import channel_axis
 
 PER_GRAPH = 200
@@ -32,7 +32,7 @@ class Case:
     """One layer, and what goes into it and must come out."""
 
     layer: nn.Layer  # in integers
-    x: np.ndarray  # float32, whole steps
+    x: np.ndarray  # float32, whole steps, some beyond the highest code
     expected: np.ndarray  # float64
     largest: float  # magnitude that errors are compared with
 
@@ -86,17 +86,21 @@ def make_case(random: np.random.Generator) -> Case:
     model = nn.Sequential(layer)
     weight = IntegerWeight(codes, scale, axis)
     held = integer_copy(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
+    step = float(held.activation.scale.numpy()[0]) / 127
+    x = (whole * step).astype(np.float32)
+    if low in (0, -128) and random.random() < 0.3:  # fewer codes, as learned at fewer bits
+        half = 2 ** int(random.integers(0, 7))
+        limits = (0, 2 * half - 1) if low == 0 else (-half, half - 1)
+        held.activation = IntegerRounding(IntegerActivation(step, low), limits)
+        whole = np.clip(whole, *limits)
     sums = integer_sums(layer, whole, codes.astype(np.int64))
     channels = 1 if isinstance(layer, (nn.Conv2D, nn.Conv2DTranspose)) else sums.ndim - 1
     aligned = [1] * sums.ndim
     aligned[channels] = -1
-    step = float(held.activation.scale.numpy()[0]) / 127
     bias = 0.0 if layer.bias is None else layer.bias.numpy().astype(np.float64).reshape(aligned)
     scales = np.tile(scale, sums.shape[channels] // len(scale)).astype(np.float64)
     expected = sums * step * scales.reshape(aligned) + bias
-    return Case(
-        held, (whole * step).astype(np.float32), expected, max(np.abs(expected).max(), 1e-30)
-    )
+    return Case(held, x, expected, max(np.abs(expected).max(), 1e-30))
 
 
 def integer_sums(layer: nn.Layer, x: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -108,7 +108,7 @@ def _rounding(rounding: IntegerRounding) -> MarkedRounding:
     step = np.float32(rounding.scale.numpy()[0]) / np.float32(INT8_HIGH)
     zero = int(rounding.zero)
     low, high = rounding.low - zero, rounding.high - zero
-    clip = (step * low, step * high) if rounding.clips else None
+    clip = None if rounding.limits is None else tuple(map(np.float32, rounding.limits))
     if low >= INT8_LOW and high <= INT8_HIGH:
         zero = 0  # TensorRT takes no other; the codes fit, since the others are clipped off
     return MarkedRounding(step, zero, clip)
