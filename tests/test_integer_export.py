@@ -206,24 +206,41 @@ def test_a_layered_model_without_steps_is_refused():
 # -- trained at several widths --------------------------------------------------------------------
 
 
+class DigitNet(nn.Layer):
+    """Learns four digits in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        paddle.seed(1)
+        self.layers = nn.Sequential(
+            *(nn.Conv2D(3, 16, 3, stride=2, padding=1), nn.BatchNorm2D(16), nn.ReLU()),
+            *(nn.Conv2D(16, 32, 3, stride=2, padding=1), nn.BatchNorm2D(32), nn.ReLU()),
+            *(nn.Conv2D(32, 32, 3, stride=2, padding=1, groups=4), nn.BatchNorm2D(32), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(512, 4)),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
 @pytest.fixture(scope="module", params=[8, pytest.param(True, marks=pytest.mark.all)])
 def trained(request):
-    """A small network after 40 steps of once-QAT on digits, inputs of layers at 8 bits (or at as
+    """A small network after 20 steps of once-QAT on digits, inputs of layers at 8 bits (or at as
     many as the weights): the model, and held-out digits with their classes."""
     slim = pytest.importorskip("ppvision.plugins.paddleslim")
     (train, train_classes), (val, val_classes) = (_digits(part) for part in ("train", "val"))
-    model = Net()
+    model = DigitNet()
     config = slim.slim_quant_config(model, bits=WIDTHS, activations=request.param)
     once = OnceQAT(slim.LayeredQAT(config).quantize(model), WIDTHS)
     once.train()
-    optimizer = paddle.optimizer.AdamW(0.03, parameters=once.parameters())
+    optimizer = paddle.optimizer.AdamW(0.01, parameters=once.parameters())
     random = np.random.default_rng(0)
-    for _ in range(40):
+    for _ in range(20):
         chosen = random.choice(len(train), 48)
         x, y = paddle.to_tensor(train[chosen]), paddle.to_tensor(train_classes[chosen])
         for bits in WIDTHS:
             with once.alone(bits):
-                nn.functional.cross_entropy(once(x) / 20, y).backward()
+                nn.functional.cross_entropy(once(x), y).backward()
         optimizer.step()
         optimizer.clear_grad()
     once.eval()
@@ -248,7 +265,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
     with paddle.no_grad():
         eager = once(paddle.to_tensor(x)).numpy().argmax(axis=1)
     state = layered_state(once.model, WIDTHS)
-    packed = pack_model(Net(), state, bits, integers=True)
+    packed = pack_model(DigitNet(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits, output_op="none")
     assert read_manifest(folder).int8.passed
     with Predictor(folder, precision="int8", threads=1) as predictor:
@@ -256,7 +273,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
     assert (found == eager).mean() >= 0.995
     scores = [float((labels == classes).mean()) for labels in (eager, found)]
     assert abs(scores[0] - scores[1]) <= 0.005
-    assert scores[0] > 0.35  # of four classes: there is something to lose
+    assert scores[0] > 0.7  # of four classes: there is something to lose
 
 
 # -- bad input -------------------------------------------------------------------------------------
