@@ -66,7 +66,10 @@ def add(verbs: Verbs) -> None:
         help="with --int8: how the steps of activations come from the pictures (error)",
     )
     verb.add_argument(
-        "--keep_float", nargs="+", metavar="LAYER", help="with --int8: layers that stay in float"
+        "--keep_float",
+        nargs="+",
+        metavar="LAYER",
+        help="with --int8: layers that stay in float, by name; a number N: the N that lose most",
     )
     verb.add_argument("--skip_eval", action="store_true", help="with --bits or --int8: no scores")
     add_slim_config(verb)
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
             folder,
             calibration=args.calibration,
             rule=args.calibration_rule,
-            keep_float=args.keep_float or (),
+            keep_float=[int(k) if k.isdecimal() else k for k in args.keep_float or ()],
             evaluate=not args.skip_eval,
             **how,
         )

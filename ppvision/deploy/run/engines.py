@@ -176,10 +176,25 @@ class PaddleRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on a `model.onnx`; the other arguments are those of `PaddleRuntime`. Several
-    threads may use one runtime, at the same time."""
+    """ONNX Runtime on a `model.onnx`.
 
-    def __init__(self, model: Path, *, threads: int | None = None, device: str = "cpu") -> None:
+    Args:
+        model: the file.
+        threads, device: see `PaddleRuntime`.
+        integers: whether products of a graph in integers run in integers (default). Otherwise the
+            same codes are computed in float.
+
+    Several threads may use one runtime, at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        integers: bool = True,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -193,6 +208,8 @@ class OnnxRuntime:
         options.log_severity_level = 3  # errors; paddle2onnx leaves unused constants, one line each
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         nodes = self._session.get_inputs()
@@ -224,12 +241,15 @@ def open_runtime(
     device: str = "cpu",
     engine: Engine = "native",
     bfloat16: bool = False,
+    integers: bool = True,
 ) -> PaddleRuntime | OnnxRuntime:
-    """The runtime of an export's model files; `engine` is for format "paddle", `files` by default
-    those that an export of the format writes."""
+    """The runtime of an export's model files; `engine` and `bfloat16` are for format "paddle",
+    `integers` for "onnx", `files` by default those that an export of the format writes."""
     files = files or FILES[format]
     if format == "onnx":
-        return OnnxRuntime(folder / files.program, threads=threads, device=device)
+        return OnnxRuntime(
+            folder / files.program, threads=threads, device=device, integers=integers
+        )
     program = files.earlier_program if engine == "openvino" else files.program
     return PaddleRuntime(
         folder / program,

@@ -20,11 +20,16 @@ from pathlib import Path
 import paddle
 from google.protobuf.message import Message
 from paddle import Tensor, nn
-from paddle.static import InputSpec
 
 from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES, Nms
-from ppvision.deploy.write.graph import save_graph, trace, trace_detector
+from ppvision.deploy.write.graph import (
+    Products,
+    save_graph,
+    trace,
+    trace_detector,
+    trace_products,
+)
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
@@ -156,29 +161,9 @@ def write_products(
 ) -> None:
     """Write a graph in which each integer layer stands alone, with an input and an output of its
     own, in the order given: `x0`, `x1`, and so on."""
-    products = _Products(layers)
-    products.eval()
-    specs = [
-        InputSpec(list(shape), "float32", name=f"x{place}") for place, shape in enumerate(shapes)
-    ]
+    products = Products(layers)
     with integer_form(products), earlier_format():
-        graph = paddle.jit.to_static(products, input_spec=[specs], full_graph=True)
-        paddle.jit.save(graph, str(folder / "model"))
-
-
-class _Products(nn.Layer):
-    """Layers beside each other."""
-
-    def __init__(self, layers: Sequence[nn.Layer]) -> None:
-        super().__init__()
-        self.layers = nn.LayerList(layers)
-
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        return self._run(inputs)
-
-    @paddle.jit.not_to_static  # the loop unrolls
-    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
-        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+        paddle.jit.save(trace_products(products, shapes), str(folder / "model"))
 
 
 def _reason(error: Exception) -> str:
