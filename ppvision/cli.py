@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppvision import __version__
 from ppvision.console import (
@@ -38,6 +39,9 @@ from ppvision.errors import (
 )
 from ppvision.precision import LONG_SPELLINGS, PRECISIONS, SPELLINGS, normalize_precision
 from ppvision.tables import format_records, format_table
+
+if TYPE_CHECKING:
+    from ppvision.tasks.job import Job
 
 
 def run(argv: list[str]) -> int:
@@ -421,6 +425,7 @@ def export(args: argparse.Namespace) -> None:
         "input_shape": args.input_shape,
         "output_op": args.output_op,
         "model_format": args.format,
+        "paddlex_name": _paddlex_name(args, job),
     }
     _check_integer_flags(args)
     if args.bits is None and args.int8:
@@ -458,6 +463,14 @@ def export(args: argparse.Namespace) -> None:
     )
     show(format_records(rows))
     show(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+
+
+def _paddlex_name(args: argparse.Namespace, job: "Job") -> str | None:
+    if args.reader is not None:
+        return args.paddlex_name or job.paddlex_name
+    if args.paddlex_name is not None:
+        raise InputError("--paddlex_name: is for --for paddlex; expected it with that flag.")
+    return None
 
 
 def _check_integer_flags(args: argparse.Namespace) -> None:
@@ -845,6 +858,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=["argmax", "softmax", "none"],
         help="final operator added after the logits (default: argmax); a detector's graph ends in "
         "NMS instead",
+    )
+    verb.add_argument(
+        "--for",
+        dest="reader",
+        choices=["paddlex"],
+        help="write it under the names of PaddleX, which then runs it as well",
+    )
+    verb.add_argument(
+        "--paddlex_name",
+        metavar="NAME",
+        help="with --for: the model's name in PaddleX (by architecture, such as SegFormer-B0)",
     )
     verb.add_argument(
         "--bits", type=_bits, nargs="+", help="a folder of packed codes for each of these widths"

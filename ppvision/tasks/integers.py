@@ -21,6 +21,7 @@ def export_integers(
     input_shape: list[int | None],
     output_op: str | None,
     model_format: str,
+    paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
     """Export a model in float with 8-bit weights and activations.
 
@@ -33,7 +34,7 @@ def export_integers(
         keep_float: paths of layers that stay in float.
         evaluate: whether to score float and integers on the val split, and to write both scores
             into `deploy.yaml`.
-        input_shape, output_op, model_format: see `export_model`.
+        input_shape, output_op, model_format, paddlex_name: see `export_model`.
 
     Returns:
         A row for float and one for integers: arithmetic, bytes of the weights, score, milliseconds
@@ -54,6 +55,7 @@ def export_integers(
         output_op=output_op,
         model_format=model_format,
         integers=options,
+        paddlex_name=paddlex_name,
     )
     if evaluate:
         # "int8", not "auto": what integers cost is to be known on every machine.
