@@ -25,8 +25,8 @@ Rows of benchmark/results/integer_scores.csv, which take the place of those of t
              in eager mode.
 
 `agreement` is the mean over pictures of the share of pixels (or pictures) that have the class of
-the float model, and `standard_error` that of this mean; `same_as_float32` is the share that integers
-have in common with the same width's products in float. Detectors have a score alone.
+the float model, and `standard_error` that of this mean; `same_as_float32` is the share that
+integers have in common with the same width's products in float. Detectors have a score alone.
 """
 
 import argparse

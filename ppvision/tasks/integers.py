@@ -21,6 +21,7 @@ def export_integers(
     input_shape: list[int | None],
     output_op: str | None,
     model_format: str,
+    paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
     """Export a model in float with 8-bit weights and activations.
 
@@ -33,7 +34,7 @@ def export_integers(
         keep_float: layers that stay in float: paths, and how many more, those that lose most.
         evaluate: whether to score float and integers on the val split, and to write both scores
             into `deploy.yaml`.
-        input_shape, output_op, model_format: see `export_model`.
+        input_shape, output_op, model_format, paddlex_name: see `export_model`.
 
     Returns:
         A row for float and one for integers: arithmetic, bytes of the weights, score, milliseconds
@@ -54,6 +55,7 @@ def export_integers(
         output_op=output_op,
         model_format=model_format,
         integers=options,
+        paddlex_name=paddlex_name,
     )
     runs = read_manifest(Path(folder)).int8.engine is not None
     if evaluate and runs:

@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -114,25 +115,28 @@ class PaddleRuntime:
     ) -> None:
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         _check_device(device, has_gpu, "paddlepaddle")
-        config = inference.Config(str(program), str(weights))
-        config.disable_glog_info()
-        if device == "gpu":
-            config.enable_use_gpu(_GPU_POOL_MB, 0)
-        else:
-            config.disable_gpu()
-        if threads is not None:
-            config.set_cpu_math_library_num_threads(threads)
-        if engine == "onednn":
-            config.enable_onednn()
-            for name in ONEDNN_PASSES_OFF:
-                config.delete_pass(name)
-        else:
-            config.disable_onednn()
         with ExitStack() as stack:
+            cache = None
+            if engine == "openvino":
+                cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ppvision-")))
+                program, weights = _named_alike(program, weights, cache)
+            config = inference.Config(str(program), str(weights))
+            config.disable_glog_info()
+            if device == "gpu":
+                config.enable_use_gpu(_GPU_POOL_MB, 0)
+            else:
+                config.disable_gpu()
+            if threads is not None:
+                config.set_cpu_math_library_num_threads(threads)
+            if engine == "onednn":
+                config.enable_onednn()
+                for name in ONEDNN_PASSES_OFF:
+                    config.delete_pass(name)
+            else:
+                config.disable_onednn()
             if engine == "openvino":
                 # It writes what it compiled, the weights too, to the working directory or here.
-                cache = tempfile.TemporaryDirectory(prefix="ppvision-")
-                config.set_optim_cache_dir(stack.enter_context(cache))
+                config.set_optim_cache_dir(str(cache))
                 kinds = inference.PrecisionType
                 config.enable_openvino_engine(kinds.Bfloat16 if bfloat16 else kinds.Float32)
             self._predictor = inference.create_predictor(config)
@@ -232,6 +236,17 @@ class OnnxRuntime:
         return self._session.run(None, {n: batch if single else batch[n] for n in self._inputs})
 
 
+def _named_alike(program: Path, weights: Path, work: Path) -> tuple[Path, Path]:
+    """The two files for OpenVINO, which looks for weights by the name of the graph: where the names
+    differ, links in `work`."""
+    if program.stem == weights.stem:
+        return program, weights
+    links = work / f"model{program.suffix}", work / f"model{weights.suffix}"
+    for link, path in zip(links, (program, weights), strict=True):
+        link.symlink_to(path.resolve())
+    return links
+
+
 def open_runtime(
     folder: Path,
     format: str,
@@ -245,12 +260,14 @@ def open_runtime(
 ) -> PaddleRuntime | OnnxRuntime:
     """The runtime of an export's model files; `engine` and `bfloat16` are for format "paddle",
     `integers` for "onnx", `files` by default those that an export of the format writes."""
-    files = files or FILES[format]
+    if files is None:
+        files = FILES[format]
+        files = replace(files, own_for_openvino=(folder / files.raw_program).is_file())
     if format == "onnx":
         return OnnxRuntime(
             folder / files.program, threads=threads, device=device, integers=integers
         )
-    program = files.earlier_program if engine == "openvino" else files.program
+    program = files.openvino_program if engine == "openvino" else files.program
     return PaddleRuntime(
         folder / program,
         folder / files.weights,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
 
@@ -64,7 +65,7 @@ class IsolatedRuntime:
         how = {
             "folder": str(folder),
             "format": format,
-            "files": [files.program, files.weights],
+            "files": astuple(files),
             "threads": threads,
             "device": device,
             "engine": engine,

@@ -21,6 +21,7 @@ from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.clients import check_in_paddlex
 from ppvision.deploy.verify.comparison import (
     Probe,
     as_arrays,
@@ -30,11 +31,16 @@ from ppvision.deploy.verify.comparison import (
     rounding_error,
 )
 from ppvision.deploy.verify.running import run_eagerly
+from ppvision.deploy.write.clients import deploy_entry, write_client_program
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
 from ppvision.deploy.write.onnx_integers import integer_marks
-from ppvision.deploy.write.openvino import write_float_program, write_openvino_programs
+from ppvision.deploy.write.openvino import (
+    write_float_program,
+    write_openvino_programs,
+)
+from ppvision.deploy.write.paddlex import OUTPUT_OPS, name_for_paddlex, paddlex_config
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
@@ -63,6 +69,7 @@ def export_model(
     calibration: str | Path | Sequence[str | Path] | None = None,
     calibration_rule: str = DEFAULT_RULE,
     keep_float: Sequence[str | int] | int = (),
+    paddlex_name: str | None = None,
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -100,6 +107,9 @@ def export_model(
             error), "percentile" or "maximum".
         keep_float: layers that stay in float with `int8`: a list of paths, or how many: those that
             lose most (`ppvision.quant.ptq.sensitivity`). A list may hold both.
+        paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
+            knows, such as "SegFormer-B0" (segmentation, with `output_op` "argmax") or "ResNet18"
+            (classification, with "softmax"). Default None: under ours.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -138,12 +148,17 @@ def export_model(
     manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
     pipeline.check_task(task)
+    specs = json.loads(json.dumps(list(transforms), default=float))
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
             "Leave them away and prepare the input yourself (Predictor.run)."
         )
 
+    paddlex = None
+    if paddlex_name is not None:
+        paddlex = paddlex_config(task, paddlex_name, specs, shape, classes)
+        _check_for_paddlex(task, output_op, format)
     check_packed(model, bits)
     check_integer_arguments(model, int8, format, calibration, keep_float)
     folder = checked_folder(folder)
@@ -196,7 +211,18 @@ def export_model(
         if integers is not None:
             checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino, format)
 
-        files = manifests.FILES[format]
+        parameters = parameter_names(model, final, format, bits)
+        files, deploy = manifests.FILES[format], None
+        if paddlex is not None:
+            check_in_paddlex(probes, final, output_op, tolerance, paddlex)
+            files = name_for_paddlex(paddlex, final)
+        elif (format, task, output_op) == ("paddle", "segmentation", "argmax"):
+            served = onednn is not False
+            if served:
+                with graph_forms(model, format):
+                    served = write_client_program(model, shape, probes, final, tolerance)
+            program = files.earlier_program if served else files.program
+            deploy = deploy_entry(program, files.weights, specs, shape, output_op)
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -207,7 +233,7 @@ def export_model(
             earlier_format=earlier_format,
             input_shape=shape,
             output_op=output_op,
-            transforms=json.loads(json.dumps(list(transforms), default=float)),
+            transforms=specs,
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=classes,
             bits=bits,
@@ -216,9 +242,11 @@ def export_model(
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
-            parameters=parameter_names(model, final, format, bits),
+            parameters=parameters,
             openvino=openvino,
             max_value=max_value,
+            Deploy=deploy,
+            paddlex_name=paddlex_name,
             activations=None if integers is None else 8,
             int8=checked,
             calibration=None if integers is None else integers.calibration,
@@ -268,6 +296,17 @@ def _with_openvino(
     if error is None:
         (final / manifests.FILES["paddle"].earlier_program).unlink(missing_ok=True)
     return error, error is not None
+
+
+def _check_for_paddlex(task: str, output_op: str, format: str) -> None:
+    """Raise `InputError` for arguments that do not go with `paddlex_name`."""
+    if format != "paddle":
+        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
+    if output_op != OUTPUT_OPS[task]:
+        raise InputError(
+            f"output_op: expected {OUTPUT_OPS[task]!r}, which PaddleX takes for {task}, got "
+            f"{shorten(output_op)}."
+        )
 
 
 def check_integer_arguments(

@@ -38,6 +38,7 @@ def export_widths(
     model_format: str,
     evaluate: bool,
     integers: bool = False,
+    paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
     """Export a model at several widths, and compare what was exported.
 
@@ -52,6 +53,7 @@ def export_widths(
         evaluate: whether to score each export on the val split.
         integers: whether products are of 8-bit integers; needs a layered model with steps of
             activations. Default False.
+        paddlex_name: see `Job.export`.
 
     Returns:
         A row for each width, the highest first: bits, bytes in all and of the weights, the task's
@@ -87,6 +89,7 @@ def export_widths(
             model_format=model_format,
             evaluate=evaluate,
             integers=integers,
+            paddlex_name=paddlex_name,
             line=line,
         )
         _write_table(final / TABLE, rows)
@@ -109,6 +112,7 @@ def _export_all(
     model_format: str,
     evaluate: bool,
     integers: bool,
+    paddlex_name: str | None,
     line: ProgressLine,
 ) -> list[dict[str, object]]:
     """Write the folder of each width; a row for each."""
@@ -127,6 +131,7 @@ def _export_all(
             model_format=model_format,
             bits=k,
             integers=IntegerOptions() if integers else None,
+            paddlex_name=paddlex_name,
         )
         line.update()
     folders = {k: folder / f"w{k}" for k in widths}

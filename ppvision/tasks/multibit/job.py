@@ -312,6 +312,7 @@ class MultiBitJob(Job):
         model_format: str,
         bits: int = FLOAT_BITS,
         integers: IntegerOptions | None = None,
+        paddlex_name: str | None = None,
     ) -> Path:
         return self.float_job.export(
             model,
@@ -321,7 +322,12 @@ class MultiBitJob(Job):
             model_format=model_format,
             bits=bits,
             integers=integers,
+            paddlex_name=paddlex_name,
         )
+
+    @property
+    def paddlex_name(self) -> str:
+        return self.float_job.paddlex_name
 
 
 def _copy_of_layers(model: nn.Layer) -> nn.Layer:
