@@ -49,7 +49,7 @@ def primitives(lines: Iterable[str], runs: int) -> dict[str, list[float]]:
             place = fields.index("exec")
             kind, implementation = fields[place + 2 : place + 4]
             # Memory formats, attributes and shape tell one use of a primitive from another.
-            times[kind, implementation, *fields[place + 5 : -1]].append(float(fields[-1]))
+            times[(kind, implementation, *fields[place + 5 : -1])].append(float(fields[-1]))
     found: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
     for (kind, implementation, *_), values in times.items():
         count = len(values) // runs

@@ -1,11 +1,15 @@
-"""Write a whole model's weights as the zoo keeps them: a layered model, its graph, its card.
+"""Write a model's weights as the zoo keeps them: a layered model, its graph, its card.
 
     python benchmark/zoo_weights.py CONFIG WEIGHTS --card CARD.json --bits 8 6 4 \\
         [--opts val_dataset.dataset_root=...]
 
-CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`). The weights are
-quantised as they are, without any training; the graph is that of an export for pictures of any
-size, without its parameters. Writes ppvision/zoo/weights/ARCHITECTURE.TAG.
+CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`), with the `licence`
+of the weights where it is not Apache-2.0. The weights are quantised as they are, without any
+training. The graph is that of an export without its parameters: of a classifier for pictures of its
+own size, with probabilities; of a detector for the one size to which its TestReader resizes every
+picture, where the places of boxes are constants and OpenVINO runs it; of others for pictures of any
+size. Writes ppvision/zoo/weights/ARCHITECTURE.TAG. The names of the classes come from the config's
+data.
 """
 
 import argparse
@@ -22,11 +26,14 @@ from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
 
+import numpy as np
+
 from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.zoo_folder import GRAPH
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
+from ppvision.tasks.job import Job
 from ppvision.tasks.multibit.packing import pack_checkpoint
 from ppvision.zoo.cards import CARD, WEIGHTS_FOLDER, PretrainedConfig, WeightsCard
 
@@ -48,22 +55,25 @@ def write_zoo_weights(
     Args:
         config: of the model's training.
         weights: float ones.
-        facts: of its card: all but `file`, `sha256` and `config`.
+        facts: of its card: all but `file`, `sha256` and `config`; and `licence`.
         bits: widths, the highest first.
-        side: of the pictures that it was trained on.
+        side: of the pictures that it was trained on; configs of classifiers and detectors say it.
         options: `--opts` for the config.
         output: folder in which that of the model is made.
     """
+    facts = dict(facts)
+    licence = facts.pop("licence", PretrainedConfig.licence)
     with create_folder(output / f"{facts['architecture']}.{facts['tag']}") as folder:
         job = open_job(config, [*options, f"slim_config={{bits: {bits}}}"])
         layered = pack_checkpoint(job, weights, folder / "layered", ptq=True)
         exported = Path(tempfile.mkdtemp(dir=folder))
         job = open_job(config, options)
+        classifies = job.task == "classification"
         job.export(
             job.load_float(layered),
             exported / "model",
-            input_shape=[None, 3, None, None],
-            output_op=None,
+            input_shape=_input_shape(job),
+            output_op="softmax" if classifies else None,
             model_format="paddle",
         )
         graph = exported / "model"
@@ -84,24 +94,72 @@ def write_zoo_weights(
             **facts,
             file=MANIFEST,
             sha256=hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
-            config=_feeding(manifest, side),
+            config=replace(
+                _feeding(manifest, side),
+                options=_own_options(job) if classifies else {},
+                licence=licence,
+            ),
         )
         write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return output / card.name
 
 
+def _input_shape(job: Job) -> list[int | None]:
+    """Of the graph: `[batch, channels, height, width]`."""
+    if job.task == "classification":
+        return [None, 3, *job.example.shape[2:]]
+    if job.task == "detection":
+        steps = job.content["TestReader"]["sample_transforms"]
+        (resize,) = (step["Resize"] for step in steps if "Resize" in step)
+        if resize["keep_ratio"]:
+            raise ValueError("expected a detector that sees pictures of one size, got keep_ratio")
+        return [1, 3, *np.broadcast_to(resize["target_size"], 2).tolist()]
+    return [None, 3, None, None]
+
+
 def _feeding(manifest: Manifest, side: int) -> PretrainedConfig:
-    """From the transforms of an export, which resize nothing here."""
-    (normalize,) = manifest.transforms
-    classes = tuple(manifest.classes)
-    return PretrainedConfig(
-        input_size=(3, side, side),
+    """From the transforms of an export, which resize nothing, or as a classifier's do.
+
+    A card has no word for how a detector's resize: to the size of its graph, whatever the ratio."""
+    if manifest.task == "detection":
+        (normalize,) = (t["NormalizeImage"] for t in manifest.transforms if "NormalizeImage" in t)
+        return PretrainedConfig(
+            input_size=tuple(manifest.input_shape[1:]),
+            mean=tuple(normalize["mean"]),
+            std=tuple(normalize["std"]),
+            resize_short=None,
+            num_classes=manifest.num_classes or 0,
+            classes=tuple(manifest.classes),
+        )
+    *resizing, normalize = manifest.transforms
+    width = height = side
+    resize_short = None
+    if resizing:
+        shorten, crop = (
+            resizing  # of ResizeByShort and CenterCrop, as `PretrainedConfig` knows them
+        )
+        resize_short, (width, height) = shorten["short_size"], crop["target_size"]
+    config = PretrainedConfig(
+        input_size=(3, height, width),
         mean=tuple(normalize["mean"]),
         std=tuple(normalize["std"]),
-        resize_short=None,
+        resize_short=resize_short,
         num_classes=manifest.num_classes or 0,
-        classes=classes,
+        classes=tuple(manifest.classes),
     )
+    if config.transforms != manifest.transforms:
+        raise ValueError(
+            f"expected transforms such as {config.transforms}, got {manifest.transforms}"
+        )
+    return config
+
+
+def _own_options(job: Job) -> dict[str, object]:
+    """Of a classifier: what its config says of the network itself."""
+    options = dict(job.content["model"])
+    for known in ("type", "num_classes", "drop_path_rate", "drop_rate"):
+        options.pop(known, None)
+    return options
 
 
 def main() -> None:

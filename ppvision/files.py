@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import os
 import re
 import resource
@@ -29,6 +30,18 @@ from ppvision.errors import (
     shorten,
     shorten_text,
 )
+
+# -- reading ---------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file, in hexadecimal digits. (`hashlib.file_digest` needs Python 3.11.)"""
+    digest, piece = hashlib.sha256(), bytearray(1 << 20)
+    with path.open("rb") as file:
+        while count := file.readinto(piece):
+            digest.update(memoryview(piece)[:count])
+    return digest.hexdigest()
+
 
 # -- locks -----------------------------------------------------------------------------------------
 

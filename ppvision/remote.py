@@ -5,24 +5,20 @@ https to http without a word.
 """
 
 import errno
-import http.client
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin, urlsplit
 
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from ppvision.errors import MissingPackageError, PpvisionError, StorageError, shorten_text
 
-from ppvision.errors import InputError, PpvisionError, StorageError, shorten_text
+if TYPE_CHECKING:  # only addresses need it: the extra `remote`
+    import requests
 
 TIMEOUTS = (10.0, 30.0)  # seconds: to connect, and between two pieces of an answer
 MAX_REDIRECTS = 5
-MAX_INTERIM = 10  # answers "100 Continue" before the one that counts; servers send one at most
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 1 << 18
 
@@ -35,59 +31,10 @@ class NoAnswerError(RequestError):
     """A server that does not answer, or whose answer breaks off."""
 
 
-class _Answer(http.client.HTTPResponse):
-    """Skips a few answers "100 Continue" only: Python's own class skips any number of them."""
-
-    _interim = 0
-
-    def _read_status(self) -> tuple[str, int, str]:
-        # Not a public method; without it `begin` would have to be written again.
-        # `test_remote.py` fails where a later Python has none.
-        if self._interim > MAX_INTERIM:
-            raise InputError(f"more than {MAX_INTERIM} times the word to wait (100 Continue)")
-        self._interim += 1
-        return super()._read_status()
-
-
-class _Http(urllib3.HTTPConnectionPool):
-    ConnectionCls = type("_Connection", (HTTPConnection,), {"response_class": _Answer})
-
-
-class _Https(urllib3.HTTPSConnectionPool):
-    ConnectionCls = type("_Connection", (HTTPSConnection,), {"response_class": _Answer})
-
-
-_POOLS = {"http": _Http, "https": _Https}
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        super().init_poolmanager(*arguments, **options)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, *arguments: Any, **options: Any) -> urllib3.ProxyManager:
-        manager = super().proxy_manager_for(*arguments, **options)
-        if type(manager) is urllib3.ProxyManager:  # one for SOCKS has connections of its own
-            manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-
-class _Session(requests.Session):
-    """Leaves redirects alone: even when told not to follow them, `requests` reads their bodies."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for scheme in _POOLS:
-            self.mount(f"{scheme}://", _Adapter())
-
-    def get_redirect_target(self, resp: requests.Response) -> None:
-        return None
-
-
 @contextmanager
 def open_answer(
     method: str, url: str, shown: str, headers: dict[str, str] | None = None
-) -> Iterator[requests.Response]:
+) -> "Iterator[requests.Response]":
     """Ask a server; the body is not read yet, and comes as it is stored.
 
     Args:
@@ -103,8 +50,9 @@ def open_answer(
         NoAnswerError: no answer.
         RequestError: an address, an answer or a redirect that is not taken: to plain http from
             https, to another scheme, or one of more than 5.
+        MissingPackageError: `requests` is not installed.
     """
-    with _Session() as session:
+    with _open_session() as session:
         # A compressed answer has neither the number of bytes that is known of a file, nor ranges
         # of them; and a small one can become any number of bytes.
         session.headers["Accept-Encoding"] = "identity"
@@ -124,6 +72,17 @@ def open_answer(
         f"{shown}: expected a file, got more than {MAX_REDIRECTS} redirects. Pass the address that "
         "they should lead to."
     )
+
+
+def _open_session() -> "requests.Session":
+    try:
+        from ppvision.remote_session import BoundedSession
+    except ImportError as error:
+        raise MissingPackageError(
+            "Files behind an address need requests and urllib3, which are not installed: "
+            "pip install 'ppvision[remote]', or fetch the file and pass its path."
+        ) from error
+    return BoundedSession()
 
 
 def _follow(url: str, location: str, shown: str) -> str:
@@ -148,9 +107,11 @@ def _follow(url: str, location: str, shown: str) -> str:
 
 
 def _ask(
-    session: requests.Session, method: str, url: str, shown: str, headers: dict[str, str] | None
-) -> requests.Response:
+    session: "requests.Session", method: str, url: str, shown: str, headers: dict[str, str] | None
+) -> "requests.Response":
     """Send a request; the exceptions of `requests` become ours."""
+    import requests
+
     try:
         return session.request(
             method, url, headers=headers, stream=True, timeout=TIMEOUTS, allow_redirects=False
@@ -169,13 +130,15 @@ def _ask(
         raise RequestError(f"{shown}: expected an answer, got {text}.") from error
 
 
-def read_pieces(answer: requests.Response, shown: str) -> Iterator[bytes]:
+def read_pieces(answer: "requests.Response", shown: str) -> Iterator[bytes]:
     """The body, as it comes. (`iter_content` waits for whole pieces, and loses one that the
     connection breaks in.)
 
     Raises:
         NoAnswerError: it ends too early.
     """
+    import urllib3
+
     try:
         while piece := answer.raw.read1(_PIECE, decode_content=False):
             yield piece

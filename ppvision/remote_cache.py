@@ -15,15 +15,16 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit, urlunsplit
-
-import requests
 
 from ppvision.console import ProgressLine
 from ppvision.errors import StorageError, shorten_text
-from ppvision.files import cache_folder, naming_flag, replace_file
+from ppvision.files import cache_folder, naming_flag, replace_file, sha256_of
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
+
+if TYPE_CHECKING:
+    import requests
 
 logger = logging.getLogger("ppvision")
 
@@ -296,7 +297,7 @@ class RemoteFolder:
         _drop(partial)  # no such range
         self._receive(name, partial, size)
 
-    def _check_length(self, answer: requests.Response, name: str, expected: int) -> None:
+    def _check_length(self, answer: "requests.Response", name: str, expected: int) -> None:
         length = answer.headers.get("Content-Length")
         if length is not None and length != str(expected):
             raise self.refused(
@@ -306,7 +307,7 @@ class RemoteFolder:
             )
 
     def _write(
-        self, answer: requests.Response, name: str, partial: Path, start: int, size: int
+        self, answer: "requests.Response", name: str, partial: Path, start: int, size: int
     ) -> None:
         """Write an answer's body behind the first `start` bytes of a partial file."""
         progress = ProgressLine(name, size, "B", start=start)
@@ -327,7 +328,7 @@ class RemoteFolder:
     @contextmanager
     def _answer(
         self, method: str, name: str, headers: dict[str, str] | None = None
-    ) -> Iterator[requests.Response]:
+    ) -> "Iterator[requests.Response]":
         """An answer whose body is not read yet, of status 200 (with a range also 206, 416)."""
         shown, known = self._shown(name), (200, 206, 416) if headers else (200,)
         try:
@@ -355,7 +356,7 @@ def _validator(partial: Path) -> Path:
     return partial.with_name(partial.name + ".validator")
 
 
-def _validator_of(answer: requests.Response) -> str:
+def _validator_of(answer: "requests.Response") -> str:
     etag = answer.headers.get("ETag", "")
     if etag.startswith("W/"):  # a weak one does not say that bytes are the same
         etag = ""
@@ -373,7 +374,7 @@ def _range_headers(partial: Path, start: int) -> dict[str, str] | None:
     return headers
 
 
-def _goes_on(answer: requests.Response, start: int, size: int) -> bool:
+def _goes_on(answer: "requests.Response", start: int, size: int) -> bool:
     """Whether an answer is the rest from `start`."""
     found = answer.headers.get("Content-Range", "")
     return answer.status_code == 206 and found == f"bytes {start}-{size - 1}/{size}"
@@ -381,10 +382,7 @@ def _goes_on(answer: requests.Response, start: int, size: int) -> bool:
 
 def _is(path: Path, size: int, sha256: str) -> bool:
     """Whether a file is there with these bytes."""
-    if not path.is_file() or path.stat().st_size != size:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256
 
 
 def _drop(partial: Path) -> None:

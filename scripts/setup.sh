@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Makes .venv in the project's root: Python 3.11, every package of requirements.txt, ppvision.
+# Makes .venv in the project's root: Python, every package that is pinned for it, ppvision.
 #
 #   bash scripts/setup.sh                                      the first time a few minutes, then at once
 #   source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"           the same from another script, after which
 #                                                              `python` and `ppvision` are those of .venv
 #   REQUIREMENTS=requirements-gpu.txt bash scripts/setup.sh    see the head of that file
+#   PYTHON=python3.12 bash scripts/setup.sh                    another Python than 3.11: 3.10, 3.12, 3.13
+#   VENV=.venv-3.12 PYTHON=... bash scripts/setup.sh           another folder than .venv
 #
 # .venv/ppvision-setup holds one line: the requirements file, and a hash of all that went into the
 # installation, or the word `unfinished` while one runs. An unfinished .venv is made anew, since
@@ -13,7 +15,7 @@ set -euo pipefail
 
 ppvision_setup() (
   root="$1"
-  venv="$root/.venv"
+  venv="$root/${VENV:-.venv}"
   state_file="$venv/ppvision-setup"
 
   fail() {
@@ -36,19 +38,38 @@ ppvision_setup() (
     { echo "$root $requirements" && cat "$root/$requirements" "$root/pyproject.toml"; } | sha256sum | cut -d ' ' -f 1
   }
 
-  is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
+  version_of() { # 3.11, or nothing where that is no Python which works
+    "$1" -c 'import sys; print("{}.{}".format(*sys.version_info[:2]))' 2>/dev/null || true
+  }
 
-  find_python() {
-    local name
-    for name in python3.11 python3; do
-      if command -v "$name" >/dev/null && is_311 "$name"; then
+  python_of() { # the version that a requirements file is for
+    case "$1" in
+      requirements/python3.*) basename "$1" .txt | tr -d a-z ;;
+      *) echo 3.11 ;;
+    esac
+  }
+
+  pins_of() { # the requirements file of a version, or nothing
+    case "$1" in
+      3.11) echo requirements.txt ;;
+      3.10 | 3.12 | 3.13) echo "requirements/python$1.txt" ;;
+    esac
+  }
+
+  find_python() { # for $requirements, if that is chosen already
+    local name version
+    for name in ${PYTHON:-python3.11 python3 python3.12 python3.13 python3.10}; do
+      version="$(version_of "$name")"
+      [[ -n "$(pins_of "$version")" ]] || continue
+      if [[ -z "$requirements" || "$version" == "$(python_of "$requirements")" ]]; then
         echo "$name"
         return
       fi
     done
-    fail "expected Python 3.11 as python3.11 or python3 on PATH," \
-      "got $(python3 --version 2>&1 || echo 'no python3')." \
-      "Install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) and run this again."
+    fail "expected Python $([[ -n "$requirements" ]] && python_of "$requirements" || echo "3.10 to 3.13") as" \
+      "${PYTHON:-python3.11 or python3 on PATH}, got $("${PYTHON:-python3}" --version 2>&1 || echo 'none')." \
+      "Install it (Debian, Ubuntu: apt-get install python3.11 python3.11-venv) and run this again," \
+      "or name another one, 3.10 to 3.13: PYTHON=/path/to/python3.12 bash scripts/setup.sh"
   }
 
   show_progress() { # pip's output, one line for every 20 packages
@@ -75,7 +96,15 @@ ppvision_setup() (
   }
 
   read_state
-  requirements="${REQUIREMENTS:-${chosen:-requirements.txt}}"
+  wanted="${PYTHON:+$(pins_of "$(version_of "$PYTHON")")}"
+  requirements="${REQUIREMENTS:-${wanted:-$chosen}}"
+  if [[ -z "$requirements" && -x "$venv/bin/python" ]]; then # made by the user
+    requirements="$(pins_of "$(version_of "$venv/bin/python")")"
+  fi
+  if [[ -z "$requirements" ]]; then
+    python="$(find_python)"
+    requirements="$(pins_of "$(version_of "$python")")"
+  fi
   [[ -f "$root/$requirements" ]] ||
     fail "expected REQUIREMENTS to name a file in $root, got '$requirements'."
   if [[ -x "$venv/bin/python" && "$state" == "$(fingerprint)" ]]; then exit 0; fi
@@ -100,8 +129,8 @@ ppvision_setup() (
     "$python" -m venv "$venv" ||
       fail "could not make $venv with $python (Debian, Ubuntu: apt-get install python3.11-venv)."
   fi
-  is_311 "$venv/bin/python" ||
-    fail "expected Python 3.11 in $venv, got $("$venv/bin/python" --version 2>&1)." \
+  [[ "$(version_of "$venv/bin/python")" == "$(python_of "$requirements")" ]] ||
+    fail "expected Python $(python_of "$requirements") in $venv, got $("$venv/bin/python" --version 2>&1)." \
       "Delete $venv and run this again."
   write_state unfinished
 

@@ -821,7 +821,11 @@ def test_pictures_without_objects(voc):
         ),
         (
             lambda root: _write_xml(root, voc_text(voc_object("cat", [1, 1, float("nan"), 1]))),
-            "bndbox/xmax: expected a number, got 'nan'",
+            "bndbox/xmax: expected a number of pixels, got 'nan'",
+        ),
+        (
+            lambda root: _write_xml(root, voc_text().replace(f">{WIDTH}<", ">1e300<")),
+            "size/width: expected a number of pixels, got '1e300'",
         ),
         (
             lambda root: _write_xml(root, "<!DOCTYPE a [<!ENTITY x 'y'>]><a>&x;</a>"),

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ppvision.quant import OnceQAT
 from ppvision.safe_yaml import plain
@@ -9,6 +10,15 @@ from ppvision.tasks.config import ConfigError, apply_options, read_yaml
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import train_options
 from tests.helpers.configs import ROOT
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "/".join(["y" * 200] * 30), "a\0b"], ids=len)
+def test_names_that_no_file_can_have(tmp_path, name):
+    (tmp_path / "job.yml").write_text(yaml.safe_dump({"_base_": name}))
+    for path in (tmp_path / "job.yml", tmp_path / name):
+        with pytest.raises(ConfigError, match="expected a") as raised:
+            read_yaml(path)
+        assert len(str(raised.value)) < 1000
 
 
 def test_bases_are_merged_and_replaced(tmp_path):

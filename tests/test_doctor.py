@@ -101,12 +101,12 @@ def test_expected_versions_are_those_of_requirements_txt() -> None:
 # (environment, the finding it must give, what `expected` and `remedy` must contain). None of these
 # alone stops the main job: its own trials succeed.
 WARNINGS = {
-    "python 3.12": (
-        replace(good_environment(), python=(3, 12, 1)),
-        ("Python", "3.11", "python3.11"),
+    "python 3.9": (
+        replace(good_environment(), python=(3, 9, 1)),
+        ("Python", "3.10 to 3.13", "python3.11"),
     ),
-    "paddle 3.3.1": (
-        with_packages(paddlepaddle="3.3.1"),
+    "paddle 3.4.0": (
+        with_packages(paddlepaddle="3.4.0"),
         ("paddlepaddle", "3.2.2", "'paddlepaddle==3.2.2'"),
     ),
     "numpy 2.4": (

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,11 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it there
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,13 +63,18 @@ def test_every_line_is_one_pinned_package() -> None:
     assert len(pins()) == len(lines) > 80
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt"])
+LOCKS = ["requirements.txt", "requirements-gpu.txt"]
+OTHERS = [(f"requirements/python{version}.txt", version) for version in ("3.10", "3.12", "3.13")]
+LOCKS += [name for name, _ in OTHERS]
+
+
+@pytest.mark.parametrize("name", LOCKS)
 def test_no_index_addresses_and_no_machine_paths(name: str) -> None:
     text = (ROOT / name).read_text()
     addresses = re.findall(r"https?://\S+", text)
-    # The one address is Paddle's documented index for GPU wheels, in a comment.
+    # The one address is Paddle's install page, in a comment.
     assert len(addresses) == (name == "requirements-gpu.txt")
-    assert all(address.startswith("https://www.paddlepaddle.org.cn/") for address in addresses)
+    assert all("paddlepaddle.org.cn/en/install" in address for address in addresses)
     assert not re.search(r"file://|/(home|root|tmp|opt|usr)/|--(extra-)?index|--find-links", text)
 
 
@@ -74,10 +85,31 @@ def test_the_gpu_file_differs_by_paddle_alone() -> None:
 
 
 def test_the_named_requirements_are_met_by_the_pins() -> None:
-    pinned = pins()
-    for line in requirement_lines("requirements/requirements.in"):
-        wanted = Requirement(line)
-        assert wanted.specifier.contains(pinned[wanted.name]), line
+    for name, version in [("requirements.txt", "3.11"), *OTHERS]:
+        pinned, where = pins(name), {"python_version": version}
+        for line in requirement_lines("requirements/requirements.in"):
+            wanted = Requirement(line)
+            if wanted.marker is None or wanted.marker.evaluate(where):
+                assert wanted.specifier.contains(pinned[wanted.name]), (name, line)
+
+
+def test_uv_and_pip_have_the_same_overrides() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    theirs = [Requirement(line) for line in project["tool"]["uv"]["override-dependencies"]]
+    assert set(theirs) == set(overrides())
+
+
+def test_the_package_declares_what_is_pinned() -> None:
+    """The ranges of pyproject.toml hold every lock, the packages that pip resolves for itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["dashboard"], *extras["onnx"], *extras["remote"]]
+    for name, version in [("requirements.txt", "3.11"), *OTHERS]:
+        pinned = pins(name)
+        for line in declared:
+            wanted = Requirement(line)
+            if wanted.marker is None or wanted.marker.evaluate({"python_version": version}):
+                assert wanted.specifier.contains(pinned[wanted.name]), (name, line)
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
@@ -114,7 +146,7 @@ def test_the_reasons_given_for_overrides_are_what_the_packages_declare() -> None
 
 def test_overrides_that_no_metadata_asks_for_rest_on_code() -> None:
     rest = {requirement.name for requirement in overrides()} - set(conflicts())
-    assert rest == {"opencv-python-headless", "protobuf", "setuptools"}
+    assert rest == {"onnxoptimizer", "opencv-python-headless", "protobuf", "setuptools"}
     # Read, not imported: what protobuf 7 and setuptools 82 took away is still used.
     files = {
         "paddlepaddle": ("paddle/distributed/fleet/base/distributed_strategy.py", "f.label"),
@@ -132,7 +164,7 @@ STAND_IN = r"""#!/usr/bin/env bash
 set -euo pipefail
 echo "$*" >>"$CALLS"
 case "$*" in
-  -c\ *version_info*) [[ "${FAKE_VERSION:-3.11}" == 3.11 ]] ;;
+  -c\ *version_info*) echo "${FAKE_VERSION:-3.11}" ;;
   --version) echo "Python ${FAKE_VERSION:-3.11}.4" ;;
   -m\ venv\ *) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   -m\ pip\ *-r\ *)
@@ -143,6 +175,9 @@ case "$*" in
   -m\ ruff\ *|-m\ mypy\ *) [[ "$*" != *"${CHECK_FAILS:-nothing}"* ]] ;;
 esac
 """
+
+
+_OURS = ("PYTHON", "REQUIREMENTS", "VENV", "VIRTUAL_ENV")  # what the scripts and venv read
 
 
 class Project:
@@ -161,6 +196,8 @@ class Project:
         (self.root / "pyproject.toml").write_text("[project]\n")
         (self.root / "requirements.txt").write_text("numpy==2.3.5\n")
         (self.root / "requirements-gpu.txt").write_text("numpy==2.3.5\n")
+        (self.root / "requirements").mkdir()
+        (self.root / "requirements" / "python3.12.txt").write_text("numpy==2.3.5\n")
         for name in ("python3.11", "python3"):
             (self.bin / name).write_text(STAND_IN)
             (self.bin / name).chmod(0o755)
@@ -168,7 +205,7 @@ class Project:
     def start(
         self, script: str = "scripts/setup.sh", *arguments: str, **variables: str
     ) -> subprocess.Popen[str]:
-        clean = {k: v for k, v in os.environ.items() if k not in ("REQUIREMENTS", "VIRTUAL_ENV")}
+        clean = {k: v for k, v in os.environ.items() if k not in _OURS}
         path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
         return subprocess.Popen(
             ["bash", str(self.root / script), *arguments],
@@ -289,12 +326,28 @@ def test_of_two_setups_at_once_one_waits_and_finds_it_done(project: Project) -> 
 
 
 def test_another_python_is_refused_before_anything_is_made(project: Project) -> None:
-    code, output = project.run(FAKE_VERSION="3.12")
+    code, output = project.run(FAKE_VERSION="3.9")
     assert code == 1
-    assert "expected Python 3.11" in output
-    assert "got Python 3.12.4" in output
+    assert "expected Python 3.10 to 3.13" in output
+    assert "got Python 3.9.4" in output
     assert "apt-get install python3.11" in output
     assert not (project.root / ".venv").exists()
+
+
+def test_another_python_gets_its_own_pins_and_folder(project: Project) -> None:
+    for variables in ({"PYTHON": "python3"}, {}):  # asked for, or the only one that is there
+        code, output = project.run(FAKE_VERSION="3.12", VENV=f".venv-{len(variables)}", **variables)
+        assert code == 0, output
+        made, pinned, _ = project.calls()
+        assert made == f"-m venv {project.root}/.venv-{len(variables)}"
+        assert pinned.endswith(f"-r {project.root}/requirements/python3.12.txt")
+
+
+def test_a_folder_of_another_python_is_not_mixed_with_it(project: Project) -> None:
+    project.run()
+    code, output = project.run(FAKE_VERSION="3.12", PYTHON="python3")
+    assert code == 1
+    assert "got a .venv made from requirements.txt" in output
 
 
 def test_python3_serves_when_it_is_3_11(project: Project) -> None:

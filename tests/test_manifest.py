@@ -20,7 +20,7 @@ import yaml
 from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.run import manifest as manifests
+from ppvision.deploy.run import detection_transforms, transforms
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import (
     Calibration,
@@ -35,6 +35,7 @@ from ppvision.deploy.run.manifest import (
 )
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, ManifestError, PpvisionError
+from ppvision.files import sha256_of
 from ppvision.schema import checks_of, take_any
 from tests.helpers.configs import ROOT
 from tests.helpers.fuzz import BOMBS, VALUES, mutate_document, mutate_yaml
@@ -276,7 +277,7 @@ def test_links_stay_inside(tmp_path):
     for name in ("model.json", "model.pdiparams"):
         (folder / "..data" / name).write_bytes(b"abc")
         (folder / name).symlink_to(Path("..data") / name)  # as in a volume of Kubernetes
-        digest = manifests.sha256_of(folder / name)
+        digest = sha256_of(folder / name)
         content["files"][name] = {"bytes": 3, "sha256": digest}
     (folder / "deploy.yaml").write_text(yaml.safe_dump(content))
     assert read_manifest(folder).name == "street"
@@ -313,9 +314,13 @@ def test_fuzz_of_the_reader(count):
 
 @pytest.mark.parametrize("kind", [Transforms, DetectionTransforms])
 @pytest.mark.parametrize("count", [300, pytest.param(3000, marks=pytest.mark.all)])
-def test_fuzz_of_transforms(kind, count):
-    """Built from any value and applied to a picture: a result or our error."""
+def test_fuzz_of_transforms(kind, count, monkeypatch):
+    """Built from any value and applied to a picture: a result or our error, within the limit of
+    pixels."""
     import random
+
+    for module in (detection_transforms, transforms):  # 2^28 takes 0.8 GB, as it may
+        monkeypatch.setattr(module, "MAX_PIXELS", 2**20)
 
     rng = random.Random(5)
     valid = (DETECTION if kind is DetectionTransforms else SEGMENTATION)["transforms"]

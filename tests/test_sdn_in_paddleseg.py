@@ -177,6 +177,50 @@ def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
     assert manifest.openvino is not False  # None where no graph for it is made
 
 
+@pytest.mark.filterwarnings("ignore:Paddle Inference with oneDNN")
+@pytest.mark.parametrize("guidance", ["classes", "boundary"])
+def test_a_guidance_with_a_head_of_its_own(guidance, scenes, tmp_path):
+    """The config's second loss trains the head; without training there are the model's logits
+    alone, whose export has its parity check."""
+    content = model("SegFormer", PALE)
+    content["backbone"] |= {"guidance": guidance, "similarity": "product", "levels": [0, 1]}
+    path = write_config(tmp_path / "c.yml", scenes, content, 2)
+    if guidance == "boundary":
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["train_dataset"]["edge"] = True
+        config["loss"]["types"][1] = {"type": "BCELoss", "weight": "dynamic", "edge_label": True}
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    job = open_job(path)
+    paddle.seed(0)
+    net = job.model
+    pyramid = net.backbone.diffusion
+    for diffusion in pyramid.diffusions:
+        diffusion.fuse.weight.set_value(0.05 * paddle.randn(diffusion.fuse.weight.shape))
+    net.train()
+    samples = job.batched([job.train_dataset[index] for index in range(2)])
+    keys = ("img", "label", *(["edge"] if guidance == "boundary" else []))
+    batch = {key: paddle.to_tensor(samples[key]) for key in keys}
+    logits = net(batch["img"])
+    outputs = 11 if guidance == "classes" else 1
+    assert [x.shape for x in logits] == [[2, k, SIDE, SIDE] for k in (11, outputs)]
+    assert pyramid.logits == []  # handed on
+    _, of_head = job.losses(net, batch)
+    of_head.backward()
+    for score in pyramid.guidance_head.scores:
+        assert np.abs(score.weight.grad.numpy()).max() > 0
+
+    say_something(net)
+    assert len(net(batch["img"])) == 1
+    folder = job.export(
+        net,
+        tmp_path / "exported",
+        input_shape=[None, 3, None, None],
+        output_op="argmax",
+        model_format="paddle",
+    )
+    assert read_manifest(folder).openvino is not False
+
+
 @pytest.mark.parametrize("head", ["SegFormer", "FCN"])
 def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
     head, scenes, tmp_path, caplog, monkeypatch

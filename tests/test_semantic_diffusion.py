@@ -21,6 +21,7 @@ from ppvision.nn.semantic_diffusion import SIMILARITIES, semantic_difference
 from tests.helpers import reference_sdn as reference
 
 NAMES = list(SIMILARITIES)
+BOUNDED = [name for name in NAMES if name != "product"]  # whatever the guidance is
 DECREASING = ("charbonnier", "gaussian", "perona_malik")
 
 
@@ -210,8 +211,10 @@ def test_a_guidance_of_another_size_is_enlarged_bilinearly(size):
     np.testing.assert_allclose(layer(u, v).numpy(), layer(u, enlarged).numpy(), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("guidance_channels", [None, 5])
+@pytest.mark.parametrize(
+    ("name", "guidance_channels"),
+    [*((name, None) for name in BOUNDED), *((name, 5) for name in NAMES)],
+)
 @pytest.mark.parametrize("width", [None, 4])
 def test_sdn_starts_as_nothing_and_trains_everything(name, guidance_channels, width):
     layer = SemanticDiffusion(6, guidance_channels, similarity=name, width=width)
@@ -297,6 +300,11 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
             "guidance: expected 2 channels",
         ),
         (lambda: SemanticDiffusion(2, 3)(paddle.rand([1, 2, 3, 3])), "expected one"),
+        (lambda: SemanticDiffusion(2, operator="conv"), "operator: expected one of difference"),
+        (lambda: SemanticDiffusion(2, steps=0), "steps: expected a whole number"),
+        (lambda: SemanticDiffusion(2, similarity="product"), "product: expected guidance_channels"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: expected one of next"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="classes"), "num_classes: expected"),
         (
             lambda: SemanticDiffusion(2)(paddle.rand([1, 2, 3, 3]), paddle.rand([1, 2, 3, 3])),
             "expected none",
@@ -312,6 +320,79 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
 def test_bad_input_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- forms to compare with -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guidance", ["classes", "boundary"])
+def test_a_head_of_its_own_guides(guidance):
+    """One step of one level by loops: class scores by their Bhattacharyya coefficient, boundaries
+    by the chance that neither pixel is one."""
+    pyramid = SemanticDiffusionPyramid(
+        [4, 6], [0], guidance=guidance, num_classes=3, similarity="product"
+    )
+    (diffusion,) = pyramid.diffusions
+    diffusion.fuse.weight.set_value(paddle.randn(diffusion.fuse.weight.shape))
+    features = maps(30, (2, 4, 6, 4), (2, 6, 3, 2), dtype="float32")
+    pyramid.eval()
+    found = pyramid(features)
+    np.testing.assert_array_equal(found[1].numpy(), features[1].numpy())
+    assert pyramid.logits == []
+
+    fine, coarse = (
+        np.einsum("oc,bchw->bohw", score.weight.numpy()[:, :, 0, 0], x.numpy())
+        + score.bias.numpy()[:, None, None]
+        for score, x in zip(pyramid.guidance_head.scores, features, strict=True)
+    )
+    enlarged = F.interpolate(paddle.to_tensor(coarse), [6, 4], mode="bilinear").numpy()
+    logits = (fine + enlarged).astype(np.float64)
+    if guidance == "classes":
+        chances = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        v = np.sqrt(chances)
+    else:
+        v = 1 - 1 / (1 + np.exp(-logits))
+    u = features[0].numpy()
+    y = reference.semantic_difference(u, v, diffusion.difference.weight.numpy(), "product", 1)
+    y = np.maximum(y / np.sqrt(1 + 1e-5), 0)  # BatchNorm as it starts
+    kernel = diffusion.fuse.weight.numpy()[:, :, 0, 0]
+    expected = u + np.einsum("oc,bchw->bohw", kernel, np.concatenate([u, y], axis=1))
+    np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-5)
+
+    pyramid.train()
+    pyramid(features)
+    assert [x.shape for x in pyramid.logits] == [[2, 3 if guidance == "classes" else 1, 6, 4]]
+
+
+def test_a_detached_guidance_gives_no_gradient_to_what_it_is_made_from():
+    for detach in (False, True):
+        layer = SemanticDiffusion(4, 6, detach_guidance=detach)
+        layer.fuse.weight.set_value(paddle.randn(layer.fuse.weight.shape))
+        u, v = maps(31, (2, 4, 6, 4), (2, 6, 3, 2), dtype="float32")
+        layer(u, v).square().sum().backward()
+        assert (v.grad is None) == detach
+        assert np.abs(layer.guide[0].weight.grad.numpy()).max() > 0
+
+
+def test_two_steps_are_one_step_twice_with_the_same_guidance():
+    once, twice = SemanticDiffusion(4, 6), SemanticDiffusion(4, 6, steps=2)
+    once.fuse.weight.set_value(paddle.randn(once.fuse.weight.shape))
+    twice.set_state_dict(once.state_dict())
+    once.eval()
+    twice.eval()
+    u, v = maps(32, (2, 4, 6, 4), (2, 6, 3, 2), dtype="float32")
+    np.testing.assert_array_equal(twice(u, v).numpy(), once(once(u, v), v).numpy())
+
+
+@pytest.mark.parametrize(("channels", "guidance"), [(32, 64), (64, None), (256, None)])
+@pytest.mark.parametrize("similarity", ["gaussian", "none"])
+def test_the_equal_convolution_has_as_many_parameters(channels, guidance, similarity):
+    def size(operator):
+        layer = SemanticDiffusion(channels, guidance, similarity=similarity, operator=operator)
+        return sum(p.size for p in layer.parameters() if not p.stop_gradient)
+
+    one_more = 9 * channels + 2 + channels  # an output of the convolution and what follows
+    assert abs(size("convolution") - size("difference")) <= one_more / 2
 
 
 # -- memory, precision, export ---------------------------------------------------------------------
@@ -361,7 +442,7 @@ def in_float32(function):
     return run
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_backward_pass_under_amp(name, dtype, monkeypatch):
     """Features of half precision, weights of float32, as O1 has them: gradients come in the types
@@ -413,6 +494,9 @@ def test_gradients_under_recompute(name):
         np.testing.assert_array_equal(recomputed, plain)
 
 
+HEAD = {"guidance": "classes", "num_classes": 3}
+
+
 class Enhanced(paddle.nn.Layer):
     """Two levels and a head, with nothing at zero."""
 
@@ -420,7 +504,10 @@ class Enhanced(paddle.nn.Layer):
         super().__init__()
         self.first = paddle.nn.Conv2D(3, 8, 3, stride=2, padding=1)
         self.second = paddle.nn.Conv2D(8, 12, 3, stride=2, padding=1)
-        self.diffusion = SemanticDiffusionPyramid([8, 12], similarity=similarity, groups=groups)
+        options = HEAD if similarity == "product" else {}
+        self.diffusion = SemanticDiffusionPyramid(
+            [8, 12], similarity=similarity, groups=groups, **options
+        )
         for diffusion in self.diffusion.diffusions:
             diffusion.fuse.weight.set_value(paddle.randn(diffusion.fuse.weight.shape))
 
@@ -469,16 +556,18 @@ def test_central_differences_are_one_convolution_in_a_graph(groups):
 def test_the_form_of_a_graph(name, groups, size):
     u, v, w = maps(20, (2, 3, *size), (2, 3, *size), (6, 3 // groups, 3, 3))
     expected = reference.semantic_difference(u.numpy(), v.numpy(), w.numpy(), name, groups)
-    found = sum_of_differences(u, v, w, module.OF_DIFFERENCES[name], groups)
+    of = module.OF_DIFFERENCES.get(name)
+    found = sum_of_differences(u, v, w, of, groups)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
-    flat = sum_of_differences(paddle.full_like(u, 0.7), v, w, module.OF_DIFFERENCES[name], groups)
+    flat = sum_of_differences(paddle.full_like(u, 0.7), v, w, of, groups)
     assert (flat.numpy() == 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_which_layers_take_the_form_of_a_graph(name):
-    """Those of a difference, as long as nobody changed them; afterwards all are as they were."""
-    model = SemanticDiffusionPyramid([4, 6, 8], similarity=name)
+    """All but two, as long as nobody changed them; afterwards all are as they were."""
+    options = HEAD if name == "product" else {}
+    model = SemanticDiffusionPyramid([4, 6, 8], similarity=name, **options)
     before = [(path, id(layer)) for path, layer in model.named_sublayers()]
 
     def count():

@@ -16,6 +16,7 @@ from ppvision import __version__
 from ppvision.cli import (
     bench,
     check,
+    configs,
     dashboard,
     data,
     doctor,
@@ -32,7 +33,8 @@ from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_text
 
 # In the order of the help.
-VERBS = (doctor, list_zoo, data, check, train, evaluate, predict, export, pack, bench, dashboard)
+VERBS = (doctor, list_zoo, configs, data, check, train, evaluate, predict, export, pack, bench)
+VERBS += (dashboard,)
 
 
 def run(argv: list[str]) -> int:

@@ -58,7 +58,9 @@ def add_verb(
 
 
 def add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
-    verb.add_argument("-c", "--config", required=required, help="YAML of the job")
+    verb.add_argument(
+        "-c", "--config", required=required, help="YAML of the job, or a name of `configs`"
+    )
     verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
     verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
     verb.add_argument(

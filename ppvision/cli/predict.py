@@ -16,7 +16,7 @@ from ppvision.cli.options import (
 )
 from ppvision.console import show, tell, tell_last
 from ppvision.environment import usable_cpus
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten
 
 
 def add(verbs: Verbs) -> None:
@@ -33,7 +33,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
     verb.add_argument(
-        "--threads", type=parse_positive, default=usable_cpus(), help="with --model_dir"
+        "--threads", type=parse_positive, default=usable_cpus(), help="without --config"
     )
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -62,24 +62,40 @@ def _one_line(text: str) -> str:
 
 def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
     """Predict until `stopped()`; a line for every picture that failed."""
-    check_precision(args)
-    job = open_job(args) if args.config else None
     where = args.image_path, args.save_dir
+    if args.config and not args.model_dir:
+        check_precision(args)
+        job = open_job(args)
+        model = job.load(args.model_path, args.bits)
+        return job.predict_to_folder(model, *where, stopped=stopped)
+    from ppvision.deploy import Predictor
+    from ppvision.tasks.prediction import exported_to_folder
+
+    job = open_job(args) if args.config else None
+    how = {
+        "threads": args.threads,
+        "device": device_kind(args.device),
+        "precision": args.precision,
+    }
+    predictor = Predictor(**_exported(args), **how)
+    write = exported_to_folder if job is None else job.predict_exported_to_folder
+    return write(predictor, *where, stopped=stopped)
+
+
+def _exported(args: argparse.Namespace) -> dict[str, object]:
+    """What `Predictor` runs without a config: `--model_dir`, or a whole model of the zoo."""
     if args.model_dir:
         if args.bits is not None:
             raise InputError("--bits: an exported folder has one width; expected --model_path.")
-        from ppvision.deploy import Predictor
-        from ppvision.tasks.prediction import exported_to_folder
+        return {"folder": args.model_dir}
+    from ppvision.zoo.cards import find_card
 
-        predictor = Predictor(
-            args.model_dir,
-            threads=args.threads,
-            device=device_kind(args.device),
-            precision=args.precision,
+    card = find_card(args.model_path)
+    if card is None:
+        raise InputError(
+            "predict: expected --config with --model_path, the name of a whole model of the zoo as "
+            f"--model_path, or --model_dir alone; got --model_path {shorten(args.model_path)}."
         )
-        write = exported_to_folder if job is None else job.predict_exported_to_folder
-        return write(predictor, *where, stopped=stopped)
-    if job is None:
-        raise InputError("predict: expected --config with --model_path (or --model_dir alone).")
-    model = job.load(args.model_path, args.bits)
-    return job.predict_to_folder(model, *where, stopped=stopped)
+    if args.bits is None:
+        return {"folder": card.name}
+    return {"folder": card.name, "layered": card.folder, "bits": args.bits}

@@ -13,6 +13,7 @@ from ppvision.data.listing import LeftOut, is_leftover, locate
 from ppvision.data.text import read_list, read_xml, shorten
 from ppvision.errors import DataError
 
+_MOST = 2**31  # pixels; more than any picture has
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _YES, _NO = {"true", "yes"}, {"", "false", "no", "unspecified", "none"}
 
@@ -156,8 +157,8 @@ def _read_number(item: ElementTree.Element, path: str) -> float:
         number = float(text or "")
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f"{path}: expected a number, got {shorten(text)}")
+    if not abs(number) <= _MOST:  # nor is it infinite, or not a number
+        raise DataError(f"{path}: expected a number of pixels, got {shorten(text)}")
     return number
 
 

@@ -1,27 +1,21 @@
 """What a run shows: VisualDL for people with a browser, `metrics.csv` for those without."""
 
 import argparse
-import contextlib
 import csv
 import errno
 import http
 import http.client
 import io
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from visualdl import LogWriter
-from visualdl.proto import record_pb2
-from visualdl.reader.record_reader import RecordReader
 
 from ppvision.console import show
 from ppvision.engine.dashboard_arguments import add_dashboard_arguments
@@ -30,9 +24,10 @@ from ppvision.errors import (
     EngineError,
     InputError,
     MissingFileError,
+    MissingPackageError,
     PpvisionError,
-    StorageError,
     shorten,
+    shorten_text,
 )
 from ppvision.files import write_text
 
@@ -72,7 +67,7 @@ class Dashboard:
         write_text(folder.metrics, text.getvalue())
         self._file = folder.metrics.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file, lineterminator="\n")
-        self._vdl = _open_vdl(folder.vdl, kept) if use_vdl else None
+        self._vdl = _vdl_records().open_records(folder.vdl, kept) if use_vdl else None
         self.flush()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
@@ -116,73 +111,26 @@ def _shown(tag: str) -> str:
     return tag.replace("%", "percent")
 
 
-def _open_vdl(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
-    """A writer into one new record file that takes over what is kept of the one before it.
+def _vdl_records() -> ModuleType:
+    """`ppvision.engine.vdl_records`, whose package is not part of the core.
 
     Raises:
-        OSError: no room for the new file; the old one is as it was.
+        MissingPackageError: it is not installed.
     """
-    aside = folder / "unfinished"
-    if aside.exists():  # of a run killed in the lines below
-        shutil.rmtree(aside)
-    earlier = sorted(folder.glob("vdlrecords.*"))
-    # Only the newest: it took over what the others held, and should have replaced them.
-    records = [
-        record
-        for path in earlier[-1:]
-        for record in _points(path)
-        if all(kept(value.id, value.tag) for value in record.values)
-    ]
-    # Its own default name counts seconds: a resume within one second would add to the old file.
-    name = f"vdlrecords.{time.time_ns()}.log"
-    copy = LogWriter(logdir=str(aside), file_name=name)
-    for record in records:
-        copy._get_file_writer().add_record(record)
-    copy.close()
-    if records:
-        # VisualDL prints its write errors and goes on.
-        if len(_points(aside / name)) != len(records):
-            raise StorageError(f"dashboard: could not write {aside / name}: is the disk full?")
-        (aside / name).rename(folder / name)
-    shutil.rmtree(aside)
-    for path in earlier:
-        path.unlink()
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that the file exists
-        writer = LogWriter(logdir=str(folder), file_name=name)
-        writer._get_file_writer()
-    return writer
-
-
-def _points(path: Path) -> list[record_pb2.Record]:
-    """The records of a file, up to the first one that a killed run has cut short; without texts and
-    settings, which every start of a run writes anew."""
-    records = []
-    for data in RecordReader(str(path)).get_all():
-        try:
-            record = record_pb2.Record.FromString(data)
-        except DecodeError:
-            break
-        if not {v.WhichOneof("one_value") for v in record.values} & {"text", "hparam", "meta_data"}:
-            records.append(record)
-    return records
+    try:
+        from ppvision.engine import vdl_records
+    except ImportError as error:
+        raise MissingPackageError(
+            "Records for VisualDL need visualdl, which does not load here "
+            f"({shorten_text(str(error), 200)}): pip install 'ppvision[dashboard]', or leave "
+            "--use_vdl out; metrics.csv has the same numbers."
+        ) from error
+    return vdl_records
 
 
 def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
-    """Rows for VisualDL's page that compares settings, in place of what stood there.
-
-    Args:
-        folder: gets a sub-folder for each row.
-        rows: by name; the first column of each is its setting, the others that are numbers are what
-            came of it.
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, row in rows.items():
-        (key, value), *others = row.items()
-        found = {column: float(number) for column, number in others}
-        with LogWriter(logdir=str(folder / name)) as writer:
-            writer.add_hparams({key: value}, list(found))
-            for column, number in found.items():
-                writer.add_scalar(column, number, 0)
+    """Rows for VisualDL's page that compares settings; see `vdl_records.write_comparison`."""
+    _vdl_records().write_comparison(folder, rows)
 
 
 def vdl_folders(runs: list[Path]) -> list[Path]:
@@ -275,6 +223,7 @@ def serve_runs(runs: list[Path], host: str, port: int | None, public_path: str) 
     Raises:
         PpvisionError: a folder without a record, or no address to listen at.
     """
+    _vdl_records()  # the server is of the same package
     folders = vdl_folders(runs)
     free = free_port(host, port)
     if port not in (None, free):

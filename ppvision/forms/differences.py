@@ -18,7 +18,13 @@ from paddle import Tensor, nn
 
 from ppvision.forms.exchange import in_form, is_untouched
 from ppvision.nn import SemanticDifferenceConv2D
-from ppvision.nn.semantic_diffusion import DIRECTIONS, OF_DIFFERENCES, replicate, taps
+from ppvision.nn.semantic_diffusion import (
+    DIRECTIONS,
+    OF_DIFFERENCES,
+    ends_of_edges,
+    replicate,
+    taps,
+)
 
 
 def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
@@ -27,14 +33,15 @@ def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
     Args:
         model: in evaluation mode.
 
-    A layer keeps its form whose similarity is not of a difference (cosine looks at both ends, none
-    is one convolution in a graph anyway), that rounds activations or that was changed.
+    A layer keeps its form whose similarity is cosine (which looks at both ends in many operations)
+    or none (one convolution in a graph anyway), that rounds activations or that was changed.
     """
     return in_form(model, _form)
 
 
 def _form(layer: nn.Layer) -> "GraphSemanticDifference | None":
-    replaced = is_untouched(layer, SemanticDifferenceConv2D) and layer.similarity in OF_DIFFERENCES
+    known = (*OF_DIFFERENCES, "product")
+    replaced = is_untouched(layer, SemanticDifferenceConv2D) and layer.similarity in known
     return GraphSemanticDifference(layer) if replaced else None
 
 
@@ -54,33 +61,45 @@ class GraphSemanticDifference(nn.Layer):
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         layer = self.layer
         guidance = layer.guidance(u, v)
-        of = OF_DIFFERENCES[layer.similarity]
+        of = OF_DIFFERENCES.get(layer.similarity)
         return sum_of_differences(u, guidance, layer.weight, of, layer.groups)
 
 
 @paddle.jit.not_to_static  # the loops unroll
 def sum_of_differences(
-    u: Tensor, v: Tensor, weight: Tensor, similarity: Callable[[Tensor], Tensor], groups: int
+    u: Tensor,
+    v: Tensor,
+    weight: Tensor,
+    similarity: Callable[[Tensor], Tensor] | None,
+    groups: int,
 ) -> Tensor:
     """The sum over neighbours of `ppvision.nn.semantic_diffusion`.
 
     Args:
-        u, v: features and guidance, `[B, C, H, W]`.
+        u, v: features `[B, C, H, W]`, and guidance: as many channels, or any for a product.
         weight: `[O, C/groups, 3, 3]`.
-        similarity: of a difference of the guidance.
+        similarity: of a difference of the guidance; None for the product of both ends.
         groups: of the convolution.
 
     Returns:
         `[B, O, H, W]`.
     """
     channels = u.shape[1]
-    maps = replicate(paddle.concat([u, v], axis=1))  # [B, 2C, H+2, W+2]
+    if similarity is None:
+        maps, v = replicate(u), replicate(v)  # [B, C, H+2, W+2]
+    else:
+        maps = replicate(paddle.concat([u, v], axis=1))  # [B, 2C, H+2, W+2]
     total = None
     for direction in DIRECTIONS:
-        kernel = np.tile(_difference_kernel(direction), (2 * channels, 1, 1, 1))
+        count = maps.shape[1]
+        kernel = np.tile(_difference_kernel(direction), (count, 1, 1, 1))
         kernel = paddle.to_tensor(kernel).astype(maps.dtype)
-        differences = F.conv2d(maps, kernel, groups=2 * channels)  # [B, 2C, H+|dy|, W+|dx|]
-        edges = similarity(differences[:, channels:]) * differences[:, :channels]
+        differences = F.conv2d(maps, kernel, groups=count)  # [B, C or 2C, H+|dy|, W+|dx|]
+        if similarity is None:
+            near, far = ends_of_edges(v, direction)
+            edges = (near * far).sum(axis=1, keepdim=True) * differences
+        else:
+            edges = similarity(differences[:, channels:]) * differences[:, :channels]
         part = F.conv2d(edges, _both_taps(weight, direction), groups=groups)  # [B, O, H, W]
         total = part if total is None else total + part
     return total
@@ -101,7 +120,7 @@ def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
     size = [1 + abs(step) for step in direction]
     places = np.zeros([3, 3, *size], np.float32)
     for (sign, tap, _, _), at in zip(taps(direction), _ends(direction)[::-1], strict=True):
-        places[*tap, *at] = sign
+        places[(*tap, *at)] = sign
     places = paddle.to_tensor(places.reshape(9, -1)).astype(weight.dtype)
     outputs, channels = weight.shape[:2]
     kernel = paddle.matmul(weight.reshape([outputs, channels, 9]), places)

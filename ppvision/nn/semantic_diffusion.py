@@ -4,7 +4,9 @@ Source: Tan, Wu, Pi, "Semantic Diffusion Network for Semantic Segmentation", Neu
 2302.02057. The paper states the diffusion guided by semantics, its approximation by a semantic
 difference convolution followed by a fusion, the bilinear enlargement of the guidance, and where the
 guidance comes from (the next level, or a strided convolution of the feature itself). The similarity
-functions, the projection of the guidance, replicate padding and the zero start are our choice.
+functions, the projection of the guidance, replicate padding and the zero start are our choice, and
+so are guidance by a head of its own (class scores, boundaries), several steps and the equal plain
+convolution, which are there to compare with.
 
     Y[p, o] = sum over q in the 3x3 neighbourhood of p, over channels c, of
               W[o, c, q - p] * S_c(V_p, V_q) * (U_q[c] - U_p[c])
@@ -77,6 +79,10 @@ def _direction(v: Tensor) -> tuple[Tensor, Tensor]:
     return v * scale, rest * scale
 
 
+def _product(near: Tensor, far: Tensor) -> Tensor:
+    return (near * far).sum(axis=1, keepdim=True)  # [B, 1, H, W]
+
+
 Similarity = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -87,9 +93,11 @@ def _of_both(similarity: Callable[[Tensor], Tensor]) -> Similarity:
 SIMILARITIES: dict[str, Similarity | None] = {
     **{name: _of_both(similarity) for name, similarity in OF_DIFFERENCES.items()},
     "cosine": _cosine,
+    "product": _product,
     "none": None,
 }
-_WITHOUT_SCALE = ("cosine", "none")
+_OF_VECTORS = ("cosine", "product")  # of guidance of any number of channels, without a lambda
+_WITHOUT_SCALE = (*_OF_VECTORS, "none")
 
 # -- neighbours ------------------------------------------------------------------------------------
 
@@ -130,6 +138,13 @@ def _ahead(step: int) -> slice:
     return (slice(None, -1), slice(None), slice(1, None))[step + 1]
 
 
+def ends_of_edges(x: Tensor, direction: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A map with its border at p, and at q = p + direction, over all p such that p or q is in the
+    map: `[B, C, H+2, W+2]` -> twice `[B, C, H+|dy|, W+|dx|]`."""
+    dy, dx = direction
+    return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
+
+
 def _edges(
     u: Tensor, v: Tensor | None, direction: tuple[int, int], similarity: Similarity | None
 ) -> Tensor:
@@ -137,14 +152,11 @@ def _edges(
 
     Shapes: u and v with their border `[B, C, H+2, W+2]` -> `[B, C, H+|dy|, W+|dx|]`.
     """
-    dy, dx = direction
-
-    def ends(x: Tensor) -> tuple[Tensor, Tensor]:
-        return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
-
-    near, far = ends(u)
+    near, far = ends_of_edges(u, direction)
     difference = far - near
-    return difference if similarity is None else similarity(*ends(v)) * difference
+    return (
+        difference if similarity is None else similarity(*ends_of_edges(v, direction)) * difference
+    )
 
 
 def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
@@ -284,8 +296,8 @@ def semantic_difference(
 
     Args:
         u: features `[B, C, H, W]`.
-        v: guidance `[B, C, H, W]` in units of lambda; any number of channels for `cosine`, None for
-            `none`.
+        v: guidance `[B, C, H, W]` in units of lambda; any number of channels for `cosine` and
+            `product`, None for `none`.
         weight: `[O, C/groups, 3, 3]`, row and column of q - p from -1 to 1. The centre counts for
             nothing.
         similarity: a name of `SIMILARITIES`.
@@ -342,7 +354,7 @@ class SemanticDifferenceConv2D(nn.Layer):
     differences between a pixel and its neighbours.
 
     Args:
-        in_channels: channels of u (and of v, but for `cosine` and `none`).
+        in_channels: channels of u (and of v, but for `cosine`, `product` and `none`).
         out_channels: channels of the result.
         similarity: how much of a difference counts, by the distance d of the guidance in units of a
             learned lambda, which starts at 1 (our choice, except that there is one):
@@ -351,6 +363,9 @@ class SemanticDifferenceConv2D(nn.Layer):
             - `charbonnier`: 1 / sqrt(1 + d^2);
             - `perona_malik`: 1 / (1 + d^2);
             - `cosine`: (1 + cos(V_p, V_q)) / 2, one number for all channels, no lambda;
+            - `product`: the sum over channels of V_p V_q, one number for all channels, no lambda.
+              Of roots of probabilities it is the Bhattacharyya coefficient: 1 for equal class
+              distributions, 0 for those that share no class;
             - `increasing`: 1 - charbonnier, which responds at semantic edges;
             - `none`: 1, without guidance: central difference convolution.
         groups: as in `paddle.nn.Conv2D`; `in_channels` gives the depthwise form. Default 1.
@@ -408,7 +423,7 @@ class SemanticDifferenceConv2D(nn.Layer):
                 "similarity none (central differences)."
             )
         _check_guidance(v, u)
-        if self.similarity != "cosine" and v.shape[1] != self.in_channels:
+        if self.similarity not in _OF_VECTORS and v.shape[1] != self.in_channels:
             raise InputError(
                 f"guidance: expected {self.in_channels} channels like u, got {v.shape[1]}. Project "
                 "it first (SemanticDiffusion does), or take similarity cosine."
@@ -435,7 +450,15 @@ def _enlarged(v: Tensor, u: Tensor) -> Tensor:
     return F.interpolate(v, paddle.shape(u)[2:], mode="bilinear")
 
 
+class PlainConv2D(nn.Conv2D):
+    """A 3x3 convolution with the face of `SemanticDifferenceConv2D`; the guidance is not used."""
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        return super().forward(u)
+
+
 WIDEST = 512  # channels that a semantic difference convolution takes by itself
+OPERATORS = ("difference", "convolution")
 
 
 class SemanticDiffusion(nn.Layer):
@@ -445,10 +468,16 @@ class SemanticDiffusion(nn.Layer):
         channels: of the feature u.
         guidance_channels: of the guidance v. Default None: the feature guides itself, through a 3x3
             convolution of stride 2 (the paper's single-scale form).
-        similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance.
+        similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance; with `product`
+            the guidance is taken as it is given, without a projection.
         groups: of the semantic difference convolution. Default 1.
         width: channels inside the semantic difference convolution; a 1x1 convolution leads there
             when they differ from `channels`. Default None: as many as u, at most 512 (our choice).
+        operator: `difference` (default), or `convolution`: a plain 3x3 convolution, widened so that
+            all has as many parameters as SDN with these options. To compare with.
+        steps: how often the map is diffused, with the same weights and guidance. Default 1.
+        detach_guidance: let no gradient out of the guidance into what it is made from. Default
+            False.
 
     Shapes: u `[B, channels, H, W]`, v `[B, guidance_channels, h, w]` of any size -> as u.
 
@@ -456,8 +485,9 @@ class SemanticDiffusion(nn.Layer):
     (our choice; the paper's `Conv1x1(concat[...])` without `U +` is the same family of functions).
 
     Raises:
-        ValueError: see `SemanticDifferenceConv2D`; a guidance given to, or missing from, a layer
-            that was made without, or with, `guidance_channels`.
+        ValueError: see `SemanticDifferenceConv2D`; an unknown operator; similarity `product`
+            without `guidance_channels`; a guidance given to, or missing from, a layer that was made
+            without, or with, `guidance_channels`.
 
     Source: SDN, NeurIPS 2022 (see the module).
     """
@@ -470,31 +500,33 @@ class SemanticDiffusion(nn.Layer):
         similarity: str = "gaussian",
         groups: int = 1,
         width: int | None = None,
+        operator: str = "difference",
+        steps: int = 1,
+        detach_guidance: bool = False,
     ) -> None:
         super().__init__()
-        _check_counts(channels=channels)
+        _check_counts(channels=channels, steps=steps)
         width = min(channels, WIDEST) if width is None else width
         _check_counts(width=width)
         if guidance_channels is not None:
             _check_counts(guidance_channels=guidance_channels)
+        if operator not in OPERATORS:
+            raise InputError(
+                f"operator: expected one of {', '.join(OPERATORS)}, got {shorten(operator)}."
+            )
         self.channels, self.guidance_channels = channels, guidance_channels
+        self.steps, self.detach_guidance = steps, bool(detach_guidance)
         self.difference = SemanticDifferenceConv2D(
             width, width, similarity=similarity, groups=groups
         )
         self.reduce = (
             nn.Identity() if width == channels else nn.Conv2D(channels, width, 1, bias_attr=False)
         )
-        if similarity == "none":
-            self.guide = None
-        elif guidance_channels is None:
-            self.guide = nn.Sequential(
-                nn.Conv2D(channels, width, 3, stride=2, padding=1, bias_attr=False),
-                nn.BatchNorm2D(width),
-            )
-        else:
-            self.guide = nn.Sequential(
-                nn.Conv2D(guidance_channels, width, 1, bias_attr=False), nn.BatchNorm2D(width)
-            )
+        self.guide = self._make_guide(width)
+        if operator == "convolution":
+            plain = self._equal_width(width)
+            self.difference = PlainConv2D(width, plain, 3, padding=1, bias_attr=False)
+            self.guide, width = None, plain
         self.norm = nn.BatchNorm2D(width)
         zero = nn.initializer.Constant(0.0)
         self.fuse = nn.Conv2D(
@@ -505,6 +537,37 @@ class SemanticDiffusion(nn.Layer):
             bias_attr=paddle.ParamAttr(initializer=zero),
         )
 
+    def _make_guide(self, width: int) -> nn.Layer | None:
+        """From what guides to the guidance; None where there is none to make."""
+        similarity = self.difference.similarity
+        if similarity == "product" and self.guidance_channels is None:
+            raise InputError(
+                "similarity product: expected guidance_channels, since it takes a guidance as it "
+                "is, such as class scores; got None. Take guidance classes or boundary."
+            )
+        if similarity in ("product", "none"):
+            return None
+        kernel, stride = (1, 1) if self.guidance_channels is not None else (3, 2)
+        return nn.Sequential(
+            nn.Conv2D(
+                self.guidance_channels or self.channels,
+                width,
+                kernel,
+                stride=stride,
+                padding=kernel // 2,
+                bias_attr=False,
+            ),
+            nn.BatchNorm2D(width),
+        )
+
+    def _equal_width(self, width: int) -> int:
+        """Outputs of a plain convolution, with BatchNorm and fusion of so many, that make up for
+        the parameters of SDN."""
+        replaced = [self.difference] if self.guide is None else [self.difference, self.guide]
+        trained = sum(p.size for x in replaced for p in x.parameters() if not p.stop_gradient)
+        trained += 2 * width + width * self.channels  # BatchNorm, and y's part of the fusion
+        return round(trained / (9 * width + 2 + self.channels))
+
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         if (v is None) != (self.guidance_channels is None):
             raise InputError(
@@ -514,10 +577,56 @@ class SemanticDiffusion(nn.Layer):
         _check_channels("feature", u, self.channels)
         if v is not None:
             _check_channels("guidance", v, self.guidance_channels)
-        guidance = None if self.guide is None else self.guide(u if v is None else v)
-        y = self.difference(self.reduce(u), guidance)  # [B, width, H, W]
-        y = F.relu(self.norm(y))
-        return u + self.fuse(paddle.concat([u, y], axis=1))
+        guidance = u if v is None else v
+        if self.detach_guidance:
+            guidance = guidance.detach()
+        if self.guide is not None:
+            guidance = self.guide(guidance)
+        for _ in range(self.steps):
+            y = self.difference(self.reduce(u), guidance)  # [B, width, H, W]
+            y = F.relu(self.norm(y))
+            u = u + self.fuse(paddle.concat([u, y], axis=1))
+        return u
+
+
+# -- guidance by a head of its own -----------------------------------------------------------------
+
+GUIDANCES = ("next_level", "classes", "boundary")
+
+
+class GuidanceHead(nn.Layer):
+    """A linear classifier of every pixel by all levels, at the size of the finest (our choice).
+
+    Args:
+        feat_channels: channels of the levels, from fine to coarse.
+        outputs: classes, or 1 for boundaries.
+
+    Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> logits `[B, outputs, H_0, W_0]`.
+    """
+
+    def __init__(self, feat_channels: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.scores = nn.LayerList(nn.Conv2D(channels, outputs, 1) for channels in feat_channels)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        total = self.scores[0](features[0])
+        for score, feature in zip(self.scores[1:], features[1:]):  # noqa: B905 (to_static)
+            total = total + _enlarged(score(feature), total)
+        return total
+
+
+def guidance_of(logits: Tensor, guidance: str) -> Tensor:
+    """What similarity `product` takes, in float32.
+
+    Args:
+        logits: `[B, K, H, W]` of a `GuidanceHead`.
+        guidance: `classes`: roots of the classes' probabilities; `boundary`: the probability of
+            being none.
+    """
+    logits = logits.astype("float32")
+    if guidance == "classes":
+        return paddle.exp(0.5 * F.log_softmax(logits, axis=1))
+    return F.sigmoid(-logits)
 
 
 class SemanticDiffusionPyramid(nn.Layer):
@@ -527,13 +636,22 @@ class SemanticDiffusionPyramid(nn.Layer):
         feat_channels: channels of the levels, from fine to coarse.
         levels: which of them to enhance; negative ones count from the coarsest. Default None: all.
             A decoder that reads one level wants that one alone.
-        similarity, groups, width: see `SemanticDiffusion`.
+        guidance: what guides: `next_level` (default): level i + 1 as the backbone gave it, the
+            coarsest one by itself; `classes`: class scores of a `GuidanceHead` over all levels;
+            `boundary`: such a head's probability that a pixel is no boundary. A head has to be
+            trained by a loss of its own: `logits` are for it.
+        num_classes: of the guidance `classes`.
+        similarity, groups, width, operator, steps, detach_guidance: see `SemanticDiffusion`.
 
     Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> the same; levels not chosen pass through.
-    Level i is guided by level i + 1 as the backbone gave it, the coarsest one by itself.
+
+    Attributes:
+        logits: in training, of the guidance's own head at the last forward pass,
+            `[[B, K, H_0, W_0]]`; otherwise an empty list.
 
     Raises:
-        ValueError: a level that is not there, or is named twice; another number of features.
+        ValueError: a level that is not there, or is named twice; another number of features; an
+            unknown guidance, or guidance `classes` without `num_classes`.
 
     Source: SDN, NeurIPS 2022: one module per level, the next one as guidance.
     """
@@ -543,9 +661,10 @@ class SemanticDiffusionPyramid(nn.Layer):
         feat_channels: Sequence[int],
         levels: Sequence[int] | None = None,
         *,
+        guidance: str = "next_level",
+        num_classes: int | None = None,
         similarity: str = "gaussian",
-        groups: int = 1,
-        width: int | None = None,
+        **options: int | str | bool | None,
     ) -> None:
         super().__init__()
         count = len(feat_channels)
@@ -574,13 +693,20 @@ class SemanticDiffusionPyramid(nn.Layer):
             )
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)
+        self.guidance, self.logits = guidance, []
+        channels = [*feat_channels[1:], None]  # of the guidance of each level
+        if guidance not in GUIDANCES:
+            raise InputError(
+                f"guidance: expected one of {', '.join(GUIDANCES)}, got {shorten(guidance)}."
+            )
+        if guidance != "next_level":
+            outputs = num_classes if guidance == "classes" else 1
+            _check_counts(num_classes=outputs)
+            self.guidance_head = GuidanceHead(feat_channels, outputs)
+            channels = [outputs] * count
         self.diffusions = nn.LayerList(
             SemanticDiffusion(
-                feat_channels[level],
-                feat_channels[level + 1] if level + 1 < count else None,
-                similarity=similarity,
-                groups=groups,
-                width=width,
+                feat_channels[level], channels[level], similarity=similarity, **options
             )
             for level in self.levels
         )
@@ -592,8 +718,16 @@ class SemanticDiffusionPyramid(nn.Layer):
                 f"features: expected a list of {len(self.feat_channels)} maps of "
                 f"{self.feat_channels} channels, got {got}. A backbone returns a list, also of one."
             )
+        guides = [*features[1:], None]
+        if self.guidance != "next_level":
+            logits = self.guidance_head(features)
+            self._keep(logits)
+            guides = [guidance_of(logits, self.guidance)] * len(features)
         result = list(features)
         for level, diffusion in zip(self.levels, self.diffusions):  # noqa: B905 (to_static)
-            last = level + 1 == len(features)
-            result[level] = diffusion(features[level], None if last else features[level + 1])
+            result[level] = diffusion(features[level], guides[level])
         return result
+
+    @paddle.jit.not_to_static
+    def _keep(self, logits: Tensor) -> None:
+        self.logits = [logits] if self.training else []

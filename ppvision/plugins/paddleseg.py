@@ -43,13 +43,14 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.data.pictures import read_label, read_like_opencv
 from ppvision.deploy.run import transforms as deployed
 from ppvision.errors import InputError
 from ppvision.nn import SemanticDiffusionPyramid
-from ppvision.nn.semantic_diffusion import SIMILARITIES
+from ppvision.nn.semantic_diffusion import GUIDANCES, OPERATORS, SIMILARITIES
 from ppvision.plugins import paddleseg_data, reading, shims
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.zoo.factory import create_model, model_signature
@@ -94,6 +95,11 @@ class SemanticDiffusionBackbone(nn.Layer):
         groups: of the semantic difference convolutions. Default 1.
         width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
         in_channels: channels of the picture; PaddleSeg's builder hands them on to the backbone.
+        guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` and `boundary` a model
+            that PaddleSeg's builder makes gives the logits of the guidance's own head as its last
+            ones in training, and the config names a loss for them.
+        num_classes: of the guidance `classes`; PaddleSeg's builder takes the model's.
+        operator, steps, detach_guidance: see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
         feat_channels: the backbone's.
@@ -109,10 +115,15 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: Literal[*SIMILARITIES] = "gaussian",
+        similarity: Literal[SIMILARITIES] = "gaussian",
         groups: int = 1,
         width: int | None = None,
         in_channels: int | None = None,
+        guidance: Literal[GUIDANCES] = "next_level",
+        num_classes: int | None = None,
+        operator: Literal[OPERATORS] = "difference",
+        steps: int = 1,
+        detach_guidance: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(backbone, nn.Layer):
@@ -135,28 +146,64 @@ class SemanticDiffusionBackbone(nn.Layer):
         self.backbone = backbone
         self.feat_channels = list(backbone.feat_channels)
         self.diffusion = SemanticDiffusionPyramid(
-            self.feat_channels, levels, similarity=similarity, groups=groups, width=width
+            self.feat_channels,
+            levels,
+            guidance=guidance,
+            num_classes=num_classes,
+            similarity=similarity,
+            groups=groups,
+            width=width,
+            operator=operator,
+            steps=steps,
+            detach_guidance=detach_guidance,
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         return self.diffusion(self.backbone(x))
 
 
-def _hand_on_in_channels(build: Callable[[object, dict], object]) -> Callable:
-    """PaddleSeg builds the inner backbone first and sets `in_channels` at the outer one only."""
+def add_guidance_logits(model: nn.Layer) -> None:
+    """Let a model over a `SemanticDiffusionBackbone` whose guidance has a head of its own give that
+    head's logits, at the size of the picture, behind its own ones in training.
+
+    Args:
+        model: with PaddleSeg's interface: a list of logits. PaddleSeg's builder does this by
+            itself; with a guidance that has no head nothing changes.
+    """
+    pyramids = [x for x in model.sublayers() if isinstance(x, SemanticDiffusionPyramid)]
+
+    def add(layer: nn.Layer, inputs: tuple, outputs: list[Tensor]) -> list[Tensor]:
+        size = inputs[0].shape[2:]
+        found = [logits for pyramid in pyramids for logits in pyramid.logits]
+        for pyramid in pyramids:
+            pyramid.logits = []  # what belongs to a step is not copied with the model
+        return [*outputs, *(F.interpolate(x, size, mode="bilinear") for x in found)]
+
+    if any(pyramid.guidance != "next_level" for pyramid in pyramids):
+        model.register_forward_post_hook(add)
+
+
+def _hand_on(build: Callable[[object, dict], object]) -> Callable:
+    """PaddleSeg builds the inner backbone first and sets `in_channels` at the outer one only; and a
+    backbone does not know the classes of its model."""
+
+    def is_sdn(cfg: object) -> bool:
+        return isinstance(cfg, dict) and cfg.get("type") == SemanticDiffusionBackbone.__name__
 
     @functools.wraps(build)
     def build_component(self: object, cfg: dict) -> object:
         inner = cfg.get("backbone")
-        if (
-            cfg.get("type") == SemanticDiffusionBackbone.__name__
-            and isinstance(inner, dict)
-            and cfg.get("in_channels") is not None
-        ):
+        if is_sdn(cfg) and isinstance(inner, dict) and cfg.get("in_channels") is not None:
             cfg = cfg | {"backbone": {"in_channels": cfg["in_channels"], **inner}}
-        return build(self, cfg)
+        if not is_sdn(inner):
+            return build(self, cfg)
+        if inner.get("guidance") == "classes" and "num_classes" in cfg:
+            cfg = cfg | {"backbone": {"num_classes": cfg["num_classes"], **inner}}
+        model = build(self, cfg)
+        add_guidance_logits(model)
+        return model
 
-    build_component.hands_on_in_channels = True
+    build_component.hands_on = True
     return build_component
 
 
@@ -258,8 +305,8 @@ def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]
 
 
 OnceQAT.stock_losses = staticmethod(stock_losses)
-if not hasattr(builder.Builder.build_component, "hands_on_in_channels"):
-    builder.Builder.build_component = _hand_on_in_channels(builder.Builder.build_component)
+if not hasattr(builder.Builder.build_component, "hands_on"):
+    builder.Builder.build_component = _hand_on(builder.Builder.build_component)
 _read_strictly()
 shims.apply(shims.PADDLESEG_SHIMS)
 paddleseg_data.read_alike()

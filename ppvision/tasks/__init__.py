@@ -3,6 +3,7 @@
 import importlib
 from pathlib import Path
 
+from ppvision.configs import find_config
 from ppvision.safe_yaml import plain
 from ppvision.tasks.config import (
     apply_options,
@@ -35,7 +36,7 @@ def open_job(
     """Read a config and build the job of its task.
 
     Args:
-        config_path: YAML.
+        config_path: YAML, or the name of a packaged config (`ppvision configs`).
         options: `--opts` entries, `a.b=value`.
         slim_config: a file that says how to quantise (`ppvision.tasks.multibit.slim_config`); its
             keys go in the place of the config's own `slim_config`.
@@ -50,6 +51,7 @@ def open_job(
         ConfigError: a config that does not read, or that names something unknown.
         MissingPackageError: the package that the task needs is not installed.
     """
+    config_path = find_config(config_path)
     content = read_yaml(config_path)
     if slim_config is not None:
         content["slim_config"] = read_slim_config(slim_config)
@@ -61,7 +63,7 @@ def open_job(
     if not kind.takes_tags:
         check_untagged(content)
     rest = apply_overrides(content, kind.override_keys, **overrides)
-    job = kind(content, Path(config_path).stem, allow_download=allow_download, **rest)
+    job = kind(content, config_path.stem, allow_download=allow_download, **rest)
     if "slim_config" in content:
         return MultiBitJob(job, plain(content["slim_config"]))
     return job

@@ -39,13 +39,17 @@ def read_yaml(path: str | Path) -> Located:
 def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     """One file on its bases; `chain` led to it, `read` are all files so far."""
     shown = path
+    if "\0" in str(path):
+        raise ConfigError(f"config: expected a path, got a null byte in {shorten(str(path))}.")
     path = path.resolve()
     if path in chain:
         raise ConfigError(f"config: {path} is its own _base_ (through {chain[-1]}).")
-    if not path.is_file():
-        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    if not _is_file(path):
+        beside = path.parent
+        siblings = [p.name for p in beside.glob("*.y*ml")] if _is_folder(beside) else []
         raise ConfigError(
-            f"config: expected a YAML file, found none at {path}. {nearest(path.name, siblings)}"
+            f"config: expected a YAML file, found none at {shorten_text(str(path), 500)}. "
+            f"{nearest(path.name, siblings)}"
         )
     read.append(path)
     if len(read) > _MAX_FILES:
@@ -67,6 +71,21 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(shown.parent / base, (*chain, path), read))
     return merge(merged, content)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether a file is there; a name that the system cannot ask for has none."""
+    try:
+        return path.is_file()
+    except OSError:  # a part of more than 255 bytes, no rights to a folder
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def merge(base: Located, over: Located) -> Located:

@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from ppvision.console import track
 from ppvision.data.listing import list_images, listed_labels
@@ -310,6 +309,8 @@ def _described(found: Detections, place: int) -> dict[str, object]:
         "box": [round(float(x), 2) for x in found.boxes[place]],
     }
     if found.masks is not None:
+        from pycocotools import mask as mask_utils  # PaddleDetection's, as all of detection
+
         run_lengths = mask_utils.encode(np.asfortranarray(found.masks[place], np.uint8))
         entry["mask"] = {**run_lengths, "counts": run_lengths["counts"].decode()}
     return entry

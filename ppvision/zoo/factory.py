@@ -43,8 +43,9 @@ def create_model(
             (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
             logits), `out_indices=None` (which ones) and `recompute=False`. Without `num_classes`,
             pretrained weights of a classifier bring their own number; with another one the head
-            starts anew. With `in_channels` other than 3 the first convolution of pretrained weights
-            is adapted.
+            starts anew. A classifier also takes the options that its weights were trained with
+            (`pretrained_cfg.options`), where they are not given. With `in_channels` other than 3
+            the first convolution of pretrained weights is adapted.
 
     Returns:
         The model; `pretrained_cfg` says how to feed it.
@@ -73,10 +74,13 @@ def create_model(
         found = None
     else:
         found = find_pretrained(model, pretrained)
-    net = builder(model)(**options)
     config, fresh = model_card(model).config, True
     if found is not None:
         config = found.config
+        if not options.get("features_only"):
+            options = {**config.options, **options}
+    net = builder(model)(**options)
+    if found is not None:
         keep_head = "num_classes" not in options
         fresh = bool(load_pretrained(net, found, keep_head=keep_head))
     if isinstance(net, ZooModel):

@@ -5,7 +5,6 @@ fit as it is, is made to fit, and the log says so: the backbone is taken out of 
 head of other classes starts anew, the first convolution takes other channels.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -27,6 +26,7 @@ from ppvision.errors import (
     shorten,
     shorten_text,
 )
+from ppvision.files import sha256_of
 from ppvision.models.base import ZooModel
 from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
@@ -105,8 +105,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
         )
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = sha256_of(path)
     # We cannot know how a file's own pictures were prepared, nor its licence.
     return Pretrained(
         arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
@@ -157,10 +156,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
 
 
 def _has_sha256(path: Path, digest: str) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    return path.is_file() and sha256_of(path) == digest
 
 
 # -- into the model --------------------------------------------------------------------------------

@@ -4,13 +4,13 @@ Those that come with ppvision are layered models in the package; others are file
 the user has installed. The card's sha256 is that of one file, which vouches for the rest.
 """
 
-import hashlib
 import importlib.metadata
 from pathlib import Path
 
 import numpy as np
 
 from ppvision.errors import MissingPackageError, WeightsError
+from ppvision.files import sha256_of
 from ppvision.zoo.cards import WeightsCard
 from ppvision.zoo.torch_files import read_pth, to_paddle
 
@@ -53,9 +53,7 @@ def check_stored(card: WeightsCard) -> Path:
     again = f"Install {card.package.partition('==')[0] or 'ppvision'} again."
     if not path.is_file():
         raise WeightsError(f"{path}: expected the weights of {card.name}, found none. {again}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != card.sha256:
+    if (found := sha256_of(path)) != card.sha256:
         raise WeightsError(f"{path}: expected sha256 {card.sha256}, got {found}. {again}")
     return path
 

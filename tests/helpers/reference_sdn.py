@@ -9,6 +9,8 @@ def similarity_of(name, a, b):
     if name == "cosine":
         lengths = np.sqrt((a @ a + 1e-6) * (b @ b + 1e-6))
         return np.full(1, (1 + (a @ b + 1e-6) / lengths) / 2)
+    if name == "product":
+        return np.full(1, a @ b)
     return {
         "charbonnier": 1 / np.sqrt(1 + d * d),
         "gaussian": np.exp(-d * d / 2),

@@ -4,7 +4,6 @@ Every entry has a type and a range, which stand at its field below. docs/deploym
 them for readers of the file. What is optional is left out of the file where it says nothing.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -13,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from ppvision.errors import ManifestError, MissingFileError, shorten
-from ppvision.files import naming_read
+from ppvision.files import naming_read, sha256_of
 from ppvision.schema import (
     Count,
     Place,
@@ -537,9 +536,3 @@ def _verify(folder: Path, name: str, expected: FileEntry) -> None:
             f"{path}: expected sha256 {expected.sha256}, got {digest}; the file is corrupt or "
             "changed. Copy or export it again."
         )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -43,7 +43,7 @@ from ppvision.deploy.run.engines import (
 )
 from ppvision.deploy.run.integer_probe import find_integer_fault
 from ppvision.deploy.run.isolated import IsolatedRuntime
-from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, sha256_of, verify_files
+from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, verify_files
 from ppvision.deploy.run.nms import RuntimeWithNms
 from ppvision.deploy.run.precision import (
     Precision,
@@ -60,7 +60,7 @@ from ppvision.errors import (
     MissingFileError,
     shorten,
 )
-from ppvision.files import check_room, naming_flag, naming_storage
+from ppvision.files import check_room, naming_flag, naming_storage, sha256_of
 
 if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel

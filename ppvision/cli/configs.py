@@ -1,0 +1,31 @@
+"""`ppvision configs`."""
+
+import argparse
+
+from ppvision.cli.options import Verbs, add_verb
+from ppvision.configs import copy_config, list_configs
+from ppvision.console import show
+from ppvision.errors import InputError
+
+
+def add(verbs: Verbs) -> None:
+    verb = add_verb(
+        verbs,
+        "configs",
+        "list and copy the configs that come with the package",
+        "List the configs that come with the package, or copy one with the files that it builds "
+        "on. `--config NAME` of the other verbs finds them by name.",
+        "ppvision configs --copy segmentation/segformer_pale_nano_digit_scenes --output configs",
+    )
+    verb.add_argument("--copy", metavar="NAME", help="the config to copy (default: list all)")
+    verb.add_argument("--output", help="with --copy: folder that gets TASK/NAME.yml")
+    verb.set_defaults(verb=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    if (args.copy is None) != (args.output is None):
+        raise InputError("configs: expected --copy and --output together, or neither.")
+    if args.copy is None:
+        show("\n".join(list_configs()))
+        return
+    show("\n".join(map(str, copy_config(args.copy, args.output))))

@@ -1,0 +1,98 @@
+"""The configs that come with the package: listed, found by name, copied for an own change.
+
+In a wheel they lie in `ppvision/configs`; in a clone of the project they stay in `configs/`.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+from ppvision.errors import FolderInUseError, InputError, MissingFileError, nearest, shorten_text
+from ppvision.files import replace_file
+
+_BASE = re.compile(r"(?i)^_base_\s*:\s*(.*(?:\n\s*-.*)*)", re.MULTILINE)
+_FILE = re.compile(r"[\w./-]+\.ya?ml")
+
+
+def config_folder() -> Path:
+    """Where the configs lie."""
+    package = Path(__file__).parent
+    packaged = package / "configs"
+    return packaged if packaged.is_dir() else package.parent / "configs"
+
+
+def list_configs() -> dict[str, Path]:
+    """The packaged configs by name: `TASK/NAME`, without those that others only build on."""
+    folder = config_folder()
+    paths = sorted(folder.glob("*/*.yml"))
+    return {f"{path.parent.name}/{path.stem}": path for path in paths}
+
+
+def find_config(value: str | Path) -> Path:
+    """The file that a config's path or name means; a file of that name wins.
+
+    Args:
+        value: a path, or a name of `list_configs` with or without its folder and `.yml`.
+
+    Raises:
+        MissingFileError: neither.
+    """
+    path = Path(value)
+    if path.exists():
+        return path
+    name = str(value).removesuffix(".yml").removeprefix("configs/")
+    configs = list_configs()
+    for known, found in configs.items():
+        if name in (known, known.partition("/")[2]):
+            return found
+    names = [*configs, *(known.partition("/")[2] for known in configs)]
+    raise MissingFileError(
+        f"expected a config's file, or the name of one that `ppvision configs` lists, got "
+        f"{shorten_text(str(value), 200)!r}. {nearest(name, names)}"
+    )
+
+
+def copy_config(name: str | Path, target: str | Path) -> list[Path]:
+    """Copy a packaged config, with the files that it builds on, for an own change.
+
+    Args:
+        name: as for `find_config`.
+        target: a folder. The files keep their place to each other: `TARGET/TASK/NAME.yml`.
+
+    Returns:
+        The new files, the config itself first.
+
+    Raises:
+        MissingFileError: no such config.
+        InputError: it is not one of the package's.
+        FolderInUseError: one of the files is there already, with other content.
+    """
+    folder = config_folder()
+    source = find_config(name)
+    if not source.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"{source}: expected the name of a packaged config, got another file.")
+    sources = _with_bases(source.resolve())
+    targets = [Path(target) / path.relative_to(folder.resolve()) for path in sources]
+    for path, copy in zip(sources, targets, strict=True):
+        if copy.exists() and copy.read_bytes() != path.read_bytes():
+            raise FolderInUseError(
+                f"{copy}: expected no file, or an unchanged copy of the config, got another "
+                "content. Choose another folder."
+            )
+    for path, copy in zip(sources, targets, strict=True):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with replace_file(copy) as partial:
+            shutil.copyfile(path, partial)
+    return targets
+
+
+def _with_bases(path: Path) -> list[Path]:
+    """A config and the files that it builds on, directly or not."""
+    found = [path]
+    for path in found:  # grows while it is walked
+        for block in _BASE.findall(path.read_text(encoding="utf-8")):
+            for name in _FILE.findall(block):
+                base = (path.parent / name).resolve()
+                if base not in found:
+                    found.append(base)
+    return found
