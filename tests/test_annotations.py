@@ -444,7 +444,7 @@ def test_pictures_without_annotations_stay_what_paddledetection_makes_of_them(ro
     dataset = COCODataSet(str(root), "images", "annotations/instances_val.json")
     dataset.parse_dataset()
     assert len(dataset.roidbs) == 2
-    with pytest.raises(DataError, match="expected a list 'annotations'"):
+    with pytest.raises(DataError, match="'annotations'"):
         check_coco("x", root / "annotations/instances_val.json", root / "images", 2)
 
 
@@ -608,7 +608,7 @@ def test_run_lengths_without_an_end(root):
     content = coco_content()
     content["annotations"][0]["segmentation"] = {"size": [HEIGHT, WIDTH], "counts": "o" * 10**6}
     write_coco(root, content)
-    with pytest.raises(DataError, match="run lengths that are damaged"):
+    with pytest.raises(DataError, match="damaged"):
         open_coco(root, "MaskRCNN").check_data("train_dataset")
 
 
@@ -705,7 +705,7 @@ def test_every_form_of_difficult(voc, text, caplog):
 @pytest.mark.parametrize("text", ["maybe", "nan", "inf", "0x1", "\u00b2"])
 def test_a_difficult_that_says_nothing(voc, text):
     (voc / "xml" / "b.xml").write_text(voc_text(voc_object("cat", BOXES[0], text)))
-    with pytest.raises(DataError, match=r"1 objects have a `difficult` .*b\.xml, object 0"):
+    with pytest.raises(DataError, match=r"`difficult`.*b\.xml, object 0"):
         open_voc(voc).check_data("train_dataset")
 
 

@@ -224,7 +224,7 @@ def test_of_a_batch_with_a_bad_picture_nothing_counts(metric):
     bad = label.copy()
     bad[0, 0] = 7
     found = metric(3)
-    with pytest.raises(ValueError, match="pred: expected classes from 0 to 2"):
+    with pytest.raises(ValueError, match=r"pred: .*0 to 2"):
         found.update(np.stack([label, bad]), np.stack([label, label]))
     assert not found.counts.any()
 
@@ -273,13 +273,13 @@ def test_bad_options():
         with pytest.raises(ValueError, match="dilation_ratio"):
             BoundaryIoU(2, dilation_ratio=bad)
     for bad in (None, "255", True):
-        with pytest.raises(ValueError, match="ignore_index: expected a whole number"):
+        with pytest.raises(ValueError, match="ignore_index"):
             BoundaryIoU(2, ignore_index=bad)
     far = np.array([[2**63 + 5]], np.uint64)
     with pytest.raises(ValueError, match=f"got {2**63 + 5} to {2**63 + 5}"):
         BoundaryIoU(2).update(far, np.zeros((1, 1), np.uint8))
     for bad in ((3, 0), (), (2.5,)):
-        with pytest.raises(ValueError, match="tolerances: expected a tuple"):
+        with pytest.raises(ValueError, match="tolerances"):
             BoundaryFScore(2, tolerances=bad)
     with pytest.raises(ValueError, match=r"got 3\. Write \(3,\)"):
         BoundaryFScore(2, tolerances=3)

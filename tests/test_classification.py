@@ -91,9 +91,9 @@ def test_lists_that_are_wrong(crops, tmp_path, text, message):
 def test_folders_that_are_wrong(crops, tmp_path):
     with pytest.raises(DataError, match="found none at"):
         ClassFolders(tmp_path / "absent")
-    with pytest.raises(DataError, match="Is it the folder above the classes"):
+    with pytest.raises(DataError, match="above the classes"):
         ClassFolders(crops / "train" / "digit 0")
-    with pytest.raises(DataError, match=r"model has 2, and .* has 3 classes"):
+    with pytest.raises(DataError, match=r"has 2.* has 3"):
         ClassFolders(crops / "train", num_classes=2)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -120,7 +120,7 @@ def test_other_classes_for_validation_are_refused(crops, tmp_path, classificatio
     shutil.copytree(crops / "val", tmp_path / "val")
     (tmp_path / "val" / "digit 1").rename(tmp_path / "val" / "digit 7")
     config = classification_file(lambda c: c["val_dataset"].update(root=str(tmp_path / "val")))
-    with pytest.raises(ConfigError, match="digit 1, digit 7 stand in one of the two only"):
+    with pytest.raises(ConfigError, match="digit 1, digit 7"):
         open_job(config).check_data("train_dataset", "val_dataset")
 
 
@@ -255,7 +255,7 @@ def test_training_pictures_of_different_sizes_stop_the_run(crops, tmp_path, clas
         config["train_dataset"] = {"root": str(tmp_path / "train"), "transforms": []}
 
     job = open_job(classification_file(change))
-    with pytest.raises(RuntimeError, match=r"do not fit together.*\[3, 28, 28\], \[3, 30, 40\]"):
+    with pytest.raises(RuntimeError, match=r"\[3, 28, 28\], \[3, 30, 40\]"):
         run_training(
             job, RunFolder(tmp_path / "run"), train_options(job), do_eval=False, use_vdl=False
         )

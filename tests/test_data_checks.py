@@ -89,12 +89,12 @@ def test_missing_list(root):
 
 
 def test_list_path_that_was_meant_from_the_root(root):
-    with pytest.raises(DataError, match=r"there is one at .*train\.txt"):
+    with pytest.raises(DataError, match=r"train\.txt"):
         check_segmentation_list("train.txt", root, 3)
 
 
 def test_missing_root(root):
-    with pytest.raises(DataError, match=r"dataset_root: expected a folder, found none at .*gone"):
+    with pytest.raises(DataError, match=r"dataset_root.*gone"):
         check_segmentation_list(root / "train.txt", root / "gone", 3)
 
 

@@ -247,7 +247,7 @@ def test_border_is_the_third_class(nuclei, tmp_path):
 
 @pytest.mark.parametrize("border", [-1, 1.5, True])
 def test_border_has_to_be_a_whole_number(nuclei, tmp_path, border):
-    with pytest.raises(ValueError, match="border: expected a whole number"):
+    with pytest.raises(ValueError, match="border"):
         convert_dsb2018(nuclei, tmp_path / "out", border=border)
 
 
@@ -324,7 +324,7 @@ def test_missing_source(name, tmp_path):
 @pytest.mark.parametrize("name", ["bccd", "camvid", "dsb2018"])
 def test_source_without_lists(name, tmp_path):
     (tmp_path / "source").mkdir()
-    with pytest.raises(DataError, match=r"train\.txt: expected a list file"):
+    with pytest.raises(DataError, match=r"train\.txt"):
         CONVERTERS[name](tmp_path / "source", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -389,7 +389,7 @@ def test_unknown_road_class_is_named(roads, tmp_path, value):
 
 def test_truncated_road_scene_is_named(roads, tmp_path):
     cut_off(roads / "train" / "images" / "b.jpg")
-    with pytest.raises(DataError, match=r"images/b\.jpg: does not decode .*cut off"):
+    with pytest.raises(DataError, match=r"images/b\.jpg.*cut off"):
         convert_camvid(roads, tmp_path / "out")
 
 
@@ -404,7 +404,7 @@ def test_segnet_layout(tmp_path):
     written = np.array(Image.open(tmp_path / "out" / "labels" / "train" / "x.png"))
     np.testing.assert_array_equal(written, np.where(label == 11, 255, label))
     (source / "valannot" / "x.png").unlink()
-    with pytest.raises(DataError, match=r"valannot/x\.png: no such file"):
+    with pytest.raises(DataError, match=r"valannot/x\.png"):
         convert_camvid(source, tmp_path / "out2")
 
 
@@ -494,17 +494,17 @@ def test_faulty_class_folders(small_pictures, tmp_path):
     broken = small_pictures / "train" / "dog" / "0001.jpg"
     whole = broken.read_bytes()
     cut_off(broken)
-    with pytest.raises(DataError, match=r"train/dog/0001\.jpg: does not decode .*cut off"):
+    with pytest.raises(DataError, match=r"train/dog/0001\.jpg.*cut off"):
         convert_cifar10(small_pictures, output)
     broken.write_bytes(whole)
 
     save(small_pictures / "val" / "dog" / "0000.jpg", noise(1, 32, 32))
-    with pytest.raises(DataError, match=r"val/dog/0000\.jpg is there twice"):
+    with pytest.raises(DataError, match=r"val/dog/0000\.jpg.*twice"):
         convert_cifar10(small_pictures, output)
     (small_pictures / "val" / "dog" / "0000.jpg").unlink()
 
     (small_pictures / "test" / "ship" / "0000.jpg").unlink()
-    with pytest.raises(DataError, match="ten classes for val, found none of ship"):
+    with pytest.raises(DataError, match=r"val.*ship"):
         convert_cifar10(small_pictures, output)
 
     (small_pictures / "test" / "ship").rename(small_pictures / "test" / "boat")
@@ -591,7 +591,7 @@ def test_boxes_in_voc_folders(blood, tmp_path):
 def test_faulty_boxes_are_named(blood, tmp_path, text):
     path = blood / "annotations" / "b.xml"
     path.unlink() if text is None else path.write_text(text)
-    with pytest.raises(DataError, match=r"b\.xml: expected Pascal VOC boxes"):
+    with pytest.raises(DataError, match=r"b\.xml"):
         convert_bccd(blood, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

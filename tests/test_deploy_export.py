@@ -382,7 +382,7 @@ def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):
 
 def test_other_numbers_with_onednn_turn_it_off_aloud(tmp_path, monkeypatch):
     _lie(monkeypatch, "onednn")
-    with pytest.warns(UserWarning, match="with oneDNN.* differs.*runs without oneDNN"):
+    with pytest.warns(UserWarning, match=r"with oneDNN.* differs.*runs without oneDNN"):
         folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert manifest(folder)["onednn"] is False
     assert manifest(folder)["max_error_to_eager"] < 1e-3
@@ -397,9 +397,9 @@ def test_onednns_align_corners_fault_is_noticed(tmp_path):
                 super().forward(x)[0], scale_factor=2, mode="bilinear", align_corners=True
             )
 
-    with pytest.warns(UserWarning, match="with oneDNN.* differs"):
+    with pytest.warns(UserWarning, match=r"with oneDNN.* differs"):
         folder = export_model(Enlarges(), tmp_path / "net", input_shape=[1, 3, None, 48])
-    with pytest.warns(UserWarning, match="gave other numbers when this was exported"):
+    with pytest.warns(UserWarning, match="other numbers"):
         predictor = Predictor(folder)
     assert predictor.onednn is False
     with pytest.raises(RuntimeError, match="gave other numbers"):
@@ -506,7 +506,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def test_sizes_that_the_model_does_not_take_are_named(tmp_path):
-    with pytest.warns(UserWarning, match=r"does not run on .*97, 131.*multiple of 32"):
+    with pytest.warns(UserWarning, match=r"97, 131.*multiple of 32"):
         folder = export_model(
             OnlyMultiplesOf32(), tmp_path / "net", input_shape=[None, 3, None, None]
         )
@@ -519,7 +519,7 @@ def test_a_model_that_runs_at_no_size(tmp_path):
 
 
 def test_onednn_that_cannot_run_is_said_aloud(tmp_path):
-    with pytest.warns(UserWarning, match="with oneDNN.*does not run"):
+    with pytest.warns(UserWarning, match=r"with oneDNN.*does not run"):
         folder = export_model(ChannelsLast(), tmp_path / "net", input_shape=[None, 3, None, None])
     assert manifest(folder)["onednn"] is False
 
@@ -625,7 +625,7 @@ def test_probes_have_the_magnitude_of_pictures():
 
 def test_a_crop_is_refused_for_segmentation(tmp_path):
     crop = [{"type": "CenterCrop", "target_size": [8, 8]}]
-    with pytest.raises(ValueError, match="CenterCrop leaves parts of the picture without a class"):
+    with pytest.raises(ValueError, match="CenterCrop"):
         export_model(
             paddle.nn.Conv2D(3, 2, 1), tmp_path / "m", input_shape=[1, 3, 8, 8], transforms=crop
         )

@@ -263,16 +263,16 @@ class NoPath:
     ],  # repr() of NoPath differs from process to process
 )
 def test_paths_that_are_none(exported, path):
-    with pytest.raises((InputError, InputTypeError), match="image: expected a path"):
+    with pytest.raises((InputError, InputTypeError), match="image"):
         Predictor(exported())(path)
 
 
 def test_files_that_are_no_pictures(exported, tmp_path):
     predictor = Predictor(exported())
-    with pytest.raises(FileNotFoundError, match=r"missing\.png: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         predictor(tmp_path / "missing.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png: does not decode \(not a picture"):
+    with pytest.raises(ValueError, match=r"text\.png.*not a picture"):
         predictor(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         predictor(tmp_path)
@@ -454,11 +454,11 @@ def test_falls_back_from_onednn_aloud(exported):
     description = folder / "deploy.yaml"
     assert "onednn: false" in description.read_text()  # known since the export; and found here:
     description.write_text(description.read_text().replace("onednn: false", "onednn: true"))
-    with pytest.warns(UserWarning, match="oneDNN cannot run it here .*Going on without oneDNN"):
+    with pytest.warns(UserWarning, match="without oneDNN"):
         predictor = Predictor(folder)
     assert predictor.onednn is False
     assert predictor(picture(9, 12)).shape == (9, 12)
-    with pytest.raises(RuntimeError, match="Pass use_onednn=None or False"):
+    with pytest.raises(RuntimeError, match="use_onednn"):
         Predictor(folder, use_onednn=True)
     assert Predictor(folder, use_onednn=False).onednn is False  # not tried, nothing to say
 

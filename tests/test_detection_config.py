@@ -160,5 +160,5 @@ def test_pictures_kept_as_pickles_are_refused(tmp_path):
 
 def test_a_text_in_the_place_of_a_number(tmp_path):
     text = "OptimizerBuilder: {optimizer: {type: Momentum, momentum: '0,9'}}\n"
-    with pytest.raises(ConfigError, match=r"momentum: expected a number"):
+    with pytest.raises(ConfigError, match="momentum"):
         opened(tmp_path, "ppyoloe", text)

@@ -391,7 +391,7 @@ def test_output_among_the_photographs_is_refused(tmp_path, output):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (200, 100), (0, 200, 0)).save(photos / "plain.png")
-    with pytest.raises(ValueError, match="output: expected a folder outside of the photographs"):
+    with pytest.raises(ValueError, match=r"output: .*photographs"):
         write_digit_scenes(tmp_path / output, **SMALL, photos=photos)
     assert [path.name for path in photos.iterdir()] == ["plain.png"]
     write_digit_scenes(tmp_path / "photos-set", count=1, size=32, photos=photos)  # beside it

@@ -504,7 +504,7 @@ def test_teachers_that_do_not_fit(tmp_path, five_classes):
     names = ["digit 0", "digit 1", "digit 2"]
     with pytest.raises(WeightsError, match="wrong shape"):
         Teacher(zoo_teacher(five_classes, num_classes=4), names)
-    with pytest.raises(ConfigError, match=r"has 5 classes and the model has 3.*teacher\.classes"):
+    with pytest.raises(ConfigError, match=r"5 classes.* 3.*teacher\.classes"):
         Teacher(zoo_teacher(five_classes, classes=None), names)
     net = package.create_model("resnet20", num_classes=3)
     for output_op, classes in (("softmax", ["digit 0", "digit 2", "digit 1"]), ("argmax", names)):
@@ -516,7 +516,7 @@ def test_teachers_that_do_not_fit(tmp_path, five_classes):
             task="classification",
             classes=classes,
         )
-    with pytest.raises(ConfigError, match=r"class 1 is 'digit 2' for .* and 'digit 1' in train"):
+    with pytest.raises(ConfigError, match=r"class 1.*'digit 2'.*'digit 1'"):
         Teacher({"model_dir": str(tmp_path / "softmax")}, names)
     with pytest.raises(ConfigError, match="output argmax"):
         Teacher({"model_dir": str(tmp_path / "argmax")}, names)

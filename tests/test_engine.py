@@ -141,7 +141,7 @@ def test_the_offer_is_an_older_and_intact_one(uninterrupted, tmp_path):
         build(folder, STEPS, resume=str(folder / "checkpoints" / f"step_{STEPS - 3}"))
     path = folder / "checkpoints" / f"step_{STEPS - 6}" / "state.json"
     path.unlink()
-    with pytest.raises(CheckpointError, match="There is no older one that is intact"):
+    with pytest.raises(CheckpointError, match="no older one"):
         build(folder, STEPS, resume=str(path.parent))
 
 
@@ -230,7 +230,7 @@ def test_another_optimizer_is_refused(uninterrupted, tmp_path):
         tmp_path / "c", trainer.model, momentum, checkpoint.Progress(step=1), None, 1, {}
     )
     fresh = paddle.optimizer.AdamW(0.1, parameters=trainer.model.parameters())
-    with pytest.raises(CheckpointError, match="expected the state of AdamW, got that of Momentum"):
+    with pytest.raises(CheckpointError, match=r"AdamW.*Momentum"):
         checkpoint.load_checkpoint(saved, trainer.model, fresh, None)
     trainer.callbacks[0].on_end()
 
@@ -240,7 +240,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     with folder.locked():
         with folder.locked():  # the same object: `run_training` and `Trainer.fit` both ask
             pass
-        with pytest.raises(FolderInUseError, match="another process is training"), other.locked():
+        with pytest.raises(FolderInUseError, match="another process"), other.locked():
             pass
     with other.locked():
         pass
@@ -254,9 +254,7 @@ def test_a_full_disk_elsewhere_names_the_checkpoint_as_well(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(paddle, "save", full)
-    with pytest.raises(
-        OSError, match=r"best model: could not write .*No space.*Complete is .*step_3"
-    ):
+    with pytest.raises(OSError, match=r"best model.*No space.*step_3"):
         trainer.fit()
     assert not list((tmp_path / "run" / "best_model").iterdir())
 
@@ -350,14 +348,14 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
     trainer = build(tmp_path / "run", STEPS)
     whole = trainer.compute_losses
     trainer.compute_losses = lambda network, batch: [whole(network, batch)[0] / 0]
-    with pytest.raises(FloatingPointError, match="loss: expected a finite number, got inf at step"):
+    with pytest.raises(FloatingPointError, match=r"loss: .*inf"):
         trainer.fit()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer = build(tmp_path / "run", STEPS)
     trainer.model[0].weight.set_value(trainer.model[0].weight * math.inf)
-    with pytest.raises(FloatingPointError, match="go on from an older checkpoint"):
+    with pytest.raises(FloatingPointError, match="older checkpoint"):
         trainer.fit()
     assert not list_checkpoints(tmp_path / "run/checkpoints")
 
@@ -371,7 +369,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
         return [loss + paddle.sqrt(network[0].weight.sum() * 0)]
 
     trainer.compute_losses = steep
-    with pytest.raises(FloatingPointError, match="gradient norm: expected a finite number"):
+    with pytest.raises(FloatingPointError, match="gradient norm"):
         trainer.fit()
     assert all(bool(paddle.isfinite(p).all()) for p in trainer.model.parameters())
 
@@ -424,7 +422,7 @@ def test_a_full_file_system(tmp_path, uninterrupted):
         pytest.skip("needs root: mount -t tmpfs")
     try:
         (folder / "run").mkdir()
-        with pytest.raises(OSError, match=r"could not write .*No space left.*Complete is.*step_"):
+        with pytest.raises(OSError, match=r"No space left.*step_"):
             build(folder / "run", STEPS, keep_checkpoint_max=30).fit()
         found = list_checkpoints(folder / "run" / "checkpoints")
         assert found

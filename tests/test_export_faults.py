@@ -333,7 +333,7 @@ def test_what_has_the_name_of_the_work_folder_is_not_touched(tmp_path, kind):
         lambda: save_layered(once, tmp_path / "net", bits=once.widths, config={}),
     ):
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(FolderInUseError, match=r"net\.ppvision-partial, got a link or a file"):
+        with pytest.raises(FolderInUseError, match=r"net\.ppvision-partial"):
             write()
         assert sorted(tmp_path.rglob("*")) == before
 
@@ -361,7 +361,7 @@ def test_a_disk_is_mounted_on_the_folder(small_disk):
 
 def test_links_that_lead_to_each_other(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "a")
-    with pytest.raises(StorageError, match="folder: expected a folder that can be written"):
+    with pytest.raises(StorageError, match=r"folder: .*written"):
         export_model(nn.Conv2D(3, 2, 1), tmp_path / "a", input_shape=SHAPE)
     for read in (Predictor, load_layered, lambda path: load_weights(nn.Conv2D(3, 2, 1), path)):
         with pytest.raises(StorageError, match=r"expected .*Check the path"):

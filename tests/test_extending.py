@@ -141,7 +141,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys, forget):
     assert with_gamma.mean() > without.mean() + 0.1
 
     deployed.KNOWN.pop("Gamma")
-    with pytest.raises(ManifestError, match=r"Gamma .*import the module"):
+    with pytest.raises(ManifestError, match=r"Gamma .*import"):
         Predictor(exported)
     deployed._registered.pop("Gamma")
     manager.TRANSFORMS.components_dict.pop("Gamma")
@@ -180,14 +180,14 @@ def test_a_transform_is_the_same_everywhere(forget):
     np.testing.assert_array_equal(data["img"], picture / 4)
     assert data["label"] is label
     np.testing.assert_array_equal(build_transform(spec)(picture), picture / 4)
-    with pytest.raises(InputError, match=r"Halving takes times; got time"):
+    with pytest.raises(InputError, match=r"Halving.*times.*got time"):
         deployed.Transforms([{"type": "Halving", "time": 2}])
 
 
 def test_registering_twice(forget):
     register_halving()
     register_halving()  # as when a module is reloaded
-    with pytest.raises(InputError, match=r"'Resize' is taken by ppvision\.deploy"):
+    with pytest.raises(InputError, match=r"'Resize'.*ppvision\.deploy"):
         register_transform(type("Resize", (), {}))
     with pytest.raises(InputTypeError, match="expected a class"):
         register_transform(len)
@@ -195,7 +195,7 @@ def test_registering_twice(forget):
 
 def test_a_name_of_paddleseg(forget):
     before = manager.TRANSFORMS["RandomDistort"]
-    with pytest.raises(InputError, match="PaddleSeg has a transform 'RandomDistort'"):
+    with pytest.raises(InputError, match=r"PaddleSeg.*'RandomDistort'"):
         register_transform(type("RandomDistort", (), {}))
     assert manager.TRANSFORMS["RandomDistort"] is before
     assert "RandomDistort" not in deployed.KNOWN

@@ -143,7 +143,7 @@ def test_quanters_go_into_layers_around_the_same_tensors(job_file, tmp_path):
     assert not any(".weight_quanter." in name for name in job.float_model.state_dict())
     ours = {id(parameter) for parameter in job.model.parameters()}
     assert {id(parameter) for parameter in job.float_model.parameters()} <= ours
-    with pytest.raises(RuntimeError, match="Open the job anew"):
+    with pytest.raises(RuntimeError, match="anew"):
         job.start_from(weights)
 
 
@@ -160,7 +160,7 @@ def test_the_table_of_tasks():
 
 def test_a_folder_of_features_is_no_prediction(tmp_path):
     features = SimpleNamespace(manifest=SimpleNamespace(task="features"))
-    with pytest.raises(InputError, match="got one of features"):
+    with pytest.raises(InputError, match="features"):
         exported_to_folder(features, tmp_path, tmp_path / "out")
 
 

@@ -74,7 +74,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def test_widths_are_a_list(model, tmp_path):
-    with pytest.raises(ValueError, match=r"bits: expected a list of widths such as .*, got 8"):
+    with pytest.raises(ValueError, match=r"bits: .*got 8"):
         save_layered(model, tmp_path / "out", bits=8, config=CONFIG)
 
 
@@ -123,7 +123,7 @@ def test_some_of_the_widths(tmp_path, model):
     expected = layered_state(once.model, (6, 4))
     for bits in (4, 5, 6):
         assert_same(load_layered(folder, bits).state, expected, bits)
-    with pytest.raises(ValueError, match="bits: expected 4 to 6"):
+    with pytest.raises(ValueError, match=r"bits: .*4 to 6"):
         load_layered(folder, 8)
 
 
@@ -327,7 +327,7 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path, state, files):
     target.mkdir()
     for name in files:
         (target / name).write_text("mine")
-    with pytest.raises(FileExistsError, match=r"or an earlier layered model, got .*other files"):
+    with pytest.raises(FileExistsError, match="other files"):
         save_layered(state, target, bits=BITS, config={})
     assert contents(target) == dict.fromkeys(files, b"mine")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
@@ -351,9 +351,7 @@ def test_a_full_disk_leaves_the_old_one(folder, state, monkeypatch, number):
         real(path, data)
 
     monkeypatch.setattr(module, "write_bytes", full)
-    with pytest.raises(
-        OSError, match=r"could not write .*tiny \(No space left on device\)"
-    ) as info:
+    with pytest.raises(OSError, match=r"tiny \(No space left") as info:
         save_layered(state, folder, bits=BITS, config={"type": "new"})
     assert info.value.errno == errno.ENOSPC
     assert contents(folder) == before
@@ -373,7 +371,7 @@ def test_a_full_file_system(tmp_path, state):
     try:
         folder = save_layered(state, disk / "m", bits=BITS, config={})
         before = contents(folder)
-        with pytest.raises(OSError, match=r"could not write .*disk/m \(No space left on device\)"):
+        with pytest.raises(OSError, match=r"disk/m \(No space left"):
             save_layered(state, folder, bits=BITS, config={"notes": "x" * 40_000})
         assert contents(folder) == before
         assert [p.name for p in disk.iterdir()] == ["m"]
@@ -442,17 +440,17 @@ def test_models_and_widths_that_do_not_fit(tmp_path, model, state, original):
     def save(model, bits):
         save_layered(model, tmp_path / "m", bits=bits, config={})
 
-    with pytest.raises(ValueError, match="found none in Conv2D"):
+    with pytest.raises(ValueError, match="none in Conv2D"):
         save(nn.Conv2D(2, 2, 1), BITS)
     with pytest.raises(ValueError, match=r"got \[5\] as well. Of the others it knows \[8, 6, 4, 3"):
         save(model, [8, 5, 4])
     with pytest.raises(ValueError, match=r"got \[3\] as well"):
         save(OnceQAT(model.model, [8, 4]), [4, 3])
-    with pytest.raises(ValueError, match=r"expected \[8, 6, 4, 3, 2\], .*got \[8, 4\]"):
+    with pytest.raises(ValueError, match=r"\[8, 6, 4, 3, 2\], .*got \[8, 4\]"):
         save(state, [8, 4])
-    with pytest.raises(ValueError, match=r"4 bits there\. Load it at its highest"):
+    with pytest.raises(ValueError, match="4 bits there"):
         save(load_layered(original, 4).state, BITS)
-    with pytest.raises(ValueError, match="bits: expected a list of widths"):
+    with pytest.raises(ValueError, match=r"bits: .*list"):
         save(model, [])
     assert list(tmp_path.iterdir()) == []
 
@@ -484,16 +482,16 @@ def test_tensors_and_statistics_that_no_reader_would_take(tmp_path, state):
     def save(**change):
         save_layered(replace(state, **change), tmp_path / "m", bits=BITS, config={})
 
-    with pytest.raises(LayeredModelError, match=r"every tensor once, got .'3\.weight'"):
+    with pytest.raises(LayeredModelError, match=r"'3\.weight'"):
         save(floats={**state.floats, "3.weight": np.float32([1])})
-    with pytest.raises(LayeredModelError, match=r"no complex ones, got .'z'"):
+    with pytest.raises(LayeredModelError, match="'z'"):
         save(floats={**state.floats, "z": np.complex64([1])})
-    with pytest.raises(LayeredModelError, match="statistics: expected the same ones for each"):
+    with pytest.raises(LayeredModelError, match="statistics"):
         save(statistics={k: v for k, v in state.statistics.items() if k != 4})
-    with pytest.raises(LayeredModelError, match="statistics: expected the same ones for each"):
+    with pytest.raises(LayeredModelError, match="statistics"):
         save(statistics={**state.statistics, 5: state.statistics[4]})
     zero = {"3": replace(state.activations["3"], steps=np.zeros(5, np.float32))}
-    with pytest.raises(LayeredModelError, match="inputs of '3': expected steps above 0"):
+    with pytest.raises(LayeredModelError, match="inputs of '3'"):
         save(activations=zero)
 
 
@@ -508,9 +506,9 @@ def test_widths_that_are_none(original, bits):
 
 def test_no_folder(tmp_path):
     for read in (load_layered, describe_layered):
-        with pytest.raises(FileNotFoundError, match=r"nothing: expected the folder of a layered"):
+        with pytest.raises(FileNotFoundError, match=r"nothing: .*layered"):
             read(tmp_path / "nothing")
-        with pytest.raises(LayeredModelError, match=r"manifest.json: expected this file"):
+        with pytest.raises(LayeredModelError, match=r"manifest\.json"):
             read(tmp_path)
 
 
@@ -532,7 +530,7 @@ def test_a_folder_in_place_of_a_file(folder, name):
 def test_nothing_but_the_manifest(folder):
     for name in FILES:
         (folder / name).unlink()
-    with pytest.raises(LayeredModelError, match=r"w2.safetensors: expected this file"):
+    with pytest.raises(LayeredModelError, match=r"w2\.safetensors"):
         load_layered(folder)
 
 
@@ -550,9 +548,7 @@ def test_a_file_of_another_model(folder, tmp_path, name):
 def test_another_version(folder):
     for version in (2, 0, "1", 1.0, True, None):
         write_manifest(folder, {**read_manifest(folder), "format_version": version})
-        with pytest.raises(
-            LayeredModelError, match=r"expected format_version 1, got .* version of"
-        ):
+        with pytest.raises(LayeredModelError, match="format_version 1"):
             load_layered(folder)
 
 
@@ -561,11 +557,11 @@ def test_names_that_are_not_of_layers(folder, name):
     content = read_manifest(folder)
     content["files"][name] = content["files"].pop("w8.safetensors")
     write_manifest(folder, content)
-    with pytest.raises(LayeredModelError, match=r"files: expected w8.safetensors, got none"):
+    with pytest.raises(LayeredModelError, match=r"files: .*w8.safetensors"):
         load_layered(folder, 2)
     content["files"]["w8.safetensors"] = content["files"]["w7.safetensors"]
     write_manifest(folder, content)
-    with pytest.raises(LayeredModelError, match="files: expected no more than"):
+    with pytest.raises(LayeredModelError, match=r"files: .*no more than"):
         load_layered(folder, 2)
 
 

@@ -216,7 +216,7 @@ def test_export_of_widths(trained, packed, tmp_path, bits, export):
         manifest = read_manifest(folder / f"w{k}")
         assert manifest.bits == k
         assert manifest.max_error_to_eager <= 1e-4
-        with pytest.raises(ValueError, match="expected a float export"):
+        with pytest.raises(ValueError, match="float"):
             Predictor(folder / f"w{k}", layered=packed)
         size = (folder / f"w{k}" / "model.pdiparams").stat().st_size
         assert manifest.files["model.pdiparams"].bytes == size
@@ -282,9 +282,9 @@ def test_predictor_composes_a_width(trained, packed, float_export):
 
 
 def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
-    with pytest.raises(ValueError, match="expected a layered model with it"):
+    with pytest.raises(ValueError, match="layered model"):
         Predictor(float_export, bits=4)
-    with pytest.raises(ValueError, match="expected a Predictor with a layered model"):
+    with pytest.raises(ValueError, match="layered model"):
         Predictor(float_export).set_bits(4)
     with pytest.raises(ValueError, match="got 9"):
         Predictor(float_export, layered=packed, bits=9)
@@ -294,7 +294,7 @@ def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
     other = save_layered(
         dataclasses.replace(state, floats=floats), tmp_path / "other", bits=BITS, config={}
     )
-    with pytest.raises(ValueError, match="of another architecture; missing or of another shape"):
+    with pytest.raises(ValueError, match="another architecture"):
         Predictor(float_export, layered=other)
 
 
@@ -312,7 +312,7 @@ def test_predictor_refuses_other_classes(packed, float_export, tmp_path):
     Predictor(named, layered=other)
     manifest["classes"] = names[::-1]
     (named / "deploy.yaml").write_text(yaml.safe_dump(manifest))
-    with pytest.raises(ValueError, match=r"layered: expected the classes of .*got thing 0"):
+    with pytest.raises(ValueError, match=r"layered: .*thing 0"):
         Predictor(named, layered=other)
 
 
@@ -381,7 +381,7 @@ def test_float_weights_come_before_quanters(config_file, tmp_path):
     weights = tmp_path / "float.pdparams"
     paddle.save(job.float_model.state_dict(), str(weights))
     job.load(weights, 4)
-    with pytest.raises(RuntimeError, match="Open the job anew"):
+    with pytest.raises(RuntimeError, match="anew"):
         job.load(weights, 4)
 
 

@@ -284,7 +284,7 @@ def test_lists_of_predictions(tmp_path):
 
 def test_what_is_neither_picture_nor_list(tmp_path):
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(InputError, match=r"expected a picture, a folder or a text file.*a\.heic"):
+    with pytest.raises(InputError, match=r"a\.heic"):
         list_images(tmp_path / "a.heic")
 
 

@@ -221,7 +221,7 @@ def test_constraints_need_an_input_and_leave_nothing_behind():
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
     config.add_constraints(FreezedConvBNConstraint())
-    with pytest.raises(ValueError, match="Expected an example input, got none"):
+    with pytest.raises(ValueError, match="example input"):
         LayeredQAT(config).quantize(model)
     model.train()
     before = model[1]._mean.numpy()
@@ -371,9 +371,9 @@ def test_widths_out_of_range():
     for bits in (1, 9, True, "4"):
         with pytest.raises(ValueError, match="expected 2 to 8"):
             net.set_bits(bits)
-    with pytest.raises(ValueError, match=r"expected widths that the quanters know.*\[6\]"):
+    with pytest.raises(ValueError, match=r"quanters.*\[6\]"):
         OnceQAT(net.model, (8, 6))
-    with pytest.raises(ValueError, match="found none in Small"):
+    with pytest.raises(ValueError, match="none in Small"):
         OnceQAT(Small())
 
 
@@ -682,7 +682,7 @@ def test_packing_another_architecture_is_refused():
         pack_model(nn.Sequential(nn.Conv2D(3, 4, 3)), state, 8)
     other = Small()
     other.hidden = nn.Linear(9, 5)
-    with pytest.raises(ValueError, match=r"hidden: expected a layer with a weight \[8, 5\]"):
+    with pytest.raises(ValueError, match=r"hidden: .*\[8, 5\]"):
         pack_model(other, state, 8)
     for bits in (1, 9):
         with pytest.raises(ValueError, match=f"expected 2 to 8, got {bits}"):
@@ -690,7 +690,7 @@ def test_packing_another_architecture_is_refused():
 
 
 def test_activations_that_saw_nothing_are_not_packed():
-    with pytest.raises(ValueError, match=r"stem\.0.*steps of this activation are not set"):
+    with pytest.raises(ValueError, match=r"stem\.0.*not set"):
         layered_state(once(activations=True).model, BITS)
 
 
@@ -708,7 +708,7 @@ class Tied(nn.Layer):
 
 def test_a_layer_under_two_names_is_refused():
     model = nn.Sequential(("inner", Tied()))
-    with pytest.raises(ValueError, match=r"got one as inner\.first and inner\.second"):
+    with pytest.raises(ValueError, match=r"inner\.first and inner\.second"):
         LayeredQAT(slim_quant_config(model, bits=BITS)).quantize(model)
 
 

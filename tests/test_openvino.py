@@ -415,7 +415,7 @@ def test_a_lacked_operator_is_named(tmp_path):
 
     model = Unpooling()
     model.eval()
-    with pytest.warns(UserWarning, match="OpenVINO does not know unpool.*runs with oneDNN instead"):
+    with pytest.warns(UserWarning, match=r"unpool.*oneDNN"):
         exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
 
 
@@ -456,7 +456,7 @@ def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
     lie = lambda *args: [[[1.25 * out for out in x] for x in graph] for graph in run(*args)]  # noqa: E731
     monkeypatch.setattr(comparison, "run_in_openvino", lie)
     model = randomised(small())
-    with pytest.warns(UserWarning, match="with OpenVINO.* differs.*runs with oneDNN instead"):
+    with pytest.warns(UserWarning, match=r"OpenVINO.* differs.*oneDNN"):
         folder = exported(tmp_path / "net", model)
     assert not (folder / "model.pdmodel").exists()
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
@@ -469,7 +469,7 @@ def test_what_cannot_be_traced_turns_it_off_aloud(tmp_path, monkeypatch):
         raise TypeError("no such operator")
 
     monkeypatch.setitem(earlier_format.STAND_INS, "matmul", fail)
-    with pytest.warns(UserWarning, match="no such operator.*runs with oneDNN instead"):
+    with pytest.warns(UserWarning, match=r"no such operator.*oneDNN"):
         folder = exported(tmp_path / "net")
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
     assert Predictor(folder).engine == "onednn"
@@ -495,7 +495,7 @@ def test_other_engines_need_no_folder_for_temporary_files(net, tmp_path, monkeyp
     folder, x = net[1], noise(1, 3, 50, 64)
     expected = Predictor(folder).run(x)[0]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with pytest.warns(UserWarning, match="OpenVINO cannot run it here .*FileNotFoundError"):
+    with pytest.warns(UserWarning, match=r"OpenVINO.*FileNotFoundError"):
         predictor = Predictor(folder)
     assert predictor.engine == "onednn"
     assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-5
@@ -510,7 +510,7 @@ def test_falls_back_aloud_where_it_fails_at_load(net, monkeypatch):
         return open_runtime(folder, format, engine=engine, **how)
 
     monkeypatch.setattr("ppvision.deploy.run.predictor.open_runtime", open_broken)
-    with pytest.warns(UserWarning, match="OpenVINO cannot run it here .*Going on without OpenVINO"):
+    with pytest.warns(UserWarning, match="without OpenVINO"):
         predictor = Predictor(net[1])
     assert predictor.engine == "onednn"
 

@@ -120,7 +120,7 @@ def test_a_whole_detector_trains_and_predicts(config):
 
 def test_a_level_that_is_not_there(config):
     config("  levels: [4]\n")
-    with pytest.raises(ValueError, match="levels: expected numbers from 0 to 3"):
+    with pytest.raises(ValueError, match=r"levels: .*0 to 3"):
         create("SemanticDiffusionBackbone")
 
 
@@ -133,7 +133,7 @@ def test_import_again_registers_once():
 def test_a_foreign_component_of_the_same_name_is_refused(monkeypatch):
     known = workspace.global_config["SemanticDiffusionBackbone"]
     monkeypatch.setattr(known, "pymodule", importlib.import_module("json"))
-    with pytest.raises(ValueError, match="expected a free name, but json"):
+    with pytest.raises(ValueError, match=r"free name.*json"):
         importlib.reload(plugin)
 
 
@@ -176,5 +176,5 @@ def test_pale_from_the_zoos_weights_of_a_whole_model(config):
 @pytest.mark.parametrize("indices", ["[]", "[4]", "[2, 1]", "[1, 1]", "[-1]"])
 def test_feature_maps_that_are_not_there(config, indices):
     config(text=f"pale_nano: {{return_idx: {indices}}}\n")
-    with pytest.raises(ValueError, match="pale_nano: return_idx: expected numbers from 0 to 3"):
+    with pytest.raises(ValueError, match=r"pale_nano: return_idx: .*0 to 3"):
         create("pale_nano")

@@ -51,7 +51,7 @@ def test_a_foreign_backbone_of_the_same_name_is_refused(monkeypatch):
         """Somebody else's."""
 
     monkeypatch.setitem(manager.BACKBONES.components_dict, "pale_nano", pale_nano)
-    with pytest.raises(ValueError, match=r"'pale_nano': expected a free name.*test_paddleseg"):
+    with pytest.raises(ValueError, match=r"'pale_nano': .*test_paddleseg"):
         importlib.reload(plugin)
 
 
@@ -83,7 +83,7 @@ def test_pretrained_of_another_width_is_refused(tmp_path):
     net = PaleTransformer(VARIANTS["pale_nano"], features_only=True, in_channels=4)
     path = str(tmp_path / "four_channels.pdparams")
     paddle.save(net.state_dict(), path)
-    with pytest.raises(ValueError, match=r"merges\.0\.0\.weight: expected \[32, 3, 7, 7\]"):
+    with pytest.raises(ValueError, match=r"merges\.0\.0\.weight: .*\[32, 3, 7, 7\]"):
         manager.BACKBONES["pale_nano"](pretrained=path)
 
 

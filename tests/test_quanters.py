@@ -334,7 +334,7 @@ def test_rounding_step_has_the_lowest_error():
 def test_activations_without_steps_are_an_error():
     quanter = LayeredActivationQuanter(BITS)._instance(nn.Linear(2, 2))
     quanter.eval()
-    with pytest.raises(ValueError, match="Train a step, or calibrate"):
+    with pytest.raises(ValueError, match="calibrate"):
         quanter(paddle.ones([2, 2]))
 
 

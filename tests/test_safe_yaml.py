@@ -61,7 +61,7 @@ def test_paddledetections_refuses_and_keeps_its_own_tags(hostile, tmp_path):
     assert not left.exists()
 
     for text in (f"a: !Callable {{full_type: os.mkdir, args: ['{left}']}}", "a: !Nothing {}"):
-        with pytest.raises(yaml.YAMLError, match="expected a tag of PaddleDetection's"):
+        with pytest.raises(yaml.YAMLError, match="tag"):
             paddledet.load_yaml(text)
     (tmp_path / "good.yml").write_text("LearningRate:\n  schedulers: [!LinearWarmup {steps: 7}]\n")
     (warmup,) = load_config(str(tmp_path / "good.yml"))["LearningRate"]["schedulers"]

@@ -114,7 +114,7 @@ def test_an_annotation_that_says_too_little_is_refused():
 
 def test_a_dataclass_made_in_python_can_be_checked():
     check_values(Outer(name="a"))
-    with pytest.raises(SchemaError, match="rate: expected a finite number"):
+    with pytest.raises(SchemaError, match=r"rate: .*finite"):
         check_values(Outer(name="a", rate=2))
 
 

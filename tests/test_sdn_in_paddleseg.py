@@ -240,7 +240,7 @@ def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
     baseline.eval()
     job.model.eval()
     np.testing.assert_array_equal(job.model(x)[0].numpy(), baseline(x)[0].numpy())
-    with pytest.raises(WeightsError, match=r"of a model without SDN, which would be untrained"):
+    with pytest.raises(WeightsError, match="without SDN"):
         job.load(weights)  # nobody wants to evaluate an SDN that is not trained
 
     whole = job.model.state_dict()
@@ -271,12 +271,12 @@ def test_in_channels_that_contradict_each_other_are_refused(scenes, tmp_path):
     content["backbone"]["in_channels"] = 4
     content["backbone"]["backbone"]["in_channels"] = 3
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(InputError, match="in_channels: got 4, but the PaleTransformer inside"):
+    with pytest.raises(InputError, match=r"in_channels: got 4.*PaleTransformer"):
         _ = job.model
 
 
 def test_a_backbone_without_channels_is_refused():
-    with pytest.raises(ValueError, match="expected a backbone that names its feat_channels"):
+    with pytest.raises(ValueError, match="feat_channels"):
         SemanticDiffusionBackbone(paddle.nn.Linear(2, 2))
 
 
@@ -284,7 +284,7 @@ def test_a_backbone_by_its_name_alone_is_refused(scenes, tmp_path):
     content = model("SegFormer", PALE)
     content["backbone"]["backbone"] = "pale_nano"
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(InputError, match=r"got 'pale_nano'\. In YAML: backbone: {type: NAME}"):
+    with pytest.raises(InputError, match=r"'pale_nano'.*{type: NAME}"):
         _ = job.model
 
 

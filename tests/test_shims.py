@@ -148,7 +148,7 @@ def test_a_fault_that_the_rewriting_does_not_reach_is_an_error():
     def probe():
         raise TypeError
 
-    with pytest.raises(RuntimeError, match="_no_operation fails on this Paddle in a way"):
+    with pytest.raises(RuntimeError, match="_no_operation"):
         shims.apply({"x": Shim(f"{THIS}:_no_operation", probe, NOWHERE)})
 
 

@@ -116,7 +116,7 @@ def test_bytes_in_names_of_files_lead_to_the_file(tmp_path):
 
 def test_bytes_in_names_of_classes_are_an_error(tmp_path):
     (tmp_path / "labels.txt").write_bytes(b"cat\ncaf\xe9\n")
-    with pytest.raises(DataError, match=r"labels\.txt: expected UTF-8 text, got .* in line 2"):
+    with pytest.raises(DataError, match=r"labels\.txt: .*UTF-8.* line 2"):
         read_names(tmp_path / "labels.txt")
 
 
@@ -238,7 +238,7 @@ def test_json_that_is_refused(text, tmp_path):
     if text.startswith('"'):  # bytes of a name, kept
         assert isinstance(read_json(tmp_path / "a.json"), str)
         return
-    with pytest.raises(DataError, match=r"a\.json is not JSON"):
+    with pytest.raises(DataError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
 
 
@@ -281,7 +281,7 @@ def test_class_lists_that_are_refused(line, tmp_path):
 
 def test_class_names_that_are_not_utf8(tmp_path):
     (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(DataError, match=r"classes\.txt: expected UTF-8 text"):
+    with pytest.raises(DataError, match=r"classes\.txt: .*UTF-8"):
         _classes(tmp_path, b"a.png 0\n")
 
 

@@ -293,7 +293,12 @@ class Job(ABC):
             DataError: a file that does not read.
         """
 
+    @property
     @abstractmethod
+    def writer(self) -> Callable[..., list[str]]:
+        """The task's function of `ppvision.tasks.prediction` that writes predictions, with what the
+        config says of it."""
+
     def predict_to_folder(
         self,
         model: nn.Layer,
@@ -313,6 +318,13 @@ class Job(ABC):
 
         Returns and raises: see `ppvision.tasks.prediction.predict_to_folder`.
         """
+        return self.writer(
+            lambda path, image: self.predict_image(model, image),
+            image_path,
+            folder,
+            stopped=stopped,
+            max_value=self.max_value,
+        )
 
     def predict_exported_to_folder(
         self,

@@ -10,6 +10,7 @@
 
 import inspect
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,6 +31,8 @@ def quick_tracing() -> Iterator[None]:
             return translate(self, function)
         if function.__code__ not in known:
             known[function.__code__] = translate(self, function)
+        # As the file does that Paddle writes the translation into, when it is run.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
         return _with_globals_of(function, known[function.__code__])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -417,22 +417,9 @@ class Classification(Job):
         names = self.class_names
         return Predicted(k, names[k] if names else None, shares.astype(np.float64))
 
-    def predict_to_folder(
-        self,
-        model: nn.Layer,
-        image_path: str | Path,
-        folder: str | Path,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        return classify_to_folder(
-            lambda path, image: self.predict_image(model, image),
-            image_path,
-            folder,
-            self.class_names,
-            stopped=stopped,
-            max_value=self.max_value,
-        )
+    @property
+    def writer(self) -> Callable[..., list[str]]:
+        return partial(classify_to_folder, class_names=self.class_names)
 
     def export(
         self,

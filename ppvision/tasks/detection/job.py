@@ -471,21 +471,9 @@ class Detection(Job):
         masks = found["mask"].numpy() if "mask" in found else None
         return detections_of(found["bbox"].numpy(), masks, self.class_names)
 
-    def predict_to_folder(
-        self,
-        model: nn.Layer,
-        image_path: str | Path,
-        folder: str | Path,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        return detect_to_folder(
-            lambda path, image: self.predict_image(model, image),
-            image_path,
-            folder,
-            stopped=stopped,
-            max_value=self.max_value,
-        )
+    @property
+    def writer(self) -> Callable[..., list[str]]:
+        return detect_to_folder
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
         """Panels `objects | found` of fixed validation samples, by name."""

@@ -2,33 +2,37 @@
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.data.check.summary import DataSummary
-from ppvision.data.class_zip import ZipPath
-from ppvision.deploy import Predictor
-from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.trainer import ForwardPass
 from ppvision.errors import EngineError
-from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import LayeredState, layered_state
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.job import Job, Scores, inside
+from ppvision.tasks.job import Job, inside
 from ppvision.tasks.multibit.layered import has_quanters, is_layered
 from ppvision.tasks.multibit.scores import scores_by_width
 from ppvision.tasks.multibit.slim_config import once_qat
 from ppvision.tasks.multibit.training import draw_widths, make_passes
-from ppvision.tasks.prediction import Picture
 from ppvision.zoo.weights import assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
+
+
+class _Wrapped:
+    """An attribute or a method of the wrapped job, as it stands there."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, job: "MultiBitJob | None", owner: type) -> object:
+        return self if job is None else getattr(job.float_job, self.name)
 
 
 class MultiBitJob(Job):
@@ -185,149 +189,35 @@ class MultiBitJob(Job):
 
     # -- the wrapped job's ---------------------------------------------------------------------
 
-    @property
-    def task(self) -> str:
-        return self.float_job.task
-
-    @property
-    def content(self) -> dict:
-        return self.float_job.content
-
-    @property
-    def evaluation_options(self) -> Sequence[str]:
-        return self.float_job.evaluation_options
-
-    @property
-    def score_tags(self) -> Sequence[str]:
-        return self.float_job.score_tags
-
-    @property
-    def has_logits(self) -> bool:
-        return self.float_job.has_logits
-
-    @property
-    def batch_size(self) -> int:
-        return self.float_job.batch_size
-
-    @property
-    def iters(self) -> int:
-        return self.float_job.iters
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.float_job.class_names
-
-    @property
-    def max_value(self) -> int | None:
-        return self.float_job.max_value
-
-    @property
-    def architecture(self) -> dict[str, object]:
-        return self.float_job.architecture
-
-    @property
-    def float_model(self) -> nn.Layer:
-        return self.float_job.float_model
-
-    @property
-    def example(self) -> Tensor | dict[str, Tensor]:
-        return self.float_job.example
-
-    @property
-    def result_layers(self) -> Sequence[str] | None:
-        return self.float_job.result_layers
-
-    @property
-    def constant_layers(self) -> Sequence[str]:
-        return self.float_job.constant_layers
-
-    def fitting(
-        self, arrays: Mapping[str, np.ndarray]
-    ) -> tuple[Mapping[str, np.ndarray], list[str]]:
-        return self.float_job.fitting(arrays)
-
-    def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        return self.float_job.check_data(*parts)
-
-    @property
-    def train_dataset(self) -> paddle.io.Dataset:
-        return self.float_job.train_dataset
-
-    @property
-    def batched(self) -> Callable[[list], object]:
-        return self.float_job.batched
-
-    def forward(self, network: nn.Layer, batch: object) -> object:
-        return self.float_job.forward(network, batch)
-
-    def losses_of(self, model: nn.Layer, outputs: object, batch: object) -> list[Tensor]:
-        return self.float_job.losses_of(model, outputs, batch)
-
-    def prepare_training(self) -> None:
-        self.float_job.prepare_training()
-
-    def evaluate(self, model: nn.Layer, *, num_workers: int = 0, **options: object) -> Scores:
-        return self.float_job.evaluate(model, num_workers=num_workers, **options)
-
-    def evaluate_exported(
-        self, model_dir: str | Path, *, device: str = "cpu", **options: object
-    ) -> Scores:
-        return self.float_job.evaluate_exported(model_dir, device=device, **options)
-
-    def calibration_pictures(self) -> Sequence[Path | ZipPath]:
-        return self.float_job.calibration_pictures()
-
-    def predict_image(self, model: nn.Layer, picture: Picture) -> object:
-        return self.float_job.predict_image(model, picture)
-
-    def predict_to_folder(
-        self,
-        model: nn.Layer,
-        image_path: str | Path,
-        folder: str | Path,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        return self.float_job.predict_to_folder(model, image_path, folder, stopped=stopped)
-
-    def predict_exported_to_folder(
-        self,
-        predictor: Predictor,
-        image_path: str | Path,
-        folder: str | Path,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        return self.float_job.predict_exported_to_folder(
-            predictor, image_path, folder, stopped=stopped
-        )
-
-    def export(
-        self,
-        model: nn.Layer,
-        folder: str | Path,
-        *,
-        input_shape: list[int | None],
-        output_op: str | None,
-        model_format: str,
-        bits: int = FLOAT_BITS,
-        integers: IntegerOptions | None = None,
-        paddlex_name: str | None = None,
-    ) -> Path:
-        return self.float_job.export(
-            model,
-            folder,
-            input_shape=input_shape,
-            output_op=output_op,
-            model_format=model_format,
-            bits=bits,
-            integers=integers,
-            paddlex_name=paddlex_name,
-        )
-
-    @property
-    def paddlex_name(self) -> str:
-        return self.float_job.paddlex_name
+    task = _Wrapped()
+    content = _Wrapped()
+    evaluation_options = _Wrapped()
+    score_tags = _Wrapped()
+    has_logits = _Wrapped()
+    batch_size = _Wrapped()
+    iters = _Wrapped()
+    class_names = _Wrapped()
+    max_value = _Wrapped()
+    architecture = _Wrapped()
+    float_model = _Wrapped()
+    example = _Wrapped()
+    result_layers = _Wrapped()
+    constant_layers = _Wrapped()
+    fitting = _Wrapped()
+    check_data = _Wrapped()
+    train_dataset = _Wrapped()
+    batched = _Wrapped()
+    forward = _Wrapped()
+    losses_of = _Wrapped()
+    prepare_training = _Wrapped()
+    evaluate = _Wrapped()
+    evaluate_exported = _Wrapped()
+    calibration_pictures = _Wrapped()
+    predict_image = _Wrapped()
+    writer = _Wrapped()
+    predict_exported_to_folder = _Wrapped()
+    export = _Wrapped()
+    paddlex_name = _Wrapped()
 
 
 def _copy_of_layers(model: nn.Layer) -> nn.Layer:

@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -438,23 +438,13 @@ class Segmentation(Job):
             )
         return prediction.numpy()[0, 0]
 
-    def predict_to_folder(
-        self,
-        model: paddle.nn.Layer,
-        image_path: str | Path,
-        folder: str | Path,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> list[str]:
-        return predict_to_folder(
-            lambda path, image: self.predict_image(model, image),
-            image_path,
-            folder,
-            self.class_names,
+    @property
+    def writer(self) -> Callable[..., list[str]]:
+        return partial(
+            predict_to_folder,
+            class_names=self.class_names,
             ignore_index=self._ignore_index,
             num_classes=self.config.val_dataset_cfg.get("num_classes"),
-            stopped=stopped,
-            max_value=self.max_value,
         )
 
     def predict_exported_to_folder(
