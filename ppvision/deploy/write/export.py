@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
@@ -222,7 +222,7 @@ def export_model(
                 with graph_forms(model, format):
                     served = write_client_program(model, shape, probes, final, tolerance)
             program = files.earlier_program if served else files.program
-            deploy = deploy_entry(program, files.weights, specs, shape, output_op)
+            deploy = deploy_entry(program, files.weights, specs, shape, "argmax")
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -350,7 +350,7 @@ def _check_in_integers(
         integers,
         raw,
         [x for x, _ in probes],
-        outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, x.shape),
+        outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, cast(np.ndarray, x).shape),
         labels_of=None if task == "features" else lambda outputs: outputs[0],
         write_float=write_float,
         tolerance=tolerance,
