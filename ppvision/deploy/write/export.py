@@ -222,6 +222,7 @@ def export_model(
                 with graph_forms(model, format):
                     served = write_client_program(model, shape, probes, final, tolerance)
             program = files.earlier_program if served else files.program
+            assert files.weights is not None  # of the format "paddle"
             deploy = deploy_entry(program, files.weights, specs, shape, "argmax")
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
