@@ -1,6 +1,6 @@
 """The configs that come with the package: listed, found by name, copied for an own change.
 
-In a wheel they lie in `ppvision/configs`; in a clone of the project they stay in `configs/`.
+In a wheel they lie beside this module; in a clone of the project they stay in `configs/`.
 """
 
 import re
@@ -35,7 +35,7 @@ def find_config(value: str | Path) -> Path:
         value: a path, or a name of `list_configs` with or without its folder and `.yml`.
 
     Raises:
-        MissingFileError: neither.
+        MissingFileError: no such name. (A path that is not there comes back.)
     """
     path = Path(value)
     if path.exists():
@@ -45,6 +45,8 @@ def find_config(value: str | Path) -> Path:
     for known, found in configs.items():
         if name in (known, known.partition("/")[2]):
             return found
+    if path.suffix or len(path.parts) > 2:  # no name: who reads it says that it is not there
+        return path
     names = [*configs, *(known.partition("/")[2] for known in configs)]
     raise MissingFileError(
         f"expected a config's file, or the name of one that `ppvision configs` lists, got "

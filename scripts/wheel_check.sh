@@ -49,7 +49,7 @@ val_dataset: {{root: val, transforms: {transforms}}}
 lr_scheduler: {{learning_rate: 0.001}}
 """)
 PYTHON
-ppvision() { "$work/venv/bin/ppvision" "$@" 2>"$work/log" || { cat "$work/log"; exit 1; }; }
+ppvision() { "$work/venv/bin/ppvision" "$@" 2>"$work/log" || { cat "$work/log" >&2; exit 1; }; }
 ppvision configs >configs.txt
 ppvision train -c job.yml --save_dir run --do_eval >/dev/null
 ppvision export -c job.yml --model_path run/best_model/model.pdparams --save_dir exported >/dev/null

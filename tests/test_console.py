@@ -25,7 +25,7 @@ from ppvision.engine.trainer import TrainOptions
 from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import small_detector, write_detector
 
-VERBS = ("doctor", "list", "data", "check", "train", "eval", "predict", "export", "pack")
+VERBS = ("doctor", "list", "configs", "data", "check", "train", "eval", "predict", "export", "pack")
 VERBS += ("bench", "dashboard")
 
 

@@ -333,7 +333,9 @@ def test_semantic_diffusion(tmp_path, similarity):
             self.fine = nn.Conv2D(3, 8, 3, stride=2, padding=1)
             self.coarse = nn.Conv2D(8, 6, 3, stride=2, padding=1)
             self.block = PaleBlock(8, 2, 7, 2, 0.0, True, None)
-            self.diffusion = SemanticDiffusionPyramid([8, 6], similarity=similarity)
+            of_classes = {"guidance": "classes", "num_classes": 3}  # a product takes nothing else
+            options = of_classes if similarity == "product" else {}
+            self.diffusion = SemanticDiffusionPyramid([8, 6], similarity=similarity, **options)
 
         def forward(self, x):
             fine = self.block(self.fine(x))

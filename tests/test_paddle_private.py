@@ -137,6 +137,7 @@ def test_norms_and_values_are_paddles():
 # Private attributes of other libraries; who uses them guards them.
 OF_OTHERS = {
     "ppvision/engine/dashboard.py": {"_get_file_writer"},  # VisualDL
+    "ppvision/engine/vdl_records.py": {"_get_file_writer"},  # VisualDL
     "ppvision/plugins/paddleslim.py": {"_analysis_model", "_remove_call_hook"},
     "ppvision/plugins/paddledet_data.py": {"_sample_empty"},
     "ppvision/plugins/shims/paddledet.py": {"_gen_proposal"},

@@ -127,6 +127,7 @@ def test_flags_of_integers_are_handed_on(model, tmp_path, monkeypatch, capsys):
         "input_shape": [1, 3, 24, 24],
         "output_op": "softmax",
         "model_format": "paddle",
+        "paddlex_name": None,
     }
 
 

@@ -36,7 +36,10 @@ FACTS = {
 def written(scenes, tmp_path_factory):
     """The job, and the folder of the zoo."""
     work = tmp_path_factory.mktemp("zoo")
-    config = write_detector(work / "job.yml", small_detector(scenes, "YOLOv3"))
+    content = small_detector(scenes, "YOLOv3")
+    content["YOLOv3"]["backbone"] = "pale_nano"
+    content["pale_nano"] = content.pop("two_blocks")
+    config = write_detector(work / "job.yml", content)
     job = open_job(config)
     paddle.seed(0)
     random = np.random.default_rng(0)

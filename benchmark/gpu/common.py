@@ -116,7 +116,7 @@ class Clock:
             "seconds": round(self.elapsed, 1),
             "share_of_time": round(self.used, 4),
             "gpu": gpu,
-            "cpus": os.cpu_count(),
+            "cpus": len(os.sched_getaffinity(0)),
             "torch": torch.__version__,
             "python": platform.python_version(),
         }

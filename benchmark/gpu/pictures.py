@@ -46,7 +46,7 @@ def read_pictures(path: Path, per_class: int | None = None) -> tuple[Tensor, Ten
         return np.stack(found)
 
     # OpenCV decodes without Python's lock.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         parts = list(pool.map(decode, _chunks(chosen)))
     return torch.from_numpy(np.concatenate(parts)), torch.from_numpy(labels[chosen])
 

@@ -216,7 +216,7 @@ def read_data(name: str, options: argparse.Namespace) -> tuple[Pairs, Pairs]:
     begun = time.monotonic()
     if name == "digits":
         path = options.data / SCENES_OF_DIGITS
-        processes = min(options.processes, os.cpu_count() or 1)
+        processes = min(options.processes, len(os.sched_getaffinity(0)))
         train = compose_scenes(path, "train", options.scenes, 1, processes=processes)
         val = compose_scenes(path, "val", options.val_scenes, 0, processes=processes)
     else:

@@ -31,7 +31,7 @@ class PretrainedConfig:
         interpolation: of that resizing.
         num_classes: outputs of the weights' own head; 0 where they have none for this model.
         classes: their names, or empty.
-        options: of the model, which the weights' scores need (`pale_size`): `create_model` takes
+        options: of the model, which the weights' scores need: `create_model` takes
             them for a classifier, unless its caller gives others. A backbone keeps its defaults.
         licence: of the weights.
         source: where the weights were taken from: a name of the zoo, a path or an address; None
