@@ -26,7 +26,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import small_detector, write_detector
 
 VERBS = ("doctor", "list", "data", "check", "train", "eval", "predict", "export", "pack")
-VERBS += ("bench", "dashboard")
+VERBS += ("bench", "configs", "dashboard")
 
 
 def help_of(verb: str, capsys, monkeypatch) -> str:

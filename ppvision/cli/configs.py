@@ -3,7 +3,6 @@
 import argparse
 
 from ppvision.cli.options import Verbs, add_verb
-from ppvision.configs import copy_config, list_configs
 from ppvision.console import show
 from ppvision.errors import InputError
 
@@ -23,6 +22,8 @@ def add(verbs: Verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ppvision.configs import copy_config, list_configs
+
     if (args.copy is None) != (args.output is None):
         raise InputError("configs: expected --copy and --output together, or neither.")
     if args.copy is None:

@@ -115,7 +115,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: Literal[SIMILARITIES] = "gaussian",
+        similarity: Literal[tuple(SIMILARITIES)] = "gaussian",
         groups: int = 1,
         width: int | None = None,
         in_channels: int | None = None,
