@@ -4,8 +4,9 @@
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
 # on a real photograph; exported in 8-bit integers. Then a short once-QAT of that model, packed as
-# layers of bits and exported at 8, 4 and 2 bits. FOLDER (default output/quickstart) holds all that it
-# makes; a second run takes up what is there already. Fails below 0.30 mIoU.
+# layers of bits and exported at 8, 4 and 2 bits, with products in float and in integers. FOLDER
+# (default output/quickstart) holds all that it makes; a second run takes up what is there already.
+# Fails below 0.30 mIoU.
 #
 # Shows the steps, a progress line each, and the result. What the verbs print is kept in FOLDER/*.txt,
 # what libraries print while training in FOLDER/run/log.txt; --verbose shows both.
@@ -78,8 +79,8 @@ step "integers: the best model in 8 bits, scored beside float"
 run_to integers.txt export --config "$config" --model_path "$best" --save_dir "$model-int8" \
     --input_shape 1 3 112 112 --int8 --opts "${paths[@]}"
 
-step "once-QAT: the same model at 8, 4 and 2 bits, 40 steps"
-slim=(--slim_config configs/quantization/once_qat_8_4_2.yml)
+step "once-QAT: the same model at 8, 4 and 2 bits, inputs of layers at 8 bits, 40 steps"
+slim=(--slim_config configs/quantization/once_qat_8_4_2_integers.yml)
 run_to train-once.txt train --config "$config" "${slim[@]}" --model_path "$best" \
     --save_dir "$run-once" --resume auto --iters 40 --save_interval 40 --log_iters 10 \
     --opts "${paths[@]}"
@@ -87,9 +88,9 @@ layers=$run-once/model.layered
 run_to pack.txt pack --config "$run-once/config.yml" --output "$layers" \
     --model_path "$run-once/checkpoints/step_40/model.safetensors"
 
-step "export at 8, 4 and 2 bits"
+step "export at 8, 4 and 2 bits, products in float and in integers"
 run_to widths.txt export --config "$config" --model_path "$layers" --save_dir "$model-bits" \
-    --bits 8 4 2 --input_shape 1 3 112 112 --opts "${paths[@]}"
+    --bits 8 4 2 --int8 --input_shape 1 3 112 112 --opts "${paths[@]}"
 
 before=$(miou "$out/before.txt") after=$(miou "$out/after.txt") exported=$(miou "$out/exported.txt")
 cat <<END
@@ -103,11 +104,8 @@ all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/w
 logs            $run/log.txt, $run-once/log.txt
 mIoU            $before before, $after after, $exported exported
 
-Bytes of the weights, score and milliseconds on one thread, in float and in integers ($out/integers.txt):
-$(grep -v '^exported' "$out/integers.txt")
-
-Score, bytes and milliseconds at 8, 4 and 2 bits, products in float ($out/widths.txt):
-$(grep -v '^exported' "$out/widths.txt")
+Score, bytes and milliseconds on one thread, by bits of the weights and arithmetic:
+$(python scripts/arithmetic_table.py "$model-112" "$model-int8" "$model-bits"/w{8,4,2})
 END
 awk -v miou="$after" 'BEGIN { exit !(miou >= 0.30) }' || {
     echo "quickstart: expected at least 0.30 mIoU, got $after. Look at the loss in VisualDL." >&2

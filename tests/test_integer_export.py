@@ -11,19 +11,23 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.integer_probe import expected_sums, find_integer_fault, probe_codes
 from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
-from ppvision.errors import EngineError, InputError
+from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
+from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import layered_state
 from tests.helpers.write_integer_probe import write_probe
 
 SIDE = 32
+WIDTHS = (8, 4, 2)
+LAYERS = ["stem", "depthwise", "point", "head"]
 TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 VNNI = frozenset({"avx2", "avx512_vnni"})
 
@@ -199,6 +203,79 @@ def test_a_layered_model_without_steps_is_refused():
         pack_model(Net(), state, 8, integers=True)
 
 
+# -- trained at several widths --------------------------------------------------------------------
+
+
+class DigitNet(nn.Layer):
+    """Learns four digits in seconds."""
+
+    def __init__(self):
+        super().__init__()
+        paddle.seed(1)
+        self.layers = nn.Sequential(
+            *(nn.Conv2D(3, 16, 3, stride=2, padding=1), nn.BatchNorm2D(16), nn.ReLU()),
+            *(nn.Conv2D(16, 32, 3, stride=2, padding=1), nn.BatchNorm2D(32), nn.ReLU()),
+            *(nn.Conv2D(32, 32, 3, stride=2, padding=1, groups=4), nn.BatchNorm2D(32), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(512, 4)),
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module", params=[8, pytest.param(True, marks=pytest.mark.all)])
+def trained(request):
+    """A small network after 20 steps of once-QAT on digits, inputs of layers at 8 bits (or at as
+    many as the weights): the model, and held-out digits with their classes."""
+    slim = pytest.importorskip("ppvision.plugins.paddleslim")
+    (train, train_classes), (val, val_classes) = (_digits(part) for part in ("train", "val"))
+    model = DigitNet()
+    config = slim.slim_quant_config(model, bits=WIDTHS, activations=request.param)
+    once = OnceQAT(slim.LayeredQAT(config).quantize(model), WIDTHS)
+    once.train()
+    optimizer = paddle.optimizer.AdamW(0.01, parameters=once.parameters())
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = random.choice(len(train), 48)
+        x, y = paddle.to_tensor(train[chosen]), paddle.to_tensor(train_classes[chosen])
+        for bits in WIDTHS:
+            with once.alone(bits):
+                nn.functional.cross_entropy(once(x), y).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    once.eval()
+    return once, val, val_classes
+
+
+def _digits(part):
+    """0 to 3, `[n, 3, 32, 32]` from -1 to 1, and the classes."""
+    tiles, classes = load_digits(part)
+    tiles, classes = tiles[classes < 4], classes[classes < 4]
+    tiles = np.pad(tiles, [(0, 0), (2, 2), (2, 2)]).astype(np.float32) / 127.5 - 1
+    return np.repeat(tiles[:, None], 3, axis=1), classes.astype(np.int64)
+
+
+@needs_integers
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
+    """What was trained, at each width, against the graph in integers. At 8 bits the graph has the
+    first 7 of each weight's code."""
+    once, x, classes = trained
+    once.set_bits(bits)
+    with paddle.no_grad():
+        eager = once(paddle.to_tensor(x)).numpy().argmax(axis=1)
+    state = layered_state(once.model, WIDTHS)
+    packed = pack_model(DigitNet(), state, bits, integers=True)
+    folder = export(packed, tmp_path / "net", bits=bits, output_op="none")
+    assert read_manifest(folder).int8.passed
+    with Predictor(folder, precision="int8", threads=1) as predictor:
+        found = np.array([predictor.run(one[None])[0].argmax() for one in x])
+    assert (found == eager).mean() >= 0.995
+    scores = [float((labels == classes).mean()) for labels in (eager, found)]
+    assert abs(scores[0] - scores[1]) <= 0.005
+    assert scores[0] > 0.7  # of four classes: there is something to lose
+
+
 # -- bad input -------------------------------------------------------------------------------------
 
 
@@ -211,9 +288,18 @@ def test_a_layered_model_without_steps_is_refused():
         ({"calibration": "PICTURES", "input_shape": [1, 3, 48, 48]}, "after the transforms"),
         ({"calibration": "PICTURES", "calibration_rule": "mean"}, "calibration_rule"),
         ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float"),
-        ({"calibration": "PICTURES", "format": "onnx"}, "format"),
         ({"calibration": "PICTURES", "int8": False}, "int8=True"),
         ({"calibration": "PICTURES", "int8": "yes"}, "int8"),
+        ({"calibration": "PICTURES", "keep_float": "head"}, "list of layers' paths"),
+        ({"calibration": "PICTURES", "keep_float": True}, "how many layers"),
+        ({"calibration": "PICTURES", "keep_float": ["head", 1.5]}, "keep_float"),
+        ({"calibration": "PICTURES", "keep_float": 0}, "at least 1 layer"),
+        ({"calibration": "PICTURES", "keep_float": 4}, "1 to 3 layers"),
+        ({"calibration": "PICTURES", "keep_float": LAYERS}, "layers with a weight"),
+        ({"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]}, "3 channels"),
+        ({"calibration": 3}, "folder, a list file or a list of paths"),
+        ({"calibration": [np.zeros((SIDE, SIDE, 3), np.uint8)]}, "list of paths"),
+        ({"calibration": b"pictures"}, "list of paths"),
     ],
 )
 def test_what_is_refused(changed, message, tmp_path, pictures):
@@ -221,6 +307,54 @@ def test_what_is_refused(changed, message, tmp_path, pictures):
     with pytest.raises((InputError, TypeError), match=message):
         export(Net(), tmp_path / "net", **changed)
     assert not (tmp_path / "net").exists()
+
+
+def _a_text(path):
+    path.write_bytes(b"no picture")
+
+
+def _half_a_picture(path):
+    data = cv2.imencode(".png", np.zeros((SIDE, SIDE, 3), np.uint8))[1].tobytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+def _sixteen_bits(path):
+    cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 4000, np.uint16))
+
+
+def _a_pixel(path):
+    cv2.imwrite(str(path), np.zeros((1, 1, 3), np.uint8))
+
+
+def _nothing(path):
+    """An empty folder."""
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_nothing, "expected pictures, found none"),
+        (_a_text, "does not decode"),
+        (_half_a_picture, "cut off"),
+        (_sixteen_bits, "max_value"),
+        (_a_pixel, "after the transforms"),
+    ],
+)
+def test_pictures_that_calibrate_nothing_are_named(make, message, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    make(folder / "0.png")
+    with pytest.raises(PpvisionError, match=message):
+        export(Net(), tmp_path / "net", calibration=folder)
+    assert not (tmp_path / "net").exists()
+
+
+def test_pictures_that_are_gone_are_named(tmp_path):
+    with pytest.raises(MissingFileError, match="none at"):
+        export(Net(), tmp_path / "net", calibration=tmp_path / "gone")
+    (tmp_path / "list.txt").write_text("gone.png 3\n")
+    with pytest.raises(PpvisionError, match=r"gone\.png"):
+        export(Net(), tmp_path / "net", calibration=tmp_path / "list.txt")
 
 
 def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
@@ -231,10 +365,15 @@ def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
     assert "one single shade" in caplog.text
 
 
-def test_weights_that_are_not_finite_are_refused(tmp_path, pictures):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["point.weight", "head.bias", "norm.weight", "norm._variance"])
+def test_weights_that_are_not_finite_are_refused(name, value, tmp_path, pictures):
+    """By name, and also where the ReLU after them turns NaN into 0."""
     model = Net()
-    model.point.weight.set_value(np.full(model.point.weight.shape, np.inf, np.float32))
-    with pytest.raises(InputError, match=r"finite|infinity"):
+    array = model.state_dict()[name].numpy()
+    array.reshape(-1)[0] = value
+    model.state_dict()[name].set_value(array)
+    with pytest.raises(InputError, match=f"nan or infinity in {name}"):
         export(model, tmp_path / "net", calibration=pictures)
 
 

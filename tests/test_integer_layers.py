@@ -1,4 +1,4 @@
-"""Random integer layers: whole numbers in NumPy against eager mode and OpenVINO.
+"""Random integer layers: whole numbers in NumPy against eager mode, OpenVINO and ONNX Runtime.
 
 Every layer is given codes, and gives a sum of products of whole numbers, times a scale per channel,
 plus a bias. The reference adds those up in int64, by its own windows and not by Paddle's.
@@ -12,16 +12,18 @@ import paddle
 import pytest
 from paddle import nn
 
-from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.engines import OnnxRuntime, has_openvino
 from ppvision.deploy.run.precision import integer_unit, usable_flags
 from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
-from ppvision.quant.packed import integer_copy
+from ppvision.quant.packed import IntegerRounding, integer_copy
 from ppvision.quant.train.quanters import channel_axis
 
 PER_GRAPH = 200
 GRAPHS = [pytest.param(k, marks=() if k < 2 else pytest.mark.all) for k in range(50)]
+ONNX_GRAPHS = [pytest.param(k, marks=() if k < 1 else pytest.mark.all) for k in range(50)]
 TOLERANCE = 1e-5  # of the layer's largest output, or of what its codes could give at most
 
 
@@ -30,7 +32,7 @@ class Case:
     """One layer, and what goes into it and must come out."""
 
     layer: nn.Layer  # in integers
-    x: np.ndarray  # float32, whole steps
+    x: np.ndarray  # float32, whole steps, some beyond the highest code
     expected: np.ndarray  # float64
     largest: float  # magnitude that errors are compared with
 
@@ -84,17 +86,21 @@ def make_case(random: np.random.Generator) -> Case:
     model = nn.Sequential(layer)
     weight = IntegerWeight(codes, scale, axis)
     held = integer_copy(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
+    step = float(held.activation.scale.numpy()[0]) / 127
+    x = (whole * step).astype(np.float32)
+    if low in (0, -128) and random.random() < 0.3:  # fewer codes, as learned at fewer bits
+        half = 2 ** int(random.integers(0, 7))
+        limits = (0, 2 * half - 1) if low == 0 else (-half, half - 1)
+        held.activation = IntegerRounding(IntegerActivation(step, low), limits)
+        whole = np.clip(whole, *limits)
     sums = integer_sums(layer, whole, codes.astype(np.int64))
     channels = 1 if isinstance(layer, (nn.Conv2D, nn.Conv2DTranspose)) else sums.ndim - 1
     aligned = [1] * sums.ndim
     aligned[channels] = -1
-    step = float(held.activation.scale.numpy()[0]) / 127
     bias = 0.0 if layer.bias is None else layer.bias.numpy().astype(np.float64).reshape(aligned)
     scales = np.tile(scale, sums.shape[channels] // len(scale)).astype(np.float64)
     expected = sums * step * scales.reshape(aligned) + bias
-    return Case(
-        held, (whole * step).astype(np.float32), expected, max(np.abs(expected).max(), 1e-30)
-    )
+    return Case(held, x, expected, max(np.abs(expected).max(), 1e-30))
 
 
 def integer_sums(layer: nn.Layer, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -160,6 +166,20 @@ def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
     ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
     check(cases, outputs, "OpenVINO")
+
+
+@pytest.mark.parametrize("graph", ONNX_GRAPHS)
+def test_onnx_runtime_adds_whole_numbers(graph, tmp_path):
+    """In integers, and with the same codes in float."""
+    pytest.importorskip("paddle2onnx", reason="pip install paddle2onnx")
+    pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
+    cases = cases_of(graph)
+    shapes = [list(case.x.shape) for case in cases]
+    write_onnx_products([case.layer for case in cases], shapes, tmp_path / "graph")
+    named = {f"x{place}": case.x for place, case in enumerate(cases)}
+    for integers in (True, False):
+        runtime = OnnxRuntime(tmp_path / "graph" / "model.onnx", integers=integers)
+        check(cases, runtime.run(named), f"ONNX Runtime, integers={integers}")
 
 
 LIMITS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_AMX": "amx_int8", "AVX2_VNNI": "avx_vnni"}

@@ -13,8 +13,9 @@ from ppvision.quant.integers import (
     IntegerWeight,
     quantize_weight,
 )
-from ppvision.quant.packed import IntegerLayer, IntegerRounding
+from ppvision.quant.packed import IntegerLayer, IntegerRounding, pack_model
 from ppvision.quant.ptq.integers import RULES, Observed, quantize_to_integers
+from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
 from tests.helpers.configs import ROOT
 
 
@@ -92,7 +93,7 @@ def test_fewer_codes_are_clipped_off():
     layer = IntegerRounding(IntegerActivation(1.0, -128), (-8, 7))
     found = layer(paddle.to_tensor(np.float32([-100, -8, 3, 7, 100]))).numpy()
     assert found.tolist() == [-8, -8, 3, 7, 7]
-    assert layer.clips
+    assert layer.limits == (-8, 7)
 
 
 class Small(nn.Layer):
@@ -216,10 +217,84 @@ def test_the_window_covers_what_was_seen(rule):
     assert reach == pytest.approx((-1, 3), abs=0.05)
 
 
-def test_zeros_alone_have_a_step():
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("values", [np.zeros(10), np.full(10, 1e-42)], ids=["zeros", "subnormal"])
+def test_zeros_alone_have_a_step(values, rule):
     seen = Observed()
-    seen.add(np.zeros(10, np.float32))
-    assert seen.activation("error") == IntegerActivation(1.0, 0)
+    seen.add(values.astype(np.float32))
+    assert seen.activation(rule) == IntegerActivation(1.0, 0)
+    assert seen.activation(rule, symmetric=True) == IntegerActivation(1.0, -128)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_value_among_many_zeros_has_a_step(rule, symmetric):
+    """One in a million, which a percentile does not see."""
+    seen = Observed()
+    values = np.zeros(4000, np.float32)
+    seen.add(values)
+    for _ in range(20):
+        seen.add(values)
+    values[0] = 3.0
+    seen.add(values)
+    assert seen.activation(rule, symmetric).step > 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_symmetric_codes_reach_the_largest_magnitude(rule):
+    seen = Observed()
+    seen.add(np.float32([-1.0, 0.0, 3.0]))
+    found = seen.activation(rule, symmetric=True)
+    assert found.low == -128
+    assert 127 * found.step == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e30])
+def test_sizes_at_the_end_of_float32_are_rounded(size):
+    """Their squares are beyond it."""
+    weight = (size * np.linspace(-1, 1, 51)).astype(np.float32).reshape(1, 51)
+    found = quantize_weight(weight, 0)
+    np.testing.assert_allclose(found.dequantized(), weight, atol=size / 127)
+    seen = Observed()
+    seen.add(weight)
+    for rule in RULES:
+        activation = seen.activation(rule)
+        assert activation.step == pytest.approx(2 * size / 255, rel=0.2)
+
+
+def _layered(bits, held_bits, shape=(6, 4, 3, 3)):
+    random = np.random.default_rng(bits)
+    low = -(2 ** (held_bits - 1))
+    codes = random.integers(low, -low, shape).astype(np.int8)
+    step = random.uniform(0.01, 1, shape[0]).astype(np.float32)
+    return LayeredWeight(codes, held_bits, 8, 2, 0, step, (8, 6, 4, 3, 2))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_layered_codes_mean_the_same_up_to_7_bits(bits):
+    """`s (q + 1/2) = (s / 2) (2q + 1)`, which are integers of 8 bits up to 7; of 8 the first 7 are
+    taken, and half of the last step is lost, no more and no less."""
+    model = nn.Sequential(nn.Conv2D(4, 6, 3))
+    weight = _layered(8, 8).at(bits)
+    state = LayeredState(
+        bits=(8, 2),
+        held_bits=8,
+        weights={"0": _layered(8, 8)},
+        floats={"0.bias": model[0].bias.numpy()},
+        activations={"0": LayeredActivation(np.float32([0.1, 0.1]), (8, 8), 8, 8, signed=True)},
+    )
+    layer = pack_model(model, state, bits, integers=True)[0]
+    codes, scale = (tensor.numpy() for tensor in layer.integer_weight())
+    assert codes.dtype == np.int8
+    found = codes.astype(np.float64) * scale.astype(np.float64)[:, None, None, None]
+    q = weight.codes.astype(np.float64)
+    exact = (q + 0.5) * weight.cell().astype(np.float64)[:, None, None, None]
+    if bits <= 7:
+        np.testing.assert_allclose(found, exact, rtol=1e-6)
+    else:
+        half = 0.5 * weight.cell().astype(np.float64)[:, None, None, None]
+        np.testing.assert_allclose(np.abs(found - exact), np.broadcast_to(half, q.shape), rtol=1e-5)
+    np.testing.assert_allclose(layer.unpacked.numpy(), found, rtol=1e-6)
 
 
 def test_scores_of_integers_belong_to_an_export_with_integers():

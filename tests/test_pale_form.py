@@ -3,11 +3,12 @@
 import numpy as np
 import paddle
 import pytest
-from paddle import nn
+from paddle import inference, nn
 
 import ppvision
 from benchmark.deploy_steps import Grouped, TokenLast
 from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.forms.pale import GraphPaleAttention, from_groups, pale_form, to_groups
 from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.nn import PaleAttention
@@ -153,3 +154,26 @@ def test_exported_and_eager_agree(tmp_path, size):
     for onednn in (True, False):
         (found,) = Predictor(folder, use_onednn=onednn).run(x.numpy())
         assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kept_apart", [False, True])
+@pytest.mark.parametrize("size", [(9, 14), (14, 9)], ids=str)
+def test_runs_with_all_passes_of_onednn(tmp_path, size, kept_apart):
+    """As other programs run it, which turn none off; also where the attention stays in parts, as on
+    processors without AVX-512."""
+    layer, x = fresh(), noise(1, 16, *size)
+    graph = trace(GraphPaleAttention(layer), [None, 16, *size], "none", every_output=False)
+    write_graphs(graph, {tmp_path: None}, "paddle")
+    config = inference.Config(str(tmp_path / "model.json"), str(tmp_path / "model.pdiparams"))
+    config.disable_glog_info()
+    config.enable_mkldnn()
+    if kept_apart:
+        config.delete_pass("self_attention_fuse_pass")
+    engine = inference.create_predictor(config)
+    (name,) = engine.get_input_names()
+    engine.get_input_handle(name).copy_from_cpu(x.numpy())
+    engine.run()
+    found = engine.get_output_handle(engine.get_output_names()[0]).copy_to_cpu()
+    with paddle.no_grad():
+        expected = layer(x).numpy()
+    assert np.abs(found - expected).max() <= 2e-5 * max(1, np.abs(expected).max())

@@ -1,6 +1,7 @@
 """`ppvision export`."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from ppvision.cli.opening import open_job, removing_unfinished, set_device
 from ppvision.cli.options import (
@@ -16,6 +17,9 @@ from ppvision.cli.options import (
 from ppvision.console import show
 from ppvision.errors import InputError
 from ppvision.tables import format_records
+
+if TYPE_CHECKING:
+    from ppvision.tasks.job import Job
 
 
 def add(verbs: Verbs) -> None:
@@ -46,6 +50,17 @@ def add(verbs: Verbs) -> None:
         "NMS instead",
     )
     verb.add_argument(
+        "--for",
+        dest="reader",
+        choices=["paddlex"],
+        help="write it under the names of PaddleX, which then runs it as well",
+    )
+    verb.add_argument(
+        "--paddlex_name",
+        metavar="NAME",
+        help="with --for: the model's name in PaddleX (by architecture, such as SegFormer-B0)",
+    )
+    verb.add_argument(
         "--bits",
         type=parse_bits,
         nargs="+",
@@ -66,7 +81,10 @@ def add(verbs: Verbs) -> None:
         help="with --int8: how the steps of activations come from the pictures (error)",
     )
     verb.add_argument(
-        "--keep_float", nargs="+", metavar="LAYER", help="with --int8: layers that stay in float"
+        "--keep_float",
+        nargs="+",
+        metavar="LAYER",
+        help="with --int8: layers that stay in float, by name; a number N: the N that lose most",
     )
     verb.add_argument("--skip_eval", action="store_true", help="with --bits or --int8: no scores")
     add_slim_config(verb)
@@ -83,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
         "input_shape": args.input_shape,
         "output_op": args.output_op,
         "model_format": args.format,
+        "paddlex_name": _paddlex_name(args, job),
     }
     _check_integer_flags(args)
     if args.bits is None and args.int8:
@@ -94,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
             folder,
             calibration=args.calibration,
             rule=args.calibration_rule,
-            keep_float=args.keep_float or (),
+            keep_float=[int(k) if k.isdecimal() else k for k in args.keep_float or ()],
             evaluate=not args.skip_eval,
             **how,
         )
@@ -120,6 +139,14 @@ def run(args: argparse.Namespace) -> None:
     )
     show(format_records(rows))
     show(f"exported models: {folder}/w*; this table: {folder}/{TABLE}, VisualDL: {folder}/vdl")
+
+
+def _paddlex_name(args: argparse.Namespace, job: "Job") -> str | None:
+    if args.reader is not None:
+        return args.paddlex_name or job.paddlex_name
+    if args.paddlex_name is not None:
+        raise InputError("--paddlex_name: is for --for paddlex; expected it with that flag.")
+    return None
 
 
 def _check_integer_flags(args: argparse.Namespace) -> None:

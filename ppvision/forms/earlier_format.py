@@ -216,6 +216,43 @@ def _reduction(kind: str, dtype: str | None = None) -> Callable[..., Tensor]:
     return reduce
 
 
+def _sum(
+    x: Tensor,
+    axis: int | Sequence[int] | None = None,
+    dtype: str | paddle.dtype | None = None,
+    keepdim: bool = False,
+    name: str | None = None,
+    out: None = None,
+) -> Tensor:
+    if dtype is not None:
+        x = paddle.cast(x, dtype)
+    return _reduction("reduce_sum")(x, axis, keepdim)
+
+
+def _argmax(
+    x: Tensor,
+    axis: int | None = None,
+    keepdim: bool = False,
+    dtype: str | paddle.dtype = "int64",
+    name: str | None = None,
+) -> Tensor:
+    flat = axis is None
+    whole = append_operator(
+        "arg_max", {"X": x}, "int64", axis=0 if flat else axis, keepdims=keepdim, flatten=flat
+    )
+    return whole if str(dtype).endswith("int64") else paddle.cast(whole, dtype)
+
+
+def _gelu(x: Tensor, approximate: bool | str = False, name: str | None = None) -> Tensor:
+    return append_operator("gelu", {"X": x}, approximate=approximate in (True, "tanh"))
+
+
+def _softplus(
+    x: Tensor, beta: float = 1.0, threshold: float = 20.0, name: str | None = None
+) -> Tensor:
+    return append_operator("softplus", {"X": x}, beta=float(beta), threshold=float(threshold))
+
+
 def _as_list(value: Any) -> list:
     return list(value) if isinstance(value, list | tuple) else [value]
 
@@ -663,3 +700,17 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "nn.functional.softsign": lambda x, name=None: x / (paddle.abs(x) + 1.0),
     "nn.functional.unfold": _unfold,
 }
+
+# What Paddle 3.3 moved to C++ as well. Earlier ones put their own operators into a program.
+if tuple(map(int, paddle.__version__.split(".")[:2])) >= (3, 3):
+    STAND_INS |= {
+        "argmax": _argmax,
+        "ceil": _unary("ceil"),
+        "exp": _unary("exp"),
+        "round": _unary("round"),
+        "sum": _sum,
+        "tanh": _unary("tanh"),
+        "nn.functional.gelu": _gelu,
+        "nn.functional.softplus": _softplus,
+        "nn.functional.tanh": _unary("tanh"),
+    }

@@ -11,6 +11,12 @@ from ppvision.nn.layers import is_pointwise
 from ppvision.quant.packed import PackedLayer
 from ppvision.quant.store.state import layers_by_path
 
+# "This axis keeps its size", of a reshape that follows a transposition. oneDNN's pass
+# `operator_reshape_onednn_fuse_pass` (Paddle 3.2) gives the two, as one operator, the wrong type,
+# which fails where a concatenation follows. It leaves shapes with a 0 alone. Our `Predictor` turns
+# the pass off; PaddleX and the clients of PaddleSeg do not.
+KEPT = 0
+
 
 @contextmanager
 def in_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Iterator[None]:
@@ -79,7 +85,8 @@ def attention_of_groups(tokens: Tensor, shape: Sequence[int | Tensor]) -> Tensor
     query, key, value = tokens[0], tokens[1], tokens[2]  # [G, heads, T, d] each
     scores = paddle.matmul(query, key.transpose([0, 1, 3, 2]))  # [G, heads, T, T]
     out = paddle.matmul(F.softmax(scores, axis=-1), value)  # [G, heads, T, d]
-    return out.transpose([0, 2, 1, 3]).reshape(shape)
+    merged = out.transpose([0, 2, 1, 3]).reshape([KEPT, KEPT, -1])  # [G, T, heads * d]
+    return merged.reshape(shape)
 
 
 @paddle.jit.not_to_static

@@ -73,9 +73,10 @@ class GraphRounding(nn.Layer):
         rounding = self.rounding
         ends = {"Scale": rounding.scale, "ZeroPoint": rounding.zero}
         how = {"dtype": "float32", "out": "Y", "quant_axis": -1, **_ATTRIBUTES}
+        if (limits := rounding.limits) is not None:
+            # In front: between the two operators OpenVINO 2025.0 takes codes for others.
+            x = paddle.clip(x, *limits)
         codes = append_operator("quantize_linear", {"X": x, **ends}, round_type=0, **how)
-        if rounding.clips:
-            codes = paddle.clip(codes, float(rounding.low), float(rounding.high))
         return append_operator("dequantize_linear", {"X": codes, **ends}, **how)
 
 

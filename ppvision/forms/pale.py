@@ -27,6 +27,7 @@ from paddle import Tensor, nn
 
 from ppvision.forms.any_size import masked_attention, masks
 from ppvision.forms.exchange import (
+    KEPT,
     attention_of_groups,
     folded_norms,
     has_known_size,
@@ -218,8 +219,8 @@ def from_groups(sets: Sequence[Tensor], height: int, width: int, rows: bool) -> 
     order = [0, 4, 2, 1, 3] if rows else [0, 4, 3, 2, 1]
     x = shared.transpose(order)  # [B, D, s, G, O] or [B, D, O, s, G]
     if len(sets) == 1:
-        return x.reshape([-1, channels, height, width])
+        return x.reshape([KEPT, channels, height, width])
     last = longer[:, :, -1].transpose([0, 3, 1, 2] if rows else [0, 3, 2, 1])
     if rows:
-        return paddle.concat([x.reshape([-1, channels, size * count, other]), last], axis=2)
-    return paddle.concat([x.reshape([-1, channels, other, size * count]), last], axis=3)
+        return paddle.concat([x.reshape([KEPT, channels, size * count, other]), last], axis=2)
+    return paddle.concat([x.reshape([KEPT, channels, other, size * count]), last], axis=3)

@@ -664,7 +664,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         guidance: str = "next_level",
         num_classes: int | None = None,
         similarity: str = "gaussian",
-        **options: int | str | bool | None,
+        **options: Any,
     ) -> None:
         super().__init__()
         count = len(feat_channels)
@@ -693,7 +693,8 @@ class SemanticDiffusionPyramid(nn.Layer):
             )
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)
-        self.guidance, self.logits = guidance, []
+        self.guidance = guidance
+        self.logits: list[Tensor] = []
         channels = [*feat_channels[1:], None]  # of the guidance of each level
         if guidance not in GUIDANCES:
             raise InputError(
@@ -702,6 +703,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         if guidance != "next_level":
             outputs = num_classes if guidance == "classes" else 1
             _check_counts(num_classes=outputs)
+            assert outputs is not None  # refused by the check
             self.guidance_head = GuidanceHead(feat_channels, outputs)
             channels = [outputs] * count
         self.diffusions = nn.LayerList(

@@ -92,7 +92,8 @@ def quantize_weight(weight: np.ndarray, axis: int) -> IntegerWeight:
     for place, fraction in enumerate(_FRACTIONS):
         scale = (unit * fraction)[:, None]
         codes = np.clip(np.rint(rows / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-        errors[place] = np.square(rows - codes * scale).sum(axis=1)
+        # float64, since squares of large weights overflow in float32.
+        errors[place] = np.square(rows - codes * scale, dtype=np.float64).sum(axis=1)
     # Of equal errors the scale that clips nothing.
     best = len(_FRACTIONS) - 1 - errors[::-1].argmin(axis=0)
     scale = np.where(whole > 0, unit * _FRACTIONS[best], 0).astype(np.float32)

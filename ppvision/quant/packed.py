@@ -235,6 +235,7 @@ class IntegerRounding(nn.Layer):
         scale: `[1]`, 127 steps: the magnitude that `quantize_linear` asks for.
         zero: `[1]`, the code of 0 as an 8-bit integer (the zero point).
         low, high: the lowest and highest code as 8-bit integers.
+        limits: what they stand for, where fewer than 256 codes count; None: all do.
     """
 
     def __init__(self, activation: IntegerActivation, clip: tuple[int, int] | None = None) -> None:
@@ -243,6 +244,7 @@ class IntegerRounding(nn.Layer):
         zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
         self.step = activation.step
         self.low, self.high = low + zero, high + zero
+        self.limits = None if high - low == CODES - 1 else (low * self.step, high * self.step)
         scale = np.float32([activation.step * WEIGHT_LIMIT])
         self.register_buffer("scale", paddle.to_tensor(scale))
         self.register_buffer("zero", paddle.to_tensor(np.float32([zero])))
@@ -251,11 +253,6 @@ class IntegerRounding(nn.Layer):
         """Whether two roundings give the same codes."""
         ours, theirs = ((r.step, r.low, r.high) for r in (self, other))
         return ours == theirs
-
-    @property
-    def clips(self) -> bool:
-        """Whether fewer than 256 codes count."""
-        return self.high - self.low < CODES - 1
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.scale / float(WEIGHT_LIMIT)

@@ -16,11 +16,12 @@ def export_integers(
     *,
     calibration: str | Path | None,
     rule: str | None,
-    keep_float: Sequence[str],
+    keep_float: Sequence[str | int],
     evaluate: bool,
     input_shape: list[int | None],
     output_op: str | None,
     model_format: str,
+    paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
     """Export a model in float with 8-bit weights and activations.
 
@@ -30,10 +31,10 @@ def export_integers(
         folder: of the export.
         calibration: a folder or a list file of pictures; None for the config's training set.
         rule: of the steps of activations; None for the default.
-        keep_float: paths of layers that stay in float.
+        keep_float: layers that stay in float: paths, and how many more, those that lose most.
         evaluate: whether to score float and integers on the val split, and to write both scores
             into `deploy.yaml`.
-        input_shape, output_op, model_format: see `export_model`.
+        input_shape, output_op, model_format, paddlex_name: see `export_model`.
 
     Returns:
         A row for float and one for integers: arithmetic, bytes of the weights, score, milliseconds
@@ -54,8 +55,10 @@ def export_integers(
         output_op=output_op,
         model_format=model_format,
         integers=options,
+        paddlex_name=paddlex_name,
     )
-    if evaluate:
+    runs = read_manifest(Path(folder)).int8.engine is not None
+    if evaluate and runs:
         # "int8", not "auto": what integers cost is to be known on every machine.
         scores = [job.evaluate(model), job.evaluate_exported(folder, precision="int8")]
         (tag, as_float), *_ = scores[0].by_tag().items()
@@ -66,9 +69,10 @@ def export_integers(
 def _rows(folder: Path, float_bytes: int) -> list[dict[str, object]]:
     manifest = read_manifest(folder)
     checked = manifest.int8
+    weights = manifest.weights or manifest.program  # ONNX keeps both in one file
     rows: list[dict[str, object]] = [
         {"arithmetic": "float32", "weights_bytes": float_bytes},
-        {"arithmetic": "int8", "weights_bytes": manifest.files[manifest.weights].bytes},
+        {"arithmetic": "int8", "weights_bytes": manifest.files[weights].bytes},
     ]
     if checked.metric is not None:
         rows[0][checked.metric], rows[1][checked.metric] = checked.float_score, checked.score

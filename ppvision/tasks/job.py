@@ -357,6 +357,7 @@ class Job(ABC):
         model_format: str,
         bits: int = FLOAT_BITS,
         integers: IntegerOptions | None = None,
+        paddlex_name: str | None = None,
     ) -> Path:
         """Write a model for deployment, and compare the export with it.
 
@@ -368,6 +369,7 @@ class Job(ABC):
             model_format: "paddle" or "onnx".
             bits: width of the model's codes. Default 32: none.
             integers: how products become 8-bit integers. Default None: they stay in float.
+            paddlex_name: write PaddleX's files too, under this name of its own. Default None: not.
 
         Returns:
             The folder.
@@ -376,6 +378,11 @@ class Job(ABC):
             ConfigError: what the task cannot export.
             ParityError: the export gives other numbers than the model.
         """
+
+    @property
+    @abstractmethod
+    def paddlex_name(self) -> str:
+        """The name under which PaddleX reads an export of this model."""
 
     # -- open weights --------------------------------------------------------------------------
 

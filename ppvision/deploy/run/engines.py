@@ -9,6 +9,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -114,25 +115,28 @@ class PaddleRuntime:
     ) -> None:
         has_gpu = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
         _check_device(device, has_gpu, "paddlepaddle")
-        config = inference.Config(str(program), str(weights))
-        config.disable_glog_info()
-        if device == "gpu":
-            config.enable_use_gpu(_GPU_POOL_MB, 0)
-        else:
-            config.disable_gpu()
-        if threads is not None:
-            config.set_cpu_math_library_num_threads(threads)
-        if engine == "onednn":
-            config.enable_onednn()
-            for name in ONEDNN_PASSES_OFF:
-                config.delete_pass(name)
-        else:
-            config.disable_onednn()
         with ExitStack() as stack:
+            cache = None
+            if engine == "openvino":
+                cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ppvision-")))
+                program, weights = _named_alike(program, weights, cache)
+            config = inference.Config(str(program), str(weights))
+            config.disable_glog_info()
+            if device == "gpu":
+                config.enable_use_gpu(_GPU_POOL_MB, 0)
+            else:
+                config.disable_gpu()
+            if threads is not None:
+                config.set_cpu_math_library_num_threads(threads)
+            if engine == "onednn":
+                config.enable_onednn()
+                for name in ONEDNN_PASSES_OFF:
+                    config.delete_pass(name)
+            else:
+                config.disable_onednn()
             if engine == "openvino":
                 # It writes what it compiled, the weights too, to the working directory or here.
-                cache = tempfile.TemporaryDirectory(prefix="ppvision-")
-                config.set_optim_cache_dir(stack.enter_context(cache))
+                config.set_optim_cache_dir(str(cache))
                 kinds = inference.PrecisionType
                 config.enable_openvino_engine(kinds.Bfloat16 if bfloat16 else kinds.Float32)
             self._predictor = inference.create_predictor(config)
@@ -176,10 +180,25 @@ class PaddleRuntime:
 
 
 class OnnxRuntime:
-    """ONNX Runtime on a `model.onnx`; the other arguments are those of `PaddleRuntime`. Several
-    threads may use one runtime, at the same time."""
+    """ONNX Runtime on a `model.onnx`.
 
-    def __init__(self, model: Path, *, threads: int | None = None, device: str = "cpu") -> None:
+    Args:
+        model: the file.
+        threads, device: see `PaddleRuntime`.
+        integers: whether products of a graph in integers run in integers (default). Otherwise the
+            same codes are computed in float.
+
+    Several threads may use one runtime, at the same time.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        threads: int | None = None,
+        device: str = "cpu",
+        integers: bool = True,
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -193,6 +212,8 @@ class OnnxRuntime:
         options.log_severity_level = 3  # errors; paddle2onnx leaves unused constants, one line each
         if threads is not None:
             options.intra_op_num_threads = threads
+        if not integers:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         providers = ["CUDAExecutionProvider"] if device == "gpu" else ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         nodes = self._session.get_inputs()
@@ -215,6 +236,17 @@ class OnnxRuntime:
         return self._session.run(None, {n: batch if single else batch[n] for n in self._inputs})
 
 
+def _named_alike(program: Path, weights: Path, work: Path) -> tuple[Path, Path]:
+    """The two files for OpenVINO, which looks for weights by the name of the graph: where the names
+    differ, links in `work`."""
+    if program.stem == weights.stem:
+        return program, weights
+    links = work / f"model{program.suffix}", work / f"model{weights.suffix}"
+    for link, path in zip(links, (program, weights), strict=True):
+        link.symlink_to(path.resolve())
+    return links
+
+
 def open_runtime(
     folder: Path,
     format: str,
@@ -224,13 +256,18 @@ def open_runtime(
     device: str = "cpu",
     engine: Engine = "native",
     bfloat16: bool = False,
+    integers: bool = True,
 ) -> PaddleRuntime | OnnxRuntime:
-    """The runtime of an export's model files; `engine` is for format "paddle", `files` by default
-    those that an export of the format writes."""
-    files = files or FILES[format]
+    """The runtime of an export's model files; `engine` and `bfloat16` are for format "paddle",
+    `integers` for "onnx", `files` by default those that an export of the format writes."""
+    if files is None:
+        files = FILES[format]
+        files = replace(files, own_for_openvino=(folder / files.raw_program).is_file())
     if format == "onnx":
-        return OnnxRuntime(folder / files.program, threads=threads, device=device)
-    program = files.earlier_program if engine == "openvino" else files.program
+        return OnnxRuntime(
+            folder / files.program, threads=threads, device=device, integers=integers
+        )
+    program = files.openvino_program if engine == "openvino" else files.program
     return PaddleRuntime(
         folder / program,
         folder / files.weights,

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import astuple
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +44,7 @@ class IsolatedRuntime:
         folder: of an export.
         format: "paddle" or "onnx".
         files: names of the model's files in it.
-        threads, device, engine, bfloat16: see `open_runtime`.
+        threads, device, engine, bfloat16, integers: see `open_runtime`.
 
     Raises:
         EngineError: the child does not start or does not open the engine.
@@ -59,15 +60,17 @@ class IsolatedRuntime:
         device: str,
         engine: Engine,
         bfloat16: bool,
+        integers: bool = True,
     ) -> None:
         how = {
             "folder": str(folder),
             "format": format,
-            "files": [files.program, files.weights],
+            "files": astuple(files),
             "threads": threads,
             "device": device,
             "engine": engine,
             "bfloat16": bfloat16,
+            "integers": integers,
         }
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -156,6 +159,7 @@ def serve(how: dict, questions: BinaryIO, answers: BinaryIO) -> None:
             device=how["device"],
             engine=how["engine"],
             bfloat16=how["bfloat16"],
+            integers=how["integers"],
         )
     except Exception as error:  # engines raise many kinds
         _send(answers, {"error": np.array(f"{type(error).__name__}: {error}")})

@@ -6,7 +6,7 @@ them for readers of the file. What is optional is left out of the file where it 
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -44,15 +44,28 @@ class ModelFiles:
     Attributes:
         program: the graph.
         weights: its parameters; None where the graph's file holds them (ONNX).
+        own_for_openvino: whether OpenVINO has a graph of its own, that of a detector up to its
+            boxes and scores; false: it runs `earlier_program`.
     """
 
     program: str
     weights: str | None
+    own_for_openvino: bool = False
 
     @property
     def earlier_program(self) -> str:
-        """The same graph in the program format of before PIR, which OpenVINO reads."""
+        """The same graph in the program format of before PIR."""
         return str(PurePosixPath(self.program).with_suffix(".pdmodel"))
+
+    @property
+    def raw_program(self) -> str:
+        """The graph of a detector up to its boxes and scores, in that format."""
+        return str(PurePosixPath(self.program).with_suffix(".raw.pdmodel"))
+
+    @property
+    def openvino_program(self) -> str:
+        """What OpenVINO runs."""
+        return self.raw_program if self.own_for_openvino else self.earlier_program
 
 
 FILES = {
@@ -67,7 +80,7 @@ KNOWN_FILES = frozenset(
     | {
         name
         for files in (*FILES.values(), PADDLEX_FILES)
-        for name in (files.program, files.weights, files.earlier_program)
+        for name in (files.program, files.weights, files.earlier_program, files.raw_program)
         if name is not None
     }
 )
@@ -202,7 +215,7 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Nms:
-    """Non-maximum suppression that is not in the graph of the earlier format but follows it.
+    """Non-maximum suppression that is not in the graph for OpenVINO but follows it.
 
     Attributes:
         score_threshold: boxes below are dropped.
@@ -251,7 +264,7 @@ class Manifest:
     openvino: bool | None
     onednn: bool | None  # the same of oneDNN; null for ONNX
     input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
-    # The last operator of the graph; nms may follow the graph of the earlier format, see `nms`.
+    # The last operator of the graph; nms may follow the graph for OpenVINO, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
     transforms: Annotated[list[Transform], Count(0, 64)]
@@ -267,7 +280,7 @@ class Manifest:
     parameters: Annotated[dict[Name, Name], Count(0, _MAX_NAMES)] = field(default_factory=dict)
     # Bits of the inputs of products; null: float.
     activations: Literal[8] | None = None
-    # What follows a detector's graph in the earlier format; null: it is inside.
+    # What follows a detector's graph for OpenVINO; null: there is none.
     nms: Nms | None = None
     # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
     max_value: MaxValue | None = None
@@ -291,7 +304,8 @@ class Manifest:
 
     @property
     def model_files(self) -> ModelFiles:
-        return ModelFiles(self.program, self.weights)
+        files = ModelFiles(self.program, self.weights)
+        return replace(files, own_for_openvino=files.raw_program in self.files)
 
     def write(self, folder: Path) -> None:
         document = manifest_text(self)
@@ -330,7 +344,9 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 def file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
     """The files of a model in the formats that are there."""
-    names = [files.program, files.weights, files.earlier_program if earlier_format else None]
+    names = [files.program, files.weights]
+    names += [files.earlier_program] if earlier_format else []
+    names += [files.raw_program] if files.own_for_openvino else []
     return [name for name in names if name is not None]
 
 
@@ -495,7 +511,7 @@ def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
         for key in ("onednn", "openvino", "earlier_format"):
             if getattr(m, key):
                 raise refuse(getattr(m, key), at(key), "false or null for format onnx")
-    if m.openvino and not m.earlier_format:
+    if m.openvino and not (m.earlier_format or m.model_files.own_for_openvino):
         raise refuse(m.openvino, at("openvino"), "false or null without earlier_format")
     if (m.num_classes is None) != (m.task == "features"):
         expected = "null for features" if m.task == "features" else "a whole number above 0"

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection
 from typing import Literal
 
-from ppvision.deploy.run.manifest import Manifest
+from ppvision.deploy.run.manifest import Manifest, PrecisionCheck
 from ppvision.environment import cpu_flags
 from ppvision.errors import InputError, shorten
 from ppvision.precision import LONG_SPELLINGS, PRECISIONS
@@ -78,13 +78,14 @@ def choose_precision(
         InputError: `wanted` asks for what the folder or the machine cannot do.
     """
     can_openvino = manifest.format == "paddle" and manifest.openvino and has_openvino
+    can_integers = can_openvino or manifest.format == "onnx"  # ONNX Runtime runs them anywhere
     if wanted == "int8":
         if manifest.activations != 8:
             raise InputError(
                 f"precision: int8 asked for, but {manifest.name} was exported in float. Export it "
                 "with --int8 (in Python export_model(..., int8=True))."
             )
-        if not can_openvino:
+        if not can_integers:
             raise InputError(
                 f"precision: int8 asked for, but OpenVINO cannot run {manifest.name} here. Pass "
                 "precision='auto' or 'float32'."
@@ -100,7 +101,7 @@ def choose_precision(
     if wanted == "float32":
         return "float32", "asked for"
     if manifest.activations == 8:
-        return _auto_of_integers(manifest, flags, bool(can_openvino))
+        return _auto_of_integers(manifest, flags, bool(can_integers))
     passed = manifest.bfloat16 is not None and manifest.bfloat16.passed
     if can_openvino and passed and "amx_bf16" in flags:
         return "bfloat16", "the processor has amx_bf16, and the export's check passed"
@@ -108,14 +109,24 @@ def choose_precision(
 
 
 def _auto_of_integers(
-    manifest: Manifest, flags: Collection[str], can_openvino: bool
+    manifest: Manifest, flags: Collection[str], can_integers: bool
 ) -> tuple[Precision, str]:
     """For a folder with integers: they, or the same codes computed in float."""
     unit = integer_unit(flags)
     if unit is None:
         return "float32", "the processor has neither VNNI nor AMX: the same codes run in float"
-    if not can_openvino:
+    if not can_integers:
         return "float32", "OpenVINO cannot run the graph here: the same codes run in float"
-    if manifest.int8 is not None and not manifest.int8.passed:
+    checked = manifest.int8
+    if checked is not None and not checked.passed:
         return "float32", "the export's check of the integers failed: the same codes run in float"
+    if checked is not None and manifest.format == "onnx" and _is_slower(checked):
+        # ONNX Runtime multiplies integers only where the result is rounded right away.
+        return "float32", "ONNX Runtime took longer with integers when this was exported"
     return "int8", f"the folder holds integers, and the processor has {unit}"
+
+
+def _is_slower(checked: PrecisionCheck) -> bool:
+    if checked.milliseconds is None or checked.float_milliseconds is None:
+        return False
+    return checked.milliseconds > checked.float_milliseconds

@@ -120,9 +120,10 @@ class Predictor:
             that failed the comparison of the export. True insists on oneDNN; False leaves Paddle's
             own kernels alone. Only for Paddle exports.
         precision: "auto" takes integers where the folder has them and the processor has VNNI or
-            AMX, bfloat16 where the processor has it and the export's check of it passed, float32
-            otherwise; a log line says which. "float32", "bfloat16" and "int8" ask for one ("fp32"
-            and "bf16" are taken too). A folder with integers computes the same codes in float32.
+            AMX (of an ONNX export: where ONNX Runtime was quicker with them), bfloat16 where the
+            processor has it and the export's check of it passed, float32 otherwise; a log line says
+            which. "float32", "bfloat16" and "int8" ask for one ("fp32" and "bf16" are taken too). A
+            folder with integers computes the same codes in float32.
         layered: a layered model (folder or URL) of the same architecture, whose weights go in the
             place of the folder's. Only for float exports for Paddle Inference.
         bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.
@@ -301,14 +302,20 @@ class Predictor:
             yield Path(work)
 
     def _open_runtime(
-        self, folder: Path, engine: Engine, keep: bool, bfloat16: bool = False
+        self, folder: Path, engine: Engine, keep: bool, precision: Precision = "float32"
     ) -> Runtime:
         def opened() -> Runtime:
             manifest = self.manifest
             files = manifest.model_files
             open_engine = IsolatedRuntime if self._isolate else open_runtime
             runtime = open_engine(
-                folder, manifest.format, files=files, engine=engine, bfloat16=bfloat16, **self._how
+                folder,
+                manifest.format,
+                files=files,
+                engine=engine,
+                bfloat16=precision == "bfloat16",
+                integers=precision == "int8",
+                **self._how,
             )
             if engine == "openvino" and manifest.nms is not None:
                 return RuntimeWithNms(runtime, manifest.nms)
@@ -339,7 +346,7 @@ class Predictor:
             is_small = engine == "onednn" and max(smallest[2:]) <= ONE_PIXEL
             if is_small and enlarges(folder / manifest.program):
                 raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
-            runtime = self._open_runtime(folder, engine, keep, precision == "bfloat16")
+            runtime = self._open_runtime(folder, engine, keep, precision)
             runtime.run(_zeros(manifest.task, smallest))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
@@ -368,14 +375,14 @@ class Predictor:
                     folder, "openvino", keep=keep, insist=insist, precision=precision
                 )
                 name = "openvino" if runtime else name
-            if runtime is None:
-                precision = "float32"
+            if runtime is None and manifest.format == "paddle":
+                precision = "float32"  # integers and bfloat16 run in OpenVINO
             if runtime is None and on_cpu and wanted is not False:
                 runtime = self._try(folder, "onednn", keep=keep, insist=bool(wanted))
                 name = "onednn" if runtime else name
             if runtime is None:
                 with failing_as(f"{self._folder}: the exported graph does not load"):
-                    runtime = self._open_runtime(folder, "native", keep)
+                    runtime = self._open_runtime(folder, "native", keep, precision)
         if manifest.format == "onnx":
             _check_shapes(runtime.input_shapes, manifest, self._folder)
         # An export of one size was compared at it.
@@ -389,7 +396,7 @@ class Predictor:
             return "float32"
         chosen, why = choose_precision(self._asked, manifest, usable_flags(), has_openvino())
         fault = None
-        if chosen == "int8" and self._asked == "auto":
+        if chosen == "int8" and self._asked == "auto" and manifest.format == "paddle":
             fault = find_integer_fault(self._isolate)
         if fault is not None:
             chosen, why = "float32", f"{fault}: the same codes run in float"

@@ -1,12 +1,11 @@
 """Running a model and its export side by side, and comparing them by the rule of `parity`."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import paddle
 from paddle import Tensor, nn
 
 from ppvision.deploy.run.engines import (
@@ -20,7 +19,7 @@ from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.run.transforms import Normalize, Transforms
 from ppvision.deploy.verify import parity
-from ppvision.deploy.verify.running import run_graphs, run_in_openvino
+from ppvision.deploy.verify.running import run_eagerly, run_graphs, run_in_openvino
 from ppvision.errors import InputError
 
 _TRIALS = 8  # inputs that differ in their last digits, for each probe
@@ -50,8 +49,7 @@ def eager_probes(
     for shapes in parity.probe_shapes(shape):
         inputs = [x for probed in shapes for x in parity.probe_batches(probed, mean, std)]
         try:
-            with paddle.no_grad():
-                outputs = [model(paddle.to_tensor(x)) for x in inputs]
+            outputs = [run_eagerly(model, x) for x in inputs]
         except Exception as error:  # whatever the model raises at a size that it does not take
             failure = failure or (shapes[0], error)
             continue
@@ -73,22 +71,33 @@ def eager_probes(
     ) from error
 
 
-@paddle.no_grad()
 def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float:
-    """How far the outputs of a model that rounds activations move by themselves: the largest
-    `parity.relative_error` over a few inputs that differ by `parity.LAST_DIGITS` of themselves.
+    """`largest_move` of a model's outputs.
 
     Args:
         model: in evaluation mode.
         task: as of `eager_probes`.
         probes: from it.
     """
+    return largest_move(lambda x: as_arrays(run_eagerly(model, x), task, x.shape), probes)
+
+
+def largest_move(
+    outputs_of: Callable[[np.ndarray], list[np.ndarray]], probes: Sequence[Probe]
+) -> float:
+    """How far the outputs of a model that rounds activations move by themselves: the largest
+    `parity.relative_error` over a few inputs that differ by `parity.LAST_DIGITS` of themselves.
+
+    Args:
+        outputs_of: a picture's outputs in eager mode.
+        probes: pictures with their outputs.
+    """
     random, worst = np.random.default_rng(0), 0.0
     for x, eager in probes:
         for _ in range(_TRIALS):
             factor = 1.0 + parity.LAST_DIGITS * random.standard_normal(x.shape)
-            moved = model(paddle.to_tensor((x * factor).astype(np.float32)))
-            pairs = zip(eager, as_arrays(moved, task, x.shape), strict=True)
+            moved = outputs_of((x * factor).astype(np.float32))
+            pairs = zip(eager, moved, strict=True)
             worst = max([worst, *(parity.relative_error(a, b) for a, b in pairs)])
     return worst
 

@@ -17,7 +17,9 @@ import numpy as np
 import paddle
 from paddle import nn
 
+from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.running import run_eagerly
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.store.state import layers_by_path
 
@@ -40,9 +42,9 @@ class Product(NamedTuple):
     output: np.ndarray
 
 
-def capture_products(model: nn.Layer, x: np.ndarray) -> list[Product]:
-    """The integer layers of a model, in evaluation mode, that run on `x` `[B, C, H, W]` with one
-    input each."""
+def capture_products(model: nn.Layer, x: Batch) -> list[Product]:
+    """The integer layers of a model, in evaluation mode, that run on `x` (`[B, C, H, W]`, or a
+    detector's inputs by name) with one input each."""
     found: dict[str, Product] = {}
     hooks = []
 
@@ -58,8 +60,7 @@ def capture_products(model: nn.Layer, x: np.ndarray) -> list[Product]:
         if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
             look(path, layer)
     try:
-        with paddle.no_grad():
-            model(paddle.to_tensor(x))
+        run_eagerly(model, x)
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,4 +1,4 @@
-"""Running exported graphs on inputs, here or in a process of its own."""
+"""Running models in eager mode, and exported graphs here or in a process of its own."""
 
 import io
 import json
@@ -10,8 +10,11 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import paddle
+from paddle import nn
 
 from ppvision.deploy.run.engines import (
     Batch,
@@ -28,6 +31,14 @@ from ppvision.errors import EngineError, PpvisionError
 TIME_LIMIT = 300
 
 Outputs = list[list[list[np.ndarray]]]  # of each folder, for each input
+
+
+@paddle.no_grad()
+def run_eagerly(model: nn.Layer, batch: Batch) -> Any:
+    """What a model gives for a batch `[B, C, H, W]`, or a detector for its inputs by name."""
+    if isinstance(batch, np.ndarray):
+        return model(paddle.to_tensor(batch))
+    return model(**{name: paddle.to_tensor(array) for name, array in batch.items()})
 
 
 def run_graphs(
@@ -127,7 +138,7 @@ def _ask_child(
 
 
 def time_in_openvino(
-    folders: Sequence[Path], x: np.ndarray, rounds: int, limit: float = TIME_LIMIT
+    folders: Sequence[Path], x: Batch, rounds: int, limit: float = TIME_LIMIT
 ) -> list[float]:
     """Milliseconds of a run of each graph on one thread: the median of `rounds`, run in turn.
 
@@ -141,17 +152,18 @@ def time_in_openvino(
 def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     """The child's side of `run_in_openvino`: from packed inputs to packed outputs or an error."""
     given = _unpack(packed)
-    if "rounds" in given:
-        try:
-            taken = _time([Path(f) for f in folders], given["0"], int(given["rounds"]))
-        except PpvisionError as error:
-            return _pack({"error": np.array(str(error))})
-        return _pack({"milliseconds": np.array(taken)})
+    rounds = given.pop("rounds", None)
     inputs: list[Batch] = []
     for place in range(len({key.partition(".")[0] for key in given})):
         prefix = f"{place}."
         named = {k.removeprefix(prefix): v for k, v in given.items() if k.startswith(prefix)}
         inputs.append(named or given[f"{place}"])
+    if rounds is not None:
+        try:
+            taken = time_graphs([Path(f) for f in folders], "paddle", inputs[0], int(rounds))
+        except PpvisionError as error:
+            return _pack({"error": np.array(str(error))})
+        return _pack({"milliseconds": np.array(taken)})
     try:
         outputs = run_graphs([Path(folder) for folder in folders], "paddle", inputs, "openvino")
     except PpvisionError as error:
@@ -164,10 +176,11 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     return _pack(answer)
 
 
-def _time(folders: Sequence[Path], x: np.ndarray, rounds: int) -> list[float]:
-    name = engine_name("paddle", "openvino")
-    with failing_as(f"{name} does not run the exported graph"):
-        runtimes = [open_runtime(f, "paddle", engine="openvino", threads=1) for f in folders]
+def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> list[float]:
+    """As `time_in_openvino`, in this process: of format "paddle" in OpenVINO, of "onnx" in ONNX
+    Runtime."""
+    with failing_as(f"{engine_name(format, 'openvino')} does not run the exported graph"):
+        runtimes = [open_runtime(f, format, engine="openvino", threads=1) for f in folders]
         taken: list[list[float]] = [[] for _ in folders]
         for number in range(rounds + 1):
             for own, runtime in zip(taken, runtimes, strict=True):

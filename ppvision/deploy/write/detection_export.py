@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,14 @@ from ppvision.deploy.run.engines import (
 )
 from ppvision.deploy.run.nms import suppress
 from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.clients import run_like_paddlex, unfit_for_paddlex
 from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw
 from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.write.clients import (
+    infer_config,
+    write_client_detector,
+    write_infer_config,
+)
 from ppvision.deploy.write.export import (
     check_packed,
     checked_classes,
@@ -38,7 +45,12 @@ from ppvision.deploy.write.export import (
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.openvino import write_openvino_detector
-from ppvision.errors import InputError
+from ppvision.deploy.write.paddlex import (
+    check_inputs,
+    name_for_paddlex,
+    paddlex_detector_config,
+)
+from ppvision.errors import InputError, PpvisionError, shorten
 from ppvision.files import replace_folder, sync_files
 
 RAW = 2  # outputs before NMS: boxes and scores
@@ -72,6 +84,9 @@ def export_detector(
     name: str | None = None,
     bits: int = 32,
     max_value: int | None = None,
+    architecture: str = "",
+    metric: str = "COCO",
+    paddlex_name: str | None = None,
 ) -> Path:
     """Write a detector for deployment, NMS inside, after comparing what was written with the model.
 
@@ -85,6 +100,9 @@ def export_detector(
         num_classes: C.
         transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
         classes: names of the C classes, or empty.
+        architecture, metric: PaddleDetection's names of them, for its clients (`infer_cfg.yml`).
+        paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
+            knows, such as "PP-YOLOE_plus-S". Default None: under ours.
 
     Returns:
         The folder.
@@ -98,6 +116,8 @@ def export_detector(
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
+    if paddlex_name is not None and format != "paddle":
+        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
     check_packed(model, bits)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
@@ -105,6 +125,12 @@ def export_detector(
     with evaluation_mode(model), replacing as work, line:
         line.update(0, "run the model")
         probes = _probes(model, shape, pipeline)
+        specs = json.loads(json.dumps(list(transforms), default=float))
+        labels = classes or [str(k) for k in range(num_classes)]  # clients look each one up
+        described = architecture, metric, specs, shape, labels, len(probes[0][1]) - RAW == 3
+        paddlex = None
+        if paddlex_name is not None:
+            paddlex = paddlex_detector_config(paddlex_name, *described)
         raw, final = work / "raw", work / "final"
         line.update(1, "trace and write")
         with model.in_graphs(), graph_forms(model.model, format):
@@ -117,7 +143,19 @@ def export_detector(
         of_openvino, openvino, nms = None, None, None
         if format == "paddle" and has_openvino() and not _has_two_stages(probes):
             of_openvino, openvino, nms = _with_openvino(model, probes, final, shape, tolerance)
+        parameters = parameter_names(model.model, final, format, bits)
         files = manifests.FILES[format]
+        if paddlex is not None:
+            check_inputs(paddlex_name, final / files.program)
+            _check_in_paddlex(probes, final, model.bounds, tolerance, paddlex_name)
+            files = name_for_paddlex(paddlex, final)
+        elif format == "paddle":
+            if onednn:
+                with model.in_graphs(), graph_forms(model.model, format):
+                    write_client_detector(model, shape, probes, final, model.bounds, tolerance)
+            write_infer_config(infer_config(*described), final)
+            own = (final / files.raw_program).is_file()
+            files = replace(files, own_for_openvino=own)
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -130,7 +168,7 @@ def export_detector(
             nms=nms,
             input_shape=shape,
             output_op="nms",
-            transforms=json.loads(json.dumps(list(transforms), default=float)),
+            transforms=specs,
             num_classes=num_classes,
             classes=classes,
             bits=bits,
@@ -139,8 +177,9 @@ def export_detector(
             checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
-            parameters=parameter_names(model.model, final, format, bits),
+            parameters=parameters,
             max_value=max_value,
+            paddlex_name=paddlex_name,
         ).write(final)
         sync_files(final)
         line.update(1, "")
@@ -238,8 +277,25 @@ def _with_openvino(
             f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
             stacklevel=3,
         )
-    (final / manifests.FILES["paddle"].earlier_program).unlink(missing_ok=True)
+    (final / manifests.FILES["paddle"].raw_program).unlink(missing_ok=True)
     return None, False, None
+
+
+def _check_in_paddlex(
+    probes: Sequence[Probe], final: Path, bounds: Bounds, tolerance: float, name: str
+) -> None:
+    """Compare what PaddleX will run with the model.
+
+    Raises:
+        EngineError: it does not run, or finds something else.
+    """
+    try:
+        found = run_like_paddlex(final, [inputs for inputs, _ in probes], name)
+        for (inputs, eager), outputs in zip(probes, found, strict=True):
+            where = f"As PaddleX runs it, input {list(inputs['image'].shape)}"
+            check_found(eager[:-RAW], outputs, bounds, tolerance, where)
+    except PpvisionError as error:
+        raise unfit_for_paddlex(error, name) from error
 
 
 def _compare_openvino(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import paddle
@@ -21,6 +21,7 @@ from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.clients import check_in_paddlex
 from ppvision.deploy.verify.comparison import (
     Probe,
     as_arrays,
@@ -29,23 +30,21 @@ from ppvision.deploy.verify.comparison import (
     eager_probes,
     rounding_error,
 )
-from ppvision.deploy.verify.integers import (
-    EQUAL_LABELS,
-    capture_products,
-    check_products,
-    equal_labels,
-)
-from ppvision.deploy.verify.running import run_in_openvino, time_in_openvino
+from ppvision.deploy.verify.running import run_eagerly
+from ppvision.deploy.write.clients import deploy_entry, write_client_program
 from ppvision.deploy.write.graph import trace, write_graphs
+from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
+from ppvision.deploy.write.onnx_integers import integer_marks
 from ppvision.deploy.write.openvino import (
     write_float_program,
     write_openvino_programs,
-    write_products,
 )
-from ppvision.errors import EngineError, InputError, InputTypeError, shorten
+from ppvision.deploy.write.paddlex import OUTPUT_OPS, name_for_paddlex, paddlex_config
+from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
+from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import changed_blocks
 from ppvision.quant.packed import FixedActivation, packed_bits
@@ -69,7 +68,8 @@ def export_model(
     int8: bool = False,
     calibration: str | Path | Sequence[str | Path] | None = None,
     calibration_rule: str = DEFAULT_RULE,
-    keep_float: Sequence[str] = (),
+    keep_float: Sequence[str | int] | int = (),
+    paddlex_name: str | None = None,
 ) -> Path:
     """Write a model for deployment, after comparing what was written with the model itself.
 
@@ -99,12 +99,17 @@ def export_model(
             refuses such pictures.
         int8: multiply 8-bit integers (docs/integers.md). A model in float gets 8-bit weights and
             activations here, from `calibration`; one with integer layers (`pack_model(...,
-            integers=True)`) is taken as it is. Needs a known height and width and format "paddle".
+            integers=True)`) is taken as it is. Needs a known height and width. Of format "onnx":
+            QuantizeLinear and DequantizeLinear around each product, zero points of 0.
         calibration: pictures for `int8`: a folder, a list file or a list of paths, of which 64 are
             used.
         calibration_rule: how the steps of activations come from them: "error" (the least squared
             error), "percentile" or "maximum".
-        keep_float: paths of layers that stay in float with `int8`.
+        keep_float: layers that stay in float with `int8`: a list of paths, or how many: those that
+            lose most (`ppvision.quant.ptq.sensitivity`). A list may hold both.
+        paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
+            knows, such as "SegFormer-B0" (segmentation, with `output_op` "argmax") or "ResNet18"
+            (classification, with "softmax"). Default None: under ours.
 
     Returns:
         The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
@@ -143,14 +148,19 @@ def export_model(
     manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
     pipeline.check_task(task)
+    specs = json.loads(json.dumps(list(transforms), default=float))
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
             "Leave them away and prepare the input yourself (Predictor.run)."
         )
 
+    paddlex = None
+    if paddlex_name is not None:
+        paddlex = paddlex_config(task, paddlex_name, specs, shape, classes)
+        _check_for_paddlex(task, output_op, format)
     check_packed(model, bits)
-    _check_integers(model, int8, format, calibration, keep_float)
+    check_integer_arguments(model, int8, format, calibration, keep_float)
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     line = ProgressLine("export", 5 if int8 else 4, "step")
@@ -162,9 +172,10 @@ def export_model(
                 model,
                 calibration,
                 shape,
-                pipeline,
+                lambda image: pipeline(image)[0][None],
                 rule=calibration_rule,
                 keep_float=keep_float,
+                symmetric=format == "onnx",  # TensorRT takes no other
                 max_value=max_value,
             )
             model, bits = integers.model, packed_bits(integers.model)
@@ -176,13 +187,13 @@ def export_model(
 
         line.update(1, "trace and write")
         final = raw = work / "final"
-        with graph_forms(model, format):
+        parts: dict[Path, list[int] | None] = {final: None}
+        if output_op != "none":
+            raw = work / "raw"
+            parts = {raw: [0], final: [1]}
+        with graph_forms(model, format), integer_marks(model, format, parts):
             graph = trace(model, shape, output_op, every_output=task == "features")
-            if output_op == "none":
-                write_graphs(graph, {final: None}, format)
-            else:
-                raw = work / "raw"
-                write_graphs(graph, {raw: [0], final: [1]}, format)
+            write_graphs(graph, parts, format)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if integers is not None:
             tolerance = max(parity.FLOAT_TOLERANCE, 2 * rounding_error(model, task, probes))
@@ -198,9 +209,21 @@ def export_model(
             )
         checked = None
         if integers is not None:
-            checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino)
+            checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino, format)
 
-        files = manifests.FILES[format]
+        parameters = parameter_names(model, final, format, bits)
+        files, deploy = manifests.FILES[format], None
+        if paddlex is not None:
+            check_in_paddlex(probes, final, output_op, tolerance, paddlex)
+            files = name_for_paddlex(paddlex, final)
+        elif (format, task, output_op) == ("paddle", "segmentation", "argmax"):
+            served = onednn is not False
+            if served:
+                with graph_forms(model, format):
+                    served = write_client_program(model, shape, probes, final, tolerance)
+            program = files.earlier_program if served else files.program
+            assert files.weights is not None  # of the format "paddle"
+            deploy = deploy_entry(program, files.weights, specs, shape, "argmax")
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -211,7 +234,7 @@ def export_model(
             earlier_format=earlier_format,
             input_shape=shape,
             output_op=output_op,
-            transforms=json.loads(json.dumps(list(transforms), default=float)),
+            transforms=specs,
             num_classes=None if task == "features" else probes[0][1][0].shape[1],
             classes=classes,
             bits=bits,
@@ -220,9 +243,11 @@ def export_model(
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
             paddle_version=paddle.__version__,
-            parameters=parameter_names(model, final, format, bits),
+            parameters=parameters,
             openvino=openvino,
             max_value=max_value,
+            Deploy=deploy,
+            paddlex_name=paddlex_name,
             activations=None if integers is None else 8,
             int8=checked,
             calibration=None if integers is None else integers.calibration,
@@ -274,12 +299,23 @@ def _with_openvino(
     return error, error is not None
 
 
-def _check_integers(
+def _check_for_paddlex(task: str, output_op: str, format: str) -> None:
+    """Raise `InputError` for arguments that do not go with `paddlex_name`."""
+    if format != "paddle":
+        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
+    if output_op != OUTPUT_OPS[task]:
+        raise InputError(
+            f"output_op: expected {OUTPUT_OPS[task]!r}, which PaddleX takes for {task}, got "
+            f"{shorten(output_op)}."
+        )
+
+
+def check_integer_arguments(
     model: nn.Layer,
     int8: bool,
     format: str,
     calibration: object,
-    keep_float: Sequence[str],
+    keep_float: object,
 ) -> None:
     """Raise `InputError` for arguments that do not go together."""
     check_flag(int8, "int8")
@@ -287,11 +323,6 @@ def _check_integers(
         raise InputError("calibration, keep_float: expected int8=True with them.")
     if not int8 and has_integers(model):
         raise InputError("model: it has integer layers; expected int8=True.")
-    if int8 and format != "paddle":
-        raise InputError(f"int8: expected format 'paddle', got {shorten(format)}.")
-
-
-_ROUNDS = 10  # timed runs of the integers and of float, in turn
 
 
 def _check_in_integers(
@@ -301,65 +332,31 @@ def _check_in_integers(
     task: str,
     tolerance: float,
     openvino: bool | None,
+    format: str,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers: see `ppvision.deploy.verify.integers`."""
-    if not openvino:
+    """What stands in `deploy.yaml` of the integers."""
+    if format == "paddle" and not openvino:
         return manifests.PrecisionCheck(passed=False)
-    model, x = integers.model, probes[0][0]
-    try:
-        products = capture_products(model, x)
-        alone = raw.parent / "products"
-        shapes = [list(product.rounded.shape) for product in products]
-        write_products([product.layer for product in products], shapes, alone)
-        named = {f"x{place}": product.rounded for place, product in enumerate(products)}
-        check_products(products, run_in_openvino([alone], [named])[0][0])
-        inputs = _fill_batches(integers.pictures, x.shape[0]) or [x for x, _ in probes]
-        with paddle.no_grad():
-            eager = [as_arrays(model(paddle.to_tensor(x)), task, x.shape) for x in inputs]
-        (found,) = run_in_openvino([raw], inputs)
-        worst = max(
-            parity.relative_error(a, b)
-            for ours, theirs in zip(eager, found, strict=True)
-            for a, b in zip(ours, theirs, strict=True)
-        )
-        share = None
-        if task != "features":
-            share = equal_labels([a[0] for a in eager], [b[0] for b in found], tolerance)
-        as_float = raw.parent / "float"
-        write_float_program(model, list(x.shape), as_float)
-        taken = time_in_openvino([raw, as_float], x, _ROUNDS)
-    except (parity.ParityError, EngineError) as error:
-        warnings.warn(
-            f"{error} The export's integers are not taken without being asked for.", stacklevel=3
-        )
-        return manifests.PrecisionCheck(passed=False, engine="openvino")
-    passed = share is None or share >= EQUAL_LABELS
-    if share is not None and not passed:
-        warnings.warn(
-            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
-            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
-            "integers are not taken without being asked for.",
-            stacklevel=3,
-        )
-    logger.info(
-        f"int8: {taken[0]:.2f} ms a run on one thread, float {taken[1]:.2f} ms "
-        f"({taken[0] / taken[1]:.2f} of it)"
-    )
-    return manifests.PrecisionCheck(
-        passed=passed,
-        engine="openvino",
-        max_error=worst,
-        equal_labels=share,
-        milliseconds=taken[0],
-        float_milliseconds=taken[1],
-    )
+    model, shape = integers.model, list(probes[0][0].shape)
 
+    def write_float(folder: Path) -> None:
+        if format == "paddle":
+            write_float_program(model, shape, folder)
+            return
+        with float_form(model), graph_forms(model, format):
+            graph = trace(model, shape, "none", every_output=True)
+            write_graphs(graph, {folder: None}, format)
 
-def _fill_batches(pictures: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
-    """Pictures `[1, C, H, W]` in batches of the graph's size; the last one is filled with copies of
-    its last picture."""
-    groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
-    return [np.concatenate(group + group[-1:] * (batch - len(group))) for group in groups]
+    return check_in_integers(
+        integers,
+        raw,
+        [x for x, _ in probes],
+        outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, cast(np.ndarray, x).shape),
+        labels_of=None if task == "features" else lambda outputs: outputs[0],
+        write_float=write_float,
+        tolerance=tolerance,
+        format=format,
+    )
 
 
 def record_scores(folder: Path, metric: str, score: float, float_score: float) -> None:

@@ -97,6 +97,34 @@ def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Lay
     return _traced(graph, specs)
 
 
+class Products(nn.Layer):
+    """Layers beside each other, each with an input and an output of its own.
+
+    Args:
+        layers: with one input and one output.
+    """
+
+    def __init__(self, layers: Sequence[nn.Layer]) -> None:
+        super().__init__()
+        self.layers = nn.LayerList(layers)
+        self.eval()
+
+    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
+        return self._run(inputs)
+
+    @paddle.jit.not_to_static  # the loop unrolls
+    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
+        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+
+
+def trace_products(products: Products, shapes: Sequence[Sequence[int]]) -> nn.Layer:
+    """Trace `products` for inputs of these shapes, called `x0`, `x1`, and so on."""
+    specs = [
+        InputSpec(list(shape), "float32", name=f"x{place}") for place, shape in enumerate(shapes)
+    ]
+    return paddle.jit.to_static(products, input_spec=[specs], full_graph=True)
+
+
 def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     graph = paddle.jit.to_static(graph, input_spec=specs, full_graph=True)
     recorded = [set(table) for table in trace_tables()]

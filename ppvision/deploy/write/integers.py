@@ -5,9 +5,8 @@ the export, so that the network sees what it will see.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ppvision.console import ProgressLine
 from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
+from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.run.manifest import Calibration
-from ppvision.deploy.run.transforms import Transforms
-from ppvision.errors import InputError
+from ppvision.deploy.verify.running import run_eagerly
+from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, quantize_to_integers
 from ppvision.quant.store.state import layers_by_path
@@ -44,12 +43,12 @@ class IntegerOptions:
         calibration: pictures: a folder, a list file, or paths, also in a zip; None for a model with
             integer layers.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: paths of layers that stay in float.
+        keep_float: layers that stay in float: paths, and how many more, those that lose most.
     """
 
     calibration: str | Path | Sequence[str | Path | ZipPath] | None = None
     rule: str = DEFAULT_RULE
-    keep_float: Sequence[str] = ()
+    keep_float: Sequence[str | int] = ()
 
 
 def integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
@@ -72,13 +71,13 @@ class IntegerModel:
         model: with integer layers.
         calibration: for `deploy.yaml`.
         kept: paths of layers with a weight that stay in float.
-        pictures: what it was calibrated on, `[1, C, H, W]` each, or empty.
+        pictures: what it was calibrated on, a batch of one each, or empty.
     """
 
     model: nn.Layer
     calibration: Calibration
     kept: list[str]
-    pictures: list[np.ndarray]
+    pictures: list[Batch]
 
 
 def has_integers(model: nn.Layer) -> bool:
@@ -90,10 +89,12 @@ def to_integers(
     model: nn.Layer,
     calibration: str | Path | Sequence[str | Path | ZipPath] | None,
     shape: Sequence[int | None],
-    pipeline: Transforms,
+    prepare: Callable[[np.ndarray], Batch],
     *,
+    run: Callable[[nn.Layer, Batch], object] = run_eagerly,
     rule: str = DEFAULT_RULE,
-    keep_float: Sequence[str] = (),
+    keep_float: Sequence[str | int] | int = (),
+    symmetric: bool = False,
     max_value: int | None = None,
 ) -> IntegerModel:
     """Make a model's products integer, or take one whose products are.
@@ -103,15 +104,20 @@ def to_integers(
         calibration: a folder or a list file of pictures, or a list of paths; None for a model with
             integer layers.
         shape: of the export, `[B, C, H, W]`.
-        pipeline: the transforms of the export.
+        prepare: what the export's transforms make of a picture `[H, W, 3]`: a batch of one
+            (`[1, C, H, W]`, or a detector's inputs by name).
+        run: shows the model, or another of its layers, a batch, and returns the outputs.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: paths of layers that stay in float.
+        keep_float: layers that stay in float: paths, and how many more, those that lose most.
+        symmetric: see `quantize_to_integers`.
         max_value: of pictures of more than 8 bits.
 
     Raises:
         ValueError: no calibration pictures for a float model; a size that is not known; a picture
-            that does not get the export's size; anything that `quantize_to_integers` refuses.
+            that does not get the export's size; weights that are not finite; anything that
+            `quantize_to_integers` refuses.
     """
+    named, most_sensitive = _split(keep_float)
     if None in shape[2:]:
         raise InputError(
             f"int8: expected an input_shape with a known height and width, got {list(shape)}: "
@@ -127,15 +133,22 @@ def to_integers(
             )
         kept = _layers_in_float(model)
         return IntegerModel(model, Calibration(method="learned", pictures=0), kept, [])
+    _check_finite(model)
     if calibration is None:
         raise InputError(
             "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
             "a list file (calibration=..., --calibration), about 64 pictures like those to come."
         )
-    pictures = _read_pictures(calibration, shape, pipeline, max_value)
-    with ProgressLine("calibration", len(pictures)) as bar:
-        shows = [partial(_show, picture=picture, bar=bar) for picture in pictures]
-        quantized = quantize_to_integers(model, shows, rule=rule, keep_float=keep_float)
+    pictures = _read_pictures(calibration, shape, prepare, max_value)
+    shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
+    quantized = quantize_to_integers(
+        model,
+        shows,
+        rule=rule,
+        keep_float=named,
+        most_sensitive=most_sensitive,
+        symmetric=symmetric,
+    )
     kept = _layers_in_float(quantized)
     if kept:
         logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
@@ -144,9 +157,29 @@ def to_integers(
     )
 
 
-def _show(model: nn.Layer, picture: np.ndarray, bar: ProgressLine) -> None:
-    model(paddle.to_tensor(picture))
-    bar.update()
+def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
+    """The paths, and how many more."""
+    kept = [keep_float] if type(keep_float) is int else keep_float
+    entries = kept if isinstance(kept, (list, tuple)) else [None]
+    if any(type(entry) not in (str, int) for entry in entries):
+        raise InputTypeError(
+            "keep_float: expected a list of layers' paths, or how many layers are to stay in "
+            f"float, got {shorten(keep_float)}."
+        )
+    numbers = [k for k in kept if isinstance(k, int)]
+    if any(number < 1 for number in numbers):
+        raise InputError(f"keep_float: expected at least 1 layer, got {min(numbers)}.")
+    return [k for k in kept if isinstance(k, str)], sum(numbers)
+
+
+def _check_finite(model: nn.Layer) -> None:
+    """Raise `InputError` for weights and statistics that are not finite. (A ReLU hides them: it
+    turns NaN into 0.)"""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(paddle.isfinite(tensor).all()):
+            raise InputError(
+                f"model: expected finite weights, got nan or infinity in {name}. Train them again."
+            )
 
 
 def _layers_in_float(model: nn.Layer) -> list[str]:
@@ -156,30 +189,48 @@ def _layers_in_float(model: nn.Layer) -> list[str]:
 def _read_pictures(
     calibration: str | Path | Sequence[str | Path | ZipPath],
     shape: Sequence[int | None],
-    pipeline: Transforms,
+    prepare: Callable[[np.ndarray], Batch],
     max_value: int | None,
-) -> list[np.ndarray]:
-    """At most `CALIBRATION_PICTURES`, transformed, `[1, C, H, W]` each."""
+) -> list[Batch]:
+    """At most `CALIBRATION_PICTURES`, transformed, a batch of one each."""
+    if shape[1] != 3:
+        raise InputError(
+            f"int8: expected an input_shape with 3 channels, as calibration pictures have, got "
+            f"{shape[1]}. A model that was trained with steps of activations (slim_config, "
+            "activations: 8) needs no pictures."
+        )
     if isinstance(calibration, (str, Path)):
         paths = [path for path, _ in list_images(calibration, "calibration")]
     else:
-        paths = [path if isinstance(path, ZipPath) else Path(path) for path in calibration]
+        paths = _checked_paths(calibration)
     if not paths:
         raise InputError("calibration: expected at least one picture, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
-    pictures = []
+    pictures, spread = [], 0.0
     for path in (paths[place] for place in dict.fromkeys(places.tolist())):
-        image, _ = pipeline(read_sample(path, max_value))  # [C, H, W]
-        if list(image.shape) != list(shape[1:]):
+        batch = prepare(read_sample(path, max_value))
+        image = batch if isinstance(batch, np.ndarray) else batch["image"]  # [1, C, H, W]
+        if list(image.shape[1:]) != list(shape[1:]):
             raise InputError(
-                f"calibration: {path} has {list(image.shape)} after the transforms, expected "
+                f"calibration: {path} has {list(image.shape[1:])} after the transforms, expected "
                 f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
                 "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
             )
-        pictures.append(np.ascontiguousarray(image[None]))
-    if max(float(np.ptp(picture)) for picture in pictures) < _FEW_VALUES:
+        pictures.append(batch)
+        spread = max(spread, float(np.ptp(image)))
+    if spread < _FEW_VALUES:
         logger.warning(
             "calibration: every picture is one single shade: the steps of activations will fit no "
             "real picture. Take pictures like those to come."
         )
     return pictures
+
+
+def _checked_paths(calibration: object) -> list[Path | ZipPath]:
+    entries = calibration if isinstance(calibration, (list, tuple)) else [None]
+    if not all(isinstance(entry, (str, Path, ZipPath)) for entry in entries):
+        raise InputTypeError(
+            "calibration: expected a folder, a list file or a list of paths, got "
+            f"{shorten(calibration)}."
+        )
+    return [path if isinstance(path, ZipPath) else Path(path) for path in calibration]

@@ -3,7 +3,8 @@
 Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a whole graph to it
 (`Config.enable_openvino_engine`). It reads Paddle's earlier program format alone, `model.pdmodel`;
 the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
-graph twice and its weights once.
+graph twice and its weights once. (That of a detector holds it three times: OpenVINO's NMS crashes
+on some, so `model.raw.pdmodel` ends before it.)
 
 Every network gets one whose height and width are known and that can be traced in that format
 (`ppvision.forms.earlier_format`); benchmark/results/openvino_networks.csv says which can. Sizes
@@ -20,11 +21,16 @@ from pathlib import Path
 import paddle
 from google.protobuf.message import Message
 from paddle import Tensor, nn
-from paddle.static import InputSpec
 
 from ppvision.deploy.run.engines import in_one_line
 from ppvision.deploy.run.manifest import FILES, Nms
-from ppvision.deploy.write.graph import save_graph, trace, trace_detector
+from ppvision.deploy.write.graph import (
+    Products,
+    save_graph,
+    trace,
+    trace_detector,
+    trace_products,
+)
 from ppvision.errors import EngineError, InputError
 from ppvision.files import naming_storage
 from ppvision.forms.differences import difference_form
@@ -77,8 +83,8 @@ def write_openvino_programs(
 def write_openvino_detector(
     model: nn.Layer, network: nn.Layer, input_shape: Sequence[int | None], folder: Path
 ) -> Nms | None:
-    """Write `model.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
-    `model.pdiparams` of an export.
+    """Write `model.raw.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
+    `model.pdiparams` of an export; and `model.pdmodel` with its NMS, for other programs.
 
     Args:
         model: as of `export_detector`, in the way that is to be traced.
@@ -98,9 +104,10 @@ def write_openvino_detector(
     with _as_engine_error(), _forms(network), earlier_format():
         graph = trace_detector(model, input_shape)
         program = graph.forward.concrete_program
-        *_, boxes, scores = program.outputs
+        *kept, boxes, scores = program.outputs
+        write_earlier_program(graph, kept, folder)
         nms = _find_nms(program.main_program, boxes, scores)
-        _write(graph, [boxes, scores], folder)
+        _write(graph, [boxes, scores], folder, FILES["paddle"].raw_program)
     return nms
 
 
@@ -156,29 +163,9 @@ def write_products(
 ) -> None:
     """Write a graph in which each integer layer stands alone, with an input and an output of its
     own, in the order given: `x0`, `x1`, and so on."""
-    products = _Products(layers)
-    products.eval()
-    specs = [
-        InputSpec(list(shape), "float32", name=f"x{place}") for place, shape in enumerate(shapes)
-    ]
+    products = Products(layers)
     with integer_form(products), earlier_format():
-        graph = paddle.jit.to_static(products, input_spec=[specs], full_graph=True)
-        paddle.jit.save(graph, str(folder / "model"))
-
-
-class _Products(nn.Layer):
-    """Layers beside each other."""
-
-    def __init__(self, layers: Sequence[nn.Layer]) -> None:
-        super().__init__()
-        self.layers = nn.LayerList(layers)
-
-    def forward(self, inputs: list[Tensor]) -> list[Tensor]:
-        return self._run(inputs)
-
-    @paddle.jit.not_to_static  # the loop unrolls
-    def _run(self, inputs: list[Tensor]) -> list[Tensor]:
-        return [layer(x) for layer, x in zip(self.layers, inputs, strict=True)]
+        paddle.jit.save(trace_products(products, shapes), str(folder / "model"))
 
 
 def _reason(error: Exception) -> str:
@@ -187,7 +174,41 @@ def _reason(error: Exception) -> str:
     return named[-1].strip() if named else in_one_line(error)
 
 
-def _write(graph: nn.Layer, outputs: list[object] | None, folder: Path) -> None:
+def _write(
+    graph: nn.Layer,
+    outputs: list[object] | None,
+    folder: Path,
+    name: str = FILES["paddle"].earlier_program,
+) -> None:
+    program = write_earlier_program(graph, outputs, folder, name)
+    try:
+        check_operators(program.read_bytes())
+    except EngineError:
+        program.unlink()
+        raise
+
+
+def write_earlier_program(
+    graph: nn.Layer,
+    outputs: list[object] | None,
+    folder: Path,
+    name: str = FILES["paddle"].earlier_program,
+) -> Path:
+    """Write a graph that was traced in the earlier format beside the `model.pdiparams` of an
+    export.
+
+    Args:
+        graph: from `trace` or `trace_detector`, inside of `earlier_format`.
+        outputs: the outputs to keep; None for all.
+        folder: of the export.
+        name: of the file. Default `model.pdmodel`.
+
+    Returns:
+        Its path.
+
+    Raises:
+        InputError: the weights of the two formats differ.
+    """
     with (
         tempfile.TemporaryDirectory(dir=folder.parent) as work,
         naming_storage(folder, Path(work)),
@@ -198,8 +219,8 @@ def _write(graph: nn.Layer, outputs: list[object] | None, folder: Path) -> None:
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
         program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
-        check_operators(program)
-    (folder / FILES["paddle"].earlier_program).write_bytes(program)
+    (folder / name).write_bytes(program)
+    return folder / name
 
 
 # Operators of the earlier format that OpenVINO's reader in Paddle 3.2 does not know. (It only says

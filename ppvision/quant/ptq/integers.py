@@ -12,9 +12,17 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.console import ProgressLine
 from ppvision.errors import InputError
-from ppvision.quant.integers import CODES, IntegerActivation, quantize_weight
+from ppvision.quant.integers import (
+    CODES,
+    INT8_LOW,
+    WEIGHT_LIMIT,
+    IntegerActivation,
+    quantize_weight,
+)
 from ppvision.quant.packed import integer_copy
+from ppvision.quant.ptq.sensitivity import sensitive_layers
 from ppvision.quant.store.state import layers_by_path
 from ppvision.quant.train.layers import WITH_WEIGHT
 from ppvision.quant.train.quanters import channel_axis
@@ -33,6 +41,8 @@ def quantize_to_integers(
     *,
     rule: Rule = "error",
     keep_float: Sequence[str] = (),
+    most_sensitive: int = 0,
+    symmetric: bool = False,
 ) -> nn.Layer:
     """A copy of a float model whose weighted products are of 8-bit integers.
 
@@ -42,13 +52,17 @@ def quantize_to_integers(
         rule: of the steps of activations: "error" takes the range with the lowest squared error,
             "percentile" clips one value in 10,000, "maximum" clips nothing.
         keep_float: paths of layers that stay in float.
+        most_sensitive: how many more stay in float: those that lose most
+            (`ppvision.quant.ptq.sensitivity`), for which `shows` return the outputs.
+        symmetric: whether the codes of activations are as far below zero as above, so that their
+            zero point is 0. Maps without negative values then have half the codes.
 
     Returns:
         The copy. Layers that no picture reached (auxiliary heads) stay in float.
 
     Raises:
         ValueError: no picture; a model without layers that can be quantised; values that are not
-            finite; a path that is no such layer.
+            finite; a path that is no such layer; a number that leaves no layer.
     """
     layers = {
         path: layer
@@ -64,7 +78,9 @@ def quantize_to_integers(
         raise InputError("calibration: expected at least one picture, got none.")
     chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
     seen = observe_inputs(chosen, model, shows)
-    activations = {path: found.activation(rule) for path, found in seen.items() if found.count}
+    activations = {
+        path: found.activation(rule, symmetric) for path, found in seen.items() if found.count
+    }
     weights = {
         path: quantize_weight(layer.weight.numpy(), channel_axis(layer))
         for path, layer in chosen.items()
@@ -72,6 +88,9 @@ def quantize_to_integers(
     }
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
+    if most_sensitive:
+        for path in sensitive_layers(model, weights, activations, shows, most_sensitive):
+            del weights[path], activations[path]
     return integer_copy(model, weights, activations)
 
 
@@ -91,23 +110,26 @@ class Observed:
         self.count += flat.size
         self.values.append(flat[:: max(1, flat.size // _KEPT_VALUES)].copy())
 
-    def activation(self, rule: Rule) -> IntegerActivation:
+    def activation(self, rule: Rule, symmetric: bool = False) -> IntegerActivation:
         """The step and the lowest code by a rule."""
-        if self.low == self.high:  # zeros only
-            return IntegerActivation(1.0, 0)
+        window = _symmetric_window if symmetric else _window
+        if self.high - self.low < np.finfo(np.float32).tiny:  # zeros, or as good as zeros
+            return IntegerActivation(1.0, INT8_LOW if symmetric else 0)
         if rule == "maximum":
-            return _window(self.low, self.high)
-        values = np.concatenate(self.values)
+            return window(self.low, self.high)
+        values = np.concatenate(self.values).astype(np.float64)  # whose squares do not overflow
         if rule == "percentile":
             low, high = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
-            return _window(min(0.0, float(low)), max(0.0, float(high)))
+            if low < 0 or high > 0:  # not where all but a few are 0
+                return window(min(0.0, float(low)), max(0.0, float(high)))
+            return window(self.low, self.high)
         best, least = None, np.inf
         for fraction in _FRACTIONS:
-            window = _window(self.low * fraction, self.high * fraction)
-            codes = np.clip(np.rint(values / window.step), window.low, window.high)
-            error = float(np.square(values - window.step * codes).mean())
+            tried = window(self.low * fraction, self.high * fraction)
+            codes = np.clip(np.rint(values / tried.step), tried.low, tried.high)
+            error = float(np.square(values - tried.step * codes).mean())
             if error <= least:  # of equal ones the widest
-                best, least = window, error
+                best, least = tried, error
         return best
 
 
@@ -115,6 +137,11 @@ def _window(low: float, high: float) -> IntegerActivation:
     """256 codes from `low` (at most 0) to `high` (at least 0), one of which is 0."""
     step = (high - low) / (CODES - 1)
     return IntegerActivation(step, round(low / step) if step else 0)
+
+
+def _symmetric_window(low: float, high: float) -> IntegerActivation:
+    """256 codes, -128 to 127, of which the largest magnitude has 127."""
+    return IntegerActivation(max(-low, high) / WEIGHT_LIMIT, INT8_LOW)
 
 
 def observe_inputs(
@@ -137,9 +164,10 @@ def observe_inputs(
 
     hooks = [layer.register_forward_pre_hook(look(path)) for path, layer in layers.items()]
     try:
-        with paddle.no_grad():
+        with paddle.no_grad(), ProgressLine("calibration", len(shows)) as bar:
             for show in shows:
                 show(model)
+                bar.update()
     finally:
         for hook in hooks:
             hook.remove()

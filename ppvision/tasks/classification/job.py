@@ -28,6 +28,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.predictor import Classification as Predicted
 from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
+from ppvision.deploy.write.paddlex import default_name
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import usable_cpus
@@ -430,21 +431,27 @@ class Classification(Job):
         model_format: str,
         bits: int = 32,
         integers: IntegerOptions | None = None,
+        paddlex_name: str | None = None,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
             model,
             folder,
             input_shape=input_shape,
-            output_op=output_op or "argmax",
+            output_op=output_op or ("argmax" if paddlex_name is None else "softmax"),
             format=model_format,
             transforms=self._options("val_dataset").get("transforms", []),
             classes=self.class_names,
             task=self.task,
             bits=bits,
             max_value=self.max_value,
+            paddlex_name=paddlex_name,
             **integer_arguments(integers),
         )
+
+    @property
+    def paddlex_name(self) -> str:
+        return default_name("classification", self.content["model"]["type"])
 
 
 class _Totals:

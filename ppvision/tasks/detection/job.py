@@ -28,6 +28,7 @@ from ppvision.deploy import Predictor
 from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.write.detection_export import export_detector
 from ppvision.deploy.write.integers import IntegerOptions
+from ppvision.deploy.write.paddlex import default_name
 from ppvision.environment import usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -510,6 +511,7 @@ class Detection(Job):
         model_format: str,
         bits: int = 32,
         integers: IntegerOptions | None = None,
+        paddlex_name: str | None = None,
     ) -> Path:
         """Write the detector for deployment, NMS inside; see
         `ppvision.deploy.write.detection_export.export_detector`.
@@ -555,7 +557,15 @@ class Detection(Job):
             classes=self.class_names,
             bits=bits,
             max_value=self.max_value,
+            architecture=architecture,
+            metric=self.content["metric"],
+            paddlex_name=paddlex_name,
         )
+
+    @property
+    def paddlex_name(self) -> str:
+        kind = "masks" if self._has_masks else "detection"
+        return default_name(kind, self.content["architecture"])
 
 
 def _decoded(image: np.ndarray) -> dict[str, object]:

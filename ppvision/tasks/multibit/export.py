@@ -4,7 +4,7 @@ import csv
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ppvision.console import FILE_ONLY, ProgressLine
@@ -12,7 +12,7 @@ from ppvision.data.listing import is_leftover
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.bench import bench_exported
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.write.export import may_be_replaced
+from ppvision.deploy.write.export import may_be_replaced, record_scores
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.dashboard import write_comparison
 from ppvision.environment import machine, usable_cpus
@@ -20,7 +20,7 @@ from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.tasks.job import Job
+from ppvision.tasks.job import Job, Scores
 
 logger = logging.getLogger("ppvision")
 
@@ -38,6 +38,7 @@ def export_widths(
     model_format: str,
     evaluate: bool,
     integers: bool = False,
+    paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
     """Export a model at several widths, and compare what was exported.
 
@@ -52,10 +53,13 @@ def export_widths(
         evaluate: whether to score each export on the val split.
         integers: whether products are of 8-bit integers; needs a layered model with steps of
             activations. Default False.
+        paddlex_name: see `Job.export`.
 
     Returns:
         A row for each width, the highest first: bits, bytes in all and of the weights, the task's
-        first score, the largest error to eager mode, latency and load time.
+        first score, the largest error to eager mode, latency and load time. With `integers` two
+        rows for each, of the same folder in float and in integers, whose latencies are those that
+        the export measured on one thread.
 
     Raises:
         ConfigError, ValueError: a model in float, a width that is not there.
@@ -85,10 +89,11 @@ def export_widths(
             model_format=model_format,
             evaluate=evaluate,
             integers=integers,
+            paddlex_name=paddlex_name,
             line=line,
         )
         _write_table(final / TABLE, rows)
-        write_comparison(final / "vdl", {f"w{row['bits']}": row for row in rows})
+        write_comparison(final / "vdl", _by_name(rows))
         for old in _exports(folder):
             if old.name not in {f"w{k}" for k in widths}:
                 logger.info(f"export: removing {old}, of an earlier export")
@@ -107,6 +112,7 @@ def _export_all(
     model_format: str,
     evaluate: bool,
     integers: bool,
+    paddlex_name: str | None,
     line: ProgressLine,
 ) -> list[dict[str, object]]:
     """Write the folder of each width; a row for each."""
@@ -125,28 +131,84 @@ def _export_all(
             model_format=model_format,
             bits=k,
             integers=IntegerOptions() if integers else None,
+            paddlex_name=paddlex_name,
         )
         line.update()
-    threads = usable_cpus()
-    folders = [folder / f"w{k}" for k in widths]
-    latencies = bench_exported(folders, threads=threads)
-    for k, exported, latency in zip(widths, folders, latencies, strict=True):
-        manifest = read_manifest(exported)
-        sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-        row: dict[str, object] = {"bits": k, "bytes": sum(sizes.values())}
-        if manifest.weights is not None:  # ONNX keeps both in one file
-            row["weights_bytes"] = sizes[manifest.weights]
+    folders = {k: folder / f"w{k}" for k in widths}
+    if integers:
+        for k, exported in folders.items():
+            rows += _rows_of_integers(job, k, exported, evaluate)
+            line.update()
+        return rows
+    latencies = bench_exported(list(folders.values()), threads=usable_cpus())
+    for (k, exported), latency in zip(folders.items(), latencies, strict=True):
+        row = {"bits": k, **_sizes(exported)}
         if evaluate:
-            scores = job.evaluate_exported(exported).by_tag()
-            row |= {tag.rsplit("/", 1)[-1]: value for tag, value in list(scores.items())[:1]}
-        row |= {
-            "max_error": f"{manifest.max_error_to_eager:.2g}",
-            "latency_ms": round(latency.median, 2),
-            "load_s": round(_load_seconds(exported), 2),
-        }
+            row |= _first(job.evaluate_exported(exported))
+        row |= _error_and_times(exported, "auto", latency.median)
         rows.append(row)
         line.update()
     return rows
+
+
+def _rows_of_integers(
+    job: Job, bits: int, exported: Path, evaluate: bool
+) -> list[dict[str, object]]:
+    """Of a folder in float and in integers; writes both scores into its `deploy.yaml`."""
+    checked = read_manifest(exported).int8
+    kinds = ("float32", "int8") if checked.engine else ("float32",)  # no engine ran the integers
+    found = {}
+    if evaluate:
+        for arithmetic in kinds:
+            found[arithmetic] = _first(job.evaluate_exported(exported, precision=arithmetic))
+        if len(found) == 2:
+            (metric, score), *_ = found["int8"].items()
+            record_scores(exported, metric, score, found["float32"][metric])
+    taken = {"float32": checked.float_milliseconds, "int8": checked.milliseconds}
+    return [
+        {
+            "bits": bits,
+            "arithmetic": arithmetic,
+            **_sizes(exported),
+            **found.get(arithmetic, {}),
+            **_error_and_times(exported, arithmetic, taken[arithmetic]),
+        }
+        for arithmetic in kinds
+    ]
+
+
+def _first(scores: Scores) -> dict[str, float]:
+    """The first score, by its name."""
+    tag, value = next(iter(scores.by_tag().items()))
+    return {tag.rsplit("/", 1)[-1]: value}
+
+
+def _sizes(exported: Path) -> dict[str, int]:
+    manifest = read_manifest(exported)
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    found = {"bytes": sum(sizes.values())}
+    if manifest.weights is not None:  # ONNX keeps both in one file
+        found["weights_bytes"] = sizes[manifest.weights]
+    return found
+
+
+def _error_and_times(
+    exported: Path, precision: str, milliseconds: float | None
+) -> dict[str, object]:
+    return {
+        "max_error": f"{read_manifest(exported).max_error_to_eager:.2g}",
+        "latency_ms": None if milliseconds is None else round(milliseconds, 2),
+        "load_s": round(_load_seconds(exported, precision), 2),
+    }
+
+
+def _by_name(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, object]]:
+    """Rows of numbers alone, by a name that tells them apart."""
+    found = {}
+    for row in rows:
+        name = "-".join([f"w{row['bits']}", *([row["arithmetic"]] if "arithmetic" in row else [])])
+        found[name] = {k: v for k, v in row.items() if k != "arithmetic" and v is not None}
+    return found
 
 
 def _exports(folder: Path) -> list[Path]:
@@ -165,9 +227,9 @@ def _other_files(folder: Path) -> list[str]:
     return [name for name in others if not _LEFTOVER.fullmatch(name)]
 
 
-def _load_seconds(folder: Path) -> float:
+def _load_seconds(folder: Path, precision: str) -> float:
     start = time.perf_counter()
-    with Predictor(folder, threads=usable_cpus()):
+    with Predictor(folder, threads=usable_cpus(), precision=precision):
         return time.perf_counter() - start
 
 

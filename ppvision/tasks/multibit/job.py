@@ -217,6 +217,7 @@ class MultiBitJob(Job):
     writer = _Wrapped()
     predict_exported_to_folder = _Wrapped()
     export = _Wrapped()
+    paddlex_name = _Wrapped()
 
 
 def _copy_of_layers(model: nn.Layer) -> nn.Layer:

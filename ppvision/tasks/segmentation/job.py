@@ -28,8 +28,9 @@ from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
+from ppvision.deploy.write.paddlex import default_name
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import nearest, shorten
+from ppvision.errors import nearest, shorten, shorten_text
 from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, plain
 from ppvision.tasks.config import (
@@ -80,7 +81,7 @@ class _CheckedConfig(Config):
         try:
             self._build_default_checker().apply_all_rules(self)
         except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"config: {error}") from error
+            raise ConfigError(f"config: {shorten_text(str(error))}") from error
 
 
 class Segmentation(Job):
@@ -494,6 +495,7 @@ class Segmentation(Job):
         model_format: str,
         bits: int = 32,
         integers: IntegerOptions | None = None,
+        paddlex_name: str | None = None,
     ) -> Path:
         """Write the model for deployment; see `ppvision.deploy.export_model`."""
         return export_model(
@@ -507,8 +509,13 @@ class Segmentation(Job):
             task=self.task,
             bits=bits,
             max_value=self.max_value,
+            paddlex_name=paddlex_name,
             **integer_arguments(integers),
         )
+
+    @property
+    def paddlex_name(self) -> str:
+        return default_name("segmentation", self.content["model"]["type"])
 
 
 # -- checking what PaddleSeg does not --------------------------------------------------------------

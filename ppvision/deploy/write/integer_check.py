@@ -1,0 +1,167 @@
+"""What an export with integers must pass before the folder appears, and what `deploy.yaml` says of
+it. The rules: `ppvision.deploy.verify.integers`."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from paddle import nn
+
+from ppvision.deploy.run.engines import Batch
+from ppvision.deploy.run.manifest import PrecisionCheck
+from ppvision.deploy.verify import parity
+from ppvision.deploy.verify.integers import (
+    EQUAL_LABELS,
+    capture_products,
+    check_products,
+    equal_labels,
+)
+from ppvision.deploy.verify.running import (
+    Outputs,
+    run_graphs,
+    run_in_openvino,
+    time_graphs,
+    time_in_openvino,
+)
+from ppvision.deploy.write.integers import IntegerModel
+from ppvision.deploy.write.onnx_integers import write_onnx_products
+from ppvision.deploy.write.openvino import write_products
+from ppvision.errors import EngineError
+
+logger = logging.getLogger("ppvision")
+
+_ROUNDS = 10  # timed runs of the integers and of float, in turn
+
+
+class _Engine(NamedTuple):
+    """What a format's integers run in.
+
+    Attributes:
+        name: in `deploy.yaml`.
+        run, time: see `run_in_openvino` and `time_in_openvino`.
+        write_products: see `ppvision.deploy.write.openvino.write_products`.
+    """
+
+    name: Literal["openvino", "onnxruntime"]
+    run: Callable[[Sequence[Path], Sequence[Batch]], Outputs]
+    time: Callable[[Sequence[Path], Batch, int], list[float]]
+    write_products: Callable[[Sequence[nn.Layer], Sequence[Sequence[int]], Path], None]
+
+
+_ENGINES = {
+    # By name at the call: tests put others in the place of these functions.
+    "paddle": _Engine(
+        "openvino",
+        lambda folders, inputs: run_in_openvino(folders, inputs),
+        lambda folders, x, rounds: time_in_openvino(folders, x, rounds),
+        write_products,
+    ),
+    "onnx": _Engine(
+        "onnxruntime",
+        lambda folders, inputs: run_graphs(folders, "onnx", inputs, "native"),
+        lambda folders, x, rounds: time_graphs(folders, "onnx", x, rounds),
+        write_onnx_products,
+    ),
+}
+
+
+def check_in_integers(
+    integers: IntegerModel,
+    raw: Path,
+    probes: Sequence[Batch],
+    *,
+    outputs_of: Callable[[Batch], list[np.ndarray]],
+    labels_of: Callable[[list[np.ndarray]], np.ndarray] | None,
+    write_float: Callable[[Path], None],
+    tolerance: float,
+    format: str = "paddle",
+) -> PrecisionCheck:
+    """Compare an export's integers with eager mode, and time them against float.
+
+    Args:
+        integers: the model.
+        raw: folder with the graph of its outputs, for the engine.
+        probes: inputs of the graph's size. The first shows the products by themselves and is timed;
+            all are compared where there are no calibration pictures.
+        outputs_of: the model's outputs in eager mode, in the graph's order.
+        labels_of: of outputs, scores of classes `[B, K, ...]`; None for a model without classes.
+        write_float: writes the same graph in float into a new folder.
+        tolerance: of scores: labels whose two highest are closer count as equal.
+        format: of the graphs: "paddle" runs in OpenVINO, "onnx" in ONNX Runtime.
+
+    Returns:
+        What is found. `passed` is False, with a warning, for an engine that fails, a product that
+        differs, or labels of which too few are equal.
+    """
+    first, engine = probes[0], _ENGINES[format]
+    try:
+        _check_products(integers, first, raw.parent / "products", engine)
+        inputs = fill_batches(integers.pictures, batch_size(first)) or probes
+        eager = [outputs_of(x) for x in inputs]
+        (found,) = engine.run([raw], inputs)
+        worst = max(
+            parity.relative_error(a, b)
+            for ours, theirs in zip(eager, found, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+        share = None
+        if labels_of is not None:
+            scores = [[labels_of(outputs) for outputs in side] for side in (eager, found)]
+            share = equal_labels(*scores, tolerance)
+        as_float = raw.parent / "float"
+        write_float(as_float)
+        taken = engine.time([raw, as_float], first, _ROUNDS)
+    except (parity.ParityError, EngineError) as error:
+        warnings.warn(
+            f"{error} The export's integers are not taken without being asked for.", stacklevel=3
+        )
+        return PrecisionCheck(passed=False, engine=engine.name)
+    passed = share is None or share >= EQUAL_LABELS
+    if share is not None and not passed:
+        warnings.warn(
+            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
+            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
+            "integers are not taken without being asked for.",
+            stacklevel=3,
+        )
+    logger.info(
+        f"int8: {taken[0]:.2f} ms a run on one thread, float {taken[1]:.2f} ms "
+        f"({taken[0] / taken[1]:.2f} of it)"
+    )
+    return PrecisionCheck(
+        passed=passed,
+        engine=engine.name,
+        max_error=worst,
+        equal_labels=share,
+        milliseconds=taken[0],
+        float_milliseconds=taken[1],
+    )
+
+
+def _check_products(integers: IntegerModel, x: Batch, folder: Path, engine: "_Engine") -> None:
+    products = capture_products(integers.model, x)
+    shapes = [list(product.rounded.shape) for product in products]
+    engine.write_products([product.layer for product in products], shapes, folder)
+    named = {f"x{place}": product.rounded for place, product in enumerate(products)}
+    check_products(products, engine.run([folder], [named])[0][0])
+
+
+def batch_size(batch: Batch) -> int:
+    """Pictures of a batch, or of a detector's inputs."""
+    return len(batch if isinstance(batch, np.ndarray) else next(iter(batch.values())))
+
+
+def fill_batches(pictures: Sequence[Batch], batch: int) -> list[Batch]:
+    """Pictures, batches of one, in batches of the graph's size; the last one is filled with copies
+    of its last picture."""
+    groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
+    return [_joined(group + group[-1:] * (batch - len(group))) for group in groups]
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    if isinstance(batches[0], np.ndarray):
+        return np.concatenate(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

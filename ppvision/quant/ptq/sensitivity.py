@@ -1,0 +1,131 @@
+"""Which layers lose most in integers, so that they can stay in float.
+
+Each layer is put into integers alone, all others in float, and the outputs for a few calibration
+pictures are compared with those of the float model. We chose this over cheaper measures because it
+is what a user wants to know: how far one layer moves the result.
+
+- The error of a layer's own output says nothing about what later layers make of it: a norm or a
+  softmax may remove it, and a residual sum may hide it.
+- A product with gradients (as the Hessian-weighted errors of post-training methods) costs fewer
+  passes, but rounding is no small change for just those layers that are looked for.
+
+It costs as many passes as there are layers times `PICTURES`, in eager mode. Errors of several
+layers add up to less or more than their sum; taking the layer out that loses most, one after
+another, would cost N times as many passes, and is not done.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+
+from ppvision.console import ProgressLine
+from ppvision.errors import InputError
+from ppvision.quant.integers import IntegerActivation, IntegerWeight
+from ppvision.quant.packed import PackedLayer, integer_copy
+from ppvision.quant.store.state import layers_by_path
+
+logger = logging.getLogger("ppvision")
+
+PICTURES = 8  # of those shown, spread evenly
+
+
+def sensitive_layers(
+    model: nn.Layer,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, IntegerActivation],
+    shows: Sequence[Callable[[nn.Layer], object]],
+    count: int,
+) -> list[str]:
+    """Paths of the layers that lose most, the worst first; the log says how much.
+
+    Args:
+        model: in float, in evaluation mode.
+        weights, activations: of its layers in integers, by path.
+        shows: each shows the model a picture and returns its outputs.
+        count: how many.
+
+    Raises:
+        ValueError: fewer than 1, or so many that no layer is left; outputs that cannot be compared.
+    """
+    if not 1 <= count < len(weights):
+        raise InputError(
+            f"keep_float: expected 1 to {len(weights) - 1} layers of the {len(weights)} that can "
+            f"become integers, got {count}."
+        )
+    errors = layer_errors(model, weights, activations, shows)
+    ordered = sorted(errors, key=errors.get, reverse=True)
+    worst = [f"{path} ({100 * errors[path]:.3g}%)" for path in ordered[:count]]
+    logger.info(
+        f"int8: {count} layers stay in float, since they alone in integers move the outputs most: "
+        f"{', '.join(worst)}. The next would be {ordered[count]} "
+        f"({100 * errors[ordered[count]]:.3g}%)."
+    )
+    return ordered[:count]
+
+
+def layer_errors(
+    model: nn.Layer,
+    weights: Mapping[str, IntegerWeight],
+    activations: Mapping[str, IntegerActivation],
+    shows: Sequence[Callable[[nn.Layer], object]],
+) -> dict[str, float]:
+    """How far the outputs move while one layer alone is in integers: root of the mean square, as a
+    fraction of that of the outputs in float.
+
+    Args:
+        model, weights, activations, shows: as of `sensitive_layers`.
+
+    Returns:
+        The error by path.
+    """
+    places = np.linspace(0, len(shows) - 1, min(len(shows), PICTURES)).astype(int)
+    shows = [shows[place] for place in dict.fromkeys(places.tolist())]
+    # In the copy every layer is the model's own, but for the one that is looked at.
+    copied = integer_copy(model, weights, activations)
+    in_float = {path: layer for path, _, _, layer in layers_by_path(model)}
+    found = [
+        (path, parent, name, layer)
+        for path, parent, name, layer in layers_by_path(copied)
+        if isinstance(layer, PackedLayer)
+    ]
+    for path, parent, name, _ in found:
+        parent._sub_layers[name] = in_float[path]
+    expected = [_outputs(show, copied) for show in shows]
+    size = sum(float(np.square(a).sum()) for a in expected)
+    errors = {}
+    with ProgressLine("sensitivity", len(found)) as bar:
+        for path, parent, name, layer in found:
+            parent._sub_layers[name] = layer
+            moved = 0.0
+            for show, a in zip(shows, expected, strict=True):
+                b = _outputs(show, copied)
+                if a.shape != b.shape:
+                    raise InputError(
+                        "keep_float: expected paths of layers, got a number: this model gives "
+                        "outputs of other sizes once they are rounded, which cannot be compared."
+                    )
+                moved += float(np.square(a - b).sum())
+            parent._sub_layers[name] = in_float[path]
+            errors[path] = (moved / size) ** 0.5 if size else 0.0
+            bar.update()
+    return errors
+
+
+@paddle.no_grad()
+def _outputs(show: Callable[[nn.Layer], object], model: nn.Layer) -> np.ndarray:
+    """All numbers that a model gives, float64, in one row."""
+    tensors = _tensors(show(model))
+    return np.concatenate([t.numpy().astype(np.float64).reshape(-1) for t in tensors])
+
+
+def _tensors(output: object) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    if isinstance(output, (list, tuple)):
+        return [tensor for part in output for tensor in _tensors(part)]
+    return []
