@@ -17,10 +17,11 @@ from tests.helpers.folders import unchanged
 # Files that take longest, which begin first: with two processes that take one file after another,
 # a long file at the end leaves one of them without work.
 LONG_FILES = (
-    *("layered_tasks", "detection", "stopping", "segmentation", "classification", "deploy_export"),
-    *("detection_widths", "sdn_in_paddleseg", "export_faults", "openvino", "same_as_paddledet"),
-    *("prediction", "zoo_predictor", "same_as_paddleseg", "engine", "console", "resnet"),
-    *("efficientnet_lite", "dashboard", "pale_form", "doctor", "predictor_threads", "turns"),
+    *("detection", "openvino", "layered_tasks", "classification", "deploy_export"),
+    *("sdn_in_paddleseg", "detection_widths", "hostile_files", "deploy_predictor", "segmentation"),
+    *("doctor", "console", "prediction", "annotations", "export_faults", "stopping"),
+    *("precision_verbs", "integer_export", "pale_form", "distillation", "zoo_predictor"),
+    *("resnet", "engine", "predictor_threads", "fuzz_annotations", "face"),
 )
 
 
