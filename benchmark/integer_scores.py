@@ -190,6 +190,13 @@ def measure_widths(
     return rows
 
 
+def replace_rows(path: Path, rows: list[dict]) -> None:
+    """Put rows in the place of those of the same name and kind."""
+    ours = {(row["name"], row["kind"]) for row in rows}
+    kept = [row for row in read_rows(path) if (row["name"], row["kind"]) not in ours]
+    write_rows(path, [{k: row.get(k, "") for k in FIELDS} for row in [*kept, *rows]])
+
+
 # -- what is measured ------------------------------------------------------------------------------
 
 
@@ -244,7 +251,8 @@ def main() -> None:
     job = open_job(config, args.opts)
     scored = args.photographs is None
     measured = Measured(args.name, job, job.load_float(args.model_path), scored)
-    rows = measure_rules(measured) if "rule" in args.kinds else []
+    if "rule" in args.kinds:
+        replace_rows(args.results, measure_rules(measured))
     if "width" in args.kinds and args.widths:
         layered = args.layered
         if layered is None:
@@ -255,10 +263,8 @@ def main() -> None:
             pack_checkpoint(
                 opened, args.model_path, layered, ptq=True, calibration=pictures, activations=True
             )
-        rows += measure_widths(measured, layered, args.widths, args.side, args.work_dir)
-    ours = {(row["name"], row["kind"]) for row in rows}
-    kept = [row for row in read_rows(args.results) if (row["name"], row["kind"]) not in ours]
-    write_rows(args.results, [{k: row.get(k, "") for k in FIELDS} for row in [*kept, *rows]])
+        rows = measure_widths(measured, layered, args.widths, args.side, args.work_dir)
+        replace_rows(args.results, rows)
 
 
 if __name__ == "__main__":
