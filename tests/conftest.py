@@ -41,7 +41,11 @@ OPENVINO_FILES |= {
     "test_predictor_threads",
 }
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
+# Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
+# takes as long.
+CLIENT_FILES = {"test_clients", "test_compat", "test_face"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
+CLIENT_WRITERS = ("write_client_program", "write_client_detector")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -58,13 +62,17 @@ def traced_quickly(request) -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def no_openvino(request) -> Iterator[None]:
-    """Exports of the other files have no graph for OpenVINO."""
+    """Exports of the other files have no graph for OpenVINO, and none for clients."""
     name = request.module.__name__.rpartition(".")[2]
-    wanted = request.config.option.markexpr == "" or name in OPENVINO_FILES
+    every = request.config.option.markexpr == ""
     with pytest.MonkeyPatch.context() as patch:
-        if not wanted:
-            for exporter in EXPORTERS:
-                patch.setattr(importlib.import_module(exporter), "has_openvino", lambda: False)
+        exporters = [importlib.import_module(exporter) for exporter in EXPORTERS]
+        if not every and name not in OPENVINO_FILES:
+            for exporter in exporters:
+                patch.setattr(exporter, "has_openvino", lambda: False)
+        if not every and name not in CLIENT_FILES:
+            for exporter, writer in zip(exporters, CLIENT_WRITERS, strict=True):
+                patch.setattr(exporter, writer, lambda *_: False)
         yield
 
 

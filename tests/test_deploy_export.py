@@ -11,6 +11,7 @@ from paddle import nn
 
 from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
+from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.verify import parity, running
 from ppvision.deploy.write.graph import write_graphs
@@ -94,6 +95,20 @@ def seed():
     paddle.seed(7)
 
 
+FREE = ["batch", 3, "height", "width"]
+
+
+def shapes_in_onnx(folder):
+    """Of the inputs and outputs that an exported `model.onnx` declares."""
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx").graph
+    return {
+        value.name: [n.dim_param or n.dim_value for n in value.type.tensor_type.shape.dim]
+        for value in (*graph.input, *graph.output)
+    }
+
+
 @pytest.mark.parametrize("output_op", ["argmax", "softmax", "none"])
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 def test_segmentation_runs_at_sizes_it_was_not_checked_on(tmp_path, format, output_op):
@@ -106,8 +121,14 @@ def test_segmentation_runs_at_sizes_it_was_not_checked_on(tmp_path, format, outp
         format=format,
     )
     files = {"paddle": {"model.json", "model.pdiparams"}, "onnx": {"model.onnx"}}[format]
-    assert {p.name for p in folder.iterdir()} == files | {"deploy.yaml"}
+    clients = {"model.pdmodel"}  # for PaddleSeg's, by --all
+    assert {p.name for p in folder.iterdir()} - clients == files | {"deploy.yaml"}
     assert [p.name for p in tmp_path.iterdir()] == ["net"]
+    if format == "onnx":
+        name = {"argmax": "labels", "softmax": "scores", "none": "logits"}[output_op]
+        sizes = ["batch", "height", "width"] if output_op == "argmax" else [*FREE[:1], 4, *FREE[2:]]
+        assert shapes_in_onnx(folder) == {"x": FREE, name: sizes}
+        assert read_manifest(folder).outputs == [name]
     for engine in ("native", "onednn") if format == "paddle" else ("native",):
         runtime = open_runtime(folder, format, threads=1, engine=engine)
         for shape in ((1, 3, 20, 33), (3, 3, 41, 16), (1, 3, 20, 33)):
@@ -218,6 +239,17 @@ def test_pale_in_onnx(tmp_path):
     x = noise(2, 3, 50, 71)
     (out,) = OnnxRuntime(folder / "model.onnx").run(x)
     assert parity.relative_error(eager(model, x)[0], out) < 1e-4
+    assert shapes_in_onnx(folder) == {"x": FREE, "logits": ["batch", 7]}
+    import onnx
+
+    content = onnx.load(folder / "model.onnx")
+    tensors = {t.name: onnx.numpy_helper.to_array(t) for t in content.graph.initializer}
+    for name, parameter in model.named_parameters():
+        np.testing.assert_array_equal(tensors[name], parameter.numpy())
+    nodes = [node.name for node in content.graph.node]
+    assert {"merges.0.0/Conv", "head/MatMul"} <= set(nodes)
+    assert len(set(nodes)) == len(nodes)
+    assert not {"Constant", "Identity"} & {node.op_type for node in content.graph.node}
 
 
 class PaleWithDifferences(nn.Layer):
@@ -253,6 +285,10 @@ def test_forms_for_graphs_in_onnx(tmp_path, monkeypatch, shape):
         task="features",
         format="onnx",
     )
+    named = [f"features_{place}" for place in range(4)]
+    assert read_manifest(folder).outputs == named
+    if None not in shape:
+        assert shapes_in_onnx(folder)["features_1"] == [2, 64, 7, 9]
     assert "GraphPaleAttention" not in formed
     assert formed.count("GraphSemanticDifference") == 4
     x = noise(2, 3, 50, 71)

@@ -30,6 +30,7 @@ from ppvision.errors import DataError
 from ppvision.tasks import open_job
 from ppvision.tasks.detection import job as detection
 from ppvision.zoo.weights import read_weights
+from tests.helpers.clients import run_paddledetection
 from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import (
     ARCHITECTURES,
@@ -81,7 +82,7 @@ CASES += [
 
 
 @pytest.mark.parametrize(("architecture", "sdn"), CASES)
-def test_train_evaluate_export(runs, architecture, sdn, tmp_path, capsys):
+def test_train_evaluate_export(runs, scenes, architecture, sdn, tmp_path, capsys):
     """`export` compares boxes itself; here that the export scores as the model does."""
     config, run = runs(architecture, sdn)
     kinds = {"bbox", "mask"} if architecture == "MaskRCNN" else {"bbox"}
@@ -108,6 +109,21 @@ def test_train_evaluate_export(runs, architecture, sdn, tmp_path, capsys):
 
     assert len(scores(eager)) >= 3 * len(kinds)
     np.testing.assert_allclose(scores(exported), scores(eager), atol=2e-3)
+    check_client(folder, scenes / "images" / "val" / "000000.jpg")
+
+
+def check_client(folder: Path, picture: Path) -> None:
+    """`infer_cfg.yml`, read as PaddleDetection's clients read it, gives what `Predictor` finds."""
+    rows, counts, *masks = run_paddledetection(folder, picture)
+    assert counts.sum() == len(rows)
+    rows = rows[rows[:, 1] > 0]  # two stages end with a box of score 0
+    rows = rows[np.argsort(-rows[:, 1], kind="stable")]
+    found = Predictor(folder, use_onednn=False)(str(picture))
+    assert len(found) == len(rows) > 0
+    assert bool(masks) == (found.masks is not None)
+    np.testing.assert_allclose(rows[:, 1], found.scores, atol=1e-5)
+    near = np.abs(rows[:, None, 2:] - found.boxes[None]).max(axis=2).min(axis=1)
+    assert near.max() < 1e-2  # equal scores may change places
 
 
 def test_classes_of_an_evaluation(runs, capsys):
@@ -409,6 +425,8 @@ def test_exported_for_openvino_with_nms_outside(scenes, tmp_path, architecture):
     picture = np.random.default_rng(5).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     predictor, other = Predictor(folder), Predictor(folder, use_onednn=False)
     assert (predictor.engine, other.engine) == ("openvino", "native")
+    # With NMS for other programs, and up to it for OpenVINO.
+    assert {"model.pdmodel", "model.raw.pdmodel"} <= predictor.manifest.files.keys()
     manifest = predictor.manifest
     assert manifest.earlier_format
     assert manifest.nms.kept == other.manifest.nms.kept > 0

@@ -44,6 +44,7 @@ from ppvision.deploy.write.export import (
     parameter_names,
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
+from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
 from ppvision.deploy.write.openvino import write_openvino_detector
 from ppvision.deploy.write.paddlex import (
     check_inputs,
@@ -137,6 +138,23 @@ def export_detector(
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)
+        outputs: list[str] = []
+        if format == "onnx":
+            outputs = name_outputs("detection", "nms", len(kept))
+            said = describe(
+                name=folder.name if name is None else name,
+                task="detection",
+                output_op="nms",
+                input_shape=shape,
+                transforms=specs,
+                num_classes=num_classes,
+                classes=classes,
+                bits=bits,
+                max_value=max_value,
+            )
+            # How many boxes there are depends on the picture.
+            shapes = [None] * len(kept)
+            finish_onnx(model.model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         line.update(1, "compare")
         error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
@@ -179,6 +197,7 @@ def export_detector(
             paddle_version=paddle.__version__,
             parameters=parameters,
             max_value=max_value,
+            outputs=outputs,
             paddlex_name=paddlex_name,
         ).write(final)
         sync_files(final)

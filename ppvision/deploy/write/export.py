@@ -36,6 +36,12 @@ from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
 from ppvision.deploy.write.onnx_integers import integer_marks
+from ppvision.deploy.write.onnx_names import (
+    describe,
+    finish_onnx,
+    name_outputs,
+    output_shape,
+)
 from ppvision.deploy.write.openvino import (
     write_float_program,
     write_openvino_programs,
@@ -194,6 +200,23 @@ def export_model(
         with graph_forms(model, format), integer_marks(model, format, parts):
             graph = trace(model, shape, output_op, every_output=task == "features")
             write_graphs(graph, parts, format)
+        num_classes = None if task == "features" else probes[0][1][0].shape[1]
+        outputs: list[str] = []
+        if format == "onnx":
+            outputs = name_outputs(task, output_op, len(probes[0][1]))
+            said = describe(
+                name=folder.name if name is None else name,
+                task=task,
+                output_op=output_op,
+                input_shape=shape,
+                transforms=specs,
+                num_classes=num_classes,
+                classes=classes,
+                bits=bits,
+                max_value=max_value,
+            )
+            shapes = _output_shapes(probes, shape, output_op)
+            finish_onnx(model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if integers is not None:
             tolerance = max(parity.FLOAT_TOLERANCE, 2 * rounding_error(model, task, probes))
@@ -235,7 +258,7 @@ def export_model(
             input_shape=shape,
             output_op=output_op,
             transforms=specs,
-            num_classes=None if task == "features" else probes[0][1][0].shape[1],
+            num_classes=num_classes,
             classes=classes,
             bits=bits,
             files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
@@ -246,6 +269,7 @@ def export_model(
             parameters=parameters,
             openvino=openvino,
             max_value=max_value,
+            outputs=outputs,
             Deploy=deploy,
             paddlex_name=paddlex_name,
             activations=None if integers is None else 8,
@@ -256,6 +280,17 @@ def export_model(
         sync_files(final)
         line.update(1, "")
     return folder
+
+
+def _output_shapes(
+    probes: Sequence[Probe], input_shape: Sequence[int | None], output_op: str
+) -> list[list[int | str]]:
+    """Of every output of the graph; see `output_shape`."""
+    inputs = [x.shape for x, _ in probes]
+    shapes = [[a.shape for a in arrays] for _, arrays in probes]
+    if output_op == "argmax":
+        shapes = [[(batch, *sizes) for batch, _, *sizes in own] for own in shapes]
+    return [output_shape(input_shape, inputs, own) for own in zip(*shapes, strict=True)]
 
 
 def _with_openvino(

@@ -1,0 +1,354 @@
+"""Folders for the programs of PaddleSeg, PaddleDetection and PaddleX: what is written for them,
+read with their keys. test_paddlex.py has PaddleX itself."""
+
+import logging
+
+import numpy as np
+import paddle
+import pytest
+import yaml
+from paddle import nn
+from PIL import Image
+
+from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run.manifest import read_manifest
+from ppvision.deploy.write import clients, paddlex
+from ppvision.deploy.write.detection_export import export_detector
+from ppvision.errors import EngineError, InputError
+from tests.helpers.clients import run_paddleseg, run_paddlex
+from tests.helpers.verbs import ppvision
+
+NORMALIZE = {"type": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+SHORT = {"type": "ResizeByShort", "short_size": 36}
+CROP = {"type": "CenterCrop", "target_size": [40, 24]}
+RESIZE = {"type": "Resize", "target_size": [40, 24]}
+
+
+class Net(nn.Layer):
+    """Logits `[B, 4, H, W]` of a picture."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Conv2D(3, 8, 3, stride=2, padding=1)
+        self.up = nn.Conv2D(8, 4, 1)
+
+    def forward(self, x):
+        y = self.up(nn.functional.relu(self.down(x)))
+        return nn.functional.interpolate(y, x.shape[2:], mode="bilinear")
+
+
+class Classifier(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2D(3, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return 4 * self.head(nn.functional.relu(self.conv(x)).mean(axis=[2, 3]))
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    paddle.seed(7)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A file of 30 x 50 pixels."""
+    path = tmp_path / "picture.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (30, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+# -- PaddleSeg -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [1, 3, 30, 50]], ids=str)
+def test_a_client_of_paddleseg_reads_an_export(tmp_path, picture, shape):
+    pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
+    folder = export_model(Net(), tmp_path / "net", input_shape=shape, transforms=[NORMALIZE])
+    entry = yaml.safe_load((folder / "deploy.yaml").read_text())["Deploy"]
+    assert entry == {
+        "model": "model.pdmodel",
+        "params": "model.pdiparams",
+        "transforms": [NORMALIZE],
+        "input_shape": shape,
+        "output_op": "argmax",
+        "output_dtype": "int32",
+    }
+    found = run_paddleseg(folder, picture)
+    assert len(np.unique(found)) > 1
+    np.testing.assert_array_equal(found[0], Predictor(folder, use_onednn=False)(str(picture)))
+
+
+@pytest.mark.parametrize("output_op", ["softmax", "none"])
+def test_exports_without_classes_have_no_entry_for_clients(tmp_path, output_op):
+    folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 24, 40], output_op=output_op)
+    assert read_manifest(folder).Deploy is None
+
+
+@pytest.mark.parametrize("fault", ["tracing", "classes"])
+def test_a_program_that_clients_cannot_run_is_not_offered(tmp_path, monkeypatch, caplog, fault):
+    def fail(*_: object) -> None:
+        raise InputError("the weights of the two formats differ")
+
+    def lie(program, weights, inputs):
+        return [[np.zeros([len(x), *x.shape[2:]], np.int32)] for x in inputs]
+
+    if fault == "tracing":
+        monkeypatch.setattr(clients, "write_earlier_program", fail)
+    else:
+        monkeypatch.setattr(clients, "run_like_clients", lie)
+    with caplog.at_level(logging.INFO, "ppvision"):
+        folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, None, None])
+    assert "PaddleSeg's own clients cannot run this export on a CPU" in caplog.text
+    manifest = read_manifest(folder)
+    assert (manifest.Deploy["model"], manifest.earlier_format) == ("model.json", False)
+    assert not (folder / "model.pdmodel").exists()
+
+
+# -- PaddleDetection -------------------------------------------------------------------------------
+
+READER = [
+    {"Decode": {}},
+    {"Resize": {"target_size": 320, "keep_ratio": 1}},
+    {"NormalizeImage": {"is_scale": True}},
+    {"Permute": None},
+    {"PadBatch": {"pad_to_stride": 32}},
+]
+
+
+def test_description_of_a_detector():
+    content = clients.infer_config(
+        "MaskRCNN", "COCO", READER, [1, 3, None, None], ["cell", "cup"], masks=True
+    )
+    assert content == {
+        "mode": "paddle",
+        "draw_threshold": 0.5,
+        "metric": "COCO",
+        "use_dynamic_shape": True,
+        "arch": "RCNN",
+        "min_subgraph_size": 40,
+        "Preprocess": [
+            {"type": "Resize", "target_size": [320, 320], "keep_ratio": True, "interp": 1},
+            {
+                "type": "NormalizeImage",
+                "mean": [0.485, 0.456, 0.406],
+                "std": [0.229, 0.224, 0.225],
+                "is_scale": True,
+                "norm_type": "mean_std",
+            },
+            {"type": "Permute"},
+            {"type": "PadStride", "stride": 32},
+        ],
+        "label_list": ["cell", "cup"],
+        "mask": True,
+    }
+    fixed = clients.infer_config("PPYOLOE", "VOC", READER, [1, 3, 64, 64], ["a"], masks=False)
+    assert (fixed["arch"], fixed["min_subgraph_size"]) == ("PPYOLOE", 3)
+    assert fixed["use_dynamic_shape"] is False
+    assert "mask" not in fixed
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arch"),
+    [("YOLOv3", "YOLO"), ("CascadeRCNN", "RCNN"), ("RetinaNet", "RetinaNet"), ("FCOS", "FCOS")],
+)
+def test_architectures_that_clients_know(architecture, arch):
+    """Names as in PaddleDetection's own table."""
+    from ppdet.engine.export_utils import TRT_MIN_SUBGRAPH
+
+    content = clients.infer_config(architecture, "COCO", READER, [1, 3, 64, 64], ["a"], False)
+    assert content["arch"] == arch
+    assert content["min_subgraph_size"] == TRT_MIN_SUBGRAPH[arch]
+
+
+# -- PaddleX ---------------------------------------------------------------------------------------
+
+
+def test_segmentation_for_paddlex(tmp_path, picture):
+    folder = export_model(
+        Net(),
+        tmp_path / "net",
+        input_shape=[1, 3, 24, 40],
+        transforms=[RESIZE, NORMALIZE],
+        paddlex_name="PP-LiteSeg-T",
+    )
+    names = {path.name for path in folder.iterdir()} - {"inference.pdmodel"}  # OpenVINO's
+    assert names == {"deploy.yaml", "inference.json", "inference.pdiparams", "inference.yml"}
+    content = yaml.safe_load((folder / "inference.yml").read_text())
+    assert content["Global"] == {"model_name": "PP-LiteSeg-T"}
+    manifest = read_manifest(folder)
+    assert (manifest.program, manifest.weights) == ("inference.json", "inference.pdiparams")
+    assert manifest.paddlex_name == "PP-LiteSeg-T"
+    found, own = run_paddlex(folder, picture), Predictor(folder)(str(picture))
+    assert len(np.unique(own)) > 1
+    # PaddleX resizes bytes, we float32 as PaddleSeg does: half a grey level of difference.
+    assert (found == own).mean() > 0.98
+
+
+def test_without_a_transform_for_paddlex(tmp_path, picture):
+    """PaddleX always normalises; here by nothing."""
+    net = Net()
+    net.down.weight.set_value(net.down.weight / 255)
+    folder = export_model(
+        net, tmp_path / "net", input_shape=[None, 3, None, None], paddlex_name="SegFormer-B0"
+    )
+    found, own = run_paddlex(folder, picture), Predictor(folder)(str(picture))
+    assert len(np.unique(own)) > 1
+    np.testing.assert_array_equal(found, own)
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        [RESIZE, NORMALIZE],
+        [
+            {"type": "ResizeByShort", "short_size": 36},
+            {"type": "CenterCrop", "target_size": [40, 24]},
+        ],
+        [{**RESIZE, "interp": "CUBIC"}],
+    ],
+    ids=["resize", "crop", "cubic"],
+)
+def test_classification_for_paddlex(tmp_path, picture, transforms):
+    net = Classifier()
+    if NORMALIZE not in transforms:
+        net.conv.weight.set_value(net.conv.weight / 255)
+    folder = export_model(
+        net,
+        tmp_path / "net",
+        input_shape=[None, 3, 24, 40],
+        transforms=transforms,
+        task="classification",
+        output_op="softmax",
+        classes=list("abcde"),
+        paddlex_name="ResNet18",
+    )
+    content = yaml.safe_load((folder / "inference.yml").read_text())
+    assert content["PostProcess"] == {"Topk": {"topk": 5, "label_list": list("abcde")}}
+    own = Predictor(folder)(str(picture)).probabilities
+    assert np.ptp(own) > 0.05
+    np.testing.assert_allclose(run_paddlex(folder, picture), own, atol=2e-3)
+
+
+def test_another_export_takes_its_place(tmp_path):
+    how = {"input_shape": [1, 3, None, None]}
+    folder = export_model(Net(), tmp_path / "net", paddlex_name="SegFormer-B0", **how)
+    export_model(Net(), folder, **how)
+    assert {path.name for path in folder.iterdir()} == {
+        *("deploy.yaml", "model.json", "model.pdiparams", "model.pdmodel")
+    }
+
+
+BAD = {
+    "padding": (
+        {"transforms": [{"type": "Padding", "target_size": [64, 64]}]},
+        "Padding cannot be done by PaddleX for segmentation; known are Resize, Normalize",
+    ),
+    "order": ({"transforms": [NORMALIZE, RESIZE]}, "the order Normalize, Resize"),
+    "twice": ({"transforms": [RESIZE, RESIZE]}, "the order Resize, Resize"),
+    "name": ({"paddlex_name": "SegFormer-B9"}, "Did you mean SegFormer-B"),
+    "another task's name": ({"paddlex_name": "ResNet18"}, "knows for segmentation"),
+    "a number": ({"paddlex_name": 3}, "expected a name"),
+    "scores": ({"output_op": "softmax"}, "expected 'argmax'"),
+    "onnx": ({"format": "onnx"}, "expected format 'paddle'"),
+    "features": ({"task": "features", "output_op": "none"}, "no task like features"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_paddlex_cannot_do_is_refused(tmp_path, case):
+    options, message = BAD[case]
+    how = {"input_shape": [1, 3, None, None], "paddlex_name": "SegFormer-B0", **options}
+    with pytest.raises(InputError, match=message):
+        export_model(Net(), tmp_path / "net", **how)
+    assert not (tmp_path / "net").exists()
+
+
+@pytest.mark.parametrize(
+    ("transforms", "shape", "token"),
+    [
+        ([], [1, 3, None, None], "no resize"),
+        ([{**RESIZE, "keep_ratio": True}], [1, 3, None, None], "keep_ratio"),
+        ([{**RESIZE, "size_divisor": 8}], [1, 3, None, None], "size_divisor"),
+        ([{"type": "ResizeByShort", "short_size": 9, "max_size": 20}], [1, 3, 9, 9], "max_size"),
+        ([{"type": "LimitLong"}, RESIZE], [1, 3, 24, 40], "LimitLong"),
+    ],
+)
+def test_transforms_of_classifiers_that_paddlex_cannot_do(transforms, shape, token):
+    with pytest.raises(InputError, match=token):
+        paddlex.classification_transforms(transforms, shape)
+
+
+def test_a_classifier_of_one_size_needs_no_resize():
+    steps = paddlex.classification_transforms([NORMALIZE], [None, 3, 24, 40])
+    assert steps[0] == {"ResizeImage": {"size": [40, 24]}}
+
+
+def test_what_paddlex_would_run_is_compared(tmp_path, monkeypatch):
+    from ppvision.deploy.verify import clients as verify
+
+    def lie(folder, inputs, name):
+        return [[np.zeros([len(x), *x.shape[2:]], np.int32)] for x in inputs]
+
+    monkeypatch.setattr(verify, "run_like_paddlex", lie)
+    with pytest.raises(EngineError, match="MaskFormer_small"):
+        export_model(
+            Net(), tmp_path / "net", input_shape=[1, 3, 24, 40], paddlex_name="SegFormer-B0"
+        )
+    assert not (tmp_path / "net").exists()
+
+
+def test_names_by_architecture():
+    for kind, names in paddlex._DEFAULTS.items():
+        for architecture, name in names.items():
+            assert paddlex.default_name(kind, architecture) == name
+            assert name in paddlex.NAMES[kind]
+    assert paddlex.default_name("segmentation", "UPerNet") == "SegFormer-B0"
+    assert paddlex.default_name("classification", "pale_nano") == "ResNet18"
+    assert paddlex.default_name("detection", "YOLOv3") == "PP-YOLOE_plus-S"
+
+
+def test_detectors_for_paddlex():
+    """`norm_type: none` there still subtracts the mean, so none is written as zeros and ones."""
+    transforms = [{"NormalizeImage": {"norm_type": "none"}}, {"Permute": {}}]
+    how = ("YOLOv3", "COCO", transforms, [1, 3, 64, 64], ["a"])
+    content = paddlex.paddlex_detector_config("PP-YOLOE_plus-S", *how, False)
+    assert content["Global"] == {"model_name": "PP-YOLOE_plus-S"}
+    (norm, _) = content["Preprocess"]
+    assert (norm["norm_type"], norm["mean"], norm["std"]) == ("mean_std", [0.0] * 3, [1.0] * 3)
+    with pytest.raises(InputError, match="knows for masks"):
+        paddlex.paddlex_detector_config("PP-YOLOE_plus-S", *how, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "other"),
+    [("FasterRCNN-ResNet50", False, "PP-YOLOE"), ("FCOS-ResNet50", True, "FasterRCNN")],
+)
+def test_a_name_whose_inputs_do_not_fit(monkeypatch, name, shape, other):
+    inputs = {"image": [1, 3, 64, 64], "scale_factor": [1, 2]}
+    inputs |= {"im_shape": [1, 2]} if shape else {}
+    monkeypatch.setattr(paddlex, "declared_inputs", lambda program: inputs)
+    with pytest.raises(InputError, match=other):
+        paddlex.check_inputs(name, None)
+
+
+def test_a_detector_as_onnx_is_refused_for_paddlex(tmp_path):
+    with pytest.raises(InputError, match="expected format 'paddle'"):
+        export_detector(
+            None,
+            tmp_path / "m",
+            input_shape=[1, 3, 64, 64],
+            num_classes=1,
+            format="onnx",
+            transforms=[{"Permute": {}}],
+            paddlex_name="PP-YOLOE_plus-S",
+        )
+
+
+def test_flags(config_file, tmp_path, capsys):
+    where = ("-c", config_file(), "--model_path", "none.pdparams", "--save_dir", tmp_path / "m")
+    assert ppvision("export", *where, "--paddlex_name", "SegFormer-B0") == 1
+    assert "for --for paddlex" in capsys.readouterr().err
