@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="comes with paddle2onnx")
+pytest.importorskip("onnx", reason="comes with paddle2onnx")
 
+import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
