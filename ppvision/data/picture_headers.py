@@ -220,7 +220,7 @@ def _parse_jpeg(content: Bytes, to_the_end: bool) -> Header:
                 if at_first and orientation == 1 and content[begin : begin + 6] == _EXIF:
                     orientation = _exif_orientation(content[begin + 6 : end])
             elif marker == _RESTART_INTERVAL:
-                interval = int.from_bytes(content[begin : begin + 2])
+                interval = int.from_bytes(content[begin : begin + 2], "big")
             elif to_the_end and marker not in _MARKERS:
                 raise _Damaged(f"a marker 0x{marker:02x} that has no place in it")
         if first is None:

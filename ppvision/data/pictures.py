@@ -311,7 +311,7 @@ def _check_png(content: bytes, name: str) -> None:
     """Every chunk to the last one is there and has the checksum that it says."""
     view = memoryview(content)
     for kind, begin, end in png_chunks(content):
-        if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4]):
+        if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise damaged(name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}")
 
 
