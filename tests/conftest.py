@@ -34,12 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # Files whose exports get a graph for OpenVINO in the default run as well. It takes a third of an
 # export's time; in the others it is made with `--all`, or for tests marked `openvino`.
 OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
-OPENVINO_FILES |= {
-    "test_precision_verbs",
-    "test_openvino",
-    "test_openvino_networks",
-    "test_predictor_threads",
-}
+OPENVINO_FILES |= {"test_integer_verbs", "test_precision_verbs", "test_openvino"}
+OPENVINO_FILES |= {"test_openvino_networks", "test_predictor_threads"}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
 # Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
 # takes as long.

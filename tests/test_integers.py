@@ -178,10 +178,13 @@ def test_a_convolution_sums_integers():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_layers_can_stay_in_float():
+def test_layers_can_stay_in_float(caplog):
     model = Small()
     model.eval()
-    quantized = quantize_to_integers(model, shows()[0], keep_float=["head", "stem"])
+    with caplog.at_level("INFO", "ppvision"):
+        quantized = quantize_to_integers(model, shows()[0], keep_float=["head", "stem"])
+    assert "as asked for: stem, head" in caplog.text
+    assert "no picture reaches them: auxiliary" in caplog.text
     assert type(quantized.head) is nn.Linear
     assert type(quantized.stem) is nn.Conv2D
     assert isinstance(quantized.up, IntegerLayer)

@@ -150,8 +150,6 @@ def to_integers(
         symmetric=symmetric,
     )
     kept = _layers_in_float(quantized)
-    if kept:
-        logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
     return IntegerModel(
         quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures
     )

@@ -4,6 +4,7 @@ The steps of the layers' inputs come from pictures that are shown to the model i
 (calibration). We chose the rule by measurement (`docs/integers.md`).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -26,6 +27,8 @@ from ppvision.quant.ptq.sensitivity import sensitive_layers
 from ppvision.quant.store.state import layers_by_path
 from ppvision.quant.train.layers import WITH_WEIGHT
 from ppvision.quant.train.quanters import channel_axis
+
+logger = logging.getLogger("ppvision")
 
 Rule = Literal["error", "percentile", "maximum"]
 RULES: tuple[Rule, ...] = ("error", "percentile", "maximum")
@@ -88,10 +91,17 @@ def quantize_to_integers(
     }
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
+    _tell_kept("as asked for", [path for path in layers if path in keep_float])
+    _tell_kept("since no picture reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
         for path in sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
     return integer_copy(model, weights, activations)
+
+
+def _tell_kept(why: str, paths: Sequence[str]) -> None:
+    if paths:
+        logger.info(f"int8: {len(paths)} layers stay in float, {why}: {', '.join(paths)}")
 
 
 @dataclass
