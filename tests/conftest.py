@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # export's time; in the others it is made with `--all`, or for tests marked `openvino`.
 OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
 OPENVINO_FILES |= {"test_integer_verbs", "test_precision_verbs", "test_openvino"}
-OPENVINO_FILES |= {"test_openvino_networks", "test_predictor_threads"}
+OPENVINO_FILES |= {"test_openvino_networks", "test_predictor_threads", "test_integer_detection"}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
 # Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
 # takes as long.

@@ -149,6 +149,15 @@ def check_found(
     return matched
 
 
+def scores_with_nothing(scores: np.ndarray, bounds: Bounds) -> np.ndarray:
+    """Scores before NMS as those of one class more: "nothing here", with NMS's lowest score.
+
+    Shapes: `[B, C, M]` -> `[B, C + 1, M]`.
+    """
+    nothing = np.full_like(scores[:, :1], bounds.score)
+    return np.concatenate([scores, nothing], axis=1)
+
+
 def by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
     """A detector's rows, counts and masks, taken apart by picture."""
     rows, counts, *masks = outputs

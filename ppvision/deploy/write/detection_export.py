@@ -2,14 +2,15 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import paddle
+from paddle import nn
 
 from ppvision.arguments import check_choice
 from ppvision.console import ProgressLine
@@ -26,14 +27,21 @@ from ppvision.deploy.run.engines import (
 from ppvision.deploy.run.nms import suppress
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import run_like_paddlex, unfit_for_paddlex
-from ppvision.deploy.verify.detection_parity import Bounds, check_found, check_raw
-from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.verify.comparison import largest_move
+from ppvision.deploy.verify.detection_parity import (
+    Bounds,
+    check_found,
+    check_raw,
+    scores_with_nothing,
+)
+from ppvision.deploy.verify.running import run_eagerly, run_in_openvino
 from ppvision.deploy.write.clients import (
     infer_config,
     write_client_detector,
     write_infer_config,
 )
 from ppvision.deploy.write.export import (
+    check_integer_arguments,
     check_packed,
     checked_classes,
     checked_folder,
@@ -44,8 +52,10 @@ from ppvision.deploy.write.export import (
     parameter_names,
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
+from ppvision.deploy.write.integer_check import check_in_integers
+from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, to_integers
 from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
-from ppvision.deploy.write.openvino import write_openvino_detector
+from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
     check_inputs,
     name_for_paddlex,
@@ -53,6 +63,7 @@ from ppvision.deploy.write.paddlex import (
 )
 from ppvision.errors import InputError, PpvisionError, shorten
 from ppvision.files import replace_folder, sync_files
+from ppvision.quant.packed import FixedActivation, packed_bits
 
 RAW = 2  # outputs before NMS: boxes and scores
 _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
@@ -61,7 +72,14 @@ _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height,
 class Detector(Protocol):
     """A detector as a layer of tensors (`ppvision.tasks.detection.layer.DetectorLayer`)."""
 
+    model: nn.Layer  # PaddleDetection's
     bounds: Bounds
+
+    def with_model(self, model: nn.Layer) -> "Detector":
+        """The same around another model of the architecture."""
+
+    def choose(self, boxes: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
+        """What its NMS keeps of boxes and scores: rows `[N, 6]` and counts `[B]`."""
 
     def in_graphs(self) -> AbstractContextManager[None]:
         """What is to be different while a graph is made of it."""
@@ -88,6 +106,10 @@ def export_detector(
     architecture: str = "",
     metric: str = "COCO",
     paddlex_name: str | None = None,
+    int8: bool = False,
+    calibration: str | Path | Sequence[str | Path] | None = None,
+    calibration_rule: str = DEFAULT_RULE,
+    keep_float: Sequence[str] = (),
 ) -> Path:
     """Write a detector for deployment, NMS inside, after comparing what was written with the model.
 
@@ -97,7 +119,8 @@ def export_detector(
 
     Args:
         model: the detector as a layer of tensors.
-        folder, input_shape, format, name, bits, max_value: see `ppvision.deploy.export_model`.
+        folder, input_shape, format, name, bits, max_value, int8, calibration, calibration_rule,
+            keep_float: see `ppvision.deploy.export_model`. `int8` is for one stage and batch 1.
         num_classes: C.
         transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
         classes: names of the C classes, or empty.
@@ -120,12 +143,39 @@ def export_detector(
     if paddlex_name is not None and format != "paddle":
         raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
     check_packed(model, bits)
+    check_integer_arguments(model, int8, format, calibration, keep_float)
+    if int8 and shape[0] != 1:
+        raise InputError(
+            f"int8: expected input_shape with a batch of 1, got {shape[0]}: a detector's graph for "
+            "OpenVINO, which runs the integers, takes one picture at a time."
+        )
     folder = checked_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
-    line = ProgressLine("export", 3, "step")
+    line = ProgressLine("export", 4 if int8 else 3, "step")
     with evaluation_mode(model), replacing as work, line:
+        integers = None
+        if int8:
+            line.update(0, "calibrate")
+            integers = to_integers(
+                model.model,
+                calibration,
+                shape,
+                lambda image: {k: v[None] for k, v in pipeline(image).items()},
+                run=lambda shown, inputs: run_eagerly(model.with_model(shown), inputs),
+                rule=calibration_rule,
+                keep_float=keep_float,
+                max_value=max_value,
+            )
+            model, bits = model.with_model(integers.model), packed_bits(integers.model)
+            model.eval()
+            line.update(1)
         line.update(0, "run the model")
         probes = _probes(model, shape, pipeline)
+        if int8 and _has_two_stages(probes):
+            raise InputError(
+                "int8: expected a detector of one stage: OpenVINO, which runs the integers, does "
+                "not know the operators that choose regions."
+            )
         specs = json.loads(json.dumps(list(transforms), default=float))
         labels = classes or [str(k) for k in range(num_classes)]  # clients look each one up
         described = architecture, metric, specs, shape, labels, len(probes[0][1]) - RAW == 3
@@ -156,11 +206,18 @@ def export_detector(
             shapes = [None] * len(kept)
             finish_onnx(model.model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
+        if integers is not None or _rounds(model.model):
+            least = tolerance if integers is None else parity.FLOAT_TOLERANCE
+            tolerance = max(least, 2 * _rounding_error(model, probes))
+        rule = _Rule(model.bounds, tolerance, model.choose if int8 else None)
         line.update(1, "compare")
-        error, onednn = _compare_engines(probes, raw, final, format, model.bounds, tolerance)
+        error, onednn = _compare_engines(probes, raw, final, format, rule)
         of_openvino, openvino, nms = None, None, None
         if format == "paddle" and has_openvino() and not _has_two_stages(probes):
-            of_openvino, openvino, nms = _with_openvino(model, probes, final, shape, tolerance)
+            of_openvino, openvino, nms = _with_openvino(model, probes, final, shape, rule)
+        checked = None
+        if integers is not None:
+            checked = _check_integers(model, integers, probes, final, tolerance, openvino)
         parameters = parameter_names(model.model, final, format, bits)
         files = manifests.FILES[format]
         if paddlex is not None:
@@ -168,7 +225,7 @@ def export_detector(
             _check_in_paddlex(probes, final, model.bounds, tolerance, paddlex_name)
             files = name_for_paddlex(paddlex, final)
         elif format == "paddle":
-            if onednn:
+            if onednn and not int8:
                 with model.in_graphs(), graph_forms(model.model, format):
                     write_client_detector(model, shape, probes, final, model.bounds, tolerance)
             write_infer_config(infer_config(*described), final)
@@ -199,6 +256,10 @@ def export_detector(
             max_value=max_value,
             outputs=outputs,
             paddlex_name=paddlex_name,
+            activations=None if integers is None else 8,
+            int8=checked,
+            calibration=None if integers is None else integers.calibration,
+            keep_float=[] if integers is None else integers.kept,
         ).write(final)
         sync_files(final)
         line.update(1, "")
@@ -206,6 +267,34 @@ def export_detector(
 
 
 Probe = tuple[Inputs, list[np.ndarray]]  # inputs, and the model's outputs in eager mode
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How an engine's outputs are compared with eager mode.
+
+    Attributes:
+        bounds: of NMS.
+        tolerance: of boxes and scores.
+        choose: for a model of integers: the engine's NMS is compared with this one on the engine's
+            own boxes and scores. (Rounded boxes move so far that NMS in eager mode, on its own
+            boxes, may keep others.) None: what is found is compared with what eager mode finds.
+    """
+
+    bounds: Bounds
+    tolerance: float
+    choose: Callable[[np.ndarray, np.ndarray], list[np.ndarray]] | None
+
+    def check(self, eager: list[np.ndarray], raw: list[np.ndarray], where: str) -> float:
+        """Compare boxes and scores before NMS."""
+        return check_raw(eager[-RAW:], raw, self.tolerance, where)
+
+    def check_found(
+        self, eager: list[np.ndarray], raw: list[np.ndarray], found: list[np.ndarray], where: str
+    ) -> int:
+        """Compare what NMS leaves; the number of boxes."""
+        expected = eager[:-RAW] if self.choose is None else self.choose(*raw)
+        return check_found(expected, found, self.bounds, self.tolerance, where)
 
 
 @paddle.no_grad()
@@ -246,14 +335,57 @@ def _probes(
     ) from failure
 
 
+def _rounds(model: nn.Layer) -> bool:
+    return any(isinstance(layer, FixedActivation) for layer in model.sublayers())
+
+
+def _rounding_error(model: Detector, probes: Sequence[Probe]) -> float:
+    """`largest_move` of boxes and scores."""
+    worst = 0.0
+    for inputs, eager in probes:
+
+        def raw(image: np.ndarray, inputs: Inputs = inputs) -> list[np.ndarray]:
+            return _raw_outputs(model, {**inputs, "image": image})
+
+        worst = max(worst, largest_move(raw, [(inputs["image"], eager[-RAW:])]))
+    return worst
+
+
+def _raw_outputs(model: Detector, inputs: Inputs) -> list[np.ndarray]:
+    return [tensor.numpy() for tensor in run_eagerly(model, inputs)[-RAW:]]
+
+
+def _check_integers(
+    model: Detector,
+    integers: IntegerModel,
+    probes: Sequence[Probe],
+    final: Path,
+    tolerance: float,
+    openvino: bool | None,
+) -> manifests.PrecisionCheck:
+    """What stands in `deploy.yaml` of the integers."""
+    if not openvino:
+        return manifests.PrecisionCheck(passed=False)
+    shape = probes[0][0]["image"].shape
+    return check_in_integers(
+        replace(integers, model=model),
+        final,
+        [inputs for inputs, _ in probes],
+        outputs_of=lambda inputs: _raw_outputs(model, inputs),
+        labels_of=lambda raw: scores_with_nothing(raw[1], model.bounds),
+        write_float=lambda folder: write_float_detector(model, shape, folder),
+        tolerance=tolerance,
+    )
+
+
 def _compare_engines(
-    probes: Sequence[Probe], raw: Path, final: Path, format: str, bounds: Bounds, tolerance: float
+    probes: Sequence[Probe], raw: Path, final: Path, format: str, rule: _Rule
 ) -> tuple[float, bool | None]:
     """The largest error before NMS, and whether oneDNN may run it (None for ONNX).
 
     The deployed graph, which is a part of the whole one, is run in the engine that it is for.
     """
-    how = format, bounds, tolerance
+    how = format, rule
     if format == "onnx":
         return _compare(probes, [raw, final], *how, "native"), None
     worst = _compare(probes, [raw], *how, "native")
@@ -277,7 +409,7 @@ def _with_openvino(
     probes: Sequence[Probe],
     final: Path,
     shape: Sequence[int | None],
-    tolerance: float,
+    rule: _Rule,
 ) -> tuple[float | None, bool | None, manifests.Nms | None]:
     """Write the graph for OpenVINO beside the others, and compare it.
 
@@ -290,7 +422,7 @@ def _with_openvino(
             nms = write_openvino_detector(model, model.model, shape, final)
         if nms is None:
             return None, None, None
-        return _compare_openvino(probes, final, nms, model.bounds, tolerance), True, nms
+        return _compare_openvino(probes, final, nms, rule), True, nms
     except RuntimeError as failure:  # a ParityError too
         warnings.warn(
             f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
@@ -318,14 +450,14 @@ def _check_in_paddlex(
 
 
 def _compare_openvino(
-    probes: Sequence[Probe], final: Path, nms: manifests.Nms, bounds: Bounds, tolerance: float
+    probes: Sequence[Probe], final: Path, nms: manifests.Nms, rule: _Rule
 ) -> float:
     (found,) = run_in_openvino([final], [inputs for inputs, _ in probes])
     worst = 0.0
     for (inputs, eager), raw in zip(probes, found, strict=True):
         where = f"{engine_name('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
-        worst = max(worst, check_raw(eager[-RAW:], raw, tolerance, where))
-        check_found(eager[:-RAW], suppress(*raw, nms), bounds, tolerance, where)
+        worst = max(worst, rule.check(eager, raw, where))
+        rule.check_found(eager, raw, suppress(*raw, nms), where)
     return worst
 
 
@@ -333,8 +465,7 @@ def _compare(
     probes: Sequence[Probe],
     folders: Sequence[Path],
     format: str,
-    bounds: Bounds,
-    tolerance: float,
+    rule: _Rule,
     engine: Engine,
 ) -> float:
     name, worst, boxes = engine_name(format, engine), 0.0, 0
@@ -344,9 +475,9 @@ def _compare(
         where = f"{name}, input {list(inputs['image'].shape)}"
         with failing_as(f"{where}: the exported graph does not run"):
             outputs, *kept = (runtime.run(inputs) for runtime in runtimes)
-        worst = max(worst, check_raw(eager[-RAW:], outputs[-RAW:], tolerance, where))
+        worst = max(worst, rule.check(eager, outputs[-RAW:], where))
         for found in (outputs[:-RAW], *kept):
-            boxes += check_found(eager[:-RAW], found, bounds, tolerance, where)
+            boxes += rule.check_found(eager, outputs[-RAW:], found, where)
     if not boxes:
         warnings.warn(
             "The detector finds nothing in the pictures of the comparison: boxes and scores before "

@@ -158,6 +158,14 @@ def write_float_program(model: nn.Layer, input_shape: Sequence[int], folder: Pat
         paddle.jit.save(graph, str(folder / "model"))
 
 
+def write_float_detector(model: nn.Layer, input_shape: Sequence[int], folder: Path) -> None:
+    """`write_float_program` of a detector (as of `export_detector`), up to its boxes and scores."""
+    with float_form(model), token_form(model), difference_form(model), earlier_format():
+        graph = trace_detector(model, input_shape)
+        *_, boxes, scores = graph.forward.concrete_program.outputs
+        save_graph(graph, str(folder / "model"), [boxes, scores])
+
+
 def write_products(
     layers: Sequence[nn.Layer], shapes: Sequence[Sequence[int]], folder: Path
 ) -> None:

@@ -8,6 +8,7 @@ import fnmatch
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -27,7 +28,7 @@ from ppvision.data.text import read_names
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.write.detection_export import export_detector
-from ppvision.deploy.write.integers import IntegerOptions
+from ppvision.deploy.write.integers import IntegerOptions, has_integers, integer_arguments
 from ppvision.deploy.write.paddlex import default_name
 from ppvision.environment import usable_cpus
 from ppvision.errors import DataError, shorten
@@ -385,6 +386,9 @@ class Detection(Job):
         """
         return self._scored(lambda dataset: model, num_workers)
 
+    def calibration_pictures(self) -> list[Path]:
+        return [Path(path) for (path,) in self.train_dataset.samples]
+
     def evaluate_exported(
         self, model_dir: str | Path, *, device: str = "cpu", precision: str = "auto"
     ) -> Scores:
@@ -518,16 +522,20 @@ class Detection(Job):
 
         Raises:
             ConfigError: an `output_op`, which is for logits; two stages, or more than one class,
-                as ONNX.
+                as ONNX; two stages in integers.
         """
-        if integers is not None:
-            raise ConfigError("export --int8: is not there for detectors yet. Leave it out.")
         if output_op is not None:
             raise ConfigError(
                 f"export --output_op {output_op}: is for logits; a detector's graph ends in NMS. "
                 "Leave it away."
             )
         architecture = self.content["architecture"]
+        if integers is not None and architecture in TWO_STAGES:
+            raise ConfigError(
+                f"export --int8: expected a detector of one stage, got {architecture}: OpenVINO, "
+                "which runs the integers, does not know the operators that choose regions. Leave "
+                "it out."
+            )
         if model_format == "onnx" and architecture in TWO_STAGES:
             raise ConfigError(
                 f"export --format onnx: expected a detector of one stage, got {architecture}, "
@@ -544,9 +552,13 @@ class Detection(Job):
                 f"export --input_shape: expected a batch of 1, got {input_shape[0]}: "
                 f"{architecture} takes one picture at a time."
             )
-        if input_shape[0] is None and (architecture in ONE_BY_ONE or model_format == "onnx"):
+        one_by_one = architecture in ONE_BY_ONE or model_format == "onnx" or integers is not None
+        if input_shape[0] is None and one_by_one:
             logger.info(f"export: {architecture} takes one picture at a time: batch 1")
             input_shape = [1, *input_shape[1:]]
+        if integers is not None and not has_integers(model):
+            keep_float = (*integers.keep_float, *self.constant_layers)
+            integers = replace(integers, keep_float=keep_float)
         return export_detector(
             DetectorLayer(model),
             folder,
@@ -560,6 +572,7 @@ class Detection(Job):
             architecture=architecture,
             metric=self.content["metric"],
             paddlex_name=paddlex_name,
+            **integer_arguments(integers),
         )
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 
@@ -43,6 +44,16 @@ class DetectorLayer(nn.Layer):
             overlap=getattr(nms, "nms_threshold", 1.0),
             count=nms.keep_top_k,
         )
+
+    def with_model(self, model: nn.Layer) -> "DetectorLayer":
+        """The same around another model of the architecture."""
+        return DetectorLayer(model)
+
+    @paddle.no_grad()
+    def choose(self, boxes: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
+        """What its NMS keeps of boxes and scores: rows `[N, 6]` and counts `[B]`."""
+        rows, counts, *_ = self._owner[0].nms(paddle.to_tensor(boxes), paddle.to_tensor(scores))
+        return [rows.numpy(), counts.numpy()]
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
         """Rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` where there are
