@@ -14,7 +14,7 @@ The second has no config: half of the photographs (lines `picture class-number`,
 ImageNet-1k) calibrate, and on the others classes are compared with those of the float model. What
 share of them is right is no score of a validation set, and is left out.
 
-Rows of benchmark/results/integer_scores.csv, which take the place of those of the same name:
+Rows of integer_scores.csv in the folder of results, which take the place of those of the same name:
 
     rule     float weights in 8-bit integers, by each rule of calibration; inputs of layers in a
              window of 256 codes that contains 0 ("window", of graphs for Paddle Inference) or with

@@ -80,8 +80,7 @@ def test_names():
         ("head.fc/Add", ["head.fc/Add"]),
         ("Relu", ["Relu"]),
         ("Relu_1", ["Relu_1"]),
-        ("Add", ["Add"]),
-        ("Identity", ["logits"]),
+        ("Add", ["logits"]),
     ]
     sizes = [
         [n.dim_param or n.dim_value for n in value.type.tensor_type.shape.dim]

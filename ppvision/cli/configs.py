@@ -12,9 +12,8 @@ def add(verbs: Verbs) -> None:
         verbs,
         "configs",
         "list and copy the configs that come with the package",
-        "List the configs that come with the package, or copy one with the files that it builds "
-        "on. `--config NAME` of the other verbs finds them by name.",
-        "ppvision configs --copy segmentation/segformer_pale_nano_digit_scenes --output configs",
+        "List the packaged configs, which --config finds by name, or copy one.",
+        "ppvision configs --copy pale_nano_digits --output configs",
     )
     verb.add_argument("--copy", metavar="NAME", help="the config to copy (default: list all)")
     verb.add_argument("--output", help="with --copy: folder that gets TASK/NAME.yml")

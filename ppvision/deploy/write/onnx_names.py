@@ -178,12 +178,25 @@ def _rename(graph: "GraphProto", changed: Mapping[str, str]) -> None:
         value.name = changed.get(value.name, value.name)
 
 
+_OF_INTEGERS = (".codes", ".scale", ".step", ".zero")  # ends of names in `onnx_integers`
+
+
 def _skip_identities(graph: "GraphProto") -> None:
-    """Remove nodes that hand on their input, but for those that give an output of the graph."""
+    """Remove nodes that hand on their input, but for those that give an input of the graph, or a
+    value twice, as an output."""
     given = {value.name for value in graph.output}
+    made = {name for node in graph.node for name in node.output}
+    for node in reversed(graph.node):
+        if node.op_type == "Identity" and node.output[0] in given:
+            (before,), (after,) = node.input, node.output
+            if before in made and before not in given:
+                _rename(graph, {before: after})  # now it hands on itself
+                given.add(before)
     source: dict[str, str] = {}
     kept = []
     for node in graph.node:  # in the order of their computation
+        if node.op_type == "Identity" and node.input[0] == node.output[0]:
+            continue
         if node.op_type == "Identity" and node.output[0] not in given:
             source[node.output[0]] = source.get(node.input[0], node.input[0])
         else:
@@ -210,7 +223,9 @@ def _take_constants(graph: "GraphProto", parameters: Mapping[str, str], names: _
         tensor.name = node.output[0]
     _replace_nodes(graph, kept)
     for tensor in graph.initializer:
-        changed[tensor.name] = names.free(parameters.get(tensor.name, "constant"))
+        # `onnx_integers` has named what belongs to a layer's integers.
+        own = tensor.name if tensor.name.endswith(_OF_INTEGERS) else "constant"
+        changed[tensor.name] = names.free(parameters.get(tensor.name, own))
     _rename(graph, changed)
 
 
