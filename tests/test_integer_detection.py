@@ -79,25 +79,18 @@ def test_exported_scored_and_run(detector, scenes, tmp_path, capsys):
     check_predictions(folder, job, job.load_float(weights), scenes)
 
 
-@needs_integers
-@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.all)])
-def test_packed_with_activations_and_exported(detector, scenes, tmp_path, bits):
+def test_codes_of_a_width_are_refused(detector, scenes, tmp_path, capsys):
     config, weights = detector
-    pictures = scenes / "images" / "val"
     layered = tmp_path / "model.layered"
     code = ppvision(
         *("pack", "-c", config, "--model_path", weights, "--ptq", "--activations", 8),
-        *("--calibration", pictures, "--output", layered),
+        *("--calibration", scenes / "images" / "val", "--output", layered),
     )
     assert code == 0
     where = ("-c", config, "--model_path", layered, "--save_dir", tmp_path / "widths")
-    assert ppvision("export", *where, "--bits", bits, "--int8", "--skip_eval", *SHAPE) == 0
-    folder = tmp_path / "widths" / f"w{bits}"
-    manifest = read_manifest(folder)
-    assert (manifest.bits, manifest.activations) == (bits, 8)
-    assert manifest.int8.passed
-    job = open_job(config)
-    check_predictions(folder, job, job.load(layered, bits), scenes)
+    assert ppvision("export", *where, "--bits", 4, "--int8", "--skip_eval", *SHAPE) == 1
+    assert "--bits --int8" in capsys.readouterr().err
+    assert not (tmp_path / "widths" / "w4").exists()
 
 
 @needs_integers

@@ -38,6 +38,7 @@ from ppvision.forms.earlier_format import earlier_format
 from ppvision.forms.integers import float_form, integer_form
 from ppvision.forms.paddle_private import parse_program
 from ppvision.forms.tokens import token_form
+from ppvision.quant.packed import FixedActivation
 
 
 def write_openvino_programs(
@@ -105,7 +106,8 @@ def write_openvino_detector(
         graph = trace_detector(model, input_shape)
         program = graph.forward.concrete_program
         *kept, boxes, scores = program.outputs
-        write_earlier_program(graph, kept, folder)
+        if not any(isinstance(layer, FixedActivation) for layer in network.sublayers()):
+            write_earlier_program(graph, kept, folder)  # other programs do not run integers
         nms = _find_nms(program.main_program, boxes, scores)
         _write(graph, [boxes, scores], folder, FILES["paddle"].raw_program)
     return nms
