@@ -14,7 +14,6 @@ from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.precision import integer_unit, usable_flags
 from ppvision.tasks import integers, open_job
 from tests.helpers.configs import classification_config
-from tests.helpers.small_detectors import small_detector, write_detector
 from tests.helpers.verbs import ppvision
 
 needs_integers = pytest.mark.skipif(
@@ -145,10 +144,3 @@ def test_flags_that_do_not_go_together(model, flags, says, tmp_path, capsys):
     assert ppvision(*export, *flags) == 1
     assert says in capsys.readouterr().err
     assert not (tmp_path / "net").exists()
-
-
-def test_detectors_have_no_integers(scenes, tmp_path, capsys):
-    config = write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3"))
-    export = ("export", "-c", config, "--model_path", "x", "--save_dir", tmp_path / "net")
-    assert ppvision(*export, "--int8", "--skip_eval") == 1
-    assert "--int8" in capsys.readouterr().err
