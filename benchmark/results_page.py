@@ -274,10 +274,13 @@ def render(results: Path = RESULTS) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     args = parser.parse_args()
-    args.output.write_text(render(), encoding="utf-8")
-    print(args.output)
+    if not args.check:
+        PAGE.write_text(render(), encoding="utf-8")
+        print(PAGE)
+    elif PAGE.read_text(encoding="utf-8") != render():
+        raise SystemExit(f"{PAGE}: expected what the tables say; run this without --check.")
 
 
 if __name__ == "__main__":
