@@ -24,7 +24,7 @@ from typing import TypeVar
 import paddle
 
 from ppvision.engine.stopping import STOP_SIGNALS
-from ppvision.errors import PpvisionError
+from ppvision.errors import PpvisionError, shorten_text
 
 Sample = TypeVar("Sample")
 
@@ -278,7 +278,8 @@ def _read_in_worker(index: int) -> object:
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # it would break the pool on its way
-            raise ReaderError(f"{type(error).__name__}: {error}") from None
+            text = shorten_text(str(error))
+            raise ReaderError(f"{type(error).__name__}: {text}") from None
         raise
 
 

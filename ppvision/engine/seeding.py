@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from paddle.io.dataloader.collate import default_collate_fn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten_text
 
 
 def derived_seed(*numbers: int) -> int:
@@ -67,8 +67,9 @@ def collate(samples: list, batched: Callable[[list], object] = default_collate_f
             shapes = sorted({str(list(array.shape)) for s in samples for array in _arrays(s)})
             problem = (
                 f"train_dataset: the samples of a batch do not fit together: "
-                f"{type(error).__name__}: {error}. Their shapes: {', '.join(shapes)}. Bring all to "
-                "one size (Resize, or a crop with padding, last among the transforms)."
+                f"{type(error).__name__}: {shorten_text(str(error))}. Their shapes: "
+                f"{shorten_text(', '.join(shapes))}. Bring all to one size (Resize, or a crop with "
+                "padding, last among the transforms)."
             )
     # The loader wants an array in every batch.
     return {UNREADABLE: problem, "none": np.zeros(1, np.float32)}
@@ -103,7 +104,7 @@ class SeededDataset(paddle.io.Dataset):
         except Exception as error:  # whatever a data set or transform may raise
             return UnreadableSample(
                 f"train_dataset: sample {index} ({sample_name(self.dataset, index)}) could not be "
-                f"read: {type(error).__name__}: {error}"
+                f"read: {type(error).__name__}: {shorten_text(str(error))}"
             )
 
     def __len__(self) -> int:
