@@ -13,9 +13,9 @@ import paddle
 import pytest
 
 from ppvision.data.convert.digit_scenes import write_digit_scenes
-from ppvision.engine.reading import ReaderError, read_in_order
-from ppvision.engine.seeding import SeededBatches, batches_per_epoch
-from ppvision.errors import DataError
+from ppvision.engine.reading import BatchReader, ReaderError, read_in_order
+from ppvision.engine.seeding import SeededBatches, SeededDataset, batches_per_epoch, collate
+from ppvision.errors import DataError, PpvisionError
 from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import small_detector, write_detector
@@ -112,6 +112,52 @@ def test_training_reports_a_worker_that_ends(tmp_path, number):
     trainer.batches = trainer._batches(0, 30)
     name = {signal.SIGKILL: "SIGKILL", signal.SIGBUS: "/dev/shm"}[number]
     with pytest.raises(ReaderError, match=f"{name}.*--num_workers 0"):
+        trainer.fit()
+    assert multiprocessing.active_children() == []
+
+
+class Odd(NoisyNumbers):
+    """Samples with more than the network takes."""
+
+    def __init__(self, **more: object) -> None:
+        super().__init__()
+        self.more = more
+
+    def __getitem__(self, index: int) -> dict:
+        return super().__getitem__(index) | self.more
+
+
+def read_batches(dataset: SeededDataset, workers: int) -> list[dict]:
+    batches = SeededBatches(dataset, batch_size=4, seed=0, start=0, stop=3)
+    with BatchReader(dataset, batches, workers, collate) as reader:
+        return list(reader)
+
+
+def test_arrays_without_a_number_come_out_of_workers():
+    """The boxes of a picture without objects, of which Paddle's loader makes an error."""
+    more = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros((2, 0), np.int64)}
+    more |= {"nested": {"masks": [np.zeros(0, np.uint8), np.ones(2)]}, "name": "a.png"}
+    dataset = SeededDataset(Odd(**more), seed=0)
+    here, elsewhere = (read_batches(dataset, workers) for workers in (0, 2))
+    assert len(here) == len(elsewhere) == 3
+    for first, second in zip(here, elsewhere, strict=True):
+        assert first["name"] == second["name"] == ["a.png"] * 4
+        pairs = [(first[key], second[key]) for key in ("x", "boxes", "classes")]
+        pairs += zip(first["nested"]["masks"], second["nested"]["masks"], strict=True)
+        for one, other in pairs:
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("uint32", 0), ("uint32", 2), ("U5", 2), ("complex128", 0)]
+)
+def test_a_type_that_paddle_does_not_take_is_named(tmp_path, kind, workers):
+    trainer = build(tmp_path / "run", 3, num_workers=workers)
+    trainer.dataset = Odd(more=np.zeros(2, kind))
+    trainer.batches = trainer._batches(0, 3)
+    with pytest.raises(PpvisionError, match=rf"{np.dtype(kind)}, shape \[4, 2\]: expected"):
         trainer.fit()
     assert multiprocessing.active_children() == []
 
