@@ -1,5 +1,6 @@
 """Processes that read data, for training and for an evaluation."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import paddle
@@ -79,6 +81,39 @@ def test_a_worker_that_ends_is_reported(number):
         with read_in_order(read, range(9), 2) as samples:
             list(samples)
     assert multiprocessing.active_children() == []
+
+
+class _Garbage:
+    """It can be collected only; `seen` has the process that did so."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.seen.append(os.getpid())
+
+
+def test_workers_do_not_destroy_what_is_garbage_in_their_parent():
+    """Of an earlier loader that would wait for a thread that a worker does not have."""
+
+    def read(index):
+        gc.collect()
+        return list(_Garbage.seen)
+
+    gc.collect()
+    gc.disable()
+    try:
+        _Garbage.seen.clear()
+        _Garbage()
+        with read_in_order(read, range(6), 2) as samples:
+            assert list(samples) == [[]] * 6
+        assert gc.get_freeze_count() == 0
+        gc.collect()
+    finally:
+        gc.enable()
+    assert _Garbage.seen == [os.getpid()]
 
 
 def test_signals_of_the_group_do_not_reach_workers():

@@ -3,6 +3,7 @@ is meant for that process."""
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -236,6 +237,10 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     before = multiprocessing.active_children()
     # Until a worker can ignore them, a signal would end it. Here it comes a moment later.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # A worker must not collect what is garbage here: to destroy the queue of an earlier loader of
+    # Paddle's, it would wait for ever for a thread that only this process has.
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
     try:
         yield
     except BaseException as error:
@@ -247,6 +252,8 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
             ) from error
         raise
     finally:
+        if not frozen_before:  # else somebody meant it to stay so
+            gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     workers += [child for child in multiprocessing.active_children() if child not in before]
 
