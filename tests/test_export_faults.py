@@ -2,6 +2,7 @@
 ends its process."""
 
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -22,7 +23,7 @@ from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write import openvino
 from ppvision.errors import EngineError, FolderInUseError, InputError, StorageError
-from ppvision.files import lock_folder
+from ppvision.files import lock_folder, naming_storage
 from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import save_weights
@@ -239,6 +240,14 @@ def test_what_tools_leave_does_not_keep_an_export_from_being_replaced(tmp_path):
         export_model(model, tmp_path / "net", input_shape=[1, 3, 16, 16])
         assert not (tmp_path / "net" / ".DS_Store").exists()
         (tmp_path / "net" / ".DS_Store").touch()
+
+
+def test_a_library_that_leaves_an_empty_file_on_a_disk_with_little_room(small_disk, tmp_path):
+    """It wrote its file at once: nothing of it is there, and the room is as it was."""
+    for folder, expected in ((small_disk(400), StorageError), (tmp_path, json.JSONDecodeError)):
+        with pytest.raises(expected), naming_storage(folder / "net", folder):
+            json.loads("")
+        assert list(folder.glob(".*")) == []
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])

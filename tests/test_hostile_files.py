@@ -41,7 +41,7 @@ from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files
 from ppvision.quant.store.state import layered_state
 from ppvision.safe_yaml import Located, load_yaml, yaml_text
-from ppvision.tasks.config import apply_options, read_yaml
+from ppvision.tasks.config import apply_options, import_modules, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.helpers.configs import classification_config
 from tests.helpers.fuzz import mutate_bytes, mutate_document, mutate_pickle, with_header
@@ -393,6 +393,14 @@ def test_hostile_options(option):
     with pytest.raises(ConfigError) as caught:
         apply_options(config, [option])
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "tests." + "[" * 5000])
+def test_a_module_that_does_not_import_is_named_in_a_short_message(name):
+    """Python's own error repeats the name."""
+    with pytest.raises(ConfigError, match="does not import") as caught:
+        import_modules([name])
+    assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize(
