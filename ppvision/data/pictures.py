@@ -31,7 +31,7 @@ from ppvision.data.picture_headers import (
     read_header,
     tiff_tags,
 )
-from ppvision.errors import DataError, InputError, MissingFileError, shorten
+from ppvision.errors import DataError, InputError, MissingFileError, shorten, show_path
 
 Source = str | os.PathLike | bytes
 
@@ -198,14 +198,12 @@ def _to_bytes(values: np.ndarray, max_value: int) -> np.ndarray:
 
 
 def _shown(source: Source, name: str | None) -> str:
-    """The name for messages. Bytes that are no text are written out, so that it can be printed."""
+    """The name for messages."""
     if name is None:
         if isinstance(source, bytes):
             return "picture"
         name = os.fsdecode(source)
-    if name.isascii():
-        return name
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return show_path(name)
 
 
 class _Reading:
@@ -490,7 +488,7 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
     if pixels is not None:
         return pixels
     # Of TIFF and BMP OpenCV makes RGB in place, which takes four times as long as into new memory;
-    # of AVIF with transparency it gives BGR for RGB (4.13).
+    # of AVIF with transparency it gives BGR for RGB (4.14).
     swapped = ("TIFF", "BMP", "AVIF")
     reorder = header.format in swapped and flags > 0 and flags & cv2.IMREAD_COLOR_RGB
     if reorder:
