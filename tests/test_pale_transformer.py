@@ -169,7 +169,7 @@ def test_fused_attention_is_not_taken_on_a_cpu():
     assert device_has_fused_attention() is False
 
 
-# The larger two by --all: they are the code of pale_tiny and pale_nano, with more of the same blocks.
+# The larger two by --all: they are pale_tiny and pale_nano with more of the same blocks.
 BY_SIZE = [
     pytest.param(name, marks=pytest.mark.all if name in ("pale_small", "pale_base") else ())
     for name in ZOO

@@ -100,8 +100,8 @@ def write_config(path, scenes, model: dict, losses: int):
 
 
 CASES = [
-    # By default SegFormer and FCN over Pale, and BiseNetV1 over a backbone of PaddleSeg; the others
-    # with `--all`: SDN wraps each backbone in the same way, and SegFormer's head is there over Pale.
+    # By default SegFormer and FCN over Pale, and BiseNetV1 over a backbone of PaddleSeg. The others
+    # with `--all`: SDN wraps each backbone in one way, and SegFormer's head is there over Pale.
     *(
         pytest.param(
             head,
