@@ -18,7 +18,11 @@ from ppvision.cli import build_parser
 from ppvision.configs import find_config
 from tests.helpers.configs import ROOT
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmark/README.md"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    ROOT / "benchmark/README.md",
+]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 # What a script adds to the verb's words: its own arguments come first.

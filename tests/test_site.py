@@ -44,9 +44,10 @@ def navigation(entries: list) -> list[str]:
 def test_every_page_is_in_the_navigation_and_the_index_once():
     content = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = navigation(content["nav"])
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    found = [path.relative_to(DOCS).as_posix() for path in DOCS.glob("**/*.md")]
+    assert sorted(pages) == sorted(found)
     index = (DOCS / "index.md").read_text(encoding="utf-8")
-    assert set(pages) - {"index.md"} == set(re.findall(r"\]\((\w+\.md)\)", index))
+    assert set(pages) - {"index.md"} == set(re.findall(r"\]\(([\w/]+\.md)\)", index))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def site(tmp_path_factory):
 
 @pytest.mark.all
 def test_the_site_has_a_page_for_every_file(site):
-    pages = {path.stem for path in DOCS.glob("*.md")}
-    assert {path.stem for path in site.glob("*.html")} - {"404"} == pages
+    pages = {path.stem for path in DOCS.glob("**/*.md")}
+    assert {path.stem for path in site.glob("**/*.html")} - {"404"} == pages
 
 
 @pytest.mark.all
