@@ -47,7 +47,7 @@ def test_widths_that_are_named_are_those(tmp_path):
 def test_several_processes_are_launched(device, backend, tmp_path):
     words = words_of(tmp_path, "train.sh", "c.yml", "--device", device, NPROC=2, LOG_DIR="logs")
     assert words == [
-        *("-m", "ppvision.engine.launch", *backend, "--log_dir", "logs"),
+        *("-m", "ppvision.engine.launch", "--max_restart", "0", *backend, "--log_dir", "logs"),
         *(str(ROOT / "ppvision" / "__main__.py"), "train", "--config", "c.yml"),
         *("--do_eval", "--use_vdl", "--device", device),
     ]
