@@ -1,6 +1,7 @@
 """What the processes (ranks) of one training tell each other."""
 
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,11 @@ def _gather(value: object) -> list:
     values: list = []
     paddle.distributed.all_gather_object(values, value)
     return values
+
+
+def on_one_machine() -> bool:
+    """Whether all ranks are here, and so get a signal to the launcher."""
+    return os.environ.get("PADDLE_NNODES", "1") == "1"  # set by Paddle's launcher
 
 
 def ask_first(question: Callable[[], Answer]) -> Answer:

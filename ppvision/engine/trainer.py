@@ -34,6 +34,7 @@ from ppvision.engine.ranks import (
     average_statistics,
     is_lost_rank,
     mean_over_ranks,
+    on_one_machine,
     reach_folder,
 )
 from ppvision.engine.reading import BatchReader
@@ -585,8 +586,10 @@ class Trainer:
         if self.ranks > 1 and self._agreed_signal:
             self._save_and_stop()
         if self.evaluate is not None:
-            # It may take long, and a resume does it again.
-            with self._stop.interrupting(self._stopped):
+            # It may take long, and a resume does it again. Ranks on another machine do not get the
+            # signal; they agree on it in the next step.
+            here = on_one_machine()
+            with self._stop.interrupting(self._stopped) if here else contextlib.nullcontext():
                 self._evaluate()
         self.progress.evaluated = self.progress.step
         if path is not None:
