@@ -151,7 +151,7 @@ def _vdl_records() -> ModuleType:
 
 
 def _tensorboard_records() -> ModuleType:
-    """`ppvision.engine.tensorboard_records`, whose package is not part of the core.
+    """The module `tensorboard_records`, whose package is not part of the core.
 
     Raises:
         MissingPackageError: it is not installed.
