@@ -44,20 +44,20 @@ for argument in "$@"; do
 done
 
 failed=0
-echo "| Python | Paddle | NumPy | the wheel alone |"
-echo "|---|---|---|---|"
+echo "| Python | Paddle | NumPy | the wheel alone | the zoo's graph runs in |"
+echo "|---|---|---|---|---|"
 for python in "${pythons[@]}"; do
   for paddle in "${paddles[@]}"; do
     is_wanted "$python" "$paddle" "$@" || continue
     if ! program="$(find_python "$python")"; then
-      echo "| $python | $paddle | | not run: no such Python here |"
+      echo "| $python | $paddle | | not run: no such Python here | |"
       continue
     fi
     if said="$(PYTHON="$program" PADDLE="$paddle" bash "$scripts/wheel_check.sh" 2>&1)"; then
-      # wheel: Python 3.12.1, paddlepaddle 3.3.1, numpy 2.5.5: trained, exported, predicted; ...
-      sed -n 's/^wheel: Python \([^,]*\), paddlepaddle \([^,]*\), numpy \([^:]*\): .*/| \1 | \2 | \3 | runs |/p' <<<"$said"
+      # wheel: Python 3.12.1, paddlepaddle 3.3.1, numpy 2.5.5: trained, ...; zoo in native
+      sed -n 's/^wheel: Python \([^,]*\), paddlepaddle \([^,]*\), numpy \([^:]*\): .*; zoo in \(.*\)/| \1 | \2 | \3 | runs | \4 |/p' <<<"$said"
     else
-      echo "| $python | $paddle | | fails |"
+      echo "| $python | $paddle | | fails | |"
       echo "matrix: Python $python, Paddle $paddle: $(tail -n 20 <<<"$said")" >&2
       failed=1
     fi

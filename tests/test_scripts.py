@@ -64,7 +64,7 @@ def test_the_dashboard(tmp_path):
 _CHECK = """#!/usr/bin/env bash
 echo "it says more"
 [[ $PADDLE == 3.3.1 && $PYTHON == python3.12 ]] && { echo "it broke" >&2; exit 1; }
-echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: trained; 30 configs"
+echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: trained; 30 configs; zoo in native"
 """
 _SOME_PYTHON = """#!/usr/bin/env bash
 echo "{version}"
@@ -92,14 +92,14 @@ def test_the_matrix_is_a_table(tmp_path):
     done = run_matrix(tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[2:] == [
-        "| 3.10.9 | 3.2.2 | 2.5.5 | runs |",
-        "| 3.10.9 | 3.3.1 | 2.5.5 | runs |",
-        "| 3.11 | 3.2.2 | | not run: no such Python here |",
-        "| 3.11 | 3.3.1 | | not run: no such Python here |",
-        "| 3.12.9 | 3.2.2 | 2.5.5 | runs |",
-        "| 3.12 | 3.3.1 | | fails |",
-        "| 3.13 | 3.2.2 | | not run: no such Python here |",
-        "| 3.13 | 3.3.1 | | not run: no such Python here |",
+        "| 3.10.9 | 3.2.2 | 2.5.5 | runs | native |",
+        "| 3.10.9 | 3.3.1 | 2.5.5 | runs | native |",
+        "| 3.11 | 3.2.2 | | not run: no such Python here | |",
+        "| 3.11 | 3.3.1 | | not run: no such Python here | |",
+        "| 3.12.9 | 3.2.2 | 2.5.5 | runs | native |",
+        "| 3.12 | 3.3.1 | | fails | |",
+        "| 3.13 | 3.2.2 | | not run: no such Python here | |",
+        "| 3.13 | 3.3.1 | | not run: no such Python here | |",
     ]
     assert "it broke" in done.stderr
     done = run_matrix(tmp_path, "3.12:3.2.2", "3.10")
