@@ -36,6 +36,8 @@ Sample = TypeVar("Sample")
 # alone (the thread that reads where there are no processes).
 PATIENCE = 1.0
 
+_BEGAN = time.time()
+
 # What the queue of a `BatchReader` holds beside batches.
 _END, _WOKEN = object(), object()
 
@@ -64,19 +66,24 @@ def _protect_worker(_: int = 0) -> None:
 
 def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    _free_shared_memory(began)
+    _free_shared_memory(os.getpid(), began)
     os._exit(1)
 
 
 def _free_memory_of_orphan(parent: int, began: float) -> None:
     if os.getppid() != parent:
-        _free_shared_memory(began)
+        _free_shared_memory(os.getpid(), began)
 
 
-def _free_shared_memory(began: float) -> None:
-    """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
-    They would stay until the machine restarts."""
-    for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
+def _free_shared_memory(worker: int, began: float) -> None:
+    """Remove the batches that a worker of Paddle's loader has put into shared memory, and that
+    nobody will take. They would stay until the machine restarts.
+
+    Args:
+        worker: its process id.
+        began: when it, or the process that started it, began.
+    """
+    for path in Path("/dev/shm").glob(f"paddle_{worker}_*"):
         with contextlib.suppress(OSError):
             # Older ones may be of a container that shares the memory, and counts its own processes.
             if path.stat().st_mtime >= began:
@@ -263,6 +270,7 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         worker.kill()
     for worker in workers:
         worker.join()
+        _free_shared_memory(worker.pid, _BEGAN)
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
