@@ -214,6 +214,10 @@ class BatchReader:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with _deaf_to_children():
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         # Paddle's loader raises these. Looked at before we end the workers ourselves.
         code = _code_of_ended(self._workers) if isinstance(error, SystemError | RuntimeError) else 0
         self._wanted.put(False)
@@ -265,12 +269,31 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     workers += [child for child in multiprocessing.active_children() if child not in before]
 
 
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Let nothing be raised when a child ends.
+
+    Once a worker has failed, Paddle's handler of SIGCHLD raises at the end of every other one,
+    wherever the main thread is: in the middle of ending them, some would be left, and Python waits
+    for its children at its own end.
+    """
+    if threading.current_thread() is not threading.main_thread():  # the handler raises in that one
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: not one of Python's
+
+
 def _end_workers(workers: Sequence[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
-        _free_shared_memory(worker.pid, _BEGAN)
+    with _deaf_to_children():
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+            _free_shared_memory(worker.pid, _BEGAN)
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
