@@ -64,7 +64,8 @@ def test_the_dashboard(tmp_path):
 _CHECK = """#!/usr/bin/env bash
 echo "it says more"
 [[ $PADDLE == 3.3.1 && $PYTHON == python3.12 ]] && { echo "it broke" >&2; exit 1; }
-echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: trained; 30 configs; zoo in native"
+told="trained; 30 configs; zoo in native"
+echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: $told"
 """
 _SOME_PYTHON = """#!/usr/bin/env bash
 echo "{version}"
