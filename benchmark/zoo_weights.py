@@ -84,6 +84,8 @@ def write_zoo_weights(
         (graph / manifest.weights).unlink()
         name = f"{facts['architecture']}.{facts['tag']}"
         manifest = replace(manifest, name=name, bits=32)
+        if manifest.model_files.own_for_openvino:
+            manifest = _without_earlier_format(graph, manifest)
         manifest.write(graph)
         graph.rename(folder / GRAPH)
         for path in layered.iterdir():
@@ -102,6 +104,15 @@ def write_zoo_weights(
         )
         write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return output / card.name
+
+
+def _without_earlier_format(graph: Path, manifest: Manifest) -> Manifest:
+    """Leave out the program that only other people's clients read: none of them reads the zoo, and
+    OpenVINO has one of its own."""
+    earlier = manifest.model_files.earlier_program
+    (graph / earlier).unlink()
+    files = {name: facts for name, facts in manifest.files.items() if name != earlier}
+    return replace(manifest, earlier_format=False, files=files)
 
 
 def _input_shape(job: Job) -> list[int | None]:

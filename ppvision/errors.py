@@ -6,6 +6,7 @@ found and what to do; the command line shows it as one message. Any other except
 ours or of a library below us: the command line shows its traceback.
 """
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -81,6 +82,13 @@ def shorten_text(text: str, room: int = 1000) -> str:
     """A message of a library, without its middle where it is longer than `room` letters."""
     half = (room - 5) // 2
     return text if len(text) <= room else f"{text[:half]} ... {text[-half:]}"
+
+
+def show_path(path: str | os.PathLike[str]) -> str:
+    """A path as a message shows it: bytes that are no text and characters that would control a
+    terminal or begin a line are written out."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, known: Iterable[object]) -> str:

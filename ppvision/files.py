@@ -301,7 +301,7 @@ def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
         named = [str(name) for name in (error.filename, error.filename2) if name is not None]
         if any(name.startswith(str(folder)) for name in named):
             return error.errno
-    return _find_no_room(folder)
+    return _find_no_room(folder, _LITTLE_ROOM)
 
 
 def find_disk_error(error: BaseException | None) -> int | None:
@@ -328,8 +328,13 @@ def storage_error(number: int, target: Path) -> StorageError:
     return StorageError(number, f"could not write {target} ({os.strerror(number)}){advice}.")
 
 
-def _find_no_room(folder: Path) -> int | None:
-    """The number of the error that a few more bytes in `folder` meet, or None."""
+# Bytes. Where something has failed and not even these fit, the disk is the cause: a library that
+# writes a file at once leaves it empty, and the room as it was.
+_LITTLE_ROOM = 2**20
+
+
+def _find_no_room(folder: Path, size: int = 2**16) -> int | None:
+    """The number of the error that `size` more bytes in `folder` meet, or None."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         with contextlib.suppress(OSError):
@@ -339,7 +344,7 @@ def _find_no_room(folder: Path) -> int | None:
     probe = folder / f".{os.getpid()}.ppvision-probe"
     try:
         with probe.open("wb") as file:
-            file.write(bytes(min(2**16, limit) if limit > 0 else 2**16))
+            file.write(bytes(min(size, limit) if limit > 0 else size))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

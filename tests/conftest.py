@@ -1,5 +1,6 @@
 """What several tests share: a small data set and a small job on it."""
 
+import gc
 import importlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -31,6 +32,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
+def pytest_collection_finish() -> None:
+    """Let the garbage collector look at what tests make, and seldom: what the modules hold, it
+    looked at all the time, which took a twentieth of the whole run."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+
+
 # Files whose exports get a graph for OpenVINO in the default run as well. It takes a third of an
 # export's time; in the others it is made with `--all`, or for tests marked `openvino`.
 OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integer_layers"}
@@ -40,6 +49,12 @@ OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "
 # Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
 # takes as long.
 CLIENT_FILES = {"test_clients", "test_compat", "test_face"}
+# Files in which Paddle's own kernels compute constant parts of a graph when it is opened, by
+# default; it takes half of the time of opening. In the others they compute them at each run.
+# (oneDNN gives other numbers without that pass where a convolution's weights are computed.)
+FOLDING_FILES = {"test_compat", "test_deploy_export", "test_deploy_predictor", "test_face"}
+FOLDING_FILES |= {"test_integer_export", "test_isolated", "test_openvino", "test_pale_form"}
+FOLDING_FILES |= {"test_openvino_networks", "test_predictor_threads", "test_zoo_predictor"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
 CLIENT_WRITERS = ("write_client_program", "write_client_detector")
 
@@ -72,12 +87,34 @@ def no_openvino(request) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_opening(request) -> Iterator[Callable]:
+    """In the other files Paddle's own kernels do not compute constant parts when a graph opens."""
+    from paddle import inference
+
+    name = request.module.__name__.rpartition(".")[2]
+    create = inference.create_predictor
+
+    def create_quickly(config: inference.Config) -> inference.Predictor:
+        if not config.onednn_enabled() and not config.openvino_engine_enabled():
+            config.delete_pass("constant_folding_pass")
+        return create(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.option.markexpr != "" and name not in FOLDING_FILES:
+            patch.setattr(inference, "create_predictor", create_quickly)
+        yield create
+
+
 @pytest.fixture(autouse=True)
-def openvino_where_asked_for(request, no_openvino, monkeypatch):
-    """Tests marked `openvino` in those files have it."""
+def openvino_where_asked_for(request, no_openvino, quick_opening, monkeypatch):
+    """Tests marked `openvino` in those files have it, and open graphs as users do."""
     if request.node.get_closest_marker("openvino"):
+        from paddle import inference
+
         from ppvision.deploy.run.engines import has_openvino
 
+        monkeypatch.setattr(inference, "create_predictor", quick_opening)
         for exporter in EXPORTERS:
             monkeypatch.setattr(importlib.import_module(exporter), "has_openvino", has_openvino)
 

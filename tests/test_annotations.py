@@ -860,7 +860,7 @@ def test_what_deserves_a_look_is_in_the_log(voc, caplog):
 
 def test_every_object_of_a_file_is_in_the_report(voc):
     _write_xml(voc, voc_text("<object/>", "<object/>", voc_object("cow", BOXES[0])))
-    with pytest.raises(DataError, match=r"2 XML files .*object 0 .*object 1 "):
+    with pytest.raises(DataError, match=r"2 .*object 0 .*object 1 "):
         open_voc(voc).check_data("train_dataset")
 
 

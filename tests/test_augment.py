@@ -4,9 +4,18 @@ import random
 
 import numpy as np
 import pytest
+from paddle.vision import transforms as vision
 from PIL import Image, ImageEnhance, ImageOps
 
-from ppvision.data.augment import SIGNED, UNSIGNED, MixBatch, RandAugment, RandomErasing
+from ppvision.data.augment import (
+    SIGNED,
+    UNSIGNED,
+    FittingCrop,
+    MixBatch,
+    RandAugment,
+    RandomErasing,
+)
+from ppvision.errors import InputError
 
 
 @pytest.fixture
@@ -171,3 +180,18 @@ def test_both_are_drawn():
 def test_values_out_of_range(make):
     with pytest.raises(ValueError, match="expected"):
         make()
+
+
+def test_a_random_crop_is_that_of_paddle(picture):
+    for options in ({"size": 20}, {"size": (40, 32)}, {"size": 48, "pad_if_needed": True}):
+        results = []
+        for kind in (FittingCrop, vision.RandomCrop):
+            random.seed(3)
+            results.append(kind(**options)(picture))
+        np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("options", [{"size": 41}, {"size": (10, 50)}, {"size": 60, "padding": 5}])
+def test_a_picture_that_is_smaller_than_a_random_crop_is_named_so(picture, options):
+    with pytest.raises(InputError, match=r"RandomCrop: expected .* got (32 x 40|42 x 50)"):
+        FittingCrop(**options)(picture)

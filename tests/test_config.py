@@ -71,7 +71,7 @@ def test_errors_name_the_file_and_line(tmp_path):
     base.write_text("iters: 3\nmodel:\n  type: SegFormer\n  backbnoe: {type: pale_nano}\n")
     top = tmp_path / "top.yml"
     top.write_text("_base_: base.yml\n\nbatchsize: 4\n")
-    with pytest.raises(ConfigError, match=r"top\.yml:3\): .* got 'batchsize'. Did you mean batch_"):
+    with pytest.raises(ConfigError, match=r"top\.yml:3\): .*'batchsize'.*batch_"):
         open_job(top)
     top.write_text("_base_: base.yml\n")
     with pytest.raises(ConfigError, match=r"base\.yml:4\).*'backbnoe'"):
@@ -93,7 +93,7 @@ def test_an_override_may_begin_a_part_that_was_left_out(config_file):
     assert open_job(path, ["test_config.aug_eval=True"]).content["test_config"] == {
         "aug_eval": True
     }
-    with pytest.raises(ConfigError, match=r"\(--opts los\.x=1\): .*Did you mean loss"):
+    with pytest.raises(ConfigError, match=r"\(--opts los\.x=1\): .* loss\b"):
         open_job(path, ["los.x=1"])
 
 

@@ -194,7 +194,9 @@ def test_bench_as_json(outputs):
     found = json.loads(outputs["bench-json.out"])
     assert found["peak_memory_mib"] > 0
     (model,) = found["models"]
-    assert set(model) == {"name", "median", "low", "high", "engine", "bytes", "speed_up"}
+    times = {"median", "low", "high", "load_seconds", "speed_up"}
+    assert set(model) == {"name", "engine", "bytes", *times}
+    assert model["load_seconds"] > 0
     assert model["speed_up"] == 1
 
 

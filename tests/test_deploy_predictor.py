@@ -379,7 +379,7 @@ def test_missing_folder(tmp_path):
 def test_truncated_files(copy, name):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-7])
-    with pytest.raises(ValueError, match=rf"{name}.* {len(content)} bytes, got {len(content) - 7}"):
+    with pytest.raises(ValueError, match=rf"{name}.* {len(content)} .*{len(content) - 7}"):
         Predictor(copy)
 
 

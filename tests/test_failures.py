@@ -74,6 +74,17 @@ def test_a_fault_of_ours_keeps_its_traceback(failing, error, capsys):
     assert "ppvision doctor" in shown
 
 
+def test_a_package_that_is_not_installed_is_named(failing, capsys):
+    failing(ModuleNotFoundError("No module named 'paddle'", name="paddle.nn"))
+    assert ppvision("list") == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("ppvision: paddle: expected this package")
+    assert "ppvision doctor" in shown
+    failing(ModuleNotFoundError("No module named 'ppvision.nothing'", name="ppvision.nothing"))
+    ppvision("list")
+    assert "this is a fault of ppvision" in capsys.readouterr().err
+
+
 def test_an_interrupt_is_none(failing, capsys):
     failing(KeyboardInterrupt())
     assert ppvision("list") == 130

@@ -10,21 +10,17 @@ import datetime
 import functools
 import gzip
 import hashlib
-import importlib
 import io
 import itertools
 import json
 import lzma
 import math
-import os
 import pickle
 import re
-import shutil
 import struct
 import tarfile
 import zlib
-from collections import OrderedDict
-from pathlib import Path
+from collections import Counter, OrderedDict
 from random import Random
 
 import numpy as np
@@ -35,23 +31,24 @@ from PIL import Image
 from safetensors.numpy import save
 
 from ppvision.data.convert import cifar10
-from ppvision.data.convert.cifar10 import convert_cifar10
 from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files
 from ppvision.quant.store.state import layered_state
 from ppvision.safe_yaml import Located, load_yaml, yaml_text
-from ppvision.tasks.config import apply_options, read_yaml
+from ppvision.tasks.config import apply_options, import_modules, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.helpers.configs import classification_config
 from tests.helpers.fuzz import mutate_bytes, mutate_document, mutate_pickle, with_header
-from tests.helpers.limits import check_reader
+from tests.helpers.hostile_readers import convert_tar
+from tests.helpers.limits import check_reader, find_outcomes
 from tests.helpers.small_detectors import small_detector, write_detector
 from tests.helpers.small_layered import BITS, CONFIG, tiny_once_qat
 
 COUNTS = [100, pytest.param(1000, marks=pytest.mark.all)]
 PDPARAMS = "ppvision.zoo.weights:read_pdparams"
 WEIGHTS = "ppvision.zoo.weights:read_weights"
+READERS = "tests.helpers.hostile_readers"
 
 
 def valid_pdparams(folder) -> list[bytes]:
@@ -187,16 +184,11 @@ def test_the_attacks_work_on_pickle(tmp_path):
     for name in ("a memo index of 4 GiB", "tuples in tuples as a key"):
         with pytest.raises(AssertionError, match="input 00001"):
             check_reader(
-                "tests.test_hostile_files:read_by_pickle",
+                f"{READERS}:read_by_pickle",
                 [b"", ATTACKS[name]],
                 tmp_path / name,
                 "model.pdparams",
             )
-
-
-def read_by_pickle(path) -> object:
-    data = path.read_bytes()
-    return pickle.loads(data) if data else None
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -259,14 +251,13 @@ model:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("task", ["segmentation", "classification", "detection"])
-def test_mutated_configs(tmp_path, task, count, scenes, crops):
+def test_mutated_configs(tmp_path, count, scenes, crops):
+    """One child reads those of the three tasks: to import the tasks takes longer than to read."""
     jobs = {
-        "segmentation": lambda: yaml.safe_load(JOB),
-        "classification": lambda: classification_config(crops),
-        "detection": lambda: small_detector(scenes, "FCOS"),
+        "segmentation": yaml.safe_load(JOB),
+        "classification": classification_config(crops),
+        "detection": small_detector(scenes, "FCOS"),
     }
-    random, document = Random(count), jobs[task]()
 
     def written(content: dict) -> bytes:
         try:
@@ -274,26 +265,20 @@ def test_mutated_configs(tmp_path, task, count, scenes, crops):
         except (AttributeError, TypeError, ValueError):  # a tag's mapping is none any more
             return yaml.safe_dump(content, sort_keys=False).encode()
 
-    valid = written(document) if task != "segmentation" else JOB.encode()
-    inputs = [
-        written(mutate_document(document, random)) if i % 2 else mutate_bytes(valid, random)
-        for i in range(count)
-    ]
-    found = check_reader(
-        "tests.test_hostile_files:check_config", [valid, *inputs], tmp_path / "in", "job.yml"
-    )
-    assert found["ConfigError"] > count / 4
-    # `imports` of a module that is not there, a schedule's lengths in our own words
-    assert set(found) <= {"ConfigError", "InputError", "read"}
-
-
-def check_config(path: Path) -> None:
-    """All that is looked at before anything is built."""
-    from ppvision.tasks import open_job
-
-    for task in ("segmentation", "classification", "detection"):  # a mutation may name another
-        importlib.import_module(f"ppvision.tasks.{task}.job")
-    open_job(path)
+    inputs = []
+    for task, document in jobs.items():
+        random = Random(count)
+        valid = written(document) if task != "segmentation" else JOB.encode()
+        inputs += [valid] + [
+            written(mutate_document(document, random)) if i % 2 else mutate_bytes(valid, random)
+            for i in range(count)
+        ]
+    outcomes = find_outcomes(f"{READERS}:check_config", inputs, tmp_path / "in", "job.yml")
+    for place, task in enumerate(jobs):
+        found = Counter(outcomes[place * (count + 1) :][: count + 1])
+        assert found["ConfigError"] > count / 4, task
+        # `imports` of a module that is not there, a schedule's lengths in our own words
+        assert set(found) <= {"ConfigError", "InputError", "read"}, task
 
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -393,6 +378,14 @@ def test_hostile_options(option):
     with pytest.raises(ConfigError) as caught:
         apply_options(config, [option])
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "tests." + "[" * 5000])
+def test_a_module_that_does_not_import_is_named_in_a_short_message(name):
+    """Python's own error repeats the name."""
+    with pytest.raises(ConfigError, match="does not import") as caught:
+        import_modules([name])
+    assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize(
@@ -496,19 +489,13 @@ def packed_tar(how: str, content: bytes) -> bytes:
     return pack.get(how, bytes)(content)
 
 
-def convert_tar(path: Path) -> None:
-    convert_cifar10(path, path.parent / "out")
-
-
 @pytest.fixture(scope="module")
 def tar_attacks() -> list[bytes]:
     return [packed_tar(how, content) for how, content, _ in TAR_ATTACKS.values()]
 
 
 def test_attacks_on_tar_files(tmp_path, tar_attacks):
-    found = check_reader(
-        "tests.test_hostile_files:convert_tar", tar_attacks, tmp_path, "pictures.tar"
-    )
+    found = check_reader(f"{READERS}:convert_tar", tar_attacks, tmp_path, "pictures.tar")
     assert found == {"DataError": len(TAR_ATTACKS)}
     assert not list(tmp_path.rglob("*.png"))
 
@@ -542,9 +529,7 @@ def test_mutated_tar_files(tmp_path, count):
             archive.addfile(member, io.BytesIO(picture.getvalue()))
     valid = content.getvalue()[:8192]
     inputs = [mutate_bytes(valid, random) for _ in range(count)]
-    found = check_reader(
-        "tests.test_hostile_files:convert_tar", [valid, *inputs], tmp_path, "pictures.tar"
-    )
+    found = check_reader(f"{READERS}:convert_tar", [valid, *inputs], tmp_path, "pictures.tar")
     assert set(found) == {"DataError"}  # classes are missing in the valid one
 
 
@@ -566,42 +551,6 @@ def vouching_manifests(changes: list[dict]) -> list[bytes]:
     return found
 
 
-def read_layered(path: Path) -> None:
-    """With the files of the whole model, whose chain of digests is made to fit the manifest."""
-    from ppvision.quant import describe_layered, load_layered
-    from ppvision.quant.store import model as module
-
-    for other in WHOLE.iterdir():
-        if other.name != "manifest.json":
-            shutil.copy(other, path / other.name)
-    str(describe_layered(path))
-    parse = module.parse_manifest
-
-    def parse_and_vouch(data: bytes, where: str):
-        manifest = parse(data, where)
-        files, content = {}, module.digest(manifest.structure())
-        for name in manifest.names(manifest.highest):
-            if not (path / name).is_file():
-                return manifest
-            tensors = (path / name).read_bytes()
-            content = module.content_digest(content, module.parse_tensors(tensors, name))
-            files[name] = module.FileEntry(
-                len(tensors), hashlib.sha256(tensors).hexdigest(), content
-            )
-        return dataclasses.replace(manifest, files=files)
-
-    module.parse_manifest = parse_and_vouch
-    try:
-        for bits in (None, 2):
-            load_layered(path, bits).state_dict  # noqa: B018
-    finally:
-        module.parse_manifest = parse
-
-
-# Where a child process finds the other files of the model.
-WHOLE = Path(os.environ.get("PPVISION_TEST_LAYERED", "absent"))
-
-
 @pytest.mark.parametrize("count", COUNTS)
 def test_mutated_layered_models(tmp_path, count, monkeypatch):
     whole = save_layered(tiny_once_qat(), tmp_path / "whole", bits=BITS, config=CONFIG)
@@ -611,7 +560,7 @@ def test_mutated_layered_models(tmp_path, count, monkeypatch):
     changed = [mutate_document(json.loads(valid), random) for _ in range(count // 2)]
     inputs = vouching_manifests(changed)
     inputs += [mutate_bytes(valid, random) for _ in range(count // 2)]
-    reader = "tests.test_hostile_files:read_layered"
+    reader = f"{READERS}:read_layered"
     found = check_reader(reader, [valid, *inputs], tmp_path / "in", "manifest.json", by_folder=True)
     ours = {"LayeredModelError", "InputError", "MissingFileError", "read"}
     assert set(found) <= ours

@@ -223,7 +223,8 @@ def test_no_test_imports_a_test():
             elif isinstance(node, ast.Import):
                 names = [a.name for a in node.names]
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names = re.findall(r"(?:from|import) (\S+)", node.value)
+                names = re.findall(r"(?:from|import) (\S+)|(tests\.\w+):\w", node.value)
+                names = ["".join(pair) for pair in names]
             else:
                 continue
             if any(name.startswith("tests.test_") for name in names):

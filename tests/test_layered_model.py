@@ -442,9 +442,9 @@ def test_models_and_widths_that_do_not_fit(tmp_path, model, state, original):
 
     with pytest.raises(ValueError, match="none in Conv2D"):
         save(nn.Conv2D(2, 2, 1), BITS)
-    with pytest.raises(ValueError, match=r"got \[5\] as well. Of the others it knows \[8, 6, 4, 3"):
+    with pytest.raises(ValueError, match=r"\[5\].*\[8, 6, 4, 3"):
         save(model, [8, 5, 4])
-    with pytest.raises(ValueError, match=r"got \[3\] as well"):
+    with pytest.raises(ValueError, match=r"\[3\]"):
         save(OnceQAT(model.model, [8, 4]), [4, 3])
     with pytest.raises(ValueError, match=r"\[8, 6, 4, 3, 2\], .*got \[8, 4\]"):
         save(state, [8, 4])

@@ -3,6 +3,8 @@
 import ast
 import functools
 import re
+import threading
+import traceback
 import warnings
 from pathlib import Path
 
@@ -93,6 +95,33 @@ def test_tracing_notes_what_the_tables_hold():
     )
     assert layer.forward.concrete_program is not None
     assert [len(table) for table in private.trace_tables()] == before  # forgotten when complete
+
+
+def _noted_lines() -> list[int]:
+    """How many lines Paddle notes for each operator of a graph that it traces."""
+    layer = paddle.jit.to_static(
+        nn.Linear(2, 2), input_spec=[paddle.static.InputSpec([1, 2])], full_graph=True
+    )
+    program = layer.forward.concrete_program.main_program
+    return [len(op.callstack) for op in program.global_block().ops if op.callstack]
+
+
+def test_operators_are_traced_with_one_line_of_their_stack():
+    whole = traceback.extract_stack
+    here = []
+    other = threading.Thread(target=lambda: here.append(traceback.extract_stack()))
+    with private.short_stacks():
+        short = _noted_lines()
+        other.start()
+        other.join()
+    assert traceback.extract_stack is whole
+    assert short
+    assert set(short) == {2}  # a place and its line of source
+    assert len(here[0]) > 1  # another thread has its whole stack
+    assert min(_noted_lines()) > 2
+    with pytest.raises(RuntimeError), private.short_stacks():
+        raise RuntimeError
+    assert traceback.extract_stack is whole
 
 
 def test_the_earlier_format_takes_operators_and_is_parsed(tmp_path):

@@ -169,7 +169,14 @@ def test_fused_attention_is_not_taken_on_a_cpu():
     assert device_has_fused_attention() is False
 
 
-@pytest.mark.parametrize("name", ZOO)
+# The larger two by --all: they are pale_tiny and pale_nano with more of the same blocks.
+BY_SIZE = [
+    pytest.param(name, marks=pytest.mark.all if name in ("pale_small", "pale_base") else ())
+    for name in ZOO
+]
+
+
+@pytest.mark.parametrize("name", BY_SIZE)
 def test_every_model_trains_one_step(name):
     """A gradient for every parameter at step 0, and none of them zero after one step."""
     paddle.seed(0)
@@ -189,7 +196,7 @@ def test_every_model_trains_one_step(name):
         optimizer.clear_grad()
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", BY_SIZE)
 def test_every_model_gives_features_of_odd_sizes(name):
     model = ppvision.create_model(name, features_only=True)
     model.eval()

@@ -95,6 +95,15 @@ def _formats() -> dict[str, bytes]:
             found[f"{kind} {mode}"] = encode(picture.convert(mode), kind)
         except (OSError, ValueError):  # the format has no such mode
             continue
+    alpha = Image.linear_gradient("L").resize(picture.size)
+    for mode in ("RGBA", "LA"):
+        seen_through = picture.convert(mode)
+        seen_through.putalpha(alpha)
+        for kind in ("PNG", "WEBP", "TIFF", "BMP", "JPEG2000", "AVIF"):
+            try:
+                found[f"{kind} {mode}, transparent"] = encode(seen_through, kind)
+            except (OSError, ValueError):
+                continue
     for kind, orientation in itertools.product(kinds, range(10)):
         if kind == "TIFF" and orientation in range(5, 9):
             continue  # cv2.imread itself fails on them: see below
@@ -127,6 +136,11 @@ def _formats() -> dict[str, bytes]:
     more = [Image.fromarray(pixels(seed)) for seed in (1, 2)]
     for kind in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         found[f"{kind} of three"] = encode(picture, kind, save_all=True, append_images=more)
+    for mode in ("L", "P", "RGB", "RGBA"):
+        frames = [frame.convert(mode) for frame in more]
+        found[f"PNG {mode} that is no frame"] = encode(
+            picture.convert(mode), "PNG", save_all=True, append_images=frames, default_image=True
+        )
     return found
 
 

@@ -695,7 +695,7 @@ def test_names_that_are_bytes(exported, tmp_path):
         assert b"Traceback" not in done.stderr
         assert b"not predicted" in done.stderr
         assert rb"out\udcff-" in done.stdout
-        assert rb"bad\udcff.png" in done.stderr
+        assert done.stderr.count(rb"bad\xff.png") == 1  # as the reader's message has it
         assert rb"not predicted: " + os.fsencode(source) + rb"/bad\n\x1b.png" in done.stderr
         report = check_consistent(out)
         assert {os.fsencode(path) for path in report} == {

@@ -146,7 +146,7 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is(
         pack(target, zeros, (member,))
     assert target.stat().st_size < 1 << 20
     monkeypatch.setattr(module, "read_weights", lambda path: pytest.fail("it was unpacked"))
-    with pytest.raises(WeightsError, match=f"at most {64 << 20} bytes, got one that unpacks to"):
+    with pytest.raises(WeightsError, match=f" {64 << 20} "):
         module.fetch_weights(f"{server.url}/{name}", allow_download=True)
     assert not [path for path in cache_folder().rglob("*") if path.is_file()]
 
@@ -191,7 +191,7 @@ def test_a_cached_file_that_does_not_read_any_more_is_fetched_again(server: File
     cached.write_bytes(weights.read_bytes()[:1000])
     with (
         load_safely(allow_download=False),
-        pytest.raises(WeightsError, match=f"{cached}. Delete that file, or pass --allow_download"),
+        pytest.raises(WeightsError, match=f"{cached}.*--allow_download"),
     ):
         Stock(pretrained=url)
     with load_safely(allow_download=True):

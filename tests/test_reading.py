@@ -1,5 +1,6 @@
 """Processes that read data, for training and for an evaluation."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -7,15 +8,16 @@ import subprocess
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import paddle
 import pytest
 
 from ppvision.data.convert.digit_scenes import write_digit_scenes
-from ppvision.engine.reading import ReaderError, read_in_order
-from ppvision.engine.seeding import SeededBatches, batches_per_epoch
-from ppvision.errors import DataError
+from ppvision.engine.reading import BatchReader, ReaderError, read_in_order
+from ppvision.engine.seeding import SeededBatches, SeededDataset, batches_per_epoch, collate
+from ppvision.errors import DataError, PpvisionError
 from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT
 from tests.helpers.small_detectors import small_detector, write_detector
@@ -81,6 +83,41 @@ def test_a_worker_that_ends_is_reported(number):
     assert multiprocessing.active_children() == []
 
 
+class _Garbage:
+    """It can be collected only; `seen` has the process that did so."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.seen.append(os.getpid())
+
+
+def test_workers_do_not_destroy_what_is_garbage_in_their_parent():
+    """Of an earlier loader that would wait for a thread that a worker does not have."""
+
+    def read(index):
+        gc.collect()
+        return list(_Garbage.seen)
+
+    gc.unfreeze()  # as in a program that never froze anything; tests/conftest.py did
+    gc.collect()
+    gc.disable()
+    try:
+        _Garbage.seen.clear()
+        _Garbage()
+        with read_in_order(read, range(6), 2) as samples:
+            assert list(samples) == [[]] * 6
+        assert gc.get_freeze_count() == 0
+        gc.collect()
+    finally:
+        gc.enable()
+        gc.freeze()
+    assert _Garbage.seen == [os.getpid()]
+
+
 def test_signals_of_the_group_do_not_reach_workers():
     def read(index):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -112,6 +149,52 @@ def test_training_reports_a_worker_that_ends(tmp_path, number):
     trainer.batches = trainer._batches(0, 30)
     name = {signal.SIGKILL: "SIGKILL", signal.SIGBUS: "/dev/shm"}[number]
     with pytest.raises(ReaderError, match=f"{name}.*--num_workers 0"):
+        trainer.fit()
+    assert multiprocessing.active_children() == []
+
+
+class Odd(NoisyNumbers):
+    """Samples with more than the network takes."""
+
+    def __init__(self, **more: object) -> None:
+        super().__init__()
+        self.more = more
+
+    def __getitem__(self, index: int) -> dict:
+        return super().__getitem__(index) | self.more
+
+
+def read_batches(dataset: SeededDataset, workers: int) -> list[dict]:
+    batches = SeededBatches(dataset, batch_size=4, seed=0, start=0, stop=3)
+    with BatchReader(dataset, batches, workers, collate) as reader:
+        return list(reader)
+
+
+def test_arrays_without_a_number_come_out_of_workers():
+    """The boxes of a picture without objects, of which Paddle's loader makes an error."""
+    more = {"boxes": np.zeros((0, 4), np.float32), "classes": np.zeros((2, 0), np.int64)}
+    more |= {"nested": {"masks": [np.zeros(0, np.uint8), np.ones(2)]}, "name": "a.png"}
+    dataset = SeededDataset(Odd(**more), seed=0)
+    here, elsewhere = (read_batches(dataset, workers) for workers in (0, 2))
+    assert len(here) == len(elsewhere) == 3
+    for first, second in zip(here, elsewhere, strict=True):
+        assert first["name"] == second["name"] == ["a.png"] * 4
+        pairs = [(first[key], second[key]) for key in ("x", "boxes", "classes")]
+        pairs += zip(first["nested"]["masks"], second["nested"]["masks"], strict=True)
+        for one, other in pairs:
+            assert one.dtype == other.dtype
+            assert one.shape == other.shape
+            np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers"), [("uint32", 0), ("uint32", 2), ("U5", 2), ("complex128", 0)]
+)
+def test_a_type_that_paddle_does_not_take_is_named(tmp_path, kind, workers):
+    trainer = build(tmp_path / "run", 3, num_workers=workers)
+    trainer.dataset = Odd(more=np.zeros(2, kind))
+    trainer.batches = trainer._batches(0, 3)
+    with pytest.raises(PpvisionError, match=rf"{np.dtype(kind)}, shape \[4, 2\]: expected"):
         trainer.fit()
     assert multiprocessing.active_children() == []
 

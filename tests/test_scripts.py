@@ -96,8 +96,8 @@ def test_the_dashboard(tmp_path):
 _CHECK = """#!/usr/bin/env bash
 echo "it says more"
 [[ $PADDLE == 3.3.1 && $PYTHON == python3.12 ]] && { echo "it broke" >&2; exit 1; }
-told="trained; 30 configs; zoo in native"
-echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: $told"
+echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: trained;" \\
+    "30 configs; zoo in native"
 """
 _SOME_PYTHON = """#!/usr/bin/env bash
 echo "{version}"

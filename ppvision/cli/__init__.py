@@ -35,6 +35,8 @@ from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_te
 # In the order of the help.
 VERBS = (doctor, list_zoo, configs, data, check, train, evaluate, predict, export, pack, bench)
 VERBS += (dashboard,)
+# What a verb imports as it begins: without one of them the installation is incomplete.
+PACKAGES = ("paddle", "cv2", "numpy", "yaml", "tqdm", "safetensors", "paddleseg", "ppdet")
 
 
 def run(argv: list[str]) -> int:
@@ -69,6 +71,12 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
         if error.errno is None:
             return _show_fault(error, console)
         return _show_failure(error, str(error))
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in PACKAGES:
+            return _show_fault(error, console)
+        text = f"{package}: expected this package, which is not installed here. `ppvision doctor` "
+        return _show_failure(error, f"{text}says what is missing and what to type.")
     except Exception as error:
         return _show_fault(error, console)
     except KeyboardInterrupt:

@@ -85,7 +85,7 @@ def add_precision(verb: argparse.ArgumentParser) -> None:
         choices=[*PRECISIONS, *LONG_SPELLINGS],
         metavar="P",
         default="auto",
-        help="of an exported folder: auto, float32, bfloat16 or int8 (default: auto)",
+        help="of an exported folder: auto, float32, bfloat16 or int8",
     )
 
 

@@ -272,6 +272,24 @@ class RandomLargeCrop(vision.RandomResizedCrop):
         return top, left, height, width
 
 
+class FittingCrop(vision.RandomCrop):
+    """Paddle's RandomCrop, which says of a picture that is too small what is wrong with it.
+
+    Raises:
+        InputError: when called with a picture, with its padding, smaller than `size`.
+    """
+
+    def _get_param(self, image: np.ndarray, output_size: tuple[int, int]) -> tuple[int, ...]:
+        height, width = image.shape[:2]
+        if height < output_size[0] or width < output_size[1]:
+            raise InputError(
+                f"RandomCrop: expected a picture of at least {output_size[1]} x {output_size[0]}, "
+                f"got {width} x {height}, padding included. Put a Resize before it, or set "
+                "pad_if_needed: true."
+            )
+        return super()._get_param(image, output_size)
+
+
 class CheckedCrop:
     """RandomCrop or CenterCrop that refuses to leave out more than `KEPT_AREA` allows.
 

@@ -31,7 +31,7 @@ from ppvision.data.picture_headers import (
     read_header,
     tiff_tags,
 )
-from ppvision.errors import DataError, InputError, MissingFileError, shorten
+from ppvision.errors import DataError, InputError, MissingFileError, shorten, show_path
 
 Source = str | os.PathLike | bytes
 
@@ -198,14 +198,12 @@ def _to_bytes(values: np.ndarray, max_value: int) -> np.ndarray:
 
 
 def _shown(source: Source, name: str | None) -> str:
-    """The name for messages. Bytes that are no text are written out, so that it can be printed."""
+    """The name for messages."""
     if name is None:
         if isinstance(source, bytes):
             return "picture"
         name = os.fsdecode(source)
-    if name.isascii():
-        return name
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return show_path(name)
 
 
 class _Reading:
@@ -281,7 +279,7 @@ def _load(file: Bytes, name: str) -> tuple[Bytes, Header]:
     content = file[:]
     header = _allowed_header(content, name, to_the_end=True)
     if header.format == "PNG":
-        _check_png(content, name)
+        content = _check_png(content, name)
     return content, header
 
 
@@ -307,12 +305,26 @@ def _allowed_header(content: Bytes, name: str, *, to_the_end: bool = False) -> H
     return header
 
 
-def _check_png(content: bytes, name: str) -> None:
-    """Every chunk to the last one is there and has the checksum that it says."""
+_ANIMATION = {b"acTL", b"fcTL", b"fdAT"}  # a PNG's chunks of further frames
+
+
+def _check_png(content: bytes, name: str) -> bytes:
+    """Every chunk to the last one is there and has the checksum that it says.
+
+    Returns:
+        The file without an animation: from memory, OpenCV decodes the first frame in place of a
+        picture that is no frame, which it decodes from a file.
+    """
     view = memoryview(content)
+    kept, animated = [view[:8]], False
     for kind, begin, end in png_chunks(content):
         if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             raise damaged(name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}")
+        if kind in _ANIMATION:
+            animated = True
+        else:
+            kept.append(view[begin - 8 : end + 4])
+    return b"".join(kept) if animated else content
 
 
 # -- the pixels ------------------------------------------------------------------------------------
@@ -475,8 +487,10 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
         pixels = _decode_jpeg(content, flags, name, header)
     if pixels is not None:
         return pixels
-    # Of these OpenCV makes RGB in place, which takes four times as long as into new memory.
-    reorder = header.format in ("TIFF", "BMP") and flags > 0 and flags & cv2.IMREAD_COLOR_RGB
+    # Of TIFF and BMP OpenCV makes RGB in place, which takes four times as long as into new memory;
+    # of AVIF with transparency it gives BGR for RGB (4.14).
+    swapped = ("TIFF", "BMP", "AVIF")
+    reorder = header.format in swapped and flags > 0 and flags & cv2.IMREAD_COLOR_RGB
     if reorder:
         flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
     try:

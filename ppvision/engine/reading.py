@@ -3,6 +3,7 @@ is meant for that process."""
 
 import contextlib
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -12,25 +13,30 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
 import paddle
 
 from ppvision.engine.stopping import STOP_SIGNALS
-from ppvision.errors import PpvisionError
+from ppvision.errors import PpvisionError, shorten_text
 
 Sample = TypeVar("Sample")
 
 # Seconds to wait for readers that are asked to end, before they are killed (processes) or left
 # alone (the thread that reads where there are no processes).
 PATIENCE = 1.0
+
+_BEGAN = time.time()
 
 # What the queue of a `BatchReader` holds beside batches.
 _END, _WOKEN = object(), object()
@@ -60,19 +66,24 @@ def _protect_worker(_: int = 0) -> None:
 
 def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    _free_shared_memory(began)
+    _free_shared_memory(os.getpid(), began)
     os._exit(1)
 
 
 def _free_memory_of_orphan(parent: int, began: float) -> None:
     if os.getppid() != parent:
-        _free_shared_memory(began)
+        _free_shared_memory(os.getpid(), began)
 
 
-def _free_shared_memory(began: float) -> None:
-    """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
-    They would stay until the machine restarts."""
-    for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
+def _free_shared_memory(worker: int, began: float) -> None:
+    """Remove the batches that a worker of Paddle's loader has put into shared memory, and that
+    nobody will take. They would stay until the machine restarts.
+
+    Args:
+        worker: its process id.
+        began: when it, or the process that started it, began.
+    """
+    for path in Path("/dev/shm").glob(f"paddle_{worker}_*"):
         with contextlib.suppress(OSError):
             # Older ones may be of a container that shares the memory, and counts its own processes.
             if path.stat().st_mtime >= began:
@@ -94,6 +105,41 @@ def end_with_launcher() -> None:
 
 
 # -- batches for training --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Empty:
+    """Stands for an array without a number in it, such as the boxes of a picture without objects.
+
+    Paddle's loader ends with an error at one from a worker ("Tensor holds no memory").
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _replace_in(batch: object, replace: Callable[[object], object]) -> object:
+    """A batch with each of its entries replaced, at any depth."""
+    if isinstance(batch, Mapping):
+        return {key: _replace_in(value, replace) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_replace_in(value, replace) for value in batch]
+    return replace(batch)
+
+
+def _pack_empty(value: object) -> object:
+    if isinstance(value, np.ndarray | paddle.Tensor) and value.size == 0:
+        array = np.asarray(value)
+        return _Empty(array.shape, array.dtype)
+    return value
+
+
+def _unpack_empty(value: object) -> object:
+    return paddle.to_tensor(np.zeros(value.shape, value.dtype)) if type(value) is _Empty else value
+
+
+def _collate_packed(collate: Callable[[list], object], samples: list) -> object:
+    return _replace_in(collate(samples), _pack_empty)
 
 
 class BatchReader:
@@ -121,7 +167,7 @@ class BatchReader:
             dataset,
             batch_sampler=batch_sampler,
             num_workers=num_workers,
-            collate_fn=collate_fn,
+            collate_fn=partial(_collate_packed, collate_fn) if num_workers else collate_fn,
             return_list=True,
             worker_init_fn=_protect_worker,
         )
@@ -144,7 +190,7 @@ class BatchReader:
         paddle.set_device(device)  # of this thread; batches are copied there
         while self._wanted.get():
             try:
-                found = next(self._iterator)
+                found = _replace_in(next(self._iterator), _unpack_empty)
             except StopIteration:
                 found = _END
             except BaseException as error:  # raised where the batch is waited for
@@ -198,6 +244,10 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     before = multiprocessing.active_children()
     # Until a worker can ignore them, a signal would end it. Here it comes a moment later.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    # A worker must not collect what is garbage here: to destroy the queue of an earlier loader of
+    # Paddle's, it would wait for ever for a thread that only this process has.
+    frozen_before = gc.get_freeze_count()
+    gc.freeze()
     try:
         yield
     except BaseException as error:
@@ -209,6 +259,8 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
             ) from error
         raise
     finally:
+        if not frozen_before:  # else somebody meant it to stay so
+            gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     workers += [child for child in multiprocessing.active_children() if child not in before]
 
@@ -218,6 +270,7 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         worker.kill()
     for worker in workers:
         worker.join()
+        _free_shared_memory(worker.pid, _BEGAN)
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
@@ -278,7 +331,8 @@ def _read_in_worker(index: int) -> object:
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # it would break the pool on its way
-            raise ReaderError(f"{type(error).__name__}: {error}") from None
+            text = shorten_text(str(error))
+            raise ReaderError(f"{type(error).__name__}: {text}") from None
         raise
 
 

@@ -7,14 +7,14 @@ together, right after its last sample, and so repeats as well.
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import paddle
 from paddle.io.dataloader.collate import default_collate_fn
 
-from ppvision.errors import InputError
+from ppvision.errors import InputError, shorten_text
 
 
 def derived_seed(*numbers: int) -> int:
@@ -62,16 +62,40 @@ def collate(samples: list, batched: Callable[[list], object] = default_collate_f
     problem = next((s.message for s in samples if isinstance(s, UnreadableSample)), None)
     if problem is None:
         try:
-            return batched(samples)
+            batch = batched(samples)
+            problem = _find_strange_array(batch)
+            if problem is None:
+                return batch
         except Exception as error:  # whatever a function of the user's may raise
             shapes = sorted({str(list(array.shape)) for s in samples for array in _arrays(s)})
             problem = (
                 f"train_dataset: the samples of a batch do not fit together: "
-                f"{type(error).__name__}: {error}. Their shapes: {', '.join(shapes)}. Bring all to "
-                "one size (Resize, or a crop with padding, last among the transforms)."
+                f"{type(error).__name__}: {shorten_text(str(error))}. Their shapes: "
+                f"{shorten_text(', '.join(shapes))}. Bring all to one size (Resize, or a crop with "
+                "padding, last among the transforms)."
             )
     # The loader wants an array in every batch.
     return {UNREADABLE: problem, "none": np.zeros(1, np.float32)}
+
+
+# What Paddle's loader makes tensors of.
+_TYPES = "bool, float16, float32, float64, int8, int16, int32, int64, uint8, uint16"
+_DTYPES = {np.dtype(name) for name in _TYPES.split(", ")}
+
+
+def _find_strange_array(batch: object) -> str | None:
+    """What is wrong with an array that Paddle's loader cannot hand on; it would end without a
+    word of it."""
+    if isinstance(batch, np.ndarray) and batch.dtype not in _DTYPES:
+        return (
+            f"train_dataset: a sample holds an array of type {batch.dtype}, shape "
+            f"{list(batch.shape)}: expected one of {_TYPES}, in this machine's byte order. Convert "
+            "it in the data set or as the last of the transforms."
+        )
+    if not isinstance(batch, Mapping | list | tuple):
+        return None
+    parts = batch.values() if isinstance(batch, Mapping) else batch
+    return next((found for part in parts if (found := _find_strange_array(part))), None)
 
 
 def _arrays(sample: object) -> list[np.ndarray]:
@@ -103,7 +127,7 @@ class SeededDataset(paddle.io.Dataset):
         except Exception as error:  # whatever a data set or transform may raise
             return UnreadableSample(
                 f"train_dataset: sample {index} ({sample_name(self.dataset, index)}) could not be "
-                f"read: {type(error).__name__}: {error}"
+                f"read: {type(error).__name__}: {shorten_text(str(error))}"
             )
 
     def __len__(self) -> int:

@@ -256,8 +256,7 @@ def import_modules(names: str | list[str]) -> None:
         except Exception as error:  # a module of the user's can raise anything
             raise ConfigError(
                 f"config: imports: {shorten(name)} does not import ({type(error).__name__}: "
-                f"{error}). "
-                "Put its folder on PYTHONPATH."
+                f"{shorten_text(str(error))}). Put its folder on PYTHONPATH."
             ) from error
 
 

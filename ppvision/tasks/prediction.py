@@ -36,6 +36,7 @@ from ppvision.errors import (
     InputError,
     PpvisionError,
     StorageError,
+    show_path,
 )
 from ppvision.files import lock_folder, remove_partials, write_text
 from ppvision.tasks.pictures import (
@@ -389,7 +390,7 @@ class _Outcomes:
 
     def fail(self, place: int, error: Exception) -> None:
         """Keep why a picture has no result."""
-        path = str(self._pictures[place][0])
+        path = show_path(self._pictures[place][0])
         if isinstance(error, FAULTS) and not self._fault_shown:
             logger.error(f"{path}: unexpected {type(error).__name__}", exc_info=error)
             self._fault_shown = True

@@ -18,10 +18,15 @@ SECONDS = 10  # of processor time for one input, however loaded the machine is
 _ROOT = Path(__file__).parents[2]
 
 
-def check_reader(
+def check_reader(*arguments: object, **options: object) -> Counter:
+    """Count what `find_outcomes` gives for its arguments."""
+    return Counter(find_outcomes(*arguments, **options))
+
+
+def find_outcomes(
     reader: str, inputs: Sequence[bytes], folder: Path, name: str, *, by_folder: bool = False
-) -> Counter:
-    """Give a reader many files; count what came of them: "read", or the type of the error.
+) -> list[str]:
+    """Give a reader many files; what came of each: "read", or the type of the error.
 
     Args:
         reader: `module:function`, which takes a path.
@@ -56,7 +61,7 @@ def check_reader(
         f"input {last} of {folder} ended the process with {done.returncode}: {done.stderr[-3000:]}"
     )
     assert len(lines) == len(inputs)
-    return Counter(outcome for _, outcome in lines)
+    return [outcome for _, outcome in lines]
 
 
 def _main(reader: str, folder: str, name: str, by_folder: str) -> None:

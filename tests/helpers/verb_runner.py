@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 
 from ppvision.cli import run
+from tests.helpers.tracing import quick_tracing
 
 
 def _run(argv: list[str], out: int, err: int) -> int:
@@ -57,13 +58,14 @@ def _run_in_terminal(argv: list[str], columns: int, output: Path) -> int:
 
 def main() -> None:
     folder, codes = Path(sys.argv[1]), {}
-    for name, argv, columns in json.load(sys.stdin):
-        if columns:
-            codes[name] = _run_in_terminal(argv, columns, folder / f"{name}.out")
-            continue
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-        out, err = (os.open(folder / f"{name}.{end}", flags) for end in ("out", "err"))
-        codes[name] = _run(argv, out, err)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    with quick_tracing():
+        for name, argv, columns in json.load(sys.stdin):
+            if columns:
+                codes[name] = _run_in_terminal(argv, columns, folder / f"{name}.out")
+                continue
+            out, err = (os.open(folder / f"{name}.{end}", flags) for end in ("out", "err"))
+            codes[name] = _run(argv, out, err)
     (folder / "codes.json").write_text(json.dumps(codes))
 
 

@@ -29,6 +29,7 @@ class Latency:
         engine: "openvino", "onednn" or "native" of Paddle Inference; None for the eager model and
             ONNX Runtime.
         bytes: of the weights and the graph; None for the eager model.
+        load_seconds: that opening it took; None for the eager model.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Latency:
     high: float
     engine: Engine | None
     bytes: int | None
+    load_seconds: float | None = None
 
 
 def bench_exported(
@@ -68,10 +70,11 @@ def bench_exported(
     Raises:
         FileNotFoundError, ValueError: a folder that `Predictor` refuses.
     """
-    predictors = {
-        str(folder): Predictor(folder, threads=threads, device=device, precision=precision)
-        for folder in folders
-    }
+    predictors, load_seconds = {}, {}
+    for name in map(str, folders):
+        start = time.perf_counter()
+        predictors[name] = Predictor(name, threads=threads, device=device, precision=precision)
+        load_seconds[name] = time.perf_counter() - start
     shape = next(iter(predictors.values())).manifest.input_shape
     height, width = size or (shape[2] or DEFAULT_SIZE, shape[3] or DEFAULT_SIZE)
     x = np.random.default_rng(0).normal(size=(batch, shape[1], height, width)).astype(np.float32)
@@ -108,6 +111,7 @@ def bench_exported(
                 high,
                 predictors[name].engine if name in predictors else None,
                 None if manifest is None else sum(f.bytes for f in manifest.files.values()),
+                load_seconds.get(name),
             )
         )
     return rows

@@ -15,7 +15,7 @@ from paddle.static import InputSpec
 from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError, StorageError
 from ppvision.files import find_disk_error, storage_error
-from ppvision.forms.paddle_private import trace_tables
+from ppvision.forms.paddle_private import short_stacks, trace_tables
 
 INPUT_NAME = "x"
 DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
@@ -129,7 +129,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     graph = paddle.jit.to_static(graph, input_spec=specs, full_graph=True)
     recorded = [set(table) for table in trace_tables()]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), short_stacks():
             # ones_like and its kin ask a traced tensor for its device, which it has not.
             warnings.filterwarnings("ignore", message="(Value|Tensor) do not have 'place'")
             # A detector's `_, x = topk(...)` in one branch alone.

@@ -21,7 +21,7 @@ from safetensors.numpy import save
 
 from ppvision.arguments import check_file, check_layer
 from ppvision.data.listing import holds_only
-from ppvision.errors import InputError, MissingFileError, shorten
+from ppvision.errors import InputError, MissingFileError, shorten, shorten_text
 from ppvision.files import (
     check_replaceable,
     naming_read,
@@ -143,7 +143,8 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(config), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"config: expected plain values that JSON holds ({error}).") from error
+        text = shorten_text(str(error))
+        raise InputError(f"config: expected plain values that JSON holds ({text}).") from error
 
 
 def _check_plain(value: object, where: str) -> None:

@@ -60,6 +60,7 @@ from paddle.vision import transforms as vision
 from ppvision.data.augment import (
     KEPT_AREA,
     CheckedCrop,
+    FittingCrop,
     RandAugment,
     RandomErasing,
     RandomLargeCrop,
@@ -102,7 +103,6 @@ _OF_PADDLE = (
     "ColorJitter",
     "Pad",
     "RandomAffine",
-    "RandomCrop",
     "RandomHorizontalFlip",
     "RandomPerspective",
     "RandomResizedCrop",
@@ -112,7 +112,7 @@ _OF_PADDLE = (
 TRAIN_TRANSFORMS: Mapping[str, Callable] = ChainMap(
     deployed.KNOWN,  # grows when a transform is registered
     {name: getattr(vision, name) for name in _OF_PADDLE},
-    {"RandAugment": RandAugment, "RandomErasing": RandomErasing},
+    {"RandAugment": RandAugment, "RandomCrop": FittingCrop, "RandomErasing": RandomErasing},
 )
 
 

@@ -36,7 +36,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.environment import usable_cpus
-from ppvision.errors import ConfigError, FolderInUseError, nearest, shorten
+from ppvision.errors import ConfigError, FolderInUseError, nearest, shorten, shorten_text
 from ppvision.files import cache_folder, lock_folder, replace_file, write_text
 from ppvision.tasks.config import read_yaml
 from ppvision.zoo import create_model, load_weights
@@ -149,7 +149,7 @@ class Teacher:
         except Exception as error:  # whatever a layer of the user's may raise
             raise ConfigError(
                 f"config: teacher: {self.name}: does not run on a picture of {width} x {height} "
-                f"({type(error).__name__}: {error}). Check size."
+                f"({type(error).__name__}: {shorten_text(str(error))}). Check size."
             ) from error
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 1:
             found = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -372,7 +372,8 @@ def load_layer(file: str) -> nn.Layer:
         build = getattr(module, function, None)
         layer = build() if callable(build) else None
     except Exception as error:  # the user's code can raise anything
-        raise ConfigError(f"{where}: raised {type(error).__name__}: {error}") from error
+        text = shorten_text(str(error))
+        raise ConfigError(f"{where}: raised {type(error).__name__}: {text}") from error
     if build is None:
         known = [name for name, value in vars(module).items() if callable(value)]
         raise ConfigError(

@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from ppvision.console import track
 from ppvision.deploy import Predictor
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import DataError
+from ppvision.errors import DataError, shorten_text
 from ppvision.tasks.detection.scores import Scores, coco_by_class, coco_means
 
 # isort: split
@@ -123,9 +123,10 @@ class _Batches:
             return self.batched([self.dataset[place] for place in places])
         except (ValueError, TypeError, RuntimeError) as error:
             raise DataError(
-                f"EvalReader: samples {start} to {places[-1]} make no batch ({error}). Where "
-                "they differ in size, end with a Resize of one size, pad them (PadBatch), or "
-                "take batch_size 1; an EvalDataset needs no data_fields."
+                f"EvalReader: samples {start} to {places[-1]} make no batch "
+                f"({shorten_text(str(error))}). Where they differ in size, end with a Resize of "
+                "one size, pad them (PadBatch), or take batch_size 1; an EvalDataset needs no "
+                "data_fields."
             ) from error
 
     def __iter__(self) -> Iterator[dict]:

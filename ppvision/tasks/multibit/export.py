@@ -145,7 +145,7 @@ def _export_all(
         row = {"bits": k, **_sizes(exported)}
         if evaluate:
             row |= _first(job.evaluate_exported(exported))
-        row |= _error_and_times(exported, "auto", latency.median)
+        row |= _error_and_times(exported, latency.median, latency.load_seconds)
         rows.append(row)
         line.update()
     return rows
@@ -171,7 +171,7 @@ def _rows_of_integers(
             "arithmetic": arithmetic,
             **_sizes(exported),
             **found.get(arithmetic, {}),
-            **_error_and_times(exported, arithmetic, taken[arithmetic]),
+            **_error_and_times(exported, taken[arithmetic], _load_seconds(exported, arithmetic)),
         }
         for arithmetic in kinds
     ]
@@ -193,12 +193,12 @@ def _sizes(exported: Path) -> dict[str, int]:
 
 
 def _error_and_times(
-    exported: Path, precision: str, milliseconds: float | None
+    exported: Path, milliseconds: float | None, load_seconds: float
 ) -> dict[str, object]:
     return {
         "max_error": f"{read_manifest(exported).max_error_to_eager:.2g}",
         "latency_ms": None if milliseconds is None else round(milliseconds, 2),
-        "load_s": round(_load_seconds(exported, precision), 2),
+        "load_s": round(load_seconds, 2),
     }
 
 

@@ -1,0 +1,61 @@
+"""Score against bytes and milliseconds, for every width and arithmetic.
+
+    python benchmark/plots/widths.py
+
+draws results/widths.csv, which `benchmark/widths.py` wrote: docs/images/widths.png. Coloured dots
+are folders for Paddle Inference, grey ones the same network in ONNX Runtime.
+"""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "benchmark" / "results" / "widths.csv"
+IMAGE = ROOT / "docs" / "images" / "widths.png"
+COLOURS = {
+    "float": "tab:blue",
+    "integers": "tab:red",
+    "packed, float": "tab:cyan",
+    "packed, integers": "tab:orange",
+}
+
+
+def draw(table: Path, image: Path) -> None:
+    """Args: `table`, the CSV; `image`, the PNG to write."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    for axis, key, unit, scale in (
+        (axes[0], "bytes", "megabytes of the exported folder", 1e6),
+        (axes[1], "ms", "milliseconds a picture, one thread", 1),
+    ):
+        seen = set()
+        for row in rows:
+            ours = row["ours"] == "True"
+            colour = COLOURS[row["name"]] if ours else "0.6"
+            label = row["name"] if ours else "ONNX Runtime"
+            x, y = float(row[key]) / scale, float(row["mIoU"])
+            axis.scatter(x, y, color=colour, s=45, label=None if label in seen else label, zorder=3)
+            axis.annotate(
+                row["bits"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
+            )
+            seen.add(label)
+        axis.set_xlim(left=0)
+        axis.set_xlabel(unit)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("mIoU, 240 scenes")
+    axes[1].legend(fontsize=8)
+    figure.tight_layout()
+    image.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(image, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw(TABLE, IMAGE)
+    print(IMAGE)

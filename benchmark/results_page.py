@@ -1,0 +1,297 @@
+"""Write docs/results.md out of the tables in `results/`.
+
+    python benchmark/results_page.py
+
+Every table of the page names its file, the command that wrote it and the machine that ran it. A
+test compares the page with the files, so a figure there cannot be older than its measurement.
+"""
+
+import argparse
+import csv
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmark" / "results"
+PAGE = ROOT / "docs" / "results.md"
+WIDTH = 100  # letters of a line of prose
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Table:
+    """One section of the page.
+
+    Attributes:
+        file: in `results/`.
+        title: of the section.
+        says: what one row is, and what was held equal.
+        command: that writes the file.
+        columns: in order; empty takes all but the machine.
+        keep: which rows are shown; the file has all.
+    """
+
+    file: str
+    title: str
+    says: str
+    command: str
+    columns: Sequence[str] = ()
+    keep: Callable[[Row], bool] = lambda row: True
+
+
+def is_summary(row: Row) -> bool:
+    """Mean or standard deviation over seeds."""
+    return row["seed"] in ("mean", "std")
+
+
+GROUPS: dict[str, tuple[Table, ...]] = {
+    "Pale Transformer": (
+        Table(
+            "attention_cifar10.csv",
+            "PS-Attention, stripes and shifted windows on CIFAR-10",
+            "One network and one recipe; only the attention differs. Mean and standard deviation "
+            "over three seeds; 10,000 pictures, 10 epochs.",
+            "python benchmark/attention_accuracy.py --data_root data/cifar10",
+            ("attention", "seed", "top1", "loss"),
+            is_summary,
+        ),
+        Table(
+            "attention_scaling.csv",
+            "Time and memory of one attention layer",
+            "64 channels, by the side of the map. Growth is that of the time from half of the "
+            "side; the formula's is that of the multiply-adds.",
+            "python benchmark/attention_scaling.py",
+        ),
+        Table(
+            "training_step.csv",
+            "A training step on a CPU",
+            "`plain` is Paddle as it comes, `cpu_training` is what `ppvision train` does, `torch` "
+            "is PyTorch with the same network.",
+            "python benchmark/training_step.py",
+            ("model", "batch", "threads", "form", "median_ms", "over_torch", "peak_mib"),
+        ),
+    ),
+    "Semantic diffusion": (
+        Table(
+            "sdn_runs.csv",
+            "SDN against nothing, a plain convolution and central differences",
+            "SegFormer's head; mean and standard deviation over three seeds, 600 steps of 4 crops "
+            "of 224 pixels; whole val splits.",
+            "python benchmark/sdn_boundary.py --data_root data",
+            ("data", "backbone", "variant", "seed", "mIoU", "BoundaryIoU", "BoundaryF3"),
+            is_summary,
+        ),
+        Table(
+            "sdn_costs.csv",
+            "What SDN costs",
+            "Three classes, one picture of 224 pixels, exported; the ratio is to the same network "
+            "without SDN.",
+            "python benchmark/sdn_boundary.py --data_root data --costs",
+            (
+                *("backbone", "variant", "parameters", "multiply_adds", "engine"),
+                *("ratio_1_threads", "ratio_2_threads"),
+            ),
+        ),
+        Table(
+            "sdn_operator.csv",
+            "The semantic difference convolution",
+            "Forward and backward on one thread, against a plain 3x3 convolution of equal size.",
+            "python benchmark/sdn_operator.py",
+        ),
+    ),
+    "Weights to start from": (
+        Table(
+            "transfer.csv",
+            "From scratch and from `pale_nano.tiny_imagenet_100`",
+            "SegFormer's head over `pale_nano`; 1,000 steps of 8 crops of 128 pixels, the same in "
+            "all runs; whole val splits.",
+            "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer",
+            ("data", "init", "seed", "mIoU", "BoundaryIoU", "BoundaryF3"),
+        ),
+        Table(
+            "sdn_forms.csv",
+            "Forms of SDN, from these weights",
+            "The same recipe. Each form once, the best three and none with three seeds.",
+            "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer "
+            "--forms",
+            ("data", "form", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "parameters"),
+        ),
+        Table(
+            "transfer_gpu.csv",
+            "From scratch on a GPU",
+            "Another recipe: 2,000 steps of 16 crops of 224 pixels, classes weighted. The other "
+            "half, from a classifier's weights, was not run there.",
+            "bash benchmark/gpu/segmentation.sh (benchmark/README.md)",
+            ("data", "init", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "seconds"),
+        ),
+        Table(
+            "detection_runs.csv",
+            "Detectors",
+            "`bccd`: PP-YOLOE on blood cells, from scratch; `scenes`: Mask R-CNN on digit scenes. "
+            "One seed.",
+            "python benchmark/detection.py --data_root data",
+            ("case", "bits", "bbox_AP", "bbox_AP50", "mask_AP50", "parameters", "epochs"),
+        ),
+    ),
+    "Widths": (
+        Table(
+            "layered_cifar10.csv",
+            "One training for all widths against one for each, CIFAR-10",
+            "Mean and standard deviation over three seeds; 10,000 pictures.",
+            "python benchmark/layered_cifar10.py --data_root data/cifar10",
+            ("network", "method", "bits", "seed", "top1", "cpu_minutes"),
+            is_summary,
+        ),
+        Table(
+            "layered_dsb2018.csv",
+            "The same on nuclei",
+            "`pale_nano` under SegFormer's head, one seed.",
+            "python benchmark/layered_segmentation.py --data_root data",
+            ("method", "bits", "mIoU", "BoundaryIoU", "steps", "cpu_minutes"),
+        ),
+        Table(
+            "layered_imagenet.csv",
+            "EfficientNet-Lite0 at every width without training",
+            "Share of photographs with float's first class; BatchNorm's statistics as they are, or "
+            "estimated again.",
+            "python benchmark/layered_imagenet.py --packages output/imagenet --photographs "
+            "data/camvid/images/val",
+        ),
+        Table(
+            "layered_size.csv",
+            "Bytes and milliseconds of layered models",
+            "All widths from 8 to 2; exported and run in Paddle Inference.",
+            "python benchmark/layered_size.py",
+            (
+                *("network", "bits", "layered_bytes", "export_bytes", "engine"),
+                *("latency_over_float", "load_s_over_float"),
+            ),
+        ),
+        Table(
+            "integer_latency.csv",
+            "8-bit integers in Paddle Inference",
+            "In turn with float in the same engine; bytes of the whole folder.",
+            "python benchmark/integer_latency.py --work_dir output/integers",
+        ),
+    ),
+    "Deployment": (
+        Table(
+            "widths.csv",
+            "Every width in both arithmetics",
+            "What the quickstart trained, for one picture of 112 x 112; one thread, in turn; the "
+            "ratio is to float in Paddle Inference. ONNX Runtime runs the same network.",
+            "python benchmark/widths.py --quickstart output/quickstart --work_dir output/widths",
+            ("name", "bits", "mIoU", "bytes", "ms", "ratio"),
+        ),
+        Table(
+            "deploy_latency.csv",
+            "Exported Pale against other engines",
+            "Median of the runs; the ratio is Paddle Inference as we export over the engine.",
+            "python benchmark/deploy_latency.py",
+            ("model", "task", "batch", "threads", "engine", "median_ms", "paddle_over_it"),
+            lambda row: row["batch"] == "1",
+        ),
+        Table(
+            "predictor_threads.csv",
+            "One `Predictor`, several threads",
+            "Pictures per second; `own` gives each caller a Predictor of its own.",
+            "python benchmark/predictor_threads.py --seconds 2 --rounds 4",
+        ),
+        Table(
+            "predict_pipeline.csv",
+            "Share of `predict` outside of the model",
+            "A folder of 200 photographs.",
+            "python benchmark/predict_pipeline.py --photographs data/camvid/images/val",
+        ),
+        Table(
+            "picture_reading.csv",
+            "The picture reader against a plain decode",
+            "The ratio is to `cv2.imread`.",
+            "python benchmark/picture_reading.py --rounds 9",
+            ("format", "pixels", "kilobytes", "imread_ms", "read_picture_ms", "ratio"),
+        ),
+        Table(
+            "import_time.csv",
+            "`from ppvision.deploy import Predictor` beyond Paddle's own import",
+            "In turn with an earlier revision.",
+            "python benchmark/import_time.py --before 4a335d5",
+            ("tree", "predictor_ms", "modules", "share"),
+        ),
+        Table(
+            "openvino_networks.csv",
+            "Networks that OpenVINO does not run",
+            "All others that were tried run with the model's own numbers; the file has them.",
+            "python benchmark/openvino_networks.py",
+            ("network", "traced", "runs", "reason"),
+            lambda row: row["runs"] != "yes",
+        ),
+    ),
+}
+
+HEAD = """# Results
+
+All that was measured, out of the tables in `benchmark/results/`. `python benchmark/results_page.py`
+writes this page; change nothing here by hand. Times are medians on an otherwise idle machine, and
+compare only within one table: machines differ.
+"""
+
+
+def read(path: Path) -> list[Row]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def section(table: Table, results: Path) -> str:
+    """A section of the page; empty where nothing was measured yet.
+
+    Raises:
+        ValueError: a column that the file lacks, or no row that is to be shown.
+    """
+    if not (results / table.file).exists():
+        return ""
+    rows = read(results / table.file)
+    columns = list(table.columns or (name for name in rows[0] if name != "machine"))
+    missing = [name for name in columns if name not in rows[0]]
+    shown = [row for row in rows if table.keep(row)]
+    if missing or not shown:
+        raise ValueError(
+            f"{table.file}: expected columns {columns} and rows to show; missing: {missing}, "
+            f"{len(shown)} rows."
+        )
+    machines = dict.fromkeys(row.get("machine", "") for row in rows if row.get("machine"))
+    lines = [
+        f"### {table.title}\n",
+        textwrap.fill(table.says, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n",
+        f"```bash\n{table.command}\n```\n",
+        f"`benchmark/results/{table.file}`; {' and '.join(machines) or 'machine not noted'}.\n",
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(row[name] or '-' for name in columns)} |" for row in shown),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def render(results: Path = RESULTS) -> str:
+    """The page."""
+    parts = [HEAD]
+    for title, tables in GROUPS.items():
+        found = [text for table in tables if (text := section(table, results))]
+        parts += [f"## {title}\n", *found] if found else []
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    args = parser.parse_args()
+    if not args.check:
+        PAGE.write_text(render(), encoding="utf-8")
+        print(PAGE)
+    elif PAGE.read_text(encoding="utf-8") != render():
+        raise SystemExit(f"{PAGE}: expected what the tables say; run this without --check.")
+
+
+if __name__ == "__main__":
+    main()

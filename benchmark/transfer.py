@@ -1,0 +1,260 @@
+"""What weights to start from, and what form of SDN, are worth on nuclei and street fronts.
+
+    python -m ppvision data dsb2018 --border 2 --source stage1_train --output data/nuclei
+    ln -s "$PPVISION_DATA/facade" data/facade
+    OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer
+    OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer --forms
+    python benchmark/plots/transfer.py
+
+The first command trains `pale_nano` under SegFormer's head from scratch and from
+`pale_nano.tiny_imagenet_100`, three seeds each; the second compares forms of SDN, from these
+weights: each form once, then two more seeds of the best three. All runs have one recipe, that of
+configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below; the
+classes weigh in the loss as they do there.
+
+Writes results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then means and
+standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are those of the
+last step, on the whole val split; on the way a quarter of it is scored. Stopped, the script goes on
+where it was; started twice, the two processes share the runs out.
+"""
+
+import argparse
+import csv
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean
+
+from ppvision.environment import prefer_fast_mkl
+
+prefer_fast_mkl()  # before Paddle starts
+
+import yaml
+
+from benchmark.runs import add_row, add_rows, claimed, mean_and_spread, read_rows
+from ppvision.engine.run_folder import RunFolder
+from ppvision.environment import machine
+from ppvision.files import write_text
+from ppvision.tasks import open_job
+from ppvision.tasks.training import run_training, train_options
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmark" / "results"
+CONFIGS = ROOT / "configs" / "segmentation"
+STEPS, BATCH, CROP, RATE = 1000, 8, 128, 1e-3
+POINTS = 5  # of a learning curve
+SEEDS = (0, 1, 2)
+SETS = ("nuclei", "facade")
+WEIGHTS = "pale_nano.tiny_imagenet_100"
+INITS = {"scratch": None, "pretrained": WEIGHTS}
+AUXILIARY = 0.4  # factor of the loss of a guidance's own head
+
+# Options of `SemanticDiffusionBackbone`; None is the backbone alone.
+FORMS: dict[str, dict | None] = {
+    "none": None,
+    "convolution": {"operator": "convolution"},
+    "central": {"similarity": "none"},
+    "sdn": {"similarity": "gaussian"},
+    "classes": {"guidance": "classes", "similarity": "product"},
+    "classes_finest": {"guidance": "classes", "similarity": "product", "levels": [0, 1]},
+}
+BEST = 3  # forms that get all seeds
+
+SCORES = ("mIoU", "BoundaryIoU", "BoundaryF3")
+FIELDS = (
+    *("data", "init", "form", "seed", *SCORES),
+    *("steps", "batch", "crop", "parameters", "machine"),
+)
+CURVE_FIELDS = ("data", "init", "form", "seed", "step", *SCORES)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run."""
+
+    data: str
+    init: str
+    form: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return "_".join(self.key)
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        return self.data, self.init, self.form, str(self.seed)
+
+
+def key_of(row: dict) -> tuple[str, ...]:
+    """`Case.key` of a table's row."""
+    return tuple(row[name] for name in ("data", "init", "form", "seed"))
+
+
+def known_rows(table: Path, cases: list[Case]) -> list[dict]:
+    """The rows of a table that are runs of these cases: the same runs count in both tables."""
+    keys = {case.key for case in cases}
+    return [row for row in read_rows(table) if key_of(row) in keys]
+
+
+def content_of(case: Case, steps: int, quarter: Path | None) -> dict:
+    """The config of a run: that of the data set, with this recipe.
+
+    Args:
+        case: the run.
+        steps: of the optimiser.
+        quarter: a list of the pictures to score on the way; None scores all.
+    """
+    content = open_job(CONFIGS / f"segformer_pale_nano_sdn_{case.data}.yml").content
+    options = FORMS[case.form]
+    backbone: dict = {"type": "pale_nano", "drop_path_rate": 0.0}
+    if INITS[case.init]:
+        backbone["pretrained"] = INITS[case.init]
+    if options is not None:
+        backbone = {"type": "SemanticDiffusionBackbone", **options, "backbone": backbone}
+    losses = 2 if (options or {}).get("guidance") == "classes" else 1
+    for transform in content["train_dataset"]["transforms"]:
+        if transform["type"] == "RandomPaddingCrop":
+            transform["crop_size"] = [CROP, CROP]
+    if quarter is not None:
+        content["val_dataset"]["val_path"] = str(quarter)
+    return {
+        **content,
+        "batch_size": BATCH,
+        "iters": steps,
+        "seed": case.seed,
+        "model": {**content["model"], "backbone": backbone},
+        "lr_scheduler": {
+            **content["lr_scheduler"],
+            "learning_rate": RATE,
+            "warmup_iters": max(1, steps // 10),
+        },
+        "loss": {
+            "types": content["loss"]["types"] * losses,
+            "coef": [1, AUXILIARY][:losses],
+        },
+    }
+
+
+def run(case: Case, work_dir: Path, steps: int) -> tuple[dict, list[dict]]:
+    """Train to the end, going on where it was; returns the row and the points of its curve."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    root = Path(content_of(case, steps, None)["val_dataset"]["dataset_root"])
+    listed = (root / "val.txt").read_text(encoding="utf-8").splitlines()
+    quarter = (work_dir / f"{case.data}_quarter.txt").resolve()
+    write_text(quarter, "\n".join(listed[::4]) + "\n")
+    configs = {}
+    for name, part in (("way", quarter), ("end", None)):
+        configs[name] = work_dir / f"{case.name}_{name}.yml"
+        content = content_of(case, steps, part)
+        write_text(configs[name], yaml.safe_dump(content, sort_keys=False))
+    job = open_job(configs["way"])
+    folder = RunFolder(work_dir / case.name)
+    options = train_options(
+        job,
+        resume="auto",
+        log_iters=50,
+        save_interval=max(1, steps // POINTS),
+        keep_checkpoint_max=1,
+    )
+    run_training(job, folder, options, do_eval=True, use_vdl=False)
+    scores = open_job(configs["end"]).evaluate(job.model)
+    row = {
+        **asdict(case),
+        **_rounded({"mIoU": scores.miou, **scores.boundary}),
+        "steps": steps,
+        "batch": BATCH,
+        "crop": f"{CROP}x{CROP}",
+        "parameters": sum(p.size for p in job.model.parameters() if not p.stop_gradient),
+        "machine": machine(),
+    }
+    return row, [{**asdict(case), **point} for point in read_curve(folder.root / "metrics.csv")]
+
+
+def _rounded(scores: dict[str, float]) -> dict[str, str]:
+    return {name: f"{float(scores[name]):.4f}" for name in SCORES}
+
+
+def read_curve(path: Path) -> list[dict]:
+    """The evaluations of a run's `metrics.csv`, one dictionary per step."""
+    at: dict[int, dict[str, float]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name = row["tag"].removeprefix("Evaluate/")
+            if name in SCORES:
+                at.setdefault(int(row["step"]), {})[name] = float(row["value"])
+    return [{"step": step, **_rounded(at[step])} for step in sorted(at)]
+
+
+def order(row: dict) -> tuple:
+    places = (SETS.index(row["data"]), [*INITS].index(row["init"]), [*FORMS].index(row["form"]))
+    return (*places, int(row["seed"]), int(row.get("step", 0)))
+
+
+def summary(rows: list[dict]) -> list[dict]:
+    """Mean and standard deviation (of the sample) over the seeds of each kind of run."""
+    return mean_and_spread(rows, ("data", "init", "form"), SCORES)
+
+
+def best_forms(rows: list[dict]) -> list[str]:
+    """The forms whose first seed has the highest Boundary IoU, mean over both sets."""
+    first = [row for row in rows if row["seed"] == "0" and row["init"] == "pretrained"]
+    found = {
+        form: [float(row["BoundaryIoU"]) for row in first if row["form"] == form] for form in FORMS
+    }
+    whole = {form: mean(values) for form, values in found.items() if len(values) == len(SETS)}
+    return sorted(whole, key=whole.__getitem__, reverse=True)[:BEST]
+
+
+def transfer_cases() -> list[Case]:
+    return [Case(d, init, "none", seed) for seed in SEEDS for d in SETS for init in INITS]
+
+
+def form_cases(rows: list[dict]) -> list[Case]:
+    """Every form once; when these are done, the best with the other seeds."""
+    once = [Case(data, "pretrained", form, 0) for form in FORMS for data in SETS]
+    done = {(row["data"], row["form"]) for row in rows if row["seed"] == "0"}
+    if not all((case.data, case.form) in done for case in once):
+        return once
+    more = dict.fromkeys(["none", *best_forms(rows)])
+    return [Case(d, "pretrained", form, seed) for seed in SEEDS[1:] for form in more for d in SETS]
+
+
+def work(args: argparse.Namespace, results: Path) -> None:
+    """Do runs of a table until none is left that nobody works on."""
+    table = results / ("sdn_forms.csv" if args.forms else "transfer.csv")
+    while True:
+        rows = read_rows(table)
+        done = {key_of(row) for row in rows}
+        cases = form_cases(rows) if args.forms else transfer_cases()
+        left = [c for c in cases if c.key not in done]
+        if args.forms and (known := known_rows(results / "transfer.csv", left)):
+            add_rows(table, known, FIELDS, order, summary)
+            continue
+        for case in left:
+            with claimed(args.work_dir / f"{case.name}.lock") as mine:
+                if not mine:
+                    continue
+                print(f"{case.name}: {len(left)} runs left", flush=True)
+                row, curve = run(case, args.work_dir, args.steps)
+                add_row(table, row, FIELDS, order, summary)
+                if not args.forms:
+                    curves = results / "transfer_curves.csv"
+                    add_rows(curves, curve, CURVE_FIELDS, order, lambda rows: [])
+                print(row, flush=True)
+                break
+        else:
+            return
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work_dir", type=Path, required=True, help="of runs; outside of git")
+    parser.add_argument("--forms", action="store_true", help="the forms of SDN")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    work(args, args.results)
+
+
+if __name__ == "__main__":
+    main()

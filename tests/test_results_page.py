@@ -1,0 +1,43 @@
+"""docs/results.md is what the tables in benchmark/results say."""
+
+import pytest
+
+from benchmark import results_page
+from benchmark.results_page import GROUPS, PAGE, RESULTS, Table
+
+# Steps towards other tables, drawn as curves, or read by the page about them alone.
+ELSEWHERE = {
+    *("transfer_curves.csv", "transfer_curves_gpu.csv", "deploy_steps.csv", "any_size.csv"),
+    *("deploy_profile_pale_tiny_1.csv", "pointwise_layers.csv"),
+}
+
+
+def test_the_page_is_what_the_files_say():
+    assert PAGE.read_text(encoding="utf-8") == results_page.render(), (
+        "run: python benchmark/results_page.py"
+    )
+
+
+def test_no_table_is_forgotten():
+    shown = {table.file for tables in GROUPS.values() for table in tables}
+    found = {path.name for path in RESULTS.glob("*.csv")}
+    assert found - shown - ELSEWHERE == set()
+
+
+def test_a_section_shows_the_rows_and_columns_that_it_names(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        'model,seed,ms,machine\nnano,0,1.5,"AMD, 2 cores"\nnano,mean,1.4,\n'
+    )
+    table = Table("a.csv", "A", "Says.", "python a.py", ("model", "ms"), results_page.is_summary)
+    text = results_page.section(table, tmp_path)
+    assert "| nano | 1.4 |" in text
+    assert "1.5" not in text
+    assert "AMD, 2 cores" in text
+    assert "python a.py" in text
+
+
+def test_a_column_that_is_not_there_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("model,ms\nnano,1.5\n")
+    with pytest.raises(ValueError, match="seconds"):
+        results_page.section(Table("a.csv", "A", "S", "c", ("model", "seconds")), tmp_path)
+    assert results_page.section(Table("b.csv", "B", "S", "c"), tmp_path) == ""

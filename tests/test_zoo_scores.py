@@ -1,0 +1,70 @@
+"""The scores on the cards of the zoo's weights, through `ppvision eval` on the real sets.
+
+PPVISION_DATA=FOLDER python -m pytest tests/test_zoo_scores.py -m ""
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from ppvision.data.convert import CONVERTERS
+from tests.helpers.verbs import ppvision as run_verb
+
+REAL = os.environ.get("PPVISION_DATA")
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+pytestmark = [
+    pytest.mark.all,
+    pytest.mark.skipif(not REAL, reason="PPVISION_DATA does not name a folder with the real sets"),
+]
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch) -> Path:
+    """`data` of a working directory, where configs look for it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def source(name: str) -> Path:
+    path = Path(REAL) / name
+    if not path.exists():
+        pytest.skip(f"PPVISION_DATA holds no {name}")
+    return path
+
+
+@pytest.fixture
+def scored(data, capsys):
+    """What `ppvision eval --json` says of weights of the zoo."""
+
+    def scored(config: str, name: str) -> dict:
+        run_verb("eval", "--config", CONFIGS / config, "--model_path", name, "--json")
+        (result,) = json.loads(capsys.readouterr().out)["results"]
+        return result["scores"]
+
+    return scored
+
+
+def on_card(name: str, what: str) -> float:
+    """A number of the sentence with the score on a card."""
+    card = json.loads((ROOT / "ppvision/zoo/weights" / name / "card.json").read_text())
+    return float(re.search(rf"{what}(?: of)? (0\.\d+)", card["score"])[1])
+
+
+def test_tiny_imagenet(data, scored):
+    (data / "tiny-imagenet-100").symlink_to(source("tiny-imagenet-100"))
+    name = "pale_nano.tiny_imagenet_100"
+    found = scored("classification/pale_nano_tiny_imagenet_100.yml", name)["top1"]
+    assert found == pytest.approx(on_card(name, "top-1"), abs=0.005)
+
+
+def test_blood_cells(data, scored):
+    CONVERTERS["bccd"](source("bccd"), data / "bccd")
+    name = "ppyoloe_pale_nano.blood_cells"
+    found = scored("detection/ppyoloe_pale_nano_bccd.yml", name)["bbox_AP50"]
+    assert found == pytest.approx(on_card(name, "AP50"), abs=0.005)
