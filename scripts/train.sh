@@ -31,6 +31,8 @@ if [ "${NNODES:-1}" != 1 ]; then
         exit 2
     }
     nodes=(--nnodes "$NNODES" --master "$MASTER" --rank "$NODE_RANK")
+    # A file system may be shared: ranks of each machine are numbered from 0 in the names of logs.
+    LOG_DIR=${LOG_DIR:-output/launch_logs/machine$NODE_RANK}
 fi
 if [ "${NPROC:-1}" -gt 1 ] || [ "${#nodes[@]}" -gt 0 ]; then
     case " $* " in

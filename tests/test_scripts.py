@@ -54,6 +54,38 @@ def test_several_processes_are_launched(device, backend, tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "logs"), [({}, "output/launch_logs/machine1"), ({"LOG_DIR": "l"}, "l")]
+)
+def test_several_machines_are_launched(given, logs, tmp_path):
+    machines = {"NNODES": 2, "MASTER": "10.0.0.1:6170", "NODE_RANK": 1, "NPROC": 8}
+    words = words_of(tmp_path, "train.sh", "c.yml", MAX_RESTART=3, **machines, **given)
+    assert words[:-5] == [
+        *("-m", "ppvision.engine.launch", "--max_restart", "3", "--nnodes", "2"),
+        *("--master", "10.0.0.1:6170", "--rank", "1", "--nproc_per_node", "8"),
+        *("--backend", "gloo", "--log_dir", logs, str(ROOT / "ppvision" / "__main__.py")),
+    ]
+
+
+WRONG = {
+    "NNODES": ("two", "a number of machines"),
+    "MASTER": ("10.0.0.1", "HOST:PORT"),
+    "NODE_RANK": ("2", "0 to 1"),
+    "NPROC": ("0", "a number of processes"),
+    "MAX_RESTART": ("often", "a number of restarts"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_variables_are_named(name, tmp_path, capfd):
+    given = {"NNODES": 2, "MASTER": "10.0.0.1:6170", "NODE_RANK": 1, name: WRONG[name][0]}
+    with pytest.raises(subprocess.CalledProcessError):
+        words_of(tmp_path, "train.sh", "c.yml", **given)
+    said = capfd.readouterr().err
+    assert f"{name}: expected" in said
+    assert WRONG[name][1] in said
+
+
 def test_the_dashboard(tmp_path):
     words = words_of(tmp_path, "dashboard.sh", "run a", "--port", 8040)
     assert words == ["-m", "ppvision.dashboard", "run a", "--port", "8040"]

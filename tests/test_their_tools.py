@@ -25,7 +25,9 @@ from tests.helpers.small_detectors import WARNINGS, small_detector, write_detect
 
 pytestmark = [
     *WARNINGS,
-    pytest.mark.filterwarnings("ignore:Value do not have 'place'"),  # paddle.ones_like, traced
+    pytest.mark.filterwarnings(
+        "ignore:(Value|Tensor) do not have 'place'"
+    ),  # paddle.ones_like, traced
     pytest.mark.filterwarnings("ignore:Found 'dict' in given outputs"),
 ]
 
