@@ -20,9 +20,11 @@ from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
+from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import layered_state
+from tests.helpers.small_pale import SMALL_PALE
 from tests.helpers.write_integer_probe import write_probe
 
 SIDE = 32
@@ -183,6 +185,42 @@ def test_widths_of_a_layered_model(bits, tmp_path, pictures):
         eager = nn.functional.softmax(packed(x[:1]), axis=1).numpy()
     with Predictor(folder, precision="int8", threads=1) as predictor:
         np.testing.assert_allclose(predictor.run(x[:1].numpy())[0], eager, atol=0.01)
+
+
+@pytest.mark.skipif(not has_openvino(), reason="no OpenVINO")
+@pytest.mark.parametrize("integers", [True, False])
+def test_query_key_and_value_that_round_alike(integers, tmp_path):
+    """They read one map and get the same steps. The graph for OpenVINO rounds it once, and has to
+    have the stored tensors of the other graph. (Packed codes with rounding in float have it too.)
+    """
+    slim = pytest.importorskip("ppvision.plugins.paddleslim")
+    paddle.seed(0)
+    model = PaleTransformer(SMALL_PALE, num_classes=4)
+    config = slim.slim_quant_config(model, bits=[8, 4], activations=8)
+    quantized = slim.LayeredQAT(config).quantize(model)
+    quantized.train()
+    x = np.random.default_rng(3).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
+    quantized(paddle.to_tensor(x))  # sets the steps
+    state = layered_state(quantized, (8, 4))
+    packed = pack_model(PaleTransformer(SMALL_PALE, num_classes=4), state, 4, integers=integers)
+    attention = packed.stages[0][0].attention
+    assert attention.query[0].activation is attention.value[0].activation
+    assert attention.query[0].activation is not attention.project.activation
+    folder = export(packed, tmp_path / "net", bits=4, output_op="none", int8=integers)
+    manifest = read_manifest(folder)
+    assert manifest.openvino
+    program = parse_program((folder / "model.pdmodel").read_bytes())
+    kinds = [op.type for op in program.blocks[0].ops]
+    blocks = sum(path.endswith("attention.query.0") for path in state.activations)
+    assert blocks == 2
+    if integers:  # of query, key and value in each block
+        assert kinds.count("quantize_linear") == len(state.activations) - 2 * blocks
+    with paddle.no_grad():
+        eager = packed(paddle.to_tensor(x[:1])).numpy()
+    with Predictor(folder, precision="int8" if integers else "float32", threads=1) as predictor:
+        found = predictor.run(x[:1])[0]
+    largest = max(1.0, np.abs(eager).max())
+    assert np.abs(found - eager).max() / largest <= max(1e-3, manifest.max_error_to_eager)
 
 
 @needs_integers
