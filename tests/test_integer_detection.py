@@ -1,5 +1,7 @@
 """Detectors in integers, through the verbs."""
 
+import csv
+
 import numpy as np
 import paddle
 import pytest
@@ -79,18 +81,41 @@ def test_exported_scored_and_run(detector, scenes, tmp_path, capsys):
     check_predictions(folder, job, job.load_float(weights), scenes)
 
 
-def test_codes_of_a_width_are_refused(detector, scenes, tmp_path, capsys):
+@needs_integers
+@pytest.mark.parametrize(
+    ("widths", "layers"),
+    [
+        ((4,), {"neck.*": {"float": True}}),  # an export's time goes by layers
+        pytest.param((8, 2), {}, marks=pytest.mark.all),
+    ],
+    ids=["4", "8 2"],
+)
+def test_codes_of_widths(widths, layers, detector, scenes, tmp_path):
+    """Each width's integers run, and find what eager mode finds with its codes."""
     config, weights = detector
-    layered = tmp_path / "model.layered"
+    layered, folder = tmp_path / "model.layered", tmp_path / "widths"
+    slim = write_detector(tmp_path / "slim.yml", {"layers": layers})
     code = ppvision(
         *("pack", "-c", config, "--model_path", weights, "--ptq", "--activations", 8),
-        *("--calibration", scenes / "images" / "val", "--output", layered),
+        *("--slim_config", slim, "--calibration", scenes / "images" / "val", "--output", layered),
     )
     assert code == 0
-    where = ("-c", config, "--model_path", layered, "--save_dir", tmp_path / "widths")
-    assert ppvision("export", *where, "--bits", 4, "--int8", "--skip_eval", *SHAPE) == 1
-    assert "--bits --int8" in capsys.readouterr().err
-    assert not (tmp_path / "widths" / "w4").exists()
+    where = ("-c", config, "--model_path", layered, "--save_dir", folder)
+    assert ppvision("export", *where, "--bits", *widths, "--int8", *SHAPE) == 0
+    with (folder / "widths.csv").open() as file:
+        rows = [(row["bits"], row["arithmetic"]) for row in csv.DictReader(file)]
+    assert rows == [(str(k), kind) for k in widths for kind in ("float32", "int8")]
+    job, sizes = open_job(config), {}
+    for k in widths:
+        manifest = read_manifest(folder / f"w{k}")
+        assert (manifest.bits, manifest.activations, manifest.openvino) == (k, 8, True)
+        assert "yolo_head.proj_conv" in manifest.keep_float
+        assert manifest.int8.passed
+        assert manifest.int8.metric == "bbox_AP"
+        sizes[k] = manifest.files["model.pdiparams"].bytes
+        check_predictions(folder / f"w{k}", job, job.load(layered, k), scenes)
+    if widths == (8, 2):
+        assert sizes[2] < 0.5 * sizes[8]
 
 
 @needs_integers

@@ -539,3 +539,17 @@ def test_a_models_own_rounding_is_its_bound():
     for model, low, high in ((rounding, 0.4, 0.6), (smooth, 1e-7, 1e-4)):
         eager = [model(paddle.to_tensor(x)).numpy()]
         assert low < rounding_error(model, "features", [(x, eager)]) < high
+
+
+def test_roundings_after_the_first_one_count():
+    """The first takes the last digits of the picture away; an engine's own come after it."""
+    first, second = (
+        FixedActivation(LayeredActivation(np.float32([step]), (8,), 8, 8, signed=True), 8)
+        for step in (1.0, 6.0)
+    )
+    x = np.full((1, 3, 4, 4), 3.1, np.float32)  # code 3 of the first, a half of the second's step
+    model = nn.Sequential(first, second)
+    eager = [model(paddle.to_tensor(x)).numpy()]
+    assert eager[0].min() == 6.0
+    assert rounding_error(model, "features", [(x, eager)]) == 1.0  # 0 instead of 6
+    assert np.array_equal(model(paddle.to_tensor(x)).numpy(), eager[0])  # nothing is left behind

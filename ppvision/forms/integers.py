@@ -22,24 +22,26 @@ _ATTRIBUTES = {"bit_length": 8, "is_test": True, "only_observer": False}
 def integer_form(model: nn.Layer) -> AbstractContextManager[None]:
     """The model with its integer layers in the form for graphs of the earlier format, and as it was
     afterwards. Enter it after the forms of whole blocks, whose layers it changes as well."""
-    return in_form(model, _form)
+    made: dict[IntegerRounding, GraphRounding] = {}  # layers that share a rounding share its form
 
+    def form(layer: nn.Layer) -> nn.Layer | None:
+        if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
+            kind, rounding = type(layer), layer.activation
+            if rounding not in made:
+                made[rounding] = GraphRounding(rounding)
+            return type(f"Graph{kind.__name__}", (_GraphLayer, kind), {})(layer, made[rounding])
+        return None
 
-def _form(layer: nn.Layer) -> nn.Layer | None:
-    if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
-        kind = type(layer)
-        form = type(f"Graph{kind.__name__}", (_GraphLayer, kind), {})
-        return form(layer)
-    return None
+    return in_form(model, form)
 
 
 class _GraphLayer:
     """The part of a packed layer's form that is the same for all."""
 
-    def __init__(self, layer: PackedLayer) -> None:
+    def __init__(self, layer: PackedLayer, rounding: "GraphRounding") -> None:
         nn.Layer.__init__(self)
         become(self, layer)
-        self.activation = GraphRounding(layer.activation)
+        self.activation = rounding
 
     @property
     def weight(self) -> Tensor:
@@ -64,10 +66,6 @@ class GraphRounding(nn.Layer):
     def __init__(self, rounding: IntegerRounding) -> None:
         super().__init__()
         self.rounding = rounding
-
-    def rounds_like(self, other: "GraphRounding") -> bool:
-        """Whether two roundings give the same codes."""
-        return self.rounding.rounds_like(other.rounding)
 
     def forward(self, x: Tensor) -> Tensor:
         rounding = self.rounding

@@ -206,9 +206,9 @@ def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def _depthwise(x: Tensor, layers: Sequence[nn.Conv2D]) -> list[Tensor]:
     """Depthwise 3x3 convolutions of one map `[B, C, H, W]`, which is rounded once for all where
-    they round it alike."""
+    they share the rounding."""
     roundings = [getattr(layer, "activation", None) for layer in layers]
-    if None in roundings or not all(roundings[0].rounds_like(other) for other in roundings):
+    if roundings[0] is None or any(other is not roundings[0] for other in roundings):
         return [layer(x) for layer in layers]
     x = roundings[0](x)
     return [F.conv2d(x, layer.weight, layer.bias, padding=1, groups=x.shape[1]) for layer in layers]

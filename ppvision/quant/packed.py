@@ -242,17 +242,12 @@ class IntegerRounding(nn.Layer):
         super().__init__()
         low, high = clip or (activation.low, activation.high)
         zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
-        self.step = activation.step
+        step = activation.step
         self.low, self.high = low + zero, high + zero
-        self.limits = None if high - low == CODES - 1 else (low * self.step, high * self.step)
-        scale = np.float32([activation.step * WEIGHT_LIMIT])
+        self.limits = None if high - low == CODES - 1 else (low * step, high * step)
+        scale = np.float32([step * WEIGHT_LIMIT])
         self.register_buffer("scale", paddle.to_tensor(scale))
         self.register_buffer("zero", paddle.to_tensor(np.float32([zero])))
-
-    def rounds_like(self, other: "IntegerRounding") -> bool:
-        """Whether two roundings give the same codes."""
-        ours, theirs = ((r.step, r.low, r.high) for r in (self, other))
-        return ours == theirs
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.scale / float(WEIGHT_LIMIT)
@@ -294,8 +289,7 @@ def pack_model(
         )
     statistics = state.statistics_at(bits)
     tables, waiting = _Tables() if codes else None, dict(state.weights)
-    rounding = _integer_rounding if integers else FixedActivation
-    activations = {path: rounding(a, bits) for path, a in state.activations.items()}
+    activations = _roundings(state.activations, bits, integers)
     for path, parent, name, layer in layers_by_path(model):
         if path in waiting:
             weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
@@ -326,6 +320,26 @@ def pack_model(
     return model
 
 
+def _roundings(
+    activations: Mapping[str, LayeredActivation], bits: int, integers: bool
+) -> dict[str, nn.Layer]:
+    """How the inputs of layers are rounded at a width, by the layers' paths.
+
+    Inputs that get the same codes share one rounding. So layers that read the same map can round it
+    once (`ppvision.forms.tokens`), and the graph that does has the same stored tensors as one that
+    does not.
+    """
+    make = _integer_rounding if integers else FixedActivation
+    made: dict[tuple[float, int, bool], nn.Layer] = {}
+    found = {}
+    for path, activation in activations.items():
+        codes = (*activation.at(bits), activation.signed)
+        if codes not in made:
+            made[codes] = make(activation, bits)
+        found[path] = made[codes]
+    return found
+
+
 def _integer_rounding(activation: LayeredActivation, bits: int) -> IntegerRounding:
     """`FixedActivation`, to codes of 8 bits whatever its width: the steps are the same, and codes
     that the width does not have are clipped off."""
@@ -351,7 +365,7 @@ def integer_copy(
         The copy, in evaluation mode.
     """
     copied, tables = copy.deepcopy(model), _Tables()
-    # Layers that read the same map have the same codes: one rounding serves them all.
+    # As in `_roundings`: layers that read the same map have the same codes.
     roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
     for path, parent, name, layer in layers_by_path(copied):
         if path in weights and not isinstance(layer, PackedLayer):

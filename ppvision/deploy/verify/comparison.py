@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import paddle
 from paddle import Tensor, nn
 
 from ppvision.deploy.run.engines import (
@@ -21,8 +22,9 @@ from ppvision.deploy.run.transforms import Normalize, Transforms
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.running import run_eagerly, run_graphs, run_in_openvino
 from ppvision.errors import InputError
+from ppvision.quant.packed import FixedActivation, IntegerRounding
 
-_TRIALS = 8  # inputs that differ in their last digits, for each probe
+_TRIALS = 8  # runs that differ in their last digits, for each probe
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
 
 
@@ -79,27 +81,49 @@ def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float
         task: as of `eager_probes`.
         probes: from it.
     """
-    return largest_move(lambda x: as_arrays(run_eagerly(model, x), task, x.shape), probes)
+    return largest_move(model, lambda x: as_arrays(run_eagerly(model, x), task, x.shape), probes)
 
 
 def largest_move(
-    outputs_of: Callable[[np.ndarray], list[np.ndarray]], probes: Sequence[Probe]
+    model: nn.Layer,
+    outputs_of: Callable[[np.ndarray], list[np.ndarray]],
+    probes: Sequence[Probe],
 ) -> float:
     """How far the outputs of a model that rounds activations move by themselves: the largest
-    `parity.relative_error` over a few inputs that differ by `parity.LAST_DIGITS` of themselves.
+    `parity.relative_error` over a few runs in which the picture, and then also what each layer
+    rounds, differ by `parity.LAST_DIGITS` of themselves.
 
     Args:
+        model: with the layers that round.
         outputs_of: a picture's outputs in eager mode.
         probes: pictures with their outputs.
     """
-    random, worst = np.random.default_rng(0), 0.0
-    for x, eager in probes:
-        for _ in range(_TRIALS):
-            factor = 1.0 + parity.LAST_DIGITS * random.standard_normal(x.shape)
-            moved = outputs_of((x * factor).astype(np.float32))
-            pairs = zip(eager, moved, strict=True)
-            worst = max([worst, *(parity.relative_error(a, b) for a, b in pairs)])
-    return worst
+    random = np.random.default_rng(0)
+
+    def move(x: np.ndarray) -> np.ndarray:
+        noise = random.standard_normal(x.shape, dtype=np.float32)
+        return (x * (1.0 + parity.LAST_DIGITS * noise)).astype(np.float32)
+
+    def largest() -> float:
+        worst = 0.0
+        for x, eager in probes:
+            for _ in range(_TRIALS):
+                pairs = zip(eager, outputs_of(move(x)), strict=True)
+                worst = max([worst, *(parity.relative_error(a, b) for a, b in pairs)])
+        return worst
+
+    of_picture = largest()
+    # Where the first layer rounds the picture, its last digits go no further.
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs: paddle.to_tensor(move(inputs[0].numpy())))
+        for layer in model.sublayers(include_self=True)
+        if isinstance(layer, (FixedActivation, IntegerRounding))
+    ]
+    try:
+        return max(of_picture, largest()) if hooks else of_picture
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:

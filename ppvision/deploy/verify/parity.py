@@ -6,7 +6,8 @@ two highest logits are closer than that bound.
 
 A model that rounds activations is no smooth function: a value between two codes goes to the other
 one by an error in its last digit. Its bound is twice what its own outputs in eager mode move by
-when the input moves by `LAST_DIGITS` of itself, where that is more.
+when its input, and what each of its layers rounds, moves by `LAST_DIGITS` of itself, where that is
+more.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from ppvision.errors import PpvisionError
 
 FLOAT_TOLERANCE = 1e-3
 PACKED_TOLERANCE = 1e-4  # of packed codes against the same width in eager mode
-LAST_DIGITS = 1e-5  # share of the input: an engine's other order of additions, a few layers deep
+LAST_DIGITS = 1e-5  # share of a value: an engine's other order of additions, a few layers deep
 
 # Two odd sizes where height and width are free: neither is a multiple of a stride or of a pale
 # size. Then sizes for models that insist on multiples of 32, or on more pixels.

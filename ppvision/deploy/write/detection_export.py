@@ -347,7 +347,8 @@ def _rounding_error(model: Detector, probes: Sequence[Probe]) -> float:
         def raw(image: np.ndarray, inputs: Inputs = inputs) -> list[np.ndarray]:
             return _raw_outputs(model, {**inputs, "image": image})
 
-        worst = max(worst, largest_move(raw, [(inputs["image"], eager[-RAW:])]))
+        probe = inputs["image"], eager[-RAW:]
+        worst = max(worst, largest_move(model.model, raw, [probe]))
     return worst
 
 

@@ -322,7 +322,7 @@ def _with_openvino(
         changed = changed_blocks(model)
         why = (
             f" ({changed} of its Pale blocks keep the form that is trained, which OpenVINO seldom "
-            "takes: padding without a mask, rounded inputs, or parts changed since.)"
+            "takes: padding without a mask, or parts changed since.)"
         )
         warnings.warn(
             f"{failure}{why if changed else ''} The export runs with oneDNN instead of OpenVINO, "

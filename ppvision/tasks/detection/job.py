@@ -530,11 +530,6 @@ class Detection(Job):
                 "Leave it away."
             )
         architecture = self.content["architecture"]
-        if integers is not None and has_integers(model):
-            raise ConfigError(
-                "export --bits --int8: the codes of a width in integers are not there for "
-                "detectors yet. Leave out --int8, or --bits."
-            )
         if integers is not None and architecture in TWO_STAGES:
             raise ConfigError(
                 f"export --int8: expected a detector of one stage, got {architecture}: OpenVINO, "
@@ -561,7 +556,7 @@ class Detection(Job):
         if input_shape[0] is None and one_by_one:
             logger.info(f"export: {architecture} takes one picture at a time: batch 1")
             input_shape = [1, *input_shape[1:]]
-        if integers is not None:
+        if integers is not None and not has_integers(model):
             keep_float = (*integers.keep_float, *self.constant_layers)
             integers = replace(integers, keep_float=keep_float)
         return export_detector(
