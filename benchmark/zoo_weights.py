@@ -13,6 +13,7 @@ data.
 """
 
 import argparse
+import gzip
 import hashlib
 import json
 import logging
@@ -30,7 +31,7 @@ import numpy as np
 
 from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.manifest import Manifest, read_manifest
-from ppvision.deploy.run.zoo_folder import GRAPH
+from ppvision.deploy.run.zoo_folder import GRAPH, PACKED
 from ppvision.files import create_folder, write_text
 from ppvision.tasks import open_job
 from ppvision.tasks.job import Job
@@ -87,6 +88,7 @@ def write_zoo_weights(
         if manifest.model_files.own_for_openvino:
             manifest = _without_earlier_format(graph, manifest)
         manifest.write(graph)
+        pack_programs(graph)
         graph.rename(folder / GRAPH)
         for path in layered.iterdir():
             path.rename(folder / path.name)
@@ -104,6 +106,14 @@ def write_zoo_weights(
         )
         write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return output / card.name
+
+
+def pack_programs(graph: Path) -> None:
+    """Compress the programs of a graph; the same program gives the same bytes."""
+    for path in graph.glob("model.*"):
+        packed = gzip.compress(path.read_bytes(), mtime=0)
+        path.with_name(path.name + PACKED).write_bytes(packed)
+        path.unlink()
 
 
 def _without_earlier_format(graph: Path, manifest: Manifest) -> Manifest:

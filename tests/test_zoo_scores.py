@@ -68,3 +68,11 @@ def test_blood_cells(data, scored):
     name = "ppyoloe_pale_nano.blood_cells"
     found = scored("detection/ppyoloe_pale_nano_bccd.yml", name)["bbox_AP50"]
     assert found == pytest.approx(on_card(name, "AP50"), abs=0.005)
+
+
+def test_nuclei(data, scored):
+    CONVERTERS["dsb2018"](source("dsb2018"), data / "nuclei", border=2)
+    name = "segformer_pale_nano_sdn.nuclei"
+    found = scored("segmentation/segformer_pale_nano_sdn_nuclei.yml", name)
+    assert found["BoundaryIoU"] == pytest.approx(on_card(name, "Boundary IoU"), abs=0.005)
+    assert found["mIoU"] == pytest.approx(on_card(name, "mIoU"), abs=0.005)

@@ -4,6 +4,7 @@ The package has a whole model twice over: its graph without weights (`graph/`), 
 layered model. The first use puts both together in the cache folder; nothing is traced or exported.
 """
 
+import gzip
 import hashlib
 import shutil
 import time
@@ -28,6 +29,7 @@ from ppvision.zoo.cards import WeightsCard, find_card
 from ppvision.zoo.stored import check_stored, read_stored
 
 GRAPH = "graph"
+PACKED = ".gz"  # of a program: text that gzip makes a tenth of
 _WAIT = 120.0  # seconds for another process that composes the same folder; it takes about one
 
 
@@ -85,22 +87,26 @@ def _is_whole(folder: Path) -> bool:
 
 def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
     manifest = parse_manifest((graph / NAME).read_text(encoding="utf-8"), str(graph / NAME))
-    arrays, tensors = read_stored(card), {}
-    for parameter in graph_parameters(graph / manifest.program):
-        name = manifest.parameters.get(parameter)
-        if name not in arrays:
-            raise WeightsError(
-                f"{card.name}: expected weights of {parameter}, found none. Install ppvision again."
-            )
-        tensors[parameter] = paddle.to_tensor(arrays[name].astype(np.float32))
+    arrays = read_stored(card)
     flag = "PPVISION_CACHE"
     with naming_flag(flag, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(folder, lambda path: not _is_whole(path), "a damaged copy", flag) as work:
         final = work / "final"
         for path in graph.iterdir():
-            if path.name != NAME:
+            if path.suffix == PACKED:
+                (final / path.stem).write_bytes(gzip.decompress(path.read_bytes()))
+            elif path.name != NAME:
                 shutil.copy2(path, final / path.name)
+        tensors = {}
+        for parameter in graph_parameters(final / manifest.program):
+            name = manifest.parameters.get(parameter)
+            if name not in arrays:
+                raise WeightsError(
+                    f"{card.name}: expected weights of {parameter}, found none. Install ppvision "
+                    "again."
+                )
+            tensors[parameter] = paddle.to_tensor(arrays[name].astype(np.float32))
         write_parameters(final / str(manifest.weights), tensors)
         names = file_names(manifest.model_files, manifest.earlier_format)
         replace(manifest, files=describe_files(final, names)).write(final)
