@@ -14,7 +14,11 @@ from ppvision.moved import MOVED
 from tests.helpers.configs import ROOT
 from tests.helpers.rooms import ROOMS
 
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md")), ROOT / "benchmark/README.md"]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    ROOT / "benchmark/README.md",
+]
 SOURCES = [p for folder in ("ppvision", "benchmark") for p in sorted((ROOT / folder).rglob("*.py"))]
 FOLDERS = "ppvision|benchmark|configs|scripts|tests"
 WIDTH = 100  # letters of a line of prose

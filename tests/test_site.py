@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from tests.helpers.configs import ROOT
 from tests.helpers.verbs import shell
 
 DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +46,9 @@ def navigation(entries: list) -> list[str]:
 def test_every_page_is_in_the_navigation_and_the_index_once():
     content = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     pages = navigation(content["nav"])
-    assert sorted(pages) == sorted(path.name for path in DOCS.glob("*.md"))
+    assert sorted(pages) == sorted(path.relative_to(DOCS).as_posix() for path in PAGES)
     index = (DOCS / "index.md").read_text(encoding="utf-8")
-    assert set(pages) - {"index.md"} == set(re.findall(r"\]\((\w+\.md)\)", index))
+    assert set(pages) - {"index.md"} == set(re.findall(r"\]\(([\w/]+\.md)\)", index))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,9 @@ def site(tmp_path_factory):
 
 @pytest.mark.all
 def test_the_site_has_a_page_for_every_file(site):
-    pages = {path.stem for path in DOCS.glob("*.md")}
-    assert {path.stem for path in site.glob("*.html")} - {"404"} == pages
+    pages = {path.relative_to(DOCS).with_suffix("") for path in PAGES}
+    found = {path.relative_to(site).with_suffix("") for path in site.rglob("*.html")}
+    assert found - {Path("404")} == pages
 
 
 @pytest.mark.all
