@@ -9,7 +9,8 @@
 The first command trains `pale_nano` under SegFormer's head from scratch and from
 `pale_nano.tiny_imagenet_100`, three seeds each; the second compares forms of SDN, from these
 weights: each form once, then two more seeds of the best three. All runs have one recipe, that of
-configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below.
+configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below; the
+classes weigh in the loss as they do there.
 
 Writes results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then means and
 standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are those of the
@@ -128,7 +129,7 @@ def content_of(case: Case, steps: int, quarter: Path | None) -> dict:
             "warmup_iters": max(1, steps // 10),
         },
         "loss": {
-            "types": [{"type": "CrossEntropyLoss"}] * losses,
+            "types": content["loss"]["types"] * losses,
             "coef": [1, AUXILIARY][:losses],
         },
     }

@@ -26,7 +26,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.integer_latency import UNITS, Worker
 from benchmark.runs import write_rows
-from ppvision.environment import machine, usable_flags
+from ppvision.deploy.run.precision import usable_flags
+from ppvision.environment import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmark" / "results" / "widths.csv"

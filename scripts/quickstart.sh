@@ -105,7 +105,7 @@ logs            $run/log.txt, $run-once/log.txt
 mIoU            $before before, $after after, $exported exported
 
 Score, bytes and milliseconds on one thread, by bits of the weights and arithmetic:
-$(python scripts/arithmetic_table.py "$model-112" "$model-int8" "$model-bits"/w{8,4,2})
+$(python -W ignore scripts/arithmetic_table.py "$model-112" "$model-int8" "$model-bits"/w{8,4,2})
 END
 awk -v miou="$after" 'BEGIN { exit !(miou >= 0.30) }' || {
     echo "quickstart: expected at least 0.30 mIoU, got $after. Look at the loss in VisualDL." >&2

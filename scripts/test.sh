@@ -6,7 +6,12 @@
 #                                             are installed with apt-get when run as root
 #   bash scripts/test.sh [--all] -k doctor    other arguments go to pytest
 #                                             (-n 0: in one process, for a debugger)
+#   bash scripts/test.sh --matrix             the wheel with each Python and Paddle: scripts/matrix.sh
 set -euo pipefail
+if [[ "${1:-}" == --matrix ]]; then
+  shift
+  exec bash "$(dirname "${BASH_SOURCE[0]}")/matrix.sh" "$@"
+fi
 # shellcheck source=scripts/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ppvision_root"

@@ -69,10 +69,12 @@ found = json.load(open("found/predictions.json"))
 assert len(found) == 8, found
 with ppvision.Predictor("segformer_pale_nano.digit_scenes") as predictor:
     labels = predictor(np.zeros((112, 112, 3), np.uint8))
+    engine = predictor.engine
 assert labels.shape == (112, 112), labels.shape
 configs = open("configs.txt").read().split()
 print(
     f"wheel: Python {platform.python_version()}, paddlepaddle {paddle.__version__}, "
-    f"numpy {np.__version__}: trained, exported, predicted; {len(configs)} configs"
+    f"numpy {np.__version__}: trained, exported, predicted; {len(configs)} configs; "
+    f"zoo in {engine}"
 )
 PYTHON

@@ -10,7 +10,9 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
 
+import ppvision
 from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
@@ -552,3 +554,47 @@ def test_an_engine_that_is_missing_is_a_fault(monkeypatch):
 
     monkeypatch.setattr(integer_probe, "open_runtime", fail)
     assert "no plugin" in find_integer_fault.__wrapped__()
+
+
+@needs_integers
+def test_stock_quanters_of_paddleslim(tmp_path):
+    """`docs/paddleslim.md`: a model that PaddleSlim's own quanters trained, in integers: the
+    classes of its simulation."""
+    slim = pytest.importorskip("paddleslim.quant")
+    quanters = pytest.importorskip("paddleslim.quant.quanters")
+    (train, train_classes), (val, val_classes) = (_digits(part) for part in ("train", "val"))
+    config = slim.SlimQuantConfig(activation=None, weight=None)
+    config.add_type_config(
+        [nn.Conv2D, nn.Linear],
+        activation=FakeQuanterWithAbsMaxObserver(moving_rate=0.9),
+        weight=quanters.FakeQuanterChannelWiseAbsMaxObserver(),
+    )
+    example = paddle.to_tensor(train[:2])
+    quantized = slim.SlimQAT(config).quantize(DigitNet(), inplace=False, inputs=example)
+    quantized.train()
+    optimizer = paddle.optimizer.AdamW(0.01, parameters=quantized.parameters())
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = random.choice(len(train), 48)
+        x, y = paddle.to_tensor(train[chosen]), paddle.to_tensor(train_classes[chosen])
+        nn.functional.cross_entropy(quantized(x), y).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+    quantized.eval()
+    paddle.save(quantized.state_dict(), str(tmp_path / "model.pdparams"))
+    with paddle.no_grad():
+        simulated = quantized(paddle.to_tensor(val)).numpy().argmax(1)
+    assert (simulated == val_classes).mean() > 0.8  # it has learned
+
+    net = DigitNet()
+    ppvision.load_weights(net, tmp_path / "model.pdparams", allow_unexpected=["*_quanter.*"])
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number, image in enumerate(train[:16]):
+        tile = ((image + 1) * 127.5).round().astype(np.uint8).transpose(1, 2, 0)
+        cv2.imwrite(str(pictures / f"{number}.png"), tile)
+    folder = export(net, tmp_path / "net", calibration=pictures, input_shape=[None, 3, SIDE, SIDE])
+    assert read_manifest(folder).int8.passed
+    with Predictor(folder, precision="int8", threads=1) as predictor:
+        found = predictor.run(val)[0].argmax(1)
+    assert (found == simulated).mean() > 0.97

@@ -169,7 +169,7 @@ OF_OTHERS = {
     "ppvision/engine/vdl_records.py": {"_get_file_writer"},  # VisualDL
     "ppvision/plugins/paddleslim.py": {"_analysis_model", "_remove_call_hook"},
     "ppvision/plugins/paddledet_data.py": {"_sample_empty"},
-    "ppvision/plugins/shims/paddledet.py": {"_gen_proposal"},
+    "ppvision/plugins/shims/paddledet.py": {"_gen_proposal", "_get_infer_cfg_and_input_spec"},
     "ppvision/tasks/detection/evaluation.py": {
         "_batch_transforms",
         "_init_callbacks",

@@ -21,6 +21,8 @@ def config(tmp_path):
     """Read a PaddleDetection config: `config(options)` of SDN over a ResNet, or a whole `text`;
     leaves its global state as it was."""
     before = {key: value for key, value in workspace.global_config.items() if key != "filename"}
+    # A config is merged into the dictionaries of registered classes.
+    inside = {key: dict(value) for key, value in before.items() if isinstance(value, dict)}
 
     def read(options: str = "", text: str | None = None):
         path = tmp_path / "job.yml"
@@ -36,6 +38,9 @@ def config(tmp_path):
     yield read
     workspace.global_config.clear()
     workspace.global_config.update(before)
+    for key, content in inside.items():
+        before[key].clear()
+        before[key].update(content)
 
 
 def test_sdn_behind_a_stock_backbone_and_in_front_of_a_stock_neck(config):
@@ -171,6 +176,16 @@ def test_pale_from_the_zoos_weights_of_a_whole_model(config):
     card = read_weights("pale_nano_digit_scenes")
     for name, array in weights.items():
         np.testing.assert_array_equal(array, card[f"backbone.{name}"], err_msg=name)
+
+
+def test_feature_maps_by_the_other_name():
+    # Not by `create`: what a config sets stays in PaddleDetection's workspace.
+    pale_nano = plugin.pale_nano
+    assert [shape.stride for shape in pale_nano(out_indices=[1, 3]).out_shape] == [8, 32]
+    with pytest.raises(ValueError, match=r"pale_nano: out_indices: .*0 to 3"):
+        pale_nano(out_indices=[3, 1])
+    with pytest.raises(ValueError, match="Leave one of them"):
+        pale_nano(out_indices=[1], return_idx=[1])
 
 
 @pytest.mark.parametrize("indices", ["[]", "[4]", "[2, 1]", "[1, 1]", "[-1]"])

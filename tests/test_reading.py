@@ -102,6 +102,7 @@ def test_workers_do_not_destroy_what_is_garbage_in_their_parent():
         gc.collect()
         return list(_Garbage.seen)
 
+    gc.unfreeze()  # as in a program that never froze anything; tests/conftest.py did
     gc.collect()
     gc.disable()
     try:
@@ -113,6 +114,7 @@ def test_workers_do_not_destroy_what_is_garbage_in_their_parent():
         gc.collect()
     finally:
         gc.enable()
+        gc.freeze()
     assert _Garbage.seen == [os.getpid()]
 
 
@@ -148,6 +150,28 @@ def test_training_reports_a_worker_that_ends(tmp_path, number):
     name = {signal.SIGKILL: "SIGKILL", signal.SIGBUS: "/dev/shm"}[number]
     with pytest.raises(ReaderError, match=f"{name}.*--num_workers 0"):
         trainer.fit()
+    assert multiprocessing.active_children() == []
+
+
+def test_no_worker_is_left_where_the_end_of_each_raises():
+    """As Paddle's handler does once a worker has failed; a process with a child would not end."""
+
+    def fail(number: int, frame: object) -> None:
+        raise SystemError("a child ended")
+
+    dataset = SeededDataset(NoisyNumbers(), seed=0)
+    batches = SeededBatches(dataset, batch_size=4, seed=0, start=0, stop=8)
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        with pytest.raises(ReaderError, match="SIGKILL"):  # noqa: PT012, SIM117
+            with BatchReader(dataset, batches, 2, collate) as reader:
+                next(iter(reader))
+                signal.signal(signal.SIGCHLD, fail)
+                os.kill(reader._workers[0].pid, signal.SIGKILL)
+                time.sleep(10)
+        assert signal.getsignal(signal.SIGCHLD) is fail
+    finally:
+        signal.signal(signal.SIGCHLD, before)
     assert multiprocessing.active_children() == []
 
 

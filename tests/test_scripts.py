@@ -3,6 +3,7 @@ with the scripts' own process by --all (`tests/test_segmentation.py`, `tests/tes
 of several processes by default)."""
 
 import shlex
+import subprocess
 
 import pytest
 
@@ -47,12 +48,96 @@ def test_widths_that_are_named_are_those(tmp_path):
 def test_several_processes_are_launched(device, backend, tmp_path):
     words = words_of(tmp_path, "train.sh", "c.yml", "--device", device, NPROC=2, LOG_DIR="logs")
     assert words == [
-        *("-m", "ppvision.engine.launch", *backend, "--log_dir", "logs"),
+        *("-m", "ppvision.engine.launch", "--max_restart", "0", *backend, "--log_dir", "logs"),
         *(str(ROOT / "ppvision" / "__main__.py"), "train", "--config", "c.yml"),
         *("--do_eval", "--use_vdl", "--device", device),
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "logs"), [({}, "output/launch_logs/machine1"), ({"LOG_DIR": "l"}, "l")]
+)
+def test_several_machines_are_launched(given, logs, tmp_path):
+    machines = {"NNODES": 2, "MASTER": "10.0.0.1:6170", "NODE_RANK": 1, "NPROC": 8}
+    words = words_of(tmp_path, "train.sh", "c.yml", MAX_RESTART=3, **machines, **given)
+    assert words[:-5] == [
+        *("-m", "ppvision.engine.launch", "--max_restart", "3", "--nnodes", "2"),
+        *("--master", "10.0.0.1:6170", "--rank", "1", "--nproc_per_node", "8"),
+        *("--backend", "gloo", "--log_dir", logs, str(ROOT / "ppvision" / "__main__.py")),
+    ]
+
+
+WRONG = {
+    "NNODES": ("two", "a number of machines"),
+    "MASTER": ("10.0.0.1", "HOST:PORT"),
+    "NODE_RANK": ("2", "0 to 1"),
+    "NPROC": ("0", "a number of processes"),
+    "MAX_RESTART": ("often", "a number of restarts"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_variables_are_named(name, tmp_path, capfd):
+    given = {"NNODES": 2, "MASTER": "10.0.0.1:6170", "NODE_RANK": 1, name: WRONG[name][0]}
+    with pytest.raises(subprocess.CalledProcessError):
+        words_of(tmp_path, "train.sh", "c.yml", **given)
+    said = capfd.readouterr().err
+    assert f"{name}: expected" in said
+    assert WRONG[name][1] in said
+
+
 def test_the_dashboard(tmp_path):
     words = words_of(tmp_path, "dashboard.sh", "run a", "--port", 8040)
     assert words == ["-m", "ppvision.dashboard", "run a", "--port", "8040"]
+
+
+# -- scripts/test.sh --matrix ------------------------------------------------------------------
+
+_CHECK = """#!/usr/bin/env bash
+echo "it says more"
+[[ $PADDLE == 3.3.1 && $PYTHON == python3.12 ]] && { echo "it broke" >&2; exit 1; }
+echo "wheel: Python ${PYTHON#python}.9, paddlepaddle $PADDLE, numpy 2.5.5: trained;" \\
+    "30 configs; zoo in native"
+"""
+_SOME_PYTHON = """#!/usr/bin/env bash
+echo "{version}"
+"""
+
+
+def run_matrix(folder, *words):
+    """With stand-ins for the check and for Python 3.10 and 3.12; `python3.13` does not work."""
+    scripts, programs = folder / "scripts", folder / "bin"
+    for made in (scripts, programs):
+        made.mkdir(exist_ok=True)
+    for name in ("test.sh", "matrix.sh"):
+        (scripts / name).write_text((ROOT / "scripts" / name).read_text())
+    (scripts / "wheel_check.sh").write_text(_CHECK)
+    for version, says in (("3.10", "3.10"), ("3.12", "3.12"), ("3.13", ""), ("3.11", "3.8")):
+        path = programs / f"python{version}"
+        path.write_text(_SOME_PYTHON.format(version=says))
+        path.chmod(0o755)
+    environment = {"PATH": f"{programs}:/usr/bin:/bin", "PYENV_ROOT": str(folder), "HOME": "/none"}
+    command = ["bash", str(scripts / "test.sh"), "--matrix", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_the_matrix_is_a_table(tmp_path):
+    done = run_matrix(tmp_path)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[2:] == [
+        "| 3.10.9 | 3.2.2 | 2.5.5 | runs | native |",
+        "| 3.10.9 | 3.3.1 | 2.5.5 | runs | native |",
+        "| 3.11 | 3.2.2 | | not run: no such Python here | |",
+        "| 3.11 | 3.3.1 | | not run: no such Python here | |",
+        "| 3.12.9 | 3.2.2 | 2.5.5 | runs | native |",
+        "| 3.12 | 3.3.1 | | fails | |",
+        "| 3.13 | 3.2.2 | | not run: no such Python here | |",
+        "| 3.13 | 3.3.1 | | not run: no such Python here | |",
+    ]
+    assert "it broke" in done.stderr
+    done = run_matrix(tmp_path, "3.12:3.2.2", "3.10")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 2 + 3
+    done = run_matrix(tmp_path, "3.9")
+    assert done.returncode == 2
+    assert "got '3.9'" in done.stderr

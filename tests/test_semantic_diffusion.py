@@ -582,7 +582,9 @@ def test_which_layers_take_the_form_of_a_graph(name):
     assert [(path, id(layer)) for path, layer in model.named_sublayers()] == before
 
 
-@pytest.mark.filterwarnings("ignore:Value do not have 'place'")  # Paddle's own backward pass
+@pytest.mark.filterwarnings(
+    "ignore:(Value|Tensor) do not have 'place'"
+)  # Paddle's own backward pass
 def test_training_in_a_traced_graph_equals_eager():
     u, v = maps(18, (1, 3, 6, 6), (1, 3, 3, 3), dtype="float32")
     layer = SemanticDifferenceConv2D(3, 4)

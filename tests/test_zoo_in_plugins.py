@@ -53,7 +53,7 @@ def test_options_are_those_of_the_model(name):
     of_seg = set(inspect.signature(manager.BACKBONES[name]).parameters)
     of_det = set(workspace.global_config[name].schema)
     assert of_seg == own - {"num_classes", "features_only"}
-    assert of_det == own - {"num_classes", "features_only", "out_indices"} | {"return_idx"}
+    assert of_det == own - {"num_classes", "features_only"} | {"return_idx"}
     assert {"pretrained", "frozen_stages", "norm_eval", "recompute"} <= of_seg & of_det
 
 

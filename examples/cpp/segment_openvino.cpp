@@ -21,7 +21,9 @@ static void run(const std::string& folder, const std::string& file, const std::s
   if (manifest["format"].as<std::string>() == "paddle")
     program.replace(program.rfind('.'), std::string::npos, ".pdmodel");
   ov::Core core;
-  ov::CompiledModel model = core.compile_model(folder + "/" + program, "CPU");
+  // By itself OpenVINO computes in bfloat16 where the processor has it, and other labels come out.
+  ov::CompiledModel model = core.compile_model(folder + "/" + program, "CPU",
+                                               ov::hint::inference_precision(ov::element::f32));
   ov::InferRequest request = model.create_infer_request();
   ov::Tensor input(ov::element::f32, {1, 3, size_t(x.rows), size_t(x.cols)});
   write_planes(x, input.data<float>());

@@ -49,6 +49,13 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
     verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
     verb.add_argument(
+        "--logger",
+        action="append",
+        choices=("visualdl", "tensorboard"),
+        default=[],
+        help="record for it as well; may be given twice (visualdl: as --use_vdl)",
+    )
+    verb.add_argument(
         "--histograms", action="store_true", help="record the weights' distributions as well"
     )
     verb.add_argument("--use_ema", action="store_true", help="average the weights")
@@ -89,8 +96,11 @@ def run(args: argparse.Namespace) -> int | None:
     from ppvision.engine.stopping import STOP_SIGNALS, TrainingStopped
     from ppvision.tasks.training import run_training, train_options
 
-    if args.histograms and not args.use_vdl:
-        raise InputError("--histograms: are shown in VisualDL; expected --use_vdl with it.")
+    if args.histograms and not (args.use_vdl or args.logger):
+        raise InputError(
+            "--histograms: are shown in VisualDL and TensorBoard; expected --use_vdl or --logger "
+            "with it."
+        )
     set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         end_with_launcher()
@@ -120,7 +130,8 @@ def run(args: argparse.Namespace) -> int | None:
             folder,
             options,
             do_eval=args.do_eval,
-            use_vdl=args.use_vdl,
+            use_vdl=args.use_vdl or "visualdl" in args.logger,
+            use_tensorboard="tensorboard" in args.logger,
             histograms=args.histograms,
             device=args.device,
             model_path=args.model_path,

@@ -42,6 +42,7 @@ class Dashboard:
         folder: the run's.
         use_vdl: also write a VisualDL record (one file; the server shows only the newest of a
             folder).
+        use_tensorboard: also write records for TensorBoard.
         start_step: what an earlier run from here recorded after this step is dropped.
         evaluated: as `start_step`, for everything but the tags `Train/...`: an evaluation that was
             cut short is done again. Default: `start_step`.
@@ -53,8 +54,12 @@ class Dashboard:
         use_vdl: bool,
         start_step: int = 0,
         evaluated: int | None = None,
+        use_tensorboard: bool = False,
     ) -> None:
         evaluated = start_step if evaluated is None else evaluated
+        # Before any file is open: a package may be missing.
+        vdl = _vdl_records() if use_vdl else None
+        tensorboard = _tensorboard_records() if use_tensorboard else None
 
         def kept(step: int, tag: str) -> bool:
             return step <= (start_step if tag.startswith("Train/") else evaluated)
@@ -67,43 +72,60 @@ class Dashboard:
         write_text(folder.metrics, text.getvalue())
         self._file = folder.metrics.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file, lineterminator="\n")
-        self._vdl = _vdl_records().open_records(folder.vdl, kept) if use_vdl else None
+        self._vdl = None if vdl is None else vdl.open_records(folder.vdl, kept)
+        self._tensorboard = None
+        if tensorboard is not None:
+            self._tensorboard = tensorboard.TensorBoardRecords(folder.tensorboard, start_step)
         self.flush()
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._csv.writerow((step, tag, repr(float(value))))
         if self._vdl is not None:
             self._vdl.add_scalar(_shown(tag), float(value), step)
+        if self._tensorboard is not None:
+            self._tensorboard.scalar(tag, float(value), step)
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """`image` is `[H, W, 3]` uint8 RGB."""
         if self._vdl is not None:
             self._vdl.add_image(_shown(tag), image, step)
+        if self._tensorboard is not None:
+            self._tensorboard.image(tag, image, step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
         """The distribution of any number of values."""
         if self._vdl is not None:
             self._vdl.add_histogram(_shown(tag), values.ravel(), step, buckets=HISTOGRAM_BUCKETS)
+        if self._tensorboard is not None:
+            self._tensorboard.histogram(tag, values, step, HISTOGRAM_BUCKETS)
 
     def text(self, tag: str, text: str) -> None:
         if self._vdl is not None:
             self._vdl.add_text(tag, text, 0)
+        if self._tensorboard is not None:
+            self._tensorboard.text(tag, text)
 
     def settings(self, values: dict[str, float | int | str], scores: list[str]) -> None:
         """The run's row of the page that compares settings: `values`, and the last point of each
         scalar in `scores`."""
         if self._vdl is not None:
             self._vdl.add_hparams(values, scores)
+        if self._tensorboard is not None:
+            self._tensorboard.settings(values)
 
     def flush(self) -> None:
         self._file.flush()
         if self._vdl is not None:
             self._vdl._get_file_writer().flush()
+        if self._tensorboard is not None:
+            self._tensorboard.flush()
 
     def close(self) -> None:
         self._file.close()
         if self._vdl is not None:
             self._vdl.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
 
 def _shown(tag: str) -> str:
@@ -126,6 +148,23 @@ def _vdl_records() -> ModuleType:
             "--use_vdl out; metrics.csv has the same numbers."
         ) from error
     return vdl_records
+
+
+def _tensorboard_records() -> ModuleType:
+    """The module `tensorboard_records`, whose package is not part of the core.
+
+    Raises:
+        MissingPackageError: it is not installed.
+    """
+    try:
+        from ppvision.engine import tensorboard_records
+    except ImportError as error:
+        raise MissingPackageError(
+            "Records for TensorBoard need tensorboardX, which does not load here "
+            f"({shorten_text(str(error), 200)}): pip install tensorboardX, or leave "
+            "--logger tensorboard out; metrics.csv has the same numbers."
+        ) from error
+    return tensorboard_records
 
 
 def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:

@@ -3,12 +3,17 @@
 By itself Paddle's launcher of CPU processes leaves its ranks behind when it is signalled or killed:
 they go on training. The one of GPU processes gives them 30 seconds, and ends with another code
 than 128 + signal. Arguments are those of `paddle.distributed.launch`.
+
+`--max_restart N` (default: 0) starts the training again, with `--resume auto`, up to N times after
+one of its processes has failed, or one on another machine, which ends them all. Paddle has an
+argument of this name, which does something only with a master at `etcd://`, and does not get ours.
 """
 
 import contextlib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -19,6 +24,11 @@ from paddle.distributed.launch.main import launch
 from ppvision.engine.reading import LAUNCHER
 from ppvision.engine.stopping import STOP_SIGNALS
 
+_MAX_RESTART = "--max_restart"
+_RESUME = ["--resume", "auto"]
+# Codes of ranks after which no other attempt helps: 2 is wrong usage, the others say that the
+# training was asked to stop, on this machine or on another one.
+_FINAL = {2, *(128 + number for number in STOP_SIGNALS)}
 _first_signal = 0
 
 
@@ -39,19 +49,62 @@ def _hand_on(number: int, _: FrameType | None) -> None:
             os.kill(child, signal.SIGTERM)
 
 
+def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
+    """The word behind `name`, or None where it is not there, and the words without both."""
+    if name not in words:
+        return None, words
+    place = words.index(name)
+    return words[place + 1], [*words[:place], *words[place + 2 :]]
+
+
+def _launch() -> int:
+    """Paddle's launcher; returns its exit code."""
+    try:
+        launch()
+    except SystemExit as end:
+        return end.code or 0
+    except Exception:
+        # The thread of its key-value server would keep this process, and the others that wait
+        # for it, for ever.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    return 0
+
+
 def main() -> None:
+    restarts, words = take_option(sys.argv[1:], _MAX_RESTART)
+    left = int(restarts or 0)
+    given = words
+    if "--nnodes" in words:
+        # Paddle's launcher of several machines does not know this option: it would take its value
+        # for the program. It hands this variable on, which the ranks read.
+        backend, words = take_option(words, "--backend")
+        if backend is not None:
+            os.environ["PADDLE_DISTRI_BACKEND"] = backend
+    sys.argv[1:] = words
     os.environ[LAUNCHER] = str(os.getpid())
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
             signal.signal(number, _hand_on)
     # It would set handlers of its own.
     ControllerBase.signal_handler = lambda self, number, frame: _hand_on(number, frame)
-    code = 0
-    try:
-        launch()
-    except SystemExit as end:
-        code = end.code
-    sys.exit(128 + _first_signal if code and _first_signal else code)
+    code = _launch()
+    if code and _first_signal:
+        sys.exit(128 + _first_signal)
+    if code and code not in _FINAL and left > 0:
+        print(
+            f"launch: a process ended with code {code}; training goes on from the newest "
+            f"checkpoint; restarts left after this one: {left - 1}",
+            file=sys.stderr,
+            flush=True,
+        )
+        if given[-2:] != _RESUME:
+            given = [*given, *_RESUME]
+        # A new process: Paddle's launcher leaves threads and settings behind in this one.
+        again = ["-m", "ppvision.engine.launch", _MAX_RESTART, str(left - 1), *given]
+        os.execv(sys.executable, [sys.executable, *again])
+    sys.exit(code)
 
 
 if __name__ == "__main__":

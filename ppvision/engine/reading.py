@@ -36,6 +36,8 @@ Sample = TypeVar("Sample")
 # alone (the thread that reads where there are no processes).
 PATIENCE = 1.0
 
+_BEGAN = time.time()
+
 # What the queue of a `BatchReader` holds beside batches.
 _END, _WOKEN = object(), object()
 
@@ -64,19 +66,24 @@ def _protect_worker(_: int = 0) -> None:
 
 def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    _free_shared_memory(began)
+    _free_shared_memory(os.getpid(), began)
     os._exit(1)
 
 
 def _free_memory_of_orphan(parent: int, began: float) -> None:
     if os.getppid() != parent:
-        _free_shared_memory(began)
+        _free_shared_memory(os.getpid(), began)
 
 
-def _free_shared_memory(began: float) -> None:
-    """Remove the batches that Paddle's loader has put into shared memory for a parent that is gone.
-    They would stay until the machine restarts."""
-    for path in Path("/dev/shm").glob(f"paddle_{os.getpid()}_*"):
+def _free_shared_memory(worker: int, began: float) -> None:
+    """Remove the batches that a worker of Paddle's loader has put into shared memory, and that
+    nobody will take. They would stay until the machine restarts.
+
+    Args:
+        worker: its process id.
+        began: when it, or the process that started it, began.
+    """
+    for path in Path("/dev/shm").glob(f"paddle_{worker}_*"):
         with contextlib.suppress(OSError):
             # Older ones may be of a container that shares the memory, and counts its own processes.
             if path.stat().st_mtime >= began:
@@ -207,6 +214,10 @@ class BatchReader:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with _deaf_to_children():
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         # Paddle's loader raises these. Looked at before we end the workers ourselves.
         code = _code_of_ended(self._workers) if isinstance(error, SystemError | RuntimeError) else 0
         self._wanted.put(False)
@@ -258,11 +269,31 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     workers += [child for child in multiprocessing.active_children() if child not in before]
 
 
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Let nothing be raised when a child ends.
+
+    Once a worker has failed, Paddle's handler of SIGCHLD raises at the end of every other one,
+    wherever the main thread is: in the middle of ending them, some would be left, and Python waits
+    for its children at its own end.
+    """
+    if threading.current_thread() is not threading.main_thread():  # the handler raises in that one
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: not one of Python's
+
+
 def _end_workers(workers: Sequence[BaseProcess]) -> None:
-    for worker in workers:
-        worker.kill()
-    for worker in workers:
-        worker.join()
+    with _deaf_to_children():
+        for worker in workers:
+            worker.kill()
+        for worker in workers:
+            worker.join()
+            _free_shared_memory(worker.pid, _BEGAN)
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:

@@ -35,6 +35,10 @@ class RunFolder:
         return self.root / "vdl"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -67,7 +71,7 @@ class RunFolder:
 
     def _holds_a_start_only(self) -> bool:
         """Whether there is nothing but what a run writes before its first checkpoint."""
-        paths = self.config, self.metrics, self.log, self.vdl, self.checkpoints
+        paths = self.config, self.metrics, self.log, self.vdl, self.tensorboard, self.checkpoints
         before = {path.name for path in paths}
         # A killed run may have left a partial file of one of them, and of its first checkpoint.
         found = {path.name for path in self.root.iterdir() if path.suffix != ".partial"}

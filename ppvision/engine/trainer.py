@@ -28,6 +28,15 @@ from ppvision.engine.checkpoint import (
     set_aside,
     update_progress,
 )
+from ppvision.engine.ranks import (
+    RankLostError,
+    ask_first,
+    average_statistics,
+    is_lost_rank,
+    mean_over_ranks,
+    on_one_machine,
+    reach_folder,
+)
 from ppvision.engine.reading import BatchReader
 from ppvision.engine.run_folder import RunFolder, config_differences
 from ppvision.engine.seeding import (
@@ -203,20 +212,28 @@ class Trainer:
         return SeededBatches(self.dataset, options.batch_size, options.seed, start * k, stop * k)
 
     def _resume(self, resume: str) -> None:
-        self._found = list_checkpoints(self.folder.checkpoints)
-        path = find_checkpoint(self.folder.checkpoints, resume)
+        if self.rank == 0:
+            self._found = list_checkpoints(self.folder.checkpoints)
+        path, ours = ask_first(partial(self._find_checkpoint, resume))
         if path is None:
             logger.info(f"resume: no checkpoint in {self.folder.checkpoints}; starting anew")
             return
-        self.progress = load_checkpoint(path, self.model, self.optimizer, self.ema)
+        with reach_folder(path, "state.json") as reached:
+            self.progress = load_checkpoint(reached, self.model, self.optimizer, self.ema)
+            before = read_config(reached)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
         logger.info(f"resume: going on from {path}, step {self.progress.step}")
-        ours = path.parent.resolve() == self.folder.checkpoints.resolve()
         if ours:
             self._saved_step = self.progress.step
         self._kept_step = self.progress.step - (not ours)
-        self._tell_of_another_config(read_config(path))
+        self._tell_of_another_config(before)
+
+    def _find_checkpoint(self, resume: str) -> tuple[Path | None, bool]:
+        """The checkpoint to go on from, and whether it is one of this folder."""
+        checkpoints = self.folder.checkpoints
+        path = find_checkpoint(checkpoints, resume)
+        return path, path is not None and path.parent.resolve() == checkpoints.resolve()
 
     def _set_later_ones_aside(self) -> None:
         """Take the way on from the checkpoint that was read; the folder is held.
@@ -297,6 +314,7 @@ class Trainer:
             FolderInUseError: another process trains in the folder.
             StorageError: a checkpoint, a picture or a number could not be written; the message
                 names the checkpoint to go on from.
+            RankLostError: another process of the training has ended (seen with gloo).
         """
         self._stop = StopRequest(SAME_REQUEST if self.ranks == 1 else SAME_REQUEST_OF_RANKS)
         self._agreed_signal = 0
@@ -316,6 +334,12 @@ class Trainer:
                 if isinstance(error, Exception) and self.ranks > 1 and self._stop.number:
                     # Another rank stopped first, in an evaluation, and this one waited for it.
                     raise self._stopped() from error
+                if isinstance(error, Exception) and is_lost_rank(error):
+                    raise RankLostError(
+                        "another process of this training has ended, on this machine or another "
+                        "one; its log (workerlog) says why. Start all of them again with "
+                        "--resume auto"
+                    ) from error
                 raise
             self._end()
         return self.progress
@@ -414,7 +438,7 @@ class Trainer:
             return
         means = {tag: value / progress.summed for tag, value in progress.sums.items()}
         if self.ranks > 1:
-            means = self._over_ranks(means)
+            means = mean_over_ranks(means)
         self._tell("on_log", progress.step, means | latest)
         progress.sums, progress.summed = {}, 0
 
@@ -544,7 +568,10 @@ class Trainer:
         for tensor, before in zip(_statistics(self.model), statistics, strict=True):
             tensor.set_value(before)  # the forward pass has put its numbers into BatchNorm's
         self.progress.step = step - 1
-        if not all(bool(paddle.isfinite(p).all()) for p in self.model.parameters()):
+        finite = all(bool(paddle.isfinite(p).all()) for p in self.model.parameters())
+        if self.ranks > 1:  # BatchNorm's statistics differ, and all ranks have to save, or none
+            finite = mean_over_ranks({"finite": float(finite)})["finite"] == 1
+        if not finite:
             return "The weights before it are not finite either: go on from an older checkpoint."
         self._save(keep=None)
         path = self.folder.checkpoints / f"step_{step - 1}"
@@ -559,8 +586,10 @@ class Trainer:
         if self.ranks > 1 and self._agreed_signal:
             self._save_and_stop()
         if self.evaluate is not None:
-            # It may take long, and a resume does it again.
-            with self._stop.interrupting(self._stopped):
+            # It may take long, and a resume does it again. Ranks on another machine do not get the
+            # signal; they agree on it in the next step.
+            here = on_one_machine()
+            with self._stop.interrupting(self._stopped) if here else contextlib.nullcontext():
                 self._evaluate()
         self.progress.evaluated = self.progress.step
         if path is not None:
@@ -597,9 +626,13 @@ class Trainer:
         """Rank 0 writes a checkpoint, unless there is one of this very step; `keep` as
         `save_checkpoint`."""
         progress = self.progress
-        if self._saved_step != progress.step and self.ranks > 1 and progress.sums:
-            # What waits for the next log line is that of all ranks: each takes it up at a resume.
-            progress.sums = self._over_ranks(progress.sums)
+        if self._saved_step != progress.step and self.ranks > 1:
+            # All ranks go on with what is saved, as they do after a resume.
+            average_statistics(self.model, *([] if self.ema is None else [self.ema]))
+            if progress.sums:
+                # What waits for the next log line is that of all ranks: each takes it up at a
+                # resume.
+                progress.sums = mean_over_ranks(progress.sums)
         known, self._saved_step = self._saved_step == progress.step, progress.step
         if self.rank != 0:
             return None
@@ -620,12 +653,6 @@ class Trainer:
             keep,
             self._recorded_config(),
         )
-
-    def _over_ranks(self, numbers: dict[str, float]) -> dict[str, float]:
-        """The means over all ranks."""
-        total = paddle.to_tensor(list(numbers.values()), "float64")
-        paddle.distributed.all_reduce(total)
-        return dict(zip(numbers, (total / self.ranks).tolist(), strict=True))
 
     def _save_best(self, model: nn.Layer) -> None:
         path = self.folder.best_model

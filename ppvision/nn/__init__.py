@@ -1,5 +1,6 @@
 """Operators in pure Paddle: they know no framework above them."""
 
+from ppvision.nn.flops import FLOP_COUNTERS
 from ppvision.nn.layers import ChannelLayerNorm, DropPath
 from ppvision.nn.pale_attention import PaleAttention, pale_merge, pale_partition
 from ppvision.nn.semantic_diffusion import (
@@ -9,6 +10,7 @@ from ppvision.nn.semantic_diffusion import (
 )
 
 __all__ = [
+    "FLOP_COUNTERS",
     "ChannelLayerNorm",
     "DropPath",
     "PaleAttention",

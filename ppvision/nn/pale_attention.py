@@ -247,6 +247,32 @@ class SeparableConv(nn.Sequential):
         )
 
 
+class AttentionProducts(nn.Layer):
+    """`grouped_attention` as a layer, without parameters: what counts or profiles a network by its
+    layers sees it.
+
+    Args:
+        num_heads: see `grouped_attention`.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None = None,
+        fused: bool = False,
+    ) -> Tensor:
+        return grouped_attention(query, key, value, self.num_heads, bias, fused)
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"
+
+
 class PaleAttention(nn.Layer):
     """PS-Attention in its parallel form.
 
@@ -306,6 +332,7 @@ class PaleAttention(nn.Layer):
         self.query = SeparableConv(channels)
         self.key = SeparableConv(channels)
         self.value = SeparableConv(channels)
+        self.products = AttentionProducts(num_heads // 2)  # of one branch
         self.project = nn.Conv2D(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -338,8 +365,7 @@ class PaleAttention(nn.Layer):
             if real is not None:
                 bias = (1.0 - _to_groups(real, size, axis)) * MASKED_SCORE  # [B*N, 1, T]
                 bias = bias.unsqueeze(1)  # [B*N, 1, 1, T]
-            heads = self.num_heads // 2
-            out = grouped_attention(query, key, value, heads, bias, fused)  # [B*N, C/2, T]
+            out = self.products(query, key, value, bias, fused)  # [B*N, C/2, T]
             branches.append(_from_groups(out, size, axis, padded_height, padded_width))
         out = paddle.concat(branches, axis=1)  # [B, C, H', W']
         return self.project(crop_to(out, padded_height, padded_width, height, width))

@@ -66,7 +66,7 @@ from ppvision.zoo.factory import create_model, model_signature
 from ppvision.zoo.registry import follow_models
 
 _REFUSED = "!Callable"
-# PaddleDetection calls out_indices return_idx; and it makes every map, of which it takes some.
+# PaddleDetection makes every map, of which it takes some; it calls out_indices return_idx.
 _NOT_OF_A_BACKBONE = ("num_classes", "features_only", "out_indices")
 
 
@@ -115,25 +115,37 @@ class _ZooBackbone(nn.Layer):
 
     Args:
         return_idx: numbers of the feature maps, from the finest. Default None: all.
-        options: those of `create_model`, but for the head's and `out_indices`.
+        out_indices: the same, by the name that `create_model` and PaddleSeg have for it.
+        options: those of `create_model`, but for the head's.
 
     Attributes:
         out_shape: channels and stride of each.
 
     Raises:
-        ValueError: an argument out of range, or weights that do not fit.
+        ValueError: an argument out of range, weights that do not fit, or both names at once.
         FileNotFoundError: no such weights.
     """
 
-    def __init__(self, return_idx: Sequence[int] | None = None, **options: object) -> None:
+    def __init__(
+        self,
+        return_idx: Sequence[int] | None = None,
+        out_indices: Sequence[int] | None = None,
+        **options: object,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
+        given = "return_idx" if out_indices is None else "out_indices"
+        if return_idx is not None and out_indices is not None:
+            raise InputError(
+                f"{name}: return_idx and out_indices are two names for the same. Leave one of them."
+            )
+        return_idx = return_idx if out_indices is None else out_indices
         self.net = create_model(name, features_only=True, **options)
         count = len(self.net.feat_channels)
         chosen = list(range(count) if return_idx is None else return_idx)
         if not chosen or sorted(set(chosen)) != chosen or not 0 <= chosen[0] <= chosen[-1] < count:
             raise InputError(
-                f"{name}: return_idx: expected numbers from 0 to {count - 1}, the finest first, "
+                f"{name}: {given}: expected numbers from 0 to {count - 1}, the finest first, "
                 f"got {shorten(return_idx)}."
             )
         self.return_idx = chosen
@@ -158,10 +170,11 @@ def _backbone(name: str) -> type[_ZooBackbone]:
         if p.name not in _NOT_OF_A_BACKBONE
     ]
 
-    def __init__(self: _ZooBackbone, return_idx: Sequence[int] | None = None, **given: object):
-        _ZooBackbone.__init__(self, return_idx, **given)
+    def __init__(self: _ZooBackbone, *words: object, **given: object):
+        _ZooBackbone.__init__(self, *words, **given)
 
-    __init__.__signature__ = inspect.Signature([own["self"], own["return_idx"], *options])
+    first = [own[name] for name in ("self", "return_idx", "out_indices")]
+    __init__.__signature__ = inspect.Signature([*first, *options])
     content = {"__doc__": _ZooBackbone.__doc__, "__module__": __name__, "__init__": __init__}
     return type(name, (_ZooBackbone,), content)
 

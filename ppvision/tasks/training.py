@@ -78,6 +78,7 @@ def run_training(
     *,
     do_eval: bool,
     use_vdl: bool,
+    use_tensorboard: bool = False,
     histograms: bool = False,
     device: str = "cpu",
     model_path: str | Path | None = None,
@@ -92,7 +93,8 @@ def run_training(
         options: how to run.
         do_eval: score the model at every checkpoint, and keep the best.
         use_vdl: record for VisualDL.
-        histograms: with `use_vdl`, also the distributions of the weights at every checkpoint.
+        use_tensorboard: record for TensorBoard.
+        histograms: with one of these, also the distributions of the weights at every checkpoint.
         device: cpu, gpu or gpu:N.
         model_path: weights to start from.
         skip_check: do not look at the data set first.
@@ -107,7 +109,7 @@ def run_training(
     with folder.locked() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
         trainer = _trainer(job, folder, options, do_eval, device, model_path, skip_check)
         # Nothing is written before all of this has been built.
-        _open_folder(job, trainer, do_eval, use_vdl, histograms, callbacks)
+        _open_folder(job, trainer, do_eval, use_vdl, use_tensorboard, histograms, callbacks)
         return trainer.fit()
 
 
@@ -149,6 +151,7 @@ def _open_folder(
     trainer: Trainer,
     do_eval: bool,
     use_vdl: bool,
+    use_tensorboard: bool,
     histograms: bool,
     callbacks: Sequence[Callback],
 ) -> None:
@@ -161,14 +164,15 @@ def _open_folder(
     if world > 1:
         paddle.distributed.barrier()
     if rank == 0:
-        dashboard = Dashboard(folder, use_vdl, trainer.progress.step, trainer.progress.evaluated)
+        progress = trainer.progress
+        dashboard = Dashboard(folder, use_vdl, progress.step, progress.evaluated, use_tensorboard)
         _describe(dashboard, job, folder, options, do_eval)
         per_step = options.batch_size * options.accumulate * world
         trainer.callbacks += [
             ProgressLog(options.iters, per_step),
             DashboardLog(
                 dashboard,
-                partial(job.pictures, model) if do_eval and use_vdl else None,
+                partial(job.pictures, model) if do_eval and (use_vdl or use_tensorboard) else None,
                 model if histograms else None,
             ),
             *callbacks,

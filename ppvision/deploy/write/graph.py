@@ -131,7 +131,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     try:
         with warnings.catch_warnings(), short_stacks():
             # ones_like and its kin ask a traced tensor for its device, which it has not.
-            warnings.filterwarnings("ignore", message="Value do not have 'place' interface")
+            warnings.filterwarnings("ignore", message="(Value|Tensor) do not have 'place'")
             # A detector's `_, x = topk(...)` in one branch alone.
             warnings.filterwarnings("ignore", message="Return results has maybe unbound local")
             # Paddle's own arange, in the earlier format.

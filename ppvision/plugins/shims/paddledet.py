@@ -4,11 +4,12 @@ import importlib
 from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import cv2
 import numpy as np
 import paddle
-from paddle import Tensor
+from paddle import Tensor, nn
 
 from ppvision.errors import InputError
 from ppvision.forms.paddle_private import select_boxes
@@ -240,10 +241,65 @@ def _masks(old: Callable) -> Callable:
     return paste
 
 
+class _Twice(nn.Layer):
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return inputs["image"] * 2
+
+
+class _Config(dict):
+    architecture = ""
+
+
+def _exported_inputs() -> None:
+    trainer = importlib.import_module("ppdet.engine.trainer")
+    owner = SimpleNamespace(cfg=_Config(TestReader={}), model=_Twice())
+    try:
+        with mock.patch.object(trainer, "_dump_infer_config"):  # writes a file
+            found = trainer.Trainer._get_infer_cfg_and_input_spec(owner, "")
+    except RuntimeError as error:  # main_program, of a graph that was not made whole
+        raise InputError(str(error)) from error
+    if set(found[1][0]) != {"image"}:
+        raise InputError("inputs that the graph does not read")
+
+
+def _used_inputs(input_spec: list[dict], program: object, _: object) -> list[dict]:
+    """Those that an operator reads; a graph of Paddle 3 names each in an operator of its own."""
+    used = {
+        operator.attrs().get("name")
+        for operator in program.global_block().ops
+        if operator.name() == "pd_op.data" and not operator.result(0).use_empty()
+    }
+    return [{name: spec for name, spec in input_spec[0].items() if name in used}]
+
+
+def _whole_graph(old: Callable) -> Callable:
+    def prepare(self: object, *arguments: object, **options: object) -> tuple:
+        trainer = importlib.import_module("ppdet.engine.trainer")
+        whole = partial(paddle.jit.to_static, full_graph=True)
+        with (
+            mock.patch.object(paddle.jit, "to_static", whole),
+            mock.patch.object(trainer, "_prune_input_spec", _used_inputs),
+        ):
+            return old(self, *arguments, **options)
+
+    return prepare
+
+
 _ASSIGNERS = "ppdet/modeling/assigners"
 _MIXED = "Paddle 3 refuses arithmetic of int64 and int32"
 _THREE = "without boxes it gives three results in the place of four"
 PADDLEDET_SHIMS = {
+    "graphs-of-exports": Replacement(
+        "ppdet.engine.trainer:Trainer._get_infer_cfg_and_input_spec",
+        _exported_inputs,
+        _on_paddle_3(
+            "ppdet/engine/trainer.py:1127",
+            "static_model = paddle.jit.to_static(",
+            "Paddle 3 makes no whole graph unless full_graph=True asks for it, and "
+            "_prune_input_spec looks for inputs as graphs of Paddle 2 have them",
+        ),
+        _whole_graph,
+    ),
     "nms-in-graphs": Replacement(
         "ppdet.modeling.ops:multiclass_nms",
         _graph_of_nms,
