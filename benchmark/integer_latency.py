@@ -109,7 +109,8 @@ def export_all(name: str, batch: int, work: Path) -> dict[str, Path]:
     network = NETWORKS[name]
     kinds = ("float32", "int8", *(f"w{bits}" for bits in WIDTHS))
     folders = {kind: work / f"{name}-{kind}-b{batch}" for kind in kinds}
-    if all((folder / "deploy.yaml").is_file() for folder in folders.values()):
+    missing = [kind for kind in kinds if not (folders[kind] / "deploy.yaml").is_file()]
+    if not missing:
         return folders
     paddle.seed(0)
     model = network.build()
@@ -118,10 +119,12 @@ def export_all(name: str, batch: int, work: Path) -> dict[str, Path]:
         random, shape = np.random.default_rng(0), (*network.size, 3)
         for number in range(4):
             write_picture(Path(noise) / f"{number}.png", random.integers(0, 256, shape, np.uint8))
-        _export(network, model, folders["float32"], batch)
-        _export(network, model, folders["int8"], batch, integers=IntegerOptions(noise))
-    state = make_state(network, model)
-    for bits in WIDTHS:
+        for kind, options in (("float32", None), ("int8", IntegerOptions(noise))):
+            if kind in missing:
+                _export(network, model, folders[kind], batch, integers=options)
+    widths = [bits for bits in WIDTHS if f"w{bits}" in missing]
+    state = make_state(network, model) if widths else None
+    for bits in widths:
         packed = pack_model(network.build(), state, bits, integers=True)
         _export(network, packed, folders[f"w{bits}"], batch, bits, IntegerOptions())
     return folders

@@ -1,6 +1,7 @@
 """`benchmark/integer_latency.py`: every arithmetic of a small network once, and its table."""
 
 import csv
+import shutil
 
 import pytest
 
@@ -46,8 +47,17 @@ def test_every_arithmetic_has_a_row(monkeypatch, tmp_path):
     ]
     assert weights == sorted(weights, reverse=True)
 
-    monkeypatch.setattr(integer_latency, "export_model", lambda *_, **__: pytest.fail("again"))
-    measure(monkeypatch, results, *how)  # the folders are there
+    written = []
+    export = integer_latency.export_model
+    monkeypatch.setattr(
+        integer_latency,
+        "export_model",
+        lambda model, folder, **others: written.append(folder.name)
+        or export(model, folder, **others),
+    )
+    shutil.rmtree(tmp_path / "work" / "small-w2-b2")
+    measure(monkeypatch, results, *how)
+    assert written == ["small-w2-b2"]  # the other folders were there
     with results.open() as file:
         assert len(list(csv.DictReader(file))) == len(rows)
 
