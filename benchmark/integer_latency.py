@@ -1,17 +1,20 @@
 """What integers bring: milliseconds, bytes, seconds to load and memory of exported folders.
 
-    python benchmark/integer_latency.py --work_dir output/integers   # all, about 20 minutes
+    python benchmark/integer_latency.py --work_dir output/integers   # all, an hour or more
     python benchmark/integer_latency.py --work_dir output/integers --models resnet50 --threads 1
 
-Each network is exported in float and in integers (random weights, calibrated on noise: time does
-not depend on them) and opened in processes of its own, one for each folder and arithmetic. The
-processes run in turn, one picture or batch each, so that whatever else the machine does meets all
-of them alike; a row is the median of many. `ratio` is the median of a round's time over float32's
-in the same engine, OpenVINO. Rows go to benchmark/results/integer_latency.csv.
+Each network is exported in float, in integers, and with packed codes of 4 and 2 bits in integers
+(random weights, calibrated on noise: time does not depend on them) and opened in processes of its
+own, one for each folder and arithmetic. The processes run in turn, one picture or batch each, so
+that whatever else the machine does meets all of them alike; a row is the median of many. `ratio` is
+the median of a round's time over float32's in the same engine, OpenVINO. Detectors take one picture
+at a time, their NMS included. Rows go to benchmark/results/integer_latency.csv.
 """
 
 import argparse
+import copy
 import csv
+import functools
 import json
 import subprocess
 import sys
@@ -30,13 +33,21 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from ppvision import create_model, export_model
 from ppvision.data.writing import write_picture
 from ppvision.deploy.run.precision import usable_flags
+from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.environment import machine
+from ppvision.quant.packed import pack_model
+from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
+from ppvision.tasks import open_job
+from ppvision.tasks.job import Job
 
 RESULTS = Path(__file__).parent / "results" / "integer_latency.csv"
 FIELDS = ["model", "input", "arithmetic", "engine", "threads", "batch", "ms", "ratio", "bytes"]
 FIELDS += ["load_s", "memory_mb", "rounds", "machine"]
 
 NORMALIZE = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
+WIDTHS = (4, 2)  # of packed codes
+DETECTOR = Path(__file__).parents[1] / "configs" / "detection" / "ppyoloe_pale_nano_bccd.yml"
 UNITS = ("avx512_vnni", "avx_vnni", "amx_int8", "amx_bf16")
 
 
@@ -59,18 +70,27 @@ def _segmenter(sdn: bool) -> Callable[[], nn.Layer]:
     return build
 
 
+@functools.cache
+def _detection_job() -> Job:
+    return open_job(DETECTOR)
+
+
+def _detector() -> nn.Layer:
+    return copy.deepcopy(_detection_job().float_model)
+
+
 @dataclass(frozen=True)
 class Network:
     """What is measured.
 
     Attributes:
         build: makes it, in float.
-        side: of the picture, in pixels.
-        task: of `export_model`.
+        size: height and width of the picture, in pixels.
+        task: of `export_model`, or "detection".
     """
 
     build: Callable[[], nn.Layer]
-    side: int = 224
+    size: tuple[int, int] = (224, 224)
     task: str = "classification"
 
 
@@ -78,34 +98,93 @@ NETWORKS = {
     "pale_nano": Network(_classifier("pale_nano")),
     "pale_tiny": Network(_classifier("pale_tiny")),
     "resnet50": Network(_classifier("resnet50")),
-    "segformer_pale_nano": Network(_segmenter(False), 512, "segmentation"),
-    "segformer_pale_nano_sdn": Network(_segmenter(True), 512, "segmentation"),
+    "segformer_pale_nano": Network(_segmenter(False), (512, 512), "segmentation"),
+    "segformer_pale_nano_sdn": Network(_segmenter(True), (512, 512), "segmentation"),
+    "ppyoloe_pale_nano": Network(_detector, (256, 320), "detection"),
 }
 
 
-def export_both(name: str, batch: int, work: Path) -> dict[str, Path]:
-    """The folders of a network by arithmetic; an export that is there already is kept."""
+def export_all(name: str, batch: int, work: Path) -> dict[str, Path]:
+    """The folders of a network: "float32", "int8", "w4", "w2"; one that is there already stays."""
     network = NETWORKS[name]
-    folders = {kind: work / f"{name}-{kind}-b{batch}" for kind in ("float32", "int8")}
-    if all((folder / "deploy.yaml").is_file() for folder in folders.values()):
+    kinds = ("float32", "int8", *(f"w{bits}" for bits in WIDTHS))
+    folders = {kind: work / f"{name}-{kind}-b{batch}" for kind in kinds}
+    missing = [kind for kind in kinds if not (folders[kind] / "deploy.yaml").is_file()]
+    if not missing:
         return folders
     paddle.seed(0)
     model = network.build()
     model.eval()
-    random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=work) as noise:
+        random, shape = np.random.default_rng(0), (*network.size, 3)
         for number in range(4):
-            shape = (network.side, network.side, 3)
             write_picture(Path(noise) / f"{number}.png", random.integers(0, 256, shape, np.uint8))
-        how = {
-            "input_shape": [batch, 3, network.side, network.side],
-            "task": network.task,
-            "output_op": "none",
-            "transforms": NORMALIZE,
-        }
-        export_model(model, folders["float32"], **how)
-        export_model(model, folders["int8"], **how, int8=True, calibration=noise)
+        for kind, options in (("float32", None), ("int8", IntegerOptions(noise))):
+            if kind in missing:
+                _export(network, model, folders[kind], batch, integers=options)
+    widths = [bits for bits in WIDTHS if f"w{bits}" in missing]
+    state = make_state(network, model) if widths else None
+    for bits in widths:
+        packed = pack_model(network.build(), state, bits, integers=True)
+        _export(network, packed, folders[f"w{bits}"], batch, bits, IntegerOptions())
     return folders
+
+
+def _export(
+    network: Network,
+    model: nn.Layer,
+    folder: Path,
+    batch: int,
+    bits: int = 32,
+    integers: IntegerOptions | None = None,
+) -> None:
+    shape = [batch, 3, *network.size]
+    if network.task == "detection":
+        how = {"output_op": None, "model_format": "paddle", "bits": bits, "integers": integers}
+        _detection_job().export(model, folder, input_shape=shape, **how)
+        return
+    export_model(
+        model,
+        folder,
+        input_shape=shape,
+        task=network.task,
+        output_op="none",
+        transforms=NORMALIZE,
+        bits=bits,
+        int8=integers is not None,
+        calibration=None if integers is None else integers.calibration,
+    )
+
+
+def make_state(network: Network, model: nn.Layer) -> LayeredState:
+    """A float model at `WIDTHS`, the inputs of its layers at 8 bits, without training."""
+    from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
+
+    layers = {}
+    noise = np.random.default_rng(0).standard_normal((1, 3, *network.size)).astype(np.float32)
+    x: object = paddle.to_tensor(noise)
+    if network.task == "detection":
+        job = _detection_job()
+        x = {
+            "image": x,
+            "im_shape": paddle.to_tensor([[float(side) for side in network.size]]),
+            "scale_factor": paddle.ones([1, 2]),
+        }
+        layers = {path: {"float": True} for path in job.constant_layers}
+        ends = (end_layers(model, job.example)[0], *job.result_layers)
+    else:
+        ends = end_layers(model, x)
+    how = {"bits": list(WIDTHS), "activations": 8, "layers": layers, "ends": ends}
+    quantized = LayeredQAT(slim_quant_config(model, **how)).quantize(model)
+    quantized.eval()
+    quanters = [q for q in quantized.sublayers() if isinstance(q, LayeredActivationQuanterLayer)]
+    for quanter in quanters:
+        quanter.calibrating = True
+    with paddle.no_grad():
+        quantized(x)
+    for quanter in quanters:
+        quanter.calibrated()
+    return layered_state(quantized, WIDTHS)
 
 
 # -- processes that run in turn --------------------------------------------------------------------
@@ -161,31 +240,36 @@ class Worker:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
+        self._process.stdout.close()
 
 
 def measure(
     name: str, folders: dict[str, Path], threads: int, batch: int, seconds: float
 ) -> list[dict[str, object]]:
     """A row for each arithmetic."""
-    wanted = [("float32", "float32"), ("int8", "int8")]
+    # What a row is called, its folder, and what `Predictor` is asked for.
+    wanted = [("float32", "float32", "float32"), ("int8", "int8", "int8")]
+    wanted += [(f"int8, {bits}-bit codes", f"w{bits}", "int8") for bits in WIDTHS]
     if "amx_bf16" in usable_flags():
-        wanted.insert(1, ("float32", "bfloat16"))
-    workers = {kind: Worker(folders[where], kind, threads) for where, kind in wanted}
+        wanted.insert(1, ("bfloat16", "float32", "bfloat16"))
+    workers = {
+        kind: Worker(folders[where], precision, threads) for kind, where, precision in wanted
+    }
     taken: dict[str, list[float]] = {kind: [] for kind in workers}
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(taken["float32"]) < 5:
         for kind, worker in workers.items():
             taken[kind].append(worker.run())
     rows = []
-    for where, kind in wanted:
+    for kind, where, _ in wanted:
         worker = workers[kind]
         worker.close()
         ratios = np.array(taken[kind]) / np.array(taken["float32"])
-        side = NETWORKS[name].side
+        height, width = NETWORKS[name].size
         rows.append(
             {
                 "model": name,
-                "input": f"{batch}x3x{side}x{side}",
+                "input": f"{batch}x3x{height}x{width}",
                 "arithmetic": kind,
                 "engine": worker.said["engine"],
                 "threads": threads,
@@ -228,7 +312,10 @@ def main() -> None:
     args.work_dir.mkdir(parents=True, exist_ok=True)
     for name in args.models:
         for batch in args.batches:
-            folders = export_both(name, batch, args.work_dir)
+            if batch > 1 and NETWORKS[name].task == "detection":
+                print(f"{name}: a detector takes one picture at a time, no batch of {batch}")
+                continue
+            folders = export_all(name, batch, args.work_dir)
             for threads in args.threads:
                 rows = measure(name, folders, threads, batch, args.seconds)
                 write_rows(rows, args.results)

@@ -46,6 +46,7 @@ OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integ
 OPENVINO_FILES |= {"test_integer_verbs", "test_precision_verbs", "test_openvino"}
 OPENVINO_FILES |= {"test_openvino_networks", "test_predictor_threads", "test_integer_detection"}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
+OPENVINO_FILES |= {"test_integer_latency"}
 # Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
 # takes as long.
 CLIENT_FILES = {"test_clients", "test_compat", "test_face"}
