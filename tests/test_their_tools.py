@@ -2,6 +2,8 @@
 import of the plug-in: predict and export. Training and evaluation: test_paddleseg_plugin.py and
 test_same_as_paddledet.py."""
 
+import importlib
+
 import numpy as np
 import paddle
 import pytest
@@ -20,7 +22,6 @@ from ppdet.engine import Trainer
 
 import ppvision.plugins.paddledet
 import ppvision.plugins.paddleseg  # noqa: F401
-import tests.helpers.two_blocks  # noqa: F401
 from tests.helpers.small_detectors import WARNINGS, small_detector, write_detector
 
 pytestmark = [
@@ -32,6 +33,13 @@ pytestmark = [
 ]
 
 SIZE = 56  # of the `scenes` of conftest.py
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_blocks():
+    """A backbone of `small_detector`, which must not be among the zoo's models while tests are
+    collected."""
+    importlib.import_module("tests.helpers.two_blocks")
 
 
 def seg_builder(scenes, path) -> SegBuilder:
