@@ -12,7 +12,7 @@ fail() { echo "release: $1" >&2; exit 1; }
 version=$(python -c 'import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["version"])')
 echo "version $version"
 grep -q "^## \[$version\] - [0-9]\{4\}-[0-9][0-9]-[0-9][0-9]$" CHANGELOG.md ||
-  fail "CHANGELOG.md: expected a heading '## [$version] - DATE'; move what is under [Unreleased] there."
+  fail "CHANGELOG.md: expected a heading '## [$version] - DATE'; move what is under Unreleased there."
 grep -q "^version: $version$" CITATION.cff ||
   fail "CITATION.cff: expected 'version: $version'; change it."
 [ -z "$(git status --porcelain)" ] || fail "expected no uncommitted changes; commit or undo them."
