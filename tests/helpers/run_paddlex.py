@@ -38,9 +38,10 @@ def parts(result):
         for number, mask in enumerate(result.get("masks", [])):
             yield f"mask{number}", np.asarray(mask)
         return
-    yield "class_ids", np.asarray(result["class_ids"])
-    yield "scores", np.asarray(result["scores"])
-    yield "names", np.array(result["label_names"])
+    # Of one picture, with or without an axis for it.
+    yield "class_ids", np.ravel(result["class_ids"])
+    yield "scores", np.ravel(result["scores"])
+    yield "names", np.ravel(result["label_names"])
 
 
 main(*sys.argv[1:])
