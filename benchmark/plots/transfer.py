@@ -45,7 +45,7 @@ def draw(curves: Path, image: Path) -> None:
                 axis.plot(steps, means, color=colour, linewidth=2, label=NAMES[init])
         axis.set_title(name)
         axis.set_xlabel("steps")
-        axis.set_ylabel("mIoU, val split")
+        axis.set_ylabel("mIoU, a quarter of the val split")
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
