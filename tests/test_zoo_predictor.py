@@ -12,6 +12,7 @@ import yaml
 import ppvision
 from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy.run.zoo_folder import zoo_folder
+from ppvision.tasks import open_job
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError
 
@@ -124,3 +125,20 @@ def test_a_name_without_a_graph_says_so():
         ppvision.Predictor("efficientnet_lite0.imagenet")
     with pytest.raises(FileNotFoundError, match="Did you mean"):
         ppvision.Predictor("segformer_pale_nano.digit_scene")
+
+
+def test_a_name_has_the_widths_of_its_layered_model():
+    """For `eval --bits` and `export --bits`; without them a name is its highest width in float."""
+    config = ROOT / "configs" / "segmentation" / "segformer_pale_nano_digit_scenes.yml"
+    folder = cards.WEIGHTS_FOLDER / "segformer_pale_nano.digit_scenes"
+    found = {}
+    for source in ("segformer_pale_nano.digit_scenes", folder):
+        ((width, model),) = open_job(config).models(source, [4])
+        assert width == 4
+        found[source] = {name: value.numpy() for name, value in model.state_dict().items()}
+    mine, theirs = found.values()
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(mine[name], value)
+    (in_float,) = open_job(config).models("segformer_pale_nano.digit_scenes")
+    assert in_float[0] == 32

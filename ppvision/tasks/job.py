@@ -10,6 +10,7 @@ depends on the config and on the parts that its definition names, never on which
 
 import copy
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -37,6 +38,7 @@ from ppvision.tasks.multibit.layered import (
     layered_models,
 )
 from ppvision.tasks.prediction import Picture, exported_to_folder
+from ppvision.zoo.cards import find_card
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
@@ -439,6 +441,8 @@ class Job(ABC):
             ConfigError: widths of a model in float.
             WeightsError, LayeredModelError: they do not fit, or do not read.
         """
+        if bits:
+            model_path = _with_widths(model_path)
         if is_layered(model_path):
             yield from layered_models(self.structure, model_path, bits)
             return
@@ -472,6 +476,7 @@ class Job(ABC):
         Raises:
             ConfigError: a model in float.
         """
+        model_path = _with_widths(model_path)
         if is_layered(model_path):
             return load_layered(model_path, bits).state
         self.load_arrays(read_float_weights(model_path), model_path)
@@ -479,6 +484,13 @@ class Job(ABC):
             f"{model_path}: expected a model with widths: a layered model, or weights and a "
             "slim_config (--slim_config). This one is in float."
         )
+
+
+def _with_widths(model_path: str | Path) -> str | Path:
+    """The layered model behind a name of the zoo, or else what was given; a file goes before."""
+    card = None if os.path.exists(model_path) else find_card(str(model_path))
+    is_whole = card is not None and (card.folder / "manifest.json").is_file()
+    return card.folder if is_whole else model_path
 
 
 def read_float_weights(model_path: str | Path) -> Mapping[str, np.ndarray]:
