@@ -31,6 +31,7 @@ prefer_fast_mkl()  # before Paddle starts
 import yaml
 
 from benchmark.runs import add_row, add_rows, claimed, mean_and_spread, read_rows
+from benchmark.sdn_forms import COMPARED, FORMS
 from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
 from ppvision.files import write_text
@@ -48,15 +49,6 @@ WEIGHTS = "pale_nano.tiny_imagenet_100"
 INITS = {"scratch": None, "pretrained": WEIGHTS}
 AUXILIARY = 0.4  # factor of the loss of a guidance's own head
 
-# Options of `SemanticDiffusionBackbone`; None is the backbone alone.
-FORMS: dict[str, dict | None] = {
-    "none": None,
-    "convolution": {"operator": "convolution"},
-    "central": {"similarity": "none"},
-    "sdn": {"similarity": "gaussian"},
-    "classes": {"guidance": "classes", "similarity": "product"},
-    "classes_finest": {"guidance": "classes", "similarity": "product", "levels": [0, 1]},
-}
 BEST = 3  # forms that get all seeds
 
 SCORES = ("mIoU", "BoundaryIoU", "BoundaryF3")
@@ -186,7 +178,7 @@ def read_curve(path: Path) -> list[dict]:
 
 
 def order(row: dict) -> tuple:
-    places = (SETS.index(row["data"]), [*INITS].index(row["init"]), [*FORMS].index(row["form"]))
+    places = (SETS.index(row["data"]), [*INITS].index(row["init"]), COMPARED.index(row["form"]))
     return (*places, int(row["seed"]), int(row.get("step", 0)))
 
 
@@ -199,7 +191,8 @@ def best_forms(rows: list[dict]) -> list[str]:
     """The forms whose first seed has the highest Boundary IoU, mean over both sets."""
     first = [row for row in rows if row["seed"] == "0" and row["init"] == "pretrained"]
     found = {
-        form: [float(row["BoundaryIoU"]) for row in first if row["form"] == form] for form in FORMS
+        form: [float(row["BoundaryIoU"]) for row in first if row["form"] == form]
+        for form in COMPARED
     }
     whole = {form: mean(values) for form, values in found.items() if len(values) == len(SETS)}
     return sorted(whole, key=whole.__getitem__, reverse=True)[:BEST]
@@ -211,7 +204,7 @@ def transfer_cases() -> list[Case]:
 
 def form_cases(rows: list[dict]) -> list[Case]:
     """Every form once; when these are done, the best with the other seeds."""
-    once = [Case(data, "pretrained", form, 0) for form in FORMS for data in SETS]
+    once = [Case(data, "pretrained", form, 0) for form in COMPARED for data in SETS]
     done = {(row["data"], row["form"]) for row in rows if row["seed"] == "0"}
     if not all((case.data, case.form) in done for case in once):
         return once

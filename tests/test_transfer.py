@@ -3,7 +3,8 @@
 import pytest
 
 from benchmark import transfer
-from benchmark.transfer import FIELDS, FORMS, SETS, Case
+from benchmark.sdn_forms import COMPARED
+from benchmark.transfer import FIELDS, SETS, Case
 
 
 def rows_of(scores: dict[str, float], seed: int = 0) -> list[dict]:
@@ -22,7 +23,7 @@ def rows_of(scores: dict[str, float], seed: int = 0) -> list[dict]:
     ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", COMPARED)
 def test_only_what_is_compared_differs_between_configs(form):
     plain = transfer.content_of(Case("nuclei", "scratch", "none", 1), 50, None)
     found = transfer.content_of(Case("nuclei", "pretrained", form, 1), 50, None)
@@ -41,7 +42,7 @@ def test_only_what_is_compared_differs_between_configs(form):
 
 def test_every_form_runs_once_and_the_best_three_with_more_seeds():
     first = transfer.form_cases([])
-    assert {(c.form, c.seed) for c in first} == {(form, 0) for form in FORMS}
+    assert {(c.form, c.seed) for c in first} == {(form, 0) for form in COMPARED}
     scores = {"none": 0.1, "convolution": 0.5, "central": 0.4, "sdn": 0.6}
     rows = rows_of({**scores, "classes": 0.3, "classes_finest": 0.2})
     assert transfer.best_forms(rows) == ["sdn", "convolution", "central"]

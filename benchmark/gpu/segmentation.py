@@ -61,6 +61,7 @@ from benchmark.gpu.segmentation_pictures import (
     read_pairs,
 )
 from benchmark.gpu.segmentation_scores import Scoring, other_class_near
+from benchmark.sdn_forms import COMPARED
 
 ROWS = "segmentation.jsonl"
 POINTS = 10  # of a learning curve
@@ -153,7 +154,6 @@ class Run:
         )
 
 
-COMPARED = ("none", "convolution", "central", "sdn", "classes", "classes_finest")
 LATER = ("central_auxiliary", "classes_detached", "sdn_two_steps", "boundary", "sdn_detached")
 SETS = ("nuclei", "facade")
 

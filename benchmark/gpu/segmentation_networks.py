@@ -18,28 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmark.sdn_forms import FORMS
 from benchmark.torch_pale import EPSILON, Pale
 
 # Width, depths and heads, as `ppvision.models.pale_transformer.VARIANTS` has them.
 PALE = {
     "pale_nano": (32, (1, 2, 2, 1), (2, 2, 4, 8)),
     "pale_tiny": (64, (2, 2, 16, 2), (2, 4, 8, 16)),
-}
-# Options of `SemanticDiffusionBackbone` (both ours and that of `ppvision.plugins.paddleseg`).
-FORMS: dict[str, dict | None] = {
-    "none": None,
-    "convolution": {"operator": "convolution"},
-    "central": {"similarity": "none"},
-    "sdn": {"similarity": "gaussian"},
-    "classes": {"guidance": "classes", "similarity": "product"},
-    "classes_finest": {"guidance": "classes", "similarity": "product", "levels": [0, 1]},
-    # The rest is not in the first comparison.
-    "central_auxiliary": {"guidance": "classes", "similarity": "none"},
-    "sdn_detached": {"similarity": "gaussian", "detach_guidance": True},
-    "classes_detached": {"guidance": "classes", "similarity": "product", "detach_guidance": True},
-    "boundary": {"guidance": "boundary", "similarity": "product"},
-    "sdn_two_steps": {"similarity": "gaussian", "steps": 2},
-    "classes_two_steps": {"guidance": "classes", "similarity": "product", "steps": 2},
 }
 EMBEDDING = 128  # channels of the head, as in our configs
 

@@ -17,15 +17,11 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmark.runs import Rows, mean_and_spread, write_rows
+from benchmark.sdn_forms import FORMS
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 SCORES = ("mIoU", "BoundaryIoU", "BoundaryF3")
 SETS = ("nuclei", "facade")
-FORMS = (  # in the order of the table, not that of `segmentation_networks`, which needs PyTorch
-    *("none", "convolution", "central", "sdn", "classes", "classes_finest"),
-    *("central_auxiliary", "sdn_detached", "classes_detached", "boundary"),
-    *("sdn_two_steps", "classes_two_steps"),
-)
 INITS = ("pretrained", "scratch")
 KEYS = ("data", "init", "form")
 
