@@ -8,10 +8,15 @@ test compares the page with the files, so a figure there cannot be older than it
 
 import argparse
 import csv
+import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmark.claims import claims_section
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmark" / "results"
@@ -280,7 +285,7 @@ def render(results: Path = RESULTS) -> str:
     for title, tables in GROUPS.items():
         found = [text for table in tables if (text := section(table, results))]
         parts += [f"## {title}\n", *found] if found else []
-    return "\n".join(parts)
+    return "\n".join([*parts, claims_section()])
 
 
 def main() -> None:
