@@ -53,8 +53,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "PS-Attention scores higher than stripes and shifted windows.",
             "not confirmed here",
-            "It is behind both on CIFAR-10, whose pictures have 32 pixels. Larger pictures were not "
-            "tried.",
+            "It is behind both on CIFAR-10, at 32 pixels. Larger pictures were not tried.",
             "attention_cifar10.csv",
         ),
         Claim("ImageNet top-1 of 83.4, 84.3 and 84.9.", "not testable here", NO_IMAGENET),

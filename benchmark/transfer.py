@@ -9,9 +9,9 @@
 The first command trains `pale_nano` under SegFormer's head from scratch and from
 `pale_nano.tiny_imagenet_100`, three seeds each; the second compares forms of SDN, from these
 weights: each form once, then two more seeds of the best three. All runs have one recipe, that of
-configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below: 1,000
-of 8 crops from scratch and from the weights, 2,000 of 4 crops for the forms, which is as much work;
-the classes weigh in the loss as they do there.
+configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below:
+1,000 of 8 crops from scratch and from the weights, 2,000 of 4 crops for the forms, which is as much
+work. The classes weigh in the loss as they do there.
 
 Writes results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then means and
 standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are those of the
