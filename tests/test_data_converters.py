@@ -502,12 +502,12 @@ def test_faulty_class_folders(small_pictures, tmp_path):
     broken.write_bytes(whole)
 
     save(small_pictures / "val" / "dog" / "0000.jpg", noise(1, 32, 32))
-    with pytest.raises(DataError, match=r"val/dog/0000\.jpg.*twice"):
+    with raises_naming(DataError, "val/dog/0000.jpg", "twice"):
         convert_cifar10(small_pictures, output)
     (small_pictures / "val" / "dog" / "0000.jpg").unlink()
 
     (small_pictures / "test" / "ship" / "0000.jpg").unlink()
-    with pytest.raises(DataError, match=r"val.*ship"):
+    with raises_naming(DataError, "val", "ship"):
         convert_cifar10(small_pictures, output)
 
     (small_pictures / "test" / "ship").rename(small_pictures / "test" / "boat")

@@ -240,5 +240,5 @@ def test_a_text_in_the_place_of_a_number(config_file, capsys):
     def change(config: dict) -> None:
         config["optimizer"] = {"type": "Momentum", "momentum": "0,9"}
 
-    with pytest.raises(ConfigError, match=r"optimizer\.momentum.*0\.9"):
+    with raises_naming(ConfigError, "optimizer.momentum", "0.9"):
         open_job(config_file(change))

@@ -230,3 +230,104 @@ def test_no_test_imports_a_test():
             if any(name.startswith("tests.test_") for name in names):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert not found
+
+
+# Whose arguments after the first are tokens: tests/helpers/messages.py.
+NAMING = {"raises_naming", "warns_naming"}
+
+
+def values_of(function: ast.FunctionDef) -> Iterator[tuple[str, ast.expr]]:
+    """What names of a test stand for, where that is written out: in its cases, its loops and its
+    assignments."""
+
+    def pair(names: list[str], values: ast.expr) -> Iterator[tuple[str, ast.expr]]:
+        for case in getattr(values, "elts", []):
+            if isinstance(case, ast.Call) and ast.unparse(case.func) == "pytest.param":
+                case = case.args[0] if len(names) == 1 else ast.Tuple(case.args)
+            cells = [case] if len(names) == 1 else getattr(case, "elts", [])
+            yield from zip(names, cells, strict=False)
+
+    for decorator in function.decorator_list:
+        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).endswith("parametrize"):
+            names = ast.literal_eval(decorator.args[0])
+            names = re.split(r",\s*", names) if isinstance(names, str) else list(names)
+            yield from pair(names, decorator.args[1])
+    for node in ast.walk(function):
+        if isinstance(node, ast.For):
+            yield from pair(
+                [n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)], node.iter
+            )
+        elif isinstance(node, ast.Assign):
+            yield from ((t.id, node.value) for t in node.targets if isinstance(t, ast.Name))
+
+
+def patterns_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and text of what tests look for in messages, as far as it is written out."""
+    tables = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        given: dict[str, list[ast.expr]] = {}
+        for name, value in values_of(function):
+            given.setdefault(name, []).append(value)
+        for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
+            wanted = [keyword.value for keyword in call.keywords if keyword.arg == "match"]
+            if ast.unparse(call.func) in NAMING:
+                wanted += call.args[1:]
+            for value in wanted:
+                if isinstance(value, ast.Name):
+                    found = given.get(value.id, [])
+                elif isinstance(value, ast.Subscript):  # MESSAGES[name]
+                    found = getattr(tables.get(ast.unparse(value.value)), "values", [])
+                else:
+                    found = value.values if isinstance(value, ast.JoinedStr) else [value]
+                for text in found:
+                    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+                        yield text.lineno, text.value
+
+
+def find_sentences(source: str) -> list[int]:
+    """Lines of patterns that are more than one token: with blanks, or with `.*` between tokens."""
+    return sorted(
+        {n for n, text in patterns_of(ast.parse(source)) if re.search(r"\s|\\s|\.[*+]", text)}
+    )
+
+
+def test_messages_are_matched_by_tokens():
+    """By a name, key, number, flag, class or file: sentences may be reworded."""
+    found = {
+        str(path.relative_to(ROOT)): lines
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if (lines := find_sentences(path.read_text(encoding="utf-8")))
+    }
+    assert found == {}
+
+
+SENTENCES = """
+REASONS = {"a": "a b"}
+@pytest.mark.parametrize(("x", "message"), [(1, "num_classes"), (2, "whole number"), (3, r"a.*b")])
+def test_cases(x, message):
+    with pytest.raises(ValueError, match=message):
+        call(x)
+def test_others():
+    with pytest.raises(ValueError, match="--bits"):
+        call(1)
+    with pytest.warns(UserWarning, match=f"{name} is"):
+        call(1)
+    with raises_naming(ValueError, "bits:", "got 9"):
+        call(1)
+    for message in ("seed", "of 9"):
+        with pytest.raises(ValueError, match=message):
+            call(1)
+    said = "a sentence"
+    with pytest.raises(ValueError, match=said):
+        call(REASONS["a"])
+    with pytest.raises(ValueError, match=REASONS["a"]):
+        call(1)
+"""
+
+
+def test_sentences_are_found():
+    assert find_sentences(SENTENCES) == [2, 3, 10, 12, 14, 17]

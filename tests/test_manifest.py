@@ -39,6 +39,7 @@ from ppvision.files import sha256_of
 from ppvision.schema import checks_of, take_any
 from tests.helpers.configs import ROOT
 from tests.helpers.fuzz import BOMBS, VALUES, mutate_document, mutate_yaml
+from tests.helpers.messages import raises_naming
 
 ENTRY = {"bytes": 3, "sha256": "0" * 64}
 NORMALIZE = {"type": "Normalize", "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
@@ -215,14 +216,14 @@ def test_another_type_is_refused_at_every_place():
 
 
 @pytest.mark.parametrize(
-    ("change", "token"),
+    ("change", "tokens"),
     [
         ({"program": "../model.json"}, "program"),
         ({"program": "/etc/model.json"}, "program"),
         ({"program": "model.onnx"}, "program"),
         ({"weights": None}, "weights"),
         ({"files": {"..": ENTRY}}, "files"),
-        ({"files": {"model.json": ENTRY}}, r"files.*model\.pdiparams"),
+        ({"files": {"model.json": ENTRY}}, "files model.pdiparams"),
         ({"bits": 9}, "bits"),
         ({"activations": 7}, "activations"),
         ({"openvino": True, "earlier_format": False}, "openvino"),
@@ -235,14 +236,14 @@ def test_another_type_is_refused_at_every_place():
         ({"max_value": 65536}, "max_value"),
         ({"tile": {"size": [8, 8], "overlap": 8}}, "overlap"),
         ({"nms": DETECTION["nms"]}, "nms"),
-        ({"int8": {"passed": 1}}, r"int8\.passed"),
+        ({"int8": {"passed": 1}}, "int8.passed"),
         ({"name": "x" * 5000}, "name"),
         ({"num_classes": 10**30}, "num_classes"),
     ],
 )
-def test_ranges_and_what_entries_say_of_each_other(change, token):
+def test_ranges_and_what_entries_say_of_each_other(change, tokens):
     parsed(SEGMENTATION)
-    with pytest.raises(ManifestError, match=token) as caught:
+    with raises_naming(ManifestError, *tokens.split()) as caught:
         parsed({**SEGMENTATION, **change})
     assert len(str(caught.value)) < 500
 
@@ -284,7 +285,7 @@ def test_links_stay_inside(tmp_path):
     outside = tmp_path / "outside"
     (folder / "..data").rename(outside)
     (folder / "..data").symlink_to(outside)
-    with pytest.raises(ManifestError, match=r"model\.json.*link"):
+    with raises_naming(ManifestError, "model.json", "link"):
         read_manifest(folder)
 
 

@@ -334,7 +334,7 @@ def test_a_tiff_of_more_pixels_than_pil_opens(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("TIFF tiff_lzw", "TIFF RGB", "TIFF CMYK", "TIFF RGBA"):
         assert read_picture(FORMATS[name]).shape == (HEIGHT, WIDTH, 3)
-    with pytest.raises(DataError, match=r"x\.tif.*LZW"):
+    with raises_naming(DataError, "x.tif", "LZW"):
         read_picture(FORMATS["TIFF jpeg"], "x.tif")
 
 
@@ -560,7 +560,7 @@ def test_no_right_to_read(tmp_path):
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("root may read everything")
-    with pytest.raises(DataError, match=r"secret\.png.*rights"):
+    with raises_naming(DataError, "secret.png", "rights"):
         read_picture(path)
 
 
@@ -733,7 +733,7 @@ def test_deep_pictures_are_refused_or_scaled(extension, channels):
             pytest.skip("transparency of 16 bits is for PNG")
         values = np.dstack([rgb[..., ::-1], np.full((HEIGHT, WIDTH), 900, np.uint16)])
     content = opencv_file(".pgm" if (extension, channels) == (".ppm", 1) else extension, values)
-    with pytest.raises(DepthError, match=r"deep\.x.*max_value"):
+    with raises_naming(DepthError, "deep.x", "max_value"):
         read_picture(content, "deep.x")
     expected = scaled(rgb if channels > 1 else np.dstack([rgb[..., 0]] * 3), 4095)
     found = read_picture(content, max_value=4095)

@@ -194,7 +194,7 @@ def test_a_folder_that_cannot_be_made(config_file, tmp_path, capsys, name, reaso
 def test_a_file_is_not_locked(tmp_path):
     (tmp_path / "run").write_text("")
     with (
-        raises_naming(FolderInUseError, "run:", "file"),
+        raises_naming(FolderInUseError, "save_dir:", "file"),
         RunFolder(tmp_path / "run").locked(),
     ):
         pass
@@ -203,7 +203,7 @@ def test_a_file_is_not_locked(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_file_is_no_folder(tmp_path, resume):
     (tmp_path / "run").write_text("")
-    with raises_naming(FolderInUseError, "run:", "file"):
+    with raises_naming(FolderInUseError, "save_dir:", "file"):
         RunFolder(tmp_path / "run").check_new(resume)
 
 

@@ -277,11 +277,11 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
         ),
         (
             lambda: SemanticDiffusion(2, width=4)(paddle.rand([1, 3, 4, 4])),
-            "feature: [B 2 H W]",
+            "feature: [B, 2, H, W]",
         ),
         (
             lambda: SemanticDiffusion(2, 5)(paddle.rand([1, 2, 4, 4]), paddle.rand([1, 6, 2, 2])),
-            "guidance: [B 5 H W]",
+            "guidance: [B, 5, H, W]",
         ),
         (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "guidance"),
         *(
