@@ -79,7 +79,7 @@ def test_a_list_gives_the_same_as_folders(crops, tmp_path):
         ("a.png 1\nb.png -1\n", "list.txt:2:"),
         ("a.png one\n", "list.txt:1: 'a.png one'"),
         ("\n", "list.txt none"),
-        ("a.png 7\n", "list.txt:1: classes.txt 2, 7"),
+        ("a.png 7\n", "list.txt: classes.txt 2, 7"),
     ],
 )
 def test_lists_that_are_wrong(crops, tmp_path, text, tokens):

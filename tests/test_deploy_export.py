@@ -591,7 +591,7 @@ def test_not_finite_models_are_refused(tmp_path):
         ({"task": "classification"}, "logits [B, K]"),
         ({"classes": ["a", "b"]}, "classes: 4"),
         ({"transforms": [{"type": "RandomBlur"}]}, "RandomBlur"),
-        ({"transforms": [NORMALIZE], "input_shape": [1, 4, 16, 16]}, "transforms: 3 channels"),
+        ({"transforms": [NORMALIZE], "input_shape": [1, 4, 16, 16]}, "transforms 3 channels, 4"),
     ],
     ids=str,
 )

@@ -1,13 +1,11 @@
 """Predictor: pictures in, predictions at the picture's own size out; and broken folders."""
 
-import gc
 import shutil
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import paddle
-import psutil
 import pytest
 import yaml
 from paddle import nn
@@ -17,6 +15,8 @@ from ppvision.deploy.run import engines
 from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, InputTypeError, ManifestError, MissingFileError
+from tests.helpers.alone import run_alone
+from tests.helpers.measured import measure_predictions
 from tests.helpers.messages import raises_naming, warns_naming
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -569,15 +569,5 @@ def test_memory_does_not_grow(exported, format):
     """1000 calls, ever new sizes. Between call 200 and 1000 only oneDNN's cache of compiled
     kernels, which is limited, still fills (20 MiB were measured); a leaked 100 x 100 picture of
     float32 logits a call would be 150 MiB."""
-    predictor = Predictor(
-        exported(output_op="none", transforms=[NORMALIZE], format=format), threads=1
-    )
-    process, random = psutil.Process(), np.random.default_rng(0)
-    for call in range(1000):
-        height, width = random.integers(60, 120, 2)
-        predictor(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        if call == 200:
-            gc.collect()
-            before = process.memory_info().rss
-    gc.collect()
-    assert (process.memory_info().rss - before) / 2**20 < 60
+    folder = exported(output_op="none", transforms=[NORMALIZE], format=format)
+    assert run_alone(measure_predictions, str(folder), 1000, 200) / 2**20 < 60

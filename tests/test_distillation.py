@@ -672,7 +672,7 @@ def test_other_crops_are_refused_where_they_leave_too_little(spec, side, share):
         (lambda c: c["teacher"].update(file="a.py:f"), "type file"),
         (
             lambda c: c["teacher"].update(type="resnet21"),
-            "classes.yml: teacher.type resnet",
+            "classes.yml: teacher.type: resnet20",
         ),
         (lambda c: c["teacher"].update(type=5), "teacher.type: text 5"),
         (lambda c: c["teacher"].update(num_clases=5), "'num_clases' num_classes"),

@@ -400,7 +400,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
         ({"calibration": "PICTURES", "keep_float": LAYERS}, "keep_float layers weight"),
         (
             {"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]},
-            "int8: input_shape 3 channels",
+            "input_shape: transforms 3 channels, 1",
         ),
         ({"calibration": 3}, "calibration: folder, paths 3"),
         ({"calibration": [np.zeros((SIDE, SIDE, 3), np.uint8)]}, "calibration: folder, paths"),

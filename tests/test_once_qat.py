@@ -204,13 +204,13 @@ def test_rules_of_yaml():
         ({"layers": {"head": {"bit": 4}}}, "head: bits 'bit'"),
         ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "head: bits, min_bits"),
         ({"layers": {"head": {"bits": 9}}}, "rule head: bits: 1 8 9"),
-        ({"layers": {"head": {"activations": "yes"}}}, "head: activations: true, false 8 'yes'"),
+        ({"layers": {"head": {"activations": "yes"}}}, "head: activations (true, 8), 'yes'"),
         ({"layers": {"head": {"bits": 0}}}, "rule head: bits: 1 8 0"),
         ({"layers": {"head": {"bits": [4]}}}, "rule head: bits: [4]"),
         ({"layers": {"head": {"min_bits": "4"}}}, "rule head: min_bits: '4'"),
         ({"weights": [float("inf"), 1, 1]}, "weights: number least 0"),
         ({"distillation": float("inf")}, "distillation: number least 0"),
-        ({"layers": {"*": {"float": True}}}, "'*' layer"),
+        ({"layers": {"*": {"float": True}}}, "quantize: layer Small,"),
     ],
 )
 def test_wrong_rules_are_refused(options, tokens):
