@@ -334,7 +334,7 @@ def test_source_without_lists(name, tmp_path):
 def test_output_with_files_is_refused(nuclei, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="holds"):
+    with raises_naming(FileExistsError, "output:", "out,", "holds"):
         convert_dsb2018(nuclei, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -517,7 +517,7 @@ def test_faulty_class_folders(small_pictures, tmp_path):
     assert not output.exists()
 
     (tmp_path / "empty").mkdir()
-    with raises_naming(DataError, "0", "tar"):
+    with raises_naming(DataError, "empty:", "train/", "0", "tar"):
         convert_cifar10(tmp_path / "empty", output)
 
 

@@ -342,7 +342,7 @@ def test_argument_out_of_range(tmp_path, name, value):
 
 def test_output_with_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="holds"):
+    with raises_naming(FileExistsError, "output:", "holds"):
         write_digit_scenes(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -75,7 +75,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def test_widths_are_a_list(model, tmp_path):
-    with raises_naming(ValueError, "bits:", "8"):
+    with raises_naming(ValueError, "bits:", "list", "[8,", "8."):
         save_layered(model, tmp_path / "out", bits=8, config=CONFIG)
 
 
@@ -392,7 +392,7 @@ def test_a_failed_rename_leaves_the_old_one(folder, state, monkeypatch, last):
     # Of a file system that cannot let folders change places.
     monkeypatch.setattr("ppvision.files._exchange", lambda new, folder: False)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="tiny"):
+    with raises_naming(OSError, "write", "tiny"):
         save_layered(state, folder, bits=BITS, config={"type": "new"})
     assert contents(folder) == before
 
@@ -407,7 +407,7 @@ def test_what_a_killed_run_left_between_two_renames_comes_back(folder, state, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_bytes", full)
-    with pytest.raises(OSError, match="tiny"):
+    with raises_naming(OSError, "write", "tiny"):
         save_layered(state, folder, bits=BITS, config={})
     assert contents(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
@@ -459,8 +459,8 @@ def test_models_and_widths_that_do_not_fit(tmp_path, model, state, original):
 @pytest.mark.parametrize(
     ("change", "tokens"),
     [
-        ({"step": np.float32([-1] * 7)}, "'3' finite 0"),
-        ({"step": np.float32([np.inf] * 7)}, "'3' finite 0"),
+        ({"step": np.float32([-1] * 7)}, "steps '3': finite 0"),
+        ({"step": np.float32([np.inf] * 7)}, "steps '3': finite 0"),
         ({"step": np.float32([1e38] * 7)}, "range float32"),
         ({"step": np.float64([1] * 7)}, "float32 float64"),
         ({"step": np.float32([1] * 6)}, "[7] [6]"),

@@ -318,6 +318,6 @@ def test_missing_list(tmp_path):
     with pytest.raises(DataError, match=r"absent\.txt"):
         read_pairs(tmp_path / "absent.txt", tmp_path)
     for absent in (tmp_path / "absent.txt", "", "a\0b", "x" * 5000):
-        with raises_naming(PpvisionError, "found", "none") as caught:
+        with raises_naming(PpvisionError, "--image_path:", "none") as caught:
             list_images(absent)
         assert len(str(caught.value)) < 1000

@@ -370,7 +370,7 @@ def test_statistics_are_kept_for_every_width():
 def test_widths_out_of_range():
     net = once()
     for bits in (1, 9, True, "4"):
-        with raises_naming(ValueError, "2", "8", repr(bits)):
+        with raises_naming(ValueError, "bits:", "2", "8", repr(bits)):
             net.set_bits(bits)
     with raises_naming(ValueError, "quanters", "[6]"):
         OnceQAT(net.model, (8, 6))
@@ -686,7 +686,7 @@ def test_packing_another_architecture_is_refused():
     with raises_naming(ValueError, "hidden:", "[8,", "5]"):
         pack_model(other, state, 8)
     for bits in (1, 9):
-        with raises_naming(ValueError, "2", "8", str(bits)):
+        with raises_naming(ValueError, "bits:", "2", "8", str(bits)):
             pack_model(Small(), state, bits)
 
 

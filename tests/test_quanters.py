@@ -347,7 +347,7 @@ def test_calibration_sees_all_batches():
     quanter.calibrated()
     assert float(quanter.signed) == 1
     assert quanter.steps()[0] * 128 > 2.5
-    with pytest.raises(ValueError, match="none"):
+    with raises_naming(ValueError, "activations", "calibrate", "none"):
         quanter.calibrated()
 
 

@@ -20,7 +20,7 @@ from ppvision.quant.store.fetching import FetchError, Remote
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
 from tests.helpers.alone import run_alone
 from tests.helpers.measured import measure_download
-from tests.helpers.messages import raises_naming
+from tests.helpers.messages import find_missing, raises_naming
 
 MEGABYTE = b"x" * (1 << 20)
 ROOM = 64 << 20  # bytes that an answer may take
@@ -89,15 +89,17 @@ def test_redirects_are_followed_with_and_without_a_host(target):
         ("file:///etc/passwd", "redirect file"),
         ("javascript:alert(1)", "redirect javascript"),
         ("http://[::1/x", "redirect address"),
-        ("\xff", "more|address|reached"),
+        ("\xff", "more 5|address|reached"),
         ("/again", "5 redirects"),
-        ("x" * 60_000 + ":y", "redirect|more|connection|answer"),
+        ("x" * 60_000 + ":y", "redirect|more 5|connection|answer"),
     ],
 )
 def test_redirects_that_are_not_followed(target, tokens):
-    with answering(moved(target)) as url, raises_naming(RequestError, *tokens.split()) as caught:
+    with answering(moved(target)) as url, pytest.raises(RequestError) as caught:
         read_all(url)
-    assert len(str(caught.value)) < 1000
+    message = str(caught.value)
+    assert any(find_missing(message, *case.split()) == [] for case in tokens.split("|")), message
+    assert len(message) < 1000
 
 
 def endless(head: bytes, piece: bytes) -> Callable[[socket.socket], None]:

@@ -307,7 +307,7 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
         (lambda: SemanticDiffusion(2, operator="conv"), "operator: difference"),
         (lambda: SemanticDiffusion(2, steps=0), "steps: whole number"),
         (lambda: SemanticDiffusion(2, similarity="product"), "product: guidance_channels"),
-        (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: next"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: next_level"),
         (lambda: SemanticDiffusionPyramid([4], guidance="classes"), "num_classes:"),
         (
             lambda: SemanticDiffusion(2)(paddle.rand([1, 2, 3, 3]), paddle.rand([1, 2, 3, 3])),
