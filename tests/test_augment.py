@@ -168,18 +168,18 @@ def test_both_are_drawn():
 
 
 @pytest.mark.parametrize(
-    "make",
+    ("make", "tokens"),
     [
-        lambda: RandAugment(magnitude=11),
-        lambda: RandAugment(num_ops=0),
-        lambda: RandomErasing(prob=2),
-        lambda: RandomErasing(scale=(0.5, 0.1)),
-        lambda: MixBatch(3, mixup=-1),
-        lambda: MixBatch(3, label_smoothing=1),
+        (lambda: RandAugment(magnitude=11), "RandAugment: magnitude 10, 11"),
+        (lambda: RandAugment(num_ops=0), "RandAugment: num_ops 0,"),
+        (lambda: RandomErasing(prob=2), "RandomErasing: prob 2,"),
+        (lambda: RandomErasing(scale=(0.5, 0.1)), "RandomErasing: scale[0] [0.5, 0.1]"),
+        (lambda: MixBatch(3, mixup=-1), "mixup -1,"),
+        (lambda: MixBatch(3, label_smoothing=1), "label_smoothing 1."),
     ],
 )
-def test_values_out_of_range(make):
-    with pytest.raises(ValueError, match="expected"):
+def test_values_out_of_range(make, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         make()
 
 
