@@ -46,9 +46,7 @@ def find_config(value: str | Path) -> Path:
     for known, found in configs.items():
         if name in (known, known.partition("/")[2]):
             return found
-    if (
-        path.suffix or len(path.parts) > 2
-    ):  # not a name: its reader reports that the file is missing
+    if path.suffix or len(path.parts) > 2:  # a path, not a name: its reader reports it missing
         return path
     names = [*configs, *(known.partition("/")[2] for known in configs)]
     raise MissingFileError(
