@@ -1,4 +1,4 @@
-"""What README, docs, docstrings and comments name is there, and docs/design.md lists every module."""
+"""Names in README, docs, docstrings and comments exist, and docs/design.md lists every module."""
 
 import ast
 import importlib
