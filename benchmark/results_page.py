@@ -69,8 +69,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "training_step.csv",
             "A training step on a CPU",
             "`plain` is Paddle without changes. The next forms add changes one by one. `engine` is "
-            "what `ppvision train` does; `to_static` is the same in a graph. `torch` is PyTorch with "
-            "the same network. `over_torch` is the time divided by that of PyTorch.",
+            "what `ppvision train` does; `to_static` is the same in a graph. `torch` is PyTorch "
+            "with the same network. `over_torch` is the time divided by that of PyTorch.",
             "python benchmark/training_step.py",
             ("model", "batch", "threads", "form", "median_ms", "over_torch", "peak_mib"),
         ),

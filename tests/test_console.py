@@ -183,6 +183,7 @@ def test_a_training_in_a_terminal_is_one_line(outputs):
 def test_eval_as_json(outputs):
     (result,) = json.loads(outputs["eval-json.out"])["results"]
     assert set(result) == {"bits", "scores", "classes"}
+    assert result["bits"] == 8  # the weights of the zoo
     shown = float(re.search(r"\nmIoU (\S+)", outputs["eval.out"])[1])
     assert result["scores"]["mIoU"] == pytest.approx(shown, abs=5e-5)
     assert round(result["scores"]["mIoU"], 4) != result["scores"]["mIoU"]
