@@ -19,7 +19,7 @@ This is a config with all keys and their defaults:
       class_path: null               # a file with `folder name` lines, in the order of classes
       transforms: [...]              # those of `TRAIN_TRANSFORMS`, in this order
     val_dataset: {root: ..., transforms: [...]}             # those of `ppvision.deploy` only
-    sizes: null                      # [[0.0, 48], [0.5, 64]]: training images are resized to 48 x 48
+    sizes: null                      # [[0.0, 48], [0.5, 64]]: training images are resized to 48x48
                                      # first, and to 64 x 64 from the first epoch that begins after
                                      # half of the training
     loss: {label_smoothing: 0.0, mixup: 0.0, cutmix: 0.0}
