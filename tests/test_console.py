@@ -140,7 +140,7 @@ def test_the_log_file_has_the_rest(outputs):
     assert "[TRAIN] iter: 4/4, loss:" in log
     assert "[EVAL] iter: 2/4, mIoU:" in log
     assert "[TRAIN] iter: 8/8" in log  # the second run went on in it
-    assert "weights: starting from pale_nano_digit_scenes" in log
+    assert "weights: starting from segformer_pale_nano.digit_scenes" in log
     assert "[TRAIN]" not in outputs["train.err"]
 
 
@@ -183,6 +183,7 @@ def test_a_training_in_a_terminal_is_one_line(outputs):
 def test_eval_as_json(outputs):
     (result,) = json.loads(outputs["eval-json.out"])["results"]
     assert set(result) == {"bits", "scores", "classes"}
+    assert result["bits"] == 8  # the weights of the zoo
     shown = float(re.search(r"\nmIoU (\S+)", outputs["eval.out"])[1])
     assert result["scores"]["mIoU"] == pytest.approx(shown, abs=5e-5)
     assert round(result["scores"]["mIoU"], 4) != result["scores"]["mIoU"]
@@ -205,6 +206,14 @@ def test_list_as_json(outputs):
     assert models["pale_tiny"]["parameters"] == 21748712
     assert set(models["pale_nano"]) == {"name", "parameters", "gflops", "measured", "weights"}
     assert models["pale_nano"]["weights"][0]["here"] is True
+    assert "top-1 0.525" in models["pale_nano"]["weights"][0]["score"]
+
+
+def test_the_table_of_the_zoo_fits_a_terminal(outputs):
+    """Numbers there, whole sentences in `--json`."""
+    lines = outputs["list.out"].splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any("ppyoloe_pale_nano.blood_cells, AP50 0.914" in line for line in lines)
 
 
 def test_scores_of_a_classifier():

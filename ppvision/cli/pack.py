@@ -22,7 +22,7 @@ def add(verbs: Verbs) -> None:
         "a trained model as layers of bits",
         "Write a trained model as layers of bits, or say what such a model holds.",
         f"ppvision pack -c {EXAMPLE_CONFIG} \\\n"
-        "      --ptq --model_path pale_nano_digit_scenes --output mine.layered",
+        "      --ptq --model_path segformer_pale_nano.digit_scenes --output mine.layered",
     )
     add_config(verb, required=False)
     verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")

