@@ -3,14 +3,15 @@
     python -m ppvision data dsb2018 --border 2 --source stage1_train --output data/nuclei
     ln -s "$PPVISION_DATA/facade" data/facade
     OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer
-    OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer --forms
+    OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/forms --forms
     python benchmark/plots/transfer.py
 
 The first command trains `pale_nano` under SegFormer's head from scratch and from
 `pale_nano.tiny_imagenet_100`, three seeds each; the second compares forms of SDN, from these
 weights: each form once, then two more seeds of the best three. All runs have one recipe, that of
-configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below; the
-classes weigh in the loss as they do there.
+configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and the steps below:
+1,000 of 8 crops from scratch and from the weights, 2,000 of 4 crops for the forms, which is as much
+work. The classes weigh in the loss as they do there.
 
 Writes results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then means and
 standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are those of the
@@ -41,7 +42,7 @@ from ppvision.tasks.training import run_training, train_options
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmark" / "results"
 CONFIGS = ROOT / "configs" / "segmentation"
-STEPS, BATCH, CROP, RATE = 1000, 8, 128, 1e-3
+CROP, RATE = 128, 1e-3
 POINTS = 5  # of a learning curve
 SEEDS = (0, 1, 2)
 SETS = ("nuclei", "facade")
@@ -50,6 +51,17 @@ INITS = {"scratch": None, "pretrained": WEIGHTS}
 AUXILIARY = 0.4  # factor of the loss of a guidance's own head
 
 BEST = 3  # forms that get all seeds
+
+
+@dataclass(frozen=True)
+class Length:
+    """Of a run: steps of the optimiser, and crops per step."""
+
+    steps: int
+    batch: int
+
+
+TRANSFER, LONGER = Length(1000, 8), Length(2000, 4)
 
 SCORES = ("mIoU", "BoundaryIoU", "BoundaryF3")
 FIELDS = (
@@ -82,18 +94,12 @@ def key_of(row: dict) -> tuple[str, ...]:
     return tuple(row[name] for name in ("data", "init", "form", "seed"))
 
 
-def known_rows(table: Path, cases: list[Case]) -> list[dict]:
-    """The rows of a table that are runs of these cases: the same runs count in both tables."""
-    keys = {case.key for case in cases}
-    return [row for row in read_rows(table) if key_of(row) in keys]
-
-
-def content_of(case: Case, steps: int, quarter: Path | None) -> dict:
+def content_of(case: Case, length: Length, quarter: Path | None) -> dict:
     """The config of a run: that of the data set, with this recipe.
 
     Args:
         case: the run.
-        steps: of the optimiser.
+        length: of the run.
         quarter: a list of the pictures to score on the way; None scores all.
     """
     content = open_job(CONFIGS / f"segformer_pale_nano_sdn_{case.data}.yml").content
@@ -111,14 +117,14 @@ def content_of(case: Case, steps: int, quarter: Path | None) -> dict:
         content["val_dataset"]["val_path"] = str(quarter)
     return {
         **content,
-        "batch_size": BATCH,
-        "iters": steps,
+        "batch_size": length.batch,
+        "iters": length.steps,
         "seed": case.seed,
         "model": {**content["model"], "backbone": backbone},
         "lr_scheduler": {
             **content["lr_scheduler"],
             "learning_rate": RATE,
-            "warmup_iters": max(1, steps // 10),
+            "warmup_iters": max(1, length.steps // 10),
         },
         "loss": {
             "types": content["loss"]["types"] * losses,
@@ -127,17 +133,17 @@ def content_of(case: Case, steps: int, quarter: Path | None) -> dict:
     }
 
 
-def run(case: Case, work_dir: Path, steps: int) -> tuple[dict, list[dict]]:
+def run(case: Case, work_dir: Path, length: Length) -> tuple[dict, list[dict]]:
     """Train to the end, going on where it was; returns the row and the points of its curve."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    root = Path(content_of(case, steps, None)["val_dataset"]["dataset_root"])
+    root = Path(content_of(case, length, None)["val_dataset"]["dataset_root"])
     listed = (root / "val.txt").read_text(encoding="utf-8").splitlines()
     quarter = (work_dir / f"{case.data}_quarter.txt").resolve()
     write_text(quarter, "\n".join(listed[::4]) + "\n")
     configs = {}
     for name, part in (("way", quarter), ("end", None)):
         configs[name] = work_dir / f"{case.name}_{name}.yml"
-        content = content_of(case, steps, part)
+        content = content_of(case, length, part)
         write_text(configs[name], yaml.safe_dump(content, sort_keys=False))
     job = open_job(configs["way"])
     folder = RunFolder(work_dir / case.name)
@@ -145,7 +151,7 @@ def run(case: Case, work_dir: Path, steps: int) -> tuple[dict, list[dict]]:
         job,
         resume="auto",
         log_iters=50,
-        save_interval=max(1, steps // POINTS),
+        save_interval=max(1, length.steps // POINTS),
         keep_checkpoint_max=1,
     )
     run_training(job, folder, options, do_eval=True, use_vdl=False)
@@ -153,8 +159,8 @@ def run(case: Case, work_dir: Path, steps: int) -> tuple[dict, list[dict]]:
     row = {
         **asdict(case),
         **_rounded({"mIoU": scores.miou, **scores.boundary}),
-        "steps": steps,
-        "batch": BATCH,
+        "steps": length.steps,
+        "batch": length.batch,
         "crop": f"{CROP}x{CROP}",
         "parameters": sum(p.size for p in job.model.parameters() if not p.stop_gradient),
         "machine": machine(),
@@ -215,20 +221,19 @@ def form_cases(rows: list[dict]) -> list[Case]:
 def work(args: argparse.Namespace, results: Path) -> None:
     """Do runs of a table until none is left that nobody works on."""
     table = results / ("sdn_forms.csv" if args.forms else "transfer.csv")
+    length = LONGER if args.forms else TRANSFER
+    length = Length(args.steps or length.steps, length.batch)
     while True:
         rows = read_rows(table)
         done = {key_of(row) for row in rows}
         cases = form_cases(rows) if args.forms else transfer_cases()
         left = [c for c in cases if c.key not in done]
-        if args.forms and (known := known_rows(results / "transfer.csv", left)):
-            add_rows(table, known, FIELDS, order, summary)
-            continue
         for case in left:
             with claimed(args.work_dir / f"{case.name}.lock") as mine:
                 if not mine:
                     continue
                 print(f"{case.name}: {len(left)} runs left", flush=True)
-                row, curve = run(case, args.work_dir, args.steps)
+                row, curve = run(case, args.work_dir, length)
                 add_row(table, row, FIELDS, order, summary)
                 if not args.forms:
                     curves = results / "transfer_curves.csv"
@@ -243,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="of runs; outside of git")
     parser.add_argument("--forms", action="store_true", help="the forms of SDN")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help="other than those of the recipe")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     work(args, args.results)

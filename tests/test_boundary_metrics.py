@@ -10,6 +10,7 @@ from scipy import ndimage
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
 from tests.helpers import reference_boundary as reference
+from tests.helpers.messages import raises_naming
 
 METRICS = (BoundaryIoU, BoundaryFScore, TrimapIoU)
 
@@ -200,21 +201,21 @@ def test_batches_tensors_and_small_types(metric):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize(
-    ("pred", "label", "message"),
+    ("pred", "label", "tokens"),
     [
-        (np.zeros((4, 5), int), np.zeros((5, 4), int), r"of one size, got \[4, 5\] and \[5, 4\]"),
-        (np.zeros(4, int), np.zeros(4, int), "two maps"),
-        (np.zeros((0, 4), int), np.zeros((0, 4), int), "two maps"),
-        (np.zeros((2, 3, 4, 4), int), np.zeros((2, 4, 4), int), r"argmax\) of logits"),
-        (np.zeros((4, 4)), np.zeros((4, 4), int), "pred: expected whole numbers, got float64"),
-        (np.zeros((4, 4), int), np.full((4, 4), 3), "label: expected classes from 0 to 2"),
-        (np.full((4, 4), 255), np.zeros((4, 4), int), "pred: expected classes from 0 to 2"),
-        (np.full((4, 4), -1), np.zeros((4, 4), int), "got -1"),
-        (np.zeros((4, 4), int), np.full((4, 4), 70000), "to 70000"),
+        (np.zeros((4, 5), int), np.zeros((5, 4), int), "size [4, 5] [5, 4]"),
+        (np.zeros(4, int), np.zeros(4, int), "maps [4]"),
+        (np.zeros((0, 4), int), np.zeros((0, 4), int), "maps [0,"),
+        (np.zeros((2, 3, 4, 4), int), np.zeros((2, 4, 4), int), "(argmax) logits"),
+        (np.zeros((4, 4)), np.zeros((4, 4), int), "pred: float64"),
+        (np.zeros((4, 4), int), np.full((4, 4), 3), "label: 0 2 3"),
+        (np.full((4, 4), 255), np.zeros((4, 4), int), "pred: 0 2 255"),
+        (np.full((4, 4), -1), np.zeros((4, 4), int), "pred: -1"),
+        (np.zeros((4, 4), int), np.full((4, 4), 70000), "label: 70000"),
     ],
 )
-def test_bad_input(metric, pred, label, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input(metric, pred, label, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         metric(3).update(pred, label)
 
 
@@ -224,7 +225,7 @@ def test_of_a_batch_with_a_bad_picture_nothing_counts(metric):
     bad = label.copy()
     bad[0, 0] = 7
     found = metric(3)
-    with pytest.raises(ValueError, match=r"pred: .*0 to 2"):
+    with raises_naming(ValueError, "pred:", "0", "2", "7"):
         found.update(np.stack([label, bad]), np.stack([label, label]))
     assert not found.counts.any()
 
@@ -267,7 +268,7 @@ def test_bad_options():
     for bad in (0, -1, 2.0, True):
         with pytest.raises(ValueError, match="num_classes"):
             BoundaryIoU(bad)
-    with pytest.raises(ValueError, match="at most 32767"):
+    with pytest.raises(ValueError, match="32767"):
         BoundaryIoU(32768)
     for bad in (0, "a"):
         with pytest.raises(ValueError, match="dilation_ratio"):
@@ -276,12 +277,12 @@ def test_bad_options():
         with pytest.raises(ValueError, match="ignore_index"):
             BoundaryIoU(2, ignore_index=bad)
     far = np.array([[2**63 + 5]], np.uint64)
-    with pytest.raises(ValueError, match=f"got {2**63 + 5} to {2**63 + 5}"):
+    with pytest.raises(ValueError, match=str(2**63 + 5)):
         BoundaryIoU(2).update(far, np.zeros((1, 1), np.uint8))
     for bad in ((3, 0), (), (2.5,)):
         with pytest.raises(ValueError, match="tolerances"):
             BoundaryFScore(2, tolerances=bad)
-    with pytest.raises(ValueError, match=r"got 3\. Write \(3,\)"):
+    with pytest.raises(ValueError, match=r"\(3,\)"):
         BoundaryFScore(2, tolerances=3)
     with pytest.raises(ValueError, match="width"):
         TrimapIoU(2, width=0)

@@ -18,6 +18,7 @@ from ppvision.data.class_folders import ClassFolders
 from ppvision.data.class_zip import PictureZip
 from ppvision.errors import DataError
 from ppvision.tasks import open_job
+from tests.helpers.messages import raises_naming
 from tests.helpers.zips import pack, write_entries
 
 
@@ -115,7 +116,7 @@ def test_names_without_the_flag_for_utf8(tmp_path, encoding):
 
 
 def test_what_is_wrong_with_a_zip(crops, tmp_path):
-    with pytest.raises(DataError, match="none at"):
+    with pytest.raises(DataError, match=r"absent\.zip"):
         ClassFolders(tmp_path / "absent.zip")
     (tmp_path / "text.zip").write_text("no zip")
     with pytest.raises(DataError, match=r"text\.zip"):
@@ -124,14 +125,14 @@ def test_what_is_wrong_with_a_zip(crops, tmp_path):
     (tmp_path / "cut.zip").write_bytes(good.read_bytes()[:-30])
     with pytest.raises(DataError, match=r"cut\.zip"):
         ClassFolders(tmp_path / "cut.zip")
-    with pytest.raises(DataError, match=r"tain .*train"):
+    with raises_naming(DataError, "x.zip", "tain", "train"):
         ClassFolders(f"{good}//tain")
     with pytest.raises(DataError, match=r"x\.zip//train"):
         ClassFolders(good, num_classes=3)
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("a/1.png", png(1))
         archive.mkdir("b")
-    with pytest.raises(DataError, match=r"1 of the 2 class folders.*: b"):
+    with raises_naming(DataError, "empty.zip", "1", "2", "b"):
         ClassFolders(tmp_path / "empty.zip")
 
 
@@ -154,24 +155,24 @@ FLAGS, METHOD, CRC, STORED, SIZE, OFFSET = 3, 4, 9, 10, 11, -1
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "message"),
+    ("field", "value", "token"),
     [
-        (FLAGS, 1, "is encrypted"),
-        (METHOD, 12, "stored or deflated"),
-        (CRC, 5, "damaged"),
+        (FLAGS, 1, "encrypted"),
+        (METHOD, 12, "deflated"),
+        (CRC, 5, "checksum"),
         (SIZE, 1999, "damaged"),
         (SIZE, 2001, "damaged"),
-        (SIZE, 2**32 - 2, "at most"),
-        (STORED, 2**32 - 2, "at most"),
-        (STORED, 2**28, "cut short"),
+        (SIZE, 2**32 - 2, "268435456"),
+        (STORED, 2**32 - 2, "268435456"),
+        (STORED, 2**28, "cut"),
         (STORED, 3, "damaged"),
-        (OFFSET, 1, "no header"),
+        (OFFSET, 1, "header"),
     ],
 )
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_directory_that_lies(tmp_path, method, field, value, message):
+def test_a_directory_that_lies(tmp_path, method, field, value, token):
     archive = altered(tmp_path, method, lambda fields: fields.__setitem__(field, value))
-    with pytest.raises(DataError, match=f"1.png: .*{message}"):
+    with raises_naming(DataError, "a/1.png:", token):
         archive.read("a/1.png")
 
 
@@ -214,7 +215,7 @@ def test_every_picture_of_a_zip_is_checked_once(crops, tmp_path, classification_
             entries[name] = archive.read(name)
     entries["digit 1/3.png"] = entries["digit 1/3.png"][:60]
     write_entries(good, entries)
-    with pytest.raises(DataError, match=r"1 of 36 .*\n.*x\.zip: digit 1/3\.png: "):
+    with raises_naming(DataError, "1", "36", "x.zip:", "1/3.png:"):
         open_job(config).check_data("train_dataset")
 
 
@@ -254,7 +255,7 @@ def test_a_list_names_pictures_in_a_zip(crops, tmp_path):
     for k in range(2):
         np.testing.assert_array_equal(dataset[k][0], folders[k][0])
     (tmp_path / "list.txt").write_text("digit 2/absent.png 1\n")
-    with pytest.raises(DataError, match=r"digit 2/absent\.png: no such file"):
+    with pytest.raises(DataError, match=r"2/absent\.png"):
         ClassFolders(path, list_path=tmp_path / "list.txt")[0]
 
 
@@ -265,7 +266,7 @@ def test_a_file_gives_the_order_and_the_names_of_the_classes(crops, tmp_path):
     plain = ClassFolders(crops / "train")
     path = tmp_path / "classes.txt"
     path.write_text("digit 2\tzwei, deux\n\ndigit 0\ndigit 1\n")
-    with pytest.raises(DataError, match=r"classes\.txt:1: .*'digit'"):
+    with raises_naming(DataError, "classes.txt:1:", "'digit'"):
         ClassFolders(crops / "train", class_path=path)  # the tab comes after a name with a space
     path.write_text("digit 2\n\ndigit 0\ndigit 1\n")
     ordered = ClassFolders(crops / "train", num_classes=3, class_path=path)
@@ -288,15 +289,15 @@ def test_the_order_of_tiny_imagenet(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "tokens"),
     [
-        ("digit 0\ndigit 1\n", r"no line for digit 2"),
-        ("digit 0\ndigit 1\ndigit 2\ndigit 1\n", r"classes\.txt:4: .*listed twice"),
-        ("digit 0\ndogit 1\n", r"classes\.txt:2: .*'dogit' is not in"),
-        ("", "no line for digit 0, digit 1, digit 2"),
+        ("digit 0\ndigit 1\n", "line 2"),
+        ("digit 0\ndigit 1\ndigit 2\ndigit 1\n", "classes.txt:4: twice"),
+        ("digit 0\ndogit 1\n", "classes.txt:2: 'dogit'"),
+        ("", "line 0, 1, 2"),
     ],
 )
-def test_class_files_that_are_wrong(crops, tmp_path, text, message):
+def test_class_files_that_are_wrong(crops, tmp_path, text, tokens):
     (tmp_path / "classes.txt").write_text(text)
-    with pytest.raises(DataError, match=message):
+    with raises_naming(DataError, *tokens.split()):
         ClassFolders(crops / "train", class_path=tmp_path / "classes.txt")

@@ -21,6 +21,7 @@ from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import run_training, steps_of, train_options
 from ppvision.zoo import create_model
 from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.messages import raises_naming
 from tests.helpers.verbs import records, shell
 
 
@@ -72,33 +73,33 @@ def test_a_list_gives_the_same_as_folders(crops, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "tokens"),
     [
-        ("train/digit 0/0.png\n", r"list\.txt:1: expected `picture class-number`"),
-        ("a.png 1\nb.png -1\n", r"list\.txt:2"),
-        ("a.png one\n", r"got 'a.png one'"),
-        ("\n", "found none"),
-        ("a.png 7\n", r"expected classes below 2, as .*classes\.txt has names, got 7"),
+        ("train/digit 0/0.png\n", "list.txt:1: `picture class-number`"),
+        ("a.png 1\nb.png -1\n", "list.txt:2:"),
+        ("a.png one\n", "list.txt:1: 'a.png one'"),
+        ("\n", "list.txt none"),
+        ("a.png 7\n", "list.txt: classes.txt 2, 7"),
     ],
 )
-def test_lists_that_are_wrong(crops, tmp_path, text, message):
+def test_lists_that_are_wrong(crops, tmp_path, text, tokens):
     (tmp_path / "list.txt").write_text(text)
     (tmp_path / "classes.txt").write_text("a\nb\n")
-    with pytest.raises(DataError, match=message):
+    with raises_naming(DataError, *tokens.split()):
         ClassFolders(crops, list_path=tmp_path / "list.txt")
 
 
 def test_folders_that_are_wrong(crops, tmp_path):
-    with pytest.raises(DataError, match="found none at"):
+    with pytest.raises(DataError, match="absent"):
         ClassFolders(tmp_path / "absent")
-    with pytest.raises(DataError, match="above the classes"):
+    with pytest.raises(DataError, match="above"):
         ClassFolders(crops / "train" / "digit 0")
-    with pytest.raises(DataError, match=r"has 2.* has 3"):
+    with raises_naming(DataError, "2", "3"):
         ClassFolders(crops / "train", num_classes=2)
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of the 2 class folders.*: b"):
+    with raises_naming(DataError, "1", "2", "b"):
         ClassFolders(tmp_path)
 
 
@@ -120,7 +121,7 @@ def test_other_classes_for_validation_are_refused(crops, tmp_path, classificatio
     shutil.copytree(crops / "val", tmp_path / "val")
     (tmp_path / "val" / "digit 1").rename(tmp_path / "val" / "digit 7")
     config = classification_file(lambda c: c["val_dataset"].update(root=str(tmp_path / "val")))
-    with pytest.raises(ConfigError, match="digit 1, digit 7"):
+    with raises_naming(ConfigError, "1,", "7"):
         open_job(config).check_data("train_dataset", "val_dataset")
 
 
@@ -255,7 +256,7 @@ def test_training_pictures_of_different_sizes_stop_the_run(crops, tmp_path, clas
         config["train_dataset"] = {"root": str(tmp_path / "train"), "transforms": []}
 
     job = open_job(classification_file(change))
-    with pytest.raises(RuntimeError, match=r"\[3, 28, 28\], \[3, 30, 40\]"):
+    with raises_naming(RuntimeError, "28,", "28]", "30,", "40]"):
         run_training(
             job, RunFolder(tmp_path / "run"), train_options(job), do_eval=False, use_vdl=False
         )
@@ -316,7 +317,7 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
         config["val_dataset"] = {"root": str(tmp_path / "val"), "transforms": []}
 
     job = open_job(classification_file(change))
-    with pytest.raises(ConfigError, match="28x28 and 40x30"):
+    with raises_naming(ConfigError, "28x28", "40x30"):
         job.evaluate(job.model)
 
 
@@ -324,71 +325,77 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "tokens"),
     [
-        (lambda c: c.update(epoch=3), r"classes.yml:\d+\): expected only known keys, got 'epoch'"),
-        (lambda c: c.update(epochs=3), "either iters or epochs, got both"),
-        (lambda c: c.pop("iters"), "both or none"),
-        (lambda c: c["model"].update(type="pale_nona"), r"classes.yml:5\).*Did you mean pale_nano"),
+        (lambda c: c.update(epoch=3), "classes.yml: 'epoch'"),
+        (lambda c: c.update(epochs=3), "iters epochs, both"),
+        (lambda c: c.pop("iters"), "iters both none"),
+        (lambda c: c["model"].update(type="pale_nona"), "classes.yml:5): pale_nano"),
         (
             lambda c: c["model"].update(pale_sise=7),
-            r"model: .*got 'pale_sise'. Did you mean pale_s",
+            "model: 'pale_sise' pale_size",
         ),
         (
             lambda c: c["train_dataset"].update(rot="x"),
-            "train_dataset: .*got 'rot'. Did you mean r",
+            "train_dataset: 'rot' root",
         ),
         (lambda c: c["train_dataset"]["transforms"][0].update(type="RandomCrob"), "RandomCrop"),
-        (lambda c: c["train_dataset"]["transforms"][1].update(magnitud=3), "takes no 'magnitud'"),
-        (lambda c: c["train_dataset"]["transforms"][1].update(magnitude=30), "magnitude 0 to 10"),
-        (lambda c: c["val_dataset"]["transforms"].insert(0, {"type": "RandAugment"}), "for train"),
-        (lambda c: c["optimizer"].update(learning_rate=1), "optimizer: .*got 'learning_rate'"),
+        (
+            lambda c: c["train_dataset"]["transforms"][1].update(magnitud=3),
+            "RandAugment 'magnitud'",
+        ),
+        (lambda c: c["train_dataset"]["transforms"][1].update(magnitude=30), "magnitude 0 10"),
+        (
+            lambda c: c["val_dataset"]["transforms"].insert(0, {"type": "RandAugment"}),
+            "RandAugment val_dataset",
+        ),
+        (lambda c: c["optimizer"].update(learning_rate=1), "optimizer: 'learning_rate'"),
         (
             lambda c: c["optimizer"].update(beta1="a"),
-            r"optimizer.beta1: expected a number.*got 'a'",
+            "optimizer.beta1: number 'a'",
         ),
         (
             lambda c: c["loss"].update(mixup="lots"),
-            r"classes.yml:\d+\): loss.mixup: expected a num",
+            "classes.yml: loss.mixup: number 'lots'",
         ),
-        (lambda c: c["model"].update(num_classes="3"), r"model.num_classes: expected a whole.*'3'"),
-        (lambda c: c["train_dataset"].update(root=5), r"train_dataset\.root: expected text, got 5"),
+        (lambda c: c["model"].update(num_classes="3"), "model.num_classes: whole '3'"),
+        (lambda c: c["train_dataset"].update(root=5), "train_dataset.root: text, 5"),
         (
             lambda c: c.update(accumulate=0),
-            r"classes.yml:\d+\): accumulate: expected a whole number",
+            "classes.yml: accumulate: whole 0",
         ),
-        (lambda c: c.update(imports=5), "imports: expected a module"),
-        (lambda c: c["lr_scheduler"].update(warmup_epochs=0.5), "warmup_epochs: expected a whole"),
-        (lambda c: c["optimizer"].update(type="AdamV"), "Did you mean Adam or AdamW"),
-        (lambda c: c["optimizer"].update(momentum=0.9), "AdamW takes no 'momentum'"),
+        (lambda c: c.update(imports=5), "imports: module 5"),
+        (lambda c: c["lr_scheduler"].update(warmup_epochs=0.5), "warmup_epochs: whole 0.5"),
+        (lambda c: c["optimizer"].update(type="AdamV"), "optimizer.type: Adam AdamW"),
+        (lambda c: c["optimizer"].update(momentum=0.9), "AdamW 'momentum'"),
         (
             lambda c: c["train_dataset"]["transforms"].append({"type": "RandAugment"}),
-            r"transforms.5: expected RandAugment before Normalize",
+            "transforms.5: RandAugment before Normalize",
         ),
         (
             lambda c: c["train_dataset"]["transforms"].insert(0, {"type": "RandomErasing"}),
-            r"transforms.0: expected RandomErasing behind Normalize",
+            "transforms.0: RandomErasing behind Normalize",
         ),
-        (lambda c: c["loss"].update(smoothing=0.9), "Did you mean label_smoothing"),
-        (lambda c: c["lr_scheduler"].pop("learning_rate"), "expected learning_rate"),
-        (lambda c: c.update(batch_size=0), r"batch_size: expected a whole number.*got 0"),
-        (lambda c: c.update(loss=3), "loss: expected keys and values"),
+        (lambda c: c["loss"].update(smoothing=0.9), "'smoothing' label_smoothing"),
+        (lambda c: c["lr_scheduler"].pop("learning_rate"), "learning_rate"),
+        (lambda c: c.update(batch_size=0), "batch_size: whole 0"),
+        (lambda c: c.update(loss=3), "loss: keys values, 3"),
     ],
 )
-def test_what_a_config_cannot_say(classification_file, change, message):
-    with pytest.raises(ConfigError, match=message):
+def test_what_a_config_cannot_say(classification_file, change, tokens):
+    with raises_naming(ConfigError, *tokens.split()):
         open_job(classification_file(change))
 
 
 def test_values_out_of_range(classification_file):
-    for change, message in (
-        (lambda c: c["loss"].update(label_smoothing=1.5), "label_smoothing in"),
-        (lambda c: c["optimizer"].update(layer_decay=2), "layer_decay in"),
-        (lambda c: c["lr_scheduler"].update(warmup_epochs=9), "warm-up shorter than"),
-        (lambda c: c["lr_scheduler"].update(end_lr=1), "end_lr between 0"),
+    for change, token in (
+        (lambda c: c["loss"].update(label_smoothing=1.5), "label_smoothing"),
+        (lambda c: c["optimizer"].update(layer_decay=2), "layer_decay"),
+        (lambda c: c["lr_scheduler"].update(warmup_epochs=9), "warm-up"),
+        (lambda c: c["lr_scheduler"].update(end_lr=1), "end_lr"),
     ):
         job = open_job(classification_file(change))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=token):
             _ = job.batched, job.optimizer
 
 

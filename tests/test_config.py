@@ -10,13 +10,15 @@ from ppvision.tasks.config import ConfigError, apply_options, read_yaml
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.training import train_options
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import raises_naming
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "/".join(["y" * 200] * 30), "a\0b"], ids=len)
 def test_names_that_no_file_can_have(tmp_path, name):
     (tmp_path / "job.yml").write_text(yaml.safe_dump({"_base_": name}))
+    token = "null" if "\0" in name else name[:20]
     for path in (tmp_path / "job.yml", tmp_path / name):
-        with pytest.raises(ConfigError, match="expected a") as raised:
+        with pytest.raises(ConfigError, match=token) as raised:
             read_yaml(path)
         assert len(str(raised.value)) < 1000
 
@@ -37,24 +39,24 @@ def test_bases_are_merged_and_replaced(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "tokens"),
     [
-        ("a: [1", "is not YAML"),
-        ("- 1\n- 2\n", "expected keys and values"),
-        ("a: !!python/object/apply:os.system ['true']\n", "is not YAML"),
-        ("_base_: job.yml\n", "its own _base_"),
-        ("_base_: jab.yml\n", r"Did you mean job\.yml"),
+        ("a: [1", "job.yml YAML sequence"),
+        ("- 1\n- 2\n", "job.yml keys values [1,"),
+        ("a: !!python/object/apply:os.system ['true']\n", "job.yml YAML os.system"),
+        ("_base_: job.yml\n", "job.yml _base_"),
+        ("_base_: jab.yml\n", "jab.yml job.yml"),
     ],
 )
-def test_files_that_are_no_config(tmp_path, text, message):
+def test_files_that_are_no_config(tmp_path, text, tokens):
     (tmp_path / "job.yml").write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with raises_naming(ConfigError, *tokens.split()):
         read_yaml(tmp_path / "job.yml")
 
 
 def test_a_key_that_is_written_twice_is_refused(tmp_path):
     (tmp_path / "job.yml").write_text("a: {x: 1}\nb: 2\na: {y: 1}\n")
-    with pytest.raises(ConfigError, match=r"'a'.* twice.*job\.yml:1"):
+    with raises_naming(ConfigError, "'a'", "twice,", "job.yml:1"):
         read_yaml(tmp_path / "job.yml")
 
 
@@ -71,12 +73,12 @@ def test_errors_name_the_file_and_line(tmp_path):
     base.write_text("iters: 3\nmodel:\n  type: SegFormer\n  backbnoe: {type: pale_nano}\n")
     top = tmp_path / "top.yml"
     top.write_text("_base_: base.yml\n\nbatchsize: 4\n")
-    with pytest.raises(ConfigError, match=r"top\.yml:3\): .*'batchsize'.*batch_"):
+    with raises_naming(ConfigError, "top.yml:3):", "'batchsize'", "batch_size"):
         open_job(top)
     top.write_text("_base_: base.yml\n")
-    with pytest.raises(ConfigError, match=r"base\.yml:4\).*'backbnoe'"):
+    with raises_naming(ConfigError, "base.yml:4)", "'backbnoe'"):
         open_job(top)
-    with pytest.raises(ConfigError, match=r"\(--opts model\.type=SegFormr\): model\.type"):
+    with raises_naming(ConfigError, "(--opts", "model.type=SegFormr):", "model.type:"):
         open_job(top, ["model.type=SegFormr"])
 
 
@@ -93,7 +95,7 @@ def test_an_override_may_begin_a_part_that_was_left_out(config_file):
     assert open_job(path, ["test_config.aug_eval=True"]).content["test_config"] == {
         "aug_eval": True
     }
-    with pytest.raises(ConfigError, match=r"\(--opts los\.x=1\): .* loss\b"):
+    with raises_naming(ConfigError, "(--opts", "los.x=1):", "loss"):
         open_job(path, ["los.x=1"])
 
 
@@ -105,7 +107,7 @@ def test_engine_keys_reach_the_engine(config_file):
     assert (options.accumulate, options.clip_norm, options.ema_decay) == (3, 0.5, 0.9)
     assert (options.seed, options.log_iters, options.batch_size, options.iters) == (4, 7, 4, 6)
     assert train_options(open_job(config_file()), seed=None).seed == 0
-    with pytest.raises(ConfigError, match=r"job\.yml:\d+\): accumulate"):
+    with raises_naming(ConfigError, "job.yml", "accumulate:", "'two'"):
         open_job(config_file(lambda c: c.update(accumulate="two")))
 
 
@@ -113,59 +115,77 @@ def test_options_reach_lists_and_keep_types():
     config = {"a": {"b": [{"c": 1}, 2]}}
     apply_options(config, ["a.b.0.c=[3, 4]", "a.b.1=5e-1", "a.new=x=y"])
     assert config == {"a": {"b": [{"c": [3, 4]}, 0.5], "new": "x=y"}}
-    for option, message in (
-        ("a", "expected key=value"),
-        ("a.y.z=1", "no 'y' in the config. Known: b"),
-        ("a.b.7.c=1", "expected an entry '7', got a list of 2"),
-        ("a.b.1.c=1", "expected a mapping before 'c'"),
+    for option, tokens in (
+        ("a", "--opts key=value"),
+        ("a.y.z=1", "a.y.z: 'y' b"),
+        ("a.b.7.c=1", "a.b.7.c: '7' 2"),
+        ("a.b.1.c=1", "a.b.1.c: mapping 'c'"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with raises_naming(ConfigError, *tokens.split()):
             apply_options(config, [option])
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "tokens"),
     [
-        (lambda c: c.update(itres=3), r"got 'itres'. Did you mean iters"),
-        (lambda c: c.update(task="segmentaton"), "Did you mean segmentation"),
-        (lambda c: c["model"].update(type="SegFomer"), r"model.type: got 'SegFomer'. .*SegFormer"),
+        (lambda c: c.update(itres=3), "'itres' iters"),
+        (lambda c: c.update(task="segmentaton"), "task: 'segmentaton' segmentation"),
+        (lambda c: c["model"].update(type="SegFomer"), "model.type: 'SegFomer' SegFormer"),
         (
             lambda c: c["model"]["backbone"].update(pale_sise=7),
-            r"model.backbone: .*'pale_sise'. Did you mean pale_size",
+            "model.backbone: 'pale_sise' pale_size",
         ),
         (
             lambda c: c["train_dataset"]["transforms"].append({"type": "RandomFlip"}),
-            r"train_dataset.transforms.2.type: got 'RandomFlip'",
+            "train_dataset.transforms.2.type: 'RandomFlip'",
         ),
-        (lambda c: c["loss"]["types"][0].update(weights=1), "takes no 'weights'"),
-        (lambda c: c["loss"].update(coeff=[1]), r"job\.yml:\d+\): loss: .*Did you mean coef"),
-        (lambda c: c["lr_scheduler"].update(pwer=1), r"job\.yml:\d+\): lr_scheduler: .*'pwer'"),
-        (lambda c: c["lr_scheduler"].pop("type"), "lr_scheduler: expected type"),
+        (
+            lambda c: c["loss"]["types"][0].update(weights=1),
+            "loss.types.0: CrossEntropyLoss 'weights' weight",
+        ),
+        (lambda c: c["loss"].update(coeff=[1]), "job.yml loss: 'coeff' coef"),
+        (lambda c: c["lr_scheduler"].update(pwer=1), "job.yml lr_scheduler: 'pwer'"),
+        (lambda c: c["lr_scheduler"].pop("type"), "lr_scheduler: type"),
         (
             lambda c: c["train_dataset"]["transforms"].append("RandomDistort"),
-            r"train_dataset.transforms.2: expected \{type",
+            "train_dataset.transforms.2: {type: 'RandomDistort'",
         ),
         (
             lambda c: c["optimizer"].update(
                 grad_clip_cfg={"name": "ClipGradByGlobalNorm", "clip_nrm": 1}
             ),
-            "grad_clip_cfg: .*Did you mean clip_norm",
+            "optimizer.grad_clip_cfg: 'clip_nrm' clip_norm",
         ),
-        (lambda c: c["optimizer"].update(type="AdamWW"), r"optimizer.type.*Did you mean AdamW"),
-        (lambda c: c.pop("model"), "No model specified"),
-        (lambda c: c["val_dataset"].update(num_classes=5), "num_classes"),
-        (lambda c: c.update(imports=["no_such_module_here"]), "'no_such_module_here' does not"),
-        (lambda c: c.update(task="pose"), "got 'pose'"),
-        (lambda c: c.update(optimizer=None), "optimizer: expected keys and values"),
-        (lambda c: c["model"].update(type=["SegFormer"]), r"model.type: got \['SegFormer'\]"),
-        (lambda c: c.update(test_config={"is_slid": True}), "Did you mean is_slide"),
-        (lambda c: c.update(test_config={"is_slide": True}), "crop_size and stride"),
-        (lambda c: c.update(test_config={"flip_vertical": True}), "expected aug_eval"),
-        (lambda c: c["lr_scheduler"].update(type="Cosine"), r"lr_scheduler.type: got 'Cosine'"),
+        (lambda c: c["optimizer"].update(type="AdamWW"), "optimizer.type: 'AdamWW' AdamW"),
+        (lambda c: c.pop("model"), "DefaultPrimaryRule"),
+        (
+            lambda c: c["val_dataset"].update(num_classes=5),
+            "`num_classes` train_dataset val_dataset",
+        ),
+        (
+            lambda c: c.update(imports=["no_such_module_here"]),
+            "imports: 'no_such_module_here' ModuleNotFoundError PYTHONPATH",
+        ),
+        (lambda c: c.update(task="pose"), "task: 'pose' detection"),
+        (lambda c: c.update(optimizer=None), "optimizer: keys None"),
+        (lambda c: c["model"].update(type=["SegFormer"]), "model.type: ['SegFormer']"),
+        (lambda c: c.update(test_config={"is_slid": True}), "test_config: 'is_slid' is_slide"),
+        (
+            lambda c: c.update(test_config={"is_slide": True}),
+            "is_slide: crop_size stride --crop_size",
+        ),
+        (
+            lambda c: c.update(test_config={"flip_vertical": True}),
+            "flip_vertical: aug_eval --aug_eval",
+        ),
+        (
+            lambda c: c["lr_scheduler"].update(type="Cosine"),
+            "lr_scheduler.type: 'Cosine' PolynomialDecay",
+        ),
     ],
 )
-def test_a_wrong_key_stops_at_once_and_names_the_nearest(config_file, change, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_wrong_key_stops_at_once_and_names_the_nearest(config_file, change, tokens):
+    with raises_naming(ConfigError, *tokens.split()):
         open_job(config_file(change))
 
 

@@ -28,6 +28,7 @@ from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import EngineError, InputError
 from tests.helpers.browser import chromium
 from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.messages import raises_naming
 
 SCALARS = ("Train/loss", "Train/lr", "Train/grad_norm", "Evaluate/top1")
 
@@ -122,7 +123,7 @@ def test_one_row_of_settings_per_run_with_its_final_scores(address, runs):
 
 
 def test_a_run_without_records_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="Train with --use_vdl"):
+    with pytest.raises(FileNotFoundError, match="--use_vdl"):
         vdl_folders([tmp_path])
 
 
@@ -216,7 +217,7 @@ def test_a_program_that_takes_the_port_meanwhile_is_named():
         try:
             with (
                 subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as alive,
-                pytest.raises(EngineError, match="another program"),
+                raises_naming(EngineError, "taken", "--port"),
             ):
                 module._wait_for_answer(alive, "127.0.0.1", other.server_port)
         finally:
@@ -227,7 +228,7 @@ def test_a_program_that_takes_the_port_meanwhile_is_named():
 def test_a_port_that_was_just_given_back_is_free(monkeypatch):
     monkeypatch.setattr(module, "_PORTS", 1)
     with listening() as port:
-        with pytest.raises(InputError, match="free port"):
+        with pytest.raises(InputError, match="--port"):
             module.free_port("127.0.0.1", port)
         client = socket.create_connection(("127.0.0.1", port))
     client.close()

@@ -10,6 +10,7 @@ from PIL import Image, ImageFile
 
 from ppvision.data.check.segmentation import check_segmentation_list
 from ppvision.errors import DataError
+from tests.helpers.messages import raises_naming
 
 SIZE = (12, 16)  # height, width
 
@@ -94,7 +95,7 @@ def test_list_path_that_was_meant_from_the_root(root):
 
 
 def test_missing_root(root):
-    with pytest.raises(DataError, match=r"dataset_root.*gone"):
+    with raises_naming(DataError, "dataset_root", "gone"):
         check_segmentation_list(root / "train.txt", root / "gone", 3)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -28,6 +29,7 @@ from ppvision.data.convert import (
 from ppvision.data.convert.digit_scenes import load_photos
 from ppvision.data.convert.dsb2018 import nucleus_label
 from ppvision.errors import DataError
+from tests.helpers.messages import raises_naming
 
 # pycocotools 2.0.11 on numpy 2.
 pytestmark = pytest.mark.filterwarnings(
@@ -252,38 +254,38 @@ def test_border_has_to_be_a_whole_number(nuclei, tmp_path, border):
 
 
 def break_nuclei(source: Path, fault: str) -> str:
-    """Put one fault into the prepared source; returns what the error has to say."""
+    """Put one fault into the prepared source; returns the tokens of the error."""
     image, instances = source / "images" / "b.png", source / "instances" / "b.png"
     if fault == "no list":
         (source / "val.txt").unlink()
-        return r"val\.txt: expected a list file"
+        return "val.txt: list"
     if fault == "empty list":
         (source / "val.txt").write_text("\n")
-        return r"val\.txt: the set is empty"
+        return "val.txt: empty"
     if fault == "no label":
         (source / "train.txt").write_text("images/a.png\n")
-        return r"train\.txt, line 1: expected `image label`"
+        return "train.txt, 1: `image label`"
     if fault == "twice":
         (source / "train.txt").write_text("images/a.png instances/a.png\n" * 2)
-        return r"train\.txt, line 2: the picture name a is there twice"
+        return "train.txt, 2: a twice"
     if fault == "no image":
         image.unlink()
-        return r"b\.png: no such file"
+        return "b.png: such"
     if fault == "truncated image":
         cut_off(image)
-        return r"images/b\.png: does not decode .*cut off"
+        return "images/b.png: decode cut"
     if fault == "deep image":
         save(image, NUCLEI)
-        return r"images/b\.png: expected 8 bits a channel, got PNG, grey, 16 bits"
+        return "images/b.png: 8 PNG, grey, 16 bits"
     if fault == "not a picture":
         instances.write_text("no")
-        return r"instances/b\.png: does not decode \(not a picture"
+        return "instances/b.png: decode (not picture"
     if fault == "other size":
         save(instances, NUCLEI[:-1])
-        return r"instances/b\.png: expected the picture's size, 24 x 20, got 24 x 19"
+        return "instances/b.png: size, 24 20, 19"
     assert fault == "colours"
     save(instances, noise(0))
-    return r"instances/b\.png: expected one channel of whole numbers"
+    return "instances/b.png: channel whole"
 
 
 @pytest.mark.parametrize(
@@ -302,8 +304,8 @@ def break_nuclei(source: Path, fault: str) -> str:
     ],
 )
 def test_fault_is_named_and_nothing_is_left(nuclei, tmp_path, fault):
-    message = break_nuclei(nuclei, fault)
-    with pytest.raises(DataError, match=message):
+    tokens = break_nuclei(nuclei, fault)
+    with raises_naming(DataError, *tokens.split()):
         convert_dsb2018(nuclei, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["dsb"]
 
@@ -311,13 +313,13 @@ def test_fault_is_named_and_nothing_is_left(nuclei, tmp_path, fault):
 def test_picture_without_masks_in_the_original_layout(stage1, tmp_path):
     for path in (stage1 / "id3" / "masks").iterdir():
         path.unlink()
-    with pytest.raises(DataError, match=r"id3: expected .* found 1 and 0"):
+    with raises_naming(DataError, "id3:", "1", "0"):
         convert_dsb2018(stage1, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", sorted(CONVERTERS))
 def test_missing_source(name, tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"with {name}, found none at .*nowhere"):
+    with raises_naming(FileNotFoundError, name, "nowhere"):
         CONVERTERS[name](tmp_path / "nowhere", tmp_path / "out")
 
 
@@ -332,7 +334,7 @@ def test_source_without_lists(name, tmp_path):
 def test_output_with_files_is_refused(nuclei, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="holds files"):
+    with raises_naming(FileExistsError, "output:", "out,", "holds"):
         convert_dsb2018(nuclei, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
@@ -382,14 +384,14 @@ def test_unknown_road_class_is_named(roads, tmp_path, value):
     label = np.zeros((20, 24), np.uint8)
     label[3, 4:7] = value
     save(roads / "train" / "labels" / "b.png", label)
-    with pytest.raises(DataError, match=rf"labels/b\.png: .*got {value} in 3 pixels"):
+    with raises_naming(DataError, "labels/b.png:", str(value), "3"):
         convert_camvid(roads, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_truncated_road_scene_is_named(roads, tmp_path):
     cut_off(roads / "train" / "images" / "b.jpg")
-    with pytest.raises(DataError, match=r"images/b\.jpg.*cut off"):
+    with raises_naming(DataError, "images/b.jpg", "cut"):
         convert_camvid(roads, tmp_path / "out")
 
 
@@ -446,14 +448,15 @@ def test_cut_off_tar(small_pictures, tmp_path, suffix, share):
     # An uncompressed tar ends with padding, so the shares are of what comes before it.
     used = len(whole.rstrip(b"\0")) if suffix == "tar" else len(whole)
     archive.write_bytes(whole[: int(used * share)])
-    with pytest.raises(DataError, match=rf"pack\.{suffix}: .*(cut off or damaged|incomplete)"):
+    with raises_naming(DataError, f"pack.{suffix}:") as caught:
         convert_cifar10(archive, tmp_path / "out")
+    assert re.search(r"\b(damaged|incomplete)\b", str(caught.value))
     assert not (tmp_path / "out").exists()
 
 
 def test_file_that_is_no_tar(tmp_path):
     (tmp_path / "pack.tar.gz").write_text("<html>not found</html>")
-    with pytest.raises(DataError, match="cut off or damaged"):
+    with pytest.raises(DataError, match="damaged"):
         convert_cifar10(tmp_path / "pack.tar.gz", tmp_path / "out")
 
 
@@ -472,18 +475,18 @@ def add_member(archive: Path, source: Path, name: str, link: str | None = None) 
 
 
 @pytest.mark.parametrize(
-    ("name", "link", "message"),
+    ("name", "link", "token"),
     [
-        ("../evil.jpg", None, "points out of its folder"),
-        ("train/cat/../../../evil.jpg", None, "points out of its folder"),
-        ("/anywhere/train/cat/evil.jpg", None, "points out of its folder"),
-        ("train/cat/evil.jpg", "/etc/passwd", "is a link"),
+        ("../evil.jpg", None, "points"),
+        ("train/cat/../../../evil.jpg", None, "points"),
+        ("/anywhere/train/cat/evil.jpg", None, "points"),
+        ("train/cat/evil.jpg", "/etc/passwd", "link"),
     ],
 )
-def test_member_that_points_elsewhere_is_refused(small_pictures, tmp_path, name, link, message):
+def test_member_that_points_elsewhere_is_refused(small_pictures, tmp_path, name, link, token):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     archive = add_member(tmp_path / "deep" / "er" / "pack.tar", small_pictures, name, link)
-    with pytest.raises(DataError, match=message):
+    with raises_naming(DataError, "pack.tar", token):
         convert_cifar10(archive, tmp_path / "deep" / "er" / "out")
     assert not list(tmp_path.rglob("evil*"))
     assert not (tmp_path / "deep" / "er" / "out").exists()
@@ -494,17 +497,17 @@ def test_faulty_class_folders(small_pictures, tmp_path):
     broken = small_pictures / "train" / "dog" / "0001.jpg"
     whole = broken.read_bytes()
     cut_off(broken)
-    with pytest.raises(DataError, match=r"train/dog/0001\.jpg.*cut off"):
+    with raises_naming(DataError, "train/dog/0001.jpg", "cut"):
         convert_cifar10(small_pictures, output)
     broken.write_bytes(whole)
 
     save(small_pictures / "val" / "dog" / "0000.jpg", noise(1, 32, 32))
-    with pytest.raises(DataError, match=r"val/dog/0000\.jpg.*twice"):
+    with raises_naming(DataError, "val/dog/0000.jpg", "twice"):
         convert_cifar10(small_pictures, output)
     (small_pictures / "val" / "dog" / "0000.jpg").unlink()
 
     (small_pictures / "test" / "ship" / "0000.jpg").unlink()
-    with pytest.raises(DataError, match=r"val.*ship"):
+    with raises_naming(DataError, "val", "ship"):
         convert_cifar10(small_pictures, output)
 
     (small_pictures / "test" / "ship").rename(small_pictures / "test" / "boat")
@@ -514,7 +517,7 @@ def test_faulty_class_folders(small_pictures, tmp_path):
     assert not output.exists()
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="found 0 tar files"):
+    with raises_naming(DataError, "empty:", "train/", "0", "tar"):
         convert_cifar10(tmp_path / "empty", output)
 
 
@@ -662,11 +665,12 @@ def test_a_tar_file_that_unpacks_to_more_than_it_may(tmp_path, kind):
             file.write(bytes(2**20))
         file.write(bytes(1024))
     tracemalloc.start()
-    with pytest.raises(DataError, match=r"bomb\.tar\.gz: .*(at most|damaged)"):
+    with raises_naming(DataError, "bomb.tar.gz:") as caught:
         convert_cifar10(tmp_path / "bomb.tar.gz", tmp_path / "out")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 64 * 2**20
+    assert re.search(r"\b(most|damaged)\b", str(caught.value))
 
 
 def test_xml_of_other_tools(blood, tmp_path):
@@ -682,7 +686,7 @@ def test_xml_of_other_tools(blood, tmp_path):
 def test_entities_in_xml_are_refused(blood, tmp_path):
     text = '<!DOCTYPE a [<!ENTITY x "RBC">]>' + (blood / "annotations" / "a.xml").read_text()
     (blood / "annotations" / "a.xml").write_text(text)
-    with pytest.raises(DataError, match=r"a\.xml: .*without entities"):
+    with raises_naming(DataError, "a.xml:", "entities"):
         convert_bccd(blood, tmp_path / "out")
 
 

@@ -18,6 +18,7 @@ from ppvision.deploy.write.graph import write_graphs
 from ppvision.forms.paddle_private import trace_tables
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.nn.semantic_diffusion import SemanticDiffusionPyramid
+from tests.helpers.messages import raises_naming, warns_naming
 from tests.helpers.small_pale import SMALL_PALE
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -365,7 +366,7 @@ def test_modes_come_back_after_a_failure(tmp_path):
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 @pytest.mark.parametrize("output_op", ["argmax", "none"])
 def test_other_numbers_are_an_error_with_the_measured_figure(tmp_path, format, output_op):
-    with pytest.raises(ParityError, match=r" 0\.\d+.*0\.001") as caught:
+    with pytest.raises(ParityError, match=r"\b0\.001\b") as caught:
         export_model(
             Lies(),
             tmp_path / "net",
@@ -374,23 +375,24 @@ def test_other_numbers_are_an_error_with_the_measured_figure(tmp_path, format, o
             output_op=output_op,
         )
     assert 0.05 < caught.value.error < 0.26
+    assert f"{caught.value.error:.3g}" in str(caught.value)
     assert caught.value.tolerance == 1e-3
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 @pytest.mark.parametrize(
-    ("output_op", "module", "wrong", "message"),
+    ("output_op", "module", "wrong", "tokens"),
     [
-        ("argmax", paddle, paddle.argmin, "classes differ"),
+        ("argmax", paddle, paddle.argmin, "classes logits"),
         ("softmax", nn.functional, nn.functional.log_softmax, "output 0 differs"),
     ],
 )
 def test_a_wrong_output_op_behind_right_logits(
-    tmp_path, monkeypatch, format, output_op, module, wrong, message
+    tmp_path, monkeypatch, format, output_op, module, wrong, tokens
 ):
     monkeypatch.setattr(module, output_op, wrong)
-    with pytest.raises(ParityError, match=message):
+    with raises_naming(ParityError, *tokens.split()):
         export_model(
             Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op=output_op, format=format
         )
@@ -411,14 +413,14 @@ def _lie(monkeypatch, liar: str) -> None:
 
 def test_other_numbers_without_onednn_are_an_error(tmp_path, monkeypatch):
     _lie(monkeypatch, "native")
-    with pytest.raises(ParityError, match="Inference without oneDNN"):
+    with raises_naming(ParityError, "Inference", "without", "oneDNN"):
         export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_numbers_with_onednn_turn_it_off_aloud(tmp_path, monkeypatch):
     _lie(monkeypatch, "onednn")
-    with pytest.warns(UserWarning, match=r"with oneDNN.* differs.*runs without oneDNN"):
+    with warns_naming(UserWarning, "oneDNN", "differs", "with", "without"):
         folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, 48, 48], output_op="none")
     assert manifest(folder)["onednn"] is False
     assert manifest(folder)["max_error_to_eager"] < 1e-3
@@ -433,12 +435,12 @@ def test_onednns_align_corners_fault_is_noticed(tmp_path):
                 super().forward(x)[0], scale_factor=2, mode="bilinear", align_corners=True
             )
 
-    with pytest.warns(UserWarning, match=r"with oneDNN.* differs"):
+    with warns_naming(UserWarning, "with", "oneDNN", "differs"):
         folder = export_model(Enlarges(), tmp_path / "net", input_shape=[1, 3, None, 48])
-    with pytest.warns(UserWarning, match="other numbers"):
+    with warns_naming(UserWarning, "oneDNN", "numbers"):
         predictor = Predictor(folder)
     assert predictor.onednn is False
-    with pytest.raises(RuntimeError, match="gave other numbers"):
+    with raises_naming(RuntimeError, "use_onednn", "gave"):
         Predictor(folder, use_onednn=True)
 
 
@@ -448,7 +450,7 @@ def test_untraceable_model(tmp_path):
             return [self.up(self.down(x)) * x.numpy().astype("float64").tolist()[0][0][0][0]]
 
     noted = [set(table) for table in trace_tables()]
-    with pytest.raises(RuntimeError, match="cannot be traced"):
+    with pytest.raises(RuntimeError, match="traced"):
         export_model(Looks(), tmp_path / "net", input_shape=[None, 3, None, None])
     assert list(tmp_path.iterdir()) == []
     # What Paddle noted of the failed program would reach a later one at the same address.
@@ -478,7 +480,7 @@ def test_a_failed_last_rename_keeps_the_earlier_export(tmp_path, monkeypatch):
     # Of a file system that cannot let folders change places.
     monkeypatch.setattr("ppvision.files._exchange", lambda new, folder: False)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="space"):
         export_model(Net(), folder, input_shape=[1, 3, 40, 40])
     assert "final" in renamed
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
@@ -530,7 +532,7 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path, files):
     folder.mkdir()
     for name in files:
         (folder / name).write_text("mine")
-    with pytest.raises(FileExistsError, match="other files"):
+    with pytest.raises(FileExistsError, match="files"):
         export_model(Net(), folder, input_shape=[1, 3, 48, 48])
     assert {p.name: p.read_text() for p in folder.iterdir()} == dict.fromkeys(files, "mine")
 
@@ -542,7 +544,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 
 
 def test_sizes_that_the_model_does_not_take_are_named(tmp_path):
-    with pytest.warns(UserWarning, match=r"97, 131.*multiple of 32"):
+    with warns_naming(UserWarning, "97,", "131", "multiple", "32"):
         folder = export_model(
             OnlyMultiplesOf32(), tmp_path / "net", input_shape=[None, 3, None, None]
         )
@@ -550,12 +552,12 @@ def test_sizes_that_the_model_does_not_take_are_named(tmp_path):
 
 
 def test_a_model_that_runs_at_no_size(tmp_path):
-    with pytest.raises(ValueError, match=r"at every size tried"):
+    with raises_naming(ValueError, "input_shape=[None,", "tried"):
         export_model(Net(), tmp_path / "net", input_shape=[None, 5, None, None])
 
 
 def test_onednn_that_cannot_run_is_said_aloud(tmp_path):
-    with pytest.warns(UserWarning, match=r"with oneDNN.*does not run"):
+    with warns_naming(UserWarning, "with", "oneDNN", "run"):
         folder = export_model(ChannelsLast(), tmp_path / "net", input_shape=[None, 3, None, None])
     assert manifest(folder)["onednn"] is False
 
@@ -564,43 +566,43 @@ def test_a_comparison_that_cannot_fail_is_said_aloud(tmp_path):
     model = Net()
     model.up.weight.set_value(model.up.weight * 1e-6)
     model.up.bias.set_value(model.up.bias * 0)
-    with pytest.warns(UserWarning, match="cannot fail"):
+    with warns_naming(UserWarning, "parity", "fail"):
         export_model(model, tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
 def test_not_finite_models_are_refused(tmp_path):
     model = Net()
     model.up.bias.set_value(paddle.full([4], float("nan")))
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         export_model(model, tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "tokens"),
     [
-        ({"input_shape": [3, 16, 16]}, r"\[B, C, H, W\]"),
-        ({"input_shape": [1, None, 16, 16]}, "not for the channels"),
-        ({"input_shape": [1, 3, -1, 16]}, "above 0"),
-        ({"input_shape": [1, 3, 16.0, 16]}, "whole numbers"),
-        ({"output_op": "sigmoid"}, "output_op: expected one of argmax, softmax, none"),
-        ({"format": "tflite"}, "format: expected one of paddle, onnx"),
-        ({"task": "detection"}, "task: expected one of"),
-        ({"task": "features"}, "Pass 'none'"),
-        ({"task": "classification"}, r"logits \[B, K\]"),
-        ({"classes": ["a", "b"]}, "expected 4 names"),
+        ({"input_shape": [3, 16, 16]}, "input_shape: [3, 16]"),
+        ({"input_shape": [1, None, 16, 16]}, "input_shape: channels [1, None, 16]"),
+        ({"input_shape": [1, 3, -1, 16]}, "input_shape: above -1,"),
+        ({"input_shape": [1, 3, 16.0, 16]}, "input_shape: whole 16.0,"),
+        ({"output_op": "sigmoid"}, "output_op: argmax, softmax, none, 'sigmoid'"),
+        ({"format": "tflite"}, "format: paddle, onnx, 'tflite'"),
+        ({"task": "detection"}, "task: segmentation, 'detection'"),
+        ({"task": "features"}, "output_op: 'features' 'none'"),
+        ({"task": "classification"}, "logits [B, K]"),
+        ({"classes": ["a", "b"]}, "classes: 4"),
         ({"transforms": [{"type": "RandomBlur"}]}, "RandomBlur"),
-        ({"transforms": [NORMALIZE], "input_shape": [1, 4, 16, 16]}, "3 channels"),
+        ({"transforms": [NORMALIZE], "input_shape": [1, 4, 16, 16]}, "transforms 3 channels, 4"),
     ],
     ids=str,
 )
-def test_arguments_that_do_not_fit(tmp_path, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_do_not_fit(tmp_path, arguments, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         export_model(Net(), tmp_path / "net", **{"input_shape": [1, 3, 48, 48], **arguments})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_argmax_of_one_class(tmp_path):
-    with pytest.raises(ValueError, match="at least 2 classes"):
+    with pytest.raises(ValueError, match="argmax"):
         export_model(Net(1), tmp_path / "net", input_shape=[1, 3, 48, 48])
 
 
@@ -637,14 +639,14 @@ def test_classes_may_differ_only_in_ties():
     logits = np.array([[2.0, 2.0005, -1.0], [0.0, 1.0, 0.5]])  # [B, K]
     parity.check_classes(logits, np.array([1, 1]), 1e-3, "here")
     parity.check_classes(logits, np.array([0, 1]), 1e-3, "here")  # 2.0 against 2.0005
-    with pytest.raises(ParityError, match="1 of 2 classes"):
+    with raises_naming(ParityError, "here", "1", "2"):
         parity.check_classes(logits, np.array([1, 2]), 1e-3, "here")
     with pytest.raises(ParityError, match="shape"):
         parity.check_classes(logits, np.array([[1, 1]]), 1e-3, "here")
 
 
 def test_another_number_of_outputs():
-    with pytest.raises(ParityError, match="expected 2 outputs"):
+    with raises_naming(ParityError, "here:", "2", "outputs"):
         parity.check_close([np.zeros(2)] * 2, [np.zeros(2)], 1e-3, "here")
 
 

@@ -1,13 +1,11 @@
 """Predictor: pictures in, predictions at the picture's own size out; and broken folders."""
 
-import gc
 import shutil
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import paddle
-import psutil
 import pytest
 import yaml
 from paddle import nn
@@ -17,6 +15,9 @@ from ppvision.deploy.run import engines
 from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, InputTypeError, ManifestError, MissingFileError
+from tests.helpers.alone import run_alone
+from tests.helpers.measured import measure_predictions
+from tests.helpers.messages import raises_naming, warns_naming
 
 NORMALIZE = {"type": "Normalize", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 LETTERBOX = [
@@ -193,20 +194,20 @@ def test_grey_and_transparent_files(exported, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("image", "tokens"),
     [
-        (np.zeros((5, 5, 3), np.float32), r"uint8 array \[H, W, 3\].*got float32 \[5, 5, 3\]"),
-        (np.zeros((5, 5), np.uint8), "numpy.stack"),
-        (np.zeros((5, 5, 4), np.uint8), r"\[\.\.\., :3\]"),
-        (np.zeros((2, 5, 5, 3), np.uint8), "as a list"),
-        (np.zeros((0, 5, 3), np.uint8), r"got uint8 \[0, 5, 3\]"),
-        (7, "got int"),
-        (None, "got NoneType"),
+        (np.zeros((5, 5, 3), np.float32), "uint8 [H, W, 3] float32 [5, 5, 3]"),
+        (np.zeros((5, 5), np.uint8), "numpy.stack uint8 [5, 5]"),
+        (np.zeros((5, 5, 4), np.uint8), "image[..., :3] uint8 [5, 5, 4]"),
+        (np.zeros((2, 5, 5, 3), np.uint8), "list [2, 5, 5, 3]"),
+        (np.zeros((0, 5, 3), np.uint8), "uint8 [0, 5, 3]"),
+        (7, "int"),
+        (None, "NoneType"),
     ],
     ids=str,
 )
-def test_arrays_that_are_no_pictures(exported, image, message):
-    with pytest.raises(ValueError, match=message):
+def test_arrays_that_are_no_pictures(exported, image, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         Predictor(exported())(image)
 
 
@@ -237,7 +238,7 @@ def test_arrays_have_the_limit_of_files(exported, monkeypatch):
         Predictor(exported())(huge)
     monkeypatch.setenv("PPVISION_MAX_PIXELS", "100")
     assert Predictor(exported())(picture(10, 10)).shape == (10, 10)
-    with pytest.raises(ValueError, match="at most 100 pixels, got 10x11"):
+    with raises_naming(ValueError, "100", "10x11"):
         Predictor(exported())(picture(11, 10))
 
 
@@ -272,7 +273,7 @@ def test_files_that_are_no_pictures(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         predictor(tmp_path / "missing.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(ValueError, match=r"text\.png.*not a picture"):
+    with raises_naming(ValueError, "text.png", "picture"):
         predictor(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         predictor(tmp_path)
@@ -281,7 +282,7 @@ def test_files_that_are_no_pictures(exported, tmp_path):
 def test_a_picture_that_misses_the_fixed_size(exported):
     predictor = Predictor(exported(input_shape=[1, 3, 24, 24], transforms=[NORMALIZE]))
     assert predictor(picture(24, 24)).shape == (24, 24)
-    with pytest.raises(ValueError, match=r"\[1, 3, 24, 24\].*got float32 \[1, 3, 24, 25\]"):
+    with raises_naming(ValueError, "24]", "float32", "25]"):
         predictor(picture(24, 25))
 
 
@@ -297,7 +298,7 @@ def test_a_picture_that_misses_the_fixed_size(exported):
     ids=["float64", "three axes", "four channels", "empty", "list"],
 )
 def test_batches_that_do_not_fit(exported, batch):
-    with pytest.raises(ValueError, match=r"float32 array \[None, 3, None, None\]"):
+    with raises_naming(ValueError, "float32", "[None,", "3,", "None]"):
         Predictor(exported()).run(batch)
 
 
@@ -340,7 +341,7 @@ def test_other_channels_have_run_but_no_pictures(exported):
     folder = exported(lambda: nn.Conv2D(4, 2, 1), input_shape=[None, 4, None, None], transforms=[])
     predictor = Predictor(folder)
     assert predictor.run(np.zeros((1, 4, 6, 6), np.float32))[0].shape == (1, 6, 6)
-    with pytest.raises(ValueError, match="4 channels"):
+    with raises_naming(ValueError, "4", "channels"):
         predictor(picture(6, 6))
 
 
@@ -379,7 +380,7 @@ def test_missing_folder(tmp_path):
 def test_truncated_files(copy, name):
     content = (copy / name).read_bytes()
     (copy / name).write_bytes(content[:-7])
-    with pytest.raises(ValueError, match=rf"{name}.* {len(content)} .*{len(content) - 7}"):
+    with raises_naming(ValueError, name, str(len(content)), str(len(content) - 7)):
         Predictor(copy)
 
 
@@ -388,42 +389,42 @@ def test_flipped_bits(copy, name):
     content = bytearray((copy / name).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}.* sha256"):
+    with raises_naming(ValueError, name, "sha256"):
         Predictor(copy)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "tokens"),
     [
-        (lambda m: m.update(format_version=99), "format_version 1 or 2, got 99"),
-        (lambda m: m.update(checked_shapes=[]), "checked_shapes: expected a list"),
+        (lambda m: m.update(format_version=99), "format_version 1 2, 99"),
+        (lambda m: m.update(checked_shapes=[]), "checked_shapes: list []"),
         (
             lambda m: m.update(checked_shapes=[[1, 3, 8]]),
-            r"checked_shapes\.0: expected \[B, C, H, W\]",
+            "checked_shapes.0: [1, 3, 8]",
         ),
-        (lambda m: m.update(openvino=0), "openvino: expected true or false, got 0"),
-        (lambda m: m.update(onednn="yes"), "onednn: expected true or false, got 'yes'"),
-        (lambda m: m.pop("transforms"), "expected transforms, got none"),
-        (lambda m: m.update(extra=1), r"deploy.yaml:\d+: expected only known keys, got .extra."),
-        (lambda m: m.update(task="painting"), "task: expected one of"),
-        (lambda m: m.update(format=["paddle"]), "format: expected one of"),
+        (lambda m: m.update(openvino=0), "openvino: true false, 0"),
+        (lambda m: m.update(onednn="yes"), "onednn: true false, 'yes'"),
+        (lambda m: m.pop("transforms"), "transforms, none"),
+        (lambda m: m.update(extra=1), "deploy.yaml 'extra'"),
+        (lambda m: m.update(task="painting"), "task: segmentation, 'painting'"),
+        (lambda m: m.update(format=["paddle"]), "format: onnx, ['paddle']"),
         (lambda m: m.update(input_shape=[1, 3]), "input_shape"),
-        (lambda m: m.update(num_classes="x"), "num_classes: expected a whole number.*got 'x'"),
-        (lambda m: m.update(num_classes=None), "num_classes: expected a whole number.*got None"),
-        (lambda m: m.update(num_classes=0), "num_classes: expected a whole number.*got 0"),
-        (lambda m: m.update(task="features"), "output_op: expected none for features"),
-        (lambda m: m.update(classes=["one"]), r"classes: expected 5 names.*got \[.one.\]"),
-        (lambda m: m.update(classes="abcde"), "classes: expected a list.*got 'abcde'"),
-        (lambda m: m["files"].pop("model.json"), "files: .*model.json"),
+        (lambda m: m.update(num_classes="x"), "num_classes: whole 'x'"),
+        (lambda m: m.update(num_classes=None), "num_classes: whole None"),
+        (lambda m: m.update(num_classes=0), "num_classes: whole 0"),
+        (lambda m: m.update(task="features"), "output_op: none features"),
+        (lambda m: m.update(classes=["one"]), "classes: 5 ['one']"),
+        (lambda m: m.update(classes="abcde"), "classes: list 'abcde'"),
+        (lambda m: m["files"].pop("model.json"), "files: model.json"),
         (lambda m: m.update(transforms=[{"type": "RandomBlur"}]), "RandomBlur"),
     ],
 )
-def test_changed_manifest(copy, change, message):
+def test_changed_manifest(copy, change, tokens):
     path = copy / "deploy.yaml"
     content = yaml.safe_load(path.read_text())
     change(content)
     path.write_text(yaml.safe_dump(content))
-    with pytest.raises(ValueError, match=message):
+    with raises_naming(ValueError, *tokens.split()):
         Predictor(copy)
 
 
@@ -454,7 +455,7 @@ def test_falls_back_from_onednn_aloud(exported):
     description = folder / "deploy.yaml"
     assert "onednn: false" in description.read_text()  # known since the export; and found here:
     description.write_text(description.read_text().replace("onednn: false", "onednn: true"))
-    with pytest.warns(UserWarning, match="without oneDNN"):
+    with warns_naming(UserWarning, "without", "oneDNN"):
         predictor = Predictor(folder)
     assert predictor.onednn is False
     assert predictor(picture(9, 12)).shape == (9, 12)
@@ -516,29 +517,29 @@ def test_onednn_is_used_where_it_runs(exported):
     assert Predictor(exported(), use_onednn=False).onednn is False
     onnx = exported(format="onnx")
     assert Predictor(onnx).onednn is False
-    with pytest.raises(ValueError, match="Paddle Inference on a CPU"):
+    with pytest.raises(ValueError, match="CPU"):
         Predictor(onnx, use_onednn=True)
 
 
 @pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="this Paddle has CUDA")
 @pytest.mark.parametrize("format", ["paddle", "onnx"])
 def test_no_gpu_here(exported, format):
-    with pytest.raises(ValueError, match="'gpu' asked for"):
+    with pytest.raises(ValueError, match="'gpu'"):
         Predictor(exported(format=format), device="gpu")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "tokens"),
     [
-        ({"device": "tpu"}, "one of cpu, gpu, got 'tpu'"),
-        ({"threads": 0}, "threads: expected .*got 0"),
-        ({"threads": "2"}, "threads: expected .*got '2'"),
-        ({"threads": 1.5}, r"threads: expected .*got 1\.5"),
-        ({"threads": True}, "threads: expected .*got True"),
+        ({"device": "tpu"}, "device: cpu, gpu, 'tpu'"),
+        ({"threads": 0}, "threads: 0"),
+        ({"threads": "2"}, "threads: '2'"),
+        ({"threads": 1.5}, "threads: 1.5"),
+        ({"threads": True}, "threads: True"),
     ],
 )
-def test_arguments_that_do_not_fit(exported, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_arguments_that_do_not_fit(exported, arguments, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         Predictor(exported(), **arguments)
 
 
@@ -568,15 +569,5 @@ def test_memory_does_not_grow(exported, format):
     """1000 calls, ever new sizes. Between call 200 and 1000 only oneDNN's cache of compiled
     kernels, which is limited, still fills (20 MiB were measured); a leaked 100 x 100 picture of
     float32 logits a call would be 150 MiB."""
-    predictor = Predictor(
-        exported(output_op="none", transforms=[NORMALIZE], format=format), threads=1
-    )
-    process, random = psutil.Process(), np.random.default_rng(0)
-    for call in range(1000):
-        height, width = random.integers(60, 120, 2)
-        predictor(random.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        if call == 200:
-            gc.collect()
-            before = process.memory_info().rss
-    gc.collect()
-    assert (process.memory_info().rss - before) / 2**20 < 60
+    folder = exported(output_op="none", transforms=[NORMALIZE], format=format)
+    assert run_alone(measure_predictions, str(folder), 1000, 200) / 2**20 < 60

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from paddle.vision.transforms import CenterCrop
 
 from ppvision.deploy.run.transforms import KNOWN, Step, Transforms
+from tests.helpers.messages import raises_naming
 
 seg = pytest.importorskip("paddleseg.transforms")
 
@@ -98,7 +99,7 @@ def test_center_crop_equals_paddles(size):
 
 def test_center_crop_of_a_picture_that_is_too_small():
     rgb = np.zeros((10, 30, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"at least 20x20 \(width x height\), got 30x10"):
+    with raises_naming(ValueError, "CenterCrop", "20x20", "30x10"):
         Transforms([{"type": "CenterCrop", "target_size": [20, 20]}])(rgb)
 
 
@@ -150,25 +151,25 @@ def test_refuses_what_it_cannot_reproduce(name):
 
 
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "tokens"),
     [
-        ({"type": "Resize", "size": [3, 3]}, "target_size, keep_ratio"),
+        ({"type": "Resize", "size": [3, 3]}, "target_size keep_ratio"),
         ({"type": "Resize", "target_size": 512}, "target_size"),
-        ({"type": "Resize", "target_size": [0, 5]}, "at least 1"),
-        ({"type": "Resize", "interp": "RANDOM"}, "random"),
+        ({"type": "Resize", "target_size": [0, 5]}, "target_size 1 0"),
+        ({"type": "Resize", "interp": "RANDOM"}, "interp random"),
         ({"type": "Resize", "size_divisor": 1.5}, "size_divisor"),
         ({"type": "ResizeByLong"}, "long_size"),
         ({"type": "ResizeByShort", "short_size": [20, 30]}, "short_size"),
-        ({"type": "LimitLong", "max_long": 3, "min_long": 9}, "min_long <= max_long"),
-        ({"type": "Normalize", "std": [0.5, 0, 0.5]}, "zeros"),
-        ({"type": "Normalize", "mean": [0.5, 0.5]}, "1 or 3"),
-        ({"type": "PaddingByAspectRatio", "aspect_ratio": 0}, "aspect_ratio .*got 0"),
+        ({"type": "LimitLong", "max_long": 3, "min_long": 9}, "min_long max_long"),
+        ({"type": "Normalize", "std": [0.5, 0, 0.5]}, "std zeros"),
+        ({"type": "Normalize", "mean": [0.5, 0.5]}, "mean 1 3"),
+        ({"type": "PaddingByAspectRatio", "aspect_ratio": 0}, "aspect_ratio 0"),
         ({"target_size": [3, 3]}, "type: NAME"),
         ("Normalize", "type: NAME"),
     ],
 )
-def test_wrong_specs_are_named(spec, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_specs_are_named(spec, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         Transforms([spec])
 
 
@@ -178,10 +179,10 @@ def test_a_single_spec_is_not_a_list():
 
 
 def test_padding_smaller_than_the_picture():
-    with pytest.raises(ValueError, match=r"at most 8x8 .* got 9x4"):
+    with raises_naming(ValueError, "8x8", "9x4"):
         Transforms([{"type": "Padding", "target_size": [8, 8]}])(np.zeros((4, 9, 3), np.uint8))
 
 
 def test_too_narrow_picture():
-    with pytest.raises(ValueError, match="too narrow"):
+    with pytest.raises(ValueError, match="narrow"):
         Transforms([{"type": "ResizeByLong", "long_size": 32}])(np.zeros((1, 200, 3), np.uint8))

@@ -7,6 +7,7 @@ from ppvision.errors import LibraryError
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_detectors import small_detector, write_detector
 
 RECIPES = {
@@ -22,113 +23,113 @@ def opened(tmp_path, recipe, text):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "text", "says"),
+    ("recipe", "text", "tokens"),
     [
-        ("ppyoloe", "epochs: 3\n", r"job\.yml:\d+\): .*'epochs'.*Did you mean epoch"),
-        ("ppyoloe", "architecture: YOLOv4\n", r"job\.yml:\d+\): architecture.*Did you mean YOLOv3"),
-        ("ppyoloe", "YOLOv3: {bakbone: pale_nano}\n", r"job\.yml:\d+\): YOLOv3.*Did you mean back"),
-        ("ppyoloe", "YOLOv3: {backbone: pale_nanu}\n", r"job\.yml:\d+\): .*Did you mean pale_nano"),
-        ("ppyoloe", "YOLOv3: null\n", r"job\.yml:\d+\): YOLOv3: expected keys and values, got N"),
+        ("ppyoloe", "epochs: 3\n", "'epochs' epoch"),
+        ("ppyoloe", "architecture: YOLOv4\n", "architecture YOLOv3"),
+        ("ppyoloe", "YOLOv3: {bakbone: pale_nano}\n", "YOLOv3 backbone"),
+        ("ppyoloe", "YOLOv3: {backbone: pale_nanu}\n", "pale_nano"),
+        ("ppyoloe", "YOLOv3: null\n", "YOLOv3: keys values, None"),
         (
             "ppyoloe",
             "PPYOLOEHead: {nms: {name: MultiClassNMS, keep_topk: 3}}\n",
-            r"job\.yml:\d+\): PPYOLOEHead\.nms.*Did you mean keep_top_k",
+            "PPYOLOEHead.nms keep_top_k",
         ),
         (
             "ppyoloe",
             "PPYOLOEHead: {nms: {name: MultiClassNM}}\n",
-            r"job\.yml:\d+\): PPYOLOEHead\.nms\.name.*Did you mean MultiClassNMS",
+            "PPYOLOEHead.nms.name MultiClassNMS",
         ),
         (
             "mask_rcnn",
             "RPNHead: {test_proposal: {post_nms_topn: 3}}\n",
-            r"job\.yml:\d+\): RPNHead\.test_proposal.*Did you mean post_nms_top_n",
+            "RPNHead.test_proposal post_nms_top_n",
         ),
         (
             "mask_rcnn",
             "BBoxHead: {roi_extractor: {resolutoin: 7}}\n",
-            r"job\.yml:\d+\): BBoxHead\.roi_extractor.*Did you mean resolution",
+            "BBoxHead.roi_extractor resolution",
         ),
         (
             "mask_rcnn",
             "BBoxHead: {roi_extractor: 7}\n",
-            r"job\.yml:\d+\): BBoxHead\.roi_extractor: expected keys and values, got 7",
+            "BBoxHead.roi_extractor: keys values 7",
         ),
         (
             "ppyoloe",
             "PPYOLOEHead: {loss_weight: {clas: 1.0}}\n",
-            r"job\.yml:\d+\): PPYOLOEHead\.loss_weight.*Did you mean class",
+            "PPYOLOEHead.loss_weight class",
         ),
         (
             "ppyoloe",
             "TrainDataset: !COCODataSet {data_fields: [image, gt_box]}\n",
-            r"job\.yml:\d+\): TrainDataset\.data_fields: got 'gt_box'.*Did you mean .*gt_bbox",
+            "TrainDataset.data_fields: 'gt_box' gt_bbox",
         ),
-        ("ppyoloe", "TrainDataset: {image_dir: x}\n", r"\): TrainDataset: expected a tag"),
-        ("ppyoloe", "TrainReader: null\n", r"job\.yml:\d+\): TrainReader: expected keys and v"),
+        ("ppyoloe", "TrainDataset: {image_dir: x}\n", "TrainDataset: tag"),
+        ("ppyoloe", "TrainReader: null\n", "TrainReader: keys values"),
         (
             "ppyoloe",
             "TestReader: {batchsize: 2}\n",
-            r"job\.yml:\d+\): TestReader.*Did you mean batch_size",
+            "TestReader batch_size",
         ),
         (
             "ppyoloe",
             "TestReader: {sample_transforms: [Permute: ]}\n",
-            r"job\.yml:\d+\): TestReader\.sample_transforms\.0\.Permute.*by name, got None; \{\}",
+            "TestReader.sample_transforms.0.Permute None; {}",
         ),
         (
             "ppyoloe",
             "TestReader: {sample_transforms: [Resize: {target: 3}]}\n",
-            r"job\.yml:\d+\): TestReader\.sample_transforms\.0\.Resize.*Did you mean target_size",
+            "TestReader.sample_transforms.0.Resize target_size",
         ),
         (
             "ppyoloe",
             "TestReader: {sample_transforms: [Resiz: {}]}\n",
-            r"job\.yml:\d+\): TestReader\.sample_transforms\.0: got 'Resiz'.*Did you mean Resize",
+            "TestReader.sample_transforms.0: 'Resiz' Resize",
         ),
         (
             "ppyoloe",
             "OptimizerBuilder: {optimizer: {type: AdanW}}\n",
-            r"job\.yml:\d+\): OptimizerBuilder\.optimizer\.type.*AdamW",
+            "OptimizerBuilder.optimizer.type AdamW",
         ),
         (
             "ppyoloe",
             "OptimizerBuilder: {optimizer: {type: AdamW, weightdecay: 0.1}}\n",
-            r"job\.yml:\d+\): OptimizerBuilder\.optimizer.*Did you mean weight_decay",
+            "OptimizerBuilder.optimizer weight_decay",
         ),
         (
             "ppyoloe",
             "OptimizerBuilder: {regularizer: {type: L3, factor: 1}}\n",
-            r"job\.yml:\d+\): OptimizerBuilder\.regularizer\.type: got 'L3'",
+            "OptimizerBuilder.regularizer.type: 'L3'",
         ),
         (
             "ppyoloe",
             "OptimizerBuilder: {clip_grad_by_norm: much}\n",
-            r"job\.yml:\d+\): OptimizerBuilder\.clip_grad_by_norm: expected a number of at least 0",
+            "OptimizerBuilder.clip_grad_by_norm: number least 0",
         ),
         (
             "ppyoloe",
             "LearningRate: {base_lr: fast}\n",
-            r"job\.yml:\d+\): LearningRate\.base_lr: expected a number of at least 0, got 'fast'",
+            "LearningRate.base_lr: number least 0 'fast'",
         ),
         (
             "ppyoloe",
             "LearningRate: {schedulers: [!CosinDecay {max_epochs: 4}]}\n",
-            r"job\.yml:\d+\): got !CosinDecay.*Did you mean CosineDecay",
+            "!CosinDecay CosineDecay",
         ),
-        ("ppyoloe", "TrainReader: {shuffle: false}\n", r"job\.yml:\d+\): TrainReader\.shuffle"),
-        ("ppyoloe", "pretrain_weights: a\n", r"job\.yml:\d+\): pretrain_weights: is not read here"),
+        ("ppyoloe", "TrainReader: {shuffle: false}\n", "TrainReader.shuffle"),
+        ("ppyoloe", "pretrain_weights: a\n", "pretrain_weights: read here"),
     ],
 )
-def test_what_is_unknown_is_named_with_its_line(tmp_path, recipe, text, says):
-    with pytest.raises(ConfigError, match=says):
+def test_what_is_unknown_is_named_with_its_line(tmp_path, recipe, text, tokens):
+    with raises_naming(ConfigError, "job.yml:", *tokens.split()):
         opened(tmp_path, recipe, text)
 
 
 def test_what_paddledetection_cannot_build_is_named(tmp_path):
     """Arguments that exist, with values that do not go together."""
     job = opened(tmp_path, "mask_rcnn", "FPN: {out_channel: wide}\n")
-    with pytest.raises(LibraryError, match="MaskRCNN: PaddleDetection raised TypeError"):
+    with raises_naming(LibraryError, "MaskRCNN:", "TypeError"):
         job.float_model  # noqa: B018
 
 

@@ -21,6 +21,7 @@ from ppvision.data.convert.digit_scenes import (
     write_digit_scenes,
 )
 from ppvision.errors import DataError
+from tests.helpers.messages import raises_naming
 
 SMALL = {"count": 6, "val_count": 3, "size": 48, "max_digits": 5}
 
@@ -334,14 +335,14 @@ def test_paddleseg_reads_the_lists(scenes):
     ],
 )
 def test_argument_out_of_range(tmp_path, name, value):
-    with pytest.raises(ValueError, match=rf"{name}: expected .*got {value}"):
+    with raises_naming(ValueError, f"{name}:", str(value)):
         write_digit_scenes(tmp_path / "set", **{**SMALL, name: value})
     assert not list(tmp_path.iterdir())
 
 
 def test_output_with_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="holds files"):
+    with raises_naming(FileExistsError, "output:", "holds"):
         write_digit_scenes(tmp_path, **SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
@@ -391,7 +392,7 @@ def test_output_among_the_photographs_is_refused(tmp_path, output):
     photos = tmp_path / "photos"
     photos.mkdir()
     Image.new("RGB", (200, 100), (0, 200, 0)).save(photos / "plain.png")
-    with pytest.raises(ValueError, match=r"output: .*photographs"):
+    with raises_naming(ValueError, "output:", "photographs"):
         write_digit_scenes(tmp_path / output, **SMALL, photos=photos)
     assert [path.name for path in photos.iterdir()] == ["plain.png"]
     write_digit_scenes(tmp_path / "photos-set", count=1, size=32, photos=photos)  # beside it
@@ -411,14 +412,14 @@ def test_photographs_that_cannot_be_used(tmp_path, content):
         (photos / "bad.jpg").write_bytes(whole[: len(whole) // 2])
     if content == "small":
         Image.fromarray(noise[:, :60]).save(photos / "bad.png")
-    error, message = {
-        "missing": (FileNotFoundError, "found none"),
-        "empty": (FileNotFoundError, "found none"),
-        "broken": (DataError, "bad.jpg: does not decode"),
-        "truncated": (DataError, "bad.jpg: does not decode.*cut off"),
-        "small": (DataError, "bad.png is 60 x 100 pixels; expected at least 96 x 24"),
+    error, tokens = {
+        "missing": (FileNotFoundError, "photos none"),
+        "empty": (FileNotFoundError, "photos none"),
+        "broken": (DataError, "bad.jpg: decode"),
+        "truncated": (DataError, "bad.jpg: decode cut"),
+        "small": (DataError, "bad.png 60 100 96 24"),
     }[content]
-    with pytest.raises(error, match=message):
+    with raises_naming(error, *tokens.split()):
         write_digit_scenes(tmp_path / "set", **SMALL, photos=photos)
     assert not (tmp_path / "set").exists()
 
@@ -443,5 +444,5 @@ def test_run_lengths_equal_the_definition():
 
 
 def test_box_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one pixel"):
+    with pytest.raises(ValueError, match="pixel"):
         visible_box(np.zeros((4, 4), bool))

@@ -34,6 +34,7 @@ from ppvision.tasks.classification.teacher import (
 )
 from ppvision.zoo.weights import save_weights
 from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.messages import raises_naming
 
 NORMALIZE = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
 SIDE = 16
@@ -372,7 +373,7 @@ def test_a_picture_that_does_not_decode_is_named(crops, tmp_path, five_classes, 
     shutil.copytree(crops / "train", tmp_path / "train")
     (tmp_path / "train" / "digit 2" / "4.png").write_bytes(b"nothing")
     data = ClassFolders(tmp_path / "train")
-    with pytest.raises(DataError, match=r"digit 2/4\.png"):
+    with pytest.raises(DataError, match=r"2/4\.png"):
         Teacher(zoo_teacher(five_classes), data.classes).answers(data)
 
 
@@ -484,27 +485,27 @@ def test_a_changed_file_is_another_teacher(crops, tmp_path, five_classes, counte
 
 
 @pytest.mark.parametrize(
-    ("function", "message"),
+    ("function", "tokens"),
     [
-        ("biuld", "no function 'biuld'. Did you mean build"),
-        ("nothing", "paddle.nn.Layer, got int"),
-        ("broken", "raised OSError: no such disk"),
+        ("biuld", "'biuld' build"),
+        ("nothing", "paddle.nn.Layer int"),
+        ("broken", "OSError: disk"),
     ],
 )
-def test_files_that_are_wrong(tmp_path, five_classes, function, message):
+def test_files_that_are_wrong(tmp_path, five_classes, function, tokens):
     (tmp_path / "teachers.py").write_text(SOURCE)
     options = {"file": f"{tmp_path / 'teachers.py'}:{function}", "size": SIDE}
-    with pytest.raises(ConfigError, match=message):
+    with raises_naming(ConfigError, *tokens.split()):
         Teacher(options, ["a", "b"])
-    with pytest.raises(ConfigError, match="found none at"):
+    with pytest.raises(ConfigError, match=r"absent\.py"):
         Teacher({"file": f"{tmp_path / 'absent.py'}:build", "size": SIDE}, ["a", "b"])
 
 
 def test_teachers_that_do_not_fit(tmp_path, five_classes):
     names = ["digit 0", "digit 1", "digit 2"]
-    with pytest.raises(WeightsError, match="wrong shape"):
+    with pytest.raises(WeightsError, match="shape"):
         Teacher(zoo_teacher(five_classes, num_classes=4), names)
-    with pytest.raises(ConfigError, match=r"5 classes.* 3.*teacher\.classes"):
+    with raises_naming(ConfigError, "5", "3", "teacher.classes"):
         Teacher(zoo_teacher(five_classes, classes=None), names)
     net = package.create_model("resnet20", num_classes=3)
     for output_op, classes in (("softmax", ["digit 0", "digit 2", "digit 1"]), ("argmax", names)):
@@ -516,9 +517,9 @@ def test_teachers_that_do_not_fit(tmp_path, five_classes):
             task="classification",
             classes=classes,
         )
-    with pytest.raises(ConfigError, match=r"class 1.*'digit 2'.*'digit 1'"):
+    with raises_naming(ConfigError, "1", "2'", "1'"):
         Teacher({"model_dir": str(tmp_path / "softmax")}, names)
-    with pytest.raises(ConfigError, match="output argmax"):
+    with pytest.raises(ConfigError, match="argmax"):
         Teacher({"model_dir": str(tmp_path / "argmax")}, names)
     with pytest.raises(FileNotFoundError):
         Teacher({"model_dir": str(tmp_path / "absent")}, names)
@@ -547,21 +548,21 @@ def test_ways_to_map_classes(mapping, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("mapping", "names", "message"),
+    ("mapping", "names", "tokens"),
     [
-        ([1], THEIRS, "entry for each of the 2 classes, got 1"),
-        ([1, 3], THEIRS, "dog: expected a class of the teacher, 0 to 2, got 3"),
-        ([1, -1], THEIRS, "got -1"),
-        ([1, [0, 1]], THEIRS, "class 1 of the teacher stands for both 'cat' and 'dog'"),
-        ([1, "hond"], THEIRS, "no class 'hond'. Did you mean hound"),
-        ([1, "hound"], [], "does not name its classes"),
-        ({"cat": 1}, THEIRS, "found none for 'dog'"),
-        ({"cat": 1, "dog": 0, "cow": 2}, THEIRS, "'cow' is none of the 2 classes"),
-        ("absent.yml", THEIRS, "found none at"),
+        ([1], THEIRS, "entry 2 1"),
+        ([1, 3], THEIRS, "dog: 0 2 3"),
+        ([1, -1], THEIRS, "dog: -1"),
+        ([1, [0, 1]], THEIRS, "1 'cat' 'dog'"),
+        ([1, "hond"], THEIRS, "class 'hond' hound"),
+        ([1, "hound"], [], "'hound' name"),
+        ({"cat": 1}, THEIRS, "found none 'dog'"),
+        ({"cat": 1, "dog": 0, "cow": 2}, THEIRS, "'cow' 2"),
+        ("absent.yml", THEIRS, "absent.yml"),
     ],
 )
-def test_mappings_that_are_wrong(mapping, names, message):
-    with pytest.raises(ConfigError, match=message):
+def test_mappings_that_are_wrong(mapping, names, tokens):
+    with raises_naming(ConfigError, *tokens.split()):
         map_classes(mapping, OURS, FOLDERS, 3, names, "teacher")
 
 
@@ -657,7 +658,7 @@ def test_other_crops_are_refused_where_they_leave_too_little(spec, side, share):
     if share >= 0.7:
         assert crop(picture).shape[0] == 28
     else:
-        with pytest.raises(InputError, match=rf"keeps {share:.2f} of a picture of {side} x"):
+        with raises_naming(InputError, f"{share:.2f}", str(side)):
             crop(picture)
 
 
@@ -665,74 +666,74 @@ def test_other_crops_are_refused_where_they_leave_too_little(spec, side, share):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "tokens"),
     [
-        (lambda c: c["teacher"].pop("type"), "expected one of type, model_dir, file, got none"),
-        (lambda c: c["teacher"].update(file="a.py:f"), "got type and file"),
+        (lambda c: c["teacher"].pop("type"), "type model_dir file none"),
+        (lambda c: c["teacher"].update(file="a.py:f"), "type file"),
         (
             lambda c: c["teacher"].update(type="resnet21"),
-            r"classes.yml:\d+\): teacher.type.*resnet",
+            "classes.yml: teacher.type: resnet20",
         ),
-        (lambda c: c["teacher"].update(type=5), "teacher.type: expected text, got 5"),
-        (lambda c: c["teacher"].update(num_clases=5), "'num_clases'. Did you mean num_classes"),
-        (lambda c: c["teacher"].update(num_classes=0), r"teacher.num_classes: expected a whole"),
+        (lambda c: c["teacher"].update(type=5), "teacher.type: text 5"),
+        (lambda c: c["teacher"].update(num_clases=5), "'num_clases' num_classes"),
+        (lambda c: c["teacher"].update(num_classes=0), "teacher.num_classes: whole"),
         (lambda c: c["teacher"].update(features_only=True), "'features_only'"),
-        (lambda c: c["teacher"].pop("weights"), "expected weights with type"),
-        (lambda c: c["teacher"].pop("size"), "teacher: expected size"),
-        (lambda c: c["teacher"].update(size=0), r"classes.yml:\d+\): teacher: Resize"),
+        (lambda c: c["teacher"].pop("weights"), "weights type"),
+        (lambda c: c["teacher"].pop("size"), "teacher: size"),
+        (lambda c: c["teacher"].update(size=0), "classes.yml: teacher: Resize"),
         (lambda c: c["teacher"].update(size=[8]), "target_size"),
-        (lambda c: c["teacher"].update(std=[0]), "without zeros"),
+        (lambda c: c["teacher"].update(std=[0]), "std zeros"),
         (lambda c: c["teacher"].update(interpolation="RANDOM"), "interp"),
-        (lambda c: c["teacher"].update(temperature=0), r"temperature: expected a finite .* got 0"),
-        (lambda c: c["teacher"].update(weight=1.5), "weight: expected a number from 0 to 1"),
-        (lambda c: c["teacher"].update(weight="a"), r"teacher.weight: expected a number.*'a'"),
-        (lambda c: c["teacher"].update(classes=[]), "teacher.classes: expected"),
-        (lambda c: c["teacher"].update(classes=[1, []]), "teacher.classes: expected"),
-        (lambda c: c["teacher"].update(classes=[1, 2.5]), "teacher.classes: expected"),
-        (lambda c: c["teacher"].update(classes=7), "teacher.classes: expected"),
-        (lambda c: c.update(teacher=3), "teacher: expected keys and values"),
-        (lambda c: c.update(teacher={"file": "a.py", "size": 8}), r"expected FILE.py:FUNCTION"),
+        (lambda c: c["teacher"].update(temperature=0), "temperature: finite 0"),
+        (lambda c: c["teacher"].update(weight=1.5), "weight: number 0 1"),
+        (lambda c: c["teacher"].update(weight="a"), "teacher.weight: number 'a'"),
+        (lambda c: c["teacher"].update(classes=[]), "teacher.classes:"),
+        (lambda c: c["teacher"].update(classes=[1, []]), "teacher.classes:"),
+        (lambda c: c["teacher"].update(classes=[1, 2.5]), "teacher.classes:"),
+        (lambda c: c["teacher"].update(classes=7), "teacher.classes:"),
+        (lambda c: c.update(teacher=3), "teacher: keys values"),
+        (lambda c: c.update(teacher={"file": "a.py", "size": 8}), "FILE.py:FUNCTION"),
         (
             lambda c: c.update(teacher={"model_dir": "x", "mean": [0.5]}),
-            "mean does not go with model_dir, whose deploy.yaml says it",
+            "mean model_dir deploy.yaml",
         ),
         (
             lambda c: c.update(teacher={"model_dir": "x", "weights": "y"}),
-            "weights does not go with model_dir",
+            "weights model_dir",
         ),
-        (lambda c: c["loss"].update(cutmix=0.5), r"classes.yml:\d+\): loss.cutmix: expected 0"),
+        (lambda c: c["loss"].update(cutmix=0.5), "classes.yml loss.cutmix: 0"),
         (
             lambda c: c["train_dataset"]["transforms"].insert(
                 0, {"type": "RandomResizedCrop", "size": 24, "scale": [0.5, 1.0]}
             ),
-            r"classes.yml:\d+\): train_dataset.transforms.0: random crops keep at least 0.7",
+            "classes.yml train_dataset.transforms.0: 0.7 0.5",
         ),
         (
             lambda c: c["train_dataset"]["transforms"].insert(
                 0, {"type": "RandomResizedCrop", "size": 24}
             ),
-            r"got scale from 0.08",
+            "transforms.0: scale 0.08",
         ),
         (
             lambda c: c["train_dataset"]["transforms"].insert(0, {"type": "RandomVerticalFlip"}),
-            "RandomVerticalFlip does not go with a teacher",
+            "RandomVerticalFlip teacher",
         ),
-        (lambda c: c.update(sizes=[]), r"classes.yml:\d+\): sizes: expected pairs"),
-        (lambda c: c.update(sizes=[[0.1, 16]]), "from 0.0 upwards"),
-        (lambda c: c.update(sizes=[[0.0, 16], [0.5, 20], [0.5, 24]]), "sizes: expected"),
-        (lambda c: c.update(sizes=[[0.0, 16], [1.0, 20]]), "below 1"),
-        (lambda c: c.update(sizes=[[0.0, 16.5]]), "sizes: expected"),
-        (lambda c: c.update(sizes=32), "sizes: expected"),
+        (lambda c: c.update(sizes=[]), "classes.yml: sizes: pairs"),
+        (lambda c: c.update(sizes=[[0.1, 16]]), "sizes: 0.0 upwards"),
+        (lambda c: c.update(sizes=[[0.0, 16], [0.5, 20], [0.5, 24]]), "sizes:"),
+        (lambda c: c.update(sizes=[[0.0, 16], [1.0, 20]]), "sizes: below 1"),
+        (lambda c: c.update(sizes=[[0.0, 16.5]]), "sizes:"),
+        (lambda c: c.update(sizes=32), "sizes:"),
     ],
 )
-def test_what_a_config_cannot_say(classification_file, five_classes, change, message):
+def test_what_a_config_cannot_say(classification_file, five_classes, change, tokens):
     def both(config):
         config["teacher"] = zoo_teacher(five_classes)
         config["loss"] = {"mixup": 0.8}
         change(config)
 
     open_job(classification_file(lambda c: c.update(teacher=zoo_teacher(five_classes), loss={})))
-    with pytest.raises(ConfigError, match=message):
+    with raises_naming(ConfigError, *tokens.split()):
         open_job(classification_file(both))
 
 

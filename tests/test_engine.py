@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from ppvision.engine.seeding import SeededBatches, SeededDataset
 from ppvision.engine.trainer import TrainOptions
 from ppvision.errors import FolderInUseError
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import find_missing, raises_naming
 from tests.helpers.run_ends import STEPS, assert_same_end, numbers
 from tests.helpers.small_run import NoisyNumbers, build
 
@@ -135,13 +137,13 @@ def test_the_offer_is_an_older_and_intact_one(uninterrupted, tmp_path):
     for step in (STEPS, STEPS - 3):
         path = folder / "checkpoints" / f"step_{step}" / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match=rf"--resume .*step_{STEPS - 6}$"):
+    with raises_naming(CheckpointError, "--resume", f"step_{STEPS - 6}"):
         build(folder, STEPS, resume="auto")
-    with pytest.raises(CheckpointError, match=rf"--resume .*step_{STEPS - 6}$"):
+    with raises_naming(CheckpointError, "--resume", f"step_{STEPS - 6}"):
         build(folder, STEPS, resume=str(folder / "checkpoints" / f"step_{STEPS - 3}"))
     path = folder / "checkpoints" / f"step_{STEPS - 6}" / "state.json"
     path.unlink()
-    with pytest.raises(CheckpointError, match="no older one"):
+    with raises_naming(CheckpointError, f"step_{STEPS - 6}", "older"):
         build(folder, STEPS, resume=str(path.parent))
 
 
@@ -195,7 +197,7 @@ def test_a_checkpoint_is_never_removed_to_be_written_again(tmp_path, monkeypatch
     trainer = build(tmp_path / "run", STEPS, keep_checkpoint_max=1)
     poison(trainer, 7)
     monkeypatch.setattr(checkpoint.shutil, "rmtree", _refuse_checkpoints(shutil.rmtree))
-    with pytest.raises(FloatingPointError, match="step_6 repeats"):
+    with raises_naming(FloatingPointError, "step_6", "repeats"):
         trainer.fit()
     assert [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_6"]
 
@@ -212,7 +214,7 @@ def _refuse_checkpoints(whole):
 def test_the_state_before_a_stop_costs_no_other_checkpoint(tmp_path):
     trainer = build(tmp_path / "run", STEPS, keep_checkpoint_max=1)
     poison(trainer, 8)
-    with pytest.raises(FloatingPointError, match="step_7 repeats"):
+    with raises_naming(FloatingPointError, "step_7", "repeats"):
         trainer.fit()
     names = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ["step_6", "step_7"]
@@ -230,7 +232,7 @@ def test_another_optimizer_is_refused(uninterrupted, tmp_path):
         tmp_path / "c", trainer.model, momentum, checkpoint.Progress(step=1), None, 1, {}
     )
     fresh = paddle.optimizer.AdamW(0.1, parameters=trainer.model.parameters())
-    with pytest.raises(CheckpointError, match=r"AdamW.*Momentum"):
+    with raises_naming(CheckpointError, "AdamW", "Momentum"):
         checkpoint.load_checkpoint(saved, trainer.model, fresh, None)
     trainer.callbacks[0].on_end()
 
@@ -240,7 +242,7 @@ def test_a_second_run_in_one_folder_is_refused(tmp_path):
     with folder.locked():
         with folder.locked():  # the same object: `run_training` and `Trainer.fit` both ask
             pass
-        with pytest.raises(FolderInUseError, match="another process"), other.locked():
+        with pytest.raises(FolderInUseError, match="process"), other.locked():
             pass
     with other.locked():
         pass
@@ -254,7 +256,7 @@ def test_a_full_disk_elsewhere_names_the_checkpoint_as_well(tmp_path, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(paddle, "save", full)
-    with pytest.raises(OSError, match=r"best model.*No space.*step_3"):
+    with raises_naming(OSError, "best", "model", "space", "step_3"):
         trainer.fit()
     assert not list((tmp_path / "run" / "best_model").iterdir())
 
@@ -290,7 +292,7 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path, monkeypatch):
         saved(arrays, path)
 
     monkeypatch.setattr(checkpoint, "save_weights", full)
-    with pytest.raises(OSError, match="No space left"):
+    with raises_naming(OSError, "space", "left"):
         build(tmp_path / "run", STEPS).fit()
     folder = tmp_path / "run" / "checkpoints"
     assert [p.name for p in folder.iterdir()] == ["step_3"]
@@ -330,9 +332,10 @@ def test_a_loss_that_is_not_finite_stops_with_step_rate_files_and_checkpoint(
     trainer = build(tmp_path / "run", STEPS)
     trainer.dataset.file_list = [(f"picture_{i}.jpg", None) for i in range(26)]
     poison(trainer, 5)
-    with pytest.raises(FloatingPointError, match=r"step 5, learning rate 0\.0\d+") as caught:
+    with raises_naming(FloatingPointError, "5,", "learning", "rate") as caught:
         trainer.fit()
-    assert str(caught.value).startswith("gradient norm: expected a finite number, got nan")
+    assert find_missing(str(caught.value), "gradient", "norm:", "finite", "nan") == []
+    assert re.search(r" rate 0\.0\d+", str(caught.value))
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert max(int(row["step"]) for row in csv.DictReader(file)) <= 4
     stock = paddle.io.DistributedBatchSampler(NoisyNumbers(), 4, shuffle=True, drop_last=True)
@@ -348,14 +351,14 @@ def test_a_loss_that_is_not_finite_is_named(tmp_path):
     trainer = build(tmp_path / "run", STEPS)
     whole = trainer.compute_losses
     trainer.compute_losses = lambda network, batch: [whole(network, batch)[0] / 0]
-    with pytest.raises(FloatingPointError, match=r"loss: .*inf"):
+    with raises_naming(FloatingPointError, "loss:", "inf"):
         trainer.fit()
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     trainer = build(tmp_path / "run", STEPS)
     trainer.model[0].weight.set_value(trainer.model[0].weight * math.inf)
-    with pytest.raises(FloatingPointError, match="older checkpoint"):
+    with raises_naming(FloatingPointError, "older", "checkpoint"):
         trainer.fit()
     assert not list_checkpoints(tmp_path / "run/checkpoints")
 
@@ -369,7 +372,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path):
         return [loss + paddle.sqrt(network[0].weight.sum() * 0)]
 
     trainer.compute_losses = steep
-    with pytest.raises(FloatingPointError, match="gradient norm"):
+    with raises_naming(FloatingPointError, "gradient", "norm"):
         trainer.fit()
     assert all(bool(paddle.isfinite(p).all()) for p in trainer.model.parameters())
 
@@ -422,8 +425,9 @@ def test_a_full_file_system(tmp_path, uninterrupted):
         pytest.skip("needs root: mount -t tmpfs")
     try:
         (folder / "run").mkdir()
-        with pytest.raises(OSError, match=r"No space left.*step_"):
+        with raises_naming(OSError, "space", "left") as caught:
             build(folder / "run", STEPS, keep_checkpoint_max=30).fit()
+        assert "step_" in str(caught.value)
         found = list_checkpoints(folder / "run" / "checkpoints")
         assert found
         shutil.copytree(folder / "run", tmp_path / "run")
@@ -518,7 +522,7 @@ def test_clipping_bounds_the_step_and_logs_the_norm(tmp_path):
 
 def test_clipping_twice_is_refused(tmp_path):
     clip = paddle.nn.ClipGradByGlobalNorm(1.0)
-    with pytest.raises(ValueError, match="clips already"):
+    with pytest.raises(ValueError, match="clips"):
         build(tmp_path / "run", 3, clip=clip, clip_norm=1.0)
 
 
@@ -587,7 +591,7 @@ def test_a_resume_with_other_samples_says_so(tmp_path, caplog, monkeypatch):
     [{"accumulate": 0}, {"clip_norm": -1}, {"ema_decay": 1}, {"seed": -1}, {"precision": "int8"}],
 )
 def test_options_out_of_range(options):
-    with pytest.raises(ValueError, match=f"{next(iter(options))}: expected"):
+    with pytest.raises(ValueError, match=f"{next(iter(options))}:"):
         TrainOptions(**{"iters": 1, "batch_size": 1, **options})
 
 
@@ -604,7 +608,7 @@ def test_a_sample_that_does_not_read_stops_the_run_by_name(tmp_path, num_workers
             return super().__getitem__(index)
 
     trainer.dataset = OneGone()
-    with pytest.raises(RuntimeError, match=r"picture_7\.jpg.*NoneType"):
+    with raises_naming(RuntimeError, "picture_7.jpg", "NoneType"):
         trainer.fit()
 
 

@@ -4,6 +4,7 @@ ends its process."""
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import save_weights
 from tests.helpers.configs import ROOT, classification_config
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import tiny_once_qat
 from tests.helpers.waiting import wait_until
 from tests.helpers.wide_net import SHAPE, Net
@@ -93,7 +95,7 @@ def test_two_processes_write_one_layered_model(tmp_path):
     once = tiny_once_qat()
     with (
         lock_folder(tmp_path / ".m.ppvision-partial", "held"),
-        pytest.raises(FolderInUseError, match="another process"),
+        pytest.raises(FolderInUseError, match="process"),
     ):
         save_layered(once, tmp_path / "m", bits=once.widths, config={})
     folder = save_layered(once, tmp_path / "m", bits=once.widths, config={})
@@ -291,7 +293,7 @@ def test_a_disk_that_fills_while_openvinos_graph_is_written(small_disk, tmp_path
 
     monkeypatch.setattr("ppvision.deploy.write.export.write_openvino_programs", fill_and_write)
     how = {"input_shape": [1, 3, 32, 32], "task": "classification"}
-    with pytest.raises(StorageError, match="disk is full"):
+    with raises_naming(StorageError, "disk", "full"):
         export_model(create_model("pale_nano", num_classes=3), disk / "net", **how)
     assert [p.name for p in disk.iterdir()] == ["others.bin"]
 
@@ -301,7 +303,7 @@ def test_a_disk_that_fills_keeps_the_earlier_export(small_disk, tmp_path):
     disk = small_disk(used(small) // 1024 + 200)
     folder = export_model(nn.Conv2D(3, 2, 1), disk / "net", input_shape=SHAPE)
     before = content_of(folder)
-    with pytest.raises(StorageError, match="disk is full"):
+    with raises_naming(StorageError, "disk", "full"):
         export_model(Net(), folder, input_shape=SHAPE)
     assert content_of(folder) == before
     assert [p.name for p in disk.iterdir()] == ["net"]
@@ -322,9 +324,9 @@ def test_a_limit_on_the_size_of_files(tmp_path, limit):
 @pytest.mark.parametrize("name", ["file/net", "n" * 300, "/proc/net-of-nobody"])
 def test_a_place_that_cannot_be_written(tmp_path, name):
     (tmp_path / "file").write_text("")
-    message = r"^save_dir: expected a folder that can be written, got .*\(.+\)\. Name another"
-    with pytest.raises(StorageError, match=message):
+    with raises_naming(StorageError, "save_dir:", "folder", "written", "Name") as caught:
         export_model(Net(), tmp_path / name, input_shape=SHAPE)
+    assert re.search(r"^save_dir: .*\(.+\)", str(caught.value))
 
 
 @pytest.mark.parametrize("kind", ["file", "link", "dangling link"])
@@ -362,7 +364,7 @@ def test_folders_that_are_called_like_our_files_are_not_replaced(tmp_path, name)
 def test_a_disk_is_mounted_on_the_folder(small_disk):
     """As `docker run -v volume:/output` does; it was said after the export, without a remedy."""
     disk = small_disk(1024)
-    with pytest.raises(StorageError, match="inside of it"):
+    with pytest.raises(StorageError, match="inside"):
         export_model(nn.Conv2D(3, 2, 1), disk, input_shape=SHAPE)
     assert list(disk.iterdir()) == []
     export_model(nn.Conv2D(3, 2, 1), disk / "net", input_shape=SHAPE)
@@ -370,10 +372,10 @@ def test_a_disk_is_mounted_on_the_folder(small_disk):
 
 def test_links_that_lead_to_each_other(tmp_path):
     (tmp_path / "a").symlink_to(tmp_path / "a")
-    with pytest.raises(StorageError, match=r"folder: .*written"):
+    with raises_naming(StorageError, "folder:", "written"):
         export_model(nn.Conv2D(3, 2, 1), tmp_path / "a", input_shape=SHAPE)
     for read in (Predictor, load_layered, lambda path: load_weights(nn.Conv2D(3, 2, 1), path)):
-        with pytest.raises(StorageError, match=r"expected .*Check the path"):
+        with raises_naming(StorageError, "Check", "path"):
             read(tmp_path / "a")
 
 
@@ -451,7 +453,7 @@ def test_folders_of_our_own_that_cannot_be_made(tmp_path, monkeypatch, variable)
     monkeypatch.setenv(variable, place)
     monkeypatch.setattr("tempfile.tempdir", place if variable == "TMPDIR" else None)
     for call in calls[variable]:
-        with pytest.raises(StorageError, match=f"^{variable}: "):
+        with pytest.raises(StorageError, match=f"^{variable}:"):
             call()
 
 
@@ -491,7 +493,7 @@ def test_onnx_of_any_size_names_operator_and_remedy(tmp_path, monkeypatch):
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     model = PooledToFour()
-    with pytest.raises(EngineError, match=r"pool2d.*--input_shape"):
+    with raises_naming(EngineError, "pool2d", "--input_shape"):
         export_model(model, tmp_path / "net", input_shape=[1, 3, None, None], format="onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["tmp"]
     assert list(temporary.iterdir()) == []
@@ -549,6 +551,6 @@ def test_ctrl_c_ends_the_converter(tmp_path, monkeypatch):
 
 def test_without_the_converter(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "paddle2onnx", None)
-    with pytest.raises(ImportError, match="pip install paddle2onnx"):
+    with raises_naming(ImportError, "pip", "install", "paddle2onnx"):
         export_model(Net(), tmp_path / "net", input_shape=SHAPE, format="onnx")
     assert list(tmp_path.iterdir()) == []

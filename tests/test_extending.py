@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 pytest.importorskip("paddleslim", reason="pip install --no-deps paddleslim==2.6.0")
@@ -141,7 +143,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys, forget):
     assert with_gamma.mean() > without.mean() + 0.1
 
     deployed.KNOWN.pop("Gamma")
-    with pytest.raises(ManifestError, match=r"Gamma .*import"):
+    with raises_naming(ManifestError, "Gamma", "import"):
         Predictor(exported)
     deployed._registered.pop("Gamma")
     manager.TRANSFORMS.components_dict.pop("Gamma")
@@ -180,32 +182,32 @@ def test_a_transform_is_the_same_everywhere(forget):
     np.testing.assert_array_equal(data["img"], picture / 4)
     assert data["label"] is label
     np.testing.assert_array_equal(build_transform(spec)(picture), picture / 4)
-    with pytest.raises(InputError, match=r"Halving.*times.*got time"):
+    with raises_naming(InputError, "Halving", "times", "time"):
         deployed.Transforms([{"type": "Halving", "time": 2}])
 
 
 def test_registering_twice(forget):
     register_halving()
     register_halving()  # as when a module is reloaded
-    with pytest.raises(InputError, match=r"'Resize'.*ppvision\.deploy"):
+    with raises_naming(InputError, "'Resize'", "ppvision.deploy"):
         register_transform(type("Resize", (), {}))
-    with pytest.raises(InputTypeError, match="expected a class"):
+    with raises_naming(InputTypeError, "register_transform:", "class,", "<built-in"):
         register_transform(len)
 
 
 def test_a_name_of_paddleseg(forget):
     before = manager.TRANSFORMS["RandomDistort"]
-    with pytest.raises(InputError, match=r"PaddleSeg.*'RandomDistort'"):
+    with raises_naming(InputError, "PaddleSeg", "'RandomDistort'"):
         register_transform(type("RandomDistort", (), {}))
     assert manager.TRANSFORMS["RandomDistort"] is before
     assert "RandomDistort" not in deployed.KNOWN
 
 
 @pytest.mark.parametrize(
-    ("give", "got"), [(lambda x: x[:2], r"\[2, 7, 3\]"), (lambda x: None, "NoneType")]
+    ("give", "got"), [(lambda x: x[:2], "[2, 7, 3]"), (lambda x: None, "NoneType")]
 )
 def test_a_transform_keeps_the_size(forget, give, got):
     register_transform(type("Odd", (), {"__call__": lambda self, image: give(image)}))
     transforms = deployed.Transforms([{"type": "Odd"}])
-    with pytest.raises(InputError, match=rf"Odd to return a picture \[5, 7, 3\].*got {got}"):
+    with raises_naming(InputError, "Odd", "[5,", "7,", "3]", *got.split()):
         transforms(np.zeros((5, 7, 3), np.uint8))

@@ -17,6 +17,7 @@ from ppvision.errors import InputError, InputTypeError, MissingFileError
 from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import registry
 from ppvision.zoo.weights import save_weights
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import tiny_once_qat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,11 +190,11 @@ def test_names_and_patterns_that_are_no_text(given, wrong):
 
 
 def test_a_predictor_of_no_folder():
-    with pytest.raises(InputTypeError, match="got 3"):
+    with pytest.raises(InputTypeError, match=r"\b3\b"):
         Predictor(3)
-    with pytest.raises(InputTypeError, match=r"got b'x'.*os\.fsdecode"):
+    with raises_naming(InputTypeError, "b'x'", "os.fsdecode"):
         Predictor(b"x")
-    with pytest.raises(MissingFileError, match="File name too long"):
+    with pytest.raises(MissingFileError, match="long"):
         Predictor("x" * 5000)
 
 
@@ -211,7 +212,7 @@ def test_a_predictor_of_no_folder():
 )
 def test_what_deploy_yaml_does_not_hold_is_not_exported(given, arguments):
     """Such an export was written, and then refused by `Predictor`."""
-    with pytest.raises((ValueError, TypeError), match=rf"^.*{next(iter(arguments))}.*expected"):
+    with pytest.raises((ValueError, TypeError), match=next(iter(arguments))):
         given.export(**arguments)
     assert not given.new.exists()
 

@@ -20,6 +20,7 @@ from ppvision.files import (
     replace_folder,
     write_text,
 )
+from tests.helpers.messages import raises_naming
 
 
 def anything(folder: Path) -> bool:
@@ -78,7 +79,7 @@ def test_what_a_killed_writer_left_goes_after_a_while(tmp_path):
 
 def test_a_second_holder_is_refused_and_the_first_leaves_nothing(tmp_path):
     folder = tmp_path / "run"
-    with lock_folder(folder, "busy: run"), pytest.raises(FolderInUseError, match="busy: run"):
+    with lock_folder(folder, "busy: run"), raises_naming(FolderInUseError, "busy:", "run"):
         enter(lock_folder(folder, "busy: run"))
     with lock_folder(folder, "busy: run"):
         assert names(folder) == []
@@ -178,7 +179,7 @@ def writer(tmp_path):
 def test_two_processes_do_not_write_one_folder(writer):
     _, target = writer
     with (
-        pytest.raises(FolderInUseError, match="another process"),
+        pytest.raises(FolderInUseError, match="process"),
         replace_folder(target, anything, "an export"),
     ):
         pass

@@ -12,6 +12,8 @@ import numpy as np
 import paddle
 import pytest
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("torch", reason="pip install -r benchmark/requirements-torch.txt")
 
 import torch
@@ -67,11 +69,11 @@ def test_converted_weights_give_the_same(size, num_classes, tmp_path):
 def test_weights_that_do_not_fit_are_refused():
     ours = PaleTransformer(PaleConfig(8, (1, 1, 1, 1), (2, 2, 4, 4), 0.0), num_classes=5)
     state = Pale(8, (1, 1, 1, 1), (2, 2, 4, 4), 5).state_dict()
-    with pytest.raises(ValueError, match=r"missing: \['head\.bias'\]"):
+    with raises_naming(ValueError, "missing:", "['head.bias']"):
         to_ppvision({n: v for n, v in state.items() if n != "head.bias"}, ours)
-    with pytest.raises(ValueError, match=r"not used: \['extra'\]"):
+    with raises_naming(ValueError, "used:", "['extra']"):
         to_ppvision({**state, "extra": state["head.bias"]}, ours)
-    with pytest.raises(ValueError, match=r"head\.bias: expected \(5,\), got \(4,\)"):
+    with raises_naming(ValueError, "head.bias:", "(5,)", "(4,)"):
         to_ppvision({**state, "head.bias": state["head.bias"][:4]}, ours)
 
 

@@ -42,6 +42,7 @@ from tests.helpers.configs import classification_config
 from tests.helpers.fuzz import mutate_bytes, mutate_document, mutate_pickle, with_header
 from tests.helpers.hostile_readers import convert_tar
 from tests.helpers.limits import check_reader, find_outcomes
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_detectors import small_detector, write_detector
 from tests.helpers.small_layered import BITS, CONFIG, tiny_once_qat
 
@@ -155,22 +156,22 @@ ATTACKS = {
 # What is refused for its cost is refused for that reason.
 REASONS = {
     "a shape of 2^62 numbers": "bytes",
-    "no numbers, but huge sides": "a shape",
-    "objects": "expected numbers",
-    "a type with fields": "a number's type",
+    "no numbers, but huge sides": "shape",
+    "objects": "numbers 'O8'",
+    "a type with fields": "state number's type",
     "one array's bytes for a thousand": "share",
     "text that becomes bytes a thousand times": "share",
     "a dict that is made ten thousand times": "operations",
     "a million empty dicts": "operations",
-    "integers, which can collide, as keys": "text as keys",
-    "eval, as Paddle's own": "would run code",
+    "integers, which can collide, as keys": "text keys",
+    "eval, as Paddle's own": "'builtins.eval' code",
 }
 
 
 @pytest.mark.parametrize("name", REASONS)
 def test_an_attack_is_refused_for_its_reason(tmp_path, name):
     (tmp_path / "model.pdparams").write_bytes(ATTACKS[name])
-    with pytest.raises(WeightsError, match=REASONS[name]):
+    with raises_naming(WeightsError, *REASONS[name].split()):
         read_pdparams(tmp_path / "model.pdparams")
 
 
@@ -182,7 +183,7 @@ def test_attacks_on_pdparams(tmp_path):
 def test_the_attacks_work_on_pickle(tmp_path):
     """They are what they say: the child process dies, or runs out of memory."""
     for name in ("a memo index of 4 GiB", "tuples in tuples as a key"):
-        with pytest.raises(AssertionError, match="input 00001"):
+        with pytest.raises(AssertionError, match="00001"):
             check_reader(
                 f"{READERS}:read_by_pickle",
                 [b"", ATTACKS[name]],
@@ -296,28 +297,28 @@ YAML_ATTACKS = {
     "sequences in sequences": ("a: " + "[" * 100_000, "levels"),
     "mappings in mappings": ("a: " + "{a: " * 10_000, "levels"),
     "blocks in blocks": ("- " * 50_000 + "a", "levels"),
-    "an integer of a million digits": ("a: " + "9" * 1_000_000, "number of at most"),
-    "a hexadecimal integer of 900,000 digits": ("a: 0x" + "f" * 900_000, "number of at most"),
-    "an integer on base 60": ("a: 1" + ":59" * 20, "64 bits"),
-    "an integer beyond 64 bits": ("a: 9223372036854775808", "64 bits"),
-    "a number beyond 64 bits": ("a: 1e999", "64 bits"),
-    "a long number beyond 64 bits": ("a: -1.5e+999", "64 bits"),
+    "an integer of a million digits": ("a: " + "9" * 1_000_000, "number most digits"),
+    "a hexadecimal integer of 900,000 digits": ("a: 0x" + "f" * 900_000, "number most digits"),
+    "an integer on base 60": ("a: 1" + ":59" * 20, "64"),
+    "an integer beyond 64 bits": ("a: 9223372036854775808", "64"),
+    "a number beyond 64 bits": ("a: 1e999", "64"),
+    "a long number beyond 64 bits": ("a: -1.5e+999", "64"),
     "a date that is none": ("a: 2026-13-45", "timestamp"),
-    "a tag that does not fit": ("a: !!int many", "got 'many'"),
-    "a tag that does not fit, of truth": ("a: !!bool many", "got 'many'"),
-    "a tag that does not fit, of time": ("a: !!timestamp many", "got 'many'"),
+    "a tag that does not fit": ("a: !!int many", "'many'"),
+    "a tag that does not fit, of truth": ("a: !!bool many", "'many'"),
+    "a tag that does not fit, of time": ("a: !!timestamp many", "'many'"),
     "a tag without a value": ("a: !!int ''", "int"),
     "a tag of a million letters": ("a: !" + "x" * 1_000_000 + " {}", ""),
     "a Python tag of a million letters": ("a: !!python/" + "x" * 1_000_000 + " {}", ""),
     "a key of a million letters": ("x" * 1_000_000 + ": 1", ""),
-    "a key of a thousand letters": ("'" + "x" * 1000 + "': 1", "key of at most"),
-    "two megabytes": ("a: " + "x" * (2 << 20), "at most"),
-    "a hundred thousand values": ("a: [" + "0, " * 100_000 + "0]", "60000 values"),
+    "a key of a thousand letters": ("'" + "x" * 1000 + "': 1", "key 1000"),
+    "two megabytes": ("a: " + "x" * (2 << 20), "bytes"),
+    "a hundred thousand values": ("a: [" + "0, " * 100_000 + "0]", "60000"),
     "a key that is a list": ("? [a, b]\n: 1", "unhashable"),
-    "a list at the top": ("- " + "x" * 900_000, "keys and values"),
-    "letters that YAML has not": ("a: \x01", "special characters"),
-    "zero bytes": ("a: \x00", "zero bytes"),
-    "two documents": ("a: 1\n---\nb: 2", "single document"),
+    "a list at the top": ("- " + "x" * 900_000, "keys values"),
+    "letters that YAML has not": ("a: \x01", "special"),
+    "zero bytes": ("a: \x00", "zero"),
+    "two documents": ("a: 1\n---\nb: 2", "single"),
     "a huge anchor": ("a: &" + "x" * 900_000 + " 1\nb: *y", ""),
     "a huge error": ("a: '" + "x" * 900_000, ""),
 }
@@ -335,9 +336,9 @@ def test_attacks_on_yaml(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name, (_, token) in YAML_ATTACKS.items() if token])
 def test_an_attack_on_yaml_is_refused_for_its_reason(tmp_path, name):
-    text, token = YAML_ATTACKS[name]
+    text, tokens = YAML_ATTACKS[name]
     (tmp_path / "job.yml").write_text(text, encoding="utf-8")
-    with pytest.raises(ConfigError, match=token):
+    with raises_naming(ConfigError, *tokens.split()):
         read_yaml(tmp_path / "job.yml")
 
 
@@ -362,7 +363,7 @@ def test_bases_that_multiply(tmp_path):
     for k in range(8):
         (tmp_path / f"{k}.yml").write_text(f"_base_: {[f'{k + 1}.yml'] * 10}\n")
     (tmp_path / "8.yml").write_text("a: 1\n")
-    with pytest.raises(ConfigError, match="100 files"):
+    with raises_naming(ConfigError, "100", "files"):
         read_yaml(tmp_path / "0.yml")
 
 
@@ -383,7 +384,7 @@ def test_hostile_options(option):
 @pytest.mark.parametrize("name", ["x" * 5000, "tests." + "[" * 5000])
 def test_a_module_that_does_not_import_is_named_in_a_short_message(name):
     """Python's own error repeats the name."""
-    with pytest.raises(ConfigError, match="does not import") as caught:
+    with raises_naming(ConfigError, "imports:", "ModuleNotFoundError") as caught:
         import_modules([name])
     assert len(str(caught.value)) < 1500
 
@@ -437,15 +438,15 @@ TAR_ATTACKS = {
     "a name of 8 GiB, packed": (
         "gz",
         tar_header(b"././@LongLink", 8 << 30, b"L") + bytes(64 << 20),
-        "header of more",
+        "header",
     ),
     "pax headers of 2 GiB, packed": (
         "bz2",
         tar_header(b"pax", 2 << 30, b"x") + bytes(32 << 20),
-        "header of more",
+        "header",
     ),
-    "a picture of 8 GiB, packed": ("xz", tar_header(PICTURE, 8 << 30), "at most"),
-    "a picture of 2^80 bytes": ("", tar_header(PICTURE, 1 << 80), "at most|damaged"),
+    "a picture of 8 GiB, packed": ("xz", tar_header(PICTURE, 8 << 30), "most"),
+    "a picture of 2^80 bytes": ("", tar_header(PICTURE, 1 << 80), "most|damaged"),
     "a member of 8 GiB that is no picture": ("", tar_header(b"a", 8 << 30), "damaged"),
     "a file with holes": (
         "",
@@ -468,9 +469,9 @@ TAR_ATTACKS = {
     "half a gzip": ("half", tar_header(PICTURE, 512) + bytes(512), "damaged"),
     "a picture that ends early": ("", tar_header(PICTURE, 5000) + b"x" * 10, "damaged"),
     "a hundred and one thousand members": (
-        "gz", tar_header(b"a", 0) * 100_001, "100000 members"
+        "gz", tar_header(b"a", 0) * 100_001, "100000"
     ),
-    "a dictionary of 1.5 GiB": ("xz big", tar_header(b"a", 0), "damaged .*[Mm]emory"),
+    "a dictionary of 1.5 GiB": ("xz big", tar_header(b"a", 0), "[Mm]emory"),
     "nothing": ("", b"", "damaged"),
 }  # fmt: skip
 
@@ -512,7 +513,7 @@ def test_pictures_that_unpack_to_more_than_the_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar10, "_MAX_BYTES", 1 << 20)
     path = tmp_path / "pictures.tar"
     path.write_bytes(gzip.compress(tar_header(b"a", 2 << 20) + bytes(2 << 20)))
-    with pytest.raises(DataError, match="bytes of content"):
+    with pytest.raises(DataError, match="content"):
         convert_tar(path)
 
 

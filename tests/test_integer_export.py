@@ -26,6 +26,7 @@ from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import layered_state
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_pale import SMALL_PALE
 from tests.helpers.write_integer_probe import write_probe
 
@@ -378,31 +379,37 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "tokens"),
     [
-        ({}, "calibration pictures"),
-        ({"calibration": []}, "at least one picture"),
-        ({"calibration": "PICTURES", "input_shape": [1, 3, None, None]}, "height and width"),
-        ({"calibration": "PICTURES", "input_shape": [1, 3, 48, 48]}, "after the transforms"),
+        ({}, "int8: calibration --calibration"),
+        ({"calibration": []}, "calibration: picture none"),
+        (
+            {"calibration": "PICTURES", "input_shape": [1, 3, None, None]},
+            "input_shape height width",
+        ),
+        ({"calibration": "PICTURES", "input_shape": [1, 3, 48, 48]}, "calibration: transforms"),
         ({"calibration": "PICTURES", "calibration_rule": "mean"}, "calibration_rule"),
         ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float"),
         ({"calibration": "PICTURES", "int8": False}, "int8=True"),
         ({"calibration": "PICTURES", "int8": "yes"}, "int8"),
-        ({"calibration": "PICTURES", "keep_float": "head"}, "list of layers' paths"),
-        ({"calibration": "PICTURES", "keep_float": True}, "how many layers"),
+        ({"calibration": "PICTURES", "keep_float": "head"}, "keep_float layers' paths"),
+        ({"calibration": "PICTURES", "keep_float": True}, "keep_float many"),
         ({"calibration": "PICTURES", "keep_float": ["head", 1.5]}, "keep_float"),
-        ({"calibration": "PICTURES", "keep_float": 0}, "at least 1 layer"),
-        ({"calibration": "PICTURES", "keep_float": 4}, "1 to 3 layers"),
-        ({"calibration": "PICTURES", "keep_float": LAYERS}, "layers with a weight"),
-        ({"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]}, "3 channels"),
-        ({"calibration": 3}, "folder, a list file or a list of paths"),
-        ({"calibration": [np.zeros((SIDE, SIDE, 3), np.uint8)]}, "list of paths"),
-        ({"calibration": b"pictures"}, "list of paths"),
+        ({"calibration": "PICTURES", "keep_float": 0}, "keep_float least 1"),
+        ({"calibration": "PICTURES", "keep_float": 4}, "keep_float 1 3"),
+        ({"calibration": "PICTURES", "keep_float": LAYERS}, "keep_float layers weight"),
+        (
+            {"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]},
+            "input_shape: transforms 3 channels, 1",
+        ),
+        ({"calibration": 3}, "calibration: folder, paths 3"),
+        ({"calibration": [np.zeros((SIDE, SIDE, 3), np.uint8)]}, "calibration: folder, paths"),
+        ({"calibration": b"pictures"}, "calibration: folder, paths"),
     ],
 )
-def test_what_is_refused(changed, message, tmp_path, pictures):
+def test_what_is_refused(changed, tokens, tmp_path, pictures):
     changed = {k: pictures if v == "PICTURES" else v for k, v in changed.items()}
-    with pytest.raises((InputError, TypeError), match=message):
+    with raises_naming((InputError, TypeError), *tokens.split()):
         export(Net(), tmp_path / "net", **changed)
     assert not (tmp_path / "net").exists()
 
@@ -429,26 +436,26 @@ def _nothing(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "tokens"),
     [
-        (_nothing, "expected pictures, found none"),
-        (_a_text, "does not decode"),
-        (_half_a_picture, "cut off"),
+        (_nothing, "calibration: pictures none"),
+        (_a_text, "0.png decode"),
+        (_half_a_picture, "0.png cut"),
         (_sixteen_bits, "max_value"),
-        (_a_pixel, "after the transforms"),
+        (_a_pixel, "calibration: transforms"),
     ],
 )
-def test_pictures_that_calibrate_nothing_are_named(make, message, tmp_path):
+def test_pictures_that_calibrate_nothing_are_named(make, tokens, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     make(folder / "0.png")
-    with pytest.raises(PpvisionError, match=message):
+    with raises_naming(PpvisionError, *tokens.split()):
         export(Net(), tmp_path / "net", calibration=folder)
     assert not (tmp_path / "net").exists()
 
 
 def test_pictures_that_are_gone_are_named(tmp_path):
-    with pytest.raises(MissingFileError, match="none at"):
+    with pytest.raises(MissingFileError, match="gone"):
         export(Net(), tmp_path / "net", calibration=tmp_path / "gone")
     (tmp_path / "list.txt").write_text("gone.png 3\n")
     with pytest.raises(PpvisionError, match=r"gone\.png"):
@@ -471,7 +478,7 @@ def test_weights_that_are_not_finite_are_refused(name, value, tmp_path, pictures
     array = model.state_dict()[name].numpy()
     array.reshape(-1)[0] = value
     model.state_dict()[name].set_value(array)
-    with pytest.raises(InputError, match=f"nan or infinity in {name}"):
+    with raises_naming(InputError, name, "nan", "infinity"):
         export(model, tmp_path / "net", calibration=pictures)
 
 

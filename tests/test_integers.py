@@ -17,6 +17,7 @@ from ppvision.quant.packed import IntegerLayer, IntegerRounding, pack_model
 from ppvision.quant.ptq.integers import RULES, Observed, quantize_to_integers
 from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import raises_naming
 
 
 def naive_codes(weight, scale, axis):
@@ -195,9 +196,9 @@ def test_layers_can_stay_in_float(caplog):
 def test_no_picture_and_no_layer_are_refused():
     model = Small()
     model.eval()
-    with pytest.raises(InputError, match="picture"):
+    with raises_naming(InputError, "calibration:", "picture", "none"):
         quantize_to_integers(model, [])
-    with pytest.raises(InputError, match="model"):
+    with raises_naming(InputError, "model:", "layers", "none"):
         quantize_to_integers(nn.ReLU(), shows()[0])
 
 
@@ -302,5 +303,5 @@ def test_layered_codes_mean_the_same_up_to_7_bits(bits):
 
 def test_scores_of_integers_belong_to_an_export_with_integers():
     in_float = ROOT / "tests" / "compat" / "0.1.0" / "classification"
-    with pytest.raises(InputError, match="in float"):
+    with raises_naming(InputError, "record_scores:", "float,"):
         record_scores(in_float, "top1", 0.5, 0.5)

@@ -6,6 +6,8 @@ from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import EngineError
+from tests.helpers.alone import run_alone
+from tests.helpers.measured import measure_isolated
 
 
 @pytest.fixture(scope="module")
@@ -15,23 +17,14 @@ def isolated_net(tmp_path_factory):
     return export_model(net, folder, input_shape=[1, 3, 40, 40], output_op="none")
 
 
-def resident() -> int:
-    """Of this process, in kilobytes."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-
-
 def test_an_isolated_engine_gives_the_same_and_its_memory_back(isolated_net):
     x = np.random.default_rng(0).standard_normal((1, 3, 40, 40)).astype(np.float32)
     with Predictor(isolated_net, threads=1) as predictor:
         expected = predictor.run(x)[0]
-    for _ in range(2):  # what only the first costs
-        Predictor(isolated_net, threads=1, isolate=True).close()
-    before = resident()
-    for _ in range(3):
-        with Predictor(isolated_net, threads=1, isolate=True) as predictor:
-            np.testing.assert_array_equal(predictor.run(x)[0], expected)
-    assert resident() < 1.05 * before
+    with Predictor(isolated_net, threads=1, isolate=True) as predictor:
+        np.testing.assert_array_equal(predictor.run(x)[0], expected)
+    before, after = run_alone(measure_isolated, str(isolated_net))
+    assert after < 1.05 * before
     with pytest.raises(EngineError, match="closed"):
         predictor.run(x)
 

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ppvision.quant import LayeredModelError, describe_layered, load_layered, sa
 from ppvision.quant.store import fetching as module
 from ppvision.quant.store.state import LayeredState, layered_state
 from tests.helpers.file_server import FileServer, serving, stop
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import (
     BITS,
     CONFIG,
@@ -142,7 +144,7 @@ def test_a_query_goes_with_every_file_and_is_not_shown(server):
     assert found.bits == 2
     server.statuses["w3.safetensors"] = 404
     url = server.url.replace("http://", "http://user:secret@")
-    with pytest.raises(LayeredModelError, match=r"answers 404") as info:
+    with pytest.raises(LayeredModelError, match="404") as info:
         load_layered(f"{url}?token=secret", bits=3)
     assert "secret" not in str(info.value)
 
@@ -173,7 +175,7 @@ def test_a_broken_download_goes_on(server, state, cache, etag, dated, condition)
 
 def test_what_came_is_kept_for_the_next_call(server, state, cache):
     server.breaks["w2.safetensors"] = [100] * 5
-    with pytest.raises(LayeredModelError, match=r"w2.safetensors: .*broke"):
+    with raises_naming(LayeredModelError, "w2.safetensors:", "broke"):
         load_layered(server.url, bits=2)
     assert [p.stat().st_size for p in partials(cache)] == [500]
     assert not (copy_of(cache) / "w2.safetensors").exists()
@@ -184,7 +186,7 @@ def test_what_came_is_kept_for_the_next_call(server, state, cache):
 
 def test_no_progress_is_an_error(server, cache):
     server.breaks["w2.safetensors"] = [0] * 5
-    with pytest.raises(LayeredModelError, match=r"w2.safetensors: .* broke"):
+    with raises_naming(LayeredModelError, "w2.safetensors:", "broke"):
         load_layered(server.url, bits=2)
     assert server.loaded() == ["w2.safetensors"]
 
@@ -244,7 +246,7 @@ def test_a_file_that_changes_while_it_is_loaded(server, cache):
         load_layered(server.url, bits=2)
     path = server.folder / "w2.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(LayeredModelError, match="changed on the server"):
+    with raises_naming(LayeredModelError, "changed", "server"):
         load_layered(server.url, bits=2)
     assert not partials(cache)
 
@@ -257,12 +259,10 @@ def test_a_changed_file_with_the_old_manifest(server, state, cache):
     path = server.folder / "w3.safetensors"
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(
-        LayeredModelError, match=r"w3.safetensors: expected sha256 .*changed on the"
-    ):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "sha256", "changed"):
         load_layered(server.url, bits=3)
     path.write_bytes(data + b"more")
-    with pytest.raises(LayeredModelError, match=r"bytes, the server announces"):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "bytes,", "announces"):
         load_layered(server.url, bits=3)
     assert not (copy_of(cache) / "w3.safetensors").exists()
     assert_same(load_layered(server.url, bits=2).state, state, 2)
@@ -288,7 +288,7 @@ def test_an_update_that_breaks_off_leaves_the_older_model(server, state, cache):
     other = layered_state(tiny_once_qat(9).model, BITS)
     save_layered(other, server.folder, bits=BITS, config=CONFIG)
     server.statuses["w3.safetensors"] = 503
-    with pytest.raises(LayeredModelError, match="answers 503"):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "503"):
         load_layered(server.url, bits=4)
     server.statuses["manifest.json"] = 503
     assert_same(load_layered(server.url, bits=4).state, state, 4)
@@ -323,9 +323,9 @@ def test_a_damaged_copy_is_loaded_again(server, state, cache):
 def test_more_bytes_than_the_manifest_says(server, cache, lengths):
     load_layered(server.url, bits=2)
     server.lengths, server.extra = lengths, b" "
-    message = r"w3.safetensors: expected \d+ bytes, (got more|the server)"
-    with pytest.raises(LayeredModelError, match=message):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "bytes,") as caught:
         load_layered(server.url, bits=3)
+    assert re.search(r"\b(more|server)\b", str(caught.value))
     assert not (copy_of(cache) / "w3.safetensors").exists()
 
 
@@ -334,7 +334,7 @@ def test_a_body_cut_short_without_a_length(server, state, cache):
     server.breaks["w2.safetensors"] = [1000]
     assert_same(load_layered(server.url, bits=2).state, state, 2)
     server.breaks["w3.safetensors"] = [10, 0]
-    with pytest.raises(LayeredModelError, match=r"w3.safetensors: .*got 10"):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "10"):
         load_layered(server.url, bits=3)
 
 
@@ -349,7 +349,7 @@ def test_a_compressed_answer(server):
 def test_a_manifest_that_is_none(server, cache, text):
     (server.folder / "manifest.json").write_bytes(text)
     for read in (load_layered, describe_layered):
-        with pytest.raises(LayeredModelError, match=r"http://.*/manifest.json: expected"):
+        with raises_naming(LayeredModelError, "http://", "/manifest.json:"):
             read(server.url)
     assert server.loaded() == []
 
@@ -358,12 +358,12 @@ def test_a_manifest_that_lies(server, state):
     content = read_manifest(server.folder)
     content["files"]["../../x"] = content["files"]["w2.safetensors"]
     write_manifest(server.folder, content)
-    with pytest.raises(LayeredModelError, match=r"files: .*no more than"):
+    with raises_naming(LayeredModelError, "manifest.json", "files:", "more"):
         load_layered(server.url)
     del content["files"]["../../x"]
     content["files"]["w2.safetensors"]["bytes"] = 1 << 49
     write_manifest(server.folder, content)
-    with pytest.raises(OSError, match=r"cache: .* needed, \d+ are free"):
+    with raises_naming(OSError, "cache:", "needed,", "free"):
         load_layered(server.url)
     assert server.loaded() == []
 
@@ -372,7 +372,7 @@ def test_a_file_of_another_model(server, tmp_path):
     other = save_layered(tiny_once_qat(9), tmp_path / "o", bits=BITS, config=CONFIG)
     shutil.copy(other / "w3.safetensors", server.folder)
     update_entry(server.folder, "w3.safetensors")
-    with pytest.raises(LayeredModelError, match=r"w3.safetensors: .* one model"):
+    with raises_naming(LayeredModelError, "w3.safetensors:", "model"):
         load_layered(server.url, bits=3)
 
 
@@ -382,18 +382,18 @@ def test_a_file_of_another_model(server, tmp_path):
 @pytest.mark.parametrize("status", [403, 404, 410, 500, 503])
 def test_statuses(server, status):
     server.statuses["w2.safetensors"] = status
-    with pytest.raises(LayeredModelError, match=rf"w2.safetensors: .* the server answers {status}"):
+    with raises_naming(LayeredModelError, "w2.safetensors:", str(status)):
         load_layered(server.url, bits=2)
     server.statuses["manifest.json"] = status
     for read in (load_layered, describe_layered):
-        with pytest.raises(LayeredModelError, match=rf"manifest.json: .* server answers {status}"):
+        with raises_naming(LayeredModelError, "manifest.json:", str(status)):
             read(server.url)
 
 
 def test_a_missing_model_is_not_taken_from_the_cache(server):
     load_layered(server.url, bits=2)
     server.statuses["manifest.json"] = 404
-    with pytest.raises(LayeredModelError, match="answers 404"):
+    with raises_naming(LayeredModelError, "manifest.json:", "404"):
         load_layered(server.url, bits=2)
 
 
@@ -419,23 +419,23 @@ def test_the_cache_serves_while_the_server_does_not(server, state, monkeypatch, 
         assert_same(found.state, state, expected)
         assert found.available == 3
         assert "Taking what was fetched before" in caplog.text
-    with pytest.raises(LayeredModelError, match=r"w3.safetensors, not .*4"):
+    with raises_naming(LayeredModelError, "w3.safetensors,", "4"):
         load_layered(server.url, bits=4)
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "tokens"),
     [
-        ("stopped", r"cannot be reached \(.*refused"),
-        ("hangs", r"within 0.3 s, got none"),
-        ("breaks", "the connection broke"),
-        ("503", "answers 503"),
+        ("stopped", "reached refused"),
+        ("hangs", "0.3 none"),
+        ("breaks", "connection broke"),
+        ("503", "503"),
     ],
 )
-def test_nothing_in_the_cache(server, monkeypatch, how, message):
+def test_nothing_in_the_cache(server, monkeypatch, how, tokens):
     unreachable(server, how, monkeypatch)
     for read in (load_layered, describe_layered):
-        with pytest.raises(LayeredModelError, match=f"manifest.json: .*{message}"):
+        with raises_naming(LayeredModelError, "manifest.json:", *tokens.split()):
             read(server.url)
 
 
@@ -444,9 +444,7 @@ def test_a_damaged_cache_without_a_server(server, cache):
     path = copy_of(cache) / "w2.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     stop(server)
-    with pytest.raises(
-        LayeredModelError, match=r"cannot be reached .* is not whole: .*w2.safetens"
-    ):
+    with raises_naming(LayeredModelError, "reached", "whole:", "w2.safetensors"):
         load_layered(server.url, bits=2)
 
 
@@ -454,14 +452,14 @@ def test_a_file_that_hangs(server, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUTS", (0.3, 0.3))
     server.hangs.add("w2.safetensors")
     start = time.monotonic()
-    with pytest.raises(LayeredModelError, match=r"w2.safetensors: .*0.3 s"):
+    with raises_naming(LayeredModelError, "w2.safetensors:", "0.3"):
         load_layered(server.url, bits=2)
     assert time.monotonic() - start < 10
 
 
 def test_redirects(server, state):
     server.redirects["w2.safetensors"] = f"{server.url}/w2.safetensors?elsewhere"
-    with pytest.raises(LayeredModelError, match=r"w2.safetensors: .*redirects"):
+    with raises_naming(LayeredModelError, "w2.safetensors:", "redirects"):
         load_layered(server.url, bits=2)
     server.redirects["w2.safetensors"] = "ftp://127.0.0.1/w2.safetensors"
     with pytest.raises(LayeredModelError, match=r"w2\.safetensors"):
@@ -477,13 +475,13 @@ def test_redirects(server, state):
 )
 def test_addresses_that_are_none(cache, url):
     for read in (load_layered, describe_layered):
-        with pytest.raises(LayeredModelError, match=r"expected (http://HOST|an address)"):
+        with raises_naming(LayeredModelError, url):
             read(url)
     assert not cache.exists()
 
 
 def test_a_width_that_the_model_has_not(server):
-    with pytest.raises(ValueError, match=r"bits: .*2 to 8.*http://.*got 9"):
+    with raises_naming(ValueError, "bits:", "2", "8", "http://", "9"):
         load_layered(server.url, bits=9)
     assert server.loaded() == []
 
@@ -500,7 +498,7 @@ def test_a_full_disk(server, cache, monkeypatch):
         return real(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", full)
-    with pytest.raises(OSError, match=r"cache: .*w2\.safetensors.*No space"):
+    with raises_naming(OSError, "cache:", "w2.safetensors", "space"):
         load_layered(server.url, bits=2)
 
 

@@ -31,6 +31,7 @@ from ppvision.quant import (
 from ppvision.quant.store import model as module
 from ppvision.quant.store.files import content_digest, digest
 from ppvision.quant.store.state import LayeredState, LayeredWeight, layered_state
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import (
     BITS,
     CONFIG,
@@ -74,7 +75,7 @@ def folder(original, tmp_path) -> Path:
 
 
 def test_widths_are_a_list(model, tmp_path):
-    with pytest.raises(ValueError, match=r"bits: .*got 8"):
+    with raises_naming(ValueError, "bits:", "list", "[8,", "8."):
         save_layered(model, tmp_path / "out", bits=8, config=CONFIG)
 
 
@@ -123,7 +124,7 @@ def test_some_of_the_widths(tmp_path, model):
     expected = layered_state(once.model, (6, 4))
     for bits in (4, 5, 6):
         assert_same(load_layered(folder, bits).state, expected, bits)
-    with pytest.raises(ValueError, match=r"bits: .*4 to 6"):
+    with raises_naming(ValueError, "bits:", "4", "6", "8"):
         load_layered(folder, 8)
 
 
@@ -327,7 +328,7 @@ def test_a_folder_with_other_files_is_not_touched(tmp_path, state, files):
     target.mkdir()
     for name in files:
         (target / name).write_text("mine")
-    with pytest.raises(FileExistsError, match="other files"):
+    with raises_naming(FileExistsError, "other", "files"):
         save_layered(state, target, bits=BITS, config={})
     assert contents(target) == dict.fromkeys(files, b"mine")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
@@ -351,7 +352,7 @@ def test_a_full_disk_leaves_the_old_one(folder, state, monkeypatch, number):
         real(path, data)
 
     monkeypatch.setattr(module, "write_bytes", full)
-    with pytest.raises(OSError, match=r"tiny \(No space left") as info:
+    with raises_naming(OSError, "tiny", "space", "left") as info:
         save_layered(state, folder, bits=BITS, config={"type": "new"})
     assert info.value.errno == errno.ENOSPC
     assert contents(folder) == before
@@ -371,7 +372,7 @@ def test_a_full_file_system(tmp_path, state):
     try:
         folder = save_layered(state, disk / "m", bits=BITS, config={})
         before = contents(folder)
-        with pytest.raises(OSError, match=r"disk/m \(No space left"):
+        with raises_naming(OSError, "disk/m", "space", "left"):
             save_layered(state, folder, bits=BITS, config={"notes": "x" * 40_000})
         assert contents(folder) == before
         assert [p.name for p in disk.iterdir()] == ["m"]
@@ -391,7 +392,7 @@ def test_a_failed_rename_leaves_the_old_one(folder, state, monkeypatch, last):
     # Of a file system that cannot let folders change places.
     monkeypatch.setattr("ppvision.files._exchange", lambda new, folder: False)
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="could not write"):
+    with raises_naming(OSError, "write", "tiny"):
         save_layered(state, folder, bits=BITS, config={"type": "new"})
     assert contents(folder) == before
 
@@ -406,7 +407,7 @@ def test_what_a_killed_run_left_between_two_renames_comes_back(folder, state, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "write_bytes", full)
-    with pytest.raises(OSError, match="could not write"):
+    with raises_naming(OSError, "write", "tiny"):
         save_layered(state, folder, bits=BITS, config={})
     assert contents(folder) == before
     assert [p.name for p in folder.parent.iterdir()] == ["tiny"]
@@ -417,21 +418,21 @@ class Odd:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "tokens"),
     [
-        (None, "config: expected a dict, got NoneType"),
-        ({1: 2}, "config: expected text as keys, got 1"),
-        ({"a": {"b": [{2: 3}]}}, r"config\.a\.b\[0\]: expected text as keys"),
-        ({"a": Odd()}, r"config\.a: expected a dict, list, .* got Odd"),
-        ({"a": Path("x")}, r"config\.a: expected .* got PosixPath"),
-        ({"a": {1, 2}}, r"config\.a: expected .* got set"),
-        ({"a": float("nan")}, "config: expected plain values"),
-        ({"a": np.float32(1)}, r"config\.a: expected .* got float32"),
-        ({"a": "x" * (9 << 20)}, "at most 8388608 bytes"),
+        (None, "config: dict NoneType"),
+        ({1: 2}, "config: text keys 1"),
+        ({"a": {"b": [{2: 3}]}}, "config.a.b[0]: text keys"),
+        ({"a": Odd()}, "config.a: dict Odd"),
+        ({"a": Path("x")}, "config.a: PosixPath"),
+        ({"a": {1, 2}}, "config.a: set"),
+        ({"a": float("nan")}, "config: plain values"),
+        ({"a": np.float32(1)}, "config.a: float32"),
+        ({"a": "x" * (9 << 20)}, "8388608"),
     ],
 )
-def test_configs_that_are_not_plain(tmp_path, state, config, message):
-    with pytest.raises(ValueError, match=message):
+def test_configs_that_are_not_plain(tmp_path, state, config, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         save_layered(state, tmp_path / "m", bits=BITS, config=config)
     assert list(tmp_path.iterdir()) == []
 
@@ -440,40 +441,40 @@ def test_models_and_widths_that_do_not_fit(tmp_path, model, state, original):
     def save(model, bits):
         save_layered(model, tmp_path / "m", bits=bits, config={})
 
-    with pytest.raises(ValueError, match="none in Conv2D"):
+    with raises_naming(ValueError, "none", "Conv2D"):
         save(nn.Conv2D(2, 2, 1), BITS)
-    with pytest.raises(ValueError, match=r"\[5\].*\[8, 6, 4, 3"):
+    with raises_naming(ValueError, "[5]", "[8,", "4,", "3"):
         save(model, [8, 5, 4])
     with pytest.raises(ValueError, match=r"\[3\]"):
         save(OnceQAT(model.model, [8, 4]), [4, 3])
-    with pytest.raises(ValueError, match=r"\[8, 6, 4, 3, 2\], .*got \[8, 4\]"):
+    with raises_naming(ValueError, "2],", "[8,", "4]"):
         save(state, [8, 4])
-    with pytest.raises(ValueError, match="4 bits there"):
+    with raises_naming(ValueError, "4", "bits", "there"):
         save(load_layered(original, 4).state, BITS)
-    with pytest.raises(ValueError, match=r"bits: .*list"):
+    with raises_naming(ValueError, "bits:", "list"):
         save(model, [])
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "tokens"),
     [
-        ({"step": np.float32([-1] * 7)}, "finite numbers of at least 0"),
-        ({"step": np.float32([np.inf] * 7)}, "finite numbers of at least 0"),
-        ({"step": np.float32([1e38] * 7)}, "within the range of float32"),
-        ({"step": np.float64([1] * 7)}, "float32 .* got 'float64"),
-        ({"step": np.float32([1] * 6)}, r"\[7\] for a layer, got 'float32 \[6\]"),
-        ({"widths": (6, 8)}, "the highest first"),
-        ({"top_bits": 9}, "top_bits: expected 8"),
-        ({"low_bits": 0}, "low_bits: expected a whole number from 1 to 8, got 0"),
-        ({"axis": 4.5}, "axis: expected"),
-        ({"codes": np.zeros((7, 0), np.int8)}, "above 0"),
-        ({"codes": np.full((7, 5, 3, 3), 300)}, "expected -128 to 127"),
+        ({"step": np.float32([-1] * 7)}, "steps '3': finite 0"),
+        ({"step": np.float32([np.inf] * 7)}, "steps '3': finite 0"),
+        ({"step": np.float32([1e38] * 7)}, "range float32"),
+        ({"step": np.float64([1] * 7)}, "float32 float64"),
+        ({"step": np.float32([1] * 6)}, "[7] [6]"),
+        ({"widths": (6, 8)}, "widths highest [6, 8]"),
+        ({"top_bits": 9}, "top_bits: 8"),
+        ({"low_bits": 0}, "low_bits: whole number 1 8 0"),
+        ({"axis": 4.5}, "axis:"),
+        ({"codes": np.zeros((7, 0), np.int8)}, "shape above 0"),
+        ({"codes": np.full((7, 5, 3, 3), 300)}, "codes -128 127 300"),
     ],
 )
-def test_states_that_no_reader_would_take(tmp_path, state, change, message):
+def test_states_that_no_reader_would_take(tmp_path, state, change, tokens):
     weights = {**state.weights, "3": replace(state.weights["3"], **change)}
-    with pytest.raises(ValueError, match=message):
+    with raises_naming(ValueError, *tokens.split()):
         save_layered(replace(state, weights=weights), tmp_path / "m", bits=BITS, config={})
     assert list(tmp_path.iterdir()) == []
 
@@ -491,7 +492,7 @@ def test_tensors_and_statistics_that_no_reader_would_take(tmp_path, state):
     with pytest.raises(LayeredModelError, match="statistics"):
         save(statistics={**state.statistics, 5: state.statistics[4]})
     zero = {"3": replace(state.activations["3"], steps=np.zeros(5, np.float32))}
-    with pytest.raises(LayeredModelError, match="inputs of '3'"):
+    with raises_naming(LayeredModelError, "inputs", "'3'"):
         save(activations=zero)
 
 
@@ -500,13 +501,13 @@ def test_tensors_and_statistics_that_no_reader_would_take(tmp_path, state):
 
 @pytest.mark.parametrize("bits", [1, 9, 0, -2, 4.0, True, "4", [4]])
 def test_widths_that_are_none(original, bits):
-    with pytest.raises(ValueError, match=r"bits: expected 2 to 8 for .*tiny, got"):
+    with raises_naming(ValueError, "bits:", "2", "8", "tiny,"):
         load_layered(original, bits)
 
 
 def test_no_folder(tmp_path):
     for read in (load_layered, describe_layered):
-        with pytest.raises(FileNotFoundError, match=r"nothing: .*layered"):
+        with raises_naming(FileNotFoundError, "nothing:", "layered"):
             read(tmp_path / "nothing")
         with pytest.raises(LayeredModelError, match=r"manifest\.json"):
             read(tmp_path)
@@ -515,7 +516,7 @@ def test_no_folder(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
-    with pytest.raises(LayeredModelError, match=rf"{name}: expected this file .*Copy or fetch"):
+    with raises_naming(LayeredModelError, f"{name}:", "Copy", "fetch"):
         load_layered(folder, 8)
 
 
@@ -523,7 +524,7 @@ def test_a_missing_file(folder, name):
 def test_a_folder_in_place_of_a_file(folder, name):
     (folder / name).unlink()
     (folder / name).mkdir()
-    with pytest.raises(LayeredModelError, match=f"{name}: expected this file"):
+    with raises_naming(LayeredModelError, f"{name}:", "file"):
         load_layered(folder, 8)
 
 
@@ -538,17 +539,17 @@ def test_nothing_but_the_manifest(folder):
 def test_a_file_of_another_model(folder, tmp_path, name):
     other = save_layered(tiny_once_qat(9), tmp_path / "other", bits=BITS, config=CONFIG)
     shutil.copy(other / name, folder / name)
-    with pytest.raises(LayeredModelError, match=rf"{name}: expected sha256 .*of another model"):
+    with raises_naming(LayeredModelError, f"{name}:", "sha256", "another"):
         load_layered(folder)
     update_entry(folder, name)  # as if it had been packed with it
-    with pytest.raises(LayeredModelError, match=rf"{name}: expected content .*not of one model"):
+    with raises_naming(LayeredModelError, f"{name}:", "content", "model"):
         load_layered(folder)
 
 
 def test_another_version(folder):
     for version in (2, 0, "1", 1.0, True, None):
         write_manifest(folder, {**read_manifest(folder), "format_version": version})
-        with pytest.raises(LayeredModelError, match="format_version 1"):
+        with raises_naming(LayeredModelError, "format_version", "1"):
             load_layered(folder)
 
 
@@ -557,38 +558,38 @@ def test_names_that_are_not_of_layers(folder, name):
     content = read_manifest(folder)
     content["files"][name] = content["files"].pop("w8.safetensors")
     write_manifest(folder, content)
-    with pytest.raises(LayeredModelError, match=r"files: .*w8.safetensors"):
+    with raises_naming(LayeredModelError, "files:", "w8.safetensors"):
         load_layered(folder, 2)
     content["files"]["w8.safetensors"] = content["files"]["w7.safetensors"]
     write_manifest(folder, content)
-    with pytest.raises(LayeredModelError, match=r"files: .*no more than"):
+    with raises_naming(LayeredModelError, "files:", "more"):
         load_layered(folder, 2)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "tokens"),
     [
-        ("", "expected JSON"),
-        ("{", "expected JSON"),
-        ("[]", "keys and values"),
-        ("null", "keys and values"),
-        ('{"a": 1, "a": 1}', "a key stands twice"),
-        ('{"a": NaN}', "not a finite number"),
-        ('{"a": -Infinity}', "not a finite number"),
-        ('{"a": 1e999}', "1e999 is not a finite number"),
-        ('{"a": ' + "9" * 5000 + "}", "expected JSON"),
-        ("[" * 200_000, "expected JSON"),
+        ("", "JSON"),
+        ("{", "JSON"),
+        ("[]", "keys values"),
+        ("null", "keys values"),
+        ('{"a": 1, "a": 1}', "key twice"),
+        ('{"a": NaN}', "finite"),
+        ('{"a": -Infinity}', "finite"),
+        ('{"a": 1e999}', "1e999 finite"),
+        ('{"a": ' + "9" * 5000 + "}", "JSON"),
+        ("[" * 200_000, "JSON"),
         ('{"a": "\ufeff"}', "format_version"),
-        (b"\xff\xfe{}", "expected JSON"),
-        (b"\x00" * 100, "expected JSON"),
-        (b" " * (9 << 20), "at most 8388608 bytes"),
+        (b"\xff\xfe{}", "JSON"),
+        (b"\x00" * 100, "JSON"),
+        (b" " * (9 << 20), "8388608"),
     ],
 )
-def test_manifests_that_are_none(folder, text, message):
+def test_manifests_that_are_none(folder, text, tokens):
     data = text if isinstance(text, bytes) else text.encode()
     (folder / "manifest.json").write_bytes(data)
     for read in (load_layered, describe_layered):
-        with pytest.raises(LayeredModelError, match=message) as info:
+        with raises_naming(LayeredModelError, *tokens.split()) as info:
             read(folder)
         assert "manifest.json" in str(info.value)
         assert len(str(info.value)) < 600
@@ -598,16 +599,14 @@ def test_absurd_sizes_allocate_nothing(folder):
     content = read_manifest(folder)
     content["weights"]["3"]["shape"] = [7, 1 << 35, 3, 3]
     reseal(folder, content)
-    with pytest.raises(LayeredModelError, match=r"'codes/3': expected uint8"):
+    with raises_naming(LayeredModelError, "'codes/3':", "uint8"):
         load_layered(folder)
     content = read_manifest(folder)
     content["files"]["w2.safetensors"]["bytes"] = 1 << 45
     write_manifest(folder, content)
     tracemalloc.start()
     try:
-        with pytest.raises(
-            LayeredModelError, match=r"w2.safetensors: expected bytes 35184372088832"
-        ):
+        with raises_naming(LayeredModelError, "w2.safetensors:", "35184372088832"):
             load_layered(folder)
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -813,5 +812,5 @@ def test_safetensors_that_numpy_does_not_know(folder):
     for spoiled in (data, b"", bytes(7), bytes(8), b"\xff" * 100, b"\xff" * 7 + b"\x7f" + data):
         (folder / "w2.safetensors").write_bytes(spoiled)
         update_entry(folder, "w2.safetensors")
-        with pytest.raises(LayeredModelError, match=r"w2.safetensors: expected|bytes: expected"):
+        with pytest.raises(LayeredModelError, match=r"w2\.safetensors"):
             load_layered(folder)

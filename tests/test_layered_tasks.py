@@ -29,6 +29,7 @@ from ppvision.tasks.multibit.scores import scores_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
 from tests.helpers.configs import ROOT, classification_config, small_config
+from tests.helpers.messages import raises_naming
 from tests.helpers.verbs import ppvision, shell
 
 BITS = (8, 4, 2)
@@ -282,11 +283,11 @@ def test_predictor_composes_a_width(trained, packed, float_export):
 
 
 def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
-    with pytest.raises(ValueError, match="layered model"):
+    with raises_naming(ValueError, "bits:", "(layered=...)"):
         Predictor(float_export, bits=4)
-    with pytest.raises(ValueError, match="layered model"):
+    with raises_naming(ValueError, "set_bits:", "(layered=...)"):
         Predictor(float_export).set_bits(4)
-    with pytest.raises(ValueError, match="got 9"):
+    with raises_naming(ValueError, "bits:", "2", "8", "9"):
         Predictor(float_export, layered=packed, bits=9)
     state = load_layered(packed).state
     floats = dict(state.floats)
@@ -294,7 +295,7 @@ def test_predictor_refuses_what_does_not_fit(packed, float_export, tmp_path):
     other = save_layered(
         dataclasses.replace(state, floats=floats), tmp_path / "other", bits=BITS, config={}
     )
-    with pytest.raises(ValueError, match="another architecture"):
+    with raises_naming(ValueError, "layered:", "architecture"):
         Predictor(float_export, layered=other)
 
 
@@ -312,7 +313,7 @@ def test_predictor_refuses_other_classes(packed, float_export, tmp_path):
     Predictor(named, layered=other)
     manifest["classes"] = names[::-1]
     (named / "deploy.yaml").write_text(yaml.safe_dump(manifest))
-    with pytest.raises(ValueError, match=r"layered: .*thing 0"):
+    with raises_naming(ValueError, "layered:", "classes", "thing", "0"):
         Predictor(named, layered=other)
 
 
@@ -320,9 +321,9 @@ def test_an_export_says_the_width_that_it_holds(trained, packed, tmp_path):
     job = open_job(trained[0])
     model = pack_model(job.structure(), load_layered(packed).state, 4)
     for bits in (2, 32):
-        with pytest.raises(ValueError, match=rf"bits: expected 4, .* got {bits}"):
+        with raises_naming(ValueError, "bits:", "4,", str(bits)):
             export_model(model, tmp_path / "out", input_shape=[1, 3, 48, 48], bits=bits)
-    with pytest.raises(ValueError, match=r"bits: expected 32, .* got 4"):
+    with raises_naming(ValueError, "bits:", "32,", "4"):
         export_model(job.float_model, tmp_path / "out", input_shape=[1, 3, 48, 48], bits=4)
     assert not (tmp_path / "out").exists()
 

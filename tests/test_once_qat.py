@@ -29,6 +29,7 @@ from ppvision.quant.store.state import layered_state
 from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import WeightsError, assign_weights
+from tests.helpers.messages import raises_naming
 
 BITS = (8, 4, 2)
 
@@ -196,24 +197,24 @@ def test_rules_of_yaml():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "tokens"),
     [
-        ({"layers": {"nothing.*": {"bits": 4}}}, r"'nothing\.\*' matches no layer.*stem\.0"),
-        ({"types": {"Conv3D": {}}}, "expected one of Conv2D, .*got 'Conv3D'"),
-        ({"layers": {"head": {"bit": 4}}}, "the rule for head: expected bits"),
-        ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "expected bits, or min_bits"),
-        ({"layers": {"head": {"bits": 9}}}, "the rule for head: bits: expected 1 to 8, got 9"),
-        ({"layers": {"head": {"activations": "yes"}}}, "true, false or 8"),
-        ({"layers": {"head": {"bits": 0}}}, "the rule for head: bits: expected 1 to 8, got 0"),
-        ({"layers": {"head": {"bits": [4]}}}, r"the rule for head: bits: .*got \[4\]"),
-        ({"layers": {"head": {"min_bits": "4"}}}, "the rule for head: min_bits: .*got '4'"),
-        ({"weights": [float("inf"), 1, 1]}, "weights: expected a number of at least 0"),
-        ({"distillation": float("inf")}, "distillation: expected a number of at least 0"),
-        ({"layers": {"*": {"float": True}}}, "expected a layer that the config names"),
+        ({"layers": {"nothing.*": {"bits": 4}}}, "'nothing.*' matches layer stem.0"),
+        ({"types": {"Conv3D": {}}}, "Conv2D 'Conv3D'"),
+        ({"layers": {"head": {"bit": 4}}}, "head: bits 'bit'"),
+        ({"layers": {"head": {"bits": 4, "min_bits": 2}}}, "head: bits, min_bits"),
+        ({"layers": {"head": {"bits": 9}}}, "rule head: bits: 1 8 9"),
+        ({"layers": {"head": {"activations": "yes"}}}, "head: activations (true, 8), 'yes'"),
+        ({"layers": {"head": {"bits": 0}}}, "rule head: bits: 1 8 0"),
+        ({"layers": {"head": {"bits": [4]}}}, "rule head: bits: [4]"),
+        ({"layers": {"head": {"min_bits": "4"}}}, "rule head: min_bits: '4'"),
+        ({"weights": [float("inf"), 1, 1]}, "weights: number least 0"),
+        ({"distillation": float("inf")}, "distillation: number least 0"),
+        ({"layers": {"*": {"float": True}}}, "quantize: layer Small,"),
     ],
 )
-def test_wrong_rules_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_rules_are_refused(options, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         once(**options)
 
 
@@ -221,7 +222,7 @@ def test_constraints_need_an_input_and_leave_nothing_behind():
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU())
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
     config.add_constraints(FreezedConvBNConstraint())
-    with pytest.raises(ValueError, match="example input"):
+    with raises_naming(ValueError, "example", "input"):
         LayeredQAT(config).quantize(model)
     model.train()
     before = model[1]._mean.numpy()
@@ -233,16 +234,16 @@ def test_constraints_need_an_input_and_leave_nothing_behind():
 
 
 @pytest.mark.parametrize(
-    ("case", "message"),
+    ("case", "tokens"),
     [
-        ("one layer", r"found none.*goes into nn\.Sequential"),
-        ("stock activation", "LayeredActivationQuanter or None as activation; got"),
-        ("activation alone", "got NoneType and LayeredActivationQuanter"),
-        ("weight_norm", "expected a weight of its own, got one that is computed"),
-        ("fusing", "but one made QuantedConv2DBatchNorm"),
+        ("one layer", "found none goes into nn.Sequential"),
+        ("stock activation", "LayeredActivationQuanter None activation"),
+        ("activation alone", "NoneType LayeredActivationQuanter"),
+        ("weight_norm", "weight computed"),
+        ("fusing", "QuantedConv2DBatchNorm"),
     ],
 )
-def test_what_cannot_be_stored_in_layers_is_refused(case, message):
+def test_what_cannot_be_stored_in_layers_is_refused(case, tokens):
     config = SlimQuantConfig(activation=None, weight=LayeredWeightQuanter(BITS))
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.ReLU(), nn.Conv2D(4, 2, 1))
     if case == "one layer":
@@ -258,7 +259,7 @@ def test_what_cannot_be_stored_in_layers_is_refused(case, message):
         nn.utils.weight_norm(model[0])
     else:
         config.add_constraints([FreezedConvBNConstraint()])
-    with pytest.raises(ValueError, match=message):
+    with raises_naming(ValueError, *tokens.split()):
         LayeredQAT(config).quantize(model, inputs=pictures())
 
 
@@ -369,11 +370,11 @@ def test_statistics_are_kept_for_every_width():
 def test_widths_out_of_range():
     net = once()
     for bits in (1, 9, True, "4"):
-        with pytest.raises(ValueError, match="expected 2 to 8"):
+        with raises_naming(ValueError, "bits:", "2", "8", repr(bits)):
             net.set_bits(bits)
-    with pytest.raises(ValueError, match=r"quanters.*\[6\]"):
+    with raises_naming(ValueError, "quanters", "[6]"):
         OnceQAT(net.model, (8, 6))
-    with pytest.raises(ValueError, match="none in Small"):
+    with raises_naming(ValueError, "none", "Small"):
         OnceQAT(Small())
 
 
@@ -530,13 +531,13 @@ def test_objectives():
 
     weights = once(weights=[1, 1, 2]).weigh.weights
     assert weights == {8: 0.75, 4: 0.75, 2: 1.5}
-    for wrong, message in (
-        ({"objective": "best"}, "one of mean, sandwich"),
-        ({"weights": [1, 2]}, "for each of"),
-        ({"weights": [0, 0, 0]}, "for each of"),
-        ({"distillation": -1}, "at least 0"),
+    for wrong, tokens in (
+        ({"objective": "best"}, "objective: mean, sandwich"),
+        ({"weights": [1, 2]}, "weights: each"),
+        ({"weights": [0, 0, 0]}, "weights: each"),
+        ({"distillation": -1}, "distillation: least 0 -1"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with raises_naming(ValueError, *tokens.split()):
             once(**wrong)
 
 
@@ -678,19 +679,19 @@ def test_codes_are_those_of_training_on_every_border():
 
 def test_packing_another_architecture_is_refused():
     state = layered_state(once().model, BITS)
-    with pytest.raises(ValueError, match="another architecture"):
+    with pytest.raises(ValueError, match="architecture"):
         pack_model(nn.Sequential(nn.Conv2D(3, 4, 3)), state, 8)
     other = Small()
     other.hidden = nn.Linear(9, 5)
-    with pytest.raises(ValueError, match=r"hidden: .*\[8, 5\]"):
+    with raises_naming(ValueError, "hidden:", "[8,", "5]"):
         pack_model(other, state, 8)
     for bits in (1, 9):
-        with pytest.raises(ValueError, match=f"expected 2 to 8, got {bits}"):
+        with raises_naming(ValueError, "bits:", "2", "8", str(bits)):
             pack_model(Small(), state, bits)
 
 
 def test_activations_that_saw_nothing_are_not_packed():
-    with pytest.raises(ValueError, match=r"stem\.0.*not set"):
+    with raises_naming(ValueError, "stem.0", "set"):
         layered_state(once(activations=True).model, BITS)
 
 
@@ -708,7 +709,7 @@ class Tied(nn.Layer):
 
 def test_a_layer_under_two_names_is_refused():
     model = nn.Sequential(("inner", Tied()))
-    with pytest.raises(ValueError, match=r"inner\.first and inner\.second"):
+    with raises_naming(ValueError, "inner.first", "inner.second"):
         LayeredQAT(slim_quant_config(model, bits=BITS)).quantize(model)
 
 

@@ -34,6 +34,7 @@ from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.packed import PackedLayer, pack_model
 from ppvision.quant.store.state import layered_state
 from tests.helpers.folders import unchanged
+from tests.helpers.messages import raises_naming, warns_naming
 from tests.helpers.small_pale import SMALL_PALE
 
 SIZES = [(7, 7), (14, 21), (16, 9), (8, 15), (3, 5), (1, 1), (20, 13), (1, 30)]
@@ -387,8 +388,8 @@ class Small(nn.Layer):
 
 ENDS = {
     "a crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
-    "a hang": ("import time; time.sleep(60)", "took more than 1 s"),
-    "an exit": ("import os; os._exit(3)", "exit code 3"),
+    "a hang": ("import time; time.sleep(60)", "took 1 s"),
+    "an exit": ("import os; os._exit(3)", "code 3"),
 }
 
 
@@ -401,7 +402,7 @@ def test_a_crash_or_a_hang_turns_it_off_aloud(tmp_path, monkeypatch, end):
     monkeypatch.setattr(running.run_in_openvino, "__defaults__", (1.0,))
     model = Small()
     model.eval()
-    with pytest.warns(UserWarning, match=f"{reason}.*runs with oneDNN instead"):
+    with warns_naming(UserWarning, *reason.split(), "oneDNN", "instead"):
         folder = exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
     assert not (folder / "model.pdmodel").exists()
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
@@ -417,7 +418,7 @@ def test_a_lacked_operator_is_named(tmp_path):
 
     model = Unpooling()
     model.eval()
-    with pytest.warns(UserWarning, match=r"unpool.*oneDNN"):
+    with warns_naming(UserWarning, "unpool", "oneDNN"):
         exported(tmp_path / "net", model, input_shape=[1, 3, 16, 16])
 
 
@@ -458,7 +459,7 @@ def test_other_numbers_turn_it_off_aloud(tmp_path, monkeypatch):
     lie = lambda *args: [[[1.25 * out for out in x] for x in graph] for graph in run(*args)]  # noqa: E731
     monkeypatch.setattr(comparison, "run_in_openvino", lie)
     model = randomised(small())
-    with pytest.warns(UserWarning, match=r"OpenVINO.* differs.*oneDNN"):
+    with warns_naming(UserWarning, "OpenVINO", "differs", "oneDNN"):
         folder = exported(tmp_path / "net", model)
     assert not (folder / "model.pdmodel").exists()
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
@@ -471,7 +472,7 @@ def test_what_cannot_be_traced_turns_it_off_aloud(tmp_path, monkeypatch):
         raise TypeError("no such operator")
 
     monkeypatch.setitem(earlier_format.STAND_INS, "matmul", fail)
-    with pytest.warns(UserWarning, match=r"no such operator.*oneDNN"):
+    with warns_naming(UserWarning, "TypeError:", "such", "operator).", "oneDNN"):
         folder = exported(tmp_path / "net")
     assert yaml.safe_load((folder / "deploy.yaml").read_text())["openvino"] is False
     assert Predictor(folder).engine == "onednn"
@@ -487,7 +488,7 @@ def test_a_full_disk_is_no_fault_of_the_model(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(openvino, "_write", full)
-    with pytest.raises(OSError, match="No space left"):
+    with raises_naming(OSError, "space", "left"):
         exported(tmp_path / "net")
     assert not (tmp_path / "net").exists()
 
@@ -497,7 +498,7 @@ def test_other_engines_need_no_folder_for_temporary_files(net, tmp_path, monkeyp
     folder, x = net[1], noise(1, 3, 50, 64)
     expected = Predictor(folder).run(x)[0]
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    with pytest.warns(UserWarning, match=r"OpenVINO.*FileNotFoundError"):
+    with warns_naming(UserWarning, "OpenVINO", "FileNotFoundError"):
         predictor = Predictor(folder)
     assert predictor.engine == "onednn"
     assert np.abs(predictor.run(x)[0] - expected).max() <= 1e-5
@@ -512,7 +513,7 @@ def test_falls_back_aloud_where_it_fails_at_load(net, monkeypatch):
         return open_runtime(folder, format, engine=engine, **how)
 
     monkeypatch.setattr("ppvision.deploy.run.predictor.open_runtime", open_broken)
-    with pytest.warns(UserWarning, match="without OpenVINO"):
+    with warns_naming(UserWarning, "without", "OpenVINO"):
         predictor = Predictor(net[1])
     assert predictor.engine == "onednn"
 
@@ -523,7 +524,7 @@ def test_its_graph_is_verified(net, tmp_path):
     path = folder / "model.pdmodel"
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="incomplete or changed"):
+    with raises_naming(ValueError, "model.pdmodel:", "bytes,", "incomplete"):
         Predictor(folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.pdmodel"):

@@ -17,6 +17,7 @@ from ppvision.tasks import open_job
 from ppvision.tasks.multibit import packing
 from ppvision.tasks.multibit.packing import pack_checkpoint
 from tests.helpers.configs import classification_config
+from tests.helpers.messages import raises_naming
 
 BITS = (8, 4, 2)
 EPSILON = 1e-5
@@ -94,11 +95,11 @@ def test_statistics_are_those_of_their_width(calibrated):
 def test_the_folder_and_the_pictures_are_named(tmp_path, crops, weights_of_resnet, capsys):
     job, weights = weights_of_resnet
     (tmp_path / "empty").mkdir()
-    for folder, says in (
-        (tmp_path / "empty", "--calibration: expected pictures, found none"),
-        (tmp_path / "missing", "--calibration: expected a file or folder, found none"),
+    for folder, tokens in (
+        (tmp_path / "empty", "--calibration: pictures, empty"),
+        (tmp_path / "missing", "--calibration: file folder, missing"),
     ):
-        with pytest.raises((ValueError, FileNotFoundError), match=says):
+        with raises_naming((ValueError, FileNotFoundError), *tokens.split()):
             pack_checkpoint(job(), weights, tmp_path / "out", ptq=True, calibration=folder)
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -108,7 +109,7 @@ def test_the_folder_and_the_pictures_are_named(tmp_path, crops, weights_of_resne
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="an earlier layered model"):
+    with raises_naming(FileExistsError, "earlier", "layered"):
         pack_checkpoint(job(), weights, other, ptq=True, calibration=broken)
     assert not (tmp_path / "out").exists()
 

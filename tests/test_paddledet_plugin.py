@@ -6,6 +6,8 @@ import numpy as np
 import paddle
 import pytest
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
 import ppdet.modeling  # noqa: F401  (registers the detectors)
@@ -125,7 +127,7 @@ def test_a_whole_detector_trains_and_predicts(config):
 
 def test_a_level_that_is_not_there(config):
     config("  levels: [4]\n")
-    with pytest.raises(ValueError, match=r"levels: .*0 to 3"):
+    with raises_naming(ValueError, "levels:", "0", "3"):
         create("SemanticDiffusionBackbone")
 
 
@@ -138,7 +140,7 @@ def test_import_again_registers_once():
 def test_a_foreign_component_of_the_same_name_is_refused(monkeypatch):
     known = workspace.global_config["SemanticDiffusionBackbone"]
     monkeypatch.setattr(known, "pymodule", importlib.import_module("json"))
-    with pytest.raises(ValueError, match=r"free name.*json"):
+    with raises_naming(ValueError, "free", "name", "json"):
         importlib.reload(plugin)
 
 
@@ -182,14 +184,14 @@ def test_feature_maps_by_the_other_name():
     # Not by `create`: what a config sets stays in PaddleDetection's workspace.
     pale_nano = plugin.pale_nano
     assert [shape.stride for shape in pale_nano(out_indices=[1, 3]).out_shape] == [8, 32]
-    with pytest.raises(ValueError, match=r"pale_nano: out_indices: .*0 to 3"):
+    with raises_naming(ValueError, "pale_nano:", "out_indices:", "0", "3"):
         pale_nano(out_indices=[3, 1])
-    with pytest.raises(ValueError, match="Leave one of them"):
+    with raises_naming(ValueError, "out_indices", "return_idx"):
         pale_nano(out_indices=[1], return_idx=[1])
 
 
 @pytest.mark.parametrize("indices", ["[]", "[4]", "[2, 1]", "[1, 1]", "[-1]"])
 def test_feature_maps_that_are_not_there(config, indices):
     config(text=f"pale_nano: {{return_idx: {indices}}}\n")
-    with pytest.raises(ValueError, match=r"pale_nano: return_idx: .*0 to 3"):
+    with raises_naming(ValueError, "pale_nano:", "return_idx:", "0", "3"):
         create("pale_nano")

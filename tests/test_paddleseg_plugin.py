@@ -12,6 +12,8 @@ import paddle
 import pytest
 import yaml
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
 
 import paddleseg.core
@@ -51,7 +53,7 @@ def test_a_foreign_backbone_of_the_same_name_is_refused(monkeypatch):
         """Somebody else's."""
 
     monkeypatch.setitem(manager.BACKBONES.components_dict, "pale_nano", pale_nano)
-    with pytest.raises(ValueError, match=r"'pale_nano': .*test_paddleseg"):
+    with raises_naming(ValueError, "'pale_nano':", "tests.test_paddleseg_plugin"):
         importlib.reload(plugin)
 
 
@@ -83,7 +85,7 @@ def test_pretrained_of_another_width_is_refused(tmp_path):
     net = PaleTransformer(VARIANTS["pale_nano"], features_only=True, in_channels=4)
     path = str(tmp_path / "four_channels.pdparams")
     paddle.save(net.state_dict(), path)
-    with pytest.raises(ValueError, match=r"merges\.0\.0\.weight: .*\[32, 3, 7, 7\]"):
+    with raises_naming(ValueError, "merges.0.0.weight:", "[32,", "3,", "7]"):
         manager.BACKBONES["pale_nano"](pretrained=path)
 
 

@@ -36,6 +36,7 @@ from ppvision.data.pictures import (
     read_picture,
 )
 from ppvision.errors import ConfigError, DataError, InputError
+from tests.helpers.messages import raises_naming
 
 HEIGHT, WIDTH = 43, 61
 
@@ -304,7 +305,7 @@ def test_large_bmps_are_read_by_parts(width, upside_down, tmp_path, monkeypatch)
     for cut in (len(content) // 2, len(content) - 1):
         path.write_bytes(content[:cut])
         for source in (path, bytes(content[:cut])):
-            with pytest.raises(DataError, match="does not decode"):
+            with pytest.raises(DataError, match="decode"):
                 read_picture(source)
     # It shrinks between its header and its last row.
     path.write_bytes(content)
@@ -316,7 +317,7 @@ def test_large_bmps_are_read_by_parts(width, upside_down, tmp_path, monkeypatch)
         return read_part(file, count, at)
 
     monkeypatch.setattr(os, "pread", shrink)
-    with pytest.raises(DataError, match="cut off"):
+    with raises_naming(DataError, path.name, "cut"):
         read_picture(path)
 
 
@@ -333,7 +334,7 @@ def test_a_tiff_of_more_pixels_than_pil_opens(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     for name in ("TIFF tiff_lzw", "TIFF RGB", "TIFF CMYK", "TIFF RGBA"):
         assert read_picture(FORMATS[name]).shape == (HEIGHT, WIDTH, 3)
-    with pytest.raises(DataError, match=r"x\.tif.*LZW"):
+    with raises_naming(DataError, "x.tif", "LZW"):
         read_picture(FORMATS["TIFF jpeg"], "x.tif")
 
 
@@ -394,7 +395,7 @@ def test_labels_are_the_indices_that_pil_reads(name, tmp_path):
     "name", ["PNG RGB", "PNG LA", "PNG RGBA", "TIFF RGB", "WEBP RGB", "BMP RGB"]
 )
 def test_labels_of_colours_are_refused(name):
-    with pytest.raises(IndexMapError, match="one channel"):
+    with pytest.raises(IndexMapError, match="channel"):
         read_label(FORMATS[name])
 
 
@@ -414,7 +415,7 @@ def test_cut_off_anywhere_is_refused(name):
     if name.split()[0] not in ("TIFF", "AVIF"):
         cuts.add(len(whole) - 1)
     for cut in sorted(cuts):
-        with pytest.raises(DataError, match=r"^picture\.x: does not decode"):
+        with raises_naming(DataError, "picture.x:", "decode"):
             read_picture(whole[:cut], "picture.x")
 
 
@@ -473,13 +474,13 @@ def test_png_with_a_wrong_checksum():
     whole = FORMATS["PNG RGB"]
     for place in range(30, len(whole) - 16, 97):
         flipped = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
-        with pytest.raises(DataError, match="does not decode"):
+        with pytest.raises(DataError, match="decode"):
             read_picture(flipped)
     # In a chunk that OpenCV itself does not look at.
     text = chunk(b"tEXt", b"Comment\0hello")
     with_text = whole[:33] + text + whole[33:]
     np.testing.assert_array_equal(read_picture(with_text), read_picture(whole))
-    with pytest.raises(DataError, match="checksum of tEXt"):
+    with raises_naming(DataError, "checksum", "tEXt"):
         read_picture(whole[:33] + text[:-1] + bytes([text[-1] ^ 1]) + whole[33:])
 
 
@@ -494,30 +495,30 @@ def test_a_png_with_too_few_rows():
             assert not read_label(content).any()
             continue
         for read in (read_picture, read_label):
-            with pytest.raises(DataError, match="does not decode"):
+            with pytest.raises(DataError, match="decode"):
                 read(content)
 
 
 @pytest.mark.parametrize(
-    ("content", "token"),
+    ("content", "tokens"),
     [
         (b"", "empty"),
-        (b"not a picture", "not a picture"),
-        (b"%PDF-1.7" + bytes(99), "JPEG, PNG"),
-        (b"\x89PNG\r\n\x1a\n", "cut off"),
-        (b"\xff\xd8\xff", "cut off"),
-        (b"GIF89a", "cut off"),
-        (b"BM", "cut off"),
-        (b"II*\0\xff\xff\xff\xff", "cut off"),
-        (b"P6 4", "cut off"),
-        (b"P6 4 4 0\n" + bytes(48), "highest value"),
-        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13)) + chunk(b"IEND", b""), "0 x 0"),
+        (b"not a picture", "picture"),
+        (b"%PDF-1.7" + bytes(99), "JPEG, PNG, TIFF"),
+        (b"\x89PNG\r\n\x1a\n", "cut"),
+        (b"\xff\xd8\xff", "cut"),
+        (b"GIF89a", "cut"),
+        (b"BM", "cut"),
+        (b"II*\0\xff\xff\xff\xff", "cut"),
+        (b"P6 4", "cut"),
+        (b"P6 4 4 0\n" + bytes(48), "highest"),
+        (b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", bytes(13)) + chunk(b"IEND", b""), "size 0"),
     ],
 )
-def test_headers_that_say_nothing(content, token):
-    with pytest.raises(DataError, match=token):
+def test_headers_that_say_nothing(content, tokens):
+    with raises_naming(DataError, "name:", *tokens.split()):
         read_picture(content, "a name")
-    with pytest.raises(DataError, match=token):
+    with raises_naming(DataError, "name:", *tokens.split()):
         picture_size(content, "a name")
 
 
@@ -559,7 +560,7 @@ def test_no_right_to_read(tmp_path):
     path.chmod(0)
     if os.access(path, os.R_OK):
         pytest.skip("root may read everything")
-    with pytest.raises(DataError, match=r"secret\.png.*rights"):
+    with raises_naming(DataError, "secret.png", "rights"):
         read_picture(path)
 
 
@@ -587,7 +588,7 @@ def test_a_disk_that_fails(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "pread", fail)
-    with pytest.raises(DataError, match=r"a\.png.*Input/output error"):
+    with raises_naming(DataError, "a.png", "Input/output"):
         read_picture(path)
 
 
@@ -615,7 +616,7 @@ def test_threads_read_at_once_whatever_pil_is_told(tmp_path, monkeypatch):
         for _ in range(10):
             np.testing.assert_array_equal(read_picture(tmp_path / f"{number}.png"), pixels(number))
             for read in (read_picture, read_label):
-                with pytest.raises(DataError, match="cut off"):
+                with raises_naming(DataError, f"cut{number}.png:", "cut"):
                     read(tmp_path / f"cut{number}.png")
         return True
 
@@ -732,13 +733,13 @@ def test_deep_pictures_are_refused_or_scaled(extension, channels):
             pytest.skip("transparency of 16 bits is for PNG")
         values = np.dstack([rgb[..., ::-1], np.full((HEIGHT, WIDTH), 900, np.uint16)])
     content = opencv_file(".pgm" if (extension, channels) == (".ppm", 1) else extension, values)
-    with pytest.raises(DepthError, match=r"deep\.x.*max_value"):
+    with raises_naming(DepthError, "deep.x", "max_value"):
         read_picture(content, "deep.x")
     expected = scaled(rgb if channels > 1 else np.dstack([rgb[..., 0]] * 3), 4095)
     found = read_picture(content, max_value=4095)
     assert (found.min(), found.max()) == (0, 255)
     np.testing.assert_array_equal(found, expected)
-    with pytest.raises(DataError, match=r"max_value = 4094.*4095"):
+    with raises_naming(DataError, "max_value", "4094", "4095"):
         read_picture(content, "deep.x", max_value=4094)
 
 
@@ -748,7 +749,7 @@ def test_tiffs_of_32_bits(kind, grey):
     rgb = deep_pixels()
     values = rgb[..., 0] if grey else rgb[..., ::-1]
     content = opencv_file(".tif", values.astype(kind))
-    with pytest.raises(DepthError, match="32 bits"):
+    with raises_naming(DepthError, "32", "bits"):
         read_picture(content)
     expected = scaled(np.dstack([rgb[..., 0]] * 3) if grey else rgb, 4095)
     np.testing.assert_array_equal(read_picture(content, max_value=4095), expected)
@@ -795,7 +796,7 @@ def test_verdict_depends_on_the_limit_and_on_max_value(tmp_path, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
     assert check_pairs("set", pairs, 4095)["images"] == 1
-    with pytest.raises(DataError, match="not 8-bit"):
+    with pytest.raises(DataError, match="8-bit"):
         check_pairs("set", pairs)
     with pytest.raises(DataError, match="4094"):
         check_pairs("set", pairs, 4094)

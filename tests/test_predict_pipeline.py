@@ -7,6 +7,7 @@ import pytest
 
 from benchmark import predict_pipeline as pipeline
 from ppvision.data.writing import write_picture
+from tests.helpers.messages import raises_naming
 
 # What PaddleSeg's imports call.
 pytestmark = pytest.mark.filterwarnings(r"ignore:\s*Non compatible API")
@@ -34,7 +35,7 @@ def test_a_row_for_each_case(tmp_path, monkeypatch):
 
 
 def test_no_photographs(tmp_path):
-    with pytest.raises(SystemExit, match="found none in"):
+    with raises_naming(SystemExit, "--photographs:", "none"):
         pipeline.copied(tmp_path, tmp_path / "copies", 3, 2)
 
 

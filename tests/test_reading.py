@@ -20,6 +20,7 @@ from ppvision.engine.seeding import SeededBatches, SeededDataset, batches_per_ep
 from ppvision.errors import DataError, PpvisionError
 from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import raises_naming
 from tests.helpers.small_detectors import small_detector, write_detector
 from tests.helpers.small_run import NoisyNumbers, build
 from tests.helpers.waiting import wait_until
@@ -77,7 +78,7 @@ def test_a_worker_that_ends_is_reported(number):
         return index
 
     name = {signal.SIGKILL: "SIGKILL", signal.SIGBUS: "/dev/shm"}[number]
-    with pytest.raises(ReaderError, match=f"{name}.*--num_workers 0"):  # noqa: SIM117
+    with raises_naming(ReaderError, name, "--num_workers", "0"):  # noqa: SIM117
         with read_in_order(read, range(9), 2) as samples:
             list(samples)
     assert multiprocessing.active_children() == []
@@ -148,7 +149,7 @@ def test_training_reports_a_worker_that_ends(tmp_path, number):
     trainer.dataset = Killed(number)
     trainer.batches = trainer._batches(0, 30)
     name = {signal.SIGKILL: "SIGKILL", signal.SIGBUS: "/dev/shm"}[number]
-    with pytest.raises(ReaderError, match=f"{name}.*--num_workers 0"):
+    with raises_naming(ReaderError, name, "--num_workers", "0"):
         trainer.fit()
     assert multiprocessing.active_children() == []
 
@@ -216,7 +217,7 @@ def test_a_type_that_paddle_does_not_take_is_named(tmp_path, kind, workers):
     trainer = build(tmp_path / "run", 3, num_workers=workers)
     trainer.dataset = Odd(more=np.zeros(2, kind))
     trainer.batches = trainer._batches(0, 3)
-    with pytest.raises(PpvisionError, match=rf"{np.dtype(kind)}, shape \[4, 2\]: expected"):
+    with raises_naming(PpvisionError, f"{np.dtype(kind)},", "[4,", "2]:"):
         trainer.fit()
     assert multiprocessing.active_children() == []
 

@@ -3,7 +3,6 @@
 import contextlib
 import http.server
 import itertools
-import resource
 import shutil
 import socket
 import ssl
@@ -19,6 +18,9 @@ from ppvision.errors import StorageError
 from ppvision.quant import LayeredModelError, describe_layered
 from ppvision.quant.store.fetching import FetchError, Remote
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
+from tests.helpers.alone import run_alone
+from tests.helpers.measured import measure_download
+from tests.helpers.messages import find_missing, raises_naming
 
 MEGABYTE = b"x" * (1 << 20)
 ROOM = 64 << 20  # bytes that an answer may take
@@ -81,21 +83,23 @@ def test_redirects_are_followed_with_and_without_a_host(target):
 
 
 @pytest.mark.parametrize(
-    ("target", "message"),
+    ("target", "tokens"),
     [
-        ("ftp://127.0.0.1/x", "redirect to ftp"),
-        ("file:///etc/passwd", "redirect to file"),
-        ("javascript:alert(1)", "redirect to javascript"),
-        ("http://[::1/x", "redirect to no address"),
-        ("\xff", "more than 5|no address|cannot be reached"),
-        ("/again", "more than 5 redirects"),
-        ("x" * 60_000 + ":y", "redirect|more than 5|connection|answer"),
+        ("ftp://127.0.0.1/x", "redirect ftp"),
+        ("file:///etc/passwd", "redirect file"),
+        ("javascript:alert(1)", "redirect javascript"),
+        ("http://[::1/x", "redirect address"),
+        ("\xff", "more 5|address|reached"),
+        ("/again", "5 redirects"),
+        ("x" * 60_000 + ":y", "redirect|more 5|connection|answer"),
     ],
 )
-def test_redirects_that_are_not_followed(target, message):
-    with answering(moved(target)) as url, pytest.raises(RequestError, match=message) as caught:
+def test_redirects_that_are_not_followed(target, tokens):
+    with answering(moved(target)) as url, pytest.raises(RequestError) as caught:
         read_all(url)
-    assert len(str(caught.value)) < 1000
+    message = str(caught.value)
+    assert any(find_missing(message, *case.split()) == [] for case in tokens.split("|")), message
+    assert len(message) < 1000
 
 
 def endless(head: bytes, piece: bytes) -> Callable[[socket.socket], None]:
@@ -121,10 +125,9 @@ def endless(head: bytes, piece: bytes) -> Callable[[socket.socket], None]:
     ids=["redirect", "long redirect", "headers", "header", "status", "garbage", "gzip"],
 )  # fmt: skip
 def test_answers_without_end_take_no_memory_and_end(head, piece):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with answering(endless(head, piece)) as url, pytest.raises(RequestError):
-        read_all(url)
-    taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) << 10
+    with answering(endless(head, piece)) as url:
+        error, taken = run_alone(measure_download, url)
+    assert error in ("RequestError", "NoAnswerError")
     assert taken < ROOM
 
 
@@ -141,12 +144,12 @@ def test_a_download_has_bounds(tmp_path, monkeypatch):
     for head in ("Content-Length: 101", "X: y"):
         with (
             answering(answer_of("200 OK", head, body=b"x" * 101)) as url,
-            pytest.raises(RequestError, match="at most 100 bytes"),
+            raises_naming(RequestError, "100", "bytes"),
         ):
             download_file(url, target, 100)
     with (
         answering(answer_of("200 OK", "Content-Length: 99", body=b"x" * 50)) as url,
-        pytest.raises(NoAnswerError, match=r"broke|got 50"),
+        raises_naming(NoAnswerError, "broke"),
     ):
         download_file(url, target, 100)
     with answering(answer_of("404 " + "x" * 5000)) as url, pytest.raises(RequestError) as caught:
@@ -164,12 +167,12 @@ def test_a_download_has_bounds(tmp_path, monkeypatch):
 def test_a_manifest_that_is_packed_or_without_end():
     """Of a layered model: no more than a manifest may have is read."""
     packed = answer_of("200 OK", "Content-Encoding: gzip, gzip", body=b"\x1f\x8b" + bytes(1000))
-    with answering(packed) as url, pytest.raises(LayeredModelError, match="as gzip"):
+    with answering(packed) as url, pytest.raises(LayeredModelError, match="gzip"):
         describe_layered(url)
     head = b"HTTP/1.1 200 OK\r\n\r\n"
     with (
         answering(endless(head, b" " * (1 << 20))) as url,
-        pytest.raises(LayeredModelError, match="at most"),
+        raises_naming(LayeredModelError, "most", "bytes"),
     ):
         describe_layered(url)
 
@@ -259,9 +262,9 @@ def test_https_does_not_lead_to_http(secure, tmp_path):
 
     with answering(plain) as url:
         for address in (secure(url), secure(secure(url))):  # at once, and by way of https
-            with pytest.raises(RequestError, match="plain http"):
+            with raises_naming(RequestError, "plain", "http"):
                 read_all(address)
-            with pytest.raises(LayeredModelError, match="plain http"):
+            with raises_naming(LayeredModelError, "plain", "http"):
                 describe_layered(address)
         assert asked == []
     assert read_all(secure(secure(None))) == b"good"
@@ -276,7 +279,7 @@ def test_what_comes_back_from_https_by_http_is_refused(secure):
     """http to https to http: the address was safe in between, and is not any more."""
     with (
         answering(moved(secure("http://127.0.0.1:1/"))) as url,
-        pytest.raises(RequestError, match="plain http"),
+        raises_naming(RequestError, "plain", "http"),
     ):
         read_all(url)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from benchmark import results_page
+from benchmark.claims import CLAIMS, VERDICTS
 from benchmark.results_page import GROUPS, PAGE, RESULTS, Table
 
 # Steps towards other tables, drawn as curves, or read by the page about them alone.
@@ -41,3 +42,12 @@ def test_a_column_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="seconds"):
         results_page.section(Table("a.csv", "A", "S", "c", ("model", "seconds")), tmp_path)
     assert results_page.section(Table("b.csv", "B", "S", "c"), tmp_path) == ""
+
+
+@pytest.mark.parametrize("claim", [c for claims in CLAIMS.values() for c in claims])
+def test_a_verdict_names_the_measurement_or_test_it_rests_on(claim):
+    assert claim.verdict in VERDICTS
+    assert bool(claim.evidence) == (claim.verdict != "not testable here")
+    root = RESULTS if claim.evidence.endswith(".csv") else RESULTS.parents[1]
+    assert not claim.evidence or (root / claim.evidence).is_file()
+    assert f"| {claim.text} | {claim.verdict} |" in PAGE.read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from ppvision.schema import (
     text,
     whole,
 )
+from tests.helpers.messages import raises_naming
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +102,20 @@ def test_long_values_are_shortened():
 def test_ints_are_no_floats_of_another_type():
     check = check_of(Annotated[int, one_of(8)])
     for value in (8.0, True, "8"):
-        with pytest.raises(SchemaError, match="one of 8"):
+        with raises_naming(SchemaError, "one", "8,"):
             check(value, Place())
     assert math.isfinite(build(Outer, {"name": "a", "weight": 10**300}).weight)
 
 
 def test_an_annotation_that_says_too_little_is_refused():
     for annotation in (int, float, int | str, tuple[int, int]):
-        with pytest.raises(TypeError, match="says what a value may be"):
+        with raises_naming(TypeError, "says", "value"):
             check_of(annotation)
 
 
 def test_a_dataclass_made_in_python_can_be_checked():
     check_values(Outer(name="a"))
-    with pytest.raises(SchemaError, match=r"rate: .*finite"):
+    with raises_naming(SchemaError, "rate:", "finite"):
         check_values(Outer(name="a", rate=2))
 
 

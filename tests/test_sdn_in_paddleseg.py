@@ -9,6 +9,8 @@ import paddle
 import pytest
 import yaml
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
 
 from paddleseg.cvlibs import Config, SegBuilder, manager
@@ -241,7 +243,7 @@ def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
     baseline.eval()
     job.model.eval()
     np.testing.assert_array_equal(job.model(x)[0].numpy(), baseline(x)[0].numpy())
-    with pytest.raises(WeightsError, match="without SDN"):
+    with raises_naming(WeightsError, "baseline.pdparams:", "backbone.diffusion", "without", "SDN,"):
         job.load(weights)  # nobody wants to evaluate an SDN that is not trained
 
     whole = job.model.state_dict()
@@ -251,7 +253,9 @@ def test_training_starts_from_a_baseline_and_is_unchanged_at_first(
     assert "untrained" not in caplog.text
     del whole["backbone.diffusion.diffusions.0.fuse.weight"]
     paddle.save(whole, str(weights))
-    with pytest.raises(WeightsError, match=r"missing \(1\):\n *backbone\.diffusion"):
+    with raises_naming(
+        WeightsError, "missing", "(1):", "backbone.diffusion.diffusions.0.fuse.weight"
+    ):
         job.start_from(weights)
 
 
@@ -272,7 +276,7 @@ def test_in_channels_that_contradict_each_other_are_refused(scenes, tmp_path):
     content["backbone"]["in_channels"] = 4
     content["backbone"]["backbone"]["in_channels"] = 3
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(InputError, match=r"in_channels: got 4.*PaleTransformer"):
+    with raises_naming(InputError, "in_channels:", "4,", "PaleTransformer"):
         _ = job.model
 
 
@@ -285,13 +289,13 @@ def test_a_backbone_by_its_name_alone_is_refused(scenes, tmp_path):
     content = model("SegFormer", PALE)
     content["backbone"]["backbone"] = "pale_nano"
     job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
-    with pytest.raises(InputError, match=r"'pale_nano'.*{type: NAME}"):
+    with raises_naming(InputError, "'pale_nano'", "{type:", "NAME}"):
         _ = job.model
 
 
 @pytest.mark.parametrize(
     ("value", "hint"),
-    [("charbonier", "Did you mean charbonnier"), (["cosine"], "Did you mean cosine")],
+    [("charbonier", "charbonnier"), (["cosine"], "cosine")],
 )
 def test_a_misspelt_similarity_is_found_in_the_config(value, hint, scenes, tmp_path):
     content = model("SegFormer", PALE)
@@ -300,8 +304,8 @@ def test_a_misspelt_similarity_is_found_in_the_config(value, hint, scenes, tmp_p
     line = 1 + next(
         i for i, text in enumerate(path.read_text().split("\n")) if "similarity" in text
     )
-    message = rf"{path.name}:{line}\): model.backbone.similarity: got .*{hint}"
-    with pytest.raises(ConfigError, match=message):
+    place = f"{path.name}:{line}):"
+    with raises_naming(ConfigError, place, "model.backbone.similarity:", str(value), hint):
         open_job(path)
 
 

@@ -33,6 +33,7 @@ from ppvision.tasks.prediction import predict_to_folder
 from ppvision.tasks.segmentation.scores import Scoring
 from tests.helpers.arrays import arrays_of
 from tests.helpers.configs import ROOT, small_config
+from tests.helpers.messages import raises_naming
 from tests.helpers.verbs import ppvision, records, shell
 
 
@@ -310,7 +311,7 @@ def test_predict_names_what_does_not_decode_and_goes_on(exported, scenes, tmp_pa
 def test_lists_of_pictures(tmp_path):
     with pytest.raises(FileNotFoundError, match="--image_path"):
         list_images(tmp_path / "absent")
-    with pytest.raises(ValueError, match="found none"):
+    with raises_naming(ValueError, "--image_path:", "pictures,", "none"):
         list_images(tmp_path)
     (tmp_path / "deep").mkdir()
     for name in ("a.JPG", "deep/b.png", "notes.md"):

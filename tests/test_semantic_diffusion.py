@@ -19,6 +19,7 @@ from ppvision.nn import SemanticDifferenceConv2D, SemanticDiffusion, SemanticDif
 from ppvision.nn import semantic_diffusion as module
 from ppvision.nn.semantic_diffusion import SIMILARITIES, semantic_difference
 from tests.helpers import reference_sdn as reference
+from tests.helpers.messages import raises_naming
 
 NAMES = list(SIMILARITIES)
 BOUNDED = [name for name in NAMES if name != "product"]  # whatever the guidance is
@@ -258,67 +259,70 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "tokens"),
     [
-        (lambda: SemanticDifferenceConv2D(0, 2), "in_channels: expected a whole number"),
-        (lambda: SemanticDifferenceConv2D(4, 2, groups=3), "groups: expected a divisor"),
-        (lambda: SemanticDifferenceConv2D(4, 2, similarity="cos"), "expected one of charbonnier"),
-        (lambda: SemanticDifferenceConv2D(4, 2, similarity=["cosine"]), r"got \['cosine'\]"),
-        (lambda: SemanticDiffusion(4, width=0), "width: expected a whole number"),
-        (lambda: SemanticDiffusion(0), "channels: expected a whole number"),
-        (lambda: SemanticDiffusion(4, 0), "guidance_channels: expected a whole number"),
+        (lambda: SemanticDifferenceConv2D(0, 2), "in_channels: whole number"),
+        (lambda: SemanticDifferenceConv2D(4, 2, groups=3), "groups: divisor"),
+        (
+            lambda: SemanticDifferenceConv2D(4, 2, similarity="cos"),
+            "similarity: charbonnier, 'cos'",
+        ),
+        (lambda: SemanticDifferenceConv2D(4, 2, similarity=["cosine"]), "similarity: ['cosine']"),
+        (lambda: SemanticDiffusion(4, width=0), "width: whole number"),
+        (lambda: SemanticDiffusion(0), "channels: whole number"),
+        (lambda: SemanticDiffusion(4, 0), "guidance_channels: whole number"),
         (
             lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 3, 4, 4])),
-            r"feature: expected \[B, 2, H, W\].*got \[1, 3, 4, 4\]",
+            "feature: [B, 2, [1, 3, 4]",
         ),
         (
             lambda: SemanticDiffusion(2, width=4)(paddle.rand([1, 3, 4, 4])),
-            r"feature: expected \[B, 2, H, W\]",
+            "feature: [B, 2, H, W]",
         ),
         (
             lambda: SemanticDiffusion(2, 5)(paddle.rand([1, 2, 4, 4]), paddle.rand([1, 6, 2, 2])),
-            r"guidance: expected \[B, 5, H, W\]",
+            "guidance: [B, 5, H, W]",
         ),
-        (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "expected a guidance"),
+        (lambda: SemanticDifferenceConv2D(2, 2)(paddle.rand([1, 2, 3, 3])), "guidance"),
         *(
             (
                 lambda shape=shape: SemanticDifferenceConv2D(2, 2, similarity="cosine")(
                     paddle.rand([2, 2, 3, 3]), paddle.rand(shape)
                 ),
-                r"guidance: expected \[B, C, h, w\] for as many pictures as u",
+                "guidance: [B, C, h, w] pictures",
             )
             for shape in ([2, 3, 3], [1, 2, 3, 3], [3, 2, 3, 3])
         ),
         (
             lambda: semantic_difference(*[paddle.rand([1, 1, 3, 3])] * 3, "gausian"),
-            "expected one of charbonnier, .*got 'gausian'",
+            "charbonnier, 'gausian'",
         ),
         (
             lambda: SemanticDifferenceConv2D(2, 2)(
                 paddle.rand([1, 2, 3, 3]), paddle.rand([1, 3, 3, 3])
             ),
-            "guidance: expected 2 channels",
+            "guidance: 2 channels",
         ),
-        (lambda: SemanticDiffusion(2, 3)(paddle.rand([1, 2, 3, 3])), "expected one"),
-        (lambda: SemanticDiffusion(2, operator="conv"), "operator: expected one of difference"),
-        (lambda: SemanticDiffusion(2, steps=0), "steps: expected a whole number"),
-        (lambda: SemanticDiffusion(2, similarity="product"), "product: expected guidance_channels"),
-        (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: expected one of next"),
-        (lambda: SemanticDiffusionPyramid([4], guidance="classes"), "num_classes: expected"),
+        (lambda: SemanticDiffusion(2, 3)(paddle.rand([1, 2, 3, 3])), "guidance: one"),
+        (lambda: SemanticDiffusion(2, operator="conv"), "operator: difference"),
+        (lambda: SemanticDiffusion(2, steps=0), "steps: whole number"),
+        (lambda: SemanticDiffusion(2, similarity="product"), "product: guidance_channels"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: next_level"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="classes"), "num_classes:"),
         (
             lambda: SemanticDiffusion(2)(paddle.rand([1, 2, 3, 3]), paddle.rand([1, 2, 3, 3])),
-            "expected none",
+            "guidance: none",
         ),
-        (lambda: SemanticDiffusionPyramid([4, 4], [2]), r"levels: expected numbers from 0 to 1"),
-        (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), r"which is \[0, 0\] of 2"),
-        (lambda: SemanticDiffusionPyramid([4, 4], 0), "expected a list of numbers"),
-        (lambda: SemanticDiffusionPyramid([4, 4], []), "at least one"),
-        (lambda: SemanticDiffusionPyramid([4, 4])([paddle.rand([1, 4, 2, 2])]), "2 maps"),
-        (lambda: SemanticDiffusionPyramid([4])(paddle.rand([1, 4, 2, 2])), "list of 1.*got Tensor"),
+        (lambda: SemanticDiffusionPyramid([4, 4], [2]), "levels: numbers 0 1"),
+        (lambda: SemanticDiffusionPyramid([4, 4], [0, -2]), "levels: [0, 0] 2"),
+        (lambda: SemanticDiffusionPyramid([4, 4], 0), "levels: list 0"),
+        (lambda: SemanticDiffusionPyramid([4, 4], []), "levels: least one"),
+        (lambda: SemanticDiffusionPyramid([4, 4])([paddle.rand([1, 4, 2, 2])]), "features: 2 maps"),
+        (lambda: SemanticDiffusionPyramid([4])(paddle.rand([1, 4, 2, 2])), "features: 1 Tensor"),
     ],
 )
-def test_bad_input_is_named(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_input_is_named(make, tokens):
+    with raises_naming(ValueError, *tokens.split()):
         make()
 
 
@@ -451,7 +455,7 @@ def test_the_backward_pass_under_amp(name, dtype, monkeypatch):
     On a CPU `paddle.amp.auto_cast` changes nothing and Paddle has no kernels of half precision, so
     that they are put in: this shows what our code casts and when, not what a GPU's kernels do.
     """
-    with pytest.warns(UserWarning, match="makes no effect"), paddle.amp.auto_cast(dtype=dtype):
+    with pytest.warns(UserWarning, match="effect"), paddle.amp.auto_cast(dtype=dtype):
         assert paddle.matmul(paddle.ones([1, 1]), paddle.ones([1, 1])).dtype == paddle.float32
     for owner, operation in (
         *((F, "conv2d"), (F, "pad"), (paddle, "matmul")),

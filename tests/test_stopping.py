@@ -24,6 +24,7 @@ from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.stopping import SAME_REQUEST, STOP_SIGNALS, TrainingStopped
 from tests.helpers import small_run
 from tests.helpers.configs import ROOT
+from tests.helpers.messages import raises_naming
 from tests.helpers.run_ends import STEPS, assert_same_end
 from tests.helpers.small_run import NoisyNumbers, build
 
@@ -265,7 +266,7 @@ def test_python_gets_an_exception_and_its_handlers_back(uninterrupted, tmp_path,
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     trainer = build(tmp_path / "run", STEPS, num_workers=workers)
     signalled(trainer, 4, signal.SIGINT)
-    with pytest.raises(TrainingStopped, match="after step 4") as caught:
+    with raises_naming(TrainingStopped, "SIGINT", "step", "4") as caught:
         trainer.fit()
     assert isinstance(caught.value, KeyboardInterrupt)
     assert caught.value.signal_number == signal.SIGINT
@@ -324,7 +325,7 @@ def test_a_signal_before_the_first_step_leaves_no_run_to_go_on_from(tmp_path):
 
     trainer.dataset = type("Killed", (NoisyNumbers,), {"__getitem__": killed})()
     trainer.batches = trainer._batches(0, STEPS)
-    with pytest.raises(TrainingStopped, match="start again") as caught:
+    with raises_naming(TrainingStopped, "SIGTERM", "first", "again") as caught:
         trainer.fit()
     assert caught.value.checkpoint is None
     build(tmp_path / "run", 3).fit()  # without --resume

@@ -13,6 +13,7 @@ import pytest
 
 from ppvision.errors import WeightsError
 from ppvision.zoo.torch_files import read_pth, to_paddle
+from tests.helpers.messages import raises_naming
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float16": "HalfStorage"}
 
@@ -209,5 +210,5 @@ def test_files_that_are_no_weights(tmp_path, data):
 
 
 def test_no_file():
-    with pytest.raises(FileNotFoundError, match="PyTorch file"):
+    with raises_naming(FileNotFoundError, "absent.pth", "PyTorch"):
         read_pth("absent.pth")

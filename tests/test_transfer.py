@@ -4,7 +4,7 @@ import pytest
 
 from benchmark import transfer
 from benchmark.sdn_forms import COMPARED
-from benchmark.transfer import FIELDS, SETS, Case
+from benchmark.transfer import FIELDS, LONGER, SETS, TRANSFER, Case
 
 
 def rows_of(scores: dict[str, float], seed: int = 0) -> list[dict]:
@@ -25,8 +25,8 @@ def rows_of(scores: dict[str, float], seed: int = 0) -> list[dict]:
 
 @pytest.mark.parametrize("form", COMPARED)
 def test_only_what_is_compared_differs_between_configs(form):
-    plain = transfer.content_of(Case("nuclei", "scratch", "none", 1), 50, None)
-    found = transfer.content_of(Case("nuclei", "pretrained", form, 1), 50, None)
+    plain = transfer.content_of(Case("nuclei", "scratch", "none", 1), TRANSFER, None)
+    found = transfer.content_of(Case("nuclei", "pretrained", form, 1), TRANSFER, None)
     different = {key for key in plain if plain[key] != found[key]}
     assert different <= {"model", "loss"}
     inner = found["model"]["backbone"]
@@ -52,13 +52,10 @@ def test_every_form_runs_once_and_the_best_three_with_more_seeds():
     assert len(transfer.form_cases(rows[:-1])) == len(first)  # one set of one form is not done
 
 
-def test_runs_that_another_table_has_are_taken_from_it(tmp_path):
-    (row, _) = rows_of({"none": 0.3}, seed=2)
-    table = tmp_path / "transfer.csv"
-    transfer.add_row(table, row, FIELDS, transfer.order, lambda rows: [])
-    wanted, other = Case("nuclei", "pretrained", "none", 2), Case("nuclei", "scratch", "none", 2)
-    assert transfer.known_rows(table, [wanted, other])[0]["BoundaryIoU"] == "0.3"
-    assert transfer.known_rows(table, [other]) == []
+def test_runs_of_both_tables_see_as_many_crops():
+    assert TRANSFER.steps * TRANSFER.batch == LONGER.steps * LONGER.batch
+    content = transfer.content_of(Case("facade", "pretrained", "sdn", 0), LONGER, None)
+    assert (content["iters"], content["batch_size"]) == (2000, 4)
 
 
 def test_a_curve_is_read_from_the_metrics_of_a_run(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import paddle
 import pytest
 
+from tests.helpers.messages import raises_naming
+
 pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
 pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 
@@ -120,9 +122,9 @@ def test_a_new_option_of_pale_is_written_once(forget):
     assert workspace.create("pale_new").net.head_scale == 4.0
     _check_model({"type": "pale_new", "head_scale": 5.0})
     check_components({"type": "pale_new", "head_scale": 5.0}, {**manager.BACKBONES.components_dict})
-    with pytest.raises(ConfigError, match="Did you mean head_scale"):
+    with raises_naming(ConfigError, "'head_scal'.", "head_scale"):
         _check_model(Located({"type": "pale_new", "head_scal": 5.0}, {}))
-    with pytest.raises(TypeError, match="Did you mean head_scale"):
+    with raises_naming(TypeError, "'head_scal'.", "head_scale"):
         ppvision.create_model("pale_new", head_scal=2.0)
 
 
