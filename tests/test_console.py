@@ -149,9 +149,8 @@ def test_temporary_logs_go_when_all_went_well(outputs):
 
 
 def test_verbose_shows_everything(outputs):
-    shown = outputs["eval-verbose.out"] + outputs["eval-verbose.err"]
-    assert "Use the following config" in shown
-    assert outputs["eval.out"] in outputs["eval-verbose.out"]
+    assert "Use the following config" in outputs["eval-verbose.err"]
+    assert outputs["eval.out"] == outputs["eval-verbose.out"]  # libraries write to stderr
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -212,8 +211,15 @@ def test_list_as_json(outputs):
 def test_the_table_of_the_zoo_fits_a_terminal(outputs):
     """Numbers there, whole sentences in `--json`."""
     lines = outputs["list.out"].splitlines()
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     assert any("ppyoloe_pale_nano.blood_cells, AP50 0.914" in line for line in lines)
+
+
+@pytest.mark.parametrize("verb", ["eval", "pack", "bench"])
+def test_tables_fit_a_terminal(outputs, verb):
+    lines = outputs[f"{verb}.out"].splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 80
 
 
 def test_scores_of_a_classifier():
@@ -363,9 +369,31 @@ def test_verbose_of_a_fault_has_no_log(failing, capsys, tmp_path):
     failing(RuntimeError("x"))
     assert cli.run(["list", "--verbose"]) == 1
     shown = capsys.readouterr()
-    assert "library 28" in shown.out
+    assert shown.out == ""
+    assert "library 28" in shown.err
     assert "the last lines of" not in shown.err
     assert list(tmp_path.glob("ppvision-*")) == []
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_log_of_a_run_ends_with_the_failure(verbose, tmp_path, monkeypatch, capsys):
+    from ppvision import console
+    from ppvision.cli import list_zoo
+    from ppvision.errors import EngineError
+
+    def fail(args):
+        console.move_log(tmp_path / "log.txt")
+        raise errors.pop()
+
+    monkeypatch.setattr(list_zoo, "run", fail)
+    errors = [EngineError("loss is nan"), KeyError("boom")]
+    for _ in range(2):
+        assert cli.run(["list", *["--verbose"] * verbose]) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" in log
+    assert log.index("KeyError: 'boom'") < log.index("ppvision: KeyError: this is a fault")
+    assert log.rstrip().endswith("ppvision: loss is nan")
+    assert "Traceback" not in log[log.index("this is a fault") :]
 
 
 CRASH = """

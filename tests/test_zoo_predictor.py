@@ -126,6 +126,11 @@ def test_a_name_without_a_graph_says_so():
         ppvision.Predictor("efficientnet_lite0.imagenet")
     with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano\.digit_scenes"):
         ppvision.Predictor("segformer_pale_nano.digit_scene")
+    with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano_sdn\.nuclei"):
+        ppvision.Predictor("segformer_pale_nano_sdn")
+    for name in ("resnet50", "nope", ""):  # all that there are
+        with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano_sdn\.nuclei"):
+            ppvision.Predictor(name)
 
 
 def test_a_name_has_the_widths_of_its_layered_model():

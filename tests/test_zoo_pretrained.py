@@ -183,6 +183,23 @@ def test_two_backbones_in_one_file_are_refused(saved, tmp_path):
         small(pretrained=tmp_path / "two.safetensors")
 
 
+def test_another_architecture_is_no_whole_model(saved):
+    """Many layers of ResNet-20 are called `conv1`, as ResNet-18's first is."""
+    with pytest.raises(WeightsError) as caught:
+        ppvision.create_model("resnet18", pretrained=saved[1])
+    assert "missing" in str(caught.value)
+    assert "several" not in str(caught.value)
+
+
+def test_fresh_classes_have_no_names():
+    net = ppvision.create_model("pale_nano", pretrained="tiny_imagenet_100", in_channels=1)
+    config = net.pretrained_cfg
+    assert (config.input_size, len(config.classes)) == ((1, 64, 64), 100)
+    net.reset_classifier(5)
+    assert (net.pretrained_cfg.num_classes, net.pretrained_cfg.classes) == (5, ())
+    assert net.pretrained_cfg.source == config.source
+
+
 # -- channels --------------------------------------------------------------------------------------
 
 

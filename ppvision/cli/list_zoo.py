@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         [("model", "parameters", "GFLOPs@224", "measured here"), *rows], "<>><"
     ).splitlines()
     shown = [head]
-    indent = " " * max(len(card.name) for card in cards)
+    indent = " " * 3  # below the name, so that lines fit 80 columns
     for card, line in zip(cards, lines, strict=True):
         shown.append(line)
         for weights in card.weights.values():

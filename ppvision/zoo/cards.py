@@ -7,9 +7,11 @@ that is a model of the zoo can be named as well, `pale_nano.digit_scenes`.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -50,6 +52,18 @@ class PretrainedConfig:
     licence: str = "Apache-2.0"
     source: str | None = None
     sha256: str | None = None
+
+    def for_channels(self, channels: int) -> "PretrainedConfig":
+        """The same for pictures of another number of channels, as the first convolution is
+        adapted to them: one channel has the mean of all, more repeat those of RGB in turn."""
+        if channels == self.input_size[0]:
+            return self
+
+        def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+            return (fmean(values),) if channels == 1 else tuple(islice(cycle(values), channels))
+
+        size = (channels, *self.input_size[1:])
+        return replace(self, input_size=size, mean=adapt(self.mean), std=adapt(self.std))
 
     @property
     def transforms(self) -> list[dict[str, Any]]:

@@ -204,8 +204,13 @@ def _take_backbone(
     if first in arrays:
         return arrays
     prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
-    if not prefixes:
-        return arrays  # the report of what does not fit will say so
+    # Many layers of another architecture may be called like our first convolution; the shape tells
+    # which is one.
+    own = net.state_dict()[first].shape
+    fitting = [p for p in prefixes if _may_be(arrays[f"{p}{first}"], own)]
+    if not fitting and len(prefixes) != 1:
+        return arrays  # none, or another architecture: the report of what does not fit says so
+    prefixes = fitting or prefixes
     if len(prefixes) > 1:
         raise WeightsError(
             f"{source}: expected weights of one {type(net).__name__}, found several: "
@@ -213,11 +218,18 @@ def _take_backbone(
         )
     prefix = prefixes[0]
     taken = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    logger.info(
+    logger.warning(
         "%s: took the backbone out of a whole model: %d arrays under %r, left %d others",
         *(source, len(taken), prefix, len(arrays) - len(taken)),
     )
     return taken
+
+
+def _may_be(weight: np.ndarray, own: list[int]) -> bool:
+    """Whether this is a first convolution `[out, in, k, k]` of this shape, for RGB or as many
+    channels as the model takes."""
+    shape = [*weight.shape]
+    return shape in (own, [own[0], _RGB, *own[2:]])
 
 
 def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
