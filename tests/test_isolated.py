@@ -35,6 +35,15 @@ def test_an_isolated_engine_takes_no_memory_of_the_process(isolated_net):
     assert isolated < 8 << 20 < 16 << 20 < own
 
 
+@pytest.mark.all
+def test_two_hundred_isolated_engines_leave_the_memory_of_the_parent(isolated_net):
+    Predictor(isolated_net, threads=1, isolate=True).close()
+    before = resident()
+    for _ in range(200):
+        Predictor(isolated_net, threads=1, isolate=True).close()
+    assert resident() < 1.05 * before
+
+
 def test_an_isolated_engine_that_is_killed_is_an_error(isolated_net):
     x = np.zeros((1, 3, 40, 40), np.float32)
     with Predictor(isolated_net, threads=1, isolate=True) as predictor:
