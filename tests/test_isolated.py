@@ -6,7 +6,7 @@ from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import EngineError
-from tests.helpers.alone import run_alone
+from tests.helpers.alone import read_resident, run_alone
 from tests.helpers.measured import measure_engine
 
 
@@ -38,10 +38,10 @@ def test_an_isolated_engine_takes_no_memory_of_the_process(isolated_net):
 @pytest.mark.all
 def test_two_hundred_isolated_engines_leave_the_memory_of_the_parent(isolated_net):
     Predictor(isolated_net, threads=1, isolate=True).close()
-    before = resident()
+    before = read_resident()
     for _ in range(200):
         Predictor(isolated_net, threads=1, isolate=True).close()
-    assert resident() < 1.05 * before
+    assert read_resident() < 1.05 * before
 
 
 def test_an_isolated_engine_that_is_killed_is_an_error(isolated_net):
