@@ -1,4 +1,4 @@
-"""`train --logger tensorboard`: what TensorBoard would read, by a reader of record files in Python."""
+"""`train --logger tensorboard`: what TensorBoard would read, by a reader in Python."""
 
 import re
 import shutil
