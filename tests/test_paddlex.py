@@ -104,6 +104,7 @@ def folders(scenes, tmp_path_factory):
         for reader in ("EvalReader", "TestReader"):
             resize = config[reader]["sample_transforms"][1]["Resize"]
             config[reader]["sample_transforms"][1] = {"Resize": {**resize, "keep_ratio": ratio}}
+            config[reader]["batch_transforms"] = [{"PadBatch": {"pad_to_stride": 32 * ratio}}]
         job = open_job(write_detector(root / f"{name}.yml", config))
         model = job.float_model
         for path, parameter in model.named_parameters():
