@@ -26,8 +26,8 @@ from ppvision.quant.packed import IntegerRounding, integer_copy
 from ppvision.quant.train.quanters import channel_axis
 
 PER_GRAPH = 200
-# Other layers are the same code: by default 200 in OpenVINO and 200 others in ONNX Runtime, by --all
-# ten thousand in both.
+# Other layers are the same code: by default 200 in OpenVINO and 200 others in ONNX Runtime, by
+# --all ten thousand in both.
 GRAPHS = [pytest.param(k, marks=() if k < 1 else pytest.mark.all) for k in range(50)]
 TOLERANCE = 1e-6  # of what a channel's codes, with the largest code of the input, could give
 
