@@ -14,8 +14,11 @@ import pytest
 from paddle import nn
 
 from ppvision.deploy.run.engines import OnnxRuntime, has_openvino
+from ppvision.deploy.run.isolated import IsolatedRuntime
+from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.precision import integer_unit, usable_flags
 from ppvision.deploy.verify.running import run_in_openvino
+from ppvision.deploy.write.graph import Products, save_graph, trace_products
 from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import WEIGHT_LIMIT, IntegerActivation, IntegerWeight
@@ -23,9 +26,10 @@ from ppvision.quant.packed import IntegerRounding, integer_copy
 from ppvision.quant.train.quanters import channel_axis
 
 PER_GRAPH = 200
-# Other layers are the same code: by default the first 200, by --all ten thousand.
+# Other layers are the same code: by default 200 in OpenVINO and 200 others in ONNX Runtime, by
+# --all ten thousand in both.
 GRAPHS = [pytest.param(k, marks=() if k < 1 else pytest.mark.all) for k in range(50)]
-TOLERANCE = 1e-6  # of what the codes of a channel give at most, of all products one sign
+TOLERANCE = 1e-6  # of what a channel's codes, with the largest code of the input, could give
 
 
 @dataclass
@@ -101,7 +105,9 @@ def make_case(random: np.random.Generator, limit: int = WEIGHT_LIMIT) -> Case:
         held.activation = IntegerRounding(IntegerActivation(step, low), limits)
         whole = np.clip(whole, *limits)
     sums = integer_sums(layer, whole, codes.astype(np.int64))
-    most = integer_sums(layer, np.abs(whole), np.abs(codes.astype(np.int64)))
+    # OpenVINO has the zero point in float32, so its digits count by the largest code of the window.
+    window = np.full_like(whole, max(-low, low + 255))
+    most = integer_sums(layer, window, np.abs(codes.astype(np.int64)))
     channels = 1 if isinstance(layer, (nn.Conv2D, nn.Conv2DTranspose)) else sums.ndim - 1
     aligned = [1] * sums.ndim
     aligned[channels] = -1
@@ -184,7 +190,9 @@ def test_onnx_runtime_adds_whole_numbers(graph, tmp_path):
     """In integers, and with the same codes in float."""
     pytest.importorskip("paddle2onnx", reason="pip install paddle2onnx")
     pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
-    cases = cases_of(graph)
+    cases = cases_of(graph ^ 1)  # the graphs in another order: 1, 0, 3, 2, ...
+    with paddle.no_grad():
+        check(cases, [case.layer(paddle.to_tensor(case.x)).numpy() for case in cases], "eager")
     shapes = [list(case.x.shape) for case in cases]
     write_onnx_products([case.layer for case in cases], shapes, tmp_path / "graph")
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
@@ -207,3 +215,38 @@ def test_every_instruction_set_with_products_of_integers(limit, tmp_path, monkey
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
     ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
     check(cases, outputs, limit)
+
+
+# Without them `auto` runs the same codes in float, which oneDNN does.
+FLOAT_LIMITS = {"AVX2": "avx2", "AVX512_CORE": "avx512bw"}
+
+
+@pytest.mark.all
+@pytest.mark.parametrize("limit", FLOAT_LIMITS)
+def test_every_instruction_set_without_products_of_integers(limit, tmp_path, monkeypatch):
+    if FLOAT_LIMITS[limit] not in usable_flags():
+        pytest.skip(f"the processor has no {FLOAT_LIMITS[limit]}")
+    monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", limit)
+    assert integer_unit(usable_flags()) is None
+    cases = cases_of(0)
+    products = Products([case.layer for case in cases])
+    graph = trace_products(products, [list(case.x.shape) for case in cases])
+    save_graph(graph, str(tmp_path / "graph" / "model"), None)
+    how = {"threads": 1, "device": "cpu", "engine": "onednn", "bfloat16": False}
+    runtime = IsolatedRuntime(tmp_path / "graph", "paddle", files=FILES["paddle"], **how)
+    try:
+        found = runtime.run({f"x{place}": case.x for place, case in enumerate(cases)})
+    finally:
+        runtime.close()
+    check(cases, found, limit)
+
+
+@pytest.mark.all
+def test_seven_bits_need_no_products_of_integers(tmp_path, monkeypatch):
+    """Two products of 8-bit and 7-bit codes fit in 16 bits, which AVX2 adds them in."""
+    monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", "AVX2")
+    cases = cases_of(0, limit=63)
+    write_products([c.layer for c in cases], [list(c.x.shape) for c in cases], tmp_path / "graph")
+    named = {f"x{place}": case.x for place, case in enumerate(cases)}
+    ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
+    check(cases, outputs, "AVX2, 7 bits")

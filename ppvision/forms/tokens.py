@@ -130,7 +130,7 @@ class TokenPaleBlock(nn.Layer):
             # Heads first, then the two halves of them: halves of the channels would keep OpenVINO
             # from scaling the sums of integers, and adding the bias, inside of the product.
             z = z.reshape([-1, height, width, 2 * heads, half // heads])
-            projected.append(z.split(2, axis=3))
+            projected.append([_part(z, 3, 0, heads), _part(z, 3, heads, 2 * heads)])
         branches = []
         for rows, size, *parts in zip(
             (True, False), attention.pale_size, *projected, strict=True
