@@ -14,10 +14,10 @@ steps, batches and learning rates:
     ptq             the float weights with the steps that serve all widths (where once-QAT starts);
                     no training, and BatchNorm's statistics stay those in float
 
-Weights only, but for once_integers; the layer that reads the picture and the one that gives the result stay at 8 bits.
-Networks: resnet20 of the zoo; pale_nano for 32 x 32 pictures, with a patch embedding of stride 2
-and pales of size 4. The first 1,000 pictures of each class by file name are for training, all
-10,000 of the test split are scored.
+Weights only, but for once_integers; the layer that reads the picture and the one that gives the
+result stay at 8 bits. Networks: resnet20 of the zoo; pale_nano for 32 x 32 pictures, with a patch
+embedding of stride 2 and pales of size 4. The first 1,000 pictures of each class by file name are
+for training, all 10,000 of the test split are scored.
 
     python -m ppvision data cifar10 --source cifar10_jpeg.tar.gz --output data/cifar10
     python benchmark/layered_cifar10.py --data_root data/cifar10
