@@ -23,10 +23,10 @@ outputs are compared with those of our float folder: `same_labels` is the share 
 pixels or pictures, `error` the root mean square of the difference over that of the outputs.
 
 `--time` runs what the first run made: each file in a process of its own, which waits while another
-one works, one run each a round. Rows of integer_rivals.csv in the folder of results: `ms` is the median of
-a file's rounds; `over_our_int8` and `over_float` are the medians of a round's time over that of our
-integers and over that of the same program in float. `bytes` are those of all files, graphs
-included.
+one works, one run each a round. Rows of integer_rivals.csv in the folder of results: `ms` is the
+median of a file's rounds; `over_our_int8` and `over_float` are the medians of a round's time over
+that of our integers and over that of the same program in float. `bytes` are those of all files,
+graphs included.
 """
 
 import argparse

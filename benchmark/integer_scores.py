@@ -13,7 +13,7 @@
 data/tiny-imagenet-100 comes from; data/imagenet-photos/list.txt has a line `picture class-number`
 for each of some photographs, by the numbers of ImageNet-1k.) Rows of
 benchmark/results/integer_scores.csv, each written as it is measured; those that are there already
-stay, so a run that was stopped goes on:
+stay, so a run that was stopped goes on, and several may run at once:
 
     float      the weights in float32. Those of the zoo are stored in 8 bits: these are the float
     int8       the float weights rounded to 8 bits, steps of the layers' inputs by the default rule
@@ -458,6 +458,8 @@ def measure(name: str, paths: Paths, variants: Sequence[Variant], results: Path)
         return
     measured = Measured(name, paths)
     for variant in left:
+        if not missing_variants(name, [variant], read_rows(results)):  # by another process
+            continue
         row = measured.row(variant, float_score(name, read_rows(results)))
         if variant.kind == "float" and network.scored:
             row["loss_points"] = "0.00"
