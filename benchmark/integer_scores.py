@@ -363,13 +363,8 @@ class Measured:
 
     # -- rows ------------------------------------------------------------------------------------
 
-    def row(self, variant: Variant, float_score: float | None) -> dict[str, object]:
-        """A row of the table.
-
-        Args:
-            variant: its form.
-            float_score: that of the float weights, which the loss is against; None: not known.
-        """
+    def row(self, variant: Variant) -> dict[str, object]:
+        """A row of the table, without what other rows tell."""
         opened = self.open(variant)
         row: dict[str, object] = {
             "name": self.name,
@@ -380,8 +375,6 @@ class Measured:
         if self.network.scored:
             (tag, value), *_ = opened.score().by_tag().items()
             row |= {"metric": tag.rsplit("/", 1)[-1], "score": f"{value:.4f}"}
-            if float_score is not None:
-                row["loss_points"] = f"{100 * (float_score - value):.2f}"
         paths, expected = self._compared
         row |= agreement([opened.classes_of(self._read(path)) for path in paths], expected)
         return row | {"machine": machine()}
@@ -460,10 +453,10 @@ def measure(name: str, paths: Paths, variants: Sequence[Variant], results: Path)
     for variant in left:
         if not missing_variants(name, [variant], read_rows(results)):  # by another process
             continue
-        row = measured.row(variant, float_score(name, read_rows(results)))
-        if variant.kind == "float" and network.scored:
-            row["loss_points"] = "0.00"
-        row = {key: row.get(key, "") for key in FIELDS}
+        row = dict.fromkeys(FIELDS, "") | measured.row(variant)
+        in_float = float_score(name, [*read_rows(results), row])
+        if in_float is not None:
+            row["loss_points"] = f"{100 * (in_float - float(row['score'])):.2f}"
         add_row(results, row, FIELDS, order, lambda rows: [])
         print({key: value for key, value in row.items() if value != ""}, flush=True)
 
