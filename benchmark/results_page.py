@@ -194,7 +194,7 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "`int8`: `export --int8`; `ptq`: `pack --ptq --activations 8`, then `export --bits "
             "--int8`; both without training. `once_qat`: codes that were learned. Whole val "
             "splits; `loss_points` is the score lost against float, times 100. Of the photographs "
-            "only the agreement with float counts: 100 others calibrated. Float weights of the "
+            "only the agreement with float counts: 64 others calibrated. Float weights of the "
             "zoo are those of its 8-bit codes.",
             "PYTHONPATH=output/imagenet python benchmark/integer_scores.py --work_dir "
             "output/integer_scores",
