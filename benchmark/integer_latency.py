@@ -121,26 +121,37 @@ def export_all(name: str, batch: int, work: Path) -> dict[str, Path]:
             write_picture(Path(noise) / f"{number}.png", random.integers(0, 256, shape, np.uint8))
         for kind, options in (("float32", None), ("int8", IntegerOptions(noise))):
             if kind in missing:
-                _export(network, model, folders[kind], batch, integers=options)
+                export_network(network, model, folders[kind], batch, integers=options)
     widths = [bits for bits in WIDTHS if f"w{bits}" in missing]
     state = make_state(network, model) if widths else None
     for bits in widths:
         packed = pack_model(network.build(), state, bits, integers=True)
-        _export(network, packed, folders[f"w{bits}"], batch, bits, IntegerOptions())
+        export_network(network, packed, folders[f"w{bits}"], batch, bits, IntegerOptions())
     return folders
 
 
-def _export(
+def export_network(
     network: Network,
     model: nn.Layer,
     folder: Path,
     batch: int,
     bits: int = 32,
     integers: IntegerOptions | None = None,
+    model_format: str = "paddle",
 ) -> None:
+    """Export a network's model, without an operator after its outputs.
+
+    Args:
+        network: what is known of it.
+        model: with its layers.
+        folder: of the export.
+        batch: pictures of the graph.
+        bits, integers: see `Job.export`.
+        model_format: "paddle" or "onnx".
+    """
     shape = [batch, 3, *network.size]
     if network.task == "detection":
-        how = {"output_op": None, "model_format": "paddle", "bits": bits, "integers": integers}
+        how = {"output_op": None, "model_format": model_format, "bits": bits, "integers": integers}
         _detection_job().export(model, folder, input_shape=shape, **how)
         return
     export_model(
@@ -151,6 +162,7 @@ def _export(
         output_op="none",
         transforms=NORMALIZE,
         bits=bits,
+        format=model_format,
         int8=integers is not None,
         calibration=None if integers is None else integers.calibration,
     )

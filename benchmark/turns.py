@@ -28,6 +28,8 @@ class Worker:
         arguments: for its `--worker`.
         threads: of OpenMP.
         variables: of the environment, beside the present ones.
+        python: the interpreter. Default: this one.
+        pause: seconds before each run. Default `PAUSE`; without OpenMP's threads none is needed.
     """
 
     def __init__(
@@ -37,10 +39,13 @@ class Worker:
         arguments: Sequence[object],
         threads: int,
         variables: Mapping[str, str] | None = None,
+        python: str | Path = sys.executable,
+        pause: float | None = None,
     ) -> None:
         self.name = name
+        self._pause = pause
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), "--worker", *map(str, arguments)],
+            [str(python), "-W", "ignore", str(script), "--worker", *map(str, arguments)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -51,7 +56,7 @@ class Worker:
     def __call__(self, order: str = "run") -> dict[str, float]:
         """What the process answers: `ms` of the run; in MiB `peak`, what it has held at most,
         `resident`, what it holds, and `imports`, what it held before `make`."""
-        time.sleep(PAUSE)
+        time.sleep(PAUSE if self._pause is None else self._pause)
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{order}\n")
             self.process.stdin.flush()

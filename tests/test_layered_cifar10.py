@@ -118,7 +118,7 @@ def test_cases_are_in_an_order_that_works():
     for case in cases_of("resnet20", 1):
         assert case.source is None or case.source.name in made
         made.append(case.name)
-    assert len(set(made)) == len(made) == 5 + 5
+    assert len(set(made)) == len(made) == 6 + 5
 
 
 @pytest.mark.parametrize("name", NETWORKS)

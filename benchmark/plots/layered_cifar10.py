@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-from benchmark.layered_cifar10 import METHODS, NETWORKS, RESULTS, WIDTHS
+from benchmark.layered_cifar10 import DEFAULT_METHODS, NETWORKS, RESULTS, WIDTHS
 from benchmark.runs import read_rows
 
 IMAGE = Path("docs/images/layered_cifar10.png")
@@ -44,7 +44,7 @@ def scores(rows: list[dict], method: str) -> dict[int, list[float]]:
 
 def draw(panel: plt.Axes, rows: list[dict]) -> None:
     """The lines of one network."""
-    for number, method in enumerate(METHODS):
+    for number, method in enumerate(DEFAULT_METHODS):
         found = scores(rows, method)
         if not found:
             continue
