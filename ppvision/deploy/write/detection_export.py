@@ -25,6 +25,7 @@ from ppvision.deploy.run.engines import (
     open_runtime,
 )
 from ppvision.deploy.run.nms import suppress
+from ppvision.deploy.run.task_table import TASKS
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import run_like_paddlex, unfit_for_paddlex
 from ppvision.deploy.verify.comparison import largest_move
@@ -54,7 +55,7 @@ from ppvision.deploy.write.export import (
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, to_integers
-from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
+from ppvision.deploy.write.onnx_names import describe, finish_onnx
 from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
     check_inputs,
@@ -190,7 +191,7 @@ def export_detector(
             write_graphs(graph, {raw: None, final: kept}, format)
         outputs: list[str] = []
         if format == "onnx":
-            outputs = name_outputs("detection", "nms", len(kept))
+            outputs = TASKS["detection"].name_outputs("nms", len(kept))
             said = describe(
                 name=folder.name if name is None else name,
                 task="detection",
