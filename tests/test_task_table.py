@@ -1,4 +1,4 @@
-"""`ppvision/deploy/run/task_table.py`: the tasks of `deploy.yaml` are told apart in no other place."""
+"""`ppvision/deploy/run/task_table.py`: tasks of `deploy.yaml` are told apart nowhere else."""
 
 import ast
 from pathlib import Path

@@ -10,11 +10,11 @@ from typing import ClassVar
 import cv2
 import numpy as np
 import paddle
-from paddle.io.dataloader.collate import default_collate_fn
 
 # Registers and repairs; says when PaddleSeg is missing.
 from ppvision.console import track
 from ppvision.environment import usable_cpus
+from ppvision.forms.paddle_private import collate_samples
 from ppvision.plugins.paddleseg import stock_losses
 
 # isort: split
@@ -302,7 +302,7 @@ class Segmentation(Job):
 
     @property
     def batched(self) -> Callable[[list], object]:
-        return default_collate_fn
+        return collate_samples
 
     def forward(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
         images = batch["img"]
