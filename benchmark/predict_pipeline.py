@@ -61,7 +61,7 @@ def segmenter(folder: Path, size: tuple[int, int]) -> Path:
 
     backbone = ppvision.create_model("pale_nano", features_only=True)
     model: nn.Layer = SegFormer(backbone=backbone, num_classes=11, embedding_dim=128)
-    ppvision.load_weights(model, "pale_nano_digit_scenes")
+    ppvision.load_weights(model, "segformer_pale_nano.digit_scenes")
     return export_model(model, folder, input_shape=[1, 3, *size], transforms=[NORMALIZE])
 
 

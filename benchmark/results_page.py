@@ -1,9 +1,9 @@
-"""Write docs/results.md out of the tables in `results/`.
+"""Write docs/results.md from the tables in `results/`.
 
     python benchmark/results_page.py
 
 Every table of the page names its file, the command that wrote it and the machine that ran it. A
-test compares the page with the files, so a figure there cannot be older than its measurement.
+test compares the page with the files, so the page always has the newest figures.
 """
 
 import argparse
@@ -32,7 +32,7 @@ class Table:
     Attributes:
         file: in `results/`.
         title: of the section.
-        says: what one row is, and what was held equal.
+        says: what one row is, and what is the same in all rows.
         command: that writes the file.
         columns: in order; empty takes all but the machine.
         keep: which rows are shown; the file has all.
@@ -56,8 +56,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "attention_cifar10.csv",
             "PS-Attention, stripes and shifted windows on CIFAR-10",
-            "One network and one recipe; only the attention differs. Mean and standard deviation "
-            "over three seeds; 10,000 pictures, 10 epochs.",
+            "All runs have the same network and recipe; only the attention differs. The rows are "
+            "mean and standard deviation over three seeds. 10,000 images, 10 epochs.",
             "python benchmark/attention_accuracy.py --data_root data/cifar10",
             ("attention", "seed", "top1", "loss"),
             is_summary,
@@ -65,15 +65,17 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "attention_scaling.csv",
             "Time and memory of one attention layer",
-            "64 channels, by the side of the map. Growth is that of the time from half of the "
-            "side; the formula's is that of the multiply-adds.",
+            "The layers have 64 channels. `side` is the height and width of the map. `growth` is "
+            "the time divided by the time at half the side. `formula_growth` is the same for the "
+            "multiply-adds.",
             "python benchmark/attention_scaling.py",
         ),
         Table(
             "training_step.csv",
             "A training step on a CPU",
-            "`plain` is Paddle as it comes, `cpu_training` is what `ppvision train` does, `torch` "
-            "is PyTorch with the same network.",
+            "`plain` is Paddle without changes. The next forms add changes one by one. `engine` is "
+            "what `ppvision train` does; `to_static` is the same in a graph. `torch` is PyTorch "
+            "with the same network. `over_torch` is the time divided by that of PyTorch.",
             "python benchmark/training_step.py",
             ("model", "batch", "threads", "form", "median_ms", "over_torch", "peak_mib"),
         ),
@@ -81,9 +83,9 @@ GROUPS: dict[str, tuple[Table, ...]] = {
     "Semantic diffusion": (
         Table(
             "sdn_runs.csv",
-            "SDN against nothing, a plain convolution and central differences",
-            "SegFormer's head; mean and standard deviation over three seeds, 600 steps of 4 crops "
-            "of 224 pixels; whole val splits.",
+            "SDN, no extra module, a plain convolution and central differences",
+            "SegFormer's head, 600 steps of 4 crops of 224 pixels. The rows are mean and standard "
+            "deviation over three seeds, on the whole val splits. `baseline` has no extra module.",
             "python benchmark/sdn_boundary.py --data_root data",
             ("data", "backbone", "variant", "seed", "mIoU", "BoundaryIoU", "BoundaryF3"),
             is_summary,
@@ -91,8 +93,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "sdn_costs.csv",
             "What SDN costs",
-            "Three classes, one picture of 224 pixels, exported; the ratio is to the same network "
-            "without SDN.",
+            "Three classes, one image of 224 pixels, exported. The ratio is the time divided by "
+            "that of the same network without SDN.",
             "python benchmark/sdn_boundary.py --data_root data --costs",
             (
                 *("backbone", "variant", "parameters", "multiply_adds", "engine"),
@@ -102,7 +104,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "sdn_operator.csv",
             "The semantic difference convolution",
-            "Forward and backward on one thread, against a plain 3x3 convolution of equal size.",
+            "Forward and backward on one thread. `times_plain` is the time divided by that of a "
+            "plain 3x3 convolution of equal size.",
             "python benchmark/sdn_operator.py",
         ),
     ),
@@ -110,16 +113,16 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "transfer.csv",
             "From scratch and from `pale_nano.tiny_imagenet_100`",
-            "SegFormer's head over `pale_nano`; 1,000 steps of 8 crops of 128 pixels, the same in "
-            "all runs; whole val splits.",
+            "SegFormer's head over `pale_nano`. All runs take 1,000 steps of 8 crops of 128 "
+            "pixels. Scores are on the whole val splits.",
             "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer",
             ("data", "init", "seed", "mIoU", "BoundaryIoU", "BoundaryF3"),
         ),
         Table(
             "sdn_forms.csv",
             "Forms of SDN, from these weights",
-            "The same recipe with 2,000 steps of 4 crops. Each form once; the best three, and none, "
-            "with three seeds.",
+            "The same recipe with 2,000 steps of 4 crops. Each form was run with one seed; the "
+            "best three forms and `none` were run with three seeds.",
             "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/forms "
             "--forms",
             ("data", "form", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "parameters"),
@@ -127,16 +130,16 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "transfer_gpu.csv",
             "From scratch on a GPU",
-            "Another recipe: 2,000 steps of 16 crops of 224 pixels, classes weighted. The other "
-            "half, from a classifier's weights, was not run there.",
+            "Another recipe: 2,000 steps of 16 crops of 224 pixels, with class weights. Runs from "
+            "a classifier's weights were not made there.",
             "bash benchmark/gpu/segmentation.sh (benchmark/README.md)",
             ("data", "init", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "seconds"),
         ),
         Table(
             "detection_runs.csv",
             "Detectors",
-            "`bccd`: PP-YOLOE on blood cells, from scratch; `scenes`: Mask R-CNN on digit scenes. "
-            "One seed.",
+            "`bccd` is PP-YOLOE on blood cells, from scratch. `scenes` is Mask R-CNN on digit "
+            "scenes. One seed.",
             "python benchmark/detection.py --data_root data",
             ("case", "bits", "bbox_AP", "bbox_AP50", "mask_AP50", "parameters", "epochs"),
         ),
@@ -144,8 +147,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
     "Widths": (
         Table(
             "layered_cifar10.csv",
-            "One training for all widths against one for each, CIFAR-10",
-            "Mean and standard deviation over three seeds; 10,000 pictures.",
+            "One training for all widths, and one for each width, CIFAR-10",
+            "The rows are mean and standard deviation over three seeds. 10,000 images.",
             "python benchmark/layered_cifar10.py --data_root data/cifar10",
             ("network", "method", "bits", "seed", "top1", "cpu_minutes"),
             is_summary,
@@ -160,7 +163,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "layered_imagenet.csv",
             "EfficientNet-Lite0 at every width without training",
-            "Share of photographs with float's first class; BatchNorm's statistics as they are, or "
+            "`agreement` is the fraction of photographs for which a width gives the class of the "
+            "float model. BatchNorm has the float model's statistics, or its own, which are "
             "estimated again.",
             "python benchmark/layered_imagenet.py --packages output/imagenet --photographs "
             "data/camvid/images/val",
@@ -168,7 +172,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "layered_size.csv",
             "Bytes and milliseconds of layered models",
-            "All widths from 8 to 2; exported and run in Paddle Inference.",
+            "The models have widths from 8 to 2 bits. They are exported and run in Paddle "
+            "Inference.",
             "python benchmark/layered_size.py",
             (
                 *("network", "bits", "layered_bytes", "export_bytes", "engine"),
@@ -178,23 +183,26 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "integer_latency.csv",
             "8-bit integers in Paddle Inference",
-            "In turn with float in the same engine; bytes of the whole folder.",
+            "Integers and float run in turn in the same engine. `bytes` is the size of the whole "
+            "folder.",
             "python benchmark/integer_latency.py --work_dir output/integers",
         ),
     ),
     "Deployment": (
         Table(
             "widths.csv",
-            "Every width in both arithmetics",
-            "What the quickstart trained, for one picture of 112 x 112; one thread, in turn; the "
-            "ratio is to float in Paddle Inference. ONNX Runtime runs the same network.",
+            "Every width, in float and in integers",
+            "The models that the quickstart trains, for one image of 112 x 112. All run in turn on "
+            "one thread. The ratio is the time divided by that of float in Paddle Inference. ONNX "
+            "Runtime runs the same network.",
             "python benchmark/widths.py --quickstart output/quickstart --work_dir output/widths",
             ("name", "bits", "mIoU", "bytes", "ms", "ratio"),
         ),
         Table(
             "deploy_latency.csv",
-            "Exported Pale against other engines",
-            "Median of the runs; the ratio is Paddle Inference as we export over the engine.",
+            "Exported Pale in several engines",
+            "Medians of the runs. `paddle` is our export in Paddle Inference. `paddle_over_it` is "
+            "its time divided by that of the engine.",
             "python benchmark/deploy_latency.py",
             ("model", "task", "batch", "threads", "engine", "median_ms", "paddle_over_it"),
             lambda row: row["batch"] == "1",
@@ -202,33 +210,36 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "predictor_threads.csv",
             "One `Predictor`, several threads",
-            "Pictures per second; `own` gives each caller a Predictor of its own.",
+            "Images per second. With `shared`, all callers use one Predictor. With `own`, each "
+            "caller has a Predictor.",
             "python benchmark/predictor_threads.py --seconds 2 --rounds 4",
         ),
         Table(
             "predict_pipeline.csv",
-            "Share of `predict` outside of the model",
-            "A folder of 200 photographs.",
+            "Time of `predict` outside the model",
+            "The data are a folder of 200 photographs. `over_the_graph_alone` is the time per "
+            "image divided by that of the graph alone.",
             "python benchmark/predict_pipeline.py --photographs data/camvid/images/val",
         ),
         Table(
             "picture_reading.csv",
-            "The picture reader against a plain decode",
-            "The ratio is to `cv2.imread`.",
+            "The image reader and a plain decode",
+            "The ratio is the time divided by that of `cv2.imread`.",
             "python benchmark/picture_reading.py --rounds 9",
             ("format", "pixels", "kilobytes", "imread_ms", "read_picture_ms", "ratio"),
         ),
         Table(
             "import_time.csv",
-            "`from ppvision.deploy import Predictor` beyond Paddle's own import",
-            "In turn with an earlier revision.",
+            "`from ppvision.deploy import Predictor`, without Paddle's own import",
+            "The current and an earlier revision, in turn.",
             "python benchmark/import_time.py --before 4a335d5",
             ("tree", "predictor_ms", "modules", "share"),
         ),
         Table(
             "openvino_networks.csv",
             "Networks that OpenVINO does not run",
-            "All others that were tried run with the model's own numbers; the file has them.",
+            "All other networks that were tried run and give the numbers of the model. The file "
+            "has all of them.",
             "python benchmark/openvino_networks.py",
             ("network", "traced", "runs", "reason"),
             lambda row: row["runs"] != "yes",
@@ -238,9 +249,9 @@ GROUPS: dict[str, tuple[Table, ...]] = {
 
 HEAD = """# Results
 
-All that was measured, out of the tables in `benchmark/results/`. `python benchmark/results_page.py`
-writes this page; change nothing here by hand. Times are medians on an otherwise idle machine, and
-compare only within one table: machines differ.
+This page has all measurements. `python benchmark/results_page.py` writes it from the tables in
+`benchmark/results/`; do not edit it by hand. Times are medians on an otherwise idle machine.
+Compare times within one table only, because machines differ.
 """
 
 

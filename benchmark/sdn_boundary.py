@@ -9,7 +9,7 @@ One network, one recipe; only what stands between the backbone and the head diff
 
 on every level of the backbone; with `_finest`, on the finest one alone; with `_light`, on the two
 finest, 32 channels wide. The head is PaddleSeg's
-SegFormer. Backbones: pale_nano, which starts from the zoo's `pale_nano_digit_scenes`, and
+SegFormer. Backbones: pale_nano, which starts from the zoo's `segformer_pale_nano.digit_scenes`, and
 ResNet18_vd, which starts from nothing.
 
     python -m ppvision data dsb2018 --border 2 --source dsb2018 --output data/dsb2018_border
@@ -73,7 +73,7 @@ DATA = {"dsb2018": ("dsb2018_border", 3), "camvid": ("camvid", 11)}  # folder, c
 # Without a weight nothing learns the border between touching nuclei in so few steps.
 LOSS = {"dsb2018": {"weight": [1.0, 1.0, 5.0]}, "camvid": {}}
 BACKBONES = {
-    "pale_nano": {"type": "pale_nano", "pretrained": "pale_nano_digit_scenes"},
+    "pale_nano": {"type": "pale_nano", "pretrained": "segformer_pale_nano.digit_scenes"},
     "resnet18_vd": {"type": "ResNet18_vd", "output_stride": 32},
 }
 SCORES = ("mIoU", *BOUNDARY_SCORES)

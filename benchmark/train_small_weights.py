@@ -238,11 +238,11 @@ def write_weights(args, root: Path, model, score, val, digits_top1: float, hours
         "architecture": "segformer_pale_nano",
         "tag": "digit_scenes",
         "parts": "whole model: SegFormer head (embedding_dim 128, 11 classes) over the backbone",
-        "data": "digit-scenes, train split: 6,000 scenes of 112 px, seed 1, and their digits",
+        "data": "digit scenes, train split: 6,000 scenes of 112 px, seed 1, and their digits",
         "command": "python benchmark/train_small_weights.py",
         "hours": round(hours, 2),
         "machine": machine(),
-        "score": "its own digit-scenes val (240 scenes of 112 px, 11 classes), in float: mIoU "
+        "score": "its own digit scenes val (240 scenes of 112 px, 11 classes), in float: mIoU "
         f"{score(model, *val).mean():.3f} (backbone's first stage: top-1 {digits_top1:.3f} on "
         "single digits)",
         "default": True,

@@ -1,8 +1,9 @@
-"""The configs that come with the package: listed, found by name, copied for an own change.
+"""The configs that come with the package: list them, find one by name, copy one to change it.
 
-In a wheel they lie beside this module; in a clone of the project they stay in `configs/`.
+In a wheel they are in a folder next to this module. In a clone they are in `configs/`.
 """
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -15,27 +16,27 @@ _FILE = re.compile(r"[\w./-]+\.ya?ml")
 
 
 def config_folder() -> Path:
-    """Where the configs lie."""
+    """The folder with the configs."""
     package = Path(__file__).parent
     packaged = package / "configs"
     return packaged if packaged.is_dir() else package.parent / "configs"
 
 
 def list_configs() -> dict[str, Path]:
-    """The packaged configs by name: `TASK/NAME`, without those that others only build on."""
+    """The packaged configs by name: `TASK/NAME`, without the base files in `_base_`."""
     folder = config_folder()
     paths = sorted(folder.glob("*/*.yml"))
     return {f"{path.parent.name}/{path.stem}": path for path in paths}
 
 
 def find_config(value: str | Path) -> Path:
-    """The file that a config's path or name means; a file of that name wins.
+    """The file that a config's path or name means. An existing file of that name wins.
 
     Args:
         value: a path, or a name of `list_configs` with or without its folder and `.yml`.
 
     Raises:
-        MissingFileError: no such name. (A path that is not there comes back.)
+        MissingFileError: no such name. (A path that does not exist is returned as it is.)
     """
     path = Path(value)
     if path.exists():
@@ -45,7 +46,7 @@ def find_config(value: str | Path) -> Path:
     for known, found in configs.items():
         if name in (known, known.partition("/")[2]):
             return found
-    if path.suffix or len(path.parts) > 2:  # no name: who reads it says that it is not there
+    if path.suffix or len(path.parts) > 2:  # a path, not a name: its reader reports it missing
         return path
     names = [*configs, *(known.partition("/")[2] for known in configs)]
     raise MissingFileError(
@@ -55,11 +56,12 @@ def find_config(value: str | Path) -> Path:
 
 
 def copy_config(name: str | Path, target: str | Path) -> list[Path]:
-    """Copy a packaged config, with the files that it builds on, for an own change.
+    """Copy a packaged config, with the files that it builds on, to change it.
 
     Args:
         name: as for `find_config`.
-        target: a folder. The files keep their place to each other: `TARGET/TASK/NAME.yml`.
+        target: a folder, which gets `TASK/NAME.yml`; or the new file itself, if it ends in `.yml`
+            or `.yaml`. The files that it builds on keep their place relative to it.
 
     Returns:
         The new files, the config itself first.
@@ -67,19 +69,23 @@ def copy_config(name: str | Path, target: str | Path) -> list[Path]:
     Raises:
         MissingFileError: no such config.
         InputError: it is not one of the package's.
-        FolderInUseError: one of the files is there already, with other content.
+        FolderInUseError: one of the files exists already, with other content.
     """
     folder = config_folder()
     source = find_config(name)
     if not source.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{source}: expected the name of a packaged config, got another file.")
     sources = _with_bases(source.resolve())
-    targets = [Path(target) / path.relative_to(folder.resolve()) for path in sources]
+    first = Path(target)
+    if first.suffix not in (".yml", ".yaml"):
+        first = first / sources[0].relative_to(folder.resolve())
+    places = [os.path.relpath(path, sources[0].parent) for path in sources[1:]]
+    targets = [first, *(Path(os.path.normpath(first.parent / place)) for place in places)]
     for path, copy in zip(sources, targets, strict=True):
         if copy.exists() and copy.read_bytes() != path.read_bytes():
             raise FolderInUseError(
                 f"{copy}: expected no file, or an unchanged copy of the config, got another "
-                "content. Choose another folder."
+                "content. Choose another place."
             )
     for path, copy in zip(sources, targets, strict=True):
         copy.parent.mkdir(parents=True, exist_ok=True)

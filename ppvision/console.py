@@ -9,8 +9,9 @@ the descriptors 1 and 2 lead to a log file, and only what ppvision itself says r
         for item in track(items, "eval"):
             ...                        # one progress line: stderr
 
-Without a `Console` (ppvision used as a library) nothing is redirected, and progress lines are shown
-on terminals only.
+With `verbose` both descriptors lead to stderr, so that stdout has results and nothing else. Without
+a `Console` (ppvision used as a library) nothing is redirected, and progress lines are shown on
+terminals only.
 """
 
 import contextlib
@@ -121,7 +122,7 @@ class Console:
 
     Args:
         verb: of the command; a part of the log file's name.
-        verbose: redirect nothing, so that everything that libraries print is shown. Default False.
+        verbose: show on stderr what libraries print, in place of a log file. Default False.
 
     Attributes:
         out: stdout of the command, for results.
@@ -133,11 +134,13 @@ class Console:
 
     def __init__(self, verb: str, *, verbose: bool = False) -> None:
         self.verb = verb
-        self.verbose = verbose or os.environ.get(_RANK, "0") != "0"
+        self._is_first = os.environ.get(_RANK, "0") == "0"
+        self.verbose = verbose or not self._is_first
         self.out: TextIO = sys.stdout
         self.err: TextIO = sys.stderr
         self.log_path: Path | None = None
         self.is_temporary = True
+        self._run_log: Path | None = None  # that of a run's folder, also with `verbose`
         self._keep = False
         self._told_lost = False
         self.process = os.getpid()
@@ -148,6 +151,8 @@ class Console:
         global _console
         if not self.verbose:
             self._redirect()
+        elif self._is_first:
+            self._show_libraries()
         self._take_logger()
         if not self.verbose:
             self._show_our_warnings()
@@ -172,29 +177,11 @@ class Console:
     # -- descriptors -----------------------------------------------------------------------------
 
     def _redirect(self) -> None:
-        before = sys.stdout, sys.stderr
-        for stream in before:
-            stream.flush()
-        _flush_c()
-        self.out, self.err = _keep_stream(sys.stdout, 1), _keep_stream(sys.stderr, 2)
+        """Let both descriptors lead to the log file."""
+        before = self._keep_streams()
         log, reason = self._open_log()
         saved = {number: _duplicate(number) for number in (1, 2)}
-
-        def restore() -> None:
-            sys.stdout, sys.stderr = before
-            _flush_c()  # into the log, what C code has held back
-            for number, copy in saved.items():
-                if copy is None:
-                    os.close(number)
-                else:
-                    os.dup2(copy, number)
-                    os.close(copy)
-            for stream, first in zip((self.out, self.err), before, strict=True):
-                if stream is not first:
-                    with contextlib.suppress(OSError):  # nobody reads it any more
-                        stream.close()
-
-        self._restore.callback(restore)
+        self._restore.callback(self._lead_back, before, saved)
         _lead_streams_to(log)
         sys.stdout, sys.stderr = _open_stream(1), _open_stream(2)
         if reason:
@@ -202,6 +189,39 @@ class Console:
                 f"ppvision: no log file: {reason}. The command goes on; what libraries print is "
                 "lost (--verbose shows it)."
             )
+
+    def _show_libraries(self) -> None:
+        """Let descriptor 1 lead to stderr, so that results alone reach stdout."""
+        before = self._keep_streams()
+        saved = {1: _duplicate(1)}
+        self._restore.callback(self._lead_back, before, saved)
+        if (error := _duplicate(2)) is not None:
+            os.dup2(error, 1)
+            os.close(error)
+        sys.stdout = sys.stderr
+
+    def _keep_streams(self) -> tuple[TextIO, TextIO]:
+        """Keep where stdout and stderr lead now; returns the two as they are."""
+        before = sys.stdout, sys.stderr
+        for stream in before:
+            stream.flush()
+        _flush_c()
+        self.out, self.err = _keep_stream(sys.stdout, 1), _keep_stream(sys.stderr, 2)
+        return before
+
+    def _lead_back(self, before: tuple[TextIO, TextIO], saved: dict[int, int | None]) -> None:
+        sys.stdout, sys.stderr = before
+        _flush_c()  # to where it belongs, what C code has held back
+        for number, copy in saved.items():
+            if copy is None:
+                os.close(number)
+            else:
+                os.dup2(copy, number)
+                os.close(copy)
+        for stream, first in zip((self.out, self.err), before, strict=True):
+            if stream is not first:
+                with contextlib.suppress(OSError):  # nobody reads it any more
+                    stream.close()
 
     def _open_log(self) -> tuple[int, str]:
         """A descriptor to write to, and why it is no file, or an empty text."""
@@ -239,7 +259,8 @@ class Console:
             return
         if self.log_path is not None:
             self.log_path.unlink(missing_ok=True)
-        self.log_path, self.is_temporary = path, False
+        self.log_path = self._run_log = path
+        self.is_temporary = False
 
     def _add_file(self, path: Path) -> None:
         try:
@@ -249,6 +270,7 @@ class Console:
             return
         handler.setFormatter(_formatter())
         logger.addHandler(handler)
+        self._run_log = path
         self._restore.callback(handler.close)
 
     # -- the log -----------------------------------------------------------------------------------
@@ -312,6 +334,14 @@ class Console:
                 stream.flush()
             except OSError:  # or Python would fail at it once more, and end with another code
                 drop_stream(stream)
+
+    def log(self, text: str) -> None:
+        """Write a text to the log of the run, which says later why it ended."""
+        if self._run_log is None:
+            return
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        with contextlib.suppress(OSError), self._run_log.open("a", encoding="utf-8") as file:
+            file.write(f"{stamp} {text}\n")
 
     def tell_tail(self) -> None:
         """After a failure: show the last lines of the log file and its path, and keep it."""
@@ -406,6 +436,12 @@ def tell(text: str) -> None:
         print(text, file=sys.stderr)
     else:
         _console.tell(text)
+
+
+def log(text: str) -> None:
+    """See `Console.log`; nothing without a console."""
+    if _console is not None:
+        _console.log(text)
 
 
 def result_stream() -> TextIO:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from numbers import Integral, Real
 
+TERMINAL_COLUMNS = 80  # what a terminal has unless somebody widens it
+
 
 def format_table(rows: Iterable[Iterable[object]], align: str = "<") -> str:
     """Rows of cells as aligned columns with two spaces between.

@@ -39,7 +39,7 @@ try train-bf16 ppvision train -c "$config" "${data[@]}" --device gpu --precision
     --save_interval 60 --save_dir "$out/run"
 try resume ppvision train -c "$config" "${data[@]}" --device gpu --precision bf16 --iters 120 \
     --save_interval 60 --save_dir "$out/run" --resume auto
-try export ppvision export -c "$config" "${data[@]}" --model_path pale_nano_digit_scenes \
+try export ppvision export -c "$config" "${data[@]}" --model_path segformer_pale_nano.digit_scenes \
     --save_dir "$out/exported"
 try predict ppvision predict --model_dir "$out/exported" --image_path "$out/data/images/val" \
     --save_dir "$out/found" --device gpu

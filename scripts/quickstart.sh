@@ -19,7 +19,7 @@ if [ "${1:-}" = --verbose ]; then verbose=(--verbose) && shift; fi
 out=${1:-output/quickstart}
 data=$out/digit-scenes run=$out/run model=$out/inference pictures=$out/predictions
 config=configs/segmentation/segformer_pale_nano_digit_scenes.yml
-weights=pale_nano_digit_scenes
+weights=segformer_pale_nano.digit_scenes
 paths=(train_dataset.dataset_root="$data" train_dataset.train_path="$data/train.txt"
     val_dataset.dataset_root="$data" val_dataset.val_path="$data/val.txt")
 

@@ -1,4 +1,4 @@
-"""Write the reference pages of docs/ out of the code: verbs, Python face, config keys.
+"""Write the reference pages of docs/ from the code: verbs, Python functions, config keys.
 
     python scripts/reference_pages.py
 
@@ -20,7 +20,7 @@ from ppvision.cli import build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-NOTE = "`python scripts/reference_pages.py` writes this page out of the code."
+NOTE = "`python scripts/reference_pages.py` writes this page from the code."
 WIDTH = 100  # letters of a line of prose
 
 
@@ -30,7 +30,7 @@ def _prose(text: str) -> str:
 
 
 def cli_page() -> str:
-    """Every verb's help, as it is shown."""
+    """The help of every verb."""
     parser = build_parser()
     (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = [
@@ -43,7 +43,7 @@ def cli_page() -> str:
 
 
 def python_page() -> str:
-    """Names, signatures and docstrings of the Python face."""
+    """Names, signatures and docstrings of the public Python functions."""
     parts = [
         "# Reference: Python\n",
         _prose(f"{NOTE} Everything here is a name of `import ppvision`."),
@@ -87,15 +87,15 @@ def _wrapped(signature: str) -> str:
 
 
 def config_page() -> str:
-    """The keys of configs, from the docstrings of what reads them."""
+    """The keys of configs, from the docstrings of the modules that read them."""
     parts = [
         "# Reference: config keys\n",
         _prose(NOTE),
         _prose(
-            "A config is YAML. `task` says whose it is. Keys of **segmentation** are PaddleSeg's, "
-            "keys of **detection** PaddleDetection's; our own keys below are valid in both. "
-            "`-o KEY=VALUE` on the command line overrides any of them. A key that nobody reads is "
-            "an error with file and line."
+            "A config is YAML. Its `task` is classification, segmentation or detection. The keys "
+            "of **segmentation** are those of PaddleSeg, and the keys of **detection** are those "
+            "of PaddleDetection. Our own keys below are valid in both. `-o KEY=VALUE` on the "
+            "command line overrides any key. An unknown key is an error with file and line."
         ),
     ]
     for title, module in (
@@ -109,7 +109,7 @@ def config_page() -> str:
     parts.append(
         "## Training, in every task\n\n"
         + _prose(
-            "`seed`, `accumulate`, `clip_norm` and `ema_decay` may stand in the config; the others "
+            "`seed`, `accumulate`, `clip_norm` and `ema_decay` may be in the config. The others "
             "are flags of `ppvision train`."
         )
         + f"\n```text\n{options}\n```\n"

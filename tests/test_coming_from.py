@@ -17,7 +17,7 @@ def new_words(page: str) -> list[list[str]]:
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", page, re.S)).replace("\\\n", " ")
     cells = [row.split(" | ")[1] for row in page.splitlines() if row.startswith("| ")]
     inside = [code for cell in cells for code in re.findall("`(.*?)`", cell)]
-    return [shlex.split(line) for line in [*blocks.splitlines(), *inside]]
+    return [shlex.split(line) for line in [*blocks.splitlines(), *inside] if line]
 
 
 def flags_of(verb: str) -> set[str]:

@@ -57,6 +57,17 @@ def test_a_copy_brings_what_it_builds_on_and_means_the_same(tmp_path):
     assert bases[0].read_text() == "changed: 1\n"
 
 
+def test_a_copy_gets_the_name_of_the_file_that_is_asked_for(tmp_path):
+    first, *bases = copy_config(NAME, tmp_path / "mine.yml")
+    assert first == tmp_path / "mine.yml"
+    assert first.is_file()
+    assert [path.relative_to(tmp_path).as_posix() for path in bases] == [
+        "segformer_pale_nano_digit_scenes.yml",
+        "_base_/digit_scenes.yml",
+    ]
+    assert read_yaml(first) == read_yaml(find_config(NAME))
+
+
 def test_every_config_can_be_copied(tmp_path):
     for number, (name, path) in enumerate(list_configs().items()):
         copy = copy_config(name, tmp_path / str(number))[0]

@@ -140,7 +140,7 @@ def test_the_log_file_has_the_rest(outputs):
     assert "[TRAIN] iter: 4/4, loss:" in log
     assert "[EVAL] iter: 2/4, mIoU:" in log
     assert "[TRAIN] iter: 8/8" in log  # the second run went on in it
-    assert "weights: starting from pale_nano_digit_scenes" in log
+    assert "weights: starting from segformer_pale_nano.digit_scenes" in log
     assert "[TRAIN]" not in outputs["train.err"]
 
 
@@ -149,9 +149,8 @@ def test_temporary_logs_go_when_all_went_well(outputs):
 
 
 def test_verbose_shows_everything(outputs):
-    shown = outputs["eval-verbose.out"] + outputs["eval-verbose.err"]
-    assert "Use the following config" in shown
-    assert outputs["eval.out"] in outputs["eval-verbose.out"]
+    assert "Use the following config" in outputs["eval-verbose.err"]
+    assert outputs["eval.out"] == outputs["eval-verbose.out"]  # libraries write to stderr
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -183,6 +182,7 @@ def test_a_training_in_a_terminal_is_one_line(outputs):
 def test_eval_as_json(outputs):
     (result,) = json.loads(outputs["eval-json.out"])["results"]
     assert set(result) == {"bits", "scores", "classes"}
+    assert result["bits"] == 8  # the weights of the zoo
     shown = float(re.search(r"\nmIoU (\S+)", outputs["eval.out"])[1])
     assert result["scores"]["mIoU"] == pytest.approx(shown, abs=5e-5)
     assert round(result["scores"]["mIoU"], 4) != result["scores"]["mIoU"]
@@ -205,6 +205,21 @@ def test_list_as_json(outputs):
     assert models["pale_tiny"]["parameters"] == 21748712
     assert set(models["pale_nano"]) == {"name", "parameters", "gflops", "measured", "weights"}
     assert models["pale_nano"]["weights"][0]["here"] is True
+    assert "top-1 0.525" in models["pale_nano"]["weights"][0]["score"]
+
+
+def test_the_table_of_the_zoo_fits_a_terminal(outputs):
+    """Numbers there, whole sentences in `--json`."""
+    lines = outputs["list.out"].splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("ppyoloe_pale_nano.blood_cells, AP50 0.914" in line for line in lines)
+
+
+@pytest.mark.parametrize("verb", ["eval", "pack", "bench"])
+def test_tables_fit_a_terminal(outputs, verb):
+    lines = outputs[f"{verb}.out"].splitlines()
+    assert lines
+    assert max(map(len, lines)) <= 80
 
 
 def test_scores_of_a_classifier():
@@ -354,9 +369,31 @@ def test_verbose_of_a_fault_has_no_log(failing, capsys, tmp_path):
     failing(RuntimeError("x"))
     assert cli.run(["list", "--verbose"]) == 1
     shown = capsys.readouterr()
-    assert "library 28" in shown.out
+    assert shown.out == ""
+    assert "library 28" in shown.err
     assert "the last lines of" not in shown.err
     assert list(tmp_path.glob("ppvision-*")) == []
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_log_of_a_run_ends_with_the_failure(verbose, tmp_path, monkeypatch, capsys):
+    from ppvision import console
+    from ppvision.cli import list_zoo
+    from ppvision.errors import EngineError
+
+    def fail(args):
+        console.move_log(tmp_path / "log.txt")
+        raise errors.pop()
+
+    monkeypatch.setattr(list_zoo, "run", fail)
+    errors = [EngineError("loss is nan"), KeyError("boom")]
+    for _ in range(2):
+        assert cli.run(["list", *["--verbose"] * verbose]) == 1
+    log = (tmp_path / "log.txt").read_text()
+    assert "Traceback" in log
+    assert log.index("KeyError: 'boom'") < log.index("ppvision: KeyError: this is a fault")
+    assert log.rstrip().endswith("ppvision: loss is nan")
+    assert "Traceback" not in log[log.index("this is a fault") :]
 
 
 CRASH = """

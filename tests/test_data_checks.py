@@ -395,6 +395,23 @@ def test_verdicts_lie_in_the_home_folder(root, monkeypatch, tmp_path_factory):
     assert check(root)["images"] == 4
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{cut", "[]", "null", '"x"', "{}", '{"images": 4}', "[" * 100_000, "\udcff"),
+        '{"images": -1, "labels": 4, "sizes": {}, "class_pixels": [], "ignored_pixels": 0}',
+        '{"images": 4, "labels": 4, "sizes": [], "class_pixels": [], "ignored_pixels": 0}',
+        '{"images": 4, "labels": 4, "sizes": {"a": "b"}, "class_pixels": [], "ignored_pixels": 0}',
+        '{"images": 4, "labels": 4, "sizes": {}, "class_pixels": [null], "ignored_pixels": 0}',
+    ],
+)
+def test_a_damaged_verdict_is_none(root, cache, text):
+    expected = check(root)
+    (verdict,) = cache.rglob("*.json")
+    verdict.write_text(text, encoding="utf-8", errors="surrogateescape")
+    assert check(root) == expected
+
+
 def test_cache_that_cannot_be_written(root, monkeypatch, caplog):
     monkeypatch.setenv("PPVISION_CACHE", str(root / "train.txt" / "below_a_file"))
     assert check(root)["images"] == 4

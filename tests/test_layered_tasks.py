@@ -377,13 +377,31 @@ def test_ptq_with_activations(tmp_path, crops, capsys):
         assert manifest.max_error_to_eager < 0.5
 
 
-def test_float_weights_come_before_quanters(config_file, tmp_path):
-    job = open_job(config_file(lambda config: config.update(slim_config={"bits": [8, 4]})))
-    weights = tmp_path / "float.pdparams"
-    paddle.save(job.float_model.state_dict(), str(weights))
-    job.load(weights, 4)
-    with pytest.raises(RuntimeError, match="anew"):
-        job.load(weights, 4)
+def test_float_weights_start_quanters_anew(config_file, tmp_path):
+    """Whatever was looked at before: quanters take their steps from the weights given last."""
+    path = config_file(lambda config: config.update(slim_config={"bits": [8, 4]}))
+    paddle.seed(3)
+    state = open_job(path).float_model.state_dict()
+    other = {n: t * 3 if t.ndim > 1 else t for n, t in state.items()}
+    for name, arrays in (("first", state), ("other", other)):
+        paddle.save(arrays, str(tmp_path / f"{name}.pdparams"))
+
+    def arrays_of(*names: str, touch: bool = False) -> dict[str, np.ndarray]:
+        job = open_job(path)
+        if touch:
+            assert job.optimizer is not None
+            assert job.model is job.model
+        for name in names:
+            model = job.load(tmp_path / f"{name}.pdparams", 4)
+        updated = {id(p) for p in job.optimizer._parameter_list}
+        assert all(id(p) in updated for p in model.parameters() if not p.stop_gradient)
+        return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+
+    expected = arrays_of("other")
+    for found in (arrays_of("other", touch=True), arrays_of("first", "other", "other")):
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, name)
 
 
 # -- training elsewhere ----------------------------------------------------------------------------

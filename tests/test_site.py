@@ -15,13 +15,16 @@ from tests.helpers.verbs import shell
 DOCS = ROOT / "docs"
 
 
-@pytest.fixture(scope="module")
-def reference():
-    path = ROOT / "scripts" / "reference_pages.py"
-    spec = importlib.util.spec_from_file_location("reference_pages", path)
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load_script("reference_pages")
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse and inspect write otherwise")
@@ -48,6 +51,13 @@ def test_every_page_is_in_the_navigation_and_the_index_once():
     assert sorted(pages) == sorted(found)
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     assert set(pages) - {"index.md"} == set(re.findall(r"\]\(([\w/]+\.md)\)", index))
+
+
+def test_links_to_files_outside_the_docs_are_text_on_the_site():
+    to_site = load_script("site_links").on_page_markdown
+    text = "See [the README](../README.md#install), [engines](notes/engines.md), [a](../zoo.md#b)."
+    found = to_site(text, page=None, config=None, files=None)
+    assert found == "See the README, [engines](notes/engines.md), [a](../zoo.md#b)."
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,7 @@ def test_no_head_and_a_new_head(name):
     assert model(picture()).shape == [BATCH, model.num_features]
     assert not [key for key in model.state_dict() if key.startswith(f"{model.classifier}.")]
     model.reset_classifier(4)
-    assert model.num_classes == 4
+    assert model.num_classes == model.pretrained_cfg.num_classes == 4
     assert model(picture()).shape == [BATCH, 4]
     fresh = ppvision.create_model(name, num_classes=4)
     assert model.state_dict().keys() == fresh.state_dict().keys()
@@ -127,6 +127,30 @@ def test_no_head_and_a_new_head(name):
 def test_other_channels(name, channels):
     model = ppvision.create_model(name, in_channels=channels, num_classes=3)
     assert model(picture(channels)).shape == [BATCH, 3]
+    config = model.pretrained_cfg
+    assert config.input_size[0] == len(config.mean) == len(config.std) == channels
+    rgb = ppvision.model_card(name).config
+    if channels == 1:
+        assert config.mean == pytest.approx([np.mean(rgb.mean)])
+    else:
+        assert config.std == (*rgb.std, *rgb.std[:2])
+
+
+def test_whole_numbers_of_numpy_count():
+    model = create("resnet20", num_classes=np.int64(5), in_channels=np.int32(2))
+    assert model(picture(2)).shape == [BATCH, 5]
+    model.reset_classifier(np.uint8(3))
+    assert model(picture(2)).shape == [BATCH, 3]
+    maps = create("resnet20", features_only=True, out_indices=np.array([0, 2]))
+    assert maps.out_indices == (0, 2)
+    assert create("resnet20", features_only=True, out_indices=(-2, -1)).out_indices == (1, 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weight_decay_spares_trained_norms_and_biases_only(name):
+    model = create(name, num_classes=2)
+    trained = {n for n, p in model.named_parameters() if not p.stop_gradient and p.ndim == 1}
+    assert model.no_weight_decay() == trained
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -155,8 +179,6 @@ def test_layer_groups_are_every_parameter_once_from_the_picture_on(name):
     assert all(groups)
     assert f"{model.first_conv}.weight" in groups[0]
     assert f"{model.classifier}.weight" in groups[-1]
-    small = {path for path, p in model.named_parameters() if p.ndim == 1}
-    assert model.no_weight_decay() == small
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -231,6 +253,16 @@ def test_wrong_options_are_named(name, options, token):
         ppvision.create_model(name, **options)
 
 
-def test_a_pyramid_has_no_head_to_reset():
+def test_a_pyramid_has_no_head():
+    model = ppvision.create_model("resnet20", features_only=True)
     with pytest.raises(ValueError, match="features_only"):
-        ppvision.create_model("resnet20", features_only=True).reset_classifier(3)
+        model.reset_classifier(3)
+    with pytest.raises(ValueError, match="features_only"):
+        model.forward_head(model(picture())[-1])
+
+
+def test_flags_are_flags():
+    with pytest.raises(TypeError, match="enable"):
+        ppvision.create_model("resnet20").set_grad_checkpointing("no")
+    with pytest.raises(TypeError, match="fused"):
+        ppvision.create_model("pale_nano", fused="a")

@@ -14,7 +14,7 @@ from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy.run.zoo_folder import zoo_folder
 from ppvision.tasks import open_job
 from ppvision.zoo import cards
-from ppvision.zoo.weights import WeightsError
+from ppvision.zoo.weights import WeightsError, read_weights
 from tests.helpers.messages import raises_naming
 
 NAME = "segformer_pale_nano.digit_scenes"
@@ -126,10 +126,16 @@ def test_a_name_without_a_graph_says_so():
         ppvision.Predictor("efficientnet_lite0.imagenet")
     with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano\.digit_scenes"):
         ppvision.Predictor("segformer_pale_nano.digit_scene")
+    with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano_sdn\.nuclei"):
+        ppvision.Predictor("segformer_pale_nano_sdn")
+    for name in ("resnet50", "nope", ""):  # all that there are
+        with pytest.raises(FileNotFoundError, match=r"segformer_pale_nano_sdn\.nuclei"):
+            ppvision.Predictor(name)
 
 
 def test_a_name_has_the_widths_of_its_layered_model():
-    """For `eval --bits` and `export --bits`; without them a name is its highest width in float."""
+    """For `eval --bits` and `export --bits`; without them a name is its highest width, in a float
+    model."""
     config = ROOT / "configs" / "segmentation" / "segformer_pale_nano_digit_scenes.yml"
     folder = cards.WEIGHTS_FOLDER / "segformer_pale_nano.digit_scenes"
     found = {}
@@ -141,5 +147,8 @@ def test_a_name_has_the_widths_of_its_layered_model():
     assert mine.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(mine[name], value)
-    (in_float,) = open_job(config).models("segformer_pale_nano.digit_scenes")
-    assert in_float[0] == 32
+    ((width, model),) = open_job(config).models("segformer_pale_nano.digit_scenes")
+    assert width == 8
+    stored = read_weights("segformer_pale_nano.digit_scenes")
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value.numpy(), stored[name])

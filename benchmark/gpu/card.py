@@ -38,10 +38,11 @@ def main() -> None:
     parser.add_argument("draft", type=Path)
     parser.add_argument("record", type=Path)
     parser.add_argument("--score", required=True)
+    parser.add_argument("--short_score", default="", help="for tables, such as 'top-1 0.527'")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     draft, record = (json.loads(p.read_text(encoding="utf-8")) for p in (args.draft, args.record))
-    card = fill_card(draft, record, args.score)
+    card = fill_card(draft, record, args.score) | {"short_score": args.short_score}
     args.output.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ from ppvision.cli import (
     train,
 )
 from ppvision.cli.options import Parser
-from ppvision.console import Console, drop_stream, tell, tell_last
+from ppvision.console import Console, drop_stream, log, tell, tell_last
 from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_text
 
@@ -80,6 +80,7 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
     except Exception as error:
         return _show_fault(error, console)
     except KeyboardInterrupt:
+        log("ppvision: stopped")
         tell_last("ppvision: stopped")
         return 130
     finally:
@@ -109,21 +110,31 @@ def _show_failure(error: Exception, text: str) -> int:
     """Show what a user or the system has to mend as one message; PPVISION_TRACEBACK=1 shows the
     traceback as well."""
     if os.environ.get("PPVISION_TRACEBACK"):
-        tell("".join(traceback.format_exception(error)).rstrip())
-    tell_last(f"ppvision: {shorten_text(text, _MAX_MESSAGE)}")
+        _show_traceback(error)
+    message = f"ppvision: {shorten_text(text, _MAX_MESSAGE)}"
+    log(message)
+    tell_last(message)
     return 1
 
 
 def _show_fault(error: Exception, console: Console) -> int:
     """Show what no user can mend, with the end of the log, its traceback and what to do with it."""
     console.tell_tail()
-    tell("".join(traceback.format_exception(error)).rstrip())
-    tell_last(
+    _show_traceback(error)
+    message = (
         f"ppvision: {type(error).__name__}: this is a fault of ppvision, of a library below it, or "
         "of a module that the config imports, not of your input. Please report it with the "
         "traceback above, the command, the config and the output of `ppvision doctor`."
     )
+    log(message)
+    tell_last(message)
     return 1
+
+
+def _show_traceback(error: Exception) -> None:
+    text = "".join(traceback.format_exception(error)).rstrip()
+    log(text)
+    tell(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

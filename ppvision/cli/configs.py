@@ -13,10 +13,13 @@ def add(verbs: Verbs) -> None:
         "configs",
         "list and copy the configs that come with the package",
         "List the packaged configs, which --config finds by name, or copy one.",
-        "ppvision configs --copy pale_nano_digits --output configs",
+        "ppvision configs --copy pale_nano_digits --output configs/mine.yml",
     )
     verb.add_argument("--copy", metavar="NAME", help="the config to copy (default: list all)")
-    verb.add_argument("--output", help="with --copy: folder that gets TASK/NAME.yml")
+    verb.add_argument(
+        "--output",
+        help="with --copy: a folder, which gets TASK/NAME.yml, or the new file, NAME.yml",
+    )
     verb.set_defaults(verb=run)
 
 

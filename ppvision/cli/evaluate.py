@@ -28,7 +28,8 @@ def add(verbs: Verbs) -> None:
         "eval",
         "score a model",
         "Score a model, or an exported one, on the validation data of a config.",
-        f"ppvision eval -c {EXAMPLE_CONFIG} \\\n      --model_path pale_nano_digit_scenes",
+        f"ppvision eval -c {EXAMPLE_CONFIG} \\\n"
+        "      --model_path segformer_pale_nano.digit_scenes",
     )
     add_config(verb)
     add_model(verb)

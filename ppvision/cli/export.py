@@ -29,7 +29,7 @@ def add(verbs: Verbs) -> None:
         "write a model for Paddle Inference or ONNX",
         "Write a model for Paddle Inference or ONNX, and compare both.",
         f"ppvision export -c {EXAMPLE_CONFIG} \\\n"
-        "      --model_path pale_nano_digit_scenes --save_dir inference/mine",
+        "      --model_path segformer_pale_nano.digit_scenes --save_dir inference/mine",
     )
     add_config(verb)
     verb.add_argument("--model_path", required=True, help="weights: a file or a name of the zoo")

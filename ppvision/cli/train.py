@@ -31,7 +31,8 @@ def add(verbs: Verbs) -> None:
         "train a model",
         "Train a model as a config says.",
         f"ppvision train -c {EXAMPLE_CONFIG} \\\n"
-        "      --model_path pale_nano_digit_scenes --save_dir output/mine --do_eval",
+        "      --model_path segformer_pale_nano.digit_scenes \\\n"
+        "      --save_dir output/mine --do_eval",
     )
     add_config(verb)
     verb.add_argument("--save_dir", help="run folder (default: output/CONFIG'S NAME)")

@@ -22,11 +22,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
+from ppvision.data.check.verdicts import read_verdict, verdict_file, write_verdict
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
 from ppvision.data.pictures import read_picture
 from ppvision.errors import DataError
-from ppvision.files import cache_folder, write_text
 
 logger = logging.getLogger("ppvision")
 
@@ -284,12 +284,12 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     file = [str(archive.path.resolve()), status.st_size, status.st_mtime_ns]
     how = [CHECKS_VERSION, max_value, max_pixels()]  # that decide what is refused
     settings = json.dumps([how, *file, [path.name for path in paths]])
-    verdict = cache_folder() / "checked" / f"{hashlib.sha256(settings.encode()).hexdigest()}.json"
-    if verdict.is_file():
+    verdict = verdict_file(hashlib.sha256(settings.encode()))
+    if (known := read_verdict(verdict, {"images": 0, "sizes": {}})) is not None:
         logger.info(
             f"{name}: unchanged since it was last checked, not decoded again", extra=FILE_ONLY
         )
-        return json.loads(verdict.read_text(encoding="utf-8"))
+        return known
 
     def look_at(path: ZipPath) -> tuple[str | None, str | None]:
         """What is wrong with a picture, or its size."""
@@ -313,9 +313,5 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
         raise DataError("\n    ".join(lines))
     sizes = Counter(size for _, size in looked)
     summary = {"images": len(paths), "sizes": dict(sizes.most_common())}
-    try:
-        verdict.parent.mkdir(parents=True, exist_ok=True)
-        write_text(verdict, json.dumps(summary))
-    except OSError as error:
-        logger.warning(f"{name}: will be checked again next time: {error}")
+    write_verdict(verdict, summary, name)
     return summary

@@ -90,22 +90,22 @@ class DataReadError(PpvisionError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to run, apart from what is trained.
+    """Options of a training that do not depend on the task.
 
     Attributes:
-        iters: optimiser steps in all.
+        iters: total number of optimiser steps.
         batch_size: samples per batch and process.
         accumulate: batches whose mean gradient makes one step.
-        clip_norm: bound of the gradient's global norm, or None.
+        clip_norm: limit of the gradient's global norm, or None.
         log_iters: steps between two log lines.
         save_interval: steps between two evaluations and checkpoints.
         keep_checkpoint_max: checkpoints to keep.
-        num_workers: processes that read data; 0 reads in this one.
-        seed: of samples and steps.
+        num_workers: processes that read data; 0 reads in the training process.
+        seed: seed of samples and steps.
         precision: fp32, or fp16 / bf16 mixed precision (O1); also as float32, float16, bfloat16.
-        use_ema: also average the weights, and evaluate the average.
-        ema_decay: share of the average that stays, a step. Default: PaddleSeg's.
-        resume: `auto`, a checkpoint's folder, or None.
+        use_ema: whether to average the weights and also evaluate the average.
+        ema_decay: fraction of the running average kept at each step. Default: PaddleSeg's.
+        resume: `auto`, the folder of a checkpoint, or None.
 
     Raises:
         ValueError: a value out of its range.

@@ -5,12 +5,15 @@ of layers for an optimiser and recomputation follow from that.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from ppvision.arguments import check_flag
 from ppvision.errors import InputError, shorten
 from ppvision.nn import DropPath
 
@@ -55,6 +58,7 @@ class ZooModel(nn.Layer):
     follows the stages it overrides `forward_features` (before the head) and `forward_pyramid`.
 
     Attributes:
+        in_channels: of the picture.
         num_classes: outputs of the head; 0 where there is none.
         num_features: channels of `forward_features`.
         feature_info: see `FeatureInfo`; of the maps that `features_only` returns, or of all.
@@ -111,16 +115,14 @@ class ZooModel(nn.Layer):
         Raises:
             ValueError: a number out of its range, or `out_indices` without `features_only`.
         """
-        for name, count, low in (("num_classes", num_classes, 0), ("in_channels", in_channels, 1)):
-            if isinstance(count, bool) or not isinstance(count, int) or count < low:
-                raise InputError(
-                    f"{name}: expected a whole number of at least {low}, got {shorten(count)}."
-                )
+        num_classes = _as_count("num_classes", num_classes, 0)
+        in_channels = _as_count("in_channels", in_channels, 1)
         if out_indices is not None and not features_only:
             raise InputError(
                 "out_indices: names feature maps, which only features_only=True returns. Pass both."
             )
         chosen = _checked_indices(out_indices, len(stages))
+        self.in_channels = in_channels
         self.num_classes = 0 if features_only else num_classes
         self.features_only = features_only
         self.out_indices = chosen
@@ -160,7 +162,15 @@ class ZooModel(nn.Layer):
 
         Returns:
             `[B, num_classes]`; `[B, num_features]` with `pre_logits` or without a head.
+
+        Raises:
+            ValueError: a model with `features_only`, which has no head.
         """
+        if self.features_only:
+            raise InputError(
+                "forward_head: expected a classifier, got a model with features_only, which has no "
+                "head. Create it without."
+            )
         x = x.mean(axis=[2, 3])  # [B, num_features]
         return x if pre_logits else getattr(self, self.classifier)(x)
 
@@ -184,8 +194,12 @@ class ZooModel(nn.Layer):
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Do not keep the activations inside of blocks for the backward pass, compute them again:
-        less memory, about a third more time."""
-        self.recompute = enable
+        less memory, about a third more time.
+
+        Raises:
+            TypeError: neither True nor False.
+        """
+        self.recompute = check_flag(enable, "enable")
 
     # -- the head ----------------------------------------------------------------------------------
 
@@ -211,20 +225,24 @@ class ZooModel(nn.Layer):
                 "reset_classifier: expected a classifier, got a model with features_only, which "
                 "has no head. Create it without."
             )
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-            raise InputError(
-                f"num_classes: expected a whole number of at least 0, got {shorten(num_classes)}."
-            )
+        num_classes = _as_count("num_classes", num_classes, 0)
         head = self.make_head(num_classes)
         head.apply(self.init_weights)
         self.num_classes = num_classes
         setattr(self, self.classifier, head)
+        if self.pretrained_cfg is not None:  # a fresh head has no names for its classes
+            self.pretrained_cfg = replace(self.pretrained_cfg, num_classes=num_classes, classes=())
 
     # -- optimisers and fine-tuning ----------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay is to leave alone: norms and biases."""
-        return {name for name, p in self.named_parameters() if p.ndim <= 1}
+        # Paddle counts BatchNorm's running statistics among the parameters; nothing trains them.
+        return {
+            name
+            for name, p in self.named_parameters()
+            if p.ndim <= 1 and not name.endswith(("._mean", "._variance"))
+        }
 
     def layer_groups(self) -> list[list[str]]:
         """Names of the parameters from the picture to the classes: the stem, each block, and last
@@ -245,7 +263,7 @@ class ZooModel(nn.Layer):
     def freeze(self, stages: int) -> None:
         """Keep the first stages as they are while the rest is trained: their parameters get no
         gradient, their BatchNorms use and keep the running statistics, and nothing is dropped in
-        them.
+        them. What is frozen stays so: a second call can only add to it.
 
         Args:
             stages: -1 for none, 0 for the stem, k for the stem and the first k stages.
@@ -288,19 +306,28 @@ def check_rate(name: str, rate: object) -> None:
         )
 
 
+def _as_count(name: str, value: object, least: int) -> int:
+    """A whole number, also one of NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(
+            f"{name}: expected a whole number of at least {least}, got {shorten(value)}."
+        )
+    return int(value)
+
+
 def _checked_indices(out_indices: Sequence[int] | None, count: int) -> tuple[int, ...]:
     if out_indices is None:
         return tuple(range(count))
-    listed = isinstance(out_indices, Sequence) and not isinstance(out_indices, str)
+    listed = isinstance(out_indices, Sequence | np.ndarray) and not isinstance(out_indices, str)
     given = list(out_indices) if listed else []
     whole = all(
-        isinstance(i, int) and not isinstance(i, bool) and -count <= i < count for i in given
+        isinstance(i, Integral) and not isinstance(i, bool) and -count <= i < count for i in given
     )
-    chosen = [i % count for i in given] if whole else []
+    chosen = [int(i) % count for i in given] if whole else []
     if not chosen or sorted(set(chosen)) != chosen:
         raise InputError(
-            f"out_indices: expected numbers from 0 to {count - 1}, the finest first, got "
-            f"{shorten(out_indices)}."
+            f"out_indices: expected numbers from 0 to {count - 1}, the finest first, or from "
+            f"{-count} to -1 to count from the last; got {shorten(out_indices)}."
         )
     return tuple(chosen)
 

@@ -15,6 +15,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.arguments import check_flag
 from ppvision.errors import InputError, shorten
 
 # Added to the score of a padded key. exp(-1e4) is zero in float32, and the number itself is
@@ -295,6 +296,7 @@ class PaleAttention(nn.Layer):
     Raises:
         ValueError: channels that the heads do not divide, an odd number of heads, a pale size
             below 1.
+        TypeError: `fused` is another value.
 
     Every pointwise layer is a 1x1 convolution, for oneDNN. pale_tiny at 224, batch 1, 2 threads of
     an AMD EPYC with 2 cores, in Paddle Inference: 73 ms, against 99 with Linear, 85 with Linear and
@@ -328,7 +330,7 @@ class PaleAttention(nn.Layer):
         self.pale_size = (_checked_pale_size(rows), _checked_pale_size(columns))
         self.num_heads = num_heads
         self.mask_padding = mask_padding
-        self.fused = fused
+        self.fused = check_flag(fused, "fused", optional=True)
         self.query = SeparableConv(channels)
         self.key = SeparableConv(channels)
         self.value = SeparableConv(channels)

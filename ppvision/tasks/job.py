@@ -26,7 +26,7 @@ from ppvision.data.class_zip import ZipPath
 from ppvision.deploy import Predictor
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.trainer import ForwardPass
-from ppvision.quant import load_layered
+from ppvision.quant import describe_layered, load_layered
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import LayeredState
@@ -440,7 +440,8 @@ class Job(ABC):
             bits: widths. Default None: all that there are.
 
         Yields:
-            The width, 32 for a model in float, and the model.
+            The width and the model. The width is 32 for a model in float. Without `bits`, a name of
+            the zoo gives one model: the highest width of its layered model.
 
         Raises:
             ConfigError: widths of a model in float.
@@ -457,7 +458,10 @@ class Job(ABC):
                 f"--bits {' '.join(map(str, bits))}: expected a model with widths: a layered "
                 "model, or a checkpoint of once-QAT with its slim_config. This one is in float."
             )
-        yield FLOAT_BITS, self.float_model
+        width = _highest_width(model_path)
+        if width != FLOAT_BITS:
+            logger.info(f"{model_path}: weights of {width} bits, the highest width in the zoo")
+        yield width, self.float_model
 
     def load(self, model_path: str | Path, bits: int | None = None) -> nn.Layer:
         """The model at one width, by default the highest; see `models`."""
@@ -497,6 +501,12 @@ def _with_widths(model_path: str | Path) -> str | Path:
     if card is None or not (card.folder / "manifest.json").is_file():
         return model_path
     return card.folder
+
+
+def _highest_width(model_path: str | Path) -> int:
+    """The width of the weights that `read_weights` gives: 32 for a file in float."""
+    folder = _with_widths(model_path)
+    return max(describe_layered(folder).bits) if is_layered(folder) else FLOAT_BITS
 
 
 def read_float_weights(model_path: str | Path) -> Mapping[str, np.ndarray]:

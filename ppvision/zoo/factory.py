@@ -5,6 +5,8 @@ import os
 from dataclasses import replace
 from typing import cast
 
+import numpy as np
+
 from ppvision.arguments import check_count, check_flag, check_text
 from ppvision.errors import InputError, InputTypeError, nearest, shorten
 from ppvision.models.base import ZooModel
@@ -57,12 +59,14 @@ def create_model(
     """
     model, tag = split_name(name)
     known = model_signature(model).parameters
-    for option, value in options.items():
+    for option, value in [*options.items()]:
         if option not in known:
             raise InputTypeError(
                 f"create_model({shorten(name)}): expected options among {', '.join(known)}; got "
                 f"{shorten(option)}. {nearest(option, known)}"
             )
+        if isinstance(value, np.integer):
+            options[option] = value = int(value)
         if isinstance(known[option].default, bool):
             check_flag(value, option)
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -86,6 +90,7 @@ def create_model(
     if isinstance(net, ZooModel):
         # A fresh head has no names for its classes.
         classes = () if fresh or not net.num_classes else config.classes
+        config = config.for_channels(net.in_channels)
         net.pretrained_cfg = replace(config, num_classes=net.num_classes, classes=classes)
         net.freeze(frozen_stages)
         if norm_eval:

@@ -21,7 +21,6 @@ from ppvision.errors import (
     InputError,
     InputTypeError,
     MissingFileError,
-    WeightsError,
     nearest,
     shorten,
     shorten_text,
@@ -33,13 +32,11 @@ from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
 from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle
-from ppvision.zoo.weights import assign_weights, read_weights
+from ppvision.zoo.weights import RGB, assign_weights, read_weights, take_backbone
 
 logger = logging.getLogger("ppvision")
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-# Pictures are RGB, unless somebody's weights say otherwise.
-_RGB = 3
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
     arrays = dict(found.arrays)
     if is_from_torch(arrays):
         arrays = to_paddle(arrays, net.torch_names)
-    arrays = _take_backbone(net, arrays, found.source)
+    arrays = take_backbone(net, arrays, found.source)
     _adapt_first_conv(net, arrays, found.source)
     fresh = _match_head(net, arrays, found.source, keep_head)
     unused = [f"{path}.*" for path in net.paths_not_built()]
@@ -190,34 +187,6 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
     if fresh:
         logger.warning("%s: starts untrained: %s", type(net).__name__, ", ".join(fresh))
     return fresh
-
-
-def _take_backbone(
-    net: ZooModel, arrays: dict[str, np.ndarray], source: str
-) -> dict[str, np.ndarray]:
-    """The arrays of the model itself out of those of a model that has it inside.
-
-    PaddleSeg calls it `backbone.`, PaddleDetection's have `backbone.net.`, SDN another `backbone.`:
-    it is where the model's first convolution is.
-    """
-    first = f"{net.first_conv}.weight"
-    if first in arrays:
-        return arrays
-    prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
-    if not prefixes:
-        return arrays  # the report of what does not fit will say so
-    if len(prefixes) > 1:
-        raise WeightsError(
-            f"{source}: expected weights of one {type(net).__name__}, found several: "
-            f"{', '.join(p.removesuffix('.') for p in prefixes)}."
-        )
-    prefix = prefixes[0]
-    taken = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    logger.info(
-        "%s: took the backbone out of a whole model: %d arrays under %r, left %d others",
-        *(source, len(taken), prefix, len(arrays) - len(taken)),
-    )
-    return taken
 
 
 def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -229,13 +198,13 @@ def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str)
     if weight is None or weight.ndim != 4:
         return
     channels = own.shape[1]
-    if weight.shape[1] == channels or weight.shape[1] != _RGB:
+    if weight.shape[1] == channels or weight.shape[1] != RGB:
         return
     if channels == 1:
         arrays[name] = weight.sum(axis=1, keepdims=True)
     else:
-        repeated = np.tile(weight, (1, math.ceil(channels / _RGB), 1, 1))[:, :channels]
-        arrays[name] = repeated * np.asarray(_RGB / channels, weight.dtype)
+        repeated = np.tile(weight, (1, math.ceil(channels / RGB), 1, 1))[:, :channels]
+        arrays[name] = repeated * np.asarray(RGB / channels, weight.dtype)
     logger.warning("%s: %s made from 3 channels for %d", source, net.first_conv, channels)
 
 

@@ -82,15 +82,13 @@ def measure_predictions(folder: str, calls: int, first: int) -> int:
     return read_resident() - before
 
 
-def measure_isolated(folder: str) -> tuple[int, int]:
-    """Bytes of the process before and after three isolated engines were opened and closed."""
+def measure_engine(folder: str, isolate: bool) -> int:
+    """Bytes by which the process grows when an engine runs twice, opened and closed each time."""
     from ppvision.deploy import Predictor
 
     x = np.zeros((1, 3, 40, 40), np.float32)
-    for _ in range(2):  # what only the first costs
-        Predictor(Path(folder), threads=1, isolate=True).close()
     before = read_resident()
-    for _ in range(3):
-        with Predictor(Path(folder), threads=1, isolate=True) as predictor:
+    for _ in range(2):
+        with Predictor(Path(folder), threads=1, isolate=isolate) as predictor:
             predictor.run(x)
-    return before, read_resident()
+    return read_resident() - before

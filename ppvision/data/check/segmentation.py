@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
+from ppvision.data.check.verdicts import read_verdict, verdict_file, write_verdict
 from ppvision.data.limits import max_pixels
 from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture
 from ppvision.data.text import cut_text
 from ppvision.errors import DataError
-from ppvision.files import cache_folder
 
 SHOWN = 10  # problems of each kind that the error lists
 ANY_CLASS = 2**16  # more classes than a label map of 16 bits can hold: no value is out of range
@@ -149,7 +149,14 @@ def _checked(
     count = len(pairs) + len(problems)
     # Everything that a verdict depends on.
     stamp = _stamp([CHECKS_VERSION, max_pixels(), max_value, *settings], pairs)
-    if (summary := _stored_verdict(stamp)) is not None:
+    example = {
+        "images": 0,
+        "labels": 0,
+        "sizes": {},
+        "class_pixels": [],
+        "ignored_pixels": 0,
+    }
+    if (summary := read_verdict(stamp, example)) is not None:
         logger.info(
             "%s: unchanged since it was last checked, not decoded again", name, extra=FILE_ONLY
         )
@@ -185,7 +192,7 @@ def _checked(
         "class_pixels": [pixels[value] for value in range(num_classes)],
         "ignored_pixels": pixels[ignore_index] if ignore_index not in range(num_classes) else 0,
     }
-    _store_verdict(stamp, summary)
+    write_verdict(stamp, summary, name)
     return summary
 
 
@@ -316,21 +323,4 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
                 continue
             digest.update(os.fsencode(path))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
-
-
-def _stored_verdict(stamp: Path) -> dict | None:
-    try:
-        return json.loads(stamp.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not checked yet, or not readable: check
-        return None
-
-
-def _store_verdict(stamp: Path, summary: dict) -> None:
-    aside = stamp.with_suffix(f".{os.getpid()}")
-    try:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(summary), encoding="utf-8")
-        aside.replace(stamp)
-    except OSError as error:
-        logger.warning("the data set will be checked again next time: %s", error)
+    return verdict_file(digest)

@@ -566,20 +566,24 @@ def _found(folder: str | Path) -> Path:
     """The folder, or that of a model of the zoo by this name."""
     expected = "an exported folder or the name of a whole model of the zoo"
     path = check_file(folder, "folder", expected)
-    if not isinstance(folder, str) or path.exists():
+    if not isinstance(folder, str) or (folder and path.exists()):
         return path
     from difflib import get_close_matches
 
     from ppvision.deploy.run.zoo_folder import zoo_folder
-    from ppvision.zoo.cards import weights_names
+    from ppvision.zoo.cards import ZOO_WEIGHTS
 
     if (composed := zoo_folder(folder)) is not None:
         return composed
-    if close := get_close_matches(folder, weights_names(), n=1, cutoff=0.8):
-        raise MissingFileError(
-            f"folder: expected {expected}, got {shorten(folder)}. Did you mean {close[0]}?"
-        )
-    return path
+    # A model of the zoo without a tag, as "pale_nano", has several; a misspelt name is near one.
+    names = [name for name, card in ZOO_WEIGHTS.items() if not card.package]
+    close = [n for n in names if folder and f"{folder}." in n] or get_close_matches(
+        folder, names, 1, 0.8
+    )
+    hint = f"Did you mean {' or '.join(close)}?" if close else f"Names: {', '.join(names)}."
+    raise MissingFileError(
+        f"folder: expected {expected}, got {shorten(folder)}, which is neither. {hint}"
+    )
 
 
 def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTransforms:

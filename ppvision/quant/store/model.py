@@ -51,7 +51,7 @@ from ppvision.quant.train.layers import LayeredLayer, LayeredNorm
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.quant.train.quanters import checked_widths
 from ppvision.remote_cache import is_url
-from ppvision.tables import format_table
+from ppvision.tables import TERMINAL_COLUMNS, format_table
 
 logger = logging.getLogger("ppvision")
 
@@ -440,14 +440,18 @@ class LayeredDescription:
     def __str__(self) -> str:
         lines = [
             self.source,
-            f"trained at {', '.join(map(str, self.bits))} bits; "
+            f"trained at {', '.join(map(str, self.bits))} bits; {self.activations} rounded inputs",
             f"{self.weights} quantised weights of {self.count:,} numbers, {self.fixed} of one "
-            f"width; {self.activations} rounded inputs",
-            *(f"  {key}: {_short(value)}" for key, value in self.config.items()),
+            "width",
+            *(
+                _cut(f"  {key}: {json.dumps(v, ensure_ascii=False)}")
+                for key, v in self.config.items()
+            ),
         ]
-        rows = [("file", "bytes", "sha256", "")]
+        # The manifest has all 64 digits.
+        rows = [("file", "bytes", "sha256 begins", "")]
         rows += [
-            (f.name, f"{f.bytes:,}", f.sha256, "missing" if f.present is False else "")
+            (f.name, f"{f.bytes:,}", f.sha256[:16], "missing" if f.present is False else "")
             for f in self.files
         ]
         lines.append(format_table(rows, "<><"))
@@ -458,9 +462,8 @@ class LayeredDescription:
         return "\n".join(lines)
 
 
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+def _cut(line: str) -> str:
+    return line if len(line) <= TERMINAL_COLUMNS else f"{line[: TERMINAL_COLUMNS - 3]}..."
 
 
 def describe_layered(path_or_url: str | Path) -> LayeredDescription:

@@ -41,14 +41,17 @@ class OnceQAT(nn.Layer):
             `[B, K, ...]` (None where the model gives losses only) that gives the losses that count.
             Default: `WeightedLosses` of `weights` and `distillation`.
         weights, distillation: see `ppvision.quant.train.losses.WeightedLosses`; not with `weigh`.
+        losses: how PaddleSeg's trainer applies a config's losses to the logits of a model that does
+            not do it itself: a function of the logits, the losses and the batch. Default:
+            PaddleSeg's own way, which `ppvision.plugins.paddleseg` provides (`stock_losses`).
 
     Raises:
         ValueError: no quanters, a width that they do not know, a value out of its range, `weigh`
             together with `weights` or `distillation`.
     """
 
-    # How PaddleSeg applies a config's losses to logits, for models that do not do it themselves;
-    # `ppvision.plugins.paddleseg` puts it here.
+    # The default of `losses`; `ppvision.plugins.paddleseg` puts it here. PaddleSeg's users build
+    # `OnceQAT(model, bits)` and train it with PaddleSeg's own trainer.
     stock_losses: Losses | None = None
 
     def __init__(
@@ -60,6 +63,7 @@ class OnceQAT(nn.Layer):
         weigh: WeighLosses | None = None,
         weights: Sequence[float] | None = None,
         distillation: float = 0.0,
+        losses: Losses | None = None,
     ) -> None:
         super().__init__()
         self.widths = checked_widths(bits)
@@ -74,6 +78,7 @@ class OnceQAT(nn.Layer):
                 "weigh=WeightedLosses(bits, weights, distillation), or a function that calls it."
             )
         self.weigh = weigh or WeightedLosses(bits, weights, distillation)
+        self.apply_losses = losses
         self.model = model
         self.objective = objective
         self.bits = self.widths[0]
@@ -180,12 +185,12 @@ class OnceQAT(nn.Layer):
     def _losses(self, bits: int, logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
         if hasattr(self.model, "loss_computation"):
             found = self.model.loss_computation(logits, losses, data)
-        elif OnceQAT.stock_losses is not None:
-            found = OnceQAT.stock_losses(logits, losses, data)
+        elif (apply := self.apply_losses or OnceQAT.stock_losses) is not None:
+            found = apply(logits, losses, data)
         else:
             raise EngineError(
-                "OnceQAT: expected a model with loss_computation, or PaddleSeg's losses: import "
-                "ppvision.plugins.paddleseg."
+                "OnceQAT: expected a model with loss_computation, OnceQAT(..., losses=FUNCTION), "
+                "or PaddleSeg's losses: import ppvision.plugins.paddleseg."
             )
         return self.weigh(bits, list(found), logits[0])
 

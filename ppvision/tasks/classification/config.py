@@ -1,51 +1,52 @@
-"""What a classification config may say, and building what it names.
+"""The keys of a classification config, and building the objects that it names.
 
-The task's config in full, with what is taken for a key that is left out:
+This is a config with all keys and their defaults:
 
     task: classification
     batch_size: 128                  # samples per batch and process
     epochs: 300                      # or iters: optimiser steps
     seed: 0
     accumulate: 1                    # batches whose mean gradient makes one step
-    clip_norm: null                  # bound of the gradient's global norm
-    ema_decay: 0.999                 # of the averaged weights (--use_ema)
-    model: {type: pale_tiny, num_classes: 1000, ...}        # any of the zoo, with its options
+    clip_norm: null                  # limit of the gradient's global norm
+    ema_decay: 0.999                 # for the averaged weights (--use_ema)
+    model: {type: pale_tiny, num_classes: 1000, ...}        # any model of the zoo, with its options
     train_dataset:
-      root: data/imagenet/train      # a sub-folder per class; or with list_path, of its paths;
-                                     # or a zip file, or a folder in one: data/train.zip//train
-      list_path: null                # `picture class-number` lines
-      max_value: null                # white in pictures of more than 8 bits a channel, such as 4095
-      class_path: null               # `folder name` lines in the order of the classes
-      transforms: [...]              # `TRAIN_TRANSFORMS`, in their order
+      root: data/imagenet/train      # has a sub-folder per class; or with list_path, the folder
+                                     # of its paths; or a zip file, or a folder in a zip file:
+                                     # data/train.zip//train
+      list_path: null                # a file with `image class-number` lines
+      max_value: null                # white in images of more than 8 bits per channel, such as 4095
+      class_path: null               # a file with `folder name` lines, in the order of classes
+      transforms: [...]              # those of `TRAIN_TRANSFORMS`, in this order
     val_dataset: {root: ..., transforms: [...]}             # those of `ppvision.deploy` only
-    sizes: null                      # [[0.0, 48], [0.5, 64]]: training pictures are resized to 48 x
-                                     # 48 from the beginning, to 64 x 64 from the first epoch that
-                                     # begins after half of the training
+    sizes: null                      # [[0.0, 48], [0.5, 64]]: training images are resized to 48x48
+                                     # first, and to 64 x 64 from the first epoch that begins after
+                                     # half of the training
     loss: {label_smoothing: 0.0, mixup: 0.0, cutmix: 0.0}
     optimizer: {type: AdamW, weight_decay: 0.0, layer_decay: null, ...}
     lr_scheduler: {learning_rate: ..., warmup_epochs: 0, warmup_start_lr: 0.0, end_lr: 0.0}
-    teacher:                         # distillation (`.teacher`, beside this module); left out: none
+    teacher:                         # distillation (module `.teacher`); default: none
       type: efficientnet_lite2       # a model of the zoo, with its options (num_classes: 1000); or
-      # model_dir: inference/teacher # a folder that `ppvision export --output_op softmax` wrote; or
-      # file: teachers.py:build      # a function of yours, without arguments, that returns a Layer
-      weights: teacher.safetensors   # of type (needed) or file
-      size: 260                      # of the teacher's pictures, or [width, height]. The whole
-                                     # picture is resized. model_dir has its own transforms
-      mean: [0.5]                    # with std, as of Normalize
+      # model_dir: inference/teacher # a folder of `ppvision export --output_op softmax`; or
+      # file: teachers.py:build      # your function without arguments that returns a Layer
+      weights: teacher.safetensors   # for type (required) or file
+      size: 260                      # of the teacher's images, or [width, height]. The whole image
+                                     # is resized. model_dir has its own transforms
+      mean: [0.5]                    # mean and std as in Normalize
       std: [0.5]
-      interpolation: CUBIC           # as of Resize
-      classes: null                  # which of the teacher's classes ours are: a list in the order
-                                     # of ours ([207, [281, 282]]), by our names ({dog: 207, cat:
-                                     # [281, 282]}), or a YAML file with the latter; by number or,
-                                     # of a model_dir that has them, by name. null: the same classes
-      temperature: 1.0               # by which the logits of both are divided
-      weight: 0.5                    # of the distillation in the loss; the labels have the rest
+      interpolation: CUBIC           # as in Resize
+      classes: null                  # the teacher's classes for each of ours: a list in our order
+                                     # ([207, [281, 282]]), a mapping by our names ({dog: 207, cat:
+                                     # [281, 282]}), or a YAML file with this mapping. Numbers, or
+                                     # names if model_dir has them. null: the same classes
+      temperature: 1.0               # the logits of both are divided by it
+      weight: 0.5                    # of distillation in the loss; the labels have 1 - weight
 
-With a teacher, random crops keep at least 0.7 of the area and CutMix is refused: the teacher's
-answer is of the whole picture, or of its left-right mirror where RandomHorizontalFlip mirrors it.
-Mixup mixes answers as it mixes labels. What changes colours, erases, turns or moves a picture
-(RandAugment, ColorJitter, RandomErasing, RandomAffine, ...) is allowed; the answer is then of the
-picture without it.
+With a teacher, random crops must keep at least 0.7 of the area, and CutMix is refused. The reason:
+the answer of the teacher is for the whole image, or for its left-right mirror if
+RandomHorizontalFlip mirrors it. Mixup mixes answers like labels. Transforms that change colours, or
+that erase, rotate or move an image (RandAugment, ColorJitter, RandomErasing, RandomAffine, ...) are
+allowed. The answer is then for the image without them.
 """
 
 from collections import ChainMap

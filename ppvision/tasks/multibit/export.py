@@ -1,6 +1,7 @@
 """One exported folder for every width, and the table that compares them."""
 
 import csv
+import io
 import logging
 import re
 import time
@@ -17,7 +18,7 @@ from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.dashboard import write_comparison
 from ppvision.environment import machine, usable_cpus
 from ppvision.errors import FolderInUseError
-from ppvision.files import replace_folder, sync_files
+from ppvision.files import replace_folder, sync_files, write_text
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.packed import pack_model
 from ppvision.tasks.job import Job, Scores
@@ -236,7 +237,8 @@ def _load_seconds(folder: Path, precision: str) -> float:
 
 
 def _write_table(path: Path, rows: list[dict[str, object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], "machine"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "machine": machine()} for row in rows)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*rows[0], "machine"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "machine": machine()} for row in rows)
+    write_text(path, text.getvalue())

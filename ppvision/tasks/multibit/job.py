@@ -11,7 +11,6 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.engine.trainer import ForwardPass
-from ppvision.errors import EngineError
 from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import LayeredState, layered_state
 from ppvision.quant.train.once_qat import OnceQAT
@@ -60,10 +59,10 @@ class MultiBitJob(Job):
     @property
     def model(self) -> OnceQAT:
         """The float model's layers with quanters, ready to be trained at all widths; the same
-        object at every call.
+        object at every call, until other float weights are opened.
 
-        Quanters take their first steps from the weights that the float model has at the first
-        call. So float weights have to be given before it.
+        Quanters take their first steps from the weights that the float model has. So float weights
+        that are given later make another model, and another optimiser for it.
 
         Raises:
             ConfigError: options that do not fit the model.
@@ -133,18 +132,17 @@ class MultiBitJob(Job):
     # -- open weights --------------------------------------------------------------------------
 
     def start_from(self, model_path: str | Path) -> None:
-        """Give the model weights to train from: a float model's, before quanters take their first
-        steps from them, or those of a once-QAT that was trained before.
+        """Give the model weights to train from: a float model's, from which quanters take their
+        first steps, or those of a once-QAT that was trained before.
 
         Raises:
-            EngineError: float weights after `model` was built.
             WeightsError: they do not fit.
         """
         arrays = read_weights(model_path)
         if has_quanters(arrays):
             assign_weights(self.model, arrays, str(model_path))
             return
-        self._check_no_quanters_yet(model_path)
+        self._forget_model()
         self.float_job.start_from_arrays(arrays, model_path)
 
     def models(
@@ -177,16 +175,14 @@ class MultiBitJob(Job):
         if has_quanters(arrays):
             assign_weights(self.model, arrays, str(model_path))
             return
-        self._check_no_quanters_yet(model_path)
+        self._forget_model()
         self.float_job.load_arrays(arrays, model_path)
         logger.info(f"quantization: {model_path} is in float: quantised without any training")
 
-    def _check_no_quanters_yet(self, model_path: str | Path) -> None:
-        if self._once is not None:
-            raise EngineError(
-                f"{model_path}: expected float weights before the model has its quanters, whose "
-                "steps come from them. Open the job anew."
-            )
+    def _forget_model(self) -> None:
+        """Before other float weights: the steps of quanters come from those of before."""
+        self._once = None
+        self.__dict__.pop("optimizer", None)
 
     # -- the wrapped job's ---------------------------------------------------------------------
 

@@ -1,20 +1,20 @@
-"""What `slim_config` says: how a model is quantised in layers.
+"""The keys of `slim_config`, which says how a model is quantised in layers of bits.
 
-A config's `slim_config` (or the file of `--slim_config`), with what is taken for a key left out:
+This is the `slim_config` of a config (or the file of `--slim_config`) with all keys and defaults:
 
     slim_config:
       bits: [8, 6, 4, 3, 2]      # widths to train
-      objective: mean            # or sandwich: the highest, the lowest, one of the others by chance
-      weights: null              # what each width's loss counts, in the order of bits
-      distillation: 0.0          # of every width from the highest
-      activations: false         # true: the inputs of layers have as many bits; 8: always 8 bits
-      steps: shared              # or per_width: a factor of its own for every width
+      objective: mean            # or sandwich: the highest, the lowest, and one random other width
+      weights: null              # weight of each width's loss, in the order of bits
+      distillation: 0.0          # weight of the divergence from the highest width
+      activations: false         # true: inputs of layers have as many bits; 8: always 8 bits
+      steps: shared              # or per_width: a separate factor for every width
       types: {}                  # rules by type, such as Linear: {min_bits: 4}
       layers: {}                 # rules by path, such as backbone.stages.*: {min_bits: 3}
 
-A rule: `bits` (the same at every width of the model), or `min_bits` and `max_bits`; `activations`;
-`float: true` leaves layers as they are. The layer that reads the picture, those that give the
-result, and SDN's fusions stay at 8 bits unless `layers` names them.
+A rule has `bits` (the same at every width of the model), or `min_bits` and `max_bits`; it may have
+`activations`. `float: true` keeps layers in float. The first layer, the output layers and SDN's
+fusions stay at 8 bits unless `layers` names them.
 """
 
 from collections.abc import Mapping, Sequence

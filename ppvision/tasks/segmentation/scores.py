@@ -1,6 +1,7 @@
 """What an evaluation of a segmentation model counts, and the scores that come of it."""
 
 import logging
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,13 +62,21 @@ class Scores:
         names = names or [str(index) for index in range(len(self.class_iou))]
         columns = self._columns
         rows = zip(names, *columns.values(), strict=True)
-        lines = [format_table([("class", *columns), *rows])]
+        lines = [format_table([*_split_heads(["class", *columns]), *rows])]
         if any(np.isnan(scores).any() for scores in self.class_boundary.values()):
             lines.append("-: not in the mean; in mIoU (PaddleSeg's) an absent class counts as 0")
         lines.append(f"mIoU {self.miou:.4f}  Acc {self.accuracy:.4f}  Kappa {self.kappa:.4f}")
         if self.boundary:
-            lines.append("  ".join(f"{name} {value:.4f}" for name, value in self.boundary.items()))
+            found = [f"{name} {value:.4f}" for name, value in self.boundary.items()]
+            lines += ["  ".join(found[i : i + 4]) for i in range(0, len(found), 4)]
         return "\n".join(lines)
+
+
+def _split_heads(names: list[str]) -> list[list[str]]:
+    """Names of columns in two rows, so that a table fits a terminal of 80 columns."""
+    parts = [re.fullmatch(r"((?:Boundary|Trimap)?)(.*)", name) for name in names]
+    heads = [[part[1] for part in parts if part], [part[2] for part in parts if part]]
+    return heads if any(heads[0]) else heads[1:]
 
 
 class Scoring:
