@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import paddle
@@ -75,6 +75,9 @@ class Detector(Protocol):
 
     model: nn.Layer  # PaddleDetection's
     bounds: Bounds
+
+    def eval(self) -> None:
+        """As of every layer."""
 
     def with_model(self, model: nn.Layer) -> "Detector":
         """The same around another model of the architecture."""
@@ -221,7 +224,7 @@ def export_detector(
             checked = _check_integers(model, integers, probes, final, tolerance, openvino)
         parameters = parameter_names(model.model, final, format, bits)
         files = manifests.FILES[format]
-        if paddlex is not None:
+        if paddlex is not None and paddlex_name is not None:
             check_inputs(paddlex_name, final / files.program)
             _check_in_paddlex(probes, final, model.bounds, tolerance, paddlex_name)
             files = name_for_paddlex(paddlex, final)
@@ -330,6 +333,7 @@ def _probes(
                 "its weights."
             )
         return list(zip(inputs, arrays, strict=True))
+    assert failure is not None  # there is at least one size
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={list(shape)}; it raised "
         f"{in_one_line(failure)}"
@@ -373,7 +377,7 @@ def _check_integers(
         replace(integers, model=model),
         final,
         [inputs for inputs, _ in probes],
-        outputs_of=lambda inputs: _raw_outputs(model, inputs),
+        outputs_of=lambda inputs: _raw_outputs(model, cast(Inputs, inputs)),
         labels_of=lambda raw: scores_with_nothing(raw[1], model.bounds),
         write_float=lambda folder: write_float_detector(model, shape, folder),
         tolerance=tolerance,
@@ -457,9 +461,10 @@ def _compare_openvino(
     (found,) = run_in_openvino([final], [inputs for inputs, _ in probes])
     worst = 0.0
     for (inputs, eager), raw in zip(probes, found, strict=True):
+        boxes, scores = raw
         where = f"{engine_name('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
         worst = max(worst, rule.check(eager, raw, where))
-        rule.check_found(eager, raw, suppress(*raw, nms), where)
+        rule.check_found(eager, raw, suppress(boxes, scores, nms), where)
     return worst
 
 
