@@ -7,7 +7,7 @@ are bounded before anything is made, also of what aliases repeat.
 import math
 import re
 from collections.abc import Hashable
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
@@ -47,7 +47,7 @@ class Tagged(Located):
         self.tag, self.place_of_tag = tag, place_of_tag
 
 
-def plain(node: object) -> object:
+def plain(node: object) -> Any:
     """The same without the places: dictionaries and lists as libraries expect them. Tags stay."""
     if isinstance(node, Tagged):
         return Tagged(node.tag, node.place_of_tag, Located(plain(dict(node)), {}))

@@ -40,6 +40,9 @@ from ppvision.errors import InputError, nearest, shorten
 
 _KEY = 60  # letters of a key in a path
 
+# The default of a key that may be left out, but not be null as `X | None` may.
+LEFT_OUT: Any = None
+
 T = TypeVar("T")
 
 

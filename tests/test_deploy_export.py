@@ -12,7 +12,7 @@ from paddle import nn
 from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.run.predictor import softmax
+from ppvision.deploy.run.task_table import softmax
 from ppvision.deploy.verify import parity, running
 from ppvision.deploy.write.graph import write_graphs
 from ppvision.forms.paddle_private import trace_tables

@@ -12,7 +12,7 @@ from paddle import nn
 
 from ppvision.deploy import Classification, Predictor, export_model
 from ppvision.deploy.run import engines
-from ppvision.deploy.run.predictor import softmax
+from ppvision.deploy.run.task_table import softmax
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.errors import InputError, InputTypeError, ManifestError, MissingFileError
 from tests.helpers.alone import run_alone

@@ -216,8 +216,8 @@ def test_query_key_and_value_that_round_alike(integers, tmp_path):
     kinds = [op.type for op in program.blocks[0].ops]
     blocks = sum(path.endswith("attention.query.0") for path in state.activations)
     assert blocks == 2
-    if integers:  # of query, key and value in each block
-        assert kinds.count("quantize_linear") == len(state.activations) - 2 * blocks
+    if integers:  # one for query, key and value of each block; two for its projection, per branch
+        assert kinds.count("quantize_linear") == len(state.activations) - 2 * blocks + blocks
     with paddle.no_grad():
         eager = packed(paddle.to_tensor(x[:1])).numpy()
     with Predictor(folder, precision="int8" if integers else "float32", threads=1) as predictor:

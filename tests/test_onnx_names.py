@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ppvision import __version__
-from ppvision.deploy.write.onnx_names import describe, name_onnx, name_outputs, output_shape
+from ppvision.deploy.run.task_table import TASKS
+from ppvision.deploy.write.onnx_names import describe, name_onnx, output_shape
 
 
 def constant(name, values):
@@ -142,10 +143,10 @@ def test_metadata():
 
 
 def test_names_of_outputs():
-    assert name_outputs("segmentation", "argmax", 1) == ["labels"]
-    assert name_outputs("classification", "softmax", 1) == ["scores"]
-    assert name_outputs("features", "none", 2) == ["features_0", "features_1"]
-    assert name_outputs("detection", "nms", 2) == ["boxes", "counts"]
+    assert TASKS["segmentation"].name_outputs("argmax", 1) == ["labels"]
+    assert TASKS["classification"].name_outputs("softmax", 1) == ["scores"]
+    assert TASKS["features"].name_outputs("none", 2) == ["features_0", "features_1"]
+    assert TASKS["detection"].name_outputs("nms", 2) == ["boxes", "counts"]
 
 
 @pytest.mark.parametrize(

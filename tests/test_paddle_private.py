@@ -2,6 +2,9 @@
 
 import ast
 import functools
+import importlib.util
+import inspect
+import pkgutil
 import re
 import threading
 import traceback
@@ -16,6 +19,7 @@ from paddle.io.dataloader.dataloader_iter import _DataLoaderIterMultiProcess as 
 from paddle.quantization import QAT, QuantConfig
 from paddle.quantization.factory import QuanterFactory
 
+import ppvision
 from ppvision.errors import EngineError
 from ppvision.forms import paddle_private as private
 from ppvision.forms.earlier_format import append_operator, earlier_format
@@ -59,6 +63,22 @@ def test_paddles_objects_have_their_attributes(kind):
     made = MADE[kind]()
     moved = [name for name in private.ATTRIBUTES[kind] if not hasattr(made, name)]
     assert not moved, f"paddle.{kind}: {', '.join(moved)} moved"
+
+
+def is_installed(place: str) -> bool:
+    return importlib.util.find_spec(place.split(".")[0]) is not None
+
+
+@pytest.mark.parametrize("place", private.OVERRIDDEN)
+def test_libraries_call_the_methods_that_ours_override(place):
+    module, _, name = place.partition(":")
+    if not is_installed(place):
+        pytest.skip(f"{module} is not installed")
+    found = importlib.import_module(module)
+    source = inspect.getsource(found)
+    for method in private.OVERRIDDEN[place]:
+        assert method in vars(getattr(found, name)), f"{place}.{method} moved"
+        assert f"self.{method}(" in source, f"{place}.{method} is never called"
 
 
 def test_a_part_that_moved_is_named(monkeypatch):
@@ -167,7 +187,7 @@ def test_norms_and_values_are_paddles():
 OF_OTHERS = {
     "ppvision/engine/dashboard.py": {"_get_file_writer"},  # VisualDL
     "ppvision/engine/vdl_records.py": {"_get_file_writer"},  # VisualDL
-    "ppvision/plugins/paddleslim.py": {"_analysis_model", "_remove_call_hook"},
+    "ppvision/plugins/paddleslim.py": {"_remove_call_hook"},
     "ppvision/plugins/paddledet_data.py": {"_sample_empty"},
     "ppvision/plugins/shims/paddledet.py": {"_gen_proposal", "_get_infer_cfg_and_input_spec"},
     "ppvision/tasks/detection/evaluation.py": {
@@ -179,7 +199,9 @@ OF_OTHERS = {
     "ppvision/tasks/detection/job.py": {"_batch_transforms", "_sample_transforms"},
     "ppvision/tasks/segmentation/job.py": {"_build_default_checker"},
 }
-PRIVATE_MODULES = re.compile(r"paddle\.(base|pir|jit\.(pir_)?dy2static|_C_ops|nn\.layer)\b")
+PRIVATE_MODULES = re.compile(
+    r"paddle\.(base|pir|jit\.(pir_)?dy2static|_C_ops|nn\.layer|io\.dataloader)\b"
+)
 
 
 @functools.cache
@@ -206,6 +228,72 @@ def test_private_modules_are_imported_here_only():
     assert found == []
 
 
+# -- what our classes override ---------------------------------------------------------------------
+
+LIBRARIES = {"paddle", "paddleseg", "ppdet", "paddleslim"}
+MODULES = [module.name for module in pkgutil.walk_packages(ppvision.__path__, "ppvision.")]
+
+
+def find_overrides(owner: type) -> set[tuple[str, str]]:
+    """Private methods of a library's classes that `owner` has too: `module:Class`, method."""
+    above = [(c, str(getattr(c, "__module__", ""))) for c in owner.__mro__[1:]]
+    return {
+        (f"{module}:{c.__qualname__}", name)
+        for name, value in vars(owner).items()
+        if re.match(r"_[a-z]", name) and inspect.isroutine(value)
+        for c, module in above
+        if module.split(".")[0] in LIBRARIES and name in vars(c)
+    }
+
+
+def test_an_override_is_found():
+    class Crop(paddle.vision.transforms.RandomCrop):
+        def _get_param(self, *_): ...
+        def _own(self): ...
+
+    owner = "paddle.vision.transforms.transforms:RandomCrop"
+    assert find_overrides(Crop) == {(owner, "_get_param")}
+
+
+def test_every_override_of_a_private_method_is_listed():
+    """Of the classes at the head of our modules; the next test looks into functions too."""
+    found, looked_at = set(), 0
+    for name in MODULES:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:  # of an extra
+            missing = error.__cause__ or error
+            if str(missing.name).split(".")[0] == "ppvision":
+                raise
+            continue
+        for owner in vars(module).values():
+            if inspect.isclass(owner) and owner.__module__ == name:
+                looked_at += 1
+                found |= find_overrides(owner)
+    assert looked_at > 100
+    listed = {(place, name) for place, names in private.OVERRIDDEN.items() for name in names}
+    assert found == {(place, name) for place, name in listed if is_installed(place)}
+
+
+def test_every_private_method_of_a_base_class_that_is_called_is_listed():
+    """`super()._name` needs a base class that has it: one of ours, or one that is listed."""
+    listed = {name for names in private.OVERRIDDEN.values() for name in names}
+    listed.add("_read_status")  # of Python's http.client; test_remote.py looks at it
+    found = []
+    for place, tree in trees().items():
+        for node in ast.walk(tree):
+            called = isinstance(node, ast.Attribute) and ast.unparse(node.value) == "super()"
+            if called and re.match(r"_[a-z]", node.attr) and node.attr not in listed:
+                defined = sum(count_definitions(other, node.attr) for other in trees().values())
+                if defined < 2:  # once here, and not in a base class of ours
+                    found.append(f"{place}:{node.lineno}: {node.attr}")
+    assert found == []
+
+
+def count_definitions(tree: ast.AST, name: str) -> int:
+    return sum(isinstance(n, ast.FunctionDef) and n.name == name for n in ast.walk(tree))
+
+
 def own_names(tree: ast.AST) -> set[str]:
     """Private names that a module of ours defines: functions, and attributes of `self`."""
     names = set()
@@ -226,7 +314,9 @@ def own_names(tree: ast.AST) -> set[str]:
 def test_every_private_attribute_of_paddle_is_listed():
     """What is neither defined in ppvision nor of Python or another library has to be listed."""
     ours = set().union(*(own_names(tree) for tree in trees().values()))
-    listed = {name for names in private.ATTRIBUTES.values() for name in names}
+    listed = {
+        n for table in (private.ATTRIBUTES, private.OVERRIDDEN) for ns in table.values() for n in ns
+    }
     of_python = {"_exit", "_getframe", "_is_text_encoding", "_replace"}
     found = []
     for place, tree in trees().items():

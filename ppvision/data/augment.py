@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
-from paddle.io.dataloader.collate import default_collate_fn
 from paddle.vision import transforms as vision
 from paddle.vision.transforms import functional as V
 
 from ppvision.errors import InputError
+from ppvision.forms.paddle_private import collate_samples
 
 # The strength of each operation of RandAugment at the highest magnitude.
 MAGNITUDES = 10
@@ -366,7 +366,7 @@ class MixBatch:
         self.temperature = temperature
 
     def __call__(self, samples: list) -> tuple[np.ndarray, ...]:
-        images, labels, *answers = (np.asarray(part) for part in default_collate_fn(samples))
+        images, labels, *answers = (np.asarray(part) for part in collate_samples(samples))
         targets = np.full(
             (len(labels), self.num_classes), self.label_smoothing / self.num_classes, np.float32
         )

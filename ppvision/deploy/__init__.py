@@ -2,14 +2,23 @@
 
 from typing import TYPE_CHECKING
 
-from ppvision.deploy.run.predictor import Classification, Predictor
+from ppvision.deploy.run.detections import Detections
+from ppvision.deploy.run.predictor import Predictor
+from ppvision.deploy.run.task_table import Classification
 from ppvision.deploy.run.transforms import register_transform
 
 if TYPE_CHECKING:
     from ppvision.deploy.verify.parity import ParityError
     from ppvision.deploy.write.export import export_model
 
-__all__ = ["Classification", "ParityError", "Predictor", "export_model", "register_transform"]
+__all__ = [
+    "Classification",
+    "Detections",
+    "ParityError",
+    "Predictor",
+    "export_model",
+    "register_transform",
+]
 
 # Of no use to a program that predicts, so imported by whoever asks for them.
 _LATER = {

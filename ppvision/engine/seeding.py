@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import paddle
-from paddle.io.dataloader.collate import default_collate_fn
 
 from ppvision.errors import InputError, shorten_text
+from ppvision.forms.paddle_private import collate_samples
 
 
 def derived_seed(*numbers: int) -> int:
@@ -51,7 +51,7 @@ class UnreadableSample:
     message: str
 
 
-def collate(samples: list, batched: Callable[[list], object] = default_collate_fn) -> object:
+def collate(samples: list, batched: Callable[[list], object] = collate_samples) -> object:
     """A batch of samples; one unreadable sample, or samples that do not fit together, make the
     batch `{UNREADABLE: message}`.
 

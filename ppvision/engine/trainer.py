@@ -15,7 +15,6 @@ from typing import Annotated
 
 import paddle
 from paddle import Tensor, nn
-from paddle.io.dataloader.collate import default_collate_fn
 
 from ppvision.engine.callbacks import Callback
 from ppvision.engine.checkpoint import (
@@ -62,6 +61,7 @@ from ppvision.errors import (
 )
 from ppvision.files import replace_file
 from ppvision.forms.cpu_training import cpu_training
+from ppvision.forms.paddle_private import collate_samples
 from ppvision.precision import normalize_precision
 from ppvision.schema import between, check_values, one_of, whole
 
@@ -167,7 +167,7 @@ class Trainer:
         folder: RunFolder,
         options: TrainOptions,
         config: dict | None = None,
-        batched: Callable[[list], object] = default_collate_fn,
+        batched: Callable[[list], object] = collate_samples,
         before_step: Callable[[int], None] | None = None,
     ) -> None:
         if options.clip_norm is not None and optimizer._grad_clip is not None:

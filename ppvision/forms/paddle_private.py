@@ -3,8 +3,8 @@
 Functions and classes of Paddle's own modules are found when they are asked for, so that an import
 of ppvision breaks on none of them, and the error names what moved. Attributes of Paddle's layers,
 optimizers and quantisation are read where they are needed, since a wrapper around each would say
-less than its name; `ATTRIBUTES` lists all of them. `tests/test_paddle_private.py` tries each entry
-of both.
+less than its name; `ATTRIBUTES` lists all of them, and `OVERRIDDEN` the methods that classes of
+ours override. `tests/test_paddle_private.py` tries each entry of all three.
 """
 
 import functools
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle import Tensor
@@ -42,6 +42,7 @@ PLACES = {
     "Variable": ("paddle.base.framework:Variable",),
     "Value": ("paddle.pir:Value",),
     "_BatchNormBase": ("paddle.nn.layer.norm:_BatchNormBase",),
+    "default_collate_fn": ("paddle.io.dataloader.collate:default_collate_fn",),
 }
 
 # Attributes of objects, by the class that has them.
@@ -89,9 +90,18 @@ ATTRIBUTES = {
     "io.dataloader.dataloader_iter._DataLoaderIterMultiProcess": ("_try_shutdown_all",),
 }
 
+# Methods that classes of ours override, by the class that has them, `module:class`. Where Paddle
+# renames one, nothing fails: ours is just never called.
+OVERRIDDEN = {
+    "paddle.quantization.factory:ClassWithArguments": ("_get_class",),
+    "paddle.vision.transforms.transforms:RandomCrop": ("_get_param",),
+    "paddle.vision.transforms.transforms:RandomResizedCrop": ("_dynamic_get_param",),
+    "paddleslim.quant.qat:SlimQAT": ("_analysis_model",),
+}
+
 
 @functools.cache
-def find_private(name: str) -> object:
+def find_private(name: str) -> Any:
     """What `PLACES` has under a name, from the first of its places that this Paddle has.
 
     Raises:
@@ -114,6 +124,11 @@ def find_private(name: str) -> object:
         f"{first} moved: expected Paddle to have it, Paddle {paddle.__version__} does not. Install "
         "the version that requirements.txt names."
     )
+
+
+def collate_samples(samples: list) -> Any:
+    """A batch of samples, as Paddle's loaders make it where they are given no function."""
+    return find_private("default_collate_fn")(samples)
 
 
 def trace_tables() -> list[dict]:

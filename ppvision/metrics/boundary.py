@@ -54,7 +54,7 @@ def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.n
 
 def _is_count(value: object) -> bool:
     """A whole number of at least 1, NumPy's too."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 class _CountedPerClass(ABC):
@@ -74,7 +74,7 @@ class _CountedPerClass(ABC):
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, int | np.integer):
             raise InputError(f"ignore_index: expected a whole number, got {shorten(ignore_index)}.")
         self.num_classes, self.ignore_index = num_classes, int(ignore_index)
-        self.counts = np.zeros(0, np.int64)
+        self.counts: np.ndarray = np.zeros(0, np.int64)
 
     def update(self, pred: np.ndarray, label: np.ndarray) -> None:
         """Add one picture or a batch; nothing of it where an error is raised.
@@ -180,7 +180,7 @@ class BoundaryIoU(_CountedPerClass):
         self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label
 
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
-        depth = boundary_depth(*label.shape, self.dilation_ratio)
+        depth = boundary_depth(label.shape[0], label.shape[1], self.dilation_ratio)
         of_pred = other_class_near(pred, depth, beyond_edge=True)
         of_label = other_class_near(label, depth, beyond_edge=True)
         both = of_pred & of_label & (pred == label)
@@ -307,7 +307,7 @@ class BoundaryFScore(_CountedPerClass):
 
     def compute(self) -> dict[str, float | np.ndarray]:
         (all_pred, *found_pred), (all_label, *found_label) = self.counts
-        scores = {}
+        scores: dict[str, float | np.ndarray] = {}
         for tolerance, of_pred, of_label in zip(
             self.tolerances, found_pred, found_label, strict=True
         ):

@@ -81,6 +81,11 @@ class ZooModel(nn.Layer):
 
     pretrained_cfg: "PretrainedConfig | None" = None
 
+    if TYPE_CHECKING:
+        # nn.Layer says that it has every attribute, since parameters and sublayers become some. Of
+        # a model of the zoo a misspelt method would then pass.
+        __getattr__: Any
+
     def declare(
         self,
         stages: Sequence[Stage],

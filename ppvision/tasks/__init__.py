@@ -1,7 +1,9 @@
 """Configured jobs, one folder per task; `job.py` has their contract."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ppvision.configs import find_config
 from ppvision.safe_yaml import plain
@@ -27,11 +29,11 @@ JOBS = {
 
 def open_job(
     config_path: str | Path,
-    options: list[str] = (),
+    options: Sequence[str] = (),
     *,
     slim_config: str | Path | None = None,
     allow_download: bool = False,
-    **overrides: object,
+    **overrides: Any,
 ) -> Job:
     """Read a config and build the job of its task.
 
@@ -59,11 +61,11 @@ def open_job(
     task = task_of(content, JOBS)
     import_modules(content.get("imports", []))
     module, name = JOBS[task].split(":")
-    kind: type[Job] = getattr(importlib.import_module(module), name)
+    kind = getattr(importlib.import_module(module), name)
     if not kind.takes_tags:
         check_untagged(content)
     rest = apply_overrides(content, kind.override_keys, **overrides)
-    job = kind(content, config_path.stem, allow_download=allow_download, **rest)
+    job: Job = kind(content, config_path.stem, allow_download=allow_download, **rest)
     if "slim_config" in content:
         return MultiBitJob(job, plain(content["slim_config"]))
     return job

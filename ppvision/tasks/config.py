@@ -5,7 +5,7 @@ import importlib
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
 
@@ -57,7 +57,7 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     if path.stat().st_size > MAX_BYTES:
         raise ConfigError(f"config: {path}: expected at most {MAX_BYTES} bytes of YAML, got more.")
     try:
-        content = load_yaml(read_text(path), str(shown))
+        content: Any = load_yaml(read_text(path), str(shown))
     except (yaml.YAMLError, DataError) as error:
         raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
     if not isinstance(content, dict):
@@ -70,7 +70,7 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     merged = Located({}, {})
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(shown.parent / base, (*chain, path), read))
-    return merge(merged, content)
+    return merge(merged, cast(Located, content))  # as `load_yaml` makes every mapping
 
 
 def _is_file(path: Path) -> bool:
@@ -118,7 +118,7 @@ def apply_options(config: dict, options: list[str]) -> None:
                 f"--opts {shorten_text(option, 80)}: the value is not YAML: {error}"
             ) from error
         *parents, last = path.split(".")
-        node = config
+        node: Any = config
         if parents and parents[0] not in config:  # a part that was left out; its keys are checked
             config[parents[0]] = Located({}, {})
             if isinstance(config, Located):
@@ -138,7 +138,7 @@ def apply_options(config: dict, options: list[str]) -> None:
             )
 
 
-def _child(node: object, key: str, path: str) -> object:
+def _child(node: Any, key: str, path: str) -> Any:
     if isinstance(node, dict):
         if key in node:
             return node[key]
@@ -151,7 +151,8 @@ def _child(node: object, key: str, path: str) -> object:
     raise ConfigError(f"--opts {path}: expected an entry {shorten(key)}, got {size}.")
 
 
-def _place(node: dict, key: object) -> str:
+def place_of(node: dict, key: object) -> str:
+    """Where a key was written, ` (file:line)`; empty where that is not known."""
     return node.place(key) if isinstance(node, Located) else ""
 
 
@@ -187,7 +188,8 @@ def check_number(
     config: dict, key: str, where: str = "", *, low: float, whole: bool = False
 ) -> None:
     """Raise `ConfigError` for a value that is there and is no number of at least `low`."""
-    _check_entry(schema.whole(low) if whole else schema.number(low), config, key, where)
+    check = schema.whole(int(low)) if whole else schema.number(low)
+    _check_entry(check, config, key, where)
 
 
 def check_engine_keys(config: dict) -> None:
@@ -224,7 +226,7 @@ def task_of(config: dict, known: Collection[str]) -> str:
     task = config.get("task", "segmentation")
     if not isinstance(task, str) or task not in known:
         raise ConfigError(
-            f"config{_place(config, 'task')}: task: got {shorten(task)}. "
+            f"config{place_of(config, 'task')}: task: got {shorten(task)}. "
             f"{nearest(str(task), list(known))}"
         )
     return task
@@ -281,7 +283,7 @@ def check_components(node: object, known: Mapping[str, object], where: str = "")
         name = node["type"]
         if not isinstance(name, str) or name not in known:
             raise ConfigError(
-                f"config{_place(node, 'type')}: {where}.type: got {shorten(name)}. "
+                f"config{place_of(node, 'type')}: {where}.type: got {shorten(name)}. "
                 f"{nearest(str(name), list(known))}"
             )
         _check_arguments(known[name], node, where)
@@ -297,12 +299,12 @@ def check_texts(component: Callable, options: dict, where: str) -> None:
         number = isinstance(default, int | float) and not isinstance(default, bool)
         if number and isinstance(value, str):
             raise ConfigError(
-                f"config{_place(options, name)}: {where}.{name}: expected a number such as "
+                f"config{place_of(options, name)}: {where}.{name}: expected a number such as "
                 f"{default}, got {shorten(value)}."
             )
 
 
-def _check_arguments(component: object, node: dict, where: str) -> None:
+def _check_arguments(component: Any, node: dict, where: str) -> None:
     parameters = inspect.signature(component).parameters.values()
     for parameter in parameters:
         choices = get_args(parameter.annotation)
@@ -310,7 +312,7 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
             value = node[parameter.name]
             if value not in choices:
                 raise ConfigError(
-                    f"config{_place(node, parameter.name)}: {where}.{parameter.name}: got "
+                    f"config{place_of(node, parameter.name)}: {where}.{parameter.name}: got "
                     f"{shorten(value)}. {nearest(str(value), list(choices))}"
                 )
     check_texts(component, node, where)
@@ -320,6 +322,6 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
     for key in node:
         if key != "type" and key not in names:
             raise ConfigError(
-                f"config{_place(node, key)}: {where}: {node['type']} takes no {shorten(key)}. "
+                f"config{place_of(node, key)}: {where}: {node['type']} takes no {shorten(key)}. "
                 f"{nearest(str(key), names)}"
             )

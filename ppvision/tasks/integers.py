@@ -57,7 +57,8 @@ def export_integers(
         integers=options,
         paddlex_name=paddlex_name,
     )
-    runs = read_manifest(Path(folder)).int8.engine is not None
+    checked = read_manifest(Path(folder)).int8
+    runs = checked is not None and checked.engine is not None
     if evaluate and runs:
         # "int8", not "auto": what integers cost is to be known on every machine.
         scores = [job.evaluate(model), job.evaluate_exported(folder, precision="int8")]
@@ -69,6 +70,7 @@ def export_integers(
 def _rows(folder: Path, float_bytes: int) -> list[dict[str, object]]:
     manifest = read_manifest(folder)
     checked = manifest.int8
+    assert checked is not None  # of an export in integers
     weights = manifest.weights or manifest.program  # ONNX keeps both in one file
     rows: list[dict[str, object]] = [
         {"arithmetic": "float32", "weights_bytes": float_bytes},

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import paddle
@@ -80,8 +80,13 @@ class Job(ABC):
     evaluation_options: Sequence[str] = ()
     has_logits: bool = True
 
-    content: dict
-    score_tags: Sequence[str]
+    if TYPE_CHECKING:  # an attribute or a property, as a task needs
+
+        @property
+        def content(self) -> dict: ...
+
+        @property
+        def score_tags(self) -> Sequence[str]: ...
 
     def __init__(self, name: str, *, allow_download: bool = False) -> None:
         self.name = name
@@ -195,7 +200,7 @@ class Job(ABC):
         return self.make_optimizer(self.model)
 
     @abstractmethod
-    def forward(self, network: nn.Layer, batch: object) -> object:
+    def forward(self, network: nn.Layer, batch: Any) -> Any:
         """One forward pass over what `batched` made, as tensors.
 
         Args:
@@ -208,7 +213,7 @@ class Job(ABC):
         """
 
     @abstractmethod
-    def losses_of(self, model: nn.Layer, outputs: object, batch: object) -> list[Tensor]:
+    def losses_of(self, model: nn.Layer, outputs: Any, batch: Any) -> list[Tensor]:
         """The losses of a forward pass; their sum counts.
 
         Args:
@@ -217,7 +222,7 @@ class Job(ABC):
             batch: of the same pass.
         """
 
-    def losses(self, network: nn.Layer, batch: object) -> list[Tensor]:
+    def losses(self, network: nn.Layer, batch: Any) -> list[Tensor]:
         """The losses of one forward pass; their sum counts. Arguments as of `forward`."""
         outputs = self.forward(network, batch)
         return self.losses_of(inside(network), outputs, batch)
@@ -493,8 +498,9 @@ class Job(ABC):
 def _with_widths(model_path: str | Path) -> str | Path:
     """The layered model behind a name of the zoo, or else what was given; a file goes before."""
     card = None if os.path.exists(model_path) else find_card(str(model_path))
-    is_whole = card is not None and (card.folder / "manifest.json").is_file()
-    return card.folder if is_whole else model_path
+    if card is None or not (card.folder / "manifest.json").is_file():
+        return model_path
+    return card.folder
 
 
 def _highest_width(model_path: str | Path) -> int:

@@ -19,6 +19,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ logger = logging.getLogger("ppvision")
 Picture = str | os.PathLike | np.ndarray  # a path, or pixels [H, W, 3] uint8 RGB
 Prediction = np.ndarray | Classification | Detections
 Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
-Write = Callable[[Path, str, np.ndarray, Prediction], object]  # path, name, pixels, prediction
+Write = Callable[[Path, str, np.ndarray, Any], object]  # path, name, pixels, prediction
 
 AHEAD = 4  # pictures that are read before, or written after, the one in the model
 # Bytes of the decoded pictures and predictions that wait, above which no further picture is read:
@@ -132,7 +133,7 @@ def predict_to_folder(
 
     def write(path: Path, name: str, image: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
         save_prediction(image, prediction, Path(folder), name)
-        if path in labels:
+        if path in labels and ignore_index is not None:
             try:
                 label = _read_label(labels[path], prediction.shape)
                 _check_range(labels[path], label, ignore_index, num_classes)
@@ -202,12 +203,13 @@ def classify_to_folder(
         return class_names[class_id] if class_names else str(class_id)
 
     def write(path: Path, name: str, image: np.ndarray, found: Classification) -> dict[str, object]:
-        entry = {"class": named(found.class_id), "class_id": found.class_id}
+        label = named(found.class_id)
+        entry: dict[str, object] = {"class": label, "class_id": found.class_id}
         if found.probabilities is not None:
             likeliest = np.argsort(-found.probabilities, kind="stable")[:5]
             shares = {named(int(k)): round(float(found.probabilities[k]), 6) for k in likeliest}
-            entry |= {"probability": shares[entry["class"]], "top5": shares}
-        shown = labelled(image, CLASSIFIED_SIDE, "", entry["class"])
+            entry |= {"probability": shares[label], "top5": shares}
+        shown = labelled(image, CLASSIFIED_SIDE, "", label)
         save_picture(shown, Path(folder) / "overlay", name)
         return entry
 

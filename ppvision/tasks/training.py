@@ -23,12 +23,11 @@ from ppvision.tasks.job import Job
 logger = logging.getLogger("ppvision")
 
 # Keys of a config that the engine reads, for every task.
-ENGINE_KEYS = ("task", "imports", "seed", "batch_size", "iters", "accumulate", "clip_norm")
-ENGINE_KEYS += (
-    "ema_decay",
-    "slim_config",
-    "run",
-)  # run: in a run folder's config.yml, how it was run; not read
+ENGINE_KEYS = (
+    *("task", "imports", "seed", "batch_size", "iters", "accumulate", "clip_norm"),
+    *("ema_decay", "slim_config"),
+    "run",  # in a run folder's config.yml, how it was run; not read
+)
 
 
 def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:

@@ -3,9 +3,9 @@
 import inspect
 import os
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
-from paddle import nn
 
 from ppvision.arguments import check_count, check_flag, check_text
 from ppvision.errors import InputError, InputTypeError, nearest, shorten
@@ -25,7 +25,7 @@ def create_model(
     frozen_stages: int = -1,
     norm_eval: bool = False,
     **options: object,
-) -> nn.Layer:
+) -> ZooModel:
     """Build a model of the zoo.
 
         net = create_model("pale_nano", pretrained=True, num_classes=11)
@@ -49,7 +49,8 @@ def create_model(
             the first convolution of pretrained weights is adapted.
 
     Returns:
-        The model; `pretrained_cfg` says how to feed it.
+        The model; `pretrained_cfg` says how to feed it. (A model that somebody else registered may
+        be another `nn.Layer`, which has less.)
 
     Raises:
         ValueError: no such model, an option's value out of range; see `find_pretrained`.
@@ -99,7 +100,7 @@ def create_model(
             f"create_model({shorten(name)}): frozen_stages and norm_eval need a ZooModel, got "
             f"{type(net).__name__}."
         )
-    return net
+    return cast(ZooModel, net)
 
 
 def split_name(name: str) -> tuple[str, str | None]:

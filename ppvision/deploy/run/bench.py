@@ -4,6 +4,7 @@ import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,12 +76,13 @@ def bench_exported(
         start = time.perf_counter()
         predictors[name] = Predictor(name, threads=threads, device=device, precision=precision)
         load_seconds[name] = time.perf_counter() - start
-    shape = next(iter(predictors.values())).manifest.input_shape
-    height, width = size or (shape[2] or DEFAULT_SIZE, shape[3] or DEFAULT_SIZE)
-    x = np.random.default_rng(0).normal(size=(batch, shape[1], height, width)).astype(np.float32)
+    _, channels, *sides = next(iter(predictors.values())).manifest.input_shape
+    assert channels is not None  # of all four, the one that a `deploy.yaml` never leaves open
+    height, width = size or [side or DEFAULT_SIZE for side in sides]
+    x = np.random.default_rng(0).normal(size=(batch, channels, height, width)).astype(np.float32)
 
     runs: dict[str, Callable[[], object]] = {
-        name: (lambda p=predictor: p.run(x)) for name, predictor in predictors.items()
+        name: partial(predictor.run, x) for name, predictor in predictors.items()
     }
     if eager is not None:
         eager.eval()

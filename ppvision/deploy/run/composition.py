@@ -68,7 +68,8 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
             f"{', '.join(map(str, theirs[:8]))}."
         )
     arrays, names = layered.state_dict, graph_parameters(folder / manifest.program)
-    tensors = _read(folder / manifest.weights, names)
+    weights = manifest.model_files.weights_beside
+    tensors = _read(folder / weights, names)
     wrong = []
     for name in names:
         path = manifest.parameters.get(name)
@@ -84,9 +85,9 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
             f"layered: expected the tensors of {folder}, which is of another architecture; missing "
             f"or of another shape: {', '.join(wrong[:8])}."
         )
-    write_parameters(work / manifest.weights, tensors)
+    write_parameters(work / weights, tensors)
     for name in file_names(manifest.model_files, manifest.earlier_format):
-        if name != manifest.weights:
+        if name != weights:
             (work / name).symlink_to((folder / name).resolve())
 
 

@@ -270,7 +270,7 @@ def open_runtime(
     program = files.openvino_program if engine == "openvino" else files.program
     return PaddleRuntime(
         folder / program,
-        folder / files.weights,
+        folder / files.weights_beside,
         threads=threads,
         device=device,
         engine=engine,

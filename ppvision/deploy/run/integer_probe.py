@@ -49,12 +49,19 @@ def find_integer_fault(isolate: bool = False) -> str | None:
         isolate: look in a process of its own.
     """
     x = (probe_codes() * SCALE).astype(np.float32)
-    how = {"files": FILES["paddle"], "threads": 1, "device": "cpu", "engine": "openvino"}
     try:
         open_engine = IsolatedRuntime if isolate else open_runtime
-        runtime = open_engine(FOLDER, "paddle", bfloat16=False, **how)
+        runtime = open_engine(
+            FOLDER,
+            "paddle",
+            files=FILES["paddle"],
+            threads=1,
+            device="cpu",
+            engine="openvino",
+            bfloat16=False,
+        )
         (found,) = runtime.run(x)
-        if isolate:
+        if isinstance(runtime, IsolatedRuntime):
             runtime.close()
     except Exception as error:  # Paddle raises many kinds for what an engine cannot run
         return f"OpenVINO does not run a small product of integers ({in_one_line(error)})"

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class IsolatedRuntime:
         self._lock = threading.Lock()
         self._owner = os.getpid()
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-c", _CHILD, json.dumps(sys.path), json.dumps(how)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -83,6 +83,9 @@ class IsolatedRuntime:
             )
         except OSError as error:  # no memory for another process, say
             raise EngineError(f"isolate: the engine gets no process ({error}).") from error
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process, self._questions, self._answers = process, process.stdin, process.stdout
         try:
             (said,) = self._receive()  # that it is open
         except EngineError:
@@ -109,14 +112,14 @@ class IsolatedRuntime:
         named = {"": batch} if isinstance(batch, np.ndarray) else batch
         with self._lock:
             try:
-                _send(self._process.stdin, named)
+                _send(self._questions, named)
             except (OSError, ValueError) as error:
                 raise self._ended() from error
             return self._receive()
 
     def _receive(self) -> list[np.ndarray]:
         try:
-            found = _read(self._process.stdout)
+            found = _read(self._answers)
         except (OSError, EOFError, ValueError) as error:
             raise self._ended() from error
         if "error" in found:
@@ -131,7 +134,7 @@ class IsolatedRuntime:
         """End the process; a second call, or one in a forked child, does nothing."""
         if os.getpid() != self._owner:
             return
-        for stream in (self._process.stdin, self._process.stdout):
+        for stream in (self._questions, self._answers):
             with contextlib.suppress(OSError):
                 stream.close()
         try:
@@ -148,7 +151,7 @@ class IsolatedRuntime:
 # -- the child's side ------------------------------------------------------------------------------
 
 
-def serve(how: dict, questions: BinaryIO, answers: BinaryIO) -> None:
+def serve(how: dict, questions: IO[bytes], answers: IO[bytes]) -> None:
     """Open an engine and answer runs until the questions end."""
     try:
         runtime = open_runtime(
@@ -180,7 +183,7 @@ def serve(how: dict, questions: BinaryIO, answers: BinaryIO) -> None:
             _send(answers, {str(place): array for place, array in enumerate(outputs)})
 
 
-def _send(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+def _send(stream: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
     stream.write(len(arrays).to_bytes(8, "little"))
     for name, array in arrays.items():
         data = io.BytesIO()
@@ -192,7 +195,7 @@ def _send(stream: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
     stream.flush()
 
 
-def _read(stream: BinaryIO) -> dict[str, np.ndarray]:
+def _read(stream: IO[bytes]) -> dict[str, np.ndarray]:
     found = {}
     for _ in range(int.from_bytes(_exactly(stream, 8), "little")):
         name = _exactly(stream, int.from_bytes(_exactly(stream, 8), "little")).decode()
@@ -201,7 +204,7 @@ def _read(stream: BinaryIO) -> dict[str, np.ndarray]:
     return found
 
 
-def _exactly(stream: BinaryIO, count: int) -> bytes:
+def _exactly(stream: IO[bytes], count: int) -> bytes:
     data = stream.read(count)
     if len(data) < count:
         raise EOFError

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
+from ppvision.deploy.run.task_table import TASKS
 from ppvision.errors import ManifestError, MissingFileError, shorten
 from ppvision.files import naming_read, sha256_of
 from ppvision.schema import (
@@ -32,8 +33,7 @@ NAME = "deploy.yaml"
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 
-TASKS = ("segmentation", "classification", "features", "detection")
-OUTPUT_OPS = ("argmax", "softmax", "none", "nms")
+OUTPUT_OPS = tuple(dict.fromkeys(op for task in TASKS.values() for op in task.output_ops))
 FORMATS = ("paddle", "onnx")
 
 
@@ -51,6 +51,12 @@ class ModelFiles:
     program: str
     weights: str | None
     own_for_openvino: bool = False
+
+    @property
+    def weights_beside(self) -> str:
+        """The file of the parameters, of a format that has one (Paddle's)."""
+        assert self.weights is not None, f"{self.program} holds its parameters"
+        return self.weights
 
     @property
     def earlier_program(self) -> str:
@@ -155,8 +161,8 @@ def _shape(value: Any, place: Place) -> list[int | None]:
 
 
 def _size(value: Any, place: Place) -> list[int]:
-    shape = _shape(value, place)
-    if None in shape:
+    shape = [n for n in _shape(value, place) if n is not None]
+    if len(shape) != len(value):
         raise refuse(value, place, "[B, C, H, W], all of them numbers")
     if shape[0] * shape[1] * shape[2] * shape[3] > _MAX_NUMBERS:
         raise refuse(value, place, f"a size of at most {_MAX_NUMBERS} numbers")
@@ -493,28 +499,28 @@ def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
 def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
     """What entries say about each other."""
     at = partial(Place().inside, content)
-    suffixes = {"paddle": (".json", ".pdiparams"), "onnx": (".onnx", None)}[m.format]
-    if not m.program.endswith(suffixes[0]):
-        raise refuse(m.program, at("program"), f"a name that ends in {suffixes[0]}")
-    if (m.weights is None) != (suffixes[1] is None):
+    of_program, of_weights = {"paddle": (".json", ".pdiparams"), "onnx": (".onnx", "")}[m.format]
+    if not m.program.endswith(of_program):
+        raise refuse(m.program, at("program"), f"a name that ends in {of_program}")
+    if (m.weights is None) == bool(of_weights):
         raise refuse(m.weights, at("weights"), "a name, or null for format onnx")
-    if m.weights is not None and not m.weights.endswith(suffixes[1]):
-        raise refuse(m.weights, at("weights"), f"a name that ends in {suffixes[1]}")
+    if m.weights is not None and not m.weights.endswith(of_weights):
+        raise refuse(m.weights, at("weights"), f"a name that ends in {of_weights}")
     for name in file_names(m.model_files, m.earlier_format):
         if name not in m.files:
             raise SchemaError(at("files"), f"expected bytes and sha256 of {name}, got none")
-    if (m.task == "detection") != (m.output_op == "nms"):
-        raise refuse(m.output_op, at("output_op"), "nms for detection and no other task")
-    if m.task == "features" and m.output_op != "none":
-        raise refuse(m.output_op, at("output_op"), "none for features")
+    task = TASKS[m.task]
+    if m.output_op not in task.output_ops:
+        expected = f"{' or '.join(task.output_ops)} for {m.task}"
+        raise refuse(m.output_op, at("output_op"), expected)
     if m.format == "onnx":
         for key in ("onednn", "openvino", "earlier_format"):
             if getattr(m, key):
                 raise refuse(getattr(m, key), at(key), "false or null for format onnx")
     if m.openvino and not (m.earlier_format or m.model_files.own_for_openvino):
         raise refuse(m.openvino, at("openvino"), "false or null without earlier_format")
-    if (m.num_classes is None) != (m.task == "features"):
-        expected = "null for features" if m.task == "features" else "a whole number above 0"
+    if (m.num_classes is None) == task.has_classes:
+        expected = "a whole number above 0" if task.has_classes else f"null for {m.task}"
         raise refuse(m.num_classes, at("num_classes"), expected)
     if len(m.classes) not in (0, m.num_classes or 0):
         expected = f"{m.num_classes or 0} names (num_classes) or none"
@@ -523,8 +529,8 @@ def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
         if any(want not in (None, got) for want, got in zip(m.input_shape, size, strict=True)):
             expected = f"sizes that input_shape {shorten(m.input_shape)} takes"
             raise refuse(size, at("checked_shapes").inside(m.checked_shapes, i), expected)
-    if m.nms is not None and m.task != "detection":
-        raise refuse(m.task, at("nms"), "null for another task than detection")
+    if m.nms is not None and "nms" not in task.output_ops:
+        raise refuse(m.task, at("nms"), "null for a task without output_op nms")
     if m.tile is not None and m.tile.overlap >= min(m.tile.size):
         raise refuse(m.tile.overlap, at("tile"), "an overlap less than the tile's sides")
 

@@ -5,15 +5,13 @@ import os
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, cast, overload
 
 import numpy as np
-import paddle
-import paddle.nn.functional as F
 
 from ppvision.arguments import (
     check_choice,
@@ -27,10 +25,8 @@ from ppvision.data.limits import MAX_PIXELS, max_pixels
 from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.run.composition import compose
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
-from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.run.engines import (
     ONE_PIXEL,
-    Batch,
     Engine,
     OnnxRuntime,
     PaddleRuntime,
@@ -51,6 +47,8 @@ from ppvision.deploy.run.precision import (
     choose_precision,
     usable_flags,
 )
+from ppvision.deploy.run.task_table import TASKS, Prediction
+from ppvision.deploy.run.task_table import Classification as Classification  # its earlier place
 from ppvision.deploy.run.transforms import Step, Transforms
 from ppvision.errors import (
     EngineError,
@@ -70,19 +68,20 @@ logger = logging.getLogger("ppvision")
 Picture = str | os.PathLike | np.ndarray
 Runtime = PaddleRuntime | OnnxRuntime | IsolatedRuntime | RuntimeWithNms
 
+# What a prediction is depends on the folder, which no type checker reads: `Predictor(folder)` gives
+# Any, and `predictor: Predictor[Detections] = Predictor(folder)` says it.
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
-@dataclass(frozen=True)
-class Classification:
-    """The class of one picture."""
+    P = TypeVar("P", default=Any)
+else:  # Python has defaults from 3.13 on
+    from typing import TypeVar
 
-    class_id: int
-    name: str | None  # None when the export names no classes
-    probabilities: np.ndarray | None  # [K], float64; None when the graph gives the class alone
+    P = TypeVar("P")
+PictureType = TypeVar("PictureType", bound=Picture)
 
 
 _MAX_THREADS = 1024  # more than any machine has; Paddle and ONNX Runtime start all of them
-
-Prediction = np.ndarray | Classification | Detections | list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class _Opened:
     opening: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Predictor:
+class Predictor(Generic[P]):
     """Runs a folder that `export_model` wrote.
 
     Args:
@@ -152,6 +151,11 @@ class Predictor:
     object was made cannot use it: an EngineError says so.
 
     `with Predictor(folder) as predictor:` closes it at the end; see `close`.
+
+    For a type checker a prediction is Any, since the folder decides what it is. To have it checked,
+    say which: `predictor: Predictor[Detections] = Predictor(folder)`; of segmentation
+    `Predictor[np.ndarray]`, of classification `Predictor[Classification]`, of feature maps
+    `Predictor[list[np.ndarray]]`.
     """
 
     def __init__(
@@ -175,10 +179,10 @@ class Predictor:
         self._folder = folder = _found(folder)
         check_utf8(folder, "folder")
         self.manifest = read_manifest(folder)
+        self._task = TASKS[self.manifest.task]
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
             _check_shapes(declared_inputs(folder / self.manifest.program), self.manifest, folder)
-        self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
                 "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
@@ -186,7 +190,7 @@ class Predictor:
             )
 
         self._isolate = check_flag(isolate, "isolate")
-        self._how = {"threads": threads, "device": device}
+        self._threads, self._device = threads, device
         self._use_onednn = use_onednn
         self._asked = checked_precision(precision)
         if self._asked in ("int8", "bfloat16") and (use_onednn is not None or device != "cpu"):
@@ -247,7 +251,7 @@ class Predictor:
             self._kept.clear()
         if self._isolate and opened is not None:
             for runtime in (opened.runtime, opened.without_onednn):
-                if runtime is not None:
+                if isinstance(runtime, (IsolatedRuntime, RuntimeWithNms)):
                     runtime.close()
 
     def __enter__(self) -> "Predictor":
@@ -315,15 +319,17 @@ class Predictor:
                 engine=engine,
                 bfloat16=precision == "bfloat16",
                 integers=precision == "int8",
-                **self._how,
+                threads=self._threads,
+                device=self._device,
             )
             if engine == "openvino" and manifest.nms is not None:
+                assert not isinstance(runtime, OnnxRuntime)  # OpenVINO is one of Paddle's
                 return RuntimeWithNms(runtime, manifest.nms)
             return runtime
 
         if engine != "openvino" or not keep or self._isolate:
             return opened()
-        weights = sha256_of(folder / self.manifest.weights)
+        weights = sha256_of(folder / self.manifest.model_files.weights_beside)
         if weights not in self._kept:
             self._kept[weights] = opened()
         return self._kept[weights]
@@ -347,7 +353,7 @@ class Predictor:
             if is_small and enlarges(folder / manifest.program):
                 raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
             runtime = self._open_runtime(folder, engine, keep, precision)
-            runtime.run(_zeros(manifest.task, smallest))
+            runtime.run(self._task.inputs(np.zeros(smallest, np.float32)))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
             reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
@@ -361,8 +367,9 @@ class Predictor:
     def _open(self, weights: "LayeredModel | None") -> _Opened:
         """Load the model files, in the quickest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
-        on_cpu = manifest.format == "paddle" and self._how["device"] == "cpu"
-        runtime, name = None, None if manifest.format == "onnx" else "native"
+        on_cpu = manifest.format == "paddle" and self._device == "cpu"
+        runtime: Runtime | None = None
+        name: Engine | None = None if manifest.format == "onnx" else "native"
         keep = weights is not None
         precision = self._choose_precision()
         in_openvino = on_cpu and wanted is None and manifest.openvino and has_openvino()
@@ -383,7 +390,7 @@ class Predictor:
             if runtime is None:
                 with failing_as(f"{self._folder}: the exported graph does not load"):
                     runtime = self._open_runtime(folder, "native", keep, precision)
-        if manifest.format == "onnx":
+        if manifest.format == "onnx" and isinstance(runtime, (OnnxRuntime, IsolatedRuntime)):
             _check_shapes(runtime.input_shapes, manifest, self._folder)
         # An export of one size was compared at it.
         free = name == "onednn" and None in manifest.input_shape[2:]
@@ -392,7 +399,7 @@ class Predictor:
 
     def _choose_precision(self) -> Precision:
         manifest = self.manifest
-        if self._use_onednn is not None or self._how["device"] != "cpu":
+        if self._use_onednn is not None or self._device != "cpu":
             return "float32"
         chosen, why = choose_precision(self._asked, manifest, usable_flags(), has_openvino())
         fault = None
@@ -414,9 +421,19 @@ class Predictor:
                     opened.without_onednn = self._open_runtime(folder, "native", False)
         return opened.without_onednn
 
+    @overload
+    def __call__(self, images: Picture, batch_size: int = 1) -> P: ...
+
+    @overload
     def __call__(
-        self, images: Picture | Sequence[Picture], batch_size: int = 1
-    ) -> Prediction | list[Prediction]:
+        self, images: list[PictureType] | tuple[PictureType, ...], batch_size: int = 1
+    ) -> list[P]: ...
+
+    def __call__(
+        self,
+        images: Picture | list[PictureType] | tuple[PictureType, ...],
+        batch_size: int = 1,
+    ) -> P | list[P]:
         """Predict one picture or a list of them.
 
         Args:
@@ -453,10 +470,11 @@ class Predictor:
                 "pictures. Prepare the input yourself and call run."
             )
         batch_size = self.manifest.input_shape[0] or batch_size
-        results: list[Prediction | None] = [None] * len(images)
+        results: dict[int, Prediction] = {}  # by place
         waiting: dict[tuple[int, ...], list[_Prepared]] = {}
         for place, image in enumerate(images):
-            prepared = self._prepared(place, _read(image, self.manifest.max_value))
+            pixels = _read(image, self.manifest.max_value)
+            prepared = _Prepared(place, *self._task.prepare(self._transforms, pixels))
             shape = prepared.inputs["image"].shape
             group = waiting.setdefault(shape, [])
             group.append(prepared)
@@ -464,13 +482,7 @@ class Predictor:
                 self._finish(opened, waiting.pop(shape), results)
         for group in waiting.values():
             self._finish(opened, group, results)
-        return results
-
-    def _prepared(self, place: int, image: np.ndarray) -> _Prepared:
-        if isinstance(self._transforms, DetectionTransforms):
-            return _Prepared(place, self._transforms(image), [])
-        x, steps = self._transforms(image)
-        return _Prepared(place, {"image": x}, steps)
+        return cast(list[P], [results[place] for place in range(len(images))])
 
     def run(
         self, batch: np.ndarray, sizes: Mapping[str, np.ndarray] | None = None
@@ -517,20 +529,14 @@ class Predictor:
                 "Set transforms at export so that every picture gets this size."
             )
         count, _, height, width = batch.shape
-        _check_sizes(sizes, self.manifest.task, count)
+        self._task.check_sizes(sizes, count)
         runtime = self._runtime_for(opened, height, width)
-        inputs: Batch = batch
-        if self.manifest.task == "detection":
-            whole = {
-                "im_shape": np.full((count, 2), (height, width), np.float32),
-                "scale_factor": np.ones((count, 2), np.float32),
-            }
-            inputs = {"image": batch, **whole, **(sizes or {})}
+        inputs = self._task.inputs(batch, sizes)
         with failing_as(
             f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"
         ):
             outputs = runtime.run(inputs)
-        if not _fits(outputs, self.manifest, count):
+        if not self._task.fits(outputs, self.manifest, count):
             shapes = ", ".join(f"{o.dtype} {list(o.shape)}" for o in outputs)
             raise ManifestError(
                 f"{self._folder / NAME}: task {self.manifest.task}, output_op "
@@ -540,7 +546,7 @@ class Predictor:
         return outputs
 
     def _finish(
-        self, opened: _Opened, group: list[_Prepared], results: list[Prediction | None]
+        self, opened: _Opened, group: list[_Prepared], results: dict[int, Prediction]
     ) -> None:
         missing = (self.manifest.input_shape[0] or len(group)) - len(group)
         # Fill an export's fixed batch; the copies' results are dropped.
@@ -551,47 +557,9 @@ class Predictor:
         }
         batch = sizes.pop("image")
         outputs = self._run(opened, batch, sizes or None)
-        if self.manifest.task == "detection":
-            rows, counts, *masks = outputs
-            ends = np.cumsum(counts.reshape(-1))
-            for prepared, end, n in zip(group, ends, counts.reshape(-1), strict=False):
-                own = masks[0][end - n : end] if masks else None
-                found = detections_of(rows[end - n : end], own, self.manifest.classes)
-                results[prepared.place] = found
-            return
-        for row, prepared in enumerate(group):
-            own = [o[row : row + 1] for o in outputs]
-            results[prepared.place] = self._prediction(own, prepared.steps)
-
-    def _prediction(self, outputs: list[np.ndarray], steps: list[Step]) -> Prediction:
-        """From the outputs `[1, ...]` of one picture."""
-        task, output_op = self.manifest.task, self.manifest.output_op
-        if task == "features":
-            return [o[0] for o in outputs]
-        (output,) = outputs
-        if task == "classification":
-            return self._classification(output)
-        if output_op == "argmax":
-            classes = _undo(output[:, None].astype(np.float32), steps, "nearest")[0, 0]
-            return classes.astype(self._label_type)
-        scores = output
-        if output_op == "softmax":
-            # Logits but for a number per pixel, which all classes share: after interpolation the
-            # same class is highest as with the logits, and as in PaddleSeg.
-            scores = np.log(np.maximum(output, np.finfo(np.float32).tiny))
-        return _undo(scores, steps, "bilinear")[0].argmax(axis=0).astype(self._label_type)
-
-    def _classification(self, output: np.ndarray) -> Classification:
-        probabilities = None
-        if self.manifest.output_op == "argmax":
-            class_id = int(output[0])
-        else:
-            if self.manifest.output_op == "none":
-                output = softmax(output)
-            probabilities = output[0].astype(np.float64)
-            class_id = int(probabilities.argmax())
-        names = self.manifest.classes
-        return Classification(class_id, names[class_id] if names else None, probabilities)
+        found = self._task.read(outputs, [prepared.steps for prepared in group], self.manifest)
+        for prepared, prediction in zip(group, found, strict=True):
+            results[prepared.place] = prediction
 
 
 def _found(folder: str | Path) -> Path:
@@ -622,11 +590,8 @@ def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTr
     # Of a folder that PaddleX reads as well, both give the same.
     as_paddlex = manifest.paddlex_name is not None
     try:
-        if manifest.task == "detection":
-            return DetectionTransforms(manifest.transforms, as_paddlex=as_paddlex)
-        transforms = Transforms(manifest.transforms, as_paddlex=as_paddlex)
-        transforms.check_task(manifest.task)
-        return transforms
+        build = TASKS[manifest.task].build_transforms
+        return build(manifest.transforms, as_paddlex=as_paddlex)
     except InputError as error:
         raise ManifestError(f"{folder / NAME}: {error}") from error
 
@@ -644,65 +609,6 @@ def _check_shapes(
         f"{', '.join(map(str, declared.values()))}, got {manifest.input_shape}. Copy or export the "
         "folder again."
     )
-
-
-_SIZES = ("im_shape", "scale_factor")  # of a detector's inputs
-
-
-def _check_sizes(sizes: object, task: str, batch: int) -> None:
-    """Raise `InputError` for sizes that a graph does not take."""
-    if sizes is None:
-        return
-    if task != "detection":
-        raise InputError(f"sizes: expected none for task {task}, got {shorten(sizes)}.")
-    fits = isinstance(sizes, Mapping) and all(
-        name in _SIZES
-        and isinstance(array, np.ndarray)
-        and (array.dtype, array.shape) == (np.float32, (batch, 2))
-        for name, array in sizes.items()
-    )
-    if not fits:
-        raise InputError(
-            f"sizes: expected {' and '.join(_SIZES)}, float32 arrays [{batch}, 2], got "
-            f"{shorten(sizes)}."
-        )
-
-
-def _fits(outputs: list[np.ndarray], manifest: Manifest, batch: int) -> bool:
-    """Whether outputs have the number, shapes and values that `deploy.yaml` promises."""
-    task, classes = manifest.task, manifest.num_classes
-    if task == "detection":
-        if len(outputs) not in (2, 3):
-            return False
-        rows, counts, *masks = outputs
-        return (
-            rows.ndim == 2
-            and rows.shape[1] == 6
-            and counts.size == batch
-            and counts.sum() == len(rows)
-            and all(m.ndim == 3 and len(m) == len(rows) for m in masks)
-        )
-    if not all(output.ndim and len(output) == batch for output in outputs):
-        return False
-    if task == "features":
-        return True
-    axes = 3 if task == "segmentation" else 1
-    if len(outputs) != 1:
-        return False
-    (output,) = outputs
-    if manifest.output_op == "argmax":
-        is_class = np.issubdtype(output.dtype, np.integer) and output.size > 0
-        return is_class and output.ndim == axes and output.min() >= 0 and output.max() < classes
-    return output.ndim == axes + 1 and output.shape[1] == classes
-
-
-def _zeros(task: str, shape: Sequence[int]) -> Batch:
-    """The graph's inputs at a size: a black picture."""
-    batch = np.zeros(shape, np.float32)
-    if task != "detection":
-        return batch
-    sizes = np.full((shape[0], 2), shape[2:], np.float32)
-    return {"image": batch, "im_shape": sizes, "scale_factor": np.ones_like(sizes)}
 
 
 def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
@@ -728,28 +634,11 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             f"image: expected at most {limit} pixels, got {image.shape[1]}x{image.shape[0]}. If it "
             f"is meant to be that large, set {MAX_PIXELS}={count}."
         )
-    return image if image.dtype == np.uint8 else scale_to_bytes(image, max_value, "image")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `[B, K, ...]`, in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    exponents = np.exp(shifted)
-    return exponents / exponents.sum(axis=1, keepdims=True)
+    if max_value is None or image.dtype == np.uint8:
+        return image
+    return scale_to_bytes(image, max_value, "image")
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     """A batch; of one array without a copy."""
     return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]
-
-
-def _undo(output: np.ndarray, steps: list[Step], mode: str) -> np.ndarray:
-    """Bring a prediction `[1, C, H', W']` back to the picture's size, as PaddleSeg does."""
-    for step in reversed(steps):
-        height, width = step.before
-        if step.kind == "padding":
-            output = output[:, :, :height, :width]
-        elif output.shape[2:] != step.before:
-            # Paddle's own interpolation: OpenCV's rounds differently, which moves borders.
-            output = F.interpolate(paddle.to_tensor(output), [height, width], mode=mode).numpy()
-    return output

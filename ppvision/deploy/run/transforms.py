@@ -56,7 +56,9 @@ def check_size(width: int, height: int, before: np.ndarray) -> None:
         )
 
 
-def _resized(image: np.ndarray, width: int, height: int, interp: int = cv2.INTER_LINEAR):
+def _resized(
+    image: np.ndarray, width: int, height: int, interp: int = cv2.INTER_LINEAR
+) -> np.ndarray:
     if width < 1 or height < 1:
         raise InputError(
             f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
@@ -73,8 +75,7 @@ def _resized_by(image: np.ndarray, scale: float) -> np.ndarray:
 
 def check_whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
     """A whole number from `lowest` to `MAX_SIDE`; `owner` and `name` stand in the error."""
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not lowest <= value <= MAX_SIDE:
+    if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= MAX_SIDE:
         raise InputError(
             f"{owner}: expected {name} to be a whole number of at least {lowest} and at most "
             f"{MAX_SIDE}, got {shorten(value)}."
@@ -98,12 +99,13 @@ def check_number(
 ) -> float:
     """A finite number in a range; `owner` and `name` stand in the error."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not lowest <= value <= highest:  # NaN compares with nothing
+    number: Any = value if is_number else math.nan
+    if not lowest <= number <= highest:  # NaN compares with nothing
         raise InputError(
             f"{owner}: expected {name} to be a number from {lowest:g} to {highest:g}, got "
             f"{shorten(value)}."
         )
-    return float(value)
+    return float(number)
 
 
 def check_deviation(owner: str, value: object) -> float:
@@ -518,14 +520,6 @@ class Transforms:
         others = _OF_PADDLEX if as_paddlex else {}
         self.transforms = [_build(spec, others) for spec in specs]
         self._resize_bytes = as_paddlex
-
-    def check_task(self, task: str) -> None:
-        """Raise `InputError` where a transform does not fit a task of `deploy.yaml`."""
-        if task == "segmentation" and any(isinstance(t, CenterCrop) for t in self.transforms):
-            raise InputError(
-                "transforms: CenterCrop leaves parts of the picture without a class; expected none "
-                "for segmentation. Resize or pad instead."
-            )
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[Step]]:
         """Transform a picture `[H, W, 3]`, RGB, any number type with values in 0..255.

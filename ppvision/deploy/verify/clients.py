@@ -13,12 +13,12 @@ from paddle import inference
 
 from ppvision.deploy.run.engines import Batch, failing_as
 from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.run.predictor import softmax
+from ppvision.deploy.run.task_table import softmax
 from ppvision.deploy.verify import parity
 from ppvision.errors import EngineError, PpvisionError
 
 # Parts of the names of models that PaddleX runs without oneDNN (its `MKLDNN_BLOCKLIST`).
-_WITHOUT_ONEDNN = ("RCNN", "MaskFormer", "Co-DINO-Swin", "Co-Deformable-DETR-Swin")
+_WITHOUT_ONEDNN: tuple[str, ...] = ("RCNN", "MaskFormer", "Co-DINO-Swin", "Co-Deformable-DETR-Swin")
 _WITHOUT_ONEDNN += ("Mask-RT-DETR-M", "Mask-RT-DETR-S")
 
 
@@ -53,7 +53,7 @@ def run_like_paddlex(folder: Path, inputs: Sequence[Batch], name: str) -> list[l
     Returns and raises: as `run_like_clients`.
     """
     files = FILES["paddle"]
-    config = inference.Config(str(folder / files.program), str(folder / files.weights))
+    config = inference.Config(str(folder / files.program), str(folder / files.weights_beside))
     if any(part in name for part in _WITHOUT_ONEDNN):
         config.disable_mkldnn()
     else:

@@ -17,7 +17,7 @@ from ppvision.deploy.run.engines import (
     in_one_line,
 )
 from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.run.predictor import softmax
+from ppvision.deploy.run.task_table import TENSOR_TASKS, softmax
 from ppvision.deploy.run.transforms import Normalize, Transforms
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.running import run_eagerly, run_graphs, run_in_openvino
@@ -35,7 +35,7 @@ def eager_probes(
 
     Args:
         model: in evaluation mode.
-        task: "features" keeps every output, any other the first.
+        task: one of `TENSOR_TASKS`; says which outputs are kept.
         shape: `[B, C, H, W]` of the export, None where any size is taken.
         pipeline: its `Normalize` gives the pictures the magnitudes that the model will see.
 
@@ -47,7 +47,7 @@ def eager_probes(
     for transform in pipeline.transforms:
         if isinstance(transform, Normalize):
             mean, std = 255 * transform.mean, 255 * transform.std
-    failure = None
+    failure: tuple[tuple[int, ...], Exception] | None = None
     for shapes in parity.probe_shapes(shape):
         inputs = [x for probed in shapes for x in parity.probe_batches(probed, mean, std)]
         try:
@@ -66,11 +66,12 @@ def eager_probes(
             as_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
         ]
         return list(zip(inputs, arrays, strict=True))
-    size, error = failure
+    assert failure is not None  # there is at least one set of shapes
+    size, cause = failure
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
-        f"it failed; on {list(size)} it raised {in_one_line(error)}"
-    ) from error
+        f"it failed; on {list(size)} it raised {in_one_line(cause)}"
+    ) from cause
 
 
 def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float:
@@ -127,13 +128,13 @@ def largest_move(
 
 
 def as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """A model's outputs for an input of `shape`, the first alone unless task is "features".
+    """A model's outputs for an input of `shape`, those that an export of the task keeps.
 
     Raises:
         InputError: something else than finite numbers in tensors.
     """
     tensors = list(output) if isinstance(output, (list, tuple)) else [output]
-    if task != "features":
+    if not TENSOR_TASKS[task].every_output:
         tensors = tensors[:1]
     if not tensors or not all(isinstance(t, Tensor) for t in tensors):
         raise InputError(

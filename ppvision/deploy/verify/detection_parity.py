@@ -222,8 +222,11 @@ def _check_masks(
     tolerance: float,
     where: str,
 ) -> None:
+    ours_masks, theirs_masks = ours.masks, theirs.masks
+    assert ours_masks is not None
+    assert theirs_masks is not None
     for i, j in pairs:
-        a, b = ours.masks[i], theirs.masks[j]
+        a, b = ours_masks[i], theirs_masks[j]
         wrong, either = int((a != b).sum()), int((a | b).sum())
         if wrong > max(FEW_PIXELS, (1 - SAME) * either):
             raise ParityError(

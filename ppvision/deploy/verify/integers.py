@@ -48,7 +48,7 @@ def capture_products(model: nn.Layer, x: Batch) -> list[Product]:
     found: dict[str, Product] = {}
     hooks = []
 
-    def look(path: str, layer: PackedLayer) -> None:
+    def look(path: str, layer: nn.Layer) -> None:
         def hook(layer: nn.Layer, inputs: tuple, output: paddle.Tensor) -> None:
             if len(inputs) == 1 and path not in found:
                 rounded = layer.activation(inputs[0])
@@ -82,7 +82,7 @@ def check_products(products: Sequence[Product], outputs: Sequence[np.ndarray]) -
     """
     worst = 0.0
     for (path, layer, _, eager), found in zip(products, outputs, strict=True):
-        largest = max(float(np.abs(eager).max(initial=0.0)), np.finfo(np.float32).tiny)
+        largest = max(float(np.abs(eager).max(initial=0.0)), float(np.finfo(np.float32).tiny))
         error = float(np.abs(eager.astype(np.float64) - found).max(initial=0.0)) / largest
         if not error <= PRODUCT_TOLERANCE:
             raise parity.ParityError(

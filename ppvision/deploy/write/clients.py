@@ -151,7 +151,7 @@ def infer_config(
     input_shape: Sequence[int | None],
     labels: Sequence[str],
     masks: bool,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """What PaddleDetection's `infer_cfg.yml` says of a detector.
 
     Args:

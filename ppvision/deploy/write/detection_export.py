@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import paddle
@@ -25,6 +25,7 @@ from ppvision.deploy.run.engines import (
     open_runtime,
 )
 from ppvision.deploy.run.nms import suppress
+from ppvision.deploy.run.task_table import TASKS
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import run_like_paddlex, unfit_for_paddlex
 from ppvision.deploy.verify.comparison import largest_move
@@ -54,7 +55,7 @@ from ppvision.deploy.write.export import (
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
 from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, to_integers
-from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
+from ppvision.deploy.write.onnx_names import describe, finish_onnx
 from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
     check_format,
@@ -75,6 +76,9 @@ class Detector(Protocol):
 
     model: nn.Layer  # PaddleDetection's
     bounds: Bounds
+
+    def eval(self) -> None:
+        """As of every layer."""
 
     def with_model(self, model: nn.Layer) -> "Detector":
         """The same around another model of the architecture."""
@@ -191,7 +195,7 @@ def export_detector(
             write_graphs(graph, {raw: None, final: kept}, format)
         outputs: list[str] = []
         if format == "onnx":
-            outputs = name_outputs("detection", "nms", len(kept))
+            outputs = TASKS["detection"].name_outputs("nms", len(kept))
             said = describe(
                 name=folder.name if name is None else name,
                 task="detection",
@@ -221,7 +225,7 @@ def export_detector(
             checked = _check_integers(model, integers, probes, final, tolerance, openvino)
         parameters = parameter_names(model.model, final, format, bits)
         files = manifests.FILES[format]
-        if paddlex is not None:
+        if paddlex is not None and paddlex_name is not None:
             check_inputs(paddlex_name, final / files.program)
             _check_in_paddlex(probes, final, model.bounds, tolerance, paddlex_name)
             files = name_for_paddlex(paddlex, final)
@@ -330,6 +334,7 @@ def _probes(
                 "its weights."
             )
         return list(zip(inputs, arrays, strict=True))
+    assert failure is not None  # there is at least one size
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={list(shape)}; it raised "
         f"{in_one_line(failure)}"
@@ -373,7 +378,7 @@ def _check_integers(
         replace(integers, model=model),
         final,
         [inputs for inputs, _ in probes],
-        outputs_of=lambda inputs: _raw_outputs(model, inputs),
+        outputs_of=lambda inputs: _raw_outputs(model, cast(Inputs, inputs)),
         labels_of=lambda raw: scores_with_nothing(raw[1], model.bounds),
         write_float=lambda folder: write_float_detector(model, shape, folder),
         tolerance=tolerance,
@@ -457,9 +462,10 @@ def _compare_openvino(
     (found,) = run_in_openvino([final], [inputs for inputs, _ in probes])
     worst = 0.0
     for (inputs, eager), raw in zip(probes, found, strict=True):
+        boxes, scores = raw
         where = f"{engine_name('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
         worst = max(worst, rule.check(eager, raw, where))
-        rule.check_found(eager, raw, suppress(*raw, nms), where)
+        rule.check_found(eager, raw, suppress(boxes, scores, nms), where)
     return worst
 
 

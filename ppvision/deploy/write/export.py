@@ -19,7 +19,7 @@ from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.composition import graph_parameters
 from ppvision.deploy.run.engines import has_openvino
-from ppvision.deploy.run.transforms import Transforms
+from ppvision.deploy.run.task_table import TENSOR_TASKS
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import check_in_paddlex
 from ppvision.deploy.verify.comparison import (
@@ -39,7 +39,6 @@ from ppvision.deploy.write.onnx_integers import integer_marks
 from ppvision.deploy.write.onnx_names import (
     describe,
     finish_onnx,
-    name_outputs,
     output_shape,
 )
 from ppvision.deploy.write.openvino import (
@@ -61,6 +60,8 @@ from ppvision.forms.tokens import changed_blocks
 from ppvision.quant.packed import FixedActivation, packed_bits
 
 logger = logging.getLogger("ppvision")
+
+_OUTPUT_OPS = list(dict.fromkeys(op for task in TENSOR_TASKS.values() for op in task.output_ops))
 
 
 def export_model(
@@ -143,22 +144,22 @@ def export_model(
     """
     shape = checked_shape(input_shape)
     for argument, value, known in (
-        ("task", task, [t for t in manifests.TASKS if t != "detection"]),
-        ("output_op", output_op, [op for op in manifests.OUTPUT_OPS if op != "nms"]),
+        ("task", task, list(TENSOR_TASKS)),
+        ("output_op", output_op, _OUTPUT_OPS),
         ("format", format, manifests.FORMATS),
     ):
         check_choice(value, argument, known)
-    if task == "features" and output_op != "none":
+    kind = TENSOR_TASKS[task]
+    if output_op not in kind.output_ops:
         raise InputError(
-            f"output_op: task 'features' keeps every feature map, got {shorten(output_op)}. "
-            "Pass 'none'."
+            f"output_op: expected {' or '.join(map(repr, kind.output_ops))} for task {task!r}, got "
+            f"{shorten(output_op)}."
         )
     check_layer(model)
     classes = checked_classes(classes)
     manifests.check_name(name)
     manifests.check_max_value(max_value)
-    pipeline = Transforms(transforms)
-    pipeline.check_task(task)
+    pipeline = kind.build_transforms(transforms)
     specs = json.loads(json.dumps(list(transforms), default=float))
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
@@ -194,8 +195,7 @@ def export_model(
             line.update(1)
         line.update(0, "run the model")
         probes = eager_probes(model, task, shape, pipeline)
-        if task != "features":
-            _check_logits(probes[0][1][0], task, output_op, classes)
+        kind.check_logits(probes[0][1][0], output_op, classes)
 
         line.update(1, "trace and write")
         final = raw = work / "final"
@@ -204,12 +204,12 @@ def export_model(
             raw = work / "raw"
             parts = {raw: [0], final: [1]}
         with graph_forms(model, format), integer_marks(model, format, parts):
-            graph = trace(model, shape, output_op, every_output=task == "features")
+            graph = trace(model, shape, output_op, every_output=kind.every_output)
             write_graphs(graph, parts, format)
-        num_classes = None if task == "features" else probes[0][1][0].shape[1]
+        num_classes = probes[0][1][0].shape[1] if kind.has_classes else None
         outputs: list[str] = []
         if format == "onnx":
-            outputs = name_outputs(task, output_op, len(probes[0][1]))
+            outputs = kind.name_outputs(output_op, len(probes[0][1]))
             said = describe(
                 name=folder.name if name is None else name,
                 task=task,
@@ -245,14 +245,14 @@ def export_model(
         if paddlex is not None:
             check_in_paddlex(probes, final, output_op, tolerance, paddlex)
             files = name_for_paddlex(paddlex, final)
-        elif (format, task, output_op) == ("paddle", "segmentation", "argmax"):
+        elif (format, output_op) == ("paddle", kind.client_op):
             served = onednn is not False
             if served:
                 with graph_forms(model, format):
                     served = write_client_program(model, shape, probes, final, tolerance)
             program = files.earlier_program if served else files.program
             assert files.weights is not None  # of the format "paddle"
-            deploy = deploy_entry(program, files.weights, specs, shape, "argmax")
+            deploy = deploy_entry(program, files.weights, specs, shape, output_op)
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -316,7 +316,7 @@ def _with_openvino(
         not know every operator), or gives other numbers, which a warning says; None where there is
         nothing to try.
     """
-    every_output = task == "features"
+    every_output = TENSOR_TASKS[task].every_output
     error = None
     try:
         if not write_openvino_programs(
@@ -391,7 +391,7 @@ def _check_in_integers(
         raw,
         [x for x, _ in probes],
         outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, cast(np.ndarray, x).shape),
-        labels_of=None if task == "features" else lambda outputs: outputs[0],
+        labels_of=(lambda outputs: outputs[0]) if TENSOR_TASKS[task].has_classes else None,
         write_float=write_float,
         tolerance=tolerance,
         format=format,
@@ -519,19 +519,3 @@ def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
 
 def may_be_replaced(folder: Path) -> bool:
     return holds_only(folder, manifests.KNOWN_FILES, manifests.NAME)
-
-
-def _check_logits(logits: np.ndarray, task: str, output_op: str, classes: Sequence[str]) -> None:
-    axes = {"classification": "[B, K]", "segmentation": "[B, K, H, W]"}[task]
-    if logits.ndim != axes.count(",") + 1:
-        raise InputError(
-            f"model: expected logits {axes} for task {task!r}, got {list(logits.shape)}."
-        )
-    if output_op == "argmax" and logits.shape[1] < 2:
-        raise InputError(
-            "output_op: argmax needs at least 2 classes, the model has 1. Pass 'none'."
-        )
-    if len(classes) not in (0, logits.shape[1]):
-        raise InputError(
-            f"classes: expected {logits.shape[1]} names, one per logit, got {len(classes)}."
-        )

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from paddle import nn
@@ -109,8 +109,8 @@ def check_in_integers(
         )
         share = None
         if labels_of is not None:
-            scores = [[labels_of(outputs) for outputs in side] for side in (eager, found)]
-            share = equal_labels(*scores, tolerance)
+            ours, theirs = ([labels_of(o) for o in side] for side in (eager, found))
+            share = equal_labels(ours, theirs, tolerance)
         as_float = raw.parent / "float"
         write_float(as_float)
         taken = engine.time([raw, as_float], first, _ROUNDS)
@@ -161,7 +161,7 @@ def fill_batches(pictures: Sequence[Batch], batch: int) -> list[Batch]:
     return [_joined(group + group[-1:] * (batch - len(group))) for group in groups]
 
 
-def _joined(batches: Sequence[Batch]) -> Batch:
+def _joined(batches: Sequence[Any]) -> Batch:
     if isinstance(batches[0], np.ndarray):
         return np.concatenate(batches)
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

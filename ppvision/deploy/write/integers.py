@@ -31,7 +31,11 @@ CALIBRATION_PICTURES = 64  # of those given, spread evenly; more brought nothing
 DEFAULT_RULE = "error"
 
 # How deploy.yaml calls the rules.
-_METHODS = {"error": "minimum_error", "percentile": "percentile", "maximum": "maximum"}
+_METHODS: dict[str, Any] = {
+    "error": "minimum_error",
+    "percentile": "percentile",
+    "maximum": "maximum",
+}
 _FEW_VALUES = 1e-6  # a calibration picture whose values spread less is one shade
 
 
@@ -157,7 +161,7 @@ def to_integers(
 
 def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
     """The paths, and how many more."""
-    kept = [keep_float] if type(keep_float) is int else keep_float
+    kept: Any = [keep_float] if type(keep_float) is int else keep_float
     entries = kept if isinstance(kept, (list, tuple)) else [None]
     if any(type(entry) not in (str, int) for entry in entries):
         raise InputTypeError(
@@ -198,7 +202,7 @@ def _read_pictures(
             "activations: 8) needs no pictures."
         )
     if isinstance(calibration, (str, Path)):
-        paths = [path for path, _ in list_images(calibration, "calibration")]
+        paths: list[Path | ZipPath] = [p for p, _ in list_images(calibration, "calibration")]
     else:
         paths = _checked_paths(calibration)
     if not paths:
@@ -224,7 +228,7 @@ def _read_pictures(
     return pictures
 
 
-def _checked_paths(calibration: object) -> list[Path | ZipPath]:
+def _checked_paths(calibration: Any) -> list[Path | ZipPath]:
     entries = calibration if isinstance(calibration, (list, tuple)) else [None]
     if not all(isinstance(entry, (str, Path, ZipPath)) for entry in entries):
         raise InputTypeError(

@@ -21,28 +21,8 @@ from ppvision.deploy.run.manifest import FILES
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, ValueInfoProto
 
-# By `output_op`; of a detector rows of class, score and box, their numbers by picture, and masks.
-OUTPUTS = {
-    "argmax": ["labels"],
-    "softmax": ["scores"],
-    "none": ["logits"],
-    "nms": ["boxes", "counts", "masks"],
-}
 # Names of the sizes of a picture that are free, by their place.
 FREE_SIZES = ("batch", "channels", "height", "width")
-
-
-def name_outputs(task: str, output_op: str, count: int) -> list[str]:
-    """Names of the outputs of an export.
-
-    Args:
-        task: of `deploy.yaml`.
-        output_op: of `deploy.yaml`.
-        count: how many there are.
-    """
-    if task == "features":
-        return [f"features_{place}" for place in range(count)]
-    return OUTPUTS[output_op][:count]
 
 
 def describe(**entries: object) -> dict[str, str]:

@@ -266,7 +266,7 @@ def slimmed(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
     description = parse_program(program)
     for block in description.blocks:
-        used = set()
+        used: set[str] = set()
         for op in block.ops:
             _keep(op.attrs, lambda attribute: attribute.name not in _IDLE_ATTRIBUTES)
             _undilate(op)

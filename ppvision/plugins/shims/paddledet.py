@@ -15,12 +15,24 @@ from ppvision.errors import InputError
 from ppvision.forms.paddle_private import select_boxes
 from ppvision.plugins.shims.mechanism import ConcatShim, Fault, Replacement, Shim
 
-_on_paddle_3 = partial(
-    Fault,
-    versions="paddledet 2.6.0 on paddlepaddle 3.2.2",
-    until="requirements.txt names a PaddleDetection after 2.6.0 whose function passes the probe",
-)
-_on_any_paddle = partial(_on_paddle_3, versions="paddledet 2.6.0 on any paddlepaddle")
+
+def _fault(
+    since: str, mended: str | None, place: str, code: str, reason: str, any_paddle: bool = False
+) -> Fault:
+    """A fault that PaddleDetection has from one tag to before another, by their sources; None: all
+    that there are, up to the commit 666f597 of its branch develop."""
+    ran = "run: 2.6.0 on paddlepaddle 3.2.2 and 3.3.1"
+    paddle_3 = "; any paddlepaddle" if any_paddle else ""
+    if mended is None:
+        versions = f"paddledet {since} and later, up to 666f597 ({ran}{paddle_3})"
+        until = "requirements.txt names a PaddleDetection after 666f597 whose function passes"
+    else:
+        versions = f"paddledet {since} and later, before {mended} ({ran}{paddle_3})"
+        until = f"requirements.txt names PaddleDetection {mended} or later (PyPI ends at 2.6.0)"
+    return Fault(place, code, reason, versions=versions, until=until)
+
+
+_on_any_paddle = partial(_fault, any_paddle=True)
 
 
 def _proposals() -> object:
@@ -292,7 +304,9 @@ PADDLEDET_SHIMS = {
     "graphs-of-exports": Replacement(
         "ppdet.engine.trainer:Trainer._get_infer_cfg_and_input_spec",
         _exported_inputs,
-        _on_paddle_3(
+        _fault(
+            "2.0.0",
+            "666f597",
             "ppdet/engine/trainer.py:1127",
             "static_model = paddle.jit.to_static(",
             "Paddle 3 makes no whole graph unless full_graph=True asks for it, and "
@@ -303,7 +317,9 @@ PADDLEDET_SHIMS = {
     "nms-in-graphs": Replacement(
         "ppdet.modeling.ops:multiclass_nms",
         _graph_of_nms,
-        _on_paddle_3(
+        _fault(
+            "2.0.0",
+            "666f597",
             "ppdet/modeling/ops.py:612",
             "helper.append_op(",
             "writes the operator into graphs of Paddle 2, which Paddle 3 no longer makes",
@@ -313,22 +329,36 @@ PADDLEDET_SHIMS = {
     "detection-concat": ConcatShim(
         "ppdet",
         _proposals,
-        _on_paddle_3(
+        _fault(
+            "2.1.0",
+            "2.7.0",
             "ppdet/modeling/proposal_generator/rpn_head.py:234",
             "paddle.concat(bs_rois_num_collect)",
             "0-D tensors in the place of those of shape [1], here and in many other modules",
         ),
     ),
+    # 151 lines, and the next has 121, with one sum of int64 and int32 each. Their code is
+    # rewritten, since a new function would be a copy of it.
     "atss": Shim(
         "ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward",
         _atss,
-        _on_paddle_3(f"{_ASSIGNERS}/atss_assigner.py:194", "batch_ind * num_max_boxes", _MIXED),
+        _fault(
+            "2.3.0",
+            "666f597",
+            f"{_ASSIGNERS}/atss_assigner.py:194",
+            "batch_ind * num_max_boxes",
+            _MIXED,
+        ),
     ),
     "task-aligned": Shim(
         "ppdet.modeling.assigners.task_aligned_assigner:TaskAlignedAssigner.forward",
         _task_aligned,
-        _on_paddle_3(
-            f"{_ASSIGNERS}/task_aligned_assigner.py:166", "batch_ind * num_max_boxes", _MIXED
+        _fault(
+            "2.3.0",
+            "666f597",
+            f"{_ASSIGNERS}/task_aligned_assigner.py:166",
+            "batch_ind * num_max_boxes",
+            _MIXED,
         ),
     ),
     # Pictures in which nothing is found, alone and beside others, and masks as run lengths of
@@ -337,7 +367,11 @@ PADDLEDET_SHIMS = {
         "ppdet.metrics.json_results:strip_mask",
         _masks_of_nothing,
         _on_any_paddle(
-            "ppdet/metrics/json_results.py:69", "mask[0, 0, :]", "there is no mask to index"
+            "2.4.0",
+            None,
+            "ppdet/metrics/json_results.py:69",
+            "mask[0, 0, :]",
+            "there is no mask to index",
         ),
         _strip_mask,
     ),
@@ -345,6 +379,8 @@ PADDLEDET_SHIMS = {
         "ppdet.modeling.post_process:MaskPostProcess.__call__",
         _masks_of_one_of_two,
         _on_any_paddle(
+            "2.0.0",
+            None,
             "ppdet/modeling/post_process.py:225",
             "num_mask = mask_out.shape[0]",
             "a picture without objects has a row but no mask, so that later ones get others' masks",
@@ -355,14 +391,20 @@ PADDLEDET_SHIMS = {
     "atss-of-nothing": Replacement(
         "ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward",
         _assigned_nothing("atss"),
-        _on_any_paddle(f"{_ASSIGNERS}/atss_assigner.py:129", "return assigned_labels", _THREE),
+        _on_any_paddle(
+            "2.6.0", "2.7.0", f"{_ASSIGNERS}/atss_assigner.py:129", "return assigned_labels", _THREE
+        ),
         _assign,
     ),
     "task-aligned-of-nothing": Replacement(
         "ppdet.modeling.assigners.task_aligned_assigner:TaskAlignedAssigner.forward",
         _assigned_nothing("task_aligned"),
         _on_any_paddle(
-            f"{_ASSIGNERS}/task_aligned_assigner.py:123", "return assigned_labels", _THREE
+            "2.6.0",
+            "2.7.0",
+            f"{_ASSIGNERS}/task_aligned_assigner.py:123",
+            "return assigned_labels",
+            _THREE,
         ),
         _assign,
     ),
@@ -373,7 +415,7 @@ PADDLEDET_SHIMS = {
             "ppdet/modeling/heads/roi_extractor.py:80",
             "paddle.vision.ops.roi_align(",
             "Paddle's kernel on a CPU divides by the area of a region, also by 0, with `aligned`",
-            versions="paddlepaddle 3.2.2",
+            versions="paddlepaddle 3.2.2 and 3.3.1",
             until="requirements.txt names a Paddle whose kernel passes the probe",
         ),
         _align,
@@ -382,6 +424,8 @@ PADDLEDET_SHIMS = {
         "ppdet.modeling.proposal_generator.target:rasterize_polygons_within_box",
         _run_lengths,
         _on_any_paddle(
+            "2.1.0",
+            None,
             "ppdet/modeling/proposal_generator/target.py:303",
             "np.asarray(p, dtype=np.float64) for p in poly",
             "takes polygons only",

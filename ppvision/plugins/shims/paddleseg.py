@@ -1,7 +1,6 @@
 """Repairs of PaddleSeg 2.8 on Paddle 3 (the mechanism: `ppvision.plugins.shims.mechanism`)."""
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 
 import paddle
@@ -11,11 +10,20 @@ from paddle import Tensor
 from ppvision.errors import InputError
 from ppvision.plugins.shims.mechanism import Fault, Replacement, Shim
 
-_fault = partial(
-    Fault,
-    versions="paddleseg 2.8.0 on paddlepaddle 3.2.2",
-    until="requirements.txt names a PaddleSeg after 2.8.0 whose function passes the probe",
-)
+
+def _fault(since: str, mended: str | None, place: str, code: str, reason: str) -> Fault:
+    """A fault that PaddleSeg has from one tag to before another, by their sources; None: all that
+    there are, up to the commit d7975e7 of its branch develop."""
+    ran = "run: 2.8.0 on paddlepaddle 3.2.2 and 3.3.1"
+    if mended is None:
+        versions = f"paddleseg {since} and later, up to d7975e7 ({ran})"
+        until = "requirements.txt names a PaddleSeg after d7975e7 whose function passes the probe"
+    else:
+        versions = f"paddleseg {since} and later, before {mended} ({ran})"
+        until = f"requirements.txt names PaddleSeg {mended} (so far a tag; PyPI ends at 2.8.0)"
+    return Fault(place, code, reason, versions=versions, until=until)
+
+
 # Strict type promotion: Paddle 2 converted the right operand to the type of the left one.
 _MIXED = "Paddle 3 refuses arithmetic of integers and floats"
 # `.sum()` and `x[0]` give 0-D tensors, where Paddle 2 gave `[1]`.
@@ -134,6 +142,23 @@ def _choose_points(_: Callable) -> Callable:
     return get_points_test
 
 
+def _masked_probabilities(_: Callable) -> Callable:
+    def forward_sigmoid(
+        self: object, logits_4D: Tensor, labels_4D: Tensor, do_rmi: bool = False
+    ) -> Tensor:
+        """The loss of logits `[B, K, H, W]` and labels `[B, H, W]`; both are 0 where ignored."""
+        least = 1e-6  # PaddleSeg's _CLIP_MIN
+        mask = (labels_4D != self.ignore_index).astype("int64")
+        shown = mask.astype(logits_4D.dtype)
+        labels = F.one_hot(labels_4D.astype("int64") * mask, self.num_classes)  # [B, H, W, K]
+        labels = (labels * shown.unsqueeze(3)).transpose([0, 3, 1, 2])
+        labels.stop_gradient = True
+        probabilities = F.sigmoid(logits_4D) * shown.unsqueeze(1) + least
+        return self.rmi_lower_bound(labels, probabilities)
+
+    return forward_sigmoid
+
+
 def _nll(old: Callable) -> Callable:
     def custom_nll(
         self: object, logit: Tensor, label: Tensor, *args: object, **options: object
@@ -147,33 +172,48 @@ def _nll(old: Callable) -> Callable:
 
 _LOSSES = "paddleseg.models.losses"
 _FILES = "paddleseg/models/losses"
+# Each `Shim` rewrites the code of a function. A new function in its place would be a copy of
+# PaddleSeg's, long as that is, for one expression in its middle.
 PADDLESEG_SHIMS = {
+    # 52 lines with weights, masks and hard pixels; `mask * coef` and `label * mask` fail.
     "cross-entropy": Shim(
         f"{_LOSSES}.cross_entropy_loss:CrossEntropyLoss._post_process_loss",
         _loss("CrossEntropyLoss", _logits(1, 2, 1, 1), _labels(1, 1, 1)),
-        _fault(f"{_FILES}/cross_entropy_loss.py:133", "mask * coef", _MIXED),
+        _fault("2.2.0", "2.9.1", f"{_FILES}/cross_entropy_loss.py:133", "mask * coef", _MIXED),
     ),
+    # All of training, 339 lines; the line that logs two losses fails.
     "train-log": Shim(
         "paddleseg.core.train:train",
         _scalar_loss_indexed,
-        _fault("paddleseg/core/train.py:273", "l[0] / log_iters", _ZERO_D),
+        _fault("2.0.0", "2.9.0", "paddleseg/core/train.py:273", "l[0] / log_iters", _ZERO_D),
     ),
     "calculate-area": Replacement(
         "paddleseg.utils.metrics:calculate_area",
         _calculate_area,
-        _fault("paddleseg/utils/metrics.py:57", "paddle.concat(pred_area)", _ZERO_D),
+        _fault(
+            "2.0.0", "2.9.0", "paddleseg/utils/metrics.py:57", "paddle.concat(pred_area)", _ZERO_D
+        ),
         _count_areas,
     ),
+    # 41 lines: the masks of logits, labels and of the loss fail, what is between them is theirs.
     "dual-task": Shim(
         f"{_LOSSES}.gscnn_dual_task_loss:DualTaskLoss.forward",
         _loss("DualTaskLoss", _logits(1, 2, 8, 8), _labels(1, 8, 8)),
-        _fault(f"{_FILES}/gscnn_dual_task_loss.py:110", "logit * mask", _MIXED),
+        _fault("2.0.0", "2.9.1", f"{_FILES}/gscnn_dual_task_loss.py:110", "logit * mask", _MIXED),
     ),
+    # 59 lines that choose hard pixels; one sum in the middle fails.
     "ohem-cross-entropy": Shim(
         f"{_LOSSES}.ohem_cross_entropy_loss:OhemCrossEntropyLoss.forward",
         _loss("OhemCrossEntropyLoss", _logits(1, 2, 2, 2), _labels(1, 2, 2), min_kept=1),
-        _fault(f"{_FILES}/ohem_cross_entropy_loss.py:68", "prob + (1 - valid_mask)", _MIXED),
+        _fault(
+            "2.0.0",
+            "2.9.1",
+            f"{_FILES}/ohem_cross_entropy_loss.py:68",
+            "prob + (1 - valid_mask)",
+            _MIXED,
+        ),
     ),
+    # As the one before, 67 lines.
     "ohem-edge-attention": Shim(
         f"{_LOSSES}.ohem_edge_attention_loss:OhemEdgeAttentionLoss.forward",
         _loss(
@@ -182,8 +222,15 @@ PADDLESEG_SHIMS = {
             _labels(1, 2, 2),
             min_kept=1,
         ),
-        _fault(f"{_FILES}/ohem_edge_attention_loss.py:84", "prob + (1 - valid_mask)", _MIXED),
+        _fault(
+            "2.0.0",
+            "2.9.1",
+            f"{_FILES}/ohem_edge_attention_loss.py:84",
+            "prob + (1 - valid_mask)",
+            _MIXED,
+        ),
     ),
+    # 68 lines, most of them about points; the mean of the weights fails.
     "point-cross-entropy": Shim(
         f"{_LOSSES}.point_cross_entropy_loss:PointCrossEntropyLoss.forward",
         _loss(
@@ -191,35 +238,52 @@ PADDLESEG_SHIMS = {
             lambda: (paddle.zeros([1, 2, 1]), paddle.zeros([1, 1, 2])),
             _labels(1, 2, 2),
         ),
-        _fault(f"{_FILES}/point_cross_entropy_loss.py:115", "mask * coef", _MIXED),
+        _fault(
+            "2.3.0", "2.9.1", f"{_FILES}/point_cross_entropy_loss.py:115", "mask * coef", _MIXED
+        ),
     ),
     "relax-boundary": Replacement(
         f"{_LOSSES}.decoupledsegnet_relax_boundary_loss:RelaxBoundaryLoss.custom_nll",
         _loss("RelaxBoundaryLoss", _logits(1, 2, 2, 2), _labels(1, 2, 2)),
-        _fault(f"{_FILES}/decoupledsegnet_relax_boundary_loss.py:84", "soft * label", _MIXED),
+        _fault(
+            "2.0.0",
+            "2.9.1",
+            f"{_FILES}/decoupledsegnet_relax_boundary_loss.py:84",
+            "soft * label",
+            _MIXED,
+        ),
         _nll,
     ),
-    "rmi": Shim(
+    "rmi": Replacement(
         f"{_LOSSES}.rmi_loss:RMILoss.forward_sigmoid",
         _loss("RMILoss", _logits(1, 2, 12, 12), _labels(1, 12, 12), num_classes=2),
-        _fault(f"{_FILES}/rmi_loss.py:104", "valid_onehot_labels_4D * paddle.unsqueeze(", _MIXED),
+        _fault(
+            "2.3.0",
+            "2.9.1",
+            f"{_FILES}/rmi_loss.py:104",
+            "valid_onehot_labels_4D * paddle.unsqueeze(",
+            _MIXED,
+        ),
+        _masked_probabilities,
     ),
     "sfnet": Replacement(
         "paddleseg.models.sfnet:AlignedModule.flow_warp",
         _sfnet_warp,
-        _fault("paddleseg/models/sfnet.py:222", "/ norm", _MIXED),
+        _fault("2.1.0", "2.9.1", "paddleseg/models/sfnet.py:222", "/ norm", _MIXED),
         _warp,
     ),
     "decoupled-segnet": Replacement(
         "paddleseg.models.decoupled_segnet:SqueezeBodyEdge.flow_warp",
         _decoupled_warp,
-        _fault("paddleseg/models/decoupled_segnet.py:229", "/ norm", _MIXED),
+        _fault("2.0.0", "2.9.1", "paddleseg/models/decoupled_segnet.py:229", "/ norm", _MIXED),
         _warp,
     ),
     "point-rend": Replacement(
         "paddleseg.models.pointrend:PointHead.get_points_test",
         _test_points,
         _fault(
+            "2.4",
+            None,
             "paddleseg/models/pointrend.py:429",
             "paddle.concat([height * width, num_points]",
             _ZERO_D,

@@ -7,6 +7,7 @@ be quantised by two lines below.
 """
 
 import copy
+from typing import TYPE_CHECKING
 
 import paddle
 from paddle import Tensor, nn
@@ -21,6 +22,12 @@ from ppvision.quant.train.quanters import (
     LayeredWeightQuanterLayer,
 )
 
+# The parts that come before a class of Paddle's; for a type checker they are layers.
+if TYPE_CHECKING:
+    from paddle.nn import Layer as _Mixin
+else:
+    _Mixin = object
+
 
 def become(new: nn.Layer, layer: nn.Layer) -> None:
     """Give `new`, whose class is one of `layer`'s subclasses, all that `layer` holds."""
@@ -29,7 +36,7 @@ def become(new: nn.Layer, layer: nn.Layer) -> None:
         vars(new)[name] = copy.copy(value) if name in held else value
 
 
-class LayeredLayer:
+class LayeredLayer(_Mixin):
     """The part of a layered layer that is the same for all; comes before the class that it changes.
 
     Args:
@@ -98,7 +105,7 @@ class LayeredSemanticDifferenceConv2D(LayeredLayer, SemanticDifferenceConv2D):
     """SDN's operator; its activation quanter is that of u."""
 
 
-class LayeredNorm:
+class LayeredNorm(_Mixin):
     """BatchNorm with statistics for each trained width; its weight and bias serve all.
 
     Those of the highest width keep their names, `_mean` and `_variance`; the others are buffers,

@@ -8,6 +8,7 @@ rule (Yu and Huang, ICCV 2019).
 import contextlib
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from paddle import Tensor, nn
 
@@ -136,7 +137,7 @@ class OnceQAT(nn.Layer):
             return self.model(*inputs, **named)
         self.draw(self._draws)
         self._ran = self.drawn
-        before, outputs = self.bits, []
+        before, outputs = self.bits, list[Any]()
         for bits in self._ran:
             self.set_bits(bits)
             found = self.model(*inputs, **named)

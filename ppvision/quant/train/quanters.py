@@ -10,6 +10,7 @@ A quanter serves every width: `set_bits` says which one counts now. A layer can 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import paddle
@@ -152,7 +153,7 @@ class _CellCentres(PyLayer):
 
     @staticmethod
     def forward(
-        ctx: object, weight: Tensor, step: Tensor, scale: Tensor, learning: Tensor, bits: int
+        ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, learning: Tensor, bits: int
     ) -> Tensor:
         """`step`, `scale` and `learning`, a factor of the gradients of both, have the weight's
         axes."""
@@ -161,7 +162,7 @@ class _CellCentres(PyLayer):
         return step * scale * (_cells(weight, step, bits)[1] + 0.5)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, step, scale, learning = ctx.saved_tensor()
         low, high = code_range(ctx.bits)
         u, q = _cells(weight, step, ctx.bits)
@@ -400,16 +401,14 @@ class _Rounding(PyLayer):
     """Rounded to whole steps; straight through backwards, with LSQ's gradient of the step."""
 
     @staticmethod
-    def forward(
-        ctx: object, x: Tensor, step: Tensor, learning: Tensor, low: int, high: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, step: Tensor, learning: Tensor, low: int, high: int) -> Tensor:
         """`learning` is a factor of the step's gradient."""
         ctx.save_for_backward(x, step, learning)
         ctx.low, ctx.high = low, high
         return step * paddle.clip(nearest(x / step), low, high)
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, learning = ctx.saved_tensor()
         u = x / step
         q = paddle.clip(nearest(u), ctx.low, ctx.high)
@@ -514,8 +513,8 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
         steps = [rounding_step(values, bits, signed) for bits in self.range.widths]
-        self.signed.set_value(np.float32([signed]))
-        self.initial_step.set_value(np.float32(steps))
+        self.signed.set_value(np.array([signed], np.float32))
+        self.initial_step.set_value(np.array(steps, np.float32))
         if paddle.distributed.get_world_size() > 1:
             paddle.distributed.broadcast(self.signed, 0)
             paddle.distributed.broadcast(self.initial_step, 0)

@@ -70,7 +70,7 @@ from ppvision.data.augment import (
 from ppvision.deploy.run import transforms as deployed
 from ppvision.errors import nearest, shorten, shorten_text
 from ppvision.safe_yaml import Located
-from ppvision.schema import Place, between, number, one_of, refuse, whole
+from ppvision.schema import LEFT_OUT, Place, between, number, one_of, refuse, whole
 from ppvision.tasks.classification.teacher import (
     INPUT_KEYS,
     KEYS,
@@ -86,6 +86,7 @@ from ppvision.tasks.config import (
     check_components,
     check_keys,
     check_number,
+    place_of,
 )
 from ppvision.tasks.multibit.slim_config import check_slim_config
 from ppvision.zoo import list_models
@@ -127,14 +128,14 @@ class _Deployed:
         return self.transform(image)[0]
 
 
-def build_transform(spec: dict) -> Callable[[np.ndarray], np.ndarray]:
+def build_transform(spec: dict) -> Any:
     """A transform from `{type: NAME, ...}`: `[H, W, 3]` -> `[H', W', 3]`."""
     options = {key: value for key, value in spec.items() if key != "type"}
     transform = TRAIN_TRANSFORMS[spec["type"]](**options)
     return _Deployed(transform) if spec["type"] in deployed.KNOWN else transform
 
 
-def build_taught_transform(spec: dict) -> Callable[[np.ndarray], np.ndarray]:
+def build_taught_transform(spec: dict) -> Any:
     """`build_transform` for pictures that a teacher has answered for as a whole."""
     options = {key: value for key, value in spec.items() if key != "type"}
     name = spec["type"]
@@ -243,14 +244,14 @@ class ScheduleConfig:
 class TeacherConfig:
     """All keys of a teacher but the options of a model of the zoo; see `_check_teacher`."""
 
-    type: str = None
-    model_dir: str = None
-    file: str = None
-    weights: str = None
+    type: str = LEFT_OUT
+    model_dir: str = LEFT_OUT
+    file: str = LEFT_OUT
+    weights: str = LEFT_OUT
     size: Any = None  # these are checked as options of Resize and Normalize
     mean: Any = None
     std: Any = None
-    interpolation: str = None
+    interpolation: str = LEFT_OUT
     classes: Annotated[Any, _check_classes] = None
     temperature: Annotated[float, between(0)] = TEMPERATURE
     weight: Annotated[float, number(0, 1)] = WEIGHT
@@ -267,18 +268,18 @@ class ClassificationConfig:
     task: Literal["classification"] = "classification"
     imports: Any = ()  # imported before
     run: Any = None  # in a run folder's config.yml, how it was run; not read
-    iters: Annotated[int, ENGINE_CHECKS["iters"]] = None
-    epochs: Annotated[int, whole(1)] = None
+    iters: Annotated[int, ENGINE_CHECKS["iters"]] = LEFT_OUT
+    epochs: Annotated[int, whole(1)] = LEFT_OUT
     seed: Annotated[int, ENGINE_CHECKS["seed"]] = 0
     accumulate: Annotated[int, ENGINE_CHECKS["accumulate"]] = 1
-    clip_norm: Annotated[float, ENGINE_CHECKS["clip_norm"]] = None
+    clip_norm: Annotated[float, ENGINE_CHECKS["clip_norm"]] = LEFT_OUT
     ema_decay: Annotated[float, ENGINE_CHECKS["ema_decay"]] = 0.999
     slim_config: Any = None  # see `check_slim_config`
-    val_dataset: DatasetConfig = None
-    sizes: Annotated[list[list[float]], _check_sizes] = None
+    val_dataset: DatasetConfig = LEFT_OUT
+    sizes: Annotated[list[list[float]], _check_sizes] = LEFT_OUT
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    teacher: dict[str, Any] = None  # see `_check_teacher`
+    teacher: dict[str, Any] = LEFT_OUT  # see `_check_teacher`
 
 
 def check_config(content: Located) -> ClassificationConfig:
@@ -323,8 +324,8 @@ def _check_transforms(transforms: list, part: str) -> None:
         named = isinstance(name, str)  # else the check of components says so
         if named and part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: {name} is for training; expected one "
-                f"that gives the same each time: {', '.join(known)}."
+                f"config{place_of(transform, 'type')}: {where}: {name} is for training; expected "
+                f"one that gives the same each time: {', '.join(known)}."
             )
         check_components(transform, known, where)
         try:
@@ -332,12 +333,12 @@ def _check_transforms(transforms: list, part: str) -> None:
         except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             text = shorten_text(str(error), 300)
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: {name}: {text}"
+                f"config{place_of(transform, 'type')}: {where}: {name}: {text}"
             ) from error
         before = name not in deployed.KNOWN and name != "RandomErasing"  # these take 0 to 255
         if (normalized and before) or (name == "RandomErasing" and not normalized):
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: expected {name} "
+                f"config{place_of(transform, 'type')}: {where}: expected {name} "
                 f"{'before' if before else 'behind'} Normalize. Change their order."
             )
         normalized |= name == "Normalize"
@@ -423,7 +424,7 @@ def _check_augmentation(content: Located) -> None:
         name = transform["type"]
         if name == "RandomVerticalFlip":
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: {name} does not go with a teacher, "
+                f"config{place_of(transform, 'type')}: {where}: {name} does not go with a teacher, "
                 "whose answers are of the picture and its left-right mirror. Leave it out."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1

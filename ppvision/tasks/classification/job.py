@@ -120,6 +120,7 @@ class Classification(Job):
     """
 
     task = "classification"
+    content: dict
     override_keys: ClassVar[Mapping[str, str]] = {
         "batch_size": "batch_size",
         "iters": "iters",
@@ -308,8 +309,10 @@ class Classification(Job):
         _, targets, *answers = batch
         losses = [F.cross_entropy(outputs, targets, soft_label=True)]
         if answers:
+            assert self.teacher is not None  # whose answers these are
             weight = self.teacher.weight
-            distilled = distillation_loss(outputs, *answers, self.teacher.temperature)
+            (answer,) = answers
+            distilled = distillation_loss(outputs, answer, self.teacher.temperature)
             losses = [(1 - weight) * losses[0], weight * distilled]
         return losses
 

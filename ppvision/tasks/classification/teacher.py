@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -92,7 +93,7 @@ class Teacher:
     """
 
     def __init__(
-        self, options: Mapping[str, object], classes: Sequence[str], folders: Sequence[str] = ()
+        self, options: Mapping[str, Any], classes: Sequence[str], folders: Sequence[str] = ()
     ) -> None:
         self._options = dict(options)
         self.temperature = float(options.get("temperature", TEMPERATURE))
@@ -108,6 +109,7 @@ class Teacher:
                     f"task {manifest.task} and output {manifest.output_op} in "
                     f"{options['model_dir']}. Export it with --output_op softmax."
                 )
+            assert manifest.num_classes is not None  # of a classifier
             outputs, names = manifest.num_classes, manifest.classes
             described = (Path(options["model_dir"]) / "deploy.yaml").read_bytes()  # has sha256s
             self._identity = hashlib.sha256(described).hexdigest()
@@ -207,12 +209,11 @@ class Teacher:
         for path, _ in dataset.samples:
             if isinstance(path, ZipPath):  # by content, wherever the zip lies
                 entry = path.archive.entries.get(path.name)
-                mark = (path.name, entry and (entry.crc, entry.bytes))
-                digest.update(f"{mark}\n".encode(errors="surrogateescape"))
+                mark = f"{(path.name, entry and (entry.crc, entry.bytes))}\n"
             else:
                 status = os.stat(path)
                 mark = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n"
-                digest.update(mark.encode(errors="surrogateescape"))
+            digest.update(mark.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _compute(
@@ -263,7 +264,7 @@ class Teacher:
         """The teacher in the quickest engine that runs it: Paddle Inference, or eager mode."""
         # One thread where the user has said so, as for everything else of Paddle.
         threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cpus())
-        folder = self._options.get("model_dir")
+        folder: Any = self._options.get("model_dir")
         if self._layer is not None:
             folder = work / "teacher"
             width, height = self._transforms[0]["target_size"]
@@ -291,9 +292,11 @@ class Teacher:
 
     @paddle.no_grad()
     def _answer_eagerly(self, pictures: list[np.ndarray]) -> np.ndarray:
+        layer = self._layer
+        assert layer is not None  # else the answers come from a folder
         transform = Transforms(self._transforms)
         batch = np.stack([transform(picture)[0] for picture in pictures])
-        logits = _first(self._layer(paddle.to_tensor(batch)))
+        logits = _first(layer(paddle.to_tensor(batch)))
         return F.softmax(logits.astype("float64"), axis=1).numpy()
 
     def _report(self, dataset: ClassFolders, answers: np.ndarray, folder: Path) -> None:
@@ -313,7 +316,7 @@ class Teacher:
             )
 
 
-def _first(output: object) -> object:
+def _first(output: Any) -> Any:
     """Of several outputs the first, as exports take it."""
     return output[0] if isinstance(output, list | tuple) else output
 
@@ -335,7 +338,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 # -- what a config names ---------------------------------------------------------------------------
 
 
-def teacher_transforms(options: Mapping[str, object]) -> list[dict]:
+def teacher_transforms(options: Mapping[str, Any]) -> list[dict]:
     """What happens to a picture before the teacher: resized as a whole, then normalised."""
     size = options["size"]
     resize = {"type": "Resize", "target_size": [size, size] if isinstance(size, int) else size}
@@ -364,7 +367,7 @@ def load_layer(file: str) -> nn.Layer:
     if not path.is_file():
         raise ConfigError(f"{where}: expected a Python file, found none at {path}.")
     spec = importlib.util.spec_from_file_location(f"ppvision_teacher_{path.stem}", path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise ConfigError(f"{where}: expected a name that ends in .py.")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -388,7 +391,7 @@ def load_layer(file: str) -> nn.Layer:
 
 
 def map_classes(
-    mapping: object,
+    mapping: Any,
     classes: Sequence[str],
     folders: Sequence[str],
     outputs: int,
@@ -436,7 +439,8 @@ def map_classes(
                 f"{where}: expected an entry for each of the {len(classes)} classes, got "
                 f"{len(values)}."
             )
-    columns, owners = [], {}
+    columns: list[list[int]] = []
+    owners: dict[int, str] = {}
     for k, value in enumerate(values):
         found = []
         for item in value if isinstance(value, list) else [value]:

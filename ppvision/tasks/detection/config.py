@@ -44,18 +44,26 @@ _REQUIRED = (
 )
 _READERS = ("TrainReader", "EvalReader", "TestReader")
 _DATASETS = ("TrainDataset", "EvalDataset", "TestDataset")
-_FIELDS = ("image", "gt_bbox", "gt_class", "gt_poly", "is_crowd", "difficult", "gt_score")
-_FIELDS += ("gt_rbox", "gt_keypoint", "gt_track_id", "semantic")
+_FIELDS = (
+    *("image", "gt_bbox", "gt_class", "gt_poly", "is_crowd", "difficult", "gt_score"),
+    *("gt_rbox", "gt_keypoint", "gt_track_id", "semantic"),
+)
 _TRANSFORMS = ("sample_transforms", "batch_transforms")
 # Arguments that name another component.
-_NAMES = ("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head")
-_NAMES += ("yolo_head", "bbox_post_process", "mask_post_process", "post_process")
+_NAMES = (
+    *("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head"),
+    *("yolo_head", "bbox_post_process", "mask_post_process", "post_process"),
+)
 # Arguments that are themselves made of the arguments which stand as their default.
-_PARTS = ("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal")
-_PARTS += ("roi_extractor", "loss_weight")
+_PARTS = (
+    *("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal"),
+    *("roi_extractor", "loss_weight"),
+)
 # What every reader takes beside its own arguments.
-_READER_KEYS = ("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch")
-_READER_KEYS += ("pre_img_epoch",)
+_READER_KEYS = (
+    *("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch"),
+    "pre_img_epoch",
+)
 _GIVEN = ("learning_rate", "parameters", "grad_clip", "name")  # to optimizers, not by the config
 _OWN_RULES = "AdamWDL"  # PaddleDetection's own optimizer: rates that fall from layer to layer
 

@@ -8,6 +8,7 @@ import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -32,7 +33,7 @@ def evaluated_by_trainer(
     cfg: dict,
     model: nn.Layer,
     dataset: paddle.io.Dataset,
-    reader: object,
+    reader: Any,
     kinds: Sequence[str],
     num_workers: int = 0,
 ) -> Scores:
@@ -67,6 +68,7 @@ def evaluated_by_trainer(
         ):
             trainer.loader = batches
             trainer.evaluate()
+    assert found.scores is not None  # noted when the evaluation ends
     return found.scores
 
 
@@ -107,7 +109,7 @@ class _Batches:
         reader: PaddleDetection's.
     """
 
-    def __init__(self, dataset: paddle.io.Dataset, reader: object) -> None:
+    def __init__(self, dataset: paddle.io.Dataset, reader: Any) -> None:
         self.dataset, self.batched = dataset, reader._batch_transforms
         self.batch_size = reader.batch_size
         self.found: Iterator[dict] = iter(())  # what `read` gives, one batch after another

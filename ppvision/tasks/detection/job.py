@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -58,9 +58,11 @@ EPOCH = "epoch_id"  # what PaddleDetection calls it in a batch
 PICTURES = 4  # validation samples shown in the dashboard
 SHOWN_SCORE = 0.3  # lowest of a box that is drawn in the dashboard
 # Layers whose outputs are classes and boxes, in PaddleDetection's heads.
-RESULT_LAYERS = ("*pred_cls*", "*pred_reg*", "*bbox_score*", "*bbox_delta*", "*rpn_rois_*")
-RESULT_LAYERS += ("*mask_fcn_logits", "*retina_cls", "*retina_reg", "*fcos_head_cls")
-RESULT_LAYERS += ("*fcos_head_reg", "*fcos_head_centerness")
+RESULT_LAYERS = (
+    *("*pred_cls*", "*pred_reg*", "*bbox_score*", "*bbox_delta*", "*rpn_rois_*"),
+    *("*mask_fcn_logits", "*retina_cls", "*retina_reg", "*fcos_head_cls"),
+    *("*fcos_head_reg", "*fcos_head_centerness"),
+)
 # Steps of a TestReader that read the file; `_decoded` stands for them.
 READING = (["Decode"], ["DecodeCache"])
 TWO_STAGES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN")
@@ -113,6 +115,7 @@ class Detection(Job):
 
     task = "detection"
     takes_tags = True
+    content: dict
     override_keys: ClassVar[Mapping[str, str]] = {
         "batch_size": "TrainReader.batch_size",
         "epochs": "epoch",
@@ -186,7 +189,7 @@ class Detection(Job):
         model.load_meanstd(self._activated()["TestReader"]["sample_transforms"])
         return model
 
-    def _create(self, name: str, *arguments: object) -> object:
+    def _create(self, name: str, *arguments: object) -> Any:
         """What PaddleDetection builds of a component in the config, given `arguments` if any.
 
         Its config is a global, in which an earlier build or another job leaves traces. So ours is
@@ -202,14 +205,14 @@ class Detection(Job):
         return self._create("OptimizerBuilder", rate, model)
 
     @cached_property
-    def _train_reader(self) -> object:
+    def _train_reader(self) -> Any:
         return self._create("TrainReader")
 
     @cached_property
     def train_dataset(self) -> Samples:
         return Samples(self._read_by(self._train_reader, "TrainDataset"))
 
-    def _read_by(self, reader: object, part: str) -> paddle.io.Dataset:
+    def _read_by(self, reader: Any, part: str) -> paddle.io.Dataset:
         """One of the config's data sets, with a reader's transforms.
 
         PaddleDetection's readers have a loader of their own as well. It is not started: it would

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import paddle
@@ -87,7 +88,7 @@ class DetectorLayer(nn.Layer):
                 hook.remove()
 
 
-def _plain_parts(layer: nn.Layer) -> Iterator[object]:
+def _plain_parts(layer: nn.Layer) -> Iterator[Any]:
     """What a layer holds that is no layer, such as NMS, and what that holds."""
     for part in vars(layer).values():
         if type(part).__module__.startswith("ppdet."):
@@ -104,7 +105,7 @@ def _one_count(head: nn.Layer, inputs: object, outputs: tuple) -> tuple:
 class _Listener:
     """NMS that notes what it is given."""
 
-    def __init__(self, nms: object) -> None:
+    def __init__(self, nms: Any) -> None:
         self.nms = nms
         self.seen: list[Tensor] = []
 
@@ -119,7 +120,7 @@ class _Listening:
     """Inside, the owner's NMS notes its boxes and scores in the list that this gives. (A class:
     Paddle's tracing warns of `contextmanager`.)"""
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: Any) -> None:
         self.owner, self.nms = owner, owner.nms
 
     def __enter__(self) -> list[Tensor]:
@@ -130,7 +131,7 @@ class _Listening:
         self.owner.nms = self.nms
 
 
-def _owners_of_nms(model: nn.Layer) -> Iterator[object]:
+def _owners_of_nms(model: nn.Layer) -> Iterator[Any]:
     for layer in model.sublayers(include_self=True):
         for owner in (layer, *_plain_parts(layer)):
             if hasattr(getattr(owner, "nms", None), "score_threshold"):

@@ -143,7 +143,7 @@ def _export_all(
         return rows
     latencies = bench_exported(list(folders.values()), threads=usable_cpus())
     for (k, exported), latency in zip(folders.items(), latencies, strict=True):
-        row = {"bits": k, **_sizes(exported)}
+        row: dict[str, object] = {"bits": k, **_sizes(exported)}
         if evaluate:
             row |= _first(job.evaluate_exported(exported))
         row |= _error_and_times(exported, latency.median, latency.load_seconds)
@@ -157,6 +157,7 @@ def _rows_of_integers(
 ) -> list[dict[str, object]]:
     """Of a folder in float and in integers; writes both scores into its `deploy.yaml`."""
     checked = read_manifest(exported).int8
+    assert checked is not None  # of an export in integers
     kinds = ("float32", "int8") if checked.engine else ("float32",)  # no engine ran the integers
     found = {}
     if evaluate:
@@ -194,12 +195,12 @@ def _sizes(exported: Path) -> dict[str, int]:
 
 
 def _error_and_times(
-    exported: Path, milliseconds: float | None, load_seconds: float
+    exported: Path, milliseconds: float | None, load_seconds: float | None
 ) -> dict[str, object]:
     return {
         "max_error": f"{read_manifest(exported).max_error_to_eager:.2g}",
         "latency_ms": None if milliseconds is None else round(milliseconds, 2),
-        "load_s": round(load_seconds, 2),
+        "load_s": None if load_seconds is None else round(load_seconds, 2),
     }
 
 
@@ -207,7 +208,8 @@ def _by_name(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, object
     """Rows of numbers alone, by a name that tells them apart."""
     found = {}
     for row in rows:
-        name = "-".join([f"w{row['bits']}", *([row["arithmetic"]] if "arithmetic" in row else [])])
+        arithmetic = f"-{row['arithmetic']}" if "arithmetic" in row else ""
+        name = f"w{row['bits']}{arithmetic}"
         found[name] = {k: v for k, v in row.items() if k != "arithmetic" and v is not None}
     return found
 

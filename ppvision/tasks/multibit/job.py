@@ -4,6 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -30,7 +31,7 @@ class _Wrapped:
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, job: "MultiBitJob | None", owner: type) -> object:
+    def __get__(self, job: "MultiBitJob | None", owner: type) -> Any:
         return self if job is None else getattr(job.float_job, self.name)
 
 
@@ -47,7 +48,7 @@ class MultiBitJob(Job):
         float_job, options: the same.
     """
 
-    def __init__(self, float_job: Job, options: Mapping[str, object]) -> None:
+    def __init__(self, float_job: Job, options: Mapping[str, Any]) -> None:
         super().__init__(float_job.name, allow_download=float_job.allow_download)
         self.float_job = float_job
         self.options = options

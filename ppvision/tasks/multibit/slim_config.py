@@ -30,7 +30,7 @@ from ppvision.quant.train.losses import WeightedLosses
 from ppvision.quant.train.once_qat import OBJECTIVES, OnceQAT
 from ppvision.quant.train.quanters import DEFAULT_BITS
 from ppvision.safe_yaml import Located
-from ppvision.schema import Count, Place, number, one_of, refuse, text, whole
+from ppvision.schema import LEFT_OUT, Count, Place, number, one_of, refuse, text, whole
 from ppvision.tasks.config import ConfigError, build_config, read_yaml
 
 _OF_LOSSES = ("weights", "distillation")
@@ -59,10 +59,10 @@ class Rule:
     """
 
     # None is a key that was left out.
-    bits: Width = None
-    min_bits: Width = None
-    max_bits: Width = None
-    activations: Activations = None
+    bits: Width = LEFT_OUT
+    min_bits: Width = LEFT_OUT
+    max_bits: Width = LEFT_OUT
+    activations: Activations = LEFT_OUT
     float: bool = False
 
 

@@ -5,16 +5,16 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 import paddle
-from paddle.io.dataloader.collate import default_collate_fn
 
 # Registers and repairs; says when PaddleSeg is missing.
 from ppvision.console import track
 from ppvision.environment import usable_cpus
+from ppvision.forms.paddle_private import collate_samples
 from ppvision.plugins.paddleseg import stock_losses
 
 # isort: split
@@ -39,6 +39,7 @@ from ppvision.tasks.config import (
     check_engine_keys,
     check_keys,
     check_number,
+    place_of,
 )
 from ppvision.tasks.job import Job, example_input, inside
 from ppvision.tasks.multibit.slim_config import check_slim_config
@@ -253,7 +254,7 @@ class Segmentation(Job):
             )
         return cfg
 
-    def _built(self, part: str) -> object:
+    def _built(self, part: str) -> Any:
         """What PaddleSeg's builder makes of a part of the config; the same at every call."""
         with load_safely(self.allow_download), wrap_errors(f"config: {part}"):
             return getattr(self.builder, part)
@@ -302,7 +303,7 @@ class Segmentation(Job):
 
     @property
     def batched(self) -> Callable[[list], object]:
-        return default_collate_fn
+        return collate_samples
 
     def forward(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
         images = batch["img"]
@@ -355,8 +356,8 @@ class Segmentation(Job):
 
     def _scored(
         self,
-        read: Callable[[int], object],
-        predict: Callable[[object], tuple[np.ndarray, np.ndarray]],
+        read: Callable[[int], Any],
+        predict: Callable[[Any], tuple[np.ndarray, np.ndarray]],
         num_workers: int = 0,
     ) -> Scores:
         """The scores of `predict(read(index)) -> prediction, label` on the val split, over all
@@ -525,7 +526,7 @@ def _check_transforms(options: dict, part: str) -> None:
     transforms = options.get("transforms") or []
     if not isinstance(transforms, list):
         raise ConfigError(
-            f"config{options.place('transforms')}: {part}.transforms: expected a list, got "
+            f"config{place_of(options, 'transforms')}: {part}.transforms: expected a list, got "
             f"{shorten(transforms)}."
         )
     for number, transform in enumerate(transforms):
@@ -576,8 +577,8 @@ def _check_clipping(optimizer: dict) -> None:
     name = options.get("name")
     if name not in kinds:
         raise ConfigError(
-            f"config{options.place('name')}: optimizer.grad_clip_cfg.name: got {shorten(name)}. "
-            f"{nearest(str(name), list(kinds))}"
+            f"config{place_of(options, 'name')}: optimizer.grad_clip_cfg.name: got "
+            f"{shorten(name)}. {nearest(str(name), list(kinds))}"
         )
     known = ["name", *inspect.signature(getattr(paddle.nn, name)).parameters]
     check_keys(options, known, "optimizer.grad_clip_cfg")

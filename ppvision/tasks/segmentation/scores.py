@@ -144,6 +144,6 @@ class Scoring:
             float(metrics.kappa(*areas)),
             class_iou,
             precision,
-            {name: value for name, value in found.items() if name in BOUNDARY_SCORES},
-            {name: found[f"class_{name}"] for name in BOUNDARY_SCORES if name in found},
+            {name: float(value) for name, value in found.items() if name in BOUNDARY_SCORES},
+            {name: np.asarray(found[f"class_{name}"]) for name in BOUNDARY_SCORES if name in found},
         )
