@@ -115,7 +115,7 @@ def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
         "data": r"data/digit_scenes: 11 classes; train 12 scenes, \d+ digits; val 4 scenes.*\n$",
         "check": r"(?s)train_dataset: 12 pictures\n.*56x56 \(12\)\nclass.*val_dataset: 4 pictures",
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
-        "eval": r"(?s)class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\n$",
+        "eval": r"(?s) +Boundary .*class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\nTrimapIoU .*\n$",
         "export": r"exported model: \S+/inference/mine\n$",
         "predict": r"pictures and predictions.json: output/predict\n$",
         "bench": r"model +median ms.*\ninference/mine .*\npeak memory .*\n$",

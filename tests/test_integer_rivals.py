@@ -30,7 +30,7 @@ def test_pictures_that_calibrate_are_not_compared(tmp_path):
     assert (comparing[0], comparing[-1]) == (pictures[0], pictures[-1])
     few = split_pictures(pictures[:3])
     assert [len(part) for part in few] == [2, 1]
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="pictures"):
         split_pictures(pictures[:1])
 
 
@@ -56,9 +56,9 @@ def test_difference_is_relative_to_the_outputs():
     other = maps.copy()
     other[0, :, 0, 0] = -other[0, :, 0, 0]  # its lowest becomes its highest: one pixel of 40
     assert difference(other, maps)["same_labels"] == pytest.approx(1 - 1 / 40)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="finite"):
         difference(np.full_like(expected, np.nan), expected)
-    with pytest.raises(ValueError, match="expected finite ones"):
+    with pytest.raises(ValueError, match="finite"):
         difference(expected[:1], expected)
 
 

@@ -290,7 +290,8 @@ def test_layered_codes_mean_the_same_up_to_7_bits(bits):
     layer = pack_model(model, state, bits, integers=True)[0]
     codes, scale = (tensor.numpy() for tensor in layer.integer_weight())
     assert codes.dtype == np.int8
-    found = codes.astype(np.float64) * scale.astype(np.float64)[:, None, None, None]
+    assert scale.shape == (6, 1, 1, 1)  # a step per output channel
+    found = codes.astype(np.float64) * scale.astype(np.float64)
     q = weight.codes.astype(np.float64)
     exact = (q + 0.5) * weight.cell().astype(np.float64)[:, None, None, None]
     if bits <= 7:

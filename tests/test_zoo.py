@@ -307,6 +307,6 @@ def test_a_layered_model_is_read_as_float_weights_of_its_highest_width():
 
 
 def test_a_whole_model_for_a_backbone_is_refused_with_the_way_out():
-    net = ppvision.create_model("pale_nano")
+    net = ppvision.create_model("resnet20")
     with raises_naming(WeightsError, "'backbone.':", "create_model(NAME,"):
         ppvision.load_weights(net, NAME)
