@@ -461,7 +461,7 @@ def measure(name: str, paths: Paths, variants: Sequence[Variant], results: Path)
 
 
 def register_cifar10_network() -> None:
-    """Enter it into the zoo of this process; whoever only imports this file has the zoo as it is."""
+    """Enter it into the zoo of this process, but not of one that only imports this file."""
     card = ModelCard("pale_nano_stride_2", paper="", parameters=0, gflops=0.0, recipe="")
     register_model(card)(pale_nano_stride_2)
 
