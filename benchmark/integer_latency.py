@@ -32,11 +32,11 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ppvision import create_model, export_model
 from ppvision.data.writing import write_picture
-from ppvision.deploy.run.precision import usable_flags
+from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.environment import machine
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks import open_job
 from ppvision.tasks.job import Job
@@ -196,7 +196,7 @@ def make_state(network: Network, model: nn.Layer) -> LayeredState:
         quantized(x)
     for quanter in quanters:
         quanter.calibrated()
-    return layered_state(quantized, WIDTHS)
+    return extract_state(quantized, WIDTHS)
 
 
 # -- processes that run in turn --------------------------------------------------------------------
@@ -262,7 +262,7 @@ def measure(
     # What a row is called, its folder, and what `Predictor` is asked for.
     wanted = [("float32", "float32", "float32"), ("int8", "int8", "int8")]
     wanted += [(f"int8, {bits}-bit codes", f"w{bits}", "int8") for bits in WIDTHS]
-    if "amx_bf16" in usable_flags():
+    if "amx_bf16" in find_usable_flags():
         wanted.insert(1, ("bfloat16", "float32", "bfloat16"))
     workers = {
         kind: Worker(folders[where], precision, threads) for kind, where, precision in wanted
@@ -292,7 +292,7 @@ def measure(
                 "load_s": round(worker.said["load_s"], 2),
                 "memory_mb": round(worker.said["memory_mb"]),
                 "rounds": len(taken[kind]),
-                "machine": f"{machine()}, {', '.join(u for u in UNITS if u in usable_flags())}",
+                "machine": f"{machine()}, {', '.join(u for u in UNITS if u in find_usable_flags())}",
             }
         )
     return rows

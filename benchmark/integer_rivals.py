@@ -42,7 +42,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 # Neither ppvision nor Paddle here: this file also runs in the rivals' environment.
-from benchmark.turns import PAUSE, Worker, answer, in_turn, started
+from benchmark.turns import PAUSE, Worker, answer, in_turn, end_afterwards
 
 if TYPE_CHECKING:
     from benchmark.integer_latency import Network
@@ -324,7 +324,7 @@ def compare(folder: Path, rivals_python: Path) -> dict[str, dict[str, float]]:
     for program in PACKAGES:
         for arithmetic in ARITHMETICS:
             worker = make_worker(folder, program, arithmetic, 1, "all", rivals_python)
-            with started([worker]) as (one,):
+            with end_afterwards([worker]) as (one,):
                 path = folder / "outputs.npz"
                 one(f"save {path}")
                 with np.load(path) as arrays:
@@ -400,18 +400,18 @@ def measure(
 ) -> list[dict[str, object]]:
     """A row for each program and arithmetic."""
     from benchmark.integer_latency import UNITS
-    from ppvision.deploy.run.precision import usable_flags
+    from ppvision.deploy.run.precision import find_usable_flags
     from ppvision.environment import machine
 
     agreements = json.loads((folder / "agreement.json").read_text(encoding="utf-8"))
     kinds = [(program, arithmetic) for program in PACKAGES for arithmetic in ARITHMETICS]
     made = [make_worker(folder, *kind, threads, "first", rivals_python) for kind in kinds]
-    with started(made) as workers:
+    with end_afterwards(made) as workers:
         times, _ = in_turn(workers, WARM_UP, rounds)
     known = versions(rivals_python)
     with np.load(folder / "inputs.npz") as arrays:
         shape = (1, *arrays["comparing"].shape[1:])
-    units = ", ".join(unit for unit in UNITS if unit in usable_flags())
+    units = ", ".join(unit for unit in UNITS if unit in find_usable_flags())
     return [
         {
             **row,

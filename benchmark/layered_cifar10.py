@@ -44,8 +44,8 @@ from paddle import nn
 
 from ppvision import create_model
 from ppvision.engine.callbacks import ProgressLog
-from ppvision.engine.checkpoint import arrays_of
-from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.checkpoint import collect_arrays
+from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import machine
@@ -54,8 +54,8 @@ from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.tasks.job import example_input
-from ppvision.tasks.multibit.slim_config import once_qat
+from ppvision.tasks.job import make_example_input
+from ppvision.tasks.multibit.slim_config import build_once_qat
 from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
@@ -71,7 +71,7 @@ from benchmark.attention_accuracy import (
 from benchmark.runs import (
     ProcessorClock,
     add_rows,
-    claimed,
+    claim_run,
     mean_and_spread,
     read_rows,
     spent,
@@ -153,7 +153,7 @@ NETWORKS = {
 }
 
 
-def quantised(
+def quantise_model(
     model: nn.Layer, bits: tuple[int, ...], objective: str = "mean", activations: bool | int = False
 ) -> OnceQAT:
     """The model, with the weights that it has, at these widths; its ends at 8 bits.
@@ -163,11 +163,11 @@ def quantised(
         bits: widths.
         objective, activations: of slim_config.
     """
-    example = example_input(3, SIDE)
+    example = make_example_input(3, SIDE)
     ends = end_layers(model, example)
     layers = {path: {"bits": 8} for path in ends}  # whatever the highest of the widths
     how = {"bits": list(bits), "objective": objective, "activations": activations}
-    return once_qat(model, {**how, "layers": layers}, ends)
+    return build_once_qat(model, {**how, "layers": layers}, ends)
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -222,20 +222,20 @@ def cases_of(network: str, seed: int) -> Iterator[Case]:
         yield case("dedicated", (bits,))
 
 
-def opened(case: Case, work_dir: Path) -> nn.Layer:
+def open_case(case: Case, work_dir: Path) -> nn.Layer:
     """The model as its run begins."""
     paddle.seed(case.seed)
     network = NETWORKS[case.network]
     model = network.build()
     if case.method == "cut":
-        model = quantised(model, case.source.bits)  # steps and all come with the weights
+        model = quantise_model(model, case.source.bits)  # steps and all come with the weights
     if case.source is not None:
         path = case.source.weights(work_dir)
         assign_weights(model, read_weights(path), str(path))
     if case.method not in ("float", "cut"):
         objective = "sandwich" if case.method == "once_sandwich" else "mean"
         activations = 8 if case.method == "once_integers" else False
-        model = quantised(model, case.bits, objective, activations)
+        model = quantise_model(model, case.bits, objective, activations)
     return model
 
 
@@ -243,8 +243,8 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
     """Train to the last step, going on where it was, and keep the weights."""
     network, folder = NETWORKS[case.network], RunFolder(work_dir / case.name)
     recipe = network.float if case.method == "float" else network.qat
-    groups = parameter_groups(model, recipe.weight_decay)
-    rate = cosine_with_warmup(steps, round(WARMUP_SHARE * steps), learning_rate=recipe.rate)
+    groups = make_parameter_groups(model, recipe.weight_decay)
+    rate = make_cosine_schedule(steps, round(WARMUP_SHARE * steps), learning_rate=recipe.rate)
     forward, before_step = losses, None
     if isinstance(model, OnceQAT):
         forward, before_step = make_passes(model, losses), partial(draw_widths, model, case.seed)
@@ -269,12 +269,12 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
     )
     trainer.callbacks += [ProgressLog(steps, BATCH), ProcessorClock(folder.root)]
     trainer.fit()
-    save_weights(arrays_of(model), case.weights(work_dir))
+    save_weights(collect_arrays(model), case.weights(work_dir))
 
 
 def run(case: Case, steps: int, data: Data, work_dir: Path) -> list[dict]:
     """Train and score; returns a row per width."""
-    model = opened(case, work_dir)
+    model = open_case(case, work_dir)
     trained = case.method not in UNTRAINED
     if trained:
         train(case, model, steps, data, work_dir)
@@ -316,7 +316,7 @@ def summary(rows: list[dict]) -> list[dict]:
     return mean_and_spread(rows, ("network", "method", "bits"), (*SCORES, "cpu_minutes"))
 
 
-def finished(case: Case, results: Path) -> bool:
+def is_finished(case: Case, results: Path) -> bool:
     """Whether the table holds all widths of a run."""
     found = {
         int(row["bits"])
@@ -332,8 +332,8 @@ def attempt(case: Case, results: Path, work_dir: Path, make: Callable[[Case], li
     there yet; returns whether it was made."""
     if case.source is not None and not case.source.weights(work_dir).exists():
         return False
-    with claimed(work_dir / f"{case.name}.lock") as ours:
-        if not ours or finished(case, results):
+    with claim_run(work_dir / f"{case.name}.lock") as ours:
+        if not ours or is_finished(case, results):
             return False
         logging.info(f"run: {case.name}")
         add_rows(results, make(case), FIELDS, order, summary)
@@ -345,7 +345,7 @@ def share_out(
 ) -> None:
     """Make all runs, in order as far as they are free; ends when all are in the table, so that the
     runs of a process that stopped are taken over by the others."""
-    while left := [case for case in cases if not finished(case, results)]:
+    while left := [case for case in cases if not is_finished(case, results)]:
         if not any(attempt(case, results, work_dir, make) for case in left):
             time.sleep(PAUSE)
 

@@ -26,11 +26,11 @@ from paddle.vision.models import resnet50
 
 import ppvision
 from ppvision.deploy import Predictor, export_model
-from ppvision.environment import machine, usable_cpus
+from ppvision.environment import machine, count_usable_cpus
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import read_rows, write_rows
@@ -52,7 +52,7 @@ def ideal_bytes(state: LayeredState, bits: int) -> int:
     return codes + steps + statistics_ + sum(a.nbytes for a in state.floats.values())
 
 
-def exported_ideal(state: LayeredState, bits: int) -> int:
+def count_ideal_export_bytes(state: LayeredState, bits: int) -> int:
     """The same with the statistics of one width, as an export has them."""
     others = sum(a.nbytes for k, of in state.statistics.items() for a in of.values())
     return (
@@ -62,7 +62,7 @@ def exported_ideal(state: LayeredState, bits: int) -> int:
     )
 
 
-def layered_bytes(folder: Path, bits: int) -> int:
+def count_layered_bytes(folder: Path, bits: int) -> int:
     """The manifest and the files up to a width."""
     loaded = load_layered(folder, bits)
     return sum(size for _, size in loaded.opened)
@@ -112,13 +112,13 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
     example = paddle.to_tensor(np.zeros([1, 3, SIDE, SIDE], np.float32))
     config = slim_quant_config(model, bits=BITS, ends=end_layers(model, example))
     once = OnceQAT(LayeredQAT(config).quantize(model), BITS)
-    state = layered_state(once.model, BITS)
+    state = extract_state(once.model, BITS)
     layers = save_layered(state, work / "layered", bits=BITS, config={"model": network})
     exports = {
         k: export_model(pack_model(NETWORKS[network](), state, k), work / f"w{k}", bits=k, **how)
         for k in BITS
     }
-    threads = usable_cpus()
+    threads = count_usable_cpus()
     predictors = {"float": Predictor(in_float, threads=threads)}
     predictors |= {str(k): Predictor(folder, threads=threads) for k, folder in exports.items()}
     times = latencies(predictors, repeats)
@@ -135,11 +135,11 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
             {
                 "network": network,
                 "bits": k,
-                "layered_bytes": layered_bytes(layers, k),
-                "layered_over_ideal": f"{layered_bytes(layers, k) / ideal_bytes(state, k):.4f}",
+                "layered_bytes": count_layered_bytes(layers, k),
+                "layered_over_ideal": f"{count_layered_bytes(layers, k) / ideal_bytes(state, k):.4f}",
                 "new_files": new_files(layers, k),
                 "export_bytes": weights.stat().st_size,
-                "export_over_ideal": f"{weights.stat().st_size / exported_ideal(state, k):.4f}",
+                "export_over_ideal": f"{weights.stat().st_size / count_ideal_export_bytes(state, k):.4f}",
                 "graph_bytes": graph.stat().st_size,
                 "engine": predictors[str(k)].engine,
                 "latency_over_float": f"{ratio:.3f}",

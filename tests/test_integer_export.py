@@ -17,15 +17,15 @@ from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
 from ppvision.deploy.run.engines import has_openvino
-from ppvision.deploy.run.integer_probe import expected_sums, find_integer_fault, probe_codes
+from ppvision.deploy.run.integer_probe import compute_expected_sums, find_integer_fault, probe_codes
 from ppvision.deploy.run.manifest import Manifest, read_manifest
-from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
+from ppvision.deploy.run.precision import choose_precision, find_integer_unit, find_usable_flags
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
 from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.store.state import extract_state
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_pale import SMALL_PALE
 from tests.helpers.write_integer_probe import write_probe
@@ -37,7 +37,7 @@ TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 VNNI = frozenset({"avx2", "avx512_vnni"})
 
 needs_integers = pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 
@@ -177,7 +177,7 @@ def test_widths_of_a_layered_model(bits, tmp_path, pictures):
     quantized.train()
     x = paddle.to_tensor(np.random.default_rng(3).standard_normal((8, 3, SIDE, SIDE)), "float32")
     quantized(x)  # sets the steps
-    state = layered_state(quantized, (8, 4, 2))
+    state = extract_state(quantized, (8, 4, 2))
     packed = pack_model(Net(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits)
     manifest = read_manifest(folder)
@@ -204,7 +204,7 @@ def test_query_key_and_value_that_round_alike(integers, tmp_path):
     quantized.train()
     x = np.random.default_rng(3).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
     quantized(paddle.to_tensor(x))  # sets the steps
-    state = layered_state(quantized, (8, 4))
+    state = extract_state(quantized, (8, 4))
     packed = pack_model(PaleTransformer(SMALL_PALE, num_classes=4), state, 4, integers=integers)
     attention = packed.stages[0][0].attention
     assert attention.query[0].activation is attention.value[0].activation
@@ -242,7 +242,7 @@ def test_a_layered_model_without_steps_is_refused():
     slim = pytest.importorskip("ppvision.plugins.paddleslim")
     model = Net()
     quantized = slim.LayeredQAT(slim.slim_quant_config(model, bits=[8, 4])).quantize(model)
-    state = layered_state(quantized, (8, 4))
+    state = extract_state(quantized, (8, 4))
     with pytest.raises(InputError, match="activations"):
         pack_model(Net(), state, 8, integers=True)
 
@@ -363,7 +363,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
     once.set_bits(bits)
     with paddle.no_grad():
         eager = once(paddle.to_tensor(x)).numpy().argmax(axis=1)
-    state = layered_state(once.model, WIDTHS)
+    state = extract_state(once.model, WIDTHS)
     packed = pack_model(network(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits, output_op="none", task=task)
     assert read_manifest(folder).int8.passed
@@ -514,10 +514,10 @@ def test_bfloat16_is_never_taken_blindly(manifest):
 
 
 def test_flags_are_cut_by_the_limit(monkeypatch):
-    monkeypatch.setattr(precision, "cpu_flags", lambda: {"amx_int8", "avx512_vnni", "avx2"})
+    monkeypatch.setattr(precision, "read_cpu_flags", lambda: {"amx_int8", "avx512_vnni", "avx2"})
     for limit, unit in (("AVX2", None), ("AVX512_CORE_VNNI", "VNNI"), ("ALL", "AMX")):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-        assert integer_unit(usable_flags()) == unit
+        assert find_integer_unit(find_usable_flags()) == unit
 
 
 # -- the look at the machine -----------------------------------------------------------------------
@@ -536,7 +536,7 @@ def test_the_probe_is_what_the_script_writes(tmp_path):
 
 def test_the_probe_saturates_16_bits():
     """Or it could not show that an engine adds in 16 bits."""
-    assert np.abs(expected_sums()).max() > 32767
+    assert np.abs(compute_expected_sums()).max() > 32767
     assert probe_codes().max() == 255
 
 

@@ -16,14 +16,14 @@ from paddle import nn
 from ppvision.deploy.run.engines import OnnxRuntime, has_openvino
 from ppvision.deploy.run.isolated import IsolatedRuntime
 from ppvision.deploy.run.manifest import FILES
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.deploy.verify.running import run_in_openvino
 from ppvision.deploy.write.graph import Products, save_graph, trace_products
 from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import WEIGHT_LIMIT, IntegerActivation, IntegerWeight
-from ppvision.quant.packed import IntegerRounding, integer_copy
-from ppvision.quant.train.quanters import channel_axis
+from ppvision.quant.packed import IntegerRounding, copy_with_integers
+from ppvision.quant.train.quanters import find_channel_axis
 
 PER_GRAPH = 200
 # Other layers are the same code: by default 200 in OpenVINO and 200 others in ONNX Runtime, by
@@ -74,7 +74,7 @@ def random_layer(random: np.random.Generator) -> tuple[nn.Layer, list[int]]:
 def make_case(random: np.random.Generator, limit: int = WEIGHT_LIMIT) -> Case:
     """A layer whose weight has the codes -limit to limit."""
     layer, shape = random_layer(random)
-    axis = channel_axis(layer)
+    axis = find_channel_axis(layer)
     weight_shape = layer.weight.shape
     codes = random.integers(-limit, limit + 1, weight_shape).astype(np.int8)
     if random.random() < 0.2:
@@ -96,7 +96,7 @@ def make_case(random: np.random.Generator, limit: int = WEIGHT_LIMIT) -> Case:
         layer.bias.set_value(some.astype(np.float32))
     model = nn.Sequential(layer)
     weight = IntegerWeight(codes, scale, axis)
-    held = integer_copy(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
+    held = copy_with_integers(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
     step = float(held.activation.scale.numpy()[0]) / 127
     x = (whole * step).astype(np.float32)
     if low in (0, -128) and random.random() < 0.3:  # fewer codes, as learned at fewer bits
@@ -177,7 +177,7 @@ def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
     with paddle.no_grad():
         eager = [case.layer(paddle.to_tensor(case.x)).numpy() for case in cases]
     check(cases, eager, "eager")
-    if not has_openvino() or integer_unit(usable_flags()) is None:
+    if not has_openvino() or find_integer_unit(find_usable_flags()) is None:
         pytest.skip("no OpenVINO, or a processor without VNNI")
     write_products([c.layer for c in cases], [list(c.x.shape) for c in cases], tmp_path / "graph")
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
@@ -207,7 +207,7 @@ LIMITS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_AMX": "amx_int8", "AVX
 @pytest.mark.all
 @pytest.mark.parametrize("limit", LIMITS)
 def test_every_instruction_set_with_products_of_integers(limit, tmp_path, monkeypatch):
-    if LIMITS[limit] not in usable_flags():
+    if LIMITS[limit] not in find_usable_flags():
         pytest.skip(f"the processor has no {LIMITS[limit]}")
     monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", limit)
     cases = cases_of(0)
@@ -224,10 +224,10 @@ FLOAT_LIMITS = {"AVX2": "avx2", "AVX512_CORE": "avx512bw"}
 @pytest.mark.all
 @pytest.mark.parametrize("limit", FLOAT_LIMITS)
 def test_every_instruction_set_without_products_of_integers(limit, tmp_path, monkeypatch):
-    if FLOAT_LIMITS[limit] not in usable_flags():
+    if FLOAT_LIMITS[limit] not in find_usable_flags():
         pytest.skip(f"the processor has no {FLOAT_LIMITS[limit]}")
     monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", limit)
-    assert integer_unit(usable_flags()) is None
+    assert find_integer_unit(find_usable_flags()) is None
     cases = cases_of(0)
     products = Products([case.layer for case in cases])
     graph = trace_products(products, [list(case.x.shape) for case in cases])

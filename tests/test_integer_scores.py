@@ -28,7 +28,7 @@ from benchmark.integer_scores import (
 )
 from benchmark.layered_cifar10 import NETWORKS
 from ppvision.data.writing import write_lines, write_picture
-from ppvision.engine.checkpoint import arrays_of
+from ppvision.engine.checkpoint import collect_arrays
 from ppvision.tasks import open_job
 from ppvision.zoo import create_model
 from ppvision.zoo.weights import save_weights
@@ -148,7 +148,7 @@ def test_every_row_of_a_small_network(monkeypatch, paths, capsys):
     variants = make_variants(integer_scores.KINDS, [8, 2])
     integer_scores.measure("small", paths, variants, results)
     assert "left out" in capsys.readouterr().out
-    save_weights(arrays_of(create_model("two_blocks", num_classes=10)), weights)
+    save_weights(collect_arrays(create_model("two_blocks", num_classes=10)), weights)
     integer_scores.measure("small", paths, variants[:2], results)
     integer_scores.measure("small", paths, [v for v in variants if v.kind != "rule"], results)
     with results.open() as file:
@@ -174,7 +174,7 @@ def test_every_row_of_a_small_network(monkeypatch, paths, capsys):
 def test_pictures_of_one_size_run_as_exported(monkeypatch, paths):
     weights = paths.work / "weights.safetensors"
     config = write_cifar10_config("resnet20", paths)
-    save_weights(arrays_of(create_model("resnet20", num_classes=10)), weights)
+    save_weights(collect_arrays(create_model("resnet20", num_classes=10)), weights)
     small = replace(CASES["cifar10_resnet20"], weights=lambda paths: weights)
     monkeypatch.setitem(CASES, "cifar10_resnet20", small)
     results = paths.work / "table.csv"

@@ -18,14 +18,14 @@ from visualdl.reader.record_reader import RecordReader
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.verify.comparison import rounding_error
+from ppvision.deploy.verify.comparison import measure_rounding_error
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import FixedActivation, pack_model
 from ppvision.quant.store.state import LayeredActivation
 from ppvision.tasks import open_job
-from ppvision.tasks.multibit.scores import scores_by_width
+from ppvision.tasks.multibit.scores import score_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
 from tests.helpers.configs import ROOT, classification_config, small_config
@@ -480,7 +480,7 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
     job = open_job(config)
     model = job.load(run / "best_model" / "model.pdparams", 6)
     assert isinstance(model, OnceQAT)
-    found = scores_by_width(model, lambda m: {"Evaluate/top1": job.evaluate(m).top1})
+    found = score_by_width(model, lambda m: {"Evaluate/top1": job.evaluate(m).top1})
     logged = {tag: value for _, tag, value in rows if tag in found}
     assert found == pytest.approx(logged)
 
@@ -557,7 +557,7 @@ def test_a_models_own_rounding_is_its_bound():
     rounding, smooth = FixedActivation(activation, 8), nn.Identity()
     for model, low, high in ((rounding, 0.4, 0.6), (smooth, 1e-7, 1e-4)):
         eager = [model(paddle.to_tensor(x)).numpy()]
-        assert low < rounding_error(model, "features", [(x, eager)]) < high
+        assert low < measure_rounding_error(model, "features", [(x, eager)]) < high
 
 
 def test_roundings_after_the_first_one_count():
@@ -570,5 +570,5 @@ def test_roundings_after_the_first_one_count():
     model = nn.Sequential(first, second)
     eager = [model(paddle.to_tensor(x)).numpy()]
     assert eager[0].min() == 6.0
-    assert rounding_error(model, "features", [(x, eager)]) == 1.0  # 0 instead of 6
+    assert measure_rounding_error(model, "features", [(x, eager)]) == 1.0  # 0 instead of 6
     assert np.array_equal(model(paddle.to_tensor(x)).numpy(), eager[0])  # nothing is left behind

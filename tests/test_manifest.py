@@ -26,13 +26,13 @@ from ppvision.deploy.run.manifest import (
     Nms,
     PrecisionCheck,
     Tile,
-    manifest_text,
+    format_manifest,
     parse_manifest,
     read_manifest,
 )
 from ppvision.errors import ManifestError, PpvisionError
-from ppvision.files import sha256_of
-from ppvision.schema import checks_of, take_any
+from ppvision.files import compute_sha256
+from ppvision.schema import collect_checks, take_any
 from tests.helpers.alone import run_alone
 from tests.helpers.configs import ROOT
 from tests.helpers.fuzz import BOMBS, VALUES, mutate_yaml
@@ -142,7 +142,7 @@ def test_every_entry_is_read():
 @pytest.mark.parametrize("content", DOCUMENTS.values(), ids=DOCUMENTS)
 def test_what_is_written_reads_the_same(content):
     found = parsed(content)
-    text = manifest_text(found)
+    text = format_manifest(found)
     assert parse_manifest(text, "again") == found
     assert "null" not in text.replace("weights: null", "").replace("openvino: null", "").replace(
         "onednn: null", ""
@@ -165,9 +165,9 @@ def test_version_1_reads_as_version_2():
 def test_texts_that_look_like_numbers():
     """Version 1 wrote `1e-3` without quotes, which our reader takes for a number."""
     names = {"name": "1e-3", "classes": ["1e3", "1.5", "no"]}
-    written = manifest_text(parsed({**SEGMENTATION, "classes": []}))
+    written = format_manifest(parsed({**SEGMENTATION, "classes": []}))
     found = dataclasses.replace(parse_manifest(written, "x"), **names)
-    assert parse_manifest(manifest_text(found), "x") == found
+    assert parse_manifest(format_manifest(found), "x") == found
     earlier = parsed({**VERSION_1, **names})
     assert float(earlier.name) == 1e-3
     assert [float(earlier.classes[0]), *earlier.classes[1:]] == [1e3, "1.5", "no"]
@@ -175,7 +175,7 @@ def test_texts_that_look_like_numbers():
 
 def test_every_field_has_a_check():
     for kind in (Manifest, FileEntry, PrecisionCheck, Calibration, Nms, Tile):
-        checks = checks_of(kind)
+        checks = collect_checks(kind)
         for entry in dataclasses.fields(kind):
             assert checks[entry.name] is not take_any, entry.name
 
@@ -276,7 +276,7 @@ def test_links_stay_inside(tmp_path):
     for name in ("model.json", "model.pdiparams"):
         (folder / "..data" / name).write_bytes(b"abc")
         (folder / name).symlink_to(Path("..data") / name)  # as in a volume of Kubernetes
-        digest = sha256_of(folder / name)
+        digest = compute_sha256(folder / name)
         content["files"][name] = {"bytes": 3, "sha256": digest}
     (folder / "deploy.yaml").write_text(yaml.safe_dump(content))
     assert read_manifest(folder).name == "street"

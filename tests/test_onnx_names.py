@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ppvision import __version__
 from ppvision.deploy.run.task_table import TASKS
-from ppvision.deploy.write.onnx_names import describe, name_onnx, output_shape
+from ppvision.deploy.write.onnx_names import describe, name_onnx, infer_output_shape
 
 
 def constant(name, values):
@@ -166,4 +166,4 @@ def test_shapes_of_outputs(input_shape, found, expected):
         )
         for own in sizes
     ]
-    assert output_shape(input_shape, inputs, found) == expected
+    assert infer_output_shape(input_shape, inputs, found) == expected

@@ -16,7 +16,7 @@ from ppvision.cli.options import (
     parse_positive,
 )
 from ppvision.console import show
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import InputError
 
 
@@ -32,7 +32,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
     verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
     verb.add_argument(
-        "--threads", type=parse_positive, default=usable_cpus(), help="of every model"
+        "--threads", type=parse_positive, default=count_usable_cpus(), help="of every model"
     )
     verb.add_argument("--batch", type=parse_positive, default=1, help="pictures at a time")
     verb.add_argument(
@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     set_device(args.device)
-    from ppvision.deploy.run.bench import bench_exported, peak_memory, table
+    from ppvision.deploy.run.bench import bench_exported, measure_peak_memory, format_latencies
 
     eager = None
     if args.model_path:
@@ -71,6 +71,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.json:
         models = [{**asdict(row), "speed_up": rows[0].median / row.median} for row in rows]
-        show(json.dumps({"models": models, "peak_memory_mib": peak_memory()}, indent=2))
+        show(json.dumps({"models": models, "peak_memory_mib": measure_peak_memory()}, indent=2))
         return
-    show(table(rows))
+    show(format_latencies(rows))

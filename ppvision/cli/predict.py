@@ -15,7 +15,7 @@ from ppvision.cli.options import (
     parse_positive,
 )
 from ppvision.console import show, tell, tell_last
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import InputError, shorten
 
 
@@ -33,7 +33,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
     verb.add_argument(
-        "--threads", type=parse_positive, default=usable_cpus(), help="without --config"
+        "--threads", type=parse_positive, default=count_usable_cpus(), help="without --config"
     )
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -69,7 +69,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
         model = job.load(args.model_path, args.bits)
         return job.predict_to_folder(model, *where, stopped=stopped)
     from ppvision.deploy import Predictor
-    from ppvision.tasks.prediction import exported_to_folder
+    from ppvision.tasks.prediction import predict_exported
 
     job = open_job(args) if args.config else None
     how = {
@@ -78,7 +78,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
         "precision": args.precision,
     }
     predictor = Predictor(**_exported(args), **how)
-    write = exported_to_folder if job is None else job.predict_exported_to_folder
+    write = predict_exported if job is None else job.predict_exported_to_folder
     return write(predictor, *where, stopped=stopped)
 
 

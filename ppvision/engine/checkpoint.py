@@ -31,7 +31,7 @@ from ppvision.errors import (
     shorten_text,
 )
 from ppvision.files import sync_folder, write_text
-from ppvision.safe_yaml import load_yaml, plain, yaml_text
+from ppvision.safe_yaml import load_yaml, drop_places, format_yaml
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
 
@@ -62,7 +62,7 @@ class Progress:
     summed: int = 0
 
 
-def arrays_of(layer: nn.Layer) -> dict[str, np.ndarray]:
+def collect_arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
 
 
@@ -135,12 +135,12 @@ def _write_parts(
     ema: nn.Layer | None,
     config: dict,
 ) -> None:
-    parts = {"model": arrays_of(model), "optimizer": _optimizer_arrays(model, optimizer)}
+    parts = {"model": collect_arrays(model), "optimizer": _optimizer_arrays(model, optimizer)}
     if ema is not None:
-        parts["ema"] = arrays_of(ema)
+        parts["ema"] = collect_arrays(ema)
     for name, arrays in parts.items():
         save_weights(arrays, folder / f"{name}.safetensors")
-    write_text(folder / "config.yml", yaml_text(config))
+    write_text(folder / "config.yml", format_yaml(config))
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -241,7 +241,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 def read_config(path: Path) -> dict:
     """The config that a checkpoint was written under; empty where it has none."""
     file = path / "config.yml"
-    return plain(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
+    return drop_places(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
 
 
 def load_checkpoint(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppvision.errors import FolderInUseError, shorten
-from ppvision.files import lock_folder, naming_flag, write_text
-from ppvision.safe_yaml import yaml_text
+from ppvision.files import lock_folder, name_flag_errors, write_text
+from ppvision.safe_yaml import format_yaml
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class RunFolder:
         return all(path.suffix == ".partial" for path in self.checkpoints.iterdir())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Hold the folder, made where it is not there, against a second run in it.
 
         Inside, the same object may be asked again. A folder that was made and is still empty when
@@ -101,7 +101,7 @@ class RunFolder:
             "name another folder (--save_dir)."
         )
         named = "save_dir", self.root
-        with naming_flag(*named):  # the system may refuse to look for it: a name too long
+        with name_flag_errors(*named):  # the system may refuse to look for it: a name too long
             self._check_no_file()
             made = not self.root.exists()
         with lock_folder(self.root, busy, named):
@@ -122,9 +122,9 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        with naming_flag("save_dir", self.root):
+        with name_flag_errors("save_dir", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.config, yaml_text(config))
+            write_text(self.config, format_yaml(config))
 
 
 # How a run is run, without effect on what it computes (`iters` stands in the config as well).
@@ -132,7 +132,7 @@ _NO_DIFFERENCE = {f"run.{key}" for key in ("log_iters", "save_interval", "keep_c
 _NO_DIFFERENCE |= {f"run.{key}" for key in ("num_workers", "resume", "iters", "batch_size")}
 
 
-def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
+def list_config_differences(before: dict, now: dict, where: str = "") -> list[str]:
     """One line `a.b: old -> new` for every value that differs and matters to the numbers."""
     lines = []
     for key in [*before, *(k for k in now if k not in before)]:
@@ -141,7 +141,7 @@ def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += config_differences(old, new, path)
+            lines += list_config_differences(old, new, path)
         elif old != new:
             lines.append(f"{path}: {shorten(old)} -> {shorten(new)}")
     return lines

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ppvision.configs import find_config
-from ppvision.safe_yaml import plain
+from ppvision.safe_yaml import drop_places
 from ppvision.tasks.config import (
     apply_options,
     check_untagged,
     import_modules,
     read_yaml,
-    task_of,
+    find_task,
 )
 from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob
@@ -58,7 +58,7 @@ def open_job(
     if slim_config is not None:
         content["slim_config"] = read_slim_config(slim_config)
     apply_options(content, list(options))
-    task = task_of(content, JOBS)
+    task = find_task(content, JOBS)
     import_modules(content.get("imports", []))
     module, name = JOBS[task].split(":")
     kind = getattr(importlib.import_module(module), name)
@@ -67,5 +67,5 @@ def open_job(
     rest = apply_overrides(content, kind.override_keys, **overrides)
     job: Job = kind(content, config_path.stem, allow_download=allow_download, **rest)
     if "slim_config" in content:
-        return MultiBitJob(job, plain(content["slim_config"]))
+        return MultiBitJob(job, drop_places(content["slim_config"]))
     return job

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 
 from ppvision.console import track
-from ppvision.data.listing import list_images, listed_labels
+from ppvision.data.listing import list_images, list_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.run.detections import Detections
-from ppvision.deploy.run.engines import in_one_line
+from ppvision.deploy.run.engines import join_error_lines
 from ppvision.deploy.run.manifest import Manifest
 from ppvision.deploy.run.predictor import Classification, Predictor
 from ppvision.errors import (
@@ -41,8 +41,8 @@ from ppvision.errors import (
 )
 from ppvision.files import lock_folder, remove_partials, write_text
 from ppvision.tasks.pictures import (
-    detected,
-    labelled,
+    draw_detections,
+    draw_label,
     save_comparison,
     save_picture,
     save_prediction,
@@ -76,7 +76,7 @@ FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-def pixels_of(picture: Picture, max_value: int | None = None) -> np.ndarray:
+def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
     """The pixels `[H, W, 3]` uint8 RGB of a picture that is a path, or pixels already.
 
     Args:
@@ -129,7 +129,7 @@ def predict_to_folder(
     every picture that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
     """
     pictures = list_images(image_path)
-    labels = {} if ignore_index is None else listed_labels(image_path)
+    labels = {} if ignore_index is None else list_labels(image_path)
 
     def write(path: Path, name: str, image: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
         save_prediction(image, prediction, Path(folder), name)
@@ -209,7 +209,7 @@ def classify_to_folder(
             likeliest = np.argsort(-found.probabilities, kind="stable")[:5]
             shares = {named(int(k)): round(float(found.probabilities[k]), 6) for k in likeliest}
             entry |= {"probability": shares[label], "top5": shares}
-        shown = labelled(image, CLASSIFIED_SIDE, "", label)
+        shown = draw_label(image, CLASSIFIED_SIDE, "", label)
         save_picture(shown, Path(folder) / "overlay", name)
         return entry
 
@@ -242,7 +242,7 @@ def detect_to_folder(
     """
 
     def write(path: Path, name: str, image: np.ndarray, found: Detections) -> list[dict]:
-        save_picture(detected(image, found.above(score)), Path(folder) / "overlay", name)
+        save_picture(draw_detections(image, found.above(score)), Path(folder) / "overlay", name)
         return [_described(found, place) for place in range(len(found))]
 
     pictures = list_images(image_path)
@@ -263,7 +263,7 @@ WRITERS: dict[str, Callable[[Manifest, int | None], Callable[..., list[str]]]] =
 }
 
 
-def exported_to_folder(
+def predict_exported(
     predictor: Predictor,
     image_path: str | Path,
     folder: str | Path,
@@ -474,7 +474,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         return f"{error.strerror}{name}"
-    line = in_one_line(error)
+    line = join_error_lines(error)
     return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]} ..."
 
 

@@ -15,7 +15,7 @@ from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.dashboard import Dashboard
 from ppvision.engine.run_folder import RunFolder
-from ppvision.engine.seeding import batches_per_epoch
+from ppvision.engine.seeding import count_batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.tasks.job import Job
@@ -30,9 +30,9 @@ ENGINE_KEYS = (
 )
 
 
-def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
+def count_steps(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
     """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
-    batches = batches_per_epoch(
+    batches = count_batches_per_epoch(
         len(dataset), content["batch_size"], paddle.distributed.get_world_size()
     )
     return max(1, epochs * batches // content.get("accumulate", 1))
@@ -105,7 +105,7 @@ def run_training(
             `Trainer.fit`.
     """
     # Held from here on, so that what is read of it is what is then gone on from.
-    with folder.locked() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
+    with folder.hold_lock() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
         trainer = _trainer(job, folder, options, do_eval, device, model_path, skip_check)
         # Nothing is written before all of this has been built.
         _open_folder(job, trainer, do_eval, use_vdl, use_tensorboard, histograms, callbacks)
@@ -188,7 +188,7 @@ def _describe(
     scores = list(job.score_tags) if do_eval else []
     if do_eval and options.use_ema:
         scores += [tag.replace("/", "/Ema_", 1) for tag in job.score_tags]
-    values = settings(job.content) | settings({"run": asdict(options)})
+    values = flatten_settings(job.content) | flatten_settings({"run": asdict(options)})
     dashboard.settings(values, [*scores, "Train/loss"])
 
 
@@ -199,7 +199,7 @@ _NO_SETTINGS |= {"run/log_iters", "run/save_interval", "run/keep_checkpoint_max"
 _NO_SETTINGS |= {"run/num_workers", "run/resume"}
 
 
-def settings(content: dict, where: str = "") -> dict[str, float | str]:
+def flatten_settings(content: dict, where: str = "") -> dict[str, float | str]:
     """The single values of a config by path, but for data sets: numbers as floats, others as text.
 
     Of how it was run, what decides the result; without the `run/` before it. Paths have slashes:
@@ -211,10 +211,10 @@ def settings(content: dict, where: str = "") -> dict[str, float | str]:
         if path in _NO_SETTINGS:
             continue
         if isinstance(value, dict):
-            values |= settings(value, path)
+            values |= flatten_settings(value, path)
         elif isinstance(value, list):
             for number, item in enumerate(value):
-                values |= settings({str(number): item}, path)
+                values |= flatten_settings({str(number): item}, path)
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             values[path.removeprefix("run/")] = float(value) if number else str(value)

@@ -21,17 +21,17 @@ from ppvision.errors import (
     InputError,
     InputTypeError,
     MissingFileError,
-    nearest,
+    suggest_nearest,
     shorten,
     shorten_text,
 )
-from ppvision.files import sha256_of
+from ppvision.files import compute_sha256
 from ppvision.models.base import ZooModel
 from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
-from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle
+from ppvision.zoo.torch_files import is_from_torch, read_pth, convert_to_paddle
 from ppvision.zoo.weights import RGB, assign_weights, read_weights, take_backbone
 
 logger = logging.getLogger("ppvision")
@@ -98,11 +98,11 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
         raise MissingFileError(
             f"pretrained: expected a tag of {model}, a file or an address, got "
             f"{shorten_text(name, 200)!r}. "
-            f"{nearest(name, tags)}"
+            f"{suggest_nearest(name, tags)}"
         )
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
-        digest = sha256_of(path)
+        digest = compute_sha256(path)
     # We cannot know how a file's own pictures were prepared, nor its licence.
     return Pretrained(
         arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
@@ -145,7 +145,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     remote = RemoteFolder(folder.geturl())
     shown = f"{remote.shown}/{name}"
     copy = remote.folder / f"{digest[:16]}-{name}"
-    with remote.locked():
+    with remote.hold_lock():
         if not _has_sha256(copy, digest):
             remote.fetch(name, remote.length(name), digest)
             (remote.folder / name).replace(copy)
@@ -153,7 +153,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
 
 
 def _has_sha256(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
+    return path.is_file() and compute_sha256(path) == digest
 
 
 # -- into the model --------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
         return []
     arrays = dict(found.arrays)
     if is_from_torch(arrays):
-        arrays = to_paddle(arrays, net.torch_names)
+        arrays = convert_to_paddle(arrays, net.torch_names)
     arrays = take_backbone(net, arrays, found.source)
     _adapt_first_conv(net, arrays, found.source)
     fresh = _match_head(net, arrays, found.source, keep_head)

@@ -16,7 +16,7 @@ from functools import partial
 from paddle import nn
 
 from ppvision.arguments import check_flag, check_text
-from ppvision.errors import InputError, nearest, shorten
+from ppvision.errors import InputError, suggest_nearest, shorten
 from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard
 from ppvision.zoo.stored import is_here
 
@@ -66,12 +66,12 @@ def follow_models(follow: Callable[[str], None]) -> None:
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     if check_text(name, "model", "a name of the zoo") not in _MODELS:
         raise InputError(
-            f"model: expected a name of the zoo, got {shorten(name)}. {nearest(name, _MODELS)}"
+            f"model: expected a name of the zoo, got {shorten(name)}. {suggest_nearest(name, _MODELS)}"
         )
     return _MODELS[name]
 
 
-def builder(name: str) -> BuildModel:
+def find_builder(name: str) -> BuildModel:
     """What builds a model.
 
     Raises:
@@ -80,10 +80,10 @@ def builder(name: str) -> BuildModel:
     return _entry(name)[0]
 
 
-def model_parameters(name: str) -> list[inspect.Parameter]:
+def list_model_parameters(name: str) -> list[inspect.Parameter]:
     """The options of a model, as its own signature has them."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(builder(name)).parameters.values()
+    parameters = inspect.signature(find_builder(name)).parameters.values()
     return [p for p in parameters if p.kind in kinds]
 
 

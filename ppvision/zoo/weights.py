@@ -15,12 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ppvision.arguments import check_file, check_layer, check_path, check_patterns
-from ppvision.errors import MissingFileError, WeightsError, nearest, shorten, shorten_text
-from ppvision.files import naming_read, write_bytes
+from ppvision.errors import MissingFileError, WeightsError, suggest_nearest, shorten, shorten_text
+from ppvision.files import name_read_errors, write_bytes
 from ppvision.models.base import ZooModel
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.safe_tensors import header_fits
-from ppvision.zoo.cards import find_card, weights_names
+from ppvision.zoo.cards import find_card, list_weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 
@@ -86,7 +86,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     card = find_card(str(check_path(path, "weights", expected)))
     if card is not None:
         return read_stored(card)
-    with naming_read(path := check_file(path, "weights", expected)):
+    with name_read_errors(path := check_file(path, "weights", expected)):
         return _read_file(path)
 
 
@@ -99,7 +99,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise MissingFileError(
             "weights: expected a file or a name of the zoo, got "
             f"{shorten_text(str(path), 200)!r}. "  # the end of a path says the most
-            + nearest(path.name, weights_names())
+            + suggest_nearest(path.name, list_weights_names())
         )
     with path.open("rb") as file:
         start = file.read(len(_ZIP) + 8)
@@ -274,7 +274,7 @@ def assign_weights(
         own[name].set_value(array)
 
 
-def names_behind_sdn(
+def rename_for_sdn(
     model: nn.Layer, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
     """Weights of a model without SDN, under the names that they have in the same model with it.

@@ -11,23 +11,23 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppvision.files import cache_folder, write_text
+from ppvision.files import find_cache_folder, write_text
 
 logger = logging.getLogger("ppvision")
 
 Verdict = dict[str, Any]
 
 
-def verdict_file(digest: "hashlib._Hash") -> Path:
+def find_verdict_file(digest: "hashlib._Hash") -> Path:
     """Where the verdict is kept that depends on what `digest` has seen."""
-    return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
+    return find_cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 
 def read_verdict(path: Path, example: Verdict) -> Verdict | None:
     """The verdict, or None where there is none that has the keys and types of `example`.
 
     Args:
-        path: see `verdict_file`.
+        path: see `find_verdict_file`.
         example: counts (whole numbers), and lists or dictionaries of counts.
     """
     try:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from ppvision.deploy.run.task_table import TASKS
 from ppvision.errors import ManifestError, MissingFileError, shorten
-from ppvision.files import naming_read, sha256_of
+from ppvision.files import name_read_errors, compute_sha256
 from ppvision.schema import (
     Count,
     Place,
@@ -314,16 +314,16 @@ class Manifest:
         return replace(files, own_for_openvino=files.raw_program in self.files)
 
     def write(self, folder: Path) -> None:
-        document = manifest_text(self)
+        document = format_manifest(self)
         parse_manifest(document, NAME)  # what a reader would refuse is not written
         (folder / NAME).write_text(document, encoding="utf-8")
 
 
-def manifest_text(manifest: Manifest) -> str:
+def format_manifest(manifest: Manifest) -> str:
     """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
-    from ppvision.safe_yaml import short_yaml_text  # see parse_manifest
+    from ppvision.safe_yaml import format_short_yaml  # see parse_manifest
 
-    return short_yaml_text(_plain_fields(manifest))
+    return format_short_yaml(_plain_fields(manifest))
 
 
 def _plain_fields(value: Any) -> Any:
@@ -343,12 +343,12 @@ def _plain_fields(value: Any) -> Any:
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Bytes and sha256 of files of an export."""
     return {
-        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=compute_sha256(folder / name))
         for name in names
     }
 
 
-def file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
+def list_file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
     """The files of a model in the formats that are there."""
     names = [files.program, files.weights]
     names += [files.earlier_program] if earlier_format else []
@@ -371,7 +371,7 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: no right to read one of them, for one.
     """
     path = folder / NAME
-    with naming_read(path):
+    with name_read_errors(path):
         if not path.is_file():
             raise MissingFileError(
                 f"{folder}: expected a folder written by export_model, found no {NAME} in it."
@@ -387,7 +387,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         MissingFileError, ManifestError, StorageError: as `read_manifest`.
     """
-    with naming_read(folder):
+    with name_read_errors(folder):
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
 
@@ -506,7 +506,7 @@ def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
         raise refuse(m.weights, at("weights"), "a name, or null for format onnx")
     if m.weights is not None and not m.weights.endswith(of_weights):
         raise refuse(m.weights, at("weights"), f"a name that ends in {of_weights}")
-    for name in file_names(m.model_files, m.earlier_format):
+    for name in list_file_names(m.model_files, m.earlier_format):
         if name not in m.files:
             raise SchemaError(at("files"), f"expected bytes and sha256 of {name}, got none")
     task = TASKS[m.task]
@@ -553,7 +553,7 @@ def _verify(folder: Path, name: str, expected: FileEntry) -> None:
             f"{path}: expected {expected.bytes} bytes, got {size}; the file is incomplete or "
             "changed. Copy or export it again."
         )
-    if (digest := sha256_of(path)) != expected.sha256:
+    if (digest := compute_sha256(path)) != expected.sha256:
         raise ManifestError(
             f"{path}: expected sha256 {expected.sha256}, got {digest}; the file is corrupt or "
             "changed. Copy or export it again."

@@ -21,7 +21,7 @@ from ppvision.arguments import (
     check_path,
     check_utf8,
 )
-from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.data.limits import MAX_PIXELS, read_max_pixels
 from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.run.composition import compose
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
@@ -30,11 +30,11 @@ from ppvision.deploy.run.engines import (
     Engine,
     OnnxRuntime,
     PaddleRuntime,
-    declared_inputs,
+    read_declared_inputs,
     enlarges,
-    failing_as,
+    fail_as,
     has_openvino,
-    in_one_line,
+    join_error_lines,
     open_runtime,
 )
 from ppvision.deploy.run.integer_probe import find_integer_fault
@@ -43,9 +43,9 @@ from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, verify_f
 from ppvision.deploy.run.nms import RuntimeWithNms
 from ppvision.deploy.run.precision import (
     Precision,
-    checked_precision,
+    check_precision,
     choose_precision,
-    usable_flags,
+    find_usable_flags,
 )
 from ppvision.deploy.run.task_table import TASKS, Prediction
 from ppvision.deploy.run.task_table import Classification as Classification  # its earlier place
@@ -58,7 +58,7 @@ from ppvision.errors import (
     MissingFileError,
     shorten,
 )
-from ppvision.files import check_room, naming_flag, naming_storage, sha256_of
+from ppvision.files import check_room, name_flag_errors, name_storage_errors, compute_sha256
 
 if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
@@ -182,7 +182,7 @@ class Predictor(Generic[P]):
         self._task = TASKS[self.manifest.task]
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
-            _check_shapes(declared_inputs(folder / self.manifest.program), self.manifest, folder)
+            _check_shapes(read_declared_inputs(folder / self.manifest.program), self.manifest, folder)
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
                 "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
@@ -192,7 +192,7 @@ class Predictor(Generic[P]):
         self._isolate = check_flag(isolate, "isolate")
         self._threads, self._device = threads, device
         self._use_onednn = use_onednn
-        self._asked = checked_precision(precision)
+        self._asked = check_precision(precision)
         if self._asked in ("int8", "bfloat16") and (use_onednn is not None or device != "cpu"):
             raise InputError(
                 f"precision: {self._asked} runs in OpenVINO on a CPU, got use_onednn={use_onednn}, "
@@ -297,10 +297,10 @@ class Predictor(Generic[P]):
         if weights is None:
             yield self._folder
             return
-        with naming_flag("TMPDIR", Path(os.environ.get("TMPDIR", tempfile.tempdir or "/tmp"))):
+        with name_flag_errors("TMPDIR", Path(os.environ.get("TMPDIR", tempfile.tempdir or "/tmp"))):
             temporary = tempfile.TemporaryDirectory(prefix="ppvision-")
         with temporary as work:
-            with naming_storage(Path(work), Path(work)):
+            with name_storage_errors(Path(work), Path(work)):
                 compose(self._folder, self.manifest, weights, Path(work))
                 check_room(Path(work), Path(work))
             yield Path(work)
@@ -329,7 +329,7 @@ class Predictor(Generic[P]):
 
         if engine != "openvino" or not keep or self._isolate:
             return opened()
-        weights = sha256_of(folder / self.manifest.model_files.weights_beside)
+        weights = compute_sha256(folder / self.manifest.model_files.weights_beside)
         if weights not in self._kept:
             self._kept[weights] = opened()
         return self._kept[weights]
@@ -356,7 +356,7 @@ class Predictor(Generic[P]):
             runtime.run(self._task.inputs(np.zeros(smallest, np.float32)))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
-            reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
+            reason = f"{manifest.name}: {name} cannot run it here ({join_error_lines(error)})."
             if insist:
                 other = "use_onednn=None or False" if engine == "onednn" else "precision='auto'"
                 raise EngineError(f"{reason} Pass {other}.") from error
@@ -388,7 +388,7 @@ class Predictor(Generic[P]):
                 runtime = self._try(folder, "onednn", keep=keep, insist=bool(wanted))
                 name = "onednn" if runtime else name
             if runtime is None:
-                with failing_as(f"{self._folder}: the exported graph does not load"):
+                with fail_as(f"{self._folder}: the exported graph does not load"):
                     runtime = self._open_runtime(folder, "native", keep, precision)
         if manifest.format == "onnx" and isinstance(runtime, (OnnxRuntime, IsolatedRuntime)):
             _check_shapes(runtime.input_shapes, manifest, self._folder)
@@ -401,7 +401,7 @@ class Predictor(Generic[P]):
         manifest = self.manifest
         if self._use_onednn is not None or self._device != "cpu":
             return "float32"
-        chosen, why = choose_precision(self._asked, manifest, usable_flags(), has_openvino())
+        chosen, why = choose_precision(self._asked, manifest, find_usable_flags(), has_openvino())
         fault = None
         if chosen == "int8" and self._asked == "auto" and manifest.format == "paddle":
             fault = find_integer_fault(self._isolate)
@@ -532,7 +532,7 @@ class Predictor(Generic[P]):
         self._task.check_sizes(sizes, count)
         runtime = self._runtime_for(opened, height, width)
         inputs = self._task.inputs(batch, sizes)
-        with failing_as(
+        with fail_as(
             f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"
         ):
             outputs = runtime.run(inputs)
@@ -570,10 +570,10 @@ def _found(folder: str | Path) -> Path:
         return path
     from difflib import get_close_matches
 
-    from ppvision.deploy.run.zoo_folder import zoo_folder
+    from ppvision.deploy.run.zoo_folder import compose_zoo_folder
     from ppvision.zoo.cards import ZOO_WEIGHTS
 
-    if (composed := zoo_folder(folder)) is not None:
+    if (composed := compose_zoo_folder(folder)) is not None:
         return composed
     # A model of the zoo without a tag, as "pale_nano", has several; a misspelt name is near one.
     names = [name for name, card in ZOO_WEIGHTS.items() if not card.package]
@@ -628,7 +628,7 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
             "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
-    count, limit = image.shape[0] * image.shape[1], max_pixels()
+    count, limit = image.shape[0] * image.shape[1], read_max_pixels()
     if count > limit:  # as of files: transforms would take many times the array's memory
         raise InputError(
             f"image: expected at most {limit} pixels, got {image.shape[1]}x{image.shape[0]}. If it "

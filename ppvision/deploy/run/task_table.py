@@ -15,7 +15,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
-from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.run.transforms import CenterCrop, Step, Transforms
 from ppvision.errors import InputError, shorten
 
@@ -327,7 +327,7 @@ class Detection(DeployedTask):
         found = []
         for end, n in zip(ends[: len(steps)], counts.reshape(-1), strict=False):
             own = masks[0][end - n : end] if masks else None
-            found.append(detections_of(rows[end - n : end], own, manifest.classes))
+            found.append(collect_detections(rows[end - n : end], own, manifest.classes))
         return found
 
 

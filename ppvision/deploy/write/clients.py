@@ -22,7 +22,7 @@ from ppvision.deploy.write.graph import trace, trace_detector
 from ppvision.deploy.write.openvino import write_earlier_program
 from ppvision.errors import PpvisionError
 from ppvision.forms.earlier_format import earlier_format
-from ppvision.safe_yaml import short_yaml_text
+from ppvision.safe_yaml import format_short_yaml
 
 logger = logging.getLogger("ppvision")
 
@@ -107,7 +107,7 @@ def _tell(reader: str, error: PpvisionError) -> None:
     logger.info(f"export: {reader}'s own clients cannot run this export on a CPU ({error})")
 
 
-def deploy_entry(
+def make_deploy_entry(
     program: str,
     weights: str,
     transforms: Sequence[Mapping[str, Any]],
@@ -144,7 +144,7 @@ _ARCHITECTURES = {
 _DRAWN = 0.5  # least score of a box that a client draws, PaddleDetection's default
 
 
-def infer_config(
+def make_infer_config(
     architecture: str,
     metric: str,
     transforms: Sequence[Mapping[str, Any]],
@@ -171,13 +171,13 @@ def infer_config(
         "use_dynamic_shape": None in input_shape[2:],
         "arch": name,
         "min_subgraph_size": operators,
-        "Preprocess": preprocess_steps(transforms),
+        "Preprocess": list_preprocess_steps(transforms),
         "label_list": list(labels),
     }
     return {**content, "mask": True} if masks else content
 
 
-def preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def list_preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A reader's transforms as `Preprocess` of `infer_cfg.yml` has them.
 
     The clients have no defaults of their own for some arguments, and others than the readers for
@@ -210,4 +210,4 @@ def preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 def write_infer_config(content: Mapping[str, object], folder: Path) -> None:
     """Write `infer_cfg.yml` into an export's folder."""
-    (folder / INFER_CONFIG).write_text(short_yaml_text(dict(content)), encoding="utf-8")
+    (folder / INFER_CONFIG).write_text(format_short_yaml(dict(content)), encoding="utf-8")

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppvision.deploy.run.engines import declared_inputs
+from ppvision.deploy.run.engines import read_declared_inputs
 from ppvision.deploy.run.manifest import FILES, PADDLEX_FILES, ModelFiles
-from ppvision.deploy.write.clients import deploy_entry, infer_config
-from ppvision.errors import InputError, nearest, shorten
-from ppvision.safe_yaml import short_yaml_text
+from ppvision.deploy.write.clients import make_deploy_entry, make_infer_config
+from ppvision.errors import InputError, suggest_nearest, shorten
+from ppvision.safe_yaml import format_short_yaml
 
 CONFIG = "inference.yml"
 
@@ -105,7 +105,7 @@ _DEFAULTS = {
 }
 
 
-def default_name(kind: str, architecture: str) -> str:
+def choose_default_name(kind: str, architecture: str) -> str:
     """The name under which PaddleX reads an architecture.
 
     Args:
@@ -125,7 +125,7 @@ def check_name(name: object, kind: str) -> str:
     if name not in NAMES[kind]:
         raise InputError(
             f"paddlex_name: expected a name that PaddleX 3.7 knows for {kind}, got "
-            f"{shorten(name)}. {nearest(str(name), NAMES[kind])}"
+            f"{shorten(name)}. {suggest_nearest(str(name), NAMES[kind])}"
         )
     return str(name)
 
@@ -146,7 +146,7 @@ def check_inputs(name: str, program: Path) -> None:
     """Raise `InputError` unless a detector's graph takes what PaddleX gives it."""
     wanted = {"image", "scale_factor"}
     wanted |= {"im_shape"} if any(part in name for part in _WITH_SHAPE) else set()
-    taken = set(declared_inputs(program))
+    taken = set(read_declared_inputs(program))
     if taken != wanted:
         other = "FasterRCNN-ResNet50" if "im_shape" in taken else "PP-YOLOE_plus-S"
         raise InputError(
@@ -294,7 +294,7 @@ def _segmentation_config(
     labels: Sequence[str],
 ) -> dict[str, Any]:
     files, steps = PADDLEX_FILES, segmentation_transforms(transforms)
-    entry = deploy_entry(files.program, str(files.weights), steps, input_shape, "argmax")
+    entry = make_deploy_entry(files.program, str(files.weights), steps, input_shape, "argmax")
     return {"Global": {"model_name": name}, "Deploy": entry}
 
 
@@ -306,7 +306,7 @@ _CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {
 OUTPUT_OPS = {"segmentation": "argmax", "classification": "softmax"}
 
 
-def paddlex_config(
+def make_paddlex_config(
     task: str,
     name: object,
     transforms: Sequence[Mapping[str, Any]],
@@ -331,7 +331,7 @@ def paddlex_config(
     return _CONFIGS[task](check_name(name, task), transforms, input_shape, labels)
 
 
-def paddlex_detector_config(
+def make_paddlex_detector_config(
     name: object,
     architecture: str,
     metric: str,
@@ -340,13 +340,13 @@ def paddlex_detector_config(
     labels: Sequence[str],
     masks: bool,
 ) -> dict[str, Any]:
-    """`inference.yml` of a detector; arguments as of `infer_config`.
+    """`inference.yml` of a detector; arguments as of `make_infer_config`.
 
     Raises:
         InputError: a name that PaddleX does not know for a detector with, or without, masks.
     """
     checked = check_name(name, "masks" if masks else "detection")
-    content = infer_config(architecture, metric, transforms, input_shape, labels, masks)
+    content = make_infer_config(architecture, metric, transforms, input_shape, labels, masks)
     content["Preprocess"] = _detection_steps(content["Preprocess"])
     return {"Global": {"model_name": checked}, **content}
 
@@ -362,6 +362,6 @@ def name_for_paddlex(content: Mapping[str, object], folder: Path) -> ModelFiles:
         path = folder / old
         if path.is_file():
             path.rename(folder / old.replace("model", "inference", 1))
-    (folder / CONFIG).write_text(short_yaml_text(dict(content)), encoding="utf-8")
+    (folder / CONFIG).write_text(format_short_yaml(dict(content)), encoding="utf-8")
     own = (folder / PADDLEX_FILES.raw_program).is_file()
     return replace(PADDLEX_FILES, own_for_openvino=own)

@@ -6,7 +6,7 @@ from ppvision.plugins.shims.mechanism import (
     Operations,
     Replacement,
     Shim,
-    active,
+    list_active_shims,
     apply,
     remove,
 )

@@ -27,12 +27,12 @@ from ppvision.data.training_pictures import TrainingPictures
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.predictor import Classification as Predicted
-from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
-from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
+from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.engine.reading import read_in_order
-from ppvision.environment import usable_cpus
-from ppvision.safe_yaml import Located, plain
+from ppvision.environment import count_usable_cpus
+from ppvision.safe_yaml import Located, drop_places
 from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
     OPTIMIZERS,
@@ -43,10 +43,10 @@ from ppvision.tasks.classification.config import (
 from ppvision.tasks.classification.teacher import Teacher, distillation_loss
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.job import Job
-from ppvision.tasks.pictures import labelled
-from ppvision.tasks.prediction import Picture, classify_to_folder, pixels_of
-from ppvision.tasks.scores import class_rows, finite_or_none
-from ppvision.tasks.training import steps_of
+from ppvision.tasks.pictures import draw_label
+from ppvision.tasks.prediction import Picture, classify_to_folder, read_pixels
+from ppvision.tasks.scores import make_class_rows, replace_non_finite
+from ppvision.tasks.training import count_steps
 from ppvision.zoo import create_model
 
 logger = logging.getLogger("ppvision")
@@ -77,10 +77,10 @@ class Scores:
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         hits = np.diag(self.confusion)
         with np.errstate(invalid="ignore"):  # a class that does not occur: nan
-            rows = class_rows({"recall": hits / true, "precision": hits / predicted}, names)
+            rows = make_class_rows({"recall": hits / true, "precision": hits / predicted}, names)
         means = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {
-            "scores": {k: None if v is None else finite_or_none(v) for k, v in means.items()},
+            "scores": {k: None if v is None else replace_non_finite(v) for k, v in means.items()},
             "classes": [
                 {"name": row.pop("name"), "pictures": int(count), **row}
                 for row, count in zip(rows, true, strict=True)
@@ -132,7 +132,7 @@ class Classification(Job):
     def __init__(self, content: Located, name: str, *, allow_download: bool = False) -> None:
         super().__init__(name, allow_download=allow_download)
         self.config = check_config(content)
-        self.content = plain(content)
+        self.content = drop_places(content)
 
     # -- what the config names -----------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Classification(Job):
     def iters(self) -> int:
         if "iters" in self.content:
             return self.content["iters"]
-        return steps_of(self.content["epochs"], self.train_dataset, self.content)
+        return count_steps(self.content["epochs"], self.train_dataset, self.content)
 
     @cached_property
     def num_classes(self) -> int:
@@ -173,13 +173,13 @@ class Classification(Job):
     def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         options = dict(self.content.get("optimizer", {}))
         make = OPTIMIZERS[options.pop("type", "AdamW")]
-        groups = parameter_groups(
+        groups = make_parameter_groups(
             model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
         schedule = asdict(self.config.lr_scheduler)
         epochs = schedule.pop("warmup_epochs")
-        warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
-        rate = cosine_with_warmup(self.iters, warmup, **schedule)
+        warmup = count_steps(epochs, self.train_dataset, self.content) if epochs else 0
+        rate = make_cosine_schedule(self.iters, warmup, **schedule)
         return make(learning_rate=rate, parameters=groups, **options)
 
     @cached_property
@@ -326,7 +326,7 @@ class Classification(Job):
             image = read_sample(path, self.max_value)
             predicted = self.predict_image(model, image).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
-            tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
+            tiles.append(draw_label(image, PICTURE_SIDE, names[label], shown))
         tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % PICTURES_A_ROW)
         rows = [
             np.concatenate(tiles[k : k + PICTURES_A_ROW], axis=1)
@@ -380,7 +380,7 @@ class Classification(Job):
 
         An "argmax" export gives the class alone: then only top1 is known.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.num_classes):
             raise ConfigError(
@@ -413,7 +413,7 @@ class Classification(Job):
         Raises:
             DataError: a file that does not read.
         """
-        image, _ = self._deployed(pixels_of(picture, self.max_value))  # [3, H, W]
+        image, _ = self._deployed(read_pixels(picture, self.max_value))  # [3, H, W]
         model.eval()
         shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
         k = int(shares.argmax())
@@ -449,12 +449,12 @@ class Classification(Job):
             bits=bits,
             max_value=self.max_value,
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
-        return default_name("classification", self.content["model"]["type"])
+        return choose_default_name("classification", self.content["model"]["type"])
 
 
 class _Totals:

@@ -22,28 +22,28 @@ from ppvision.data.check.coco import check_coco
 from ppvision.data.check.summary import DataSummary
 from ppvision.data.check.voc import check_voc
 from ppvision.data.coco_reading import read_category_names
-from ppvision.data.listing import result_names
+from ppvision.data.listing import name_results
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor
-from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.write.detection_export import export_detector
-from ppvision.deploy.write.integers import IntegerOptions, has_integers, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
-from ppvision.environment import usable_cpus
+from ppvision.deploy.write.integers import IntegerOptions, has_integers, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
-from ppvision.safe_yaml import Located, plain, yaml_text
+from ppvision.safe_yaml import Located, drop_places, format_yaml
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.detection.config import activate, check_config, components
-from ppvision.tasks.detection.evaluation import ExportedDetector, evaluated_by_trainer
+from ppvision.tasks.detection.config import activate, check_config, list_components
+from ppvision.tasks.detection.evaluation import ExportedDetector, evaluate_by_trainer
 from ppvision.tasks.detection.layer import DetectorLayer
 from ppvision.tasks.detection.scores import Scores
-from ppvision.tasks.job import Job, example_input, without_paths
-from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import Picture, detect_to_folder, pixels_of
-from ppvision.tasks.training import steps_of
-from ppvision.zoo.weights import names_behind_sdn
+from ppvision.tasks.job import Job, make_example_input, drop_paths
+from ppvision.tasks.pictures import draw_detections, join_side_by_side
+from ppvision.tasks.prediction import Picture, detect_to_folder, read_pixels
+from ppvision.tasks.training import count_steps
+from ppvision.zoo.weights import rename_for_sdn
 
 # isort: split
 from ppdet.core.workspace import create
@@ -134,7 +134,7 @@ class Detection(Job):
         super().__init__(name, allow_download=allow_download)
         check_config(content)
         self.located = content
-        self.content = plain(content)
+        self.content = drop_places(content)
         self._iters = iters
 
     # -- what the config names -----------------------------------------------------------------
@@ -153,7 +153,7 @@ class Detection(Job):
     @property
     def config_text(self) -> str:
         """The resolved config as PaddleDetection reads it, tags and all."""
-        return yaml_text(self.located)
+        return format_yaml(self.located)
 
     def _activated(self) -> dict:
         """PaddleDetection's global config, ours from now on."""
@@ -177,7 +177,7 @@ class Detection(Job):
             "batch_size": self.batch_size,
             "accumulate": self.content.get("accumulate", 1),
         }
-        return steps_of(1, self.train_dataset, batching)
+        return count_steps(1, self.train_dataset, batching)
 
     @property
     def iters(self) -> int:
@@ -231,7 +231,7 @@ class Detection(Job):
     def example(self) -> dict[str, Tensor]:
         """A picture as the architectures take it."""
         sizes = paddle.full([1, 2], float(EXAMPLE_SIDE))
-        image = example_input(3, EXAMPLE_SIDE)
+        image = make_example_input(3, EXAMPLE_SIDE)
         return {"image": image, "im_shape": sizes, "scale_factor": paddle.ones([1, 2])}
 
     @property
@@ -254,14 +254,14 @@ class Detection(Job):
 
     @property
     def architecture(self) -> dict[str, object]:
-        known = components()
+        known = list_components()
         readers = ("TrainReader", "EvalReader", "TrainDataset", "EvalDataset", "TestDataset")
         training = ("LearningRate", "OptimizerBuilder", *readers, "TestReader")
         parts = {k: v for k, v in self.content.items() if k in known and k not in training}
         shared = ("architecture", "num_classes", "norm_type", "depth_mult", "width_mult")
         return {
             "task": self.task,
-            "model": without_paths(
+            "model": drop_paths(
                 parts | {k: self.content[k] for k in shared if k in self.content}
             ),
             "transforms": self._transforms(),
@@ -272,7 +272,7 @@ class Detection(Job):
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
         """Also weights of the same model without SDN, which then starts as nothing."""
-        return names_behind_sdn(self.float_model, arrays)
+        return rename_for_sdn(self.float_model, arrays)
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -401,7 +401,7 @@ class Detection(Job):
             ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
                 classes.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.content["num_classes"]):
             raise ConfigError(
@@ -428,7 +428,7 @@ class Detection(Job):
         kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
         with wrap_errors("evaluation"):
             model = model_for(dataset)
-            return evaluated_by_trainer(
+            return evaluate_by_trainer(
                 self._activated(), model, dataset, reader, kinds, num_workers
             )
 
@@ -461,7 +461,7 @@ class Detection(Job):
         Raises:
             DataError: a file that does not read, or a picture too narrow to be resized.
         """
-        image = pixels_of(picture, self.max_value)
+        image = read_pixels(picture, self.max_value)
         transform, batched = self._reading
         try:
             sample = transform({"im_id": np.array([0]), "curr_iter": 0, **_decoded(image)})
@@ -476,7 +476,7 @@ class Detection(Job):
             batch = batched([sample])
             found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
         masks = found["mask"].numpy() if "mask" in found else None
-        return detections_of(found["bbox"].numpy(), masks, self.class_names)
+        return collect_detections(found["bbox"].numpy(), masks, self.class_names)
 
     @property
     def writer(self) -> Callable[..., list[str]]:
@@ -493,7 +493,7 @@ class Detection(Job):
         root = Path(dataset.dataset_dir or ".") / (dataset.image_dir or "")
         files = [Path(os.path.relpath(sample["im_file"], root)) for sample in samples]
         panels = {}
-        for name, sample in zip(result_names(files), samples, strict=True):
+        for name, sample in zip(name_results(files), samples, strict=True):
             image = read_picture(sample["im_file"], max_value=self.max_value)
             count = len(sample.get("gt_bbox", []))
             truth = np.zeros((count, 6), np.float32)
@@ -501,9 +501,9 @@ class Detection(Job):
                 truth[:, 0] = sample["gt_class"].reshape(-1)
                 truth[:, 1] = 1.0
                 truth[:, 2:] = sample["gt_bbox"]
-            true = detections_of(truth, None, self.class_names)
+            true = collect_detections(truth, None, self.class_names)
             found = self.predict_image(model, image).above(SHOWN_SCORE)
-            panels[name] = side_by_side([detected(image, true), detected(image, found)])
+            panels[name] = join_side_by_side([draw_detections(image, true), draw_detections(image, found)])
         return panels
 
     # -- export --------------------------------------------------------------------------------
@@ -575,13 +575,13 @@ class Detection(Job):
             architecture=architecture,
             metric=self.content["metric"],
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
         kind = "masks" if self._has_masks else "detection"
-        return default_name(kind, self.content["architecture"])
+        return choose_default_name(kind, self.content["architecture"])
 
 
 def _decoded(image: np.ndarray) -> dict[str, object]:

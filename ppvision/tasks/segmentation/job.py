@@ -13,9 +13,9 @@ import paddle
 
 # Registers and repairs; says when PaddleSeg is missing.
 from ppvision.console import track
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.forms.paddle_private import collate_samples
-from ppvision.plugins.paddleseg import stock_losses
+from ppvision.plugins.paddleseg import compute_stock_losses
 
 # isort: split
 from paddleseg.core import infer
@@ -27,12 +27,12 @@ from ppvision.data.check.summary import DataSummary
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
+from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import nearest, shorten, shorten_text
+from ppvision.errors import suggest_nearest, shorten, shorten_text
 from ppvision.plugins.libraries import load_safely, wrap_errors
-from ppvision.safe_yaml import Located, plain
+from ppvision.safe_yaml import Located, drop_places
 from ppvision.tasks.config import (
     ConfigError,
     check_components,
@@ -41,18 +41,18 @@ from ppvision.tasks.config import (
     check_number,
     place_of,
 )
-from ppvision.tasks.job import Job, example_input, inside
+from ppvision.tasks.job import Job, make_example_input, unwrap_parallel
 from ppvision.tasks.multibit.slim_config import check_slim_config
-from ppvision.tasks.pictures import panel
+from ppvision.tasks.pictures import draw_panel
 from ppvision.tasks.prediction import (
     Picture,
-    exported_to_folder,
-    pixels_of,
+    predict_exported,
+    read_pixels,
     predict_to_folder,
 )
 from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
-from ppvision.tasks.training import ENGINE_KEYS, steps_of
-from ppvision.zoo.weights import names_behind_sdn
+from ppvision.tasks.training import ENGINE_KEYS, count_steps
+from ppvision.zoo.weights import rename_for_sdn
 
 logger = logging.getLogger("ppvision")
 
@@ -121,7 +121,7 @@ class Segmentation(Job):
         _name_optimizer(content.get("optimizer"))
         self._check_components(content)
         self._check_test_config(content.get("test_config") or {})
-        self.config = _CheckedConfig(plain(content))
+        self.config = _CheckedConfig(drop_places(content))
         self.builder = SegBuilder(self.config)
         self._epochs = epochs
 
@@ -268,13 +268,13 @@ class Segmentation(Job):
     @property
     def example(self) -> paddle.Tensor:
         channels = self.config.train_dataset_cfg.get("img_channels", 3)
-        return example_input(channels, EXAMPLE_SIDE)
+        return make_example_input(channels, EXAMPLE_SIDE)
 
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
         """Also weights of the same model without SDN, which then starts as nothing."""
-        return names_behind_sdn(self.float_model, arrays)
+        return rename_for_sdn(self.float_model, arrays)
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -283,7 +283,7 @@ class Segmentation(Job):
         if self._epochs is None:
             return self.config.iters
         self._check_place("train_dataset")
-        return steps_of(self._epochs, self.train_dataset, self.config.dic)
+        return count_steps(self._epochs, self.train_dataset, self.config.dic)
 
     @property
     def batch_size(self) -> int:
@@ -307,7 +307,7 @@ class Segmentation(Job):
 
     def forward(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
         images = batch["img"]
-        if getattr(inside(network), "data_format", "NCHW") == "NHWC":
+        if getattr(unwrap_parallel(network), "data_format", "NCHW") == "NHWC":
             images = images.transpose([0, 2, 3, 1])
         with wrap_errors("training step"):
             return network(images)
@@ -320,7 +320,7 @@ class Segmentation(Job):
         with wrap_errors("training step"):
             if hasattr(model, "loss_computation"):
                 return model.loss_computation(outputs, losses, batch)
-            return stock_losses(outputs, losses, batch)
+            return compute_stock_losses(outputs, losses, batch)
 
     # -- evaluate ------------------------------------------------------------------------------
 
@@ -390,7 +390,7 @@ class Segmentation(Job):
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
         dataset = self._built("val_dataset")
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, dataset.num_classes):
@@ -421,7 +421,7 @@ class Segmentation(Job):
             DataError: a file that does not read.
         """
         channels = self.config.val_dataset_cfg.get("img_channels", 3)
-        image = pixels_of(picture, self.max_value)
+        image = read_pixels(picture, self.max_value)
         if channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         # RGB already, and float32: as from a path, where Compose reads and converts.
@@ -456,7 +456,7 @@ class Segmentation(Job):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        return exported_to_folder(
+        return predict_exported(
             predictor, image_path, folder, ignore_index=self._ignore_index, stopped=stopped
         )
 
@@ -479,7 +479,7 @@ class Segmentation(Job):
             image_path = files[index][0]
             image = read_picture(image_path, max_value=self.max_value)
             prediction = self.predict_image(model, image)
-            panels[Path(image_path).stem] = panel(
+            panels[Path(image_path).stem] = draw_panel(
                 image, self._label(index), prediction, dataset.ignore_index
             )
         return panels
@@ -511,12 +511,12 @@ class Segmentation(Job):
             bits=bits,
             max_value=self.max_value,
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
-        return default_name("segmentation", self.content["model"]["type"])
+        return choose_default_name("segmentation", self.content["model"]["type"])
 
 
 # -- checking what PaddleSeg does not --------------------------------------------------------------
@@ -578,7 +578,7 @@ def _check_clipping(optimizer: dict) -> None:
     if name not in kinds:
         raise ConfigError(
             f"config{place_of(options, 'name')}: optimizer.grad_clip_cfg.name: got "
-            f"{shorten(name)}. {nearest(str(name), list(kinds))}"
+            f"{shorten(name)}. {suggest_nearest(str(name), list(kinds))}"
         )
     known = ["name", *inspect.signature(getattr(paddle.nn, name)).parameters]
     check_keys(options, known, "optimizer.grad_clip_cfg")
