@@ -45,7 +45,7 @@ from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, PatchMer
 from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_attention
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claim_run, record_time, mean_and_spread, read_rows, spent
+from benchmark.runs import add_row, claim_run, mean_and_spread, read_rows, record_time, spent
 
 RESULTS = Path(__file__).with_name("results") / "attention_cifar10.csv"
 ATTENTIONS = ("pale", "windows", "stripes")

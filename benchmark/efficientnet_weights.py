@@ -15,7 +15,7 @@ import numpy as np
 
 from ppvision.models.efficientnet_lite import EfficientNetLite
 from ppvision.zoo import create_model, model_card
-from ppvision.zoo.torch_files import read_pth, convert_to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 from ppvision.zoo.weights import assign_weights, save_weights
 
 # The file of each model, inside of its package.

@@ -42,7 +42,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 # Neither ppvision nor Paddle here: this file also runs in the rivals' environment.
-from benchmark.turns import PAUSE, Worker, answer, in_turn, end_afterwards
+from benchmark.turns import PAUSE, Worker, answer, end_afterwards, in_turn
 
 if TYPE_CHECKING:
     from benchmark.integer_latency import Network

@@ -47,7 +47,7 @@ from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark import sdn_boundary
-from benchmark.runs import add_rows, claim_run, record_time, mean_and_spread, read_rows, spent
+from benchmark.runs import add_rows, claim_run, mean_and_spread, read_rows, record_time, spent
 from benchmark.sdn_boundary import SCORES
 
 RESULTS = Path(__file__).with_name("results") / "layered_dsb2018.csv"

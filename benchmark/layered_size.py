@@ -26,7 +26,7 @@ from paddle.vision.models import resnet50
 
 import ppvision
 from ppvision.deploy import Predictor, export_model
-from ppvision.environment import machine, count_usable_cpus
+from ppvision.environment import count_usable_cpus, machine
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import pack_model

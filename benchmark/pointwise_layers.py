@@ -27,7 +27,7 @@ import paddle
 from paddle import Tensor, inference, nn
 
 from ppvision.deploy.write.graph import trace, write_graphs
-from ppvision.environment import read_processor_name, count_usable_cpus
+from ppvision.environment import count_usable_cpus, read_processor_name
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 RESULTS = Path(__file__).with_name("results") / "pointwise_layers.csv"

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.turns import Worker, answer, in_turn, end_afterwards
+from benchmark.turns import Worker, answer, end_afterwards, in_turn
 from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts

@@ -8,7 +8,13 @@ import re
 import shutil
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError, InputError, MissingFileError, suggest_nearest, shorten_text
+from ppvision.errors import (
+    FolderInUseError,
+    InputError,
+    MissingFileError,
+    shorten_text,
+    suggest_nearest,
+)
 from ppvision.files import replace_file
 
 _BASE = re.compile(r"(?i)^_base_\s*:\s*(.*(?:\n\s*-.*)*)", re.MULTILINE)

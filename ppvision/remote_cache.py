@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ppvision.console import ProgressLine
 from ppvision.errors import StorageError, shorten_text
-from ppvision.files import find_cache_folder, name_flag_errors, replace_file, compute_sha256
+from ppvision.files import compute_sha256, find_cache_folder, name_flag_errors, replace_file
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from typing import (
     get_type_hints,
 )
 
-from ppvision.errors import InputError, suggest_nearest, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 
 _KEY = 60  # letters of a key in a path
 

@@ -18,7 +18,7 @@ from ppvision.tasks import open_job
 from ppvision.tasks.classification.config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.multibit.job import MultiBitJob
-from ppvision.tasks.training import run_training, count_steps, train_options
+from ppvision.tasks.training import count_steps, run_training, train_options
 from ppvision.zoo import create_model
 from tests.helpers.configs import ROOT, classification_config
 from tests.helpers.messages import raises_naming

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ppvision.cli import run
-from ppvision.configs import find_config_folder, copy_config, find_config, list_configs
+from ppvision.configs import copy_config, find_config, find_config_folder, list_configs
 from ppvision.errors import FolderInUseError, InputError, MissingFileError
 from ppvision.tasks import open_job
 from ppvision.tasks.config import read_yaml

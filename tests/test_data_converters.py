@@ -233,7 +233,9 @@ def test_border_equals_its_definition(border):
     crowded = np.random.default_rng(0).integers(0, 4, (13, 11)).astype(np.uint16)
     crowded[crowded == 3] = 65535
     crowded[:6] *= np.random.default_rng(1).random((6, 11)) < 0.2
-    np.testing.assert_array_equal(make_nucleus_label(crowded, border), naive_border(crowded, border))
+    np.testing.assert_array_equal(
+        make_nucleus_label(crowded, border), naive_border(crowded, border)
+    )
 
 
 def test_border_is_the_third_class(nuclei, tmp_path):

@@ -14,7 +14,7 @@ from benchmark.sdn_boundary import multiply_adds, trained_size
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import WeightsError
 from ppvision.models.efficientnet_lite import VARIANTS, ConvNorm, EfficientNetLite
-from ppvision.zoo.torch_files import read_pth, convert_to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 
 ZOO = ppvision.list_models("efficientnet*")
 

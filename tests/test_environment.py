@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppvision import environment
-from ppvision.environment import read_cpu_shares, find_git_revision, count_usable_cpus
+from ppvision.environment import count_usable_cpus, find_git_revision, read_cpu_shares
 from tests.helpers.configs import ROOT
 
 

@@ -13,8 +13,8 @@ import pytest
 from ppvision.errors import FolderInUseError
 from ppvision.files import (
     ABANDONED_AFTER,
-    find_cache_folder,
     create_folder,
+    find_cache_folder,
     lock_folder,
     replace_file,
     replace_folder,

@@ -35,7 +35,7 @@ from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files
 from ppvision.quant.store.state import extract_state
-from ppvision.safe_yaml import Located, load_yaml, format_yaml
+from ppvision.safe_yaml import Located, format_yaml, load_yaml
 from ppvision.tasks.config import apply_options, import_modules, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.helpers.configs import classification_config

@@ -18,8 +18,8 @@ from ppvision.data.listing import (
     list_images,
     list_labels,
     locate,
-    read_pairs,
     name_results,
+    read_pairs,
 )
 from ppvision.errors import DataError, InputError, PpvisionError
 from tests.helpers.messages import raises_naming
@@ -278,9 +278,7 @@ def test_lists_of_predictions(tmp_path):
     found = list_images(tmp_path / "list.txt")
     assert [path for path, _ in found] == [tmp_path / name, tmp_path / "sub" / "b c.png"]
     assert all(path.is_file() for path, _ in found)
-    assert list_labels(tmp_path / "list.txt") == {
-        tmp_path / "sub" / "b c.png": tmp_path / "l.png"
-    }
+    assert list_labels(tmp_path / "list.txt") == {tmp_path / "sub" / "b c.png": tmp_path / "l.png"}
 
 
 def test_what_is_neither_picture_nor_list(tmp_path):

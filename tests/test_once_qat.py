@@ -24,7 +24,7 @@ from ppvision.quant import (
     load_layered,
     save_layered,
 )
-from ppvision.quant.packed import pack_model, copy_packed
+from ppvision.quant.packed import copy_packed, pack_model
 from ppvision.quant.store.state import extract_state
 from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.tasks.multibit.training import draw_widths, make_passes

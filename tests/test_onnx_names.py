@@ -13,7 +13,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ppvision import __version__
 from ppvision.deploy.run.task_table import TASKS
-from ppvision.deploy.write.onnx_names import describe, name_onnx, infer_output_shape
+from ppvision.deploy.write.onnx_names import describe, infer_output_shape, name_onnx
 
 
 def constant(name, values):

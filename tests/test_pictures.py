@@ -30,10 +30,10 @@ from ppvision.data.pictures import (
     DepthError,
     IndexMapError,
     MissingPictureError,
-    read_picture_size,
     read_label,
     read_like_opencv,
     read_picture,
+    read_picture_size,
 )
 from ppvision.errors import ConfigError, DataError, InputError
 from tests.helpers.messages import raises_naming

@@ -85,7 +85,9 @@ def test_zeros_have_steps():
 def test_initial_steps_follow_the_weights(scale):
     rows = np.random.default_rng(2).normal(size=(2, 50)).astype(np.float32)
     small = find_initial_steps(rows, BITS)
-    np.testing.assert_allclose(find_initial_steps(rows * np.float32(scale), BITS), small * scale, 1e-5)
+    np.testing.assert_allclose(
+        find_initial_steps(rows * np.float32(scale), BITS), small * scale, 1e-5
+    )
 
 
 # -- weights ---------------------------------------------------------------------------------------

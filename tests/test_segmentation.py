@@ -482,7 +482,11 @@ def test_panels():
     assert wrong[0, 2].tolist() == list(IGNORED)
     assert wrong[0, 0].tolist() == list(BOUNDARY)  # right, and the next class follows
     assert wrong[0, 1].tolist() == [164, 164, 164]
-    assert draw_overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [164, 100, 100]  # half dark red
+    assert draw_overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [
+        164,
+        100,
+        100,
+    ]  # half dark red
     assert draw_panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
 
 

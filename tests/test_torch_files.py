@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ppvision.errors import WeightsError
-from ppvision.zoo.torch_files import read_pth, convert_to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 from tests.helpers.messages import raises_naming
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float16": "HalfStorage"}

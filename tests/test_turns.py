@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmark import deploy_latency, training_step
-from benchmark.turns import Worker, in_turn, end_afterwards
+from benchmark.turns import Worker, end_afterwards, in_turn
 from tests.helpers.messages import raises_naming
 
 SCRIPT = f"""

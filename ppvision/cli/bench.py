@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     set_device(args.device)
-    from ppvision.deploy.run.bench import bench_exported, measure_peak_memory, format_latencies
+    from ppvision.deploy.run.bench import bench_exported, format_latencies, measure_peak_memory
 
     eager = None
     if args.model_path:

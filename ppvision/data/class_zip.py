@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
-from ppvision.data.check.verdicts import read_verdict, find_verdict_file, write_verdict
+from ppvision.data.check.verdicts import find_verdict_file, read_verdict, write_verdict
 from ppvision.data.limits import read_max_pixels
 from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
 from ppvision.data.pictures import read_picture

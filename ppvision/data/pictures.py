@@ -27,8 +27,8 @@ from ppvision.data.picture_headers import (
     Bytes,
     Header,
     make_damage_error,
-    read_png_chunks,
     read_header,
+    read_png_chunks,
     read_tiff_tags,
 )
 from ppvision.errors import DataError, InputError, MissingFileError, shorten, show_path
@@ -319,7 +319,9 @@ def _check_png(content: bytes, name: str) -> bytes:
     kept, animated = [view[:8]], False
     for kind, begin, end in read_png_chunks(content):
         if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise make_damage_error(name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}")
+            raise make_damage_error(
+                name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}"
+            )
         if kind in _ANIMATION:
             animated = True
         else:
@@ -346,7 +348,9 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
     try:
         picture = Image.frombytes("L" if grey else "RGB", size, content, "libtiff", options)
     except ValueError as error:
-        raise make_damage_error(name, "libtiff: what is packed in it is cut off or damaged") from error
+        raise make_damage_error(
+            name, "libtiff: what is packed in it is cut off or damaged"
+        ) from error
     except (OSError, TypeError):  # a Pillow without libtiff, or whose decoder has other options
         return None
     pixels = _turn(_pixels_of(picture), header.orientation)
@@ -498,7 +502,9 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
     except cv2.error as error:
         raise make_damage_error(name, f"OpenCV: {error.err or error}") from error
     if pixels is None:
-        raise make_damage_error(name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read")
+        raise make_damage_error(
+            name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read"
+        )
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if reorder else pixels
 
 

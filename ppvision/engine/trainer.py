@@ -30,9 +30,9 @@ from ppvision.engine.checkpoint import (
 from ppvision.engine.ranks import (
     RankLostError,
     ask_first,
+    average_over_ranks,
     average_statistics,
     is_lost_rank,
-    average_over_ranks,
     on_one_machine,
     reach_folder,
 )

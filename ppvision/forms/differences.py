@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.forms.exchange import use_form, is_untouched
+from ppvision.forms.exchange import is_untouched, use_form
 from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.nn.semantic_diffusion import (
     DIRECTIONS,

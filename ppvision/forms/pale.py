@@ -25,16 +25,16 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.forms.any_size import masked_attention, make_masks
+from ppvision.forms.any_size import make_masks, masked_attention
 from ppvision.forms.exchange import (
     KEPT,
     attend_within_groups,
     fold_norms,
     has_known_size,
-    use_form,
     is_plain_conv,
     is_plain_linear,
     is_untouched,
+    use_form,
 )
 from ppvision.nn import PaleAttention
 from ppvision.nn.layers import is_depthwise

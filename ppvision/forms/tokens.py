@@ -25,10 +25,10 @@ from paddle import Tensor, nn
 
 from ppvision.forms.exchange import (
     has_known_size,
-    use_form,
     is_plain_conv,
     is_plain_linear,
     is_untouched,
+    use_form,
 )
 from ppvision.forms.pale import fits
 from ppvision.models.pale_transformer import Mlp, PaleBlock

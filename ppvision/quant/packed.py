@@ -43,7 +43,11 @@ from ppvision.quant.train.layers import (
     LayeredNorm,
     become,
 )
-from ppvision.quant.train.quanters import LayeredActivationQuanterLayer, round_to_nearest, rounding_range
+from ppvision.quant.train.quanters import (
+    LayeredActivationQuanterLayer,
+    round_to_nearest,
+    rounding_range,
+)
 
 
 class _Tables:

@@ -10,9 +10,9 @@ from ppvision.safe_yaml import drop_places
 from ppvision.tasks.config import (
     apply_options,
     check_untagged,
+    find_task,
     import_modules,
     read_yaml,
-    find_task,
 )
 from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob

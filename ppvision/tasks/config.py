@@ -12,7 +12,7 @@ import yaml
 from ppvision import schema
 from ppvision.data.text import read_text
 from ppvision.engine.trainer import TrainOptions
-from ppvision.errors import ConfigError, DataError, suggest_nearest, shorten, shorten_text
+from ppvision.errors import ConfigError, DataError, shorten, shorten_text, suggest_nearest
 from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
 from ppvision.schema import Check, Place, SchemaError, build, collect_checks
 

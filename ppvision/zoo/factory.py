@@ -8,11 +8,11 @@ from typing import cast
 import numpy as np
 
 from ppvision.arguments import check_count, check_flag, check_text
-from ppvision.errors import InputError, InputTypeError, suggest_nearest, shorten
+from ppvision.errors import InputError, InputTypeError, shorten, suggest_nearest
 from ppvision.models.base import ZooModel
 from ppvision.zoo.cards import find_card
 from ppvision.zoo.pretrained import find_pretrained, load_pretrained
-from ppvision.zoo.registry import find_builder, list_models, model_card, list_model_parameters
+from ppvision.zoo.registry import find_builder, list_model_parameters, list_models, model_card
 
 # Options of a classifier or backbone that a plug-in or a configuration sets itself.
 FEATURE_OPTIONS = ("features_only", "out_indices")
@@ -114,7 +114,9 @@ def split_name(name: str) -> tuple[str, str | None]:
         model, _, tag = name.partition(".")
         if tag and model in list_models():
             tags = [c.tag for c in model_card(model).weights.values()]
-            raise InputError(f"model: {model} has no weights {shorten(tag)}. {suggest_nearest(tag, tags)}")
+            raise InputError(
+                f"model: {model} has no weights {shorten(tag)}. {suggest_nearest(tag, tags)}"
+            )
         find_builder(name)  # raises with the closest names
         return name, None
     if name == card.name and card.architecture != card.model:

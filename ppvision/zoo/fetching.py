@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ppvision.errors import StorageError, WeightsError, shorten_text
 from ppvision.remote import RequestError
-from ppvision.remote_cache import find_cached_folder, fetch_file
+from ppvision.remote_cache import fetch_file, find_cached_folder
 from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")

@@ -21,9 +21,9 @@ from ppvision.errors import (
     InputError,
     InputTypeError,
     MissingFileError,
-    suggest_nearest,
     shorten,
     shorten_text,
+    suggest_nearest,
 )
 from ppvision.files import compute_sha256
 from ppvision.models.base import ZooModel
@@ -31,7 +31,7 @@ from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
-from ppvision.zoo.torch_files import is_from_torch, read_pth, convert_to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, is_from_torch, read_pth
 from ppvision.zoo.weights import RGB, assign_weights, read_weights, take_backbone
 
 logger = logging.getLogger("ppvision")

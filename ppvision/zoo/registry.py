@@ -16,7 +16,7 @@ from functools import partial
 from paddle import nn
 
 from ppvision.arguments import check_flag, check_text
-from ppvision.errors import InputError, suggest_nearest, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard
 from ppvision.zoo.stored import is_here
 

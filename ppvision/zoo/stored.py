@@ -12,7 +12,7 @@ import numpy as np
 from ppvision.errors import MissingPackageError, WeightsError
 from ppvision.files import compute_sha256
 from ppvision.zoo.cards import WeightsCard
-from ppvision.zoo.torch_files import read_pth, convert_to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 
 
 def find_stored_file(card: WeightsCard) -> Path:

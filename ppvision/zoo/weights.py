@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ppvision.arguments import check_file, check_layer, check_path, check_patterns
-from ppvision.errors import MissingFileError, WeightsError, suggest_nearest, shorten, shorten_text
+from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text, suggest_nearest
 from ppvision.files import name_read_errors, write_bytes
 from ppvision.models.base import ZooModel
 from ppvision.nn import SemanticDiffusionPyramid

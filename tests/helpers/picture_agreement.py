@@ -26,7 +26,7 @@ import ppvision.plugins.paddledet
 import ppvision.plugins.paddleseg
 from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.pictures import read_picture_size, read_label, read_picture
+from ppvision.data.pictures import read_label, read_picture, read_picture_size
 from ppvision.deploy.run import predictor
 from ppvision.errors import DataError
 

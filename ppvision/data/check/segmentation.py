@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
-from ppvision.data.check.verdicts import read_verdict, find_verdict_file, write_verdict
+from ppvision.data.check.verdicts import find_verdict_file, read_verdict, write_verdict
 from ppvision.data.limits import read_max_pixels
 from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture

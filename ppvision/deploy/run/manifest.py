@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from ppvision.deploy.run.task_table import TASKS
 from ppvision.errors import ManifestError, MissingFileError, shorten
-from ppvision.files import name_read_errors, compute_sha256
+from ppvision.files import compute_sha256, name_read_errors
 from ppvision.schema import (
     Count,
     Place,

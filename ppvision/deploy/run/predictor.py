@@ -30,12 +30,12 @@ from ppvision.deploy.run.engines import (
     Engine,
     OnnxRuntime,
     PaddleRuntime,
-    read_declared_inputs,
     enlarges,
     fail_as,
     has_openvino,
     join_error_lines,
     open_runtime,
+    read_declared_inputs,
 )
 from ppvision.deploy.run.integer_probe import find_integer_fault
 from ppvision.deploy.run.isolated import IsolatedRuntime
@@ -58,7 +58,7 @@ from ppvision.errors import (
     MissingFileError,
     shorten,
 )
-from ppvision.files import check_room, name_flag_errors, name_storage_errors, compute_sha256
+from ppvision.files import check_room, compute_sha256, name_flag_errors, name_storage_errors
 
 if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
@@ -182,7 +182,9 @@ class Predictor(Generic[P]):
         self._task = TASKS[self.manifest.task]
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
-            _check_shapes(read_declared_inputs(folder / self.manifest.program), self.manifest, folder)
+            _check_shapes(
+                read_declared_inputs(folder / self.manifest.program), self.manifest, folder
+            )
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
                 "use_onednn: oneDNN belongs to Paddle Inference on a CPU, got "
@@ -532,9 +534,7 @@ class Predictor(Generic[P]):
         self._task.check_sizes(sizes, count)
         runtime = self._runtime_for(opened, height, width)
         inputs = self._task.inputs(batch, sizes)
-        with fail_as(
-            f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"
-        ):
+        with fail_as(f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"):
             outputs = runtime.run(inputs)
         if not self._task.fits(outputs, self.manifest, count):
             shapes = ", ".join(f"{o.dtype} {list(o.shape)}" for o in outputs)

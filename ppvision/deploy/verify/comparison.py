@@ -12,9 +12,9 @@ from paddle import Tensor, nn
 from ppvision.deploy.run.engines import (
     ONE_PIXEL,
     Engine,
-    name_engine,
     enlarges,
     join_error_lines,
+    name_engine,
 )
 from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.task_table import TENSOR_TASKS, softmax
@@ -63,7 +63,8 @@ def make_eager_probes(
                 stacklevel=3,
             )
         arrays = [
-            convert_to_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
+            convert_to_arrays(output, task, x.shape)
+            for x, output in zip(inputs, outputs, strict=True)
         ]
         return list(zip(inputs, arrays, strict=True))
     assert failure is not None  # there is at least one set of shapes
@@ -82,7 +83,9 @@ def measure_rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) 
         task: as of `make_eager_probes`.
         probes: from it.
     """
-    return measure_largest_move(model, lambda x: convert_to_arrays(run_eagerly(model, x), task, x.shape), probes)
+    return measure_largest_move(
+        model, lambda x: convert_to_arrays(run_eagerly(model, x), task, x.shape), probes
+    )
 
 
 def measure_largest_move(

@@ -19,9 +19,9 @@ from paddle import nn
 from ppvision.deploy.run.engines import (
     Batch,
     Engine,
-    name_engine,
     fail_as,
     join_error_lines,
+    name_engine,
     open_runtime,
 )
 from ppvision.errors import EngineError, PpvisionError

@@ -18,10 +18,10 @@ from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.run.engines import (
     Engine,
-    name_engine,
     fail_as,
     has_openvino,
     join_error_lines,
+    name_engine,
     open_runtime,
 )
 from ppvision.deploy.run.nms import suppress
@@ -42,15 +42,15 @@ from ppvision.deploy.write.clients import (
     write_infer_config,
 )
 from ppvision.deploy.write.export import (
-    check_integer_arguments,
-    check_packed,
     check_class_names,
     check_folder,
+    check_integer_arguments,
+    check_packed,
     check_shape,
-    use_evaluation_mode,
-    use_graph_forms,
     may_be_replaced,
     name_parameters,
+    use_evaluation_mode,
+    use_graph_forms,
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
@@ -60,8 +60,8 @@ from ppvision.deploy.write.openvino import write_float_detector, write_openvino_
 from ppvision.deploy.write.paddlex import (
     check_format,
     check_inputs,
-    name_for_paddlex,
     make_paddlex_detector_config,
+    name_for_paddlex,
 )
 from ppvision.errors import InputError, PpvisionError
 from ppvision.files import replace_folder, sync_files

@@ -24,9 +24,9 @@ from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import check_in_paddlex
 from ppvision.deploy.verify.comparison import (
     Probe,
-    convert_to_arrays,
     compare,
     compare_openvino,
+    convert_to_arrays,
     make_eager_probes,
     measure_rounding_error,
 )
@@ -34,7 +34,12 @@ from ppvision.deploy.verify.running import run_eagerly
 from ppvision.deploy.write.clients import make_deploy_entry, write_client_program
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
-from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, convert_to_integers
+from ppvision.deploy.write.integers import (
+    DEFAULT_RULE,
+    IntegerModel,
+    convert_to_integers,
+    has_integers,
+)
 from ppvision.deploy.write.onnx_integers import write_integer_marks
 from ppvision.deploy.write.onnx_names import (
     describe,
@@ -48,8 +53,8 @@ from ppvision.deploy.write.openvino import (
 from ppvision.deploy.write.paddlex import (
     OUTPUT_OPS,
     check_format,
-    name_for_paddlex,
     make_paddlex_config,
+    name_for_paddlex,
 )
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
@@ -390,7 +395,9 @@ def _check_in_integers(
         integers,
         raw,
         [x for x, _ in probes],
-        outputs_of=lambda x: convert_to_arrays(run_eagerly(model, x), task, cast(np.ndarray, x).shape),
+        outputs_of=lambda x: convert_to_arrays(
+            run_eagerly(model, x), task, cast(np.ndarray, x).shape
+        ),
         labels_of=(lambda outputs: outputs[0]) if TENSOR_TASKS[task].has_classes else None,
         write_float=write_float,
         tolerance=tolerance,

@@ -14,7 +14,7 @@ from typing import Any
 from ppvision.deploy.run.engines import read_declared_inputs
 from ppvision.deploy.run.manifest import FILES, PADDLEX_FILES, ModelFiles
 from ppvision.deploy.write.clients import make_deploy_entry, make_infer_config
-from ppvision.errors import InputError, suggest_nearest, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 from ppvision.safe_yaml import format_short_yaml
 
 CONFIG = "inference.yml"

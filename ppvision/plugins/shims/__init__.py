@@ -6,8 +6,8 @@ from ppvision.plugins.shims.mechanism import (
     Operations,
     Replacement,
     Shim,
-    list_active_shims,
     apply,
+    list_active_shims,
     remove,
 )
 from ppvision.plugins.shims.paddledet import PADDLEDET_SHIMS

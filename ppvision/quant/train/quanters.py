@@ -369,9 +369,7 @@ class LayeredWeightQuanter(QuanterFactory):
         max_bits: int = MAX_BITS,
         steps: str = "shared",
     ) -> None:
-        super().__init__(
-            bits=check_widths(bits), min_bits=min_bits, max_bits=max_bits, steps=steps
-        )
+        super().__init__(bits=check_widths(bits), min_bits=min_bits, max_bits=max_bits, steps=steps)
 
     def _get_class(self) -> type[BaseQuanter]:
         return LayeredWeightQuanterLayer

@@ -68,7 +68,7 @@ from ppvision.data.augment import (
     RecordedFlip,
 )
 from ppvision.deploy.run import transforms as deployed
-from ppvision.errors import suggest_nearest, shorten, shorten_text
+from ppvision.errors import shorten, shorten_text, suggest_nearest
 from ppvision.safe_yaml import Located
 from ppvision.schema import LEFT_OUT, Place, between, number, one_of, refuse, whole
 from ppvision.tasks.classification.teacher import (
@@ -376,7 +376,9 @@ def _check_teacher(options: Located) -> None:
         known += ["weights", *INPUT_KEYS]
     if source == "type":
         _check_zoo_name(options, "teacher")
-        known += [key for key in list_model_options(options["type"]) if key not in _NOT_OF_A_TEACHER]
+        known += [
+            key for key in list_model_options(options["type"]) if key not in _NOT_OF_A_TEACHER
+        ]
     if source == "file" and not options["file"].rpartition(":")[0].endswith(".py"):
         raise ConfigError(
             f"config{options.place('file')}: teacher.file: expected FILE.py:FUNCTION, got "

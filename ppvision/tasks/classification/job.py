@@ -380,7 +380,9 @@ class Classification(Job):
 
         An "argmax" export gives the class alone: then only top1 is known.
         """
-        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.num_classes):
             raise ConfigError(

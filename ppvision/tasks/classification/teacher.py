@@ -37,7 +37,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.environment import count_usable_cpus
-from ppvision.errors import ConfigError, FolderInUseError, suggest_nearest, shorten, shorten_text
+from ppvision.errors import ConfigError, FolderInUseError, shorten, shorten_text, suggest_nearest
 from ppvision.files import find_cache_folder, lock_folder, replace_file, write_text
 from ppvision.tasks.config import read_yaml
 from ppvision.zoo import create_model, load_weights

@@ -20,7 +20,7 @@ from ppdet.core import workspace
 from ppdet.core.config.schema import SchemaDict, SharedConfig
 from ppdet.data import transform
 
-from ppvision.errors import suggest_nearest, shorten
+from ppvision.errors import shorten, suggest_nearest
 from ppvision.files import write_text
 from ppvision.safe_yaml import Located, Tagged, format_yaml
 from ppvision.tasks.config import ConfigError, check_keys, check_number, check_texts

@@ -39,7 +39,7 @@ from ppvision.tasks.detection.config import activate, check_config, list_compone
 from ppvision.tasks.detection.evaluation import ExportedDetector, evaluate_by_trainer
 from ppvision.tasks.detection.layer import DetectorLayer
 from ppvision.tasks.detection.scores import Scores
-from ppvision.tasks.job import Job, make_example_input, drop_paths
+from ppvision.tasks.job import Job, drop_paths, make_example_input
 from ppvision.tasks.pictures import draw_detections, join_side_by_side
 from ppvision.tasks.prediction import Picture, detect_to_folder, read_pixels
 from ppvision.tasks.training import count_steps
@@ -261,9 +261,7 @@ class Detection(Job):
         shared = ("architecture", "num_classes", "norm_type", "depth_mult", "width_mult")
         return {
             "task": self.task,
-            "model": drop_paths(
-                parts | {k: self.content[k] for k in shared if k in self.content}
-            ),
+            "model": drop_paths(parts | {k: self.content[k] for k in shared if k in self.content}),
             "transforms": self._transforms(),
             "classes": list(self.class_names),
         }
@@ -401,7 +399,9 @@ class Detection(Job):
             ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
                 classes.
         """
-        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.content["num_classes"]):
             raise ConfigError(
@@ -503,7 +503,9 @@ class Detection(Job):
                 truth[:, 2:] = sample["gt_bbox"]
             true = collect_detections(truth, None, self.class_names)
             found = self.predict_image(model, image).above(SHOWN_SCORE)
-            panels[name] = join_side_by_side([draw_detections(image, true), draw_detections(image, found)])
+            panels[name] = join_side_by_side(
+                [draw_detections(image, true), draw_detections(image, found)]
+            )
         return panels
 
     # -- export --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write.export import may_be_replaced, record_scores
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.dashboard import write_comparison
-from ppvision.environment import machine, count_usable_cpus
+from ppvision.environment import count_usable_cpus, machine
 from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files, write_text
 from ppvision.quant.codes import MAX_BITS

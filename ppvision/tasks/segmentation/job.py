@@ -30,7 +30,7 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
 from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import suggest_nearest, shorten, shorten_text
+from ppvision.errors import shorten, shorten_text, suggest_nearest
 from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, drop_places
 from ppvision.tasks.config import (
@@ -47,8 +47,8 @@ from ppvision.tasks.pictures import draw_panel
 from ppvision.tasks.prediction import (
     Picture,
     predict_exported,
-    read_pixels,
     predict_to_folder,
+    read_pixels,
 )
 from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
 from ppvision.tasks.training import ENGINE_KEYS, count_steps
@@ -390,7 +390,9 @@ class Segmentation(Job):
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
-        predictor = Predictor(model_dir, threads=count_usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         dataset = self._built("val_dataset")
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, dataset.num_classes):
