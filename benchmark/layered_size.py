@@ -26,7 +26,7 @@ from paddle.vision.models import resnet50
 
 import ppvision
 from ppvision.deploy import Predictor, export_model
-from ppvision.environment import machine, usable_cpus
+from ppvision.environment import count_usable_cpus, machine
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import pack_model
@@ -118,7 +118,7 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
         k: export_model(pack_model(NETWORKS[network](), state, k), work / f"w{k}", bits=k, **how)
         for k in BITS
     }
-    threads = usable_cpus()
+    threads = count_usable_cpus()
     predictors = {"float": Predictor(in_float, threads=threads)}
     predictors |= {str(k): Predictor(folder, threads=threads) for k, folder in exports.items()}
     times = latencies(predictors, repeats)

@@ -27,7 +27,7 @@ import paddle
 from paddle import Tensor, inference, nn
 
 from ppvision.deploy.write.graph import trace, write_graphs
-from ppvision.environment import processor, usable_cpus
+from ppvision.environment import count_usable_cpus, read_processor_name
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 
 RESULTS = Path(__file__).with_name("results") / "pointwise_layers.csv"
@@ -142,8 +142,8 @@ def main() -> None:
             "min_ms": f"{min(values):.1f}",
             "max_ms": f"{max(values):.1f}",
             "repeats": arguments.repeats,
-            "processor": processor(),
-            "cores": usable_cpus(),
+            "processor": read_processor_name(),
+            "cores": count_usable_cpus(),
             "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
             "paddle": paddle.__version__,
         }

@@ -8,14 +8,20 @@ import re
 import shutil
 from pathlib import Path
 
-from ppvision.errors import FolderInUseError, InputError, MissingFileError, nearest, shorten_text
+from ppvision.errors import (
+    FolderInUseError,
+    InputError,
+    MissingFileError,
+    shorten_text,
+    suggest_nearest,
+)
 from ppvision.files import replace_file
 
 _BASE = re.compile(r"(?i)^_base_\s*:\s*(.*(?:\n\s*-.*)*)", re.MULTILINE)
 _FILE = re.compile(r"[\w./-]+\.ya?ml")
 
 
-def config_folder() -> Path:
+def find_config_folder() -> Path:
     """The folder with the configs."""
     package = Path(__file__).parent
     packaged = package / "configs"
@@ -24,7 +30,7 @@ def config_folder() -> Path:
 
 def list_configs() -> dict[str, Path]:
     """The packaged configs by name: `TASK/NAME`, without the base files in `_base_`."""
-    folder = config_folder()
+    folder = find_config_folder()
     paths = sorted(folder.glob("*/*.yml"))
     return {f"{path.parent.name}/{path.stem}": path for path in paths}
 
@@ -51,7 +57,7 @@ def find_config(value: str | Path) -> Path:
     names = [*configs, *(known.partition("/")[2] for known in configs)]
     raise MissingFileError(
         f"expected a config's file, or the name of one that `ppvision configs` lists, got "
-        f"{shorten_text(str(value), 200)!r}. {nearest(name, names)}"
+        f"{shorten_text(str(value), 200)!r}. {suggest_nearest(name, names)}"
     )
 
 
@@ -71,7 +77,7 @@ def copy_config(name: str | Path, target: str | Path) -> list[Path]:
         InputError: it is not one of the package's.
         FolderInUseError: one of the files exists already, with other content.
     """
-    folder = config_folder()
+    folder = find_config_folder()
     source = find_config(name)
     if not source.resolve().is_relative_to(folder.resolve()):
         raise InputError(f"{source}: expected the name of a packaged config, got another file.")

@@ -444,7 +444,7 @@ def log(text: str) -> None:
         _console.log(text)
 
 
-def result_stream() -> TextIO:
+def find_result_stream() -> TextIO:
     """The command's stdout."""
     return sys.stdout if _console is None else _console.out
 

@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, TextIO
 
-from ppvision.environment import fast_mkl
+from ppvision.environment import choose_fast_mkl
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -168,7 +168,7 @@ def collect_environment() -> Environment:
     return Environment(
         executable=sys.executable,
         python=sys.version_info[:3],
-        packages=installed_packages(),
+        packages=list_installed_packages(),
         cpu_model=cpu.get("model name", platform.processor() or "unknown"),
         cpu_vendor=cpu.get("vendor_id", "unknown"),
         cpu_flags=frozenset(cpu.get("flags", "").split()),
@@ -183,7 +183,7 @@ def collect_environment() -> Environment:
     )
 
 
-def installed_packages() -> dict[str, str]:
+def list_installed_packages() -> dict[str, str]:
     """{normalised name: version}; of two on the path the first counts, as it does for imports."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
@@ -465,7 +465,7 @@ def _disk(env: Environment) -> Finding:
 
 def _mkl(env: Environment) -> Iterator[Finding]:
     """MKL takes its slow generic kernels on AMD processors unless told otherwise."""
-    wanted = fast_mkl(env.cpu_vendor, env.cpu_flags)
+    wanted = choose_fast_mkl(env.cpu_vendor, env.cpu_flags)
     if wanted is None:
         return
     value = env.variables.get("MKL_DEBUG_CPU_TYPE")

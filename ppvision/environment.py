@@ -13,7 +13,7 @@ PACKAGES = ("paddlepaddle", "paddlepaddle-gpu", "paddleseg", "paddledet", "paddl
 _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
-def fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
+def choose_fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
     """The `MKL_DEBUG_CPU_TYPE` under which Paddle's MKL is fastest.
 
     Args:
@@ -30,7 +30,7 @@ def fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
 
 def prefer_fast_mkl() -> None:
     """Set `MKL_DEBUG_CPU_TYPE` where the user has not. MKL reads it once, as Paddle starts."""
-    kind = fast_mkl(_cpu_table().get("vendor_id", ""), cpu_flags())
+    kind = choose_fast_mkl(_cpu_table().get("vendor_id", ""), read_cpu_flags())
     if kind is not None and not os.environ.get("MKL_DEBUG_CPU_TYPE"):
         os.environ["MKL_DEBUG_CPU_TYPE"] = kind
 
@@ -45,24 +45,24 @@ def _cpu_table() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def cpu_flags() -> frozenset[str]:
+def read_cpu_flags() -> frozenset[str]:
     """Features of the processor, as /proc/cpuinfo calls them; empty where it is not known."""
     return frozenset(_cpu_table().get("flags", "").split())
 
 
-def processor() -> str:
+def read_processor_name() -> str:
     """The processor's name, as the system gives it."""
     return _cpu_table().get("model name") or platform.processor() or platform.machine()
 
 
-def usable_cpus() -> int:
+def count_usable_cpus() -> int:
     """How many processors this process may keep busy: of its affinity (`taskset`), and no more than
     its container's share of time (`docker run --cpus 1.5` counts as 2); at least 1."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
         count = os.cpu_count() or 1
-    shares = cpu_shares(Path("/sys/fs/cgroup"), _own_groups())
+    shares = read_cpu_shares(Path("/sys/fs/cgroup"), _own_groups())
     return max(1, min([count, *map(math.ceil, shares)]))
 
 
@@ -74,7 +74,7 @@ def _own_groups() -> list[str]:
         return []
 
 
-def cpu_shares(root: Path, groups: list[str]) -> list[float]:
+def read_cpu_shares(root: Path, groups: list[str]) -> list[float]:
     """The processors' time that a process may use by each of its control groups that has a limit,
     in processors.
 
@@ -130,10 +130,10 @@ def _whole(text: str) -> int:
 
 def machine() -> str:
     """Processor and number of cores that are used, as they stand beside a figure."""
-    return f"{processor()}, {usable_cpus()} cores"
+    return f"{read_processor_name()}, {count_usable_cpus()} cores"
 
 
-def git_revision(folder: Path = Path(__file__).parent) -> str:
+def find_git_revision(folder: Path = Path(__file__).parent) -> str:
     """The commit of the checkout that `folder` belongs to, marked when files differ from it.
 
     A folder inside of a checkout that does not track it, such as an environment's site-packages
@@ -165,4 +165,4 @@ def describe_environment() -> dict[str, str]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found | {"ppvision revision": git_revision()}
+    return found | {"ppvision revision": find_git_revision()}

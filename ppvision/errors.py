@@ -91,7 +91,7 @@ def show_path(path: str | os.PathLike[str]) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def nearest(name: str, known: Iterable[object]) -> str:
+def suggest_nearest(name: str, known: Iterable[object]) -> str:
     """`Did you mean ...?` for the closest of `known`, or all of them."""
     names = sorted(map(str, known))  # a user's own keys may be numbers
     close = get_close_matches(str(name), names, n=3, cutoff=0.5)

@@ -34,7 +34,7 @@ from ppvision.errors import (
 # -- reading ---------------------------------------------------------------------------------------
 
 
-def sha256_of(path: Path) -> str:
+def compute_sha256(path: Path) -> str:
     """Of a file, in hexadecimal digits. (`hashlib.file_digest` needs Python 3.11.)"""
     digest, piece = hashlib.sha256(), bytearray(1 << 20)
     with path.open("rb") as file:
@@ -76,7 +76,7 @@ def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) 
         FolderInUseError: another process (or another part of this one) holds it.
         StorageError: with `named`: it cannot be made.
     """
-    with contextlib.nullcontext() if named is None else naming_flag(*named):
+    with contextlib.nullcontext() if named is None else name_flag_errors(*named):
         handle = _open_and_lock(folder, busy)
     _lock_descriptors.add(handle)
     try:
@@ -217,7 +217,7 @@ _DISK_ERRORS = {*_NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 
 
 @contextmanager
-def naming_storage(target: Path, folder: Path) -> Iterator[None]:
+def name_storage_errors(target: Path, folder: Path) -> Iterator[None]:
     """Errors of the disk inside the block as a `StorageError` that names `target`.
 
     Libraries report a full disk as an error of their own, or not at all until what they wrote is
@@ -237,11 +237,11 @@ def naming_storage(target: Path, folder: Path) -> Iterator[None]:
     except Exception as error:
         if (number := _number_of_disk_error(error, folder)) is None:
             raise
-        raise storage_error(number, target) from error
+        raise make_storage_error(number, target) from error
 
 
 @contextmanager
-def naming_flag(flag: str, folder: Path) -> Iterator[None]:
+def name_flag_errors(flag: str, folder: Path) -> Iterator[None]:
     """Errors of the system inside the block, which makes a folder, as a `StorageError` that says
     which flag named it.
 
@@ -254,7 +254,7 @@ def naming_flag(flag: str, folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise storage_error(error.errno, folder) from error
+            raise make_storage_error(error.errno, folder) from error
         raise StorageError(
             f"{flag}: expected a folder that can be written, got {shorten_text(str(folder), 200)} "
             f"({error.strerror or error}). Name another one."
@@ -262,7 +262,7 @@ def naming_flag(flag: str, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def naming_read(path: str | Path) -> Iterator[None]:
+def name_read_errors(path: str | Path) -> Iterator[None]:
     """Errors of the system inside the block, which reads a file or folder, as a `StorageError` that
     names the file.
 
@@ -285,7 +285,7 @@ def check_room(target: Path, folder: Path) -> None:
     """Raise `StorageError` where the disk of `folder` takes no more: what a library wrote there for
     `target` may be cut off without an error."""
     if (number := _find_no_room(folder)) is not None:
-        raise storage_error(number, target)
+        raise make_storage_error(number, target)
 
 
 def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
@@ -315,7 +315,7 @@ def find_disk_error(error: BaseException | None) -> int | None:
     return None
 
 
-def storage_error(number: int, target: Path) -> StorageError:
+def make_storage_error(number: int, target: Path) -> StorageError:
     """The error of a disk that refused to write `target`; `number` is the system's (`errno`).
 
     What lies in a work folder is named by the folder that is made there, which the user knows.
@@ -367,7 +367,7 @@ def resolve_new_folder(value: object, argument: str = "folder") -> Path:
         StorageError: the system cannot follow it.
     """
     folder = check_path(value, argument, "the path of a folder")
-    with naming_flag(argument, folder):
+    with name_flag_errors(argument, folder):
         try:
             folder = folder.resolve()
         except RuntimeError as error:  # Python 3.11's of links that lead to each other
@@ -415,12 +415,12 @@ def replace_folder(
             " Name a folder inside of it."
         )
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
-    with naming_storage(folder, work), lock_folder(work, busy, (flag, folder)):
+    with name_storage_errors(folder, work), lock_folder(work, busy, (flag, folder)):
         _empty_work(work, folder)
         try:
             check_replaceable(folder, may_be_replaced, ours)
             # Here again: once the work folder is emptied, the disk has room.
-            with naming_storage(folder, work):
+            with name_storage_errors(folder, work):
                 final = work / "final"
                 final.mkdir()
                 yield work
@@ -449,7 +449,7 @@ def _exchange(new: Path, folder: Path) -> bool:
 
 def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], ours: str) -> None:
     """Raise the `FolderInUseError` of `replace_folder`."""
-    with naming_flag("folder", folder):
+    with name_flag_errors("folder", folder):
         is_taken = folder.exists() and not may_be_replaced(folder)
     if is_taken:
         raise FolderInUseError(
@@ -493,7 +493,7 @@ def create_folder(output: str | Path) -> Iterator[Path]:
         yield work / "final"
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """`$PPVISION_CACHE`, or `ppvision` in the user's cache folder (`$XDG_CACHE_HOME`, by default
     `~/.cache`); it may not be there yet."""
     own = os.environ.get("PPVISION_CACHE")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from ppvision.console import ProgressLine
 from ppvision.errors import StorageError, shorten_text
-from ppvision.files import cache_folder, naming_flag, replace_file, sha256_of
+from ppvision.files import compute_sha256, find_cache_folder, name_flag_errors, replace_file
 from ppvision.remote import NoAnswerError, RequestError, download_file, open_answer, read_pieces
 
 if TYPE_CHECKING:
@@ -50,10 +50,10 @@ def is_url(path_or_url: object) -> bool:
     return isinstance(path_or_url, str) and bool(re.match(r"[A-Za-z][\w+.-]*://", path_or_url))
 
 
-def cached_folder(room: str, url: str) -> Path:
+def find_cached_folder(room: str, url: str) -> Path:
     """Where the cache keeps what is at an address: `<room>/<hash of the address>` in
-    `cache_folder()`; it may not be there yet."""
-    return cache_folder() / room / hashlib.sha256(url.encode()).hexdigest()[:32]
+    `find_cache_folder()`; it may not be there yet."""
+    return find_cache_folder() / room / hashlib.sha256(url.encode()).hexdigest()[:32]
 
 
 def fetch_file(url: str, target: Path, limit: int, accept: Callable[[Path], None]) -> None:
@@ -82,7 +82,7 @@ class RemoteFolder:
         url: http or https; of the folder. A query (`?token=...`) goes with every file.
 
     Attributes:
-        folder: the copy, see `cached_folder`.
+        folder: the copy, see `find_cached_folder`.
         shown: the address without user name, password and query, for messages.
 
     Raises:
@@ -107,7 +107,7 @@ class RemoteFolder:
             )
         self._parts = parts._replace(path=parts.path.rstrip("/"), fragment="")
         self.shown = self._shown("")
-        self.folder = cached_folder(self.room, urlunsplit(self._parts))
+        self.folder = find_cached_folder(self.room, urlunsplit(self._parts))
 
     def _url(self, name: str) -> str:
         return urlunsplit(self._parts._replace(path=f"{self._parts.path}/{name}"))
@@ -120,7 +120,7 @@ class RemoteFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the copy against other processes; wait for one that holds it."""
-        with naming_flag("PPVISION_CACHE", self.folder):
+        with name_flag_errors("PPVISION_CACHE", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -382,7 +382,7 @@ def _goes_on(answer: "requests.Response", start: int, size: int) -> bool:
 
 def _is(path: Path, size: int, sha256: str) -> bool:
     """Whether a file is there with these bytes."""
-    return path.is_file() and path.stat().st_size == size and sha256_of(path) == sha256
+    return path.is_file() and path.stat().st_size == size and compute_sha256(path) == sha256
 
 
 def _drop(partial: Path) -> None:

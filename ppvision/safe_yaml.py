@@ -47,13 +47,13 @@ class Tagged(Located):
         self.tag, self.place_of_tag = tag, place_of_tag
 
 
-def plain(node: object) -> object:
+def drop_places(node: object) -> object:
     """The same without the places: dictionaries and lists as libraries expect them. Tags stay."""
     if isinstance(node, Tagged):
-        return Tagged(node.tag, node.place_of_tag, Located(plain(dict(node)), {}))
+        return Tagged(node.tag, node.place_of_tag, Located(drop_places(dict(node)), {}))
     if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(item) for item in node] if isinstance(node, list) else node
+        return {key: drop_places(value) for key, value in node.items()}
+    return [drop_places(item) for item in node] if isinstance(node, list) else node
 
 
 def _refuse(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
@@ -197,7 +197,7 @@ _Dumper.add_representer(
 )
 
 
-def yaml_text(content: dict) -> str:
+def format_yaml(content: dict) -> str:
     """A config as YAML, tags and all."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
@@ -209,7 +209,7 @@ class _ShortDumper(_Dumper):
         return True
 
 
-def short_yaml_text(content: dict) -> str:
+def format_short_yaml(content: dict) -> str:
     """Plain values as YAML without aliases, with lists and mappings of single values on one
     line."""
     return yaml.dump(

@@ -36,7 +36,7 @@ from typing import (
     get_type_hints,
 )
 
-from ppvision.errors import InputError, nearest, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 
 _KEY = 60  # letters of a key in a path
 
@@ -113,12 +113,12 @@ def build(kind: type[T], content: object, path: str = "", line: str = "") -> T:
 
 def check_values(instance: object) -> None:
     """Raise `SchemaError` for a field of a dataclass that does not hold what it says."""
-    for name, check in checks_of(type(instance)).items():
+    for name, check in collect_checks(type(instance)).items():
         check(getattr(instance, name), Place(name))
 
 
 @cache
-def checks_of(kind: type) -> dict[str, Check]:
+def collect_checks(kind: type) -> dict[str, Check]:
     """The check of each field of a dataclass, by its name."""
     hints = get_type_hints(kind, include_extras=True)
     return {entry.name: check_of(hints[entry.name]) for entry in fields(kind)}
@@ -156,7 +156,7 @@ def check_of(annotation: Any) -> Check:
 
 
 def _fields_of(kind: type) -> Check:
-    checks = checks_of(kind)
+    checks = collect_checks(kind)
     required = [
         entry.name
         for entry in fields(kind)
@@ -180,7 +180,7 @@ def check_keys(value: Mapping, known: Iterable[str], place: Place) -> None:
         if key not in known:
             raise SchemaError(
                 Place(place.path, place.line_of(value, key)),
-                f"expected only known keys, got {shorten(key)}. {nearest(str(key), known)}",
+                f"expected only known keys, got {shorten(key)}. {suggest_nearest(str(key), known)}",
             )
 
 
@@ -330,7 +330,7 @@ def one_of(*known: str | int) -> Check:
     def check(value: Any, place: Place) -> Any:
         if any(type(value) is type(k) and value == k for k in known):
             return value
-        hint = nearest(value[:_KEY], known) if isinstance(value, str) else ""
+        hint = suggest_nearest(value[:_KEY], known) if isinstance(value, str) else ""
         hint = f". {hint}" if hint.startswith("Did") else ""  # all of them are named anyway
         listed = ", ".join(map(str, known))
         raise SchemaError(place, f"expected one of {listed}, got {shorten(value)}{hint}")

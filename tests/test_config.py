@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ppvision.quant import OnceQAT
-from ppvision.safe_yaml import plain
+from ppvision.safe_yaml import drop_places
 from ppvision.tasks import open_job
 from ppvision.tasks.config import ConfigError, apply_options, read_yaml
 from ppvision.tasks.multibit.job import MultiBitJob
@@ -64,7 +64,7 @@ def test_anchors_and_merges_are_plain_yaml(tmp_path):
     (tmp_path / "job.yml").write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n")
     content = read_yaml(tmp_path / "job.yml")
     assert content == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
-    assert type(plain(content)["c"]) is dict
+    assert type(drop_places(content)["c"]) is dict
 
 
 def test_errors_name_the_file_and_line(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ppvision.cli import run
-from ppvision.configs import config_folder, copy_config, find_config, list_configs
+from ppvision.configs import copy_config, find_config, find_config_folder, list_configs
 from ppvision.errors import FolderInUseError, InputError, MissingFileError
 from ppvision.tasks import open_job
 from ppvision.tasks.config import read_yaml
@@ -96,7 +96,7 @@ def test_a_wheel_has_the_configs_and_the_weights(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = (tmp_path / "wheels").glob("ppvision-*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    packaged = [*config_folder().rglob("*.yml"), *(ROOT / "ppvision" / "zoo").rglob("*.*")]
+    packaged = [*find_config_folder().rglob("*.yml"), *(ROOT / "ppvision" / "zoo").rglob("*.*")]
     expected = {
         f"ppvision/{path.relative_to(ROOT).as_posix().removeprefix('ppvision/')}"
         for path in packaged

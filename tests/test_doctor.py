@@ -19,11 +19,11 @@ from ppvision.doctor import (
     Probe,
     diagnose,
     exit_code,
-    installed_packages,
+    list_installed_packages,
     parse_probe,
     write_report,
 )
-from ppvision.environment import fast_mkl, prefer_fast_mkl
+from ppvision.environment import choose_fast_mkl, prefer_fast_mkl
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 1 << 30
@@ -268,9 +268,9 @@ def test_the_variable_is_enough_on_amd() -> None:
 
 
 def test_mkl_is_told_of_avx512_where_all_of_it_is_there() -> None:
-    assert fast_mkl("AuthenticAMD", ["avx2", *AVX512]) == "7"
-    assert fast_mkl("AuthenticAMD", ["avx2", *(AVX512 - {"avx512vl"})]) == "5"
-    assert fast_mkl("GenuineIntel", AVX512) is None
+    assert choose_fast_mkl("AuthenticAMD", ["avx2", *AVX512]) == "7"
+    assert choose_fast_mkl("AuthenticAMD", ["avx2", *(AVX512 - {"avx512vl"})]) == "5"
+    assert choose_fast_mkl("GenuineIntel", AVX512) is None
 
 
 def test_the_users_own_choice_for_mkl_stays(monkeypatch) -> None:
@@ -336,7 +336,7 @@ def test_installed_packages_reads_metadata_only(
     write_metadata(tmp_path / "second", "some-package", "1.0")
     (tmp_path / "first" / "leftover-1.0.dist-info").mkdir()  # pip was interrupted here
     monkeypatch.setattr(sys, "path", [str(tmp_path / "first"), str(tmp_path / "second")])
-    assert installed_packages() == {"some-package": "2.0"}
+    assert list_installed_packages() == {"some-package": "2.0"}
 
 
 def run_python(*arguments: str, path: Path, cwd: Path) -> subprocess.CompletedProcess[str]:

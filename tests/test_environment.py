@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppvision import environment
-from ppvision.environment import cpu_shares, git_revision, usable_cpus
+from ppvision.environment import count_usable_cpus, find_git_revision, read_cpu_shares
 from tests.helpers.configs import ROOT
 
 
@@ -22,13 +22,13 @@ def test_version_2_takes_the_limits_of_all_groups_above(tmp_path):
     write(tmp_path / "a" / "b", cpu__max="max 100000")
     write(tmp_path / "a", cpu__max="150000 100000")
     write(tmp_path, cpu__max="400000 100000")
-    assert sorted(cpu_shares(tmp_path, ["0::/a/b"])) == [1.5, 4.0]
-    assert cpu_shares(tmp_path, ["0::/"]) == [4.0]
+    assert sorted(read_cpu_shares(tmp_path, ["0::/a/b"])) == [1.5, 4.0]
+    assert read_cpu_shares(tmp_path, ["0::/"]) == [4.0]
 
 
 def test_in_a_container_the_path_is_the_hosts(tmp_path):
     write(tmp_path, cpu__max="50000 100000")
-    assert cpu_shares(tmp_path, ["0::/docker/0123abcd"]) == [0.5]
+    assert read_cpu_shares(tmp_path, ["0::/docker/0123abcd"]) == [0.5]
 
 
 @pytest.mark.parametrize("controllers", ["cpu", "cpu,cpuacct"])
@@ -37,7 +37,7 @@ def test_version_1(tmp_path, controllers):
     write(base / "docker" / "x", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
     write(base / "docker", cpu__cfs_quota_us="250000", cpu__cfs_period_us="100000")
     groups = ["4:memory:/docker/x", f"3:{controllers}:/docker/x", "1:name=systemd:/", "0::/"]
-    assert cpu_shares(tmp_path, groups) == [2.5]
+    assert read_cpu_shares(tmp_path, groups) == [2.5]
 
 
 @pytest.mark.parametrize(
@@ -45,8 +45,8 @@ def test_version_1(tmp_path, controllers):
 )
 def test_what_is_no_limit(tmp_path, text):
     write(tmp_path, cpu__max=text)
-    assert cpu_shares(tmp_path, ["0::/"]) == []
-    assert cpu_shares(tmp_path / "absent", ["0::/", "", "x", "1:cpu:/../.."]) == []
+    assert read_cpu_shares(tmp_path, ["0::/"]) == []
+    assert read_cpu_shares(tmp_path / "absent", ["0::/", "", "x", "1:cpu:/../.."]) == []
 
 
 @pytest.mark.parametrize(
@@ -54,13 +54,13 @@ def test_what_is_no_limit(tmp_path, text):
 )
 def test_the_least_limit_counts_rounded_up(monkeypatch, shares, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(environment, "cpu_shares", lambda root, groups: shares)
-    assert usable_cpus() == expected
+    monkeypatch.setattr(environment, "read_cpu_shares", lambda root, groups: shares)
+    assert count_usable_cpus() == expected
 
 
 def test_affinity_is_seen():
     first = min(os.sched_getaffinity(0))
-    code = "from ppvision.environment import usable_cpus; print(usable_cpus())"
+    code = "from ppvision.environment import count_usable_cpus; print(count_usable_cpus())"
     command = ["taskset", "-c", str(first), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "1\n"
@@ -97,16 +97,16 @@ def checkout(tmp_path) -> Path:
 
 def test_a_tracked_folder_has_the_revision(checkout):
     revision = git(checkout, "rev-parse", "HEAD")
-    assert git_revision(checkout / "package") == revision
+    assert find_git_revision(checkout / "package") == revision
     (checkout / "package" / "code.py").write_text("a = 2\n")
-    assert git_revision(checkout / "package") == f"{revision} with changes"
+    assert find_git_revision(checkout / "package") == f"{revision} with changes"
 
 
 def test_a_folder_that_somebody_elses_project_encloses_has_none(checkout, tmp_path):
     inside = checkout / ".venv" / "site-packages" / "package"
     inside.mkdir(parents=True)
     (inside / "code.py").write_text("")
-    assert git_revision(inside) == "not a git checkout"
+    assert find_git_revision(inside) == "not a git checkout"
     outside = tmp_path / "elsewhere"
     outside.mkdir()
-    assert git_revision(outside) == "not a git checkout"
+    assert find_git_revision(outside) == "not a git checkout"

@@ -24,7 +24,7 @@ from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write import openvino
 from ppvision.errors import EngineError, FolderInUseError, InputError, StorageError
-from ppvision.files import lock_folder, naming_storage
+from ppvision.files import lock_folder, name_storage_errors
 from ppvision.quant import describe_layered, load_layered, save_layered
 from ppvision.zoo import create_model, load_weights
 from ppvision.zoo.weights import save_weights
@@ -247,7 +247,7 @@ def test_what_tools_leave_does_not_keep_an_export_from_being_replaced(tmp_path):
 def test_a_library_that_leaves_an_empty_file_on_a_disk_with_little_room(small_disk, tmp_path):
     """It wrote its file at once: nothing of it is there, and the room is as it was."""
     for folder, expected in ((small_disk(400), StorageError), (tmp_path, json.JSONDecodeError)):
-        with pytest.raises(expected), naming_storage(folder / "net", folder):
+        with pytest.raises(expected), name_storage_errors(folder / "net", folder):
             json.loads("")
         assert list(folder.glob(".*")) == []
 

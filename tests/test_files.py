@@ -13,8 +13,8 @@ import pytest
 from ppvision.errors import FolderInUseError
 from ppvision.files import (
     ABANDONED_AFTER,
-    cache_folder,
     create_folder,
+    find_cache_folder,
     lock_folder,
     replace_file,
     replace_folder,
@@ -225,11 +225,11 @@ def test_the_cache_follows_the_users_settings(monkeypatch, tmp_path):
     monkeypatch.delenv("PPVISION_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "ppvision"
+    assert find_cache_folder() == tmp_path / ".cache" / "ppvision"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "ppvision"
+    assert find_cache_folder() == tmp_path / "xdg" / "ppvision"
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
+    assert find_cache_folder() == tmp_path / "own"
 
 
 def test_a_folder_is_there_at_every_moment_of_its_replacement(tmp_path, monkeypatch):

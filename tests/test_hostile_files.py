@@ -35,7 +35,7 @@ from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files
 from ppvision.quant.store.state import layered_state
-from ppvision.safe_yaml import Located, load_yaml, yaml_text
+from ppvision.safe_yaml import Located, format_yaml, load_yaml
 from ppvision.tasks.config import apply_options, import_modules, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
 from tests.helpers.configs import classification_config
@@ -358,7 +358,7 @@ def test_what_yaml_has_is_still_read(tmp_path):
     "text", ["1e3", "1.5e3", "-.5E+2", "1.e5", "1_0", "0x1", "yes", "~", ".inf"]
 )
 def test_texts_that_look_like_numbers_are_written_as_texts(text):
-    content = load_yaml(yaml_text({"name": text, text: 1}), "x")
+    content = load_yaml(format_yaml({"name": text, text: 1}), "x")
     assert content == {"name": text, text: 1}
 
 

@@ -31,8 +31,8 @@ from ppvision.deploy.run.manifest import (
     read_manifest,
 )
 from ppvision.errors import ManifestError, PpvisionError
-from ppvision.files import sha256_of
-from ppvision.schema import checks_of, take_any
+from ppvision.files import compute_sha256
+from ppvision.schema import collect_checks, take_any
 from tests.helpers.alone import run_alone
 from tests.helpers.configs import ROOT
 from tests.helpers.fuzz import BOMBS, VALUES, mutate_yaml
@@ -175,7 +175,7 @@ def test_texts_that_look_like_numbers():
 
 def test_every_field_has_a_check():
     for kind in (Manifest, FileEntry, PrecisionCheck, Calibration, Nms, Tile):
-        checks = checks_of(kind)
+        checks = collect_checks(kind)
         for entry in dataclasses.fields(kind):
             assert checks[entry.name] is not take_any, entry.name
 
@@ -276,7 +276,7 @@ def test_links_stay_inside(tmp_path):
     for name in ("model.json", "model.pdiparams"):
         (folder / "..data" / name).write_bytes(b"abc")
         (folder / name).symlink_to(Path("..data") / name)  # as in a volume of Kubernetes
-        digest = sha256_of(folder / name)
+        digest = compute_sha256(folder / name)
         content["files"][name] = {"bytes": 3, "sha256": digest}
     (folder / "deploy.yaml").write_text(yaml.safe_dump(content))
     assert read_manifest(folder).name == "street"

@@ -17,7 +17,7 @@ from paddleseg.models.backbones import MixVisionTransformer_B0 as Stock
 import ppvision.zoo.fetching as module
 from ppvision.cli import run
 from ppvision.errors import ConfigError, MissingFileError, WeightsError
-from ppvision.files import cache_folder
+from ppvision.files import find_cache_folder
 from ppvision.plugins.libraries import load_safely
 from ppvision.tasks import open_job
 from tests.helpers.arrays import Hostile, assert_same
@@ -113,7 +113,7 @@ def test_archives_that_hold_no_weights(server: FileServer, weights, monkeypatch)
             raises_naming(WeightsError, *tokens),
         ):
             Stock(pretrained=f"{server.url}/stock.tar.gz")
-        assert not list(cache_folder().rglob("*.pdparams*"))
+        assert not list(find_cache_folder().rglob("*.pdparams*"))
 
     target = server.folder / "stock.tar.gz"
     refused("stock.tar.gz", "404")
@@ -149,7 +149,7 @@ def test_an_archive_that_unpacks_to_far_more_than_it_is(
     monkeypatch.setattr(module, "read_weights", lambda path: pytest.fail("it was unpacked"))
     with raises_naming(WeightsError, name, str(64 << 20)):
         module.fetch_weights(f"{server.url}/{name}", allow_download=True)
-    assert not [path for path in cache_folder().rglob("*") if path.is_file()]
+    assert not [path for path in find_cache_folder().rglob("*") if path.is_file()]
 
 
 def test_what_an_archive_says_of_its_members_is_not_believed(tmp_path):
@@ -178,7 +178,7 @@ def test_a_wrong_answer_does_not_stay_in_the_cache(server: FileServer, weights, 
             raises_naming(WeightsError, f"{name}:", "weights,"),
         ):
             Stock(pretrained=url)
-        assert not list(cache_folder().rglob("*.pdparams*"))
+        assert not list(find_cache_folder().rglob("*.pdparams*"))
     answer(weights.read_bytes())
     with load_safely(allow_download=True):
         assert_same(Stock(pretrained=url), shifted())

@@ -16,7 +16,7 @@ from ppvision.cli.options import (
     parse_positive,
 )
 from ppvision.console import show
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import InputError
 
 
@@ -32,7 +32,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
     verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
     verb.add_argument(
-        "--threads", type=parse_positive, default=usable_cpus(), help="of every model"
+        "--threads", type=parse_positive, default=count_usable_cpus(), help="of every model"
     )
     verb.add_argument("--batch", type=parse_positive, default=1, help="pictures at a time")
     verb.add_argument(

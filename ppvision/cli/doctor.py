@@ -3,7 +3,7 @@
 import argparse
 
 from ppvision.cli.options import Verbs, add_verb
-from ppvision.console import result_stream, tell
+from ppvision.console import find_result_stream, tell
 
 
 def add(verbs: Verbs) -> None:
@@ -21,4 +21,4 @@ def run(args: argparse.Namespace) -> int:
     from ppvision.doctor import run_doctor
 
     tell("doctor: reading versions, trying imports and a small export")
-    return run_doctor(result_stream())
+    return run_doctor(find_result_stream())

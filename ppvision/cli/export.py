@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from ppvision.cli.opening import open_job, removing_unfinished, set_device
+from ppvision.cli.opening import open_job, raise_on_signals, set_device
 from ppvision.cli.options import (
     EXAMPLE_CONFIG,
     Verbs,
@@ -92,7 +92,7 @@ def add(verbs: Verbs) -> None:
     verb.set_defaults(verb=run)
 
 
-@removing_unfinished()
+@raise_on_signals()
 def run(args: argparse.Namespace) -> None:
     set_device(args.device)
     job = open_job(args)

@@ -23,14 +23,14 @@ def add(verbs: Verbs) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from ppvision.errors import nearest
+    from ppvision.errors import suggest_nearest
     from ppvision.zoo import list_models, model_card
     from ppvision.zoo.stored import is_here
 
     if not list_models(args.pattern):
         raise InputError(
             f"list: no model matches {shorten(args.pattern)}. "
-            f"{nearest(args.pattern, list_models())}"
+            f"{suggest_nearest(args.pattern, list_models())}"
         )
     cards = [model_card(name) for name in list_models(args.pattern)]
     if args.json:

@@ -70,7 +70,7 @@ def drop_paddles_signal_handler() -> None:
 
 
 @contextmanager
-def removing_unfinished() -> Iterator[None]:
+def raise_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block by an exception, so that what is unfinished is removed."""
     drop_paddles_signal_handler()
 

@@ -15,7 +15,7 @@ from ppvision.cli.options import (
     parse_positive,
 )
 from ppvision.console import show, tell, tell_last
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import InputError, shorten
 
 
@@ -33,7 +33,7 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
     verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
     verb.add_argument(
-        "--threads", type=parse_positive, default=usable_cpus(), help="without --config"
+        "--threads", type=parse_positive, default=count_usable_cpus(), help="without --config"
     )
     add_max_pixels(verb)
     verb.set_defaults(verb=run)

@@ -31,7 +31,7 @@ from ppvision.errors import (
     shorten_text,
 )
 from ppvision.files import sync_folder, write_text
-from ppvision.safe_yaml import load_yaml, plain, yaml_text
+from ppvision.safe_yaml import drop_places, format_yaml, load_yaml
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
 
@@ -140,7 +140,7 @@ def _write_parts(
         parts["ema"] = arrays_of(ema)
     for name, arrays in parts.items():
         save_weights(arrays, folder / f"{name}.safetensors")
-    write_text(folder / "config.yml", yaml_text(config))
+    write_text(folder / "config.yml", format_yaml(config))
     hashes = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -241,7 +241,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 def read_config(path: Path) -> dict:
     """The config that a checkpoint was written under; empty where it has none."""
     file = path / "config.yml"
-    return plain(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
+    return (
+        drop_places(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
+    )
 
 
 def load_checkpoint(

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ppvision.errors import FolderInUseError, shorten
-from ppvision.files import lock_folder, naming_flag, write_text
-from ppvision.safe_yaml import yaml_text
+from ppvision.files import lock_folder, name_flag_errors, write_text
+from ppvision.safe_yaml import format_yaml
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RunFolder:
             "name another folder (--save_dir)."
         )
         named = "save_dir", self.root
-        with naming_flag(*named):  # the system may refuse to look for it: a name too long
+        with name_flag_errors(*named):  # the system may refuse to look for it: a name too long
             self._check_no_file()
             made = not self.root.exists()
         with lock_folder(self.root, busy, named):
@@ -122,9 +122,9 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be made or written.
         """
-        with naming_flag("save_dir", self.root):
+        with name_flag_errors("save_dir", self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            write_text(self.config, yaml_text(config))
+            write_text(self.config, format_yaml(config))
 
 
 # How a run is run, without effect on what it computes (`iters` stands in the config as well).

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from ppvision.configs import find_config
-from ppvision.safe_yaml import plain
+from ppvision.safe_yaml import drop_places
 from ppvision.tasks.config import (
     apply_options,
     check_untagged,
@@ -65,5 +65,5 @@ def open_job(
     rest = apply_overrides(content, kind.override_keys, **overrides)
     job = kind(content, config_path.stem, allow_download=allow_download, **rest)
     if "slim_config" in content:
-        return MultiBitJob(job, plain(content["slim_config"]))
+        return MultiBitJob(job, drop_places(content["slim_config"]))
     return job

@@ -12,13 +12,13 @@ import yaml
 from ppvision import schema
 from ppvision.data.text import read_text
 from ppvision.engine.trainer import TrainOptions
-from ppvision.errors import ConfigError, DataError, nearest, shorten, shorten_text
+from ppvision.errors import ConfigError, DataError, shorten, shorten_text, suggest_nearest
 from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
-from ppvision.schema import Check, Place, SchemaError, build, checks_of
+from ppvision.schema import Check, Place, SchemaError, build, collect_checks
 
 _MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
 
-ENGINE_CHECKS = checks_of(TrainOptions)
+ENGINE_CHECKS = collect_checks(TrainOptions)
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
         siblings = [p.name for p in beside.glob("*.y*ml")] if _is_folder(beside) else []
         raise ConfigError(
             f"config: expected a YAML file, found none at {shorten_text(str(path), 500)}. "
-            f"{nearest(path.name, siblings)}"
+            f"{suggest_nearest(path.name, siblings)}"
         )
     read.append(path)
     if len(read) > _MAX_FILES:
@@ -143,7 +143,7 @@ def _child(node: object, key: str, path: str) -> object:
         if key in node:
             return node[key]
         raise ConfigError(
-            f"--opts {path}: no {shorten(key)} in the config. {nearest(key, list(node))}"
+            f"--opts {path}: no {shorten(key)} in the config. {suggest_nearest(key, list(node))}"
         )
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return node[int(key)]
@@ -225,7 +225,7 @@ def task_of(config: dict, known: Collection[str]) -> str:
     if not isinstance(task, str) or task not in known:
         raise ConfigError(
             f"config{_place(config, 'task')}: task: got {shorten(task)}. "
-            f"{nearest(str(task), list(known))}"
+            f"{suggest_nearest(str(task), list(known))}"
         )
     return task
 
@@ -282,7 +282,7 @@ def check_components(node: object, known: Mapping[str, object], where: str = "")
         if not isinstance(name, str) or name not in known:
             raise ConfigError(
                 f"config{_place(node, 'type')}: {where}.type: got {shorten(name)}. "
-                f"{nearest(str(name), list(known))}"
+                f"{suggest_nearest(str(name), list(known))}"
             )
         _check_arguments(known[name], node, where)
     for key, value in node.items():
@@ -311,7 +311,7 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
             if value not in choices:
                 raise ConfigError(
                     f"config{_place(node, parameter.name)}: {where}.{parameter.name}: got "
-                    f"{shorten(value)}. {nearest(str(value), list(choices))}"
+                    f"{shorten(value)}. {suggest_nearest(str(value), list(choices))}"
                 )
     check_texts(component, node, where)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -321,5 +321,5 @@ def _check_arguments(component: object, node: dict, where: str) -> None:
         if key != "type" and key not in names:
             raise ConfigError(
                 f"config{_place(node, key)}: {where}: {node['type']} takes no {shorten(key)}. "
-                f"{nearest(str(key), names)}"
+                f"{suggest_nearest(str(key), names)}"
             )

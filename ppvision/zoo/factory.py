@@ -8,7 +8,7 @@ import numpy as np
 from paddle import nn
 
 from ppvision.arguments import check_count, check_flag, check_text
-from ppvision.errors import InputError, InputTypeError, nearest, shorten
+from ppvision.errors import InputError, InputTypeError, shorten, suggest_nearest
 from ppvision.models.base import ZooModel
 from ppvision.zoo.cards import find_card
 from ppvision.zoo.pretrained import find_pretrained, load_pretrained
@@ -62,7 +62,7 @@ def create_model(
         if option not in known:
             raise InputTypeError(
                 f"create_model({shorten(name)}): expected options among {', '.join(known)}; got "
-                f"{shorten(option)}. {nearest(option, known)}"
+                f"{shorten(option)}. {suggest_nearest(option, known)}"
             )
         if isinstance(value, np.integer):
             options[option] = value = int(value)
@@ -113,7 +113,9 @@ def split_name(name: str) -> tuple[str, str | None]:
         model, _, tag = name.partition(".")
         if tag and model in list_models():
             tags = [c.tag for c in model_card(model).weights.values()]
-            raise InputError(f"model: {model} has no weights {shorten(tag)}. {nearest(tag, tags)}")
+            raise InputError(
+                f"model: {model} has no weights {shorten(tag)}. {suggest_nearest(tag, tags)}"
+            )
         builder(name)  # raises with the closest names
         return name, None
     if name == card.name and card.architecture != card.model:

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from ppvision.errors import StorageError, WeightsError, shorten_text
 from ppvision.remote import RequestError
-from ppvision.remote_cache import cached_folder, fetch_file
+from ppvision.remote_cache import fetch_file, find_cached_folder
 from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
@@ -47,7 +47,7 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
     shown = shorten_text(url.partition("?")[0], 200)
     if url.startswith(_PPDET):
         url = _PPDET_SERVER + url.removeprefix(_PPDET)
-    target = cached_folder("pretrained", url) / "model.pdparams"
+    target = find_cached_folder("pretrained", url) / "model.pdparams"
     if target.is_file():
         try:
             _check_reads(target, shown)

@@ -22,11 +22,11 @@ from ppvision.errors import (
     InputTypeError,
     MissingFileError,
     WeightsError,
-    nearest,
     shorten,
     shorten_text,
+    suggest_nearest,
 )
-from ppvision.files import sha256_of
+from ppvision.files import compute_sha256
 from ppvision.models.base import ZooModel
 from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
@@ -101,11 +101,11 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
         raise MissingFileError(
             f"pretrained: expected a tag of {model}, a file or an address, got "
             f"{shorten_text(name, 200)!r}. "
-            f"{nearest(name, tags)}"
+            f"{suggest_nearest(name, tags)}"
         )
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
-        digest = sha256_of(path)
+        digest = compute_sha256(path)
     # We cannot know how a file's own pictures were prepared, nor its licence.
     return Pretrained(
         arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
@@ -156,7 +156,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
 
 
 def _has_sha256(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
+    return path.is_file() and compute_sha256(path) == digest
 
 
 # -- into the model --------------------------------------------------------------------------------

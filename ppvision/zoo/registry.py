@@ -16,7 +16,7 @@ from functools import partial
 from paddle import nn
 
 from ppvision.arguments import check_flag, check_text
-from ppvision.errors import InputError, nearest, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 from ppvision.zoo.cards import ZOO_WEIGHTS, ModelCard, WeightsCard
 from ppvision.zoo.stored import is_here
 
@@ -66,7 +66,8 @@ def follow_models(follow: Callable[[str], None]) -> None:
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     if check_text(name, "model", "a name of the zoo") not in _MODELS:
         raise InputError(
-            f"model: expected a name of the zoo, got {shorten(name)}. {nearest(name, _MODELS)}"
+            f"model: expected a name of the zoo, got {shorten(name)}. "
+            f"{suggest_nearest(name, _MODELS)}"
         )
     return _MODELS[name]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.errors import MissingPackageError, WeightsError
-from ppvision.files import sha256_of
+from ppvision.files import compute_sha256
 from ppvision.zoo.cards import WeightsCard
 from ppvision.zoo.torch_files import read_pth, to_paddle
 
@@ -53,7 +53,7 @@ def check_stored(card: WeightsCard) -> Path:
     again = f"Install {card.package.partition('==')[0] or 'ppvision'} again."
     if not path.is_file():
         raise WeightsError(f"{path}: expected the weights of {card.name}, found none. {again}")
-    if (found := sha256_of(path)) != card.sha256:
+    if (found := compute_sha256(path)) != card.sha256:
         raise WeightsError(f"{path}: expected sha256 {card.sha256}, got {found}. {again}")
     return path
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from ppvision.errors import MissingFileError, WeightsError
-from ppvision.files import naming_read
+from ppvision.files import name_read_errors
 
 _TYPES = {
     "FloatStorage": "<f4",
@@ -129,7 +129,7 @@ def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"weights: expected a PyTorch file, found none at {path}.")
-    with naming_read(path):
+    with name_read_errors(path):
         path.open("rb").close()  # here, so that a right that is missing is no damage
     try:
         found = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)

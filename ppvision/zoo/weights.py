@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from ppvision.arguments import check_file, check_layer, check_path, check_patterns
-from ppvision.errors import MissingFileError, WeightsError, nearest, shorten, shorten_text
-from ppvision.files import naming_read, write_bytes
+from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text, suggest_nearest
+from ppvision.files import name_read_errors, write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.safe_tensors import header_fits
 from ppvision.zoo.cards import find_card, weights_names
@@ -81,7 +81,7 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     card = find_card(str(check_path(path, "weights", expected)))
     if card is not None:
         return read_stored(card)
-    with naming_read(path := check_file(path, "weights", expected)):
+    with name_read_errors(path := check_file(path, "weights", expected)):
         return _read_file(path)
 
 
@@ -94,7 +94,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise MissingFileError(
             "weights: expected a file or a name of the zoo, got "
             f"{shorten_text(str(path), 200)!r}. "  # the end of a path says the most
-            + nearest(path.name, weights_names())
+            + suggest_nearest(path.name, weights_names())
         )
     with path.open("rb") as file:
         start = file.read(len(_ZIP) + 8)

@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ppvision.files import cache_folder, write_text
+from ppvision.files import find_cache_folder, write_text
 
 logger = logging.getLogger("ppvision")
 
@@ -20,7 +20,7 @@ Verdict = dict[str, Any]
 
 def verdict_file(digest: "hashlib._Hash") -> Path:
     """Where the verdict is kept that depends on what `digest` has seen."""
-    return cache_folder() / "checked" / f"{digest.hexdigest()}.json"
+    return find_cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 
 def read_verdict(path: Path, example: Verdict) -> Verdict | None:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from ppvision.errors import ManifestError, MissingFileError, shorten
-from ppvision.files import naming_read, sha256_of
+from ppvision.files import compute_sha256, name_read_errors
 from ppvision.schema import (
     Count,
     Place,
@@ -315,9 +315,9 @@ class Manifest:
 
 def manifest_text(manifest: Manifest) -> str:
     """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
-    from ppvision.safe_yaml import short_yaml_text  # see parse_manifest
+    from ppvision.safe_yaml import format_short_yaml  # see parse_manifest
 
-    return short_yaml_text(_plain_fields(manifest))
+    return format_short_yaml(_plain_fields(manifest))
 
 
 def _plain_fields(value: Any) -> Any:
@@ -337,7 +337,7 @@ def _plain_fields(value: Any) -> Any:
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Bytes and sha256 of files of an export."""
     return {
-        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name))
+        name: FileEntry(bytes=(folder / name).stat().st_size, sha256=compute_sha256(folder / name))
         for name in names
     }
 
@@ -365,7 +365,7 @@ def read_manifest(folder: Path) -> Manifest:
         StorageError: no right to read one of them, for one.
     """
     path = folder / NAME
-    with naming_read(path):
+    with name_read_errors(path):
         if not path.is_file():
             raise MissingFileError(
                 f"{folder}: expected a folder written by export_model, found no {NAME} in it."
@@ -381,7 +381,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     Raises:
         MissingFileError, ManifestError, StorageError: as `read_manifest`.
     """
-    with naming_read(folder):
+    with name_read_errors(folder):
         for name, entry in manifest.files.items():
             _verify(folder, name, entry)
 
@@ -547,7 +547,7 @@ def _verify(folder: Path, name: str, expected: FileEntry) -> None:
             f"{path}: expected {expected.bytes} bytes, got {size}; the file is incomplete or "
             "changed. Copy or export it again."
         )
-    if (digest := sha256_of(path)) != expected.sha256:
+    if (digest := compute_sha256(path)) != expected.sha256:
         raise ManifestError(
             f"{path}: expected sha256 {expected.sha256}, got {digest}; the file is corrupt or "
             "changed. Copy or export it again."

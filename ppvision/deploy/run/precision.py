@@ -5,7 +5,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from ppvision.deploy.run.manifest import Manifest, PrecisionCheck
-from ppvision.environment import cpu_flags
+from ppvision.environment import read_cpu_flags
 from ppvision.errors import InputError, shorten
 from ppvision.precision import LONG_SPELLINGS, PRECISIONS
 
@@ -48,7 +48,7 @@ def checked_precision(value: str) -> str:
 def usable_flags() -> frozenset[str]:
     """Features of the processor that the engines may use, as /proc/cpuinfo calls them."""
     limit = os.environ.get(_MAX_ISA, "ALL").upper()
-    return frozenset(cpu_flags()) - _LEFT_OUT.get(limit, frozenset())
+    return frozenset(read_cpu_flags()) - _LEFT_OUT.get(limit, frozenset())
 
 
 def integer_unit(flags: Collection[str]) -> str | None:

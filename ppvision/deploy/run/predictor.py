@@ -60,7 +60,7 @@ from ppvision.errors import (
     MissingFileError,
     shorten,
 )
-from ppvision.files import check_room, naming_flag, naming_storage, sha256_of
+from ppvision.files import check_room, compute_sha256, name_flag_errors, name_storage_errors
 
 if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
@@ -293,10 +293,10 @@ class Predictor:
         if weights is None:
             yield self._folder
             return
-        with naming_flag("TMPDIR", Path(os.environ.get("TMPDIR", tempfile.tempdir or "/tmp"))):
+        with name_flag_errors("TMPDIR", Path(os.environ.get("TMPDIR", tempfile.tempdir or "/tmp"))):
             temporary = tempfile.TemporaryDirectory(prefix="ppvision-")
         with temporary as work:
-            with naming_storage(Path(work), Path(work)):
+            with name_storage_errors(Path(work), Path(work)):
                 compose(self._folder, self.manifest, weights, Path(work))
                 check_room(Path(work), Path(work))
             yield Path(work)
@@ -323,7 +323,7 @@ class Predictor:
 
         if engine != "openvino" or not keep or self._isolate:
             return opened()
-        weights = sha256_of(folder / self.manifest.weights)
+        weights = compute_sha256(folder / self.manifest.weights)
         if weights not in self._kept:
             self._kept[weights] = opened()
         return self._kept[weights]

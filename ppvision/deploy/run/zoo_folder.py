@@ -23,7 +23,7 @@ from ppvision.deploy.run.manifest import (
     read_manifest,
 )
 from ppvision.errors import FolderInUseError, InputError, PpvisionError, WeightsError
-from ppvision.files import cache_folder, naming_flag, replace_folder
+from ppvision.files import find_cache_folder, name_flag_errors, replace_folder
 from ppvision.forms.paddle_private import write_parameters
 from ppvision.zoo.cards import WeightsCard, find_card
 from ppvision.zoo.stored import check_stored, read_stored
@@ -57,7 +57,7 @@ def zoo_folder(name: str) -> Path | None:
             "export_model."
         )
     vouching = check_stored(card)
-    folder = cache_folder() / "zoo" / f"{card.name}-{_key(graph, vouching)}"
+    folder = find_cache_folder() / "zoo" / f"{card.name}-{_key(graph, vouching)}"
     end = time.monotonic() + _WAIT
     while not _is_whole(folder):
         try:
@@ -89,7 +89,7 @@ def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
     manifest = parse_manifest((graph / NAME).read_text(encoding="utf-8"), str(graph / NAME))
     arrays = read_stored(card)
     flag = "PPVISION_CACHE"
-    with naming_flag(flag, folder.parent):
+    with name_flag_errors(flag, folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     with replace_folder(folder, lambda path: not _is_whole(path), "a damaged copy", flag) as work:
         final = work / "final"

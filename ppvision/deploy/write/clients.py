@@ -22,7 +22,7 @@ from ppvision.deploy.write.graph import trace, trace_detector
 from ppvision.deploy.write.openvino import write_earlier_program
 from ppvision.errors import PpvisionError
 from ppvision.forms.earlier_format import earlier_format
-from ppvision.safe_yaml import short_yaml_text
+from ppvision.safe_yaml import format_short_yaml
 
 logger = logging.getLogger("ppvision")
 
@@ -210,4 +210,4 @@ def preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 def write_infer_config(content: Mapping[str, object], folder: Path) -> None:
     """Write `infer_cfg.yml` into an export's folder."""
-    (folder / INFER_CONFIG).write_text(short_yaml_text(dict(content)), encoding="utf-8")
+    (folder / INFER_CONFIG).write_text(format_short_yaml(dict(content)), encoding="utf-8")

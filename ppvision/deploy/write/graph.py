@@ -14,7 +14,7 @@ from paddle.static import InputSpec
 
 from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError, StorageError
-from ppvision.files import find_disk_error, storage_error
+from ppvision.files import find_disk_error, make_storage_error
 from ppvision.forms.paddle_private import short_stacks, trace_tables
 
 INPUT_NAME = "x"
@@ -144,7 +144,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
             for key in set(table) - known:
                 del table[key]
         if (number := find_disk_error(error)) is not None:  # Paddle writes the code that it makes
-            raise storage_error(number, Path(tempfile.gettempdir())) from error
+            raise make_storage_error(number, Path(tempfile.gettempdir())) from error
         if isinstance(error, OSError) and error.filename is not None:
             raise StorageError(
                 f"The model cannot be traced: {os.fsdecode(error.filename)} cannot be opened "

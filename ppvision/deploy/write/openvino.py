@@ -32,7 +32,7 @@ from ppvision.deploy.write.graph import (
     trace_products,
 )
 from ppvision.errors import EngineError, InputError
-from ppvision.files import naming_storage
+from ppvision.files import name_storage_errors
 from ppvision.forms.differences import difference_form
 from ppvision.forms.earlier_format import earlier_format
 from ppvision.forms.integers import float_form, integer_form
@@ -221,7 +221,7 @@ def write_earlier_program(
     """
     with (
         tempfile.TemporaryDirectory(dir=folder.parent) as work,
-        naming_storage(folder, Path(work)),
+        name_storage_errors(folder, Path(work)),
     ):
         prefix = Path(work) / "model"
         save_graph(graph, str(prefix), outputs)

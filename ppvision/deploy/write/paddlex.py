@@ -14,8 +14,8 @@ from typing import Any
 from ppvision.deploy.run.engines import declared_inputs
 from ppvision.deploy.run.manifest import FILES, PADDLEX_FILES, ModelFiles
 from ppvision.deploy.write.clients import deploy_entry, infer_config
-from ppvision.errors import InputError, nearest, shorten
-from ppvision.safe_yaml import short_yaml_text
+from ppvision.errors import InputError, shorten, suggest_nearest
+from ppvision.safe_yaml import format_short_yaml
 
 CONFIG = "inference.yml"
 
@@ -125,7 +125,7 @@ def check_name(name: object, kind: str) -> str:
     if name not in NAMES[kind]:
         raise InputError(
             f"paddlex_name: expected a name that PaddleX 3.7 knows for {kind}, got "
-            f"{shorten(name)}. {nearest(str(name), NAMES[kind])}"
+            f"{shorten(name)}. {suggest_nearest(str(name), NAMES[kind])}"
         )
     return str(name)
 
@@ -350,6 +350,6 @@ def name_for_paddlex(content: Mapping[str, object], folder: Path) -> ModelFiles:
         path = folder / old
         if path.is_file():
             path.rename(folder / old.replace("model", "inference", 1))
-    (folder / CONFIG).write_text(short_yaml_text(dict(content)), encoding="utf-8")
+    (folder / CONFIG).write_text(format_short_yaml(dict(content)), encoding="utf-8")
     own = (folder / PADDLEX_FILES.raw_program).is_file()
     return replace(PADDLEX_FILES, own_for_openvino=own)

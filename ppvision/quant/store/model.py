@@ -24,7 +24,7 @@ from ppvision.data.listing import holds_only
 from ppvision.errors import InputError, MissingFileError, shorten, shorten_text
 from ppvision.files import (
     check_replaceable,
-    naming_read,
+    name_read_errors,
     replace_folder,
     resolve_new_folder,
     sync_folder,
@@ -243,7 +243,7 @@ def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredMod
     if is_url(path_or_url):
         return _load_url(Remote(str(path_or_url)), bits)
     folder = _folder(path_or_url)
-    with naming_read(folder):
+    with name_read_errors(folder):
         manifest, size = _read_manifest(folder)
         bits = _chosen(manifest, bits, folder, partial(_present, folder, manifest))
         return _load(folder, manifest, size, bits, partial(_present, folder, manifest))
@@ -482,7 +482,7 @@ def describe_layered(path_or_url: str | Path) -> LayeredDescription:
         manifest = parse_manifest(data, f"{source}/{MANIFEST}")
         return _described(source, manifest, data, lambda name: None)
     folder = _folder(path_or_url)
-    with naming_read(folder):
+    with name_read_errors(folder):
         data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
     manifest = parse_manifest(data, str(folder / MANIFEST))
     return _described(str(folder), manifest, data, lambda name: (folder / name).is_file())

@@ -68,7 +68,7 @@ from ppvision.data.augment import (
     RecordedFlip,
 )
 from ppvision.deploy.run import transforms as deployed
-from ppvision.errors import nearest, shorten, shorten_text
+from ppvision.errors import shorten, shorten_text, suggest_nearest
 from ppvision.safe_yaml import Located
 from ppvision.schema import Place, between, number, one_of, refuse, whole
 from ppvision.tasks.classification.teacher import (
@@ -348,7 +348,7 @@ def _check_zoo_name(options: Located, part: str) -> None:
     if name not in list_models():
         raise ConfigError(
             f"config{options.place('type')}: {part}.type: got {shorten(name)}. "
-            f"{nearest(str(name), list_models())}"
+            f"{suggest_nearest(str(name), list_models())}"
         )
 
 

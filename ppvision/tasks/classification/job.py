@@ -31,8 +31,8 @@ from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
 from ppvision.deploy.write.paddlex import default_name
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
-from ppvision.environment import usable_cpus
-from ppvision.safe_yaml import Located, plain
+from ppvision.environment import count_usable_cpus
+from ppvision.safe_yaml import Located, drop_places
 from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
     OPTIMIZERS,
@@ -131,7 +131,7 @@ class Classification(Job):
     def __init__(self, content: Located, name: str, *, allow_download: bool = False) -> None:
         super().__init__(name, allow_download=allow_download)
         self.config = check_config(content)
-        self.content = plain(content)
+        self.content = drop_places(content)
 
     # -- what the config names -----------------------------------------------------------------
 
@@ -377,7 +377,9 @@ class Classification(Job):
 
         An "argmax" export gives the class alone: then only top1 is known.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.num_classes):
             raise ConfigError(

@@ -35,9 +35,9 @@ from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
-from ppvision.environment import usable_cpus
-from ppvision.errors import ConfigError, FolderInUseError, nearest, shorten, shorten_text
-from ppvision.files import cache_folder, lock_folder, replace_file, write_text
+from ppvision.environment import count_usable_cpus
+from ppvision.errors import ConfigError, FolderInUseError, shorten, shorten_text, suggest_nearest
+from ppvision.files import find_cache_folder, lock_folder, replace_file, write_text
 from ppvision.tasks.config import read_yaml
 from ppvision.zoo import create_model, load_weights
 
@@ -184,7 +184,7 @@ class Teacher:
         Raises:
             DataError: a picture that does not decode.
         """
-        folder = cache_folder() / "teacher" / self._key(dataset)
+        folder = find_cache_folder() / "teacher" / self._key(dataset)
         path, shape = folder / "answers.npy", (len(dataset), 2, len(self._columns))
         waited = False
         while (found := _read_answers(path, shape)) is None:
@@ -262,7 +262,7 @@ class Teacher:
     def _open(self, work: Path) -> Answer:
         """The teacher in the quickest engine that runs it: Paddle Inference, or eager mode."""
         # One thread where the user has said so, as for everything else of Paddle.
-        threads = int(os.environ.get("OMP_NUM_THREADS") or usable_cpus())
+        threads = int(os.environ.get("OMP_NUM_THREADS") or count_usable_cpus())
         folder = self._options.get("model_dir")
         if self._layer is not None:
             folder = work / "teacher"
@@ -377,7 +377,7 @@ def load_layer(file: str) -> nn.Layer:
     if build is None:
         known = [name for name, value in vars(module).items() if callable(value)]
         raise ConfigError(
-            f"{where}: found no function {shorten(function)}. {nearest(function, known)}"
+            f"{where}: found no function {shorten(function)}. {suggest_nearest(function, known)}"
         )
     if not isinstance(layer, nn.Layer):
         raise ConfigError(
@@ -469,14 +469,14 @@ def _values_by_class(
         if not found:
             raise ConfigError(
                 f"{where}: expected every class, found none for {shorten(name)}. "
-                f"{nearest(name, list(by_name))}"
+                f"{suggest_nearest(name, list(by_name))}"
             )
         values.append(by_name.pop(found[0]))
     if by_name:
         other = next(iter(by_name))
         raise ConfigError(
             f"{where}: {shorten(other)} is none of the {len(classes)} classes. "
-            f"{nearest(other, [*classes, *folders])}"
+            f"{suggest_nearest(other, [*classes, *folders])}"
         )
     return values
 
@@ -491,7 +491,8 @@ def _column(item: object, outputs: int, names: Sequence[str], where: str, teache
             )
         if item not in names:
             raise ConfigError(
-                f"{where}: {teacher} has no class {shorten(item)}. {nearest(item, list(names))}"
+                f"{where}: {teacher} has no class {shorten(item)}. "
+                f"{suggest_nearest(item, list(names))}"
             )
         return list(names).index(item)
     if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < outputs:

@@ -20,9 +20,9 @@ from ppdet.core import workspace
 from ppdet.core.config.schema import SchemaDict, SharedConfig
 from ppdet.data import transform
 
-from ppvision.errors import nearest, shorten
+from ppvision.errors import shorten, suggest_nearest
 from ppvision.files import write_text
-from ppvision.safe_yaml import Located, Tagged, yaml_text
+from ppvision.safe_yaml import Located, Tagged, format_yaml
 from ppvision.tasks.config import ConfigError, check_keys, check_number, check_texts
 from ppvision.tasks.multibit.slim_config import check_slim_config
 
@@ -94,7 +94,7 @@ def check_config(content: Located) -> None:
     if content["metric"] not in METRICS:
         raise ConfigError(
             f"config{content.place('metric')}: metric: got {shorten(content['metric'])}. "
-            f"{nearest(str(content['metric']), list(METRICS))}"
+            f"{suggest_nearest(str(content['metric']), list(METRICS))}"
         )
     _check_name(content, "architecture", "", known)
     for name in known.keys() & content.keys():
@@ -175,7 +175,7 @@ def _check_dataset(content: Located, part: str) -> None:
         if field not in _FIELDS:
             raise ConfigError(
                 f"config{options.place('data_fields')}: {part}.data_fields: got {shorten(field)}. "
-                f"{nearest(str(field), list(_FIELDS))}"
+                f"{suggest_nearest(str(field), list(_FIELDS))}"
             )
 
 
@@ -222,7 +222,7 @@ def _check_choice(node: Located, key: str, where: str, choices: list[str]) -> No
     if node.get(key) not in choices:
         raise ConfigError(
             f"config{node.place(key)}: {where}.{key}: got {shorten(node.get(key))}. "
-            f"{nearest(str(node.get(key)), choices)}"
+            f"{suggest_nearest(str(node.get(key)), choices)}"
         )
 
 
@@ -231,7 +231,7 @@ def _check_name(node: Located, key: str, where: str, known: dict[str, SchemaDict
     if not isinstance(value, str) or value not in known:
         raise ConfigError(
             f"config{node.place(key)}: {where + '.' if where else ''}{key}: got {shorten(value)}. "
-            f"{nearest(str(value), list(known))}"
+            f"{suggest_nearest(str(value), list(known))}"
         )
 
 
@@ -250,7 +250,7 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
         if name not in operators:
             raise ConfigError(
                 f"config{entry.place(name)}: {place}: got {shorten(name)}. "
-                f"{nearest(str(name), list(operators))}"
+                f"{suggest_nearest(str(name), list(operators))}"
             )
         if name == "DecodeCache":
             raise ConfigError(
@@ -272,7 +272,8 @@ def _check_tags(node: object) -> None:
         known.pop("Callable", None)  # calls any function by its name
         if node.tag not in known:
             raise ConfigError(
-                f"config ({node.place_of_tag}): got !{node.tag}. {nearest(node.tag, list(known))}"
+                f"config ({node.place_of_tag}): got !{node.tag}. "
+                f"{suggest_nearest(node.tag, list(known))}"
             )
         made = inspect.getclosurevars(known[node.tag]).nonlocals.get("cls")
         if made is not None:
@@ -311,5 +312,5 @@ def activate(content: Located, name: str) -> workspace.AttrDict:
     theirs = Located({k: v for k, v in content.items() if k not in left_out}, content.where)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.yml"
-        write_text(path, yaml_text(theirs))
+        write_text(path, format_yaml(theirs))
         return workspace.load_config(str(path))

@@ -30,10 +30,10 @@ from ppvision.deploy.run.detections import Detections, detections_of
 from ppvision.deploy.write.detection_export import export_detector
 from ppvision.deploy.write.integers import IntegerOptions, has_integers, integer_arguments
 from ppvision.deploy.write.paddlex import default_name
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
-from ppvision.safe_yaml import Located, plain, yaml_text
+from ppvision.safe_yaml import Located, drop_places, format_yaml
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.detection.config import activate, check_config, components
 from ppvision.tasks.detection.evaluation import ExportedDetector, evaluated_by_trainer
@@ -131,7 +131,7 @@ class Detection(Job):
         super().__init__(name, allow_download=allow_download)
         check_config(content)
         self.located = content
-        self.content = plain(content)
+        self.content = drop_places(content)
         self._iters = iters
 
     # -- what the config names -----------------------------------------------------------------
@@ -150,7 +150,7 @@ class Detection(Job):
     @property
     def config_text(self) -> str:
         """The resolved config as PaddleDetection reads it, tags and all."""
-        return yaml_text(self.located)
+        return format_yaml(self.located)
 
     def _activated(self) -> dict:
         """PaddleDetection's global config, ours from now on."""
@@ -398,7 +398,9 @@ class Detection(Job):
             ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
                 classes.
         """
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, self.content["num_classes"]):
             raise ConfigError(

@@ -16,7 +16,7 @@ from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.write.export import may_be_replaced, record_scores
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.engine.dashboard import write_comparison
-from ppvision.environment import machine, usable_cpus
+from ppvision.environment import count_usable_cpus, machine
 from ppvision.errors import FolderInUseError
 from ppvision.files import replace_folder, sync_files, write_text
 from ppvision.quant.codes import MAX_BITS
@@ -141,7 +141,7 @@ def _export_all(
             rows += _rows_of_integers(job, k, exported, evaluate)
             line.update()
         return rows
-    latencies = bench_exported(list(folders.values()), threads=usable_cpus())
+    latencies = bench_exported(list(folders.values()), threads=count_usable_cpus())
     for (k, exported), latency in zip(folders.items(), latencies, strict=True):
         row = {"bits": k, **_sizes(exported)}
         if evaluate:
@@ -230,7 +230,7 @@ def _other_files(folder: Path) -> list[str]:
 
 def _load_seconds(folder: Path, precision: str) -> float:
     start = time.perf_counter()
-    with Predictor(folder, threads=usable_cpus(), precision=precision):
+    with Predictor(folder, threads=count_usable_cpus(), precision=precision):
         return time.perf_counter() - start
 
 

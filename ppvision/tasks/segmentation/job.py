@@ -14,7 +14,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 
 # Registers and repairs; says when PaddleSeg is missing.
 from ppvision.console import track
-from ppvision.environment import usable_cpus
+from ppvision.environment import count_usable_cpus
 from ppvision.plugins.paddleseg import stock_losses
 
 # isort: split
@@ -30,9 +30,9 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
 from ppvision.deploy.write.paddlex import default_name
 from ppvision.engine.reading import read_in_order
-from ppvision.errors import nearest, shorten, shorten_text
+from ppvision.errors import shorten, shorten_text, suggest_nearest
 from ppvision.plugins.libraries import load_safely, wrap_errors
-from ppvision.safe_yaml import Located, plain
+from ppvision.safe_yaml import Located, drop_places
 from ppvision.tasks.config import (
     ConfigError,
     check_components,
@@ -120,7 +120,7 @@ class Segmentation(Job):
         _name_optimizer(content.get("optimizer"))
         self._check_components(content)
         self._check_test_config(content.get("test_config") or {})
-        self.config = _CheckedConfig(plain(content))
+        self.config = _CheckedConfig(drop_places(content))
         self.builder = SegBuilder(self.config)
         self._epochs = epochs
 
@@ -389,7 +389,9 @@ class Segmentation(Job):
                 "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
-        predictor = Predictor(model_dir, threads=usable_cpus(), device=device, precision=precision)
+        predictor = Predictor(
+            model_dir, threads=count_usable_cpus(), device=device, precision=precision
+        )
         dataset = self._built("val_dataset")
         manifest = predictor.manifest
         if (manifest.task, manifest.num_classes) != (self.task, dataset.num_classes):
@@ -577,7 +579,7 @@ def _check_clipping(optimizer: dict) -> None:
     if name not in kinds:
         raise ConfigError(
             f"config{options.place('name')}: optimizer.grad_clip_cfg.name: got {shorten(name)}. "
-            f"{nearest(str(name), list(kinds))}"
+            f"{suggest_nearest(str(name), list(kinds))}"
         )
     known = ["name", *inspect.signature(getattr(paddle.nn, name)).parameters]
     check_keys(options, known, "optimizer.grad_clip_cfg")
