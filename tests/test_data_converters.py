@@ -27,7 +27,7 @@ from ppvision.data.convert import (
     dsb2018,
 )
 from ppvision.data.convert.digit_scenes import load_photos
-from ppvision.data.convert.dsb2018 import nucleus_label
+from ppvision.data.convert.dsb2018 import make_nucleus_label
 from ppvision.errors import DataError
 from tests.helpers.messages import raises_naming
 
@@ -229,11 +229,13 @@ def naive_border(instances: np.ndarray, border: int) -> np.ndarray:
 def test_border_equals_its_definition(border):
     expected = naive_border(NUCLEI, border)
     assert (expected == 2).any() == (border > 0)
-    np.testing.assert_array_equal(nucleus_label(NUCLEI, border), expected)
+    np.testing.assert_array_equal(make_nucleus_label(NUCLEI, border), expected)
     crowded = np.random.default_rng(0).integers(0, 4, (13, 11)).astype(np.uint16)
     crowded[crowded == 3] = 65535
     crowded[:6] *= np.random.default_rng(1).random((6, 11)) < 0.2
-    np.testing.assert_array_equal(nucleus_label(crowded, border), naive_border(crowded, border))
+    np.testing.assert_array_equal(
+        make_nucleus_label(crowded, border), naive_border(crowded, border)
+    )
 
 
 def test_border_is_the_third_class(nuclei, tmp_path):

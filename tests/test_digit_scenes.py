@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from ppvision.data.convert import digit_scenes
-from ppvision.data.convert.coco import uncompressed_rle, visible_box
+from ppvision.data.convert.coco import encode_rle, find_visible_box
 from ppvision.data.convert.digit_scenes import (
     MAX_COVERED,
     MIN_CONTRAST,
@@ -440,9 +440,9 @@ def test_run_lengths_equal_the_definition():
     masks = [rng.random((h, w)) < p for h, w, p in ((3, 5, 0.5), (7, 2, 0.2), (1, 9, 0.8))]
     masks += [np.zeros((2, 3), bool), np.ones((2, 3), bool), np.eye(4, dtype=bool)]
     for mask in masks:
-        assert uncompressed_rle(mask) == {"size": list(mask.shape), "counts": naive_rle(mask)}
+        assert encode_rle(mask) == {"size": list(mask.shape), "counts": naive_rle(mask)}
 
 
 def test_box_of_nothing_is_refused():
     with pytest.raises(ValueError, match="pixel"):
-        visible_box(np.zeros((4, 4), bool))
+        find_visible_box(np.zeros((4, 4), bool))

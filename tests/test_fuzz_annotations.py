@@ -34,7 +34,7 @@ from ppvision.data.check.coco import check_coco
 from ppvision.data.check.segmentation import check_segmentation_list
 from ppvision.data.check.voc import check_voc
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.listing import list_images, listed_labels
+from ppvision.data.listing import list_images, list_labels
 from ppvision.data.text import read_names
 from ppvision.errors import PpvisionError
 from tests.helpers.fuzz import (
@@ -140,7 +140,7 @@ def test_lists_of_predictions(root, seeds):
         size = write_mutation(path, seed, PAIRS, _lines)
 
         def read(path: Path = path) -> list:
-            listed_labels(path)
+            list_labels(path)
             return list_images(path)
 
         result = call_within_bounds(read, size=size, case=f"seed {seed}")

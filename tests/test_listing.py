@@ -16,10 +16,10 @@ from ppvision.data.listing import (
     find_pictures,
     is_leftover,
     list_images,
-    listed_labels,
+    list_labels,
     locate,
+    name_results,
     read_pairs,
-    result_names,
 )
 from ppvision.errors import DataError, InputError, PpvisionError
 from tests.helpers.messages import raises_naming
@@ -278,9 +278,7 @@ def test_lists_of_predictions(tmp_path):
     found = list_images(tmp_path / "list.txt")
     assert [path for path, _ in found] == [tmp_path / name, tmp_path / "sub" / "b c.png"]
     assert all(path.is_file() for path, _ in found)
-    assert listed_labels(tmp_path / "list.txt") == {
-        tmp_path / "sub" / "b c.png": tmp_path / "l.png"
-    }
+    assert list_labels(tmp_path / "list.txt") == {tmp_path / "sub" / "b c.png": tmp_path / "l.png"}
 
 
 def test_what_is_neither_picture_nor_list(tmp_path):
@@ -302,7 +300,7 @@ def test_names_of_results_differ():
         "...png",
     ]
     names += ["..png", "a/...png", "...png/b.png"]
-    results = result_names([Path(name) for name in names])
+    results = name_results([Path(name) for name in names])
     assert len(set(results)) == len(names)
     assert not any(".." in Path(result).parts or result.startswith("/") for result in results)
     assert results[:2] == ["x_jpg", "x_jpg_2"]

@@ -21,19 +21,19 @@ import pytest
 from PIL import Image, ImageFile
 
 from ppvision.cli import run
-from ppvision.data.check.coco import other_size
+from ppvision.data.check.coco import find_other_size
 from ppvision.data.check.segmentation import check_pairs, check_segmentation_list
 from ppvision.data.class_folders import ClassFolders
 from ppvision.data.convert.cifar10 import CLASSES
-from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, max_pixels
+from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS, read_max_pixels
 from ppvision.data.pictures import (
     DepthError,
     IndexMapError,
     MissingPictureError,
-    picture_size,
     read_label,
     read_like_opencv,
     read_picture,
+    read_picture_size,
 )
 from ppvision.errors import ConfigError, DataError, InputError
 from tests.helpers.messages import raises_naming
@@ -162,7 +162,7 @@ def test_pixels_and_size_are_those_of_imread(name, tmp_path):
     found = read_picture(path)
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, expected[:, :, ::-1])
-    assert picture_size(path) == expected.shape[:2]
+    assert read_picture_size(path) == expected.shape[:2]
     np.testing.assert_array_equal(read_picture(FORMATS[name]), found)
 
 
@@ -192,7 +192,7 @@ def test_quarter_turns_of_tiff(orientation):
         expected = np.asarray(picture.convert("RGB"))
     assert expected.shape == (WIDTH, HEIGHT, 3)
     np.testing.assert_array_equal(read_picture(content), expected)
-    assert picture_size(content) == (WIDTH, HEIGHT)
+    assert read_picture_size(content) == (WIDTH, HEIGHT)
 
 
 def test_exif_of_other_byte_orders_and_types():
@@ -206,7 +206,7 @@ def test_exif_of_other_byte_orders_and_types():
         content = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + plain[2:]
         expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         np.testing.assert_array_equal(read_picture(content), expected[:, :, ::-1])
-        assert picture_size(content) == expected.shape[:2]
+        assert read_picture_size(content) == expected.shape[:2]
 
 
 def tiff(order: str, blocks: list[bytes], tags: dict[int, tuple[int, ...]]) -> bytes:
@@ -519,7 +519,7 @@ def test_headers_that_say_nothing(content, tokens):
     with raises_naming(DataError, "name:", *tokens.split()):
         read_picture(content, "a name")
     with raises_naming(DataError, "name:", *tokens.split()):
-        picture_size(content, "a name")
+        read_picture_size(content, "a name")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -538,7 +538,7 @@ def test_files_that_are_no_regular_ones(tmp_path):
         found = sorted(tmp_path.iterdir())
         assert len(found) == 6
         for path in found:
-            for read in (read_picture, read_label, picture_size):
+            for read in (read_picture, read_label, read_picture_size):
                 with pytest.raises(DataError, match=re.escape(path.name)):
                     read(path)
     with pytest.raises(DataError, match="zero"):
@@ -598,7 +598,7 @@ def test_files_stay_closed(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     for content in (FORMATS["JPEG RGB"], FORMATS["JPEG RGB"][:99], b"", b"text"):
         path.write_bytes(content)
-        for read in (read_picture, read_label, picture_size):
+        for read in (read_picture, read_label, read_picture_size):
             with contextlib.suppress(DataError):
                 read(path)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -637,14 +637,14 @@ def bomb(width: int, height: int) -> bytes:
 def test_limit_is_looked_at_before_decoding(tmp_path, monkeypatch):
     path = tmp_path / "huge.png"
     path.write_bytes(bomb(2**14, 2**14 + 1))
-    assert max_pixels() == DEFAULT_MAX_PIXELS == 2**28
+    assert read_max_pixels() == DEFAULT_MAX_PIXELS == 2**28
     monkeypatch.setattr(cv2, "imdecode", None)
     for read in (read_picture, read_label):
         with pytest.raises(DataError, match="limit") as caught:
             read(path)
         for token in ("huge.png", str(2**28), "--max_pixels", MAX_PIXELS):
             assert token in str(caught.value)
-    assert picture_size(path) == (2**14 + 1, 2**14)  # nothing is decoded
+    assert read_picture_size(path) == (2**14 + 1, 2**14)  # nothing is decoded
 
 
 def test_limit_is_raised_and_lowered(tmp_path, monkeypatch):
@@ -768,7 +768,7 @@ def test_turned_deep_pictures():
     content = encode(picture, "PNG", exif=turned(6))
     expected = np.rot90(scaled(deep_pixels()[..., 0], 4095), -1)
     np.testing.assert_array_equal(read_picture(content, max_value=4095)[..., 1], expected)
-    assert picture_size(content) == expected.shape
+    assert read_picture_size(content) == expected.shape
 
 
 def test_pictures_of_8_bits_are_as_they_are():
@@ -810,8 +810,8 @@ def test_size_in_annotations_is_that_of_the_reader(tmp_path):
     for content in (with_xmp(FORMATS["JPEG RGB"], 6), FORMATS["JPEG turned 6"]):
         path.write_bytes(content)
         height, width, _ = read_picture(path).shape
-        assert other_size(path, (width, height)) == []
-        assert len(other_size(path, (height, width))) == 1
+        assert find_other_size(path, (width, height)) == []
+        assert len(find_other_size(path, (height, width))) == 1
 
 
 def test_every_class_folder_picture_names_its_file(tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from ppvision.data.check.segmentation import DataError
-from ppvision.data.listing import list_images, listed_labels
+from ppvision.data.listing import list_images, list_labels
 from ppvision.data.pictures import read_picture
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import read_metrics
@@ -330,7 +330,7 @@ def test_lists_with_labels_behind_other_separators(separator, tmp_path):
         (tmp_path / image).write_bytes(b"")
     expected = {tmp_path / image: tmp_path / label for image, label in pairs}
     assert [found for found, _ in list_images(path)] == list(expected)
-    assert listed_labels(path) == expected
+    assert list_labels(path) == expected
 
 
 def test_an_exported_model_compares_as_the_config_says(

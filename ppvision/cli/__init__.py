@@ -29,7 +29,7 @@ from ppvision.cli import (
 )
 from ppvision.cli.options import Parser
 from ppvision.console import Console, drop_stream, log, tell, tell_last
-from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.data.limits import MAX_PIXELS, read_max_pixels
 from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_text
 
 # In the order of the help.
@@ -55,7 +55,7 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
     try:
         if limit is not None:
             os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
-        max_pixels()  # says what is wrong with the variable, once for all pictures
+        read_max_pixels()  # says what is wrong with the variable, once for all pictures
         return args.verb(args) or 0
     except BrokenPipeError:
         # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more

@@ -22,8 +22,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
-from ppvision.data.check.verdicts import read_verdict, verdict_file, write_verdict
-from ppvision.data.limits import max_pixels
+from ppvision.data.check.verdicts import find_verdict_file, read_verdict, write_verdict
+from ppvision.data.limits import read_max_pixels
 from ppvision.data.listing import READABLE_SUFFIXES, is_leftover
 from ppvision.data.pictures import read_picture
 from ppvision.errors import DataError
@@ -104,7 +104,7 @@ class PictureZip:
         Raises:
             DataError: no such file, encrypted, neither stored nor deflated, too large or damaged.
         """
-        shown = f"{self.path}: {printable(name)}"
+        shown = f"{self.path}: {make_printable(name)}"
         entry = self.entries.get(name)
         if entry is None:
             raise DataError(f"{shown}: no such file in the zip. Check the path and the list.")
@@ -149,7 +149,7 @@ def _file_name(info: zipfile.ZipInfo) -> str:
     return os.fsdecode(info.orig_filename.encode("cp437"))
 
 
-def printable(name: str) -> str:
+def make_printable(name: str) -> str:
     """A name that need not be UTF-8, as text that can be written anywhere."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -165,7 +165,7 @@ class ZipPath:
         return ZipPath(self.archive, str(PurePosixPath(self.name, name)))
 
     def __str__(self) -> str:
-        return f"{self.archive.path}: {printable(self.name)}"
+        return f"{self.archive.path}: {make_printable(self.name)}"
 
     def read_bytes(self) -> bytes:
         """The content of the file; see `PictureZip.read`."""
@@ -205,13 +205,13 @@ class ZipPath:
         if not exists:
             folders = sorted({PurePosixPath(name).parts[0] for name in self.archive.entries})
             raise DataError(
-                f"root: expected a folder {printable(self.name)} in {self.archive.path}, found "
-                f"none. At its top are {', '.join(map(printable, folders[:SHOWN])) or 'no files'}."
+                f"root: expected a folder {make_printable(self.name)} in {self.archive.path}, found "
+                f"none. At its top are {', '.join(map(make_printable, folders[:SHOWN])) or 'no files'}."
             )
         if left_out:
             logger.info(f"{self}: {left_out} files left out that are no pictures")
         return {
-            printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
+            make_printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
             for name in sorted(found)
         }
 
@@ -282,9 +282,9 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     archive = paths[0].archive
     status = archive.path.stat()
     file = [str(archive.path.resolve()), status.st_size, status.st_mtime_ns]
-    how = [CHECKS_VERSION, max_value, max_pixels()]  # that decide what is refused
+    how = [CHECKS_VERSION, max_value, read_max_pixels()]  # that decide what is refused
     settings = json.dumps([how, *file, [path.name for path in paths]])
-    verdict = verdict_file(hashlib.sha256(settings.encode()))
+    verdict = find_verdict_file(hashlib.sha256(settings.encode()))
     if (known := read_verdict(verdict, {"images": 0, "sizes": {}})) is not None:
         logger.info(
             f"{name}: unchanged since it was last checked, not decoded again", extra=FILE_ONLY

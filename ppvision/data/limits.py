@@ -10,7 +10,7 @@ MAX_PIXELS = "PPVISION_MAX_PIXELS"  # the environment variable that raises the l
 DEFAULT_MAX_PIXELS = 2**28
 
 
-def max_pixels() -> int:
+def read_max_pixels() -> int:
     """The most pixels of a picture that is read: `PPVISION_MAX_PIXELS`, or 2^28.
 
     Raises:

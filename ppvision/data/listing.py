@@ -228,7 +228,7 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
     Args:
         image_path: a picture, a folder (searched deeply, see `find_pictures`), or a list file: one
             picture a line, relative to the list; what follows a space, tab or comma, such as a
-            label, is left out (see `listed_labels`).
+            label, is left out (see `list_labels`).
         flag: for messages.
 
     Returns:
@@ -253,10 +253,10 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
         found = [(path.parent / name, Path(name)) for name, _ in _listed(path, flag)]
     if not found:
         raise InputError(f"{flag}: expected pictures, found none in {path}.")
-    return list(zip([p for p, _ in found], result_names([n for _, n in found]), strict=True))
+    return list(zip([p for p, _ in found], name_results([n for _, n in found]), strict=True))
 
 
-def listed_labels(image_path: str | Path) -> dict[Path, Path]:
+def list_labels(image_path: str | Path) -> dict[Path, Path]:
     """The labels that a list file names behind its pictures, by picture; none for other paths."""
     path = Path(image_path)
     if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
@@ -298,7 +298,7 @@ def _picture_of(list_path: Path, line: str) -> str:
     return re.split(f"[{SEPARATORS}]", line)[0]
 
 
-def result_names(names: list[Path]) -> list[str]:
+def name_results(names: list[Path]) -> list[str]:
     """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
     inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
     inside = [name if name.name else Path("picture") for name in inside]  # `..` alone, `/`

@@ -90,12 +90,12 @@ def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Heade
     try:
         header = _parse(content, start, to_the_end)
     except _Damaged as error:
-        raise damaged(name, str(error)) from error
+        raise make_damage_error(name, str(error)) from error
     except (struct.error, LookupError, ValueError) as error:
-        raise damaged(name, "cut off in its header") from error
+        raise make_damage_error(name, "cut off in its header") from error
     if header is not None:
         if header.width < 1 or header.height < 1:
-            raise damaged(name, f"a size of {header.width} x {header.height}")
+            raise make_damage_error(name, f"a size of {header.width} x {header.height}")
         return header
     raise DataError(
         f"{name}: does not decode (not a picture of a known format). Expected {FORMATS}: save it "
@@ -103,7 +103,7 @@ def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Heade
     )
 
 
-def damaged(name: str, reason: str) -> DataError:
+def make_damage_error(name: str, reason: str) -> DataError:
     """The error for a picture that is cut off or damaged."""
     return DataError(f"{name}: does not decode ({reason}). Copy it again, or remove it.")
 
@@ -263,7 +263,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KINDS = {0: "grey", 2: "colour", 3: "palette", 4: "colour", 6: "colour"}
 
 
-def png_chunks(content: Bytes) -> Iterator[tuple[bytes, int, int]]:
+def read_png_chunks(content: Bytes) -> Iterator[tuple[bytes, int, int]]:
     """`(type, start, end)` of each chunk's data, to the last one, IEND; four bytes of CRC follow.
 
     Raises:
@@ -288,7 +288,7 @@ def _parse_png(content: Bytes, start: bytes) -> Header | None:
     if not start.startswith(_PNG):
         return None
     header, orientation = None, 1
-    for kind, begin, end in png_chunks(content):
+    for kind, begin, end in read_png_chunks(content):
         if header is None:
             if kind != b"IHDR":
                 raise _Damaged("it does not begin with its size")
@@ -317,7 +317,7 @@ _NO_TAG = ((), 0)
 _PLAIN_SAMPLES = {(3, _RGB): "RGB", (1, _MIN_IS_BLACK): "L", (1, _MIN_IS_WHITE): "L;I"}
 
 
-def tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
+def read_tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
     """The first page's tags that are read here: values, and the place of the first of them.
 
     Raises:
@@ -362,7 +362,7 @@ def tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
 def _parse_tiff(content: Bytes, start: bytes) -> Header | None:
     if start[:4] not in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return None
-    tags = tiff_tags(content)
+    tags = read_tiff_tags(content)
 
     def value(tag: int, default: int) -> int:
         values, _ = tags.get(tag, _NO_TAG)

@@ -21,15 +21,15 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.data.limits import MAX_PIXELS, read_max_pixels
 from ppvision.data.picture_headers import (
     QUARTER_TURNS,
     Bytes,
     Header,
-    damaged,
-    png_chunks,
+    make_damage_error,
     read_header,
-    tiff_tags,
+    read_png_chunks,
+    read_tiff_tags,
 )
 from ppvision.errors import DataError, InputError, MissingFileError, shorten, show_path
 
@@ -76,7 +76,7 @@ def read_picture(
 
     Raises:
         DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
-            not a picture, cut off or damaged, larger than the limit (`max_pixels`), deeper than 8
+            not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper than 8
             bits without `max_value` (`DepthError`), or with values above it. Damage that still
             decodes, such as a flipped bit inside of a JPEG, cannot be known.
         ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
@@ -148,7 +148,7 @@ def read_label(source: Source, name: str | None = None) -> np.ndarray:
     return label
 
 
-def picture_size(source: Source, name: str | None = None) -> tuple[int, int]:
+def read_picture_size(source: Source, name: str | None = None) -> tuple[int, int]:
     """Height and width of what `read_picture` would give, from the header alone.
 
     Raises:
@@ -284,7 +284,7 @@ def _load(file: Bytes, name: str) -> tuple[Bytes, Header]:
 
 
 def _allowed_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Header:
-    header, limit = read_header(content, name, to_the_end=to_the_end), max_pixels()
+    header, limit = read_header(content, name, to_the_end=to_the_end), read_max_pixels()
     count = header.width * header.height
     advice = f"If it is meant to be that large, pass --max_pixels {count} or set {MAX_PIXELS}"
     if count > limit:
@@ -317,9 +317,11 @@ def _check_png(content: bytes, name: str) -> bytes:
     """
     view = memoryview(content)
     kept, animated = [view[:8]], False
-    for kind, begin, end in png_chunks(content):
+    for kind, begin, end in read_png_chunks(content):
         if zlib.crc32(view[begin - 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            raise damaged(name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}")
+            raise make_damage_error(
+                name, f"a wrong checksum of {kind.decode('ascii', 'backslashreplace')}"
+            )
         if kind in _ANIMATION:
             animated = True
         else:
@@ -346,7 +348,9 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
     try:
         picture = Image.frombytes("L" if grey else "RGB", size, content, "libtiff", options)
     except ValueError as error:
-        raise damaged(name, "libtiff: what is packed in it is cut off or damaged") from error
+        raise make_damage_error(
+            name, "libtiff: what is packed in it is cut off or damaged"
+        ) from error
     except (OSError, TypeError):  # a Pillow without libtiff, or whose decoder has other options
         return None
     pixels = _turn(_pixels_of(picture), header.orientation)
@@ -394,7 +398,7 @@ def _check_packed_tiff(content: bytes, name: str) -> None:
             "Save it as RGB or grey of 8 bits, packed with LZW or deflate."
         ) from error
     except (OSError, ValueError) as error:
-        raise damaged(name, f"libtiff: {error}") from error
+        raise make_damage_error(name, f"libtiff: {error}") from error
 
 
 def _decode_bmp(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
@@ -418,7 +422,7 @@ def _decode_bmp(content: Bytes, flags: int, name: str, header: Header) -> np.nda
         count = min(rows, header.height - top)
         part = content[begin + top * stride : begin + (top + count) * stride]
         if len(part) != count * stride:
-            raise damaged(name, "cut off while it was read")
+            raise make_damage_error(name, "cut off while it was read")
         stored = np.ndarray((count, width, 3), np.uint8, part, strides=(stride, 3, 1))
         if height < 0:  # the first row is the upper one
             target = pixels[top : top + count]
@@ -454,7 +458,7 @@ def _decode_jpeg(content: bytes, flags: int, name: str, header: Header) -> np.nd
         pixels = simplejpeg.decode_jpeg(content, space, strict=True)
     except ValueError as error:
         if str(error).startswith(_JPEG_DAMAGE):
-            raise damaged(name, f"libjpeg: {error}") from error
+            raise make_damage_error(name, f"libjpeg: {error}") from error
         return None
     pixels = pixels[..., 0] if space == "GRAY" else pixels
     upright = as_it_is or flags & cv2.IMREAD_IGNORE_ORIENTATION
@@ -496,9 +500,11 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     except cv2.error as error:
-        raise damaged(name, f"OpenCV: {error.err or error}") from error
+        raise make_damage_error(name, f"OpenCV: {error.err or error}") from error
     if pixels is None:
-        raise damaged(name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read")
+        raise make_damage_error(
+            name, "its pixels are cut off, damaged or of a kind that OpenCV cannot read"
+        )
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if reorder else pixels
 
 
@@ -529,7 +535,7 @@ def _check_size(pixels: np.ndarray, expected: tuple[int, int], name: str) -> Non
     """Header and pixels agree, so that a check which read the header alone holds."""
     height, width = pixels.shape[:2]
     if (height, width) != expected:
-        raise damaged(
+        raise make_damage_error(
             name,
             f"its header says {expected[1]} x {expected[0]}, its pixels are {width} x {height}",
         )
@@ -544,7 +550,7 @@ def _palette_indices(content: bytes, header: Header, name: str) -> np.ndarray:
     try:
         content = _PALETTES[header.format](content)
     except (struct.error, IndexError) as error:
-        raise damaged(name, "a palette that is cut off") from error
+        raise make_damage_error(name, "a palette that is cut off") from error
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     greys = cv2.extractChannel(_decode(content, flags, name, header), 0)
     if header.format == "TIFF" and header.bits < 8:  # grey of few bits was scaled to 8
@@ -559,7 +565,7 @@ def _greys(count: int, layout: str = "ggg") -> bytes:
 
 def _png_with_greys(content: bytes) -> bytes:
     parts = [content[:8]]
-    for kind, begin, end in png_chunks(content):
+    for kind, begin, end in read_png_chunks(content):
         if kind == b"PLTE":
             data = kind + _greys(2 ** min(8, content[24]))  # as many as its bits can name
             parts += [struct.pack(">I", len(data) - 4), data, struct.pack(">I", zlib.crc32(data))]
@@ -578,7 +584,7 @@ def _bmp_with_greys(content: bytes) -> bytes:
 
 
 def _tiff_with_greys(content: bytes) -> bytes:
-    _, place = tiff_tags(content)[262]  # photometric interpretation: from palette to grey
+    _, place = read_tiff_tags(content)[262]  # photometric interpretation: from palette to grey
     one = (1).to_bytes(2, "little" if content[:2] == b"II" else "big")
     return content[:place] + one + content[place + 2 :]
 

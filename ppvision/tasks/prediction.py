@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.console import track
-from ppvision.data.listing import list_images, listed_labels
+from ppvision.data.listing import list_images, list_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.run.detections import Detections
 from ppvision.deploy.run.engines import in_one_line
@@ -128,7 +128,7 @@ def predict_to_folder(
     every picture that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
     """
     pictures = list_images(image_path)
-    labels = {} if ignore_index is None else listed_labels(image_path)
+    labels = {} if ignore_index is None else list_labels(image_path)
 
     def write(path: Path, name: str, image: np.ndarray, prediction: np.ndarray) -> dict[str, float]:
         save_prediction(image, prediction, Path(folder), name)

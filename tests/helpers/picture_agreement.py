@@ -26,7 +26,7 @@ import ppvision.plugins.paddledet
 import ppvision.plugins.paddleseg
 from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.class_folders import ClassFolders
-from ppvision.data.pictures import picture_size, read_label, read_picture
+from ppvision.data.pictures import read_label, read_picture, read_picture_size
 from ppvision.deploy.run import predictor
 from ppvision.errors import DataError
 
@@ -79,7 +79,7 @@ def ask_everybody(path: str, max_value: int | None) -> str:
             assert len(os.listdir("/proc/self/fd")) == before, f"{entry} leaves a file open"
         if pixels is not None:  # the check has none
             assert pixels.ndim == 3, entry
-            assert pixels.shape[:2] == picture_size(path), entry
+            assert pixels.shape[:2] == read_picture_size(path), entry
             pixels = np.ascontiguousarray(pixels.astype(np.uint8))
             answers[entry] = hashlib.sha256(pixels).hexdigest()
     different = set(answers.values())

@@ -8,7 +8,7 @@ from pathlib import Path
 from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.check.summary import DataSummary
 from ppvision.data.coco_reading import find_repeated, is_whole, list_problems, read_coco
-from ppvision.data.pictures import picture_size
+from ppvision.data.pictures import read_picture_size
 from ppvision.errors import DataError
 
 logger = logging.getLogger("ppvision")
@@ -98,16 +98,16 @@ def _check_images(entries: list[dict], folder: Path, problems: list[str]) -> Non
         if not os.path.isfile(path):
             missing.append(str(path))
             continue
-        other += other_size(path, size)
+        other += find_other_size(path, size)
     problems += list_problems("pictures are missing", missing)
     problems += list_problems("pictures have another size than the file says", other)
 
 
-def other_size(path: Path, size: tuple[float, float]) -> list[str]:
+def find_other_size(path: Path, size: tuple[float, float]) -> list[str]:
     """What to say of a picture that is not `(width, height)` as it is read; nothing where it is, or
     does not decode, which another check names."""
     try:
-        height, width = picture_size(path)
+        height, width = read_picture_size(path)
     except DataError:
         return []
     if (width, height) == size:

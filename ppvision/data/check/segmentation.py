@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from ppvision.console import FILE_ONLY, track
-from ppvision.data.check.verdicts import read_verdict, verdict_file, write_verdict
-from ppvision.data.limits import max_pixels
+from ppvision.data.check.verdicts import find_verdict_file, read_verdict, write_verdict
+from ppvision.data.limits import read_max_pixels
 from ppvision.data.listing import read_pairs
 from ppvision.data.pictures import DepthError, IndexMapError, read_label, read_picture
 from ppvision.data.text import cut_text
@@ -148,7 +148,7 @@ def _checked(
 ) -> dict:
     count = len(pairs) + len(problems)
     # Everything that a verdict depends on.
-    stamp = _stamp([CHECKS_VERSION, max_pixels(), max_value, *settings], pairs)
+    stamp = _stamp([CHECKS_VERSION, read_max_pixels(), max_value, *settings], pairs)
     example = {
         "images": 0,
         "labels": 0,
@@ -323,4 +323,4 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
                 continue
             digest.update(os.fsencode(path))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-    return verdict_file(digest)
+    return find_verdict_file(digest)

@@ -18,7 +18,7 @@ logger = logging.getLogger("ppvision")
 Verdict = dict[str, Any]
 
 
-def verdict_file(digest: "hashlib._Hash") -> Path:
+def find_verdict_file(digest: "hashlib._Hash") -> Path:
     """Where the verdict is kept that depends on what `digest` has seen."""
     return find_cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
@@ -27,7 +27,7 @@ def read_verdict(path: Path, example: Verdict) -> Verdict | None:
     """The verdict, or None where there is none that has the keys and types of `example`.
 
     Args:
-        path: see `verdict_file`.
+        path: see `find_verdict_file`.
         example: counts (whole numbers), and lists or dictionaries of counts.
     """
     try:

@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from ppvision.data.check.coco import other_size
+from ppvision.data.check.coco import find_other_size
 from ppvision.data.check.segmentation import check_pairs
 from ppvision.data.check.summary import DataSummary
 from ppvision.data.coco_reading import find_repeated, list_problems
@@ -61,7 +61,7 @@ def check_voc(
     other = []
     for picture in found.pictures:
         if os.path.isfile(picture.image):
-            other += other_size(picture.image, (picture.width, picture.height))
+            other += find_other_size(picture.image, (picture.width, picture.height))
     problems += list_problems("pictures have another size than their XML file says", other)
     if not found.pictures and not problems:
         problems.append("expected pictures, got none")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ppvision.console import track
 from ppvision.data.convert.coco import CocoInstances
-from ppvision.data.convert.sources import SPLITS, existing_source, filled_list
+from ppvision.data.convert.sources import SPLITS, find_source, read_filled_list
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_xml
 from ppvision.data.writing import write_description
@@ -38,12 +38,12 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
         FileExistsError: `output` is not empty.
         DataError: names the list or file that is missing, empty, damaged or has another class.
     """
-    source = existing_source(source, "bccd")
+    source = find_source(source, "bccd")
     voc = (source / "JPEGImages").is_dir()
     lists = source / "ImageSets" / "Main" if voc else source
     images = source / ("JPEGImages" if voc else "images")
     boxes = source / ("Annotations" if voc else "annotations")
-    names = {split: [line[0] for _, line in filled_list(lists, split)] for split in SPLITS}
+    names = {split: [line[0] for _, line in read_filled_list(lists, split)] for split in SPLITS}
     summary = {"name": "bccd", "source": source.resolve().name, "classes": CLASSES}
     with create_folder(output) as folder:
         for split in SPLITS:

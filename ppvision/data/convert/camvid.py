@@ -10,8 +10,8 @@ from ppvision.console import track
 from ppvision.data.convert.sources import (
     SPLITS,
     Sample,
-    existing_source,
-    listed_samples,
+    find_source,
+    list_samples,
     make_pair_folders,
     read_map,
     write_pair_list,
@@ -57,9 +57,9 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
         DataError: names the list or file that is missing, empty, damaged, of another size, or
             holds another class.
     """
-    source = existing_source(source, "camvid")
+    source = find_source(source, "camvid")
     segnet = (source / "trainannot").is_dir()
-    read_split = _segnet_samples if segnet else listed_samples
+    read_split = _segnet_samples if segnet else list_samples
     samples = {split: read_split(source, split) for split in SPLITS}
     summary = {"name": "camvid", "source": source.resolve().name, "classes": CLASSES}
     with create_folder(output) as folder:

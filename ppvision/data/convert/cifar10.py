@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from ppvision.console import track
-from ppvision.data.convert.sources import SPLITS, existing_source
+from ppvision.data.convert.sources import SPLITS, find_source
 from ppvision.data.listing import READABLE_SUFFIXES, LeftOut, is_leftover
 from ppvision.data.pictures import read_picture
 from ppvision.data.writing import write_description
@@ -50,7 +50,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
         DataError: a damaged or cut-off tar file, a tar member that points out of its folder, a
             picture that does not decode, a class that is unknown or has no picture; names it.
     """
-    source = existing_source(source, "cifar10", file_allowed=True)
+    source = find_source(source, "cifar10", file_allowed=True)
     if source.is_dir() and not (source / "train").is_dir():
         archives = [
             path

@@ -8,7 +8,7 @@ import numpy as np
 from ppvision.errors import InputError
 
 
-def uncompressed_rle(mask: np.ndarray) -> dict:
+def encode_rle(mask: np.ndarray) -> dict:
     """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
     flat = np.asarray(mask, bool).ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
@@ -18,7 +18,7 @@ def uncompressed_rle(mask: np.ndarray) -> dict:
     return {"size": list(mask.shape), "counts": counts}
 
 
-def visible_box(mask: np.ndarray) -> list[int]:
+def find_visible_box(mask: np.ndarray) -> list[int]:
     """`[x, y, width, height]` in pixels of what is set in a mask `[H, W]`.
 
     Raises:
@@ -53,8 +53,8 @@ class CocoInstances:
 
     def add_mask(self, mask: np.ndarray, category: int) -> list[int]:
         """Add one instance of the last picture by its mask `[H, W]`; returns its box."""
-        box = visible_box(mask)
-        self._add(category, box, int(np.count_nonzero(mask)), segmentation=uncompressed_rle(mask))
+        box = find_visible_box(mask)
+        self._add(category, box, int(np.count_nonzero(mask)), segmentation=encode_rle(mask))
         return box
 
     def add_box(self, box: list[int], category: int) -> None:

@@ -10,8 +10,8 @@ from ppvision.console import track
 from ppvision.data.convert.coco import CocoInstances
 from ppvision.data.convert.sources import (
     SPLITS,
-    existing_source,
-    listed_samples,
+    find_source,
+    list_samples,
     make_pair_folders,
     read_map,
     write_pair_list,
@@ -61,13 +61,13 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         raise InputError(
             f"border: expected a whole number of pixels, 0 or more, got {shorten(border)}."
         )
-    source = existing_source(source, "dsb2018")
+    source = find_source(source, "dsb2018")
     original = source / "stage1_train" if (source / "stage1_train").is_dir() else source
     if not (source / "train.txt").exists() and any(original.glob("*/masks")):
         pictures = _stage1_pictures(original)
     else:
         pictures = {
-            split: [_Nuclei(s.name, s.image, s.label) for s in listed_samples(source, split)]
+            split: [_Nuclei(s.name, s.image, s.label) for s in list_samples(source, split)]
             for split in SPLITS
         }
     summary = {
@@ -121,7 +121,7 @@ def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int)
         if picture.instance_map is None:
             dropped += len(picture.masks) - len(numbers)
         write_picture(folder / "images" / name, image)
-        write_picture(folder / "labels" / name, nucleus_label(instances, border))
+        write_picture(folder / "labels" / name, make_nucleus_label(instances, border))
         coco.add_image(name, *instances.shape)
         for number in numbers:
             coco.add_mask(instances == number, 1)
@@ -141,7 +141,7 @@ def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
     return instances
 
 
-def nucleus_label(instances: np.ndarray, border: int) -> np.ndarray:
+def make_nucleus_label(instances: np.ndarray, border: int) -> np.ndarray:
     """Class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2 border.
 
     A pixel is border when pixels of two different instances lie within `border` pixels of it,

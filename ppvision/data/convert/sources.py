@@ -23,7 +23,7 @@ class Sample:
     label: Path
 
 
-def existing_source(source: str | Path, name: str, file_allowed: bool = False) -> Path:
+def find_source(source: str | Path, name: str, file_allowed: bool = False) -> Path:
     """The source as a path.
 
     Raises:
@@ -38,7 +38,7 @@ def existing_source(source: str | Path, name: str, file_allowed: bool = False) -
     return source
 
 
-def filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
+def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
     """Line numbers and fields of `{split}.txt`, without lines that name what tools leave behind.
 
     Raises:
@@ -51,14 +51,14 @@ def filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
     return lines
 
 
-def listed_samples(source: Path, split: str) -> list[Sample]:
+def list_samples(source: Path, split: str) -> list[Sample]:
     """The `image label` pairs of a list; a sample's name is its picture's without suffix.
 
     Raises:
         DataError: no such list, nothing in it, another number of fields, a name used twice.
     """
     samples: dict[str, Sample] = {}
-    for number, fields in filled_list(source, split):
+    for number, fields in read_filled_list(source, split):
         where = f"{source / split}.txt, line {number}"
         if len(fields) != 2:
             raise DataError(f"{where}: expected `image label`, got {shorten(' '.join(fields))}.")

@@ -23,7 +23,7 @@ from ppvision.arguments import (
     check_path,
     check_utf8,
 )
-from ppvision.data.limits import MAX_PIXELS, max_pixels
+from ppvision.data.limits import MAX_PIXELS, read_max_pixels
 from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.run.composition import compose
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
@@ -720,7 +720,7 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
             "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
             "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
-    count, limit = image.shape[0] * image.shape[1], max_pixels()
+    count, limit = image.shape[0] * image.shape[1], read_max_pixels()
     if count > limit:  # as of files: transforms would take many times the array's memory
         raise InputError(
             f"image: expected at most {limit} pixels, got {image.shape[1]}x{image.shape[0]}. If it "

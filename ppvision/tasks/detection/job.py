@@ -22,7 +22,7 @@ from ppvision.data.check.coco import check_coco
 from ppvision.data.check.summary import DataSummary
 from ppvision.data.check.voc import check_voc
 from ppvision.data.coco_reading import read_category_names
-from ppvision.data.listing import result_names
+from ppvision.data.listing import name_results
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor
@@ -492,7 +492,7 @@ class Detection(Job):
         root = Path(dataset.dataset_dir or ".") / (dataset.image_dir or "")
         files = [Path(os.path.relpath(sample["im_file"], root)) for sample in samples]
         panels = {}
-        for name, sample in zip(result_names(files), samples, strict=True):
+        for name, sample in zip(name_results(files), samples, strict=True):
             image = read_picture(sample["im_file"], max_value=self.max_value)
             count = len(sample.get("gt_bbox", []))
             truth = np.zeros((count, 6), np.float32)
