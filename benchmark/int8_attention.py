@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ppvision import create_model
 from ppvision.deploy.run.engines import open_runtime
-from ppvision.deploy.run.precision import usable_flags
+from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.deploy.write.graph import trace
 from ppvision.environment import machine
 from ppvision.forms import tokens
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="of all graphs in turn (60)")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
-    flags = sorted(f for f in usable_flags() if "vnni" in f or "amx" in f)
+    flags = sorted(f for f in find_usable_flags() if "vnni" in f or "amx" in f)
     print(f"{machine()}, {', '.join(flags)}; {args.network} at {args.side}, one thread")
     print(f"one attention against NumPy's integers: {check_product(args.work_dir):.1e}")
     start = time.monotonic()

@@ -32,7 +32,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from ppvision import create_model, export_model
 from ppvision.data.writing import write_picture
-from ppvision.deploy.run.precision import usable_flags
+from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.environment import machine
 from ppvision.quant.packed import pack_model
@@ -250,7 +250,7 @@ def measure(
     # What a row is called, its folder, and what `Predictor` is asked for.
     wanted = [("float32", "float32", "float32"), ("int8", "int8", "int8")]
     wanted += [(f"int8, {bits}-bit codes", f"w{bits}", "int8") for bits in WIDTHS]
-    if "amx_bf16" in usable_flags():
+    if "amx_bf16" in find_usable_flags():
         wanted.insert(1, ("bfloat16", "float32", "bfloat16"))
     workers = {
         kind: Worker(folders[where], precision, threads) for kind, where, precision in wanted
@@ -261,6 +261,7 @@ def measure(
         for kind, worker in workers.items():
             taken[kind].append(worker.run())
     rows = []
+    units = ", ".join(unit for unit in UNITS if unit in find_usable_flags())
     for kind, where, _ in wanted:
         worker = workers[kind]
         worker.close()
@@ -280,7 +281,7 @@ def measure(
                 "load_s": round(worker.said["load_s"], 2),
                 "memory_mb": round(worker.said["memory_mb"]),
                 "rounds": len(taken[kind]),
-                "machine": f"{machine()}, {', '.join(u for u in UNITS if u in usable_flags())}",
+                "machine": f"{machine()}, {units}",
             }
         )
     return rows

@@ -209,7 +209,7 @@ def _write(model, shape: Sequence[int], folder: Path, *, detector: bool) -> None
     """The graph for OpenVINO with weights of its own, up to the first output, or to a detector's
     boxes and scores."""
     from ppvision.deploy.write.graph import save_graph, trace, trace_detector
-    from ppvision.deploy.write.openvino import slimmed
+    from ppvision.deploy.write.openvino import slim_serialized_program
     from ppvision.forms.differences import difference_form
     from ppvision.forms.earlier_format import earlier_format
     from ppvision.forms.tokens import token_form
@@ -224,7 +224,7 @@ def _write(model, shape: Sequence[int], folder: Path, *, detector: bool) -> None
             outputs = None
         save_graph(graph, str(folder / "model"), outputs)
     program = folder / "model.pdmodel"
-    program.write_bytes(slimmed(program.read_bytes()))
+    program.write_bytes(slim_serialized_program(program.read_bytes()))
 
 
 def _settle(model, x) -> None:

@@ -26,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.integer_latency import UNITS, Worker
 from benchmark.runs import write_rows
-from ppvision.deploy.run.precision import usable_flags
+from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.environment import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,7 +118,7 @@ def make_rows(work: Path, data: list[str], seconds: float) -> list[dict[str, obj
     }
     taken = time_in_turn(work, seconds)
     float_times = np.array(taken[VARIANTS[0]])
-    units = ", ".join(unit for unit in UNITS if unit in usable_flags())
+    units = ", ".join(unit for unit in UNITS if unit in find_usable_flags())
     return [
         {
             "name": variant.name,

@@ -29,7 +29,7 @@ prefer_fast_mkl()  # before Paddle starts
 
 import numpy as np
 
-from ppvision.deploy.run.composition import graph_parameters
+from ppvision.deploy.run.composition import list_graph_parameters
 from ppvision.deploy.run.manifest import Manifest, read_manifest
 from ppvision.deploy.run.zoo_folder import GRAPH, PACKED
 from ppvision.files import create_folder, write_text
@@ -79,7 +79,7 @@ def write_zoo_weights(
         )
         graph = exported / "model"
         manifest = read_manifest(graph)
-        constants = set(graph_parameters(graph / manifest.program)) - {*manifest.parameters}
+        constants = set(list_graph_parameters(graph / manifest.program)) - {*manifest.parameters}
         if constants:
             raise ValueError(f"expected a graph of named parameters only, found {constants}")
         (graph / manifest.weights).unlink()

@@ -121,7 +121,7 @@ READER = [
 
 
 def test_description_of_a_detector():
-    content = clients.infer_config(
+    content = clients.make_infer_config(
         "MaskRCNN", "COCO", READER, [1, 3, None, None], ["cell", "cup"], masks=True
     )
     assert content == {
@@ -146,7 +146,7 @@ def test_description_of_a_detector():
         "label_list": ["cell", "cup"],
         "mask": True,
     }
-    fixed = clients.infer_config("PPYOLOE", "VOC", READER, [1, 3, 64, 64], ["a"], masks=False)
+    fixed = clients.make_infer_config("PPYOLOE", "VOC", READER, [1, 3, 64, 64], ["a"], masks=False)
     assert (fixed["arch"], fixed["min_subgraph_size"]) == ("PPYOLOE", 3)
     assert fixed["use_dynamic_shape"] is False
     assert "mask" not in fixed
@@ -160,7 +160,7 @@ def test_architectures_that_clients_know(architecture, arch):
     """Names as in PaddleDetection's own table."""
     from ppdet.engine.export_utils import TRT_MIN_SUBGRAPH
 
-    content = clients.infer_config(architecture, "COCO", READER, [1, 3, 64, 64], ["a"], False)
+    content = clients.make_infer_config(architecture, "COCO", READER, [1, 3, 64, 64], ["a"], False)
     assert content["arch"] == arch
     assert content["min_subgraph_size"] == TRT_MIN_SUBGRAPH[arch]
 
@@ -305,23 +305,23 @@ def test_what_paddlex_would_run_is_compared(tmp_path, monkeypatch):
 def test_names_by_architecture():
     for kind, names in paddlex._DEFAULTS.items():
         for architecture, name in names.items():
-            assert paddlex.default_name(kind, architecture) == name
+            assert paddlex.choose_default_name(kind, architecture) == name
             assert name in paddlex.NAMES[kind]
-    assert paddlex.default_name("segmentation", "UPerNet") == "SegFormer-B0"
-    assert paddlex.default_name("classification", "pale_nano") == "ResNet18"
-    assert paddlex.default_name("detection", "YOLOv3") == "PP-YOLOE_plus-S"
+    assert paddlex.choose_default_name("segmentation", "UPerNet") == "SegFormer-B0"
+    assert paddlex.choose_default_name("classification", "pale_nano") == "ResNet18"
+    assert paddlex.choose_default_name("detection", "YOLOv3") == "PP-YOLOE_plus-S"
 
 
 def test_detectors_for_paddlex():
     """`norm_type: none` there still subtracts the mean, so none is written as zeros and ones."""
     transforms = [{"NormalizeImage": {"norm_type": "none"}}, {"Permute": {}}]
     how = ("YOLOv3", "COCO", transforms, [1, 3, 64, 64], ["a"])
-    content = paddlex.paddlex_detector_config("PP-YOLOE_plus-S", *how, False)
+    content = paddlex.make_paddlex_detector_config("PP-YOLOE_plus-S", *how, False)
     assert content["Global"] == {"model_name": "PP-YOLOE_plus-S"}
     (norm, _) = content["Preprocess"]
     assert (norm["norm_type"], norm["mean"], norm["std"]) == ("mean_std", [0.0] * 3, [1.0] * 3)
     with pytest.raises(InputError, match="masks"):
-        paddlex.paddlex_detector_config("PP-YOLOE_plus-S", *how, True)
+        paddlex.make_paddlex_detector_config("PP-YOLOE_plus-S", *how, True)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_detectors_for_paddlex():
 def test_a_name_whose_inputs_do_not_fit(monkeypatch, name, shape, other):
     inputs = {"image": [1, 3, 64, 64], "scale_factor": [1, 2]}
     inputs |= {"im_shape": [1, 2]} if shape else {}
-    monkeypatch.setattr(paddlex, "declared_inputs", lambda program: inputs)
+    monkeypatch.setattr(paddlex, "read_declared_inputs", lambda program: inputs)
     with pytest.raises(InputError, match=other):
         paddlex.check_inputs(name, None)
 

@@ -14,7 +14,7 @@ from paddle.base.proto import framework_pb2
 from paddle.static import InputSpec
 
 from ppvision.deploy.run.engines import PaddleRuntime, has_openvino
-from ppvision.deploy.write.openvino import slimmed
+from ppvision.deploy.write.openvino import slim_serialized_program
 from ppvision.forms.earlier_format import (
     STAND_INS,
     append_operator,
@@ -156,7 +156,7 @@ def write_program(layer, folder):
         traced = paddle.jit.to_static(layer, input_spec=specs, full_graph=True)
         paddle.jit.save(traced, str(folder / "model"))
     program = folder / "model.pdmodel"
-    program.write_bytes(slimmed(program.read_bytes()))
+    program.write_bytes(slim_serialized_program(program.read_bytes()))
 
 
 def test_each_has_a_case():

@@ -11,7 +11,7 @@ pytest.importorskip("ppdet", reason="pip install --no-deps paddledet==2.6.0")
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.deploy.verify.detection_parity import Bounds, scores_with_nothing
 from ppvision.tasks import open_job
 from tests.helpers.small_detectors import SIDE, WARNINGS, small_detector, write_detector
@@ -22,7 +22,7 @@ pytestmark = WARNINGS
 SHAPE = ("--input_shape", 1, 3, SIDE, SIDE)
 
 needs_integers = pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 

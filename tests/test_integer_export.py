@@ -17,9 +17,9 @@ from ppvision.data.convert.digit_scenes import load_digits
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
 from ppvision.deploy.run.engines import has_openvino
-from ppvision.deploy.run.integer_probe import expected_sums, find_integer_fault, probe_codes
+from ppvision.deploy.run.integer_probe import compute_expected_sums, find_integer_fault, probe_codes
 from ppvision.deploy.run.manifest import Manifest, read_manifest
-from ppvision.deploy.run.precision import choose_precision, integer_unit, usable_flags
+from ppvision.deploy.run.precision import choose_precision, find_integer_unit, find_usable_flags
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
 from ppvision.models.pale_transformer import PaleTransformer
@@ -37,7 +37,7 @@ TRANSFORMS = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 VNNI = frozenset({"avx2", "avx512_vnni"})
 
 needs_integers = pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 
@@ -517,7 +517,7 @@ def test_flags_are_cut_by_the_limit(monkeypatch):
     monkeypatch.setattr(precision, "read_cpu_flags", lambda: {"amx_int8", "avx512_vnni", "avx2"})
     for limit, unit in (("AVX2", None), ("AVX512_CORE_VNNI", "VNNI"), ("ALL", "AMX")):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-        assert integer_unit(usable_flags()) == unit
+        assert find_integer_unit(find_usable_flags()) == unit
 
 
 # -- the look at the machine -----------------------------------------------------------------------
@@ -536,7 +536,7 @@ def test_the_probe_is_what_the_script_writes(tmp_path):
 
 def test_the_probe_saturates_16_bits():
     """Or it could not show that an engine adds in 16 bits."""
-    assert np.abs(expected_sums()).max() > 32767
+    assert np.abs(compute_expected_sums()).max() > 32767
     assert probe_codes().max() == 255
 
 

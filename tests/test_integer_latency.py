@@ -9,7 +9,7 @@ from benchmark import integer_latency
 from benchmark.integer_latency import NETWORKS, Network, main
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.models.pale_transformer import PaleTransformer
 from tests.helpers.small_pale import SMALL_PALE
 
@@ -21,7 +21,7 @@ def measure(monkeypatch, results, *arguments):
 
 
 @pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 def test_every_arithmetic_has_a_row(monkeypatch, tmp_path):

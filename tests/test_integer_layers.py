@@ -13,7 +13,7 @@ import pytest
 from paddle import nn
 
 from ppvision.deploy.run.engines import OnnxRuntime, has_openvino
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.deploy.verify.running import run_in_openvino
 from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
@@ -160,7 +160,7 @@ def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
     with paddle.no_grad():
         eager = [case.layer(paddle.to_tensor(case.x)).numpy() for case in cases]
     check(cases, eager, "eager")
-    if not has_openvino() or integer_unit(usable_flags()) is None:
+    if not has_openvino() or find_integer_unit(find_usable_flags()) is None:
         pytest.skip("no OpenVINO, or a processor without VNNI")
     write_products([c.layer for c in cases], [list(c.x.shape) for c in cases], tmp_path / "graph")
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
@@ -188,7 +188,7 @@ LIMITS = {"AVX512_CORE_VNNI": "avx512_vnni", "AVX512_CORE_AMX": "amx_int8", "AVX
 @pytest.mark.all
 @pytest.mark.parametrize("limit", LIMITS)
 def test_every_instruction_set_with_products_of_integers(limit, tmp_path, monkeypatch):
-    if LIMITS[limit] not in usable_flags():
+    if LIMITS[limit] not in find_usable_flags():
         pytest.skip(f"the processor has no {LIMITS[limit]}")
     monkeypatch.setitem(os.environ, "ONEDNN_MAX_CPU_ISA", limit)
     cases = cases_of(0)

@@ -10,13 +10,13 @@ import yaml
 
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT, classification_config
 from tests.helpers.verbs import ppvision, shell
 
 pytestmark = pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 SIDE = 24

@@ -18,7 +18,7 @@ from visualdl.reader.record_reader import RecordReader
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.verify.comparison import rounding_error
+from ppvision.deploy.verify.comparison import measure_rounding_error
 from ppvision.engine.checkpoint import list_checkpoints
 from ppvision.engine.run_folder import RunFolder, read_metrics
 from ppvision.quant import OnceQAT, load_layered, save_layered
@@ -557,7 +557,7 @@ def test_a_models_own_rounding_is_its_bound():
     rounding, smooth = FixedActivation(activation, 8), nn.Identity()
     for model, low, high in ((rounding, 0.4, 0.6), (smooth, 1e-7, 1e-4)):
         eager = [model(paddle.to_tensor(x)).numpy()]
-        assert low < rounding_error(model, "features", [(x, eager)]) < high
+        assert low < measure_rounding_error(model, "features", [(x, eager)]) < high
 
 
 def test_roundings_after_the_first_one_count():
@@ -570,5 +570,5 @@ def test_roundings_after_the_first_one_count():
     model = nn.Sequential(first, second)
     eager = [model(paddle.to_tensor(x)).numpy()]
     assert eager[0].min() == 6.0
-    assert rounding_error(model, "features", [(x, eager)]) == 1.0  # 0 instead of 6
+    assert measure_rounding_error(model, "features", [(x, eager)]) == 1.0  # 0 instead of 6
     assert np.array_equal(model(paddle.to_tensor(x)).numpy(), eager[0])  # nothing is left behind

@@ -26,7 +26,7 @@ from ppvision.deploy.run.manifest import (
     Nms,
     PrecisionCheck,
     Tile,
-    manifest_text,
+    format_manifest,
     parse_manifest,
     read_manifest,
 )
@@ -142,7 +142,7 @@ def test_every_entry_is_read():
 @pytest.mark.parametrize("content", DOCUMENTS.values(), ids=DOCUMENTS)
 def test_what_is_written_reads_the_same(content):
     found = parsed(content)
-    text = manifest_text(found)
+    text = format_manifest(found)
     assert parse_manifest(text, "again") == found
     assert "null" not in text.replace("weights: null", "").replace("openvino: null", "").replace(
         "onednn: null", ""
@@ -165,9 +165,9 @@ def test_version_1_reads_as_version_2():
 def test_texts_that_look_like_numbers():
     """Version 1 wrote `1e-3` without quotes, which our reader takes for a number."""
     names = {"name": "1e-3", "classes": ["1e3", "1.5", "no"]}
-    written = manifest_text(parsed({**SEGMENTATION, "classes": []}))
+    written = format_manifest(parsed({**SEGMENTATION, "classes": []}))
     found = dataclasses.replace(parse_manifest(written, "x"), **names)
-    assert parse_manifest(manifest_text(found), "x") == found
+    assert parse_manifest(format_manifest(found), "x") == found
     earlier = parsed({**VERSION_1, **names})
     assert float(earlier.name) == 1e-3
     assert [float(earlier.classes[0]), *earlier.classes[1:]] == [1e3, "1.5", "no"]

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from ppvision import __version__
-from ppvision.deploy.write.onnx_names import describe, name_onnx, name_outputs, output_shape
+from ppvision.deploy.write.onnx_names import describe, infer_output_shape, name_onnx, name_outputs
 
 
 def constant(name, values):
@@ -165,4 +165,4 @@ def test_shapes_of_outputs(input_shape, found, expected):
         )
         for own in sizes
     ]
-    assert output_shape(input_shape, inputs, found) == expected
+    assert infer_output_shape(input_shape, inputs, found) == expected

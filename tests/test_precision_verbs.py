@@ -11,13 +11,13 @@ import yaml
 
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.manifest import read_manifest
-from ppvision.deploy.run.precision import integer_unit, usable_flags
+from ppvision.deploy.run.precision import find_integer_unit, find_usable_flags
 from ppvision.tasks import integers, open_job
 from tests.helpers.configs import classification_config
 from tests.helpers.verbs import ppvision
 
 needs_integers = pytest.mark.skipif(
-    not has_openvino() or integer_unit(usable_flags()) is None,
+    not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",
 )
 SHAPE = ("--input_shape", 1, 3, 24, 24)

@@ -28,7 +28,7 @@ from pycocotools import mask as mask_utils
 from ppvision.cli import run
 from ppvision.data import pictures as reader
 from ppvision.deploy import Classification, Predictor, export_model
-from ppvision.deploy.run.detections import detections_of
+from ppvision.deploy.run.detections import collect_detections
 from ppvision.errors import EngineError, FolderInUseError, InputError, StorageError
 from ppvision.files import lock_folder
 from ppvision.tasks import open_job, prediction
@@ -332,7 +332,7 @@ def test_every_task_names_failures_alike(pictures, tmp_path):
         tmp_path / "c",
         ["a", "b"],
     )
-    detect_to_folder(lambda *_: detections_of(boxes, masks, []), pictures, tmp_path / "d")
+    detect_to_folder(lambda *_: collect_detections(boxes, masks, []), pictures, tmp_path / "d")
     reports = {kind: check_consistent(tmp_path / kind, ("overlay",)) for kind in "cd"}
     for report in reports.values():
         assert [Path(path).name for path, entry in report.items() if "error" in entry] == ["2.png"]

@@ -11,7 +11,7 @@ import yaml
 
 import ppvision
 from ppvision.data.convert.digit_scenes import load_digits
-from ppvision.deploy.run.zoo_folder import zoo_folder
+from ppvision.deploy.run.zoo_folder import compose_zoo_folder
 from ppvision.tasks import open_job
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError, read_weights
@@ -70,24 +70,24 @@ def test_predicts_what_the_eager_model_predicts(cache):
 
 
 def test_aliases_name_one_folder_that_is_made_once(cache):
-    folder = zoo_folder(NAME)
+    folder = compose_zoo_folder(NAME)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     for alias in ("pale_nano_digit_scenes", "pale_nano.digit_scenes"):
-        assert zoo_folder(alias) == folder
+        assert compose_zoo_folder(alias) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert folder.is_relative_to(cache)
 
 
 def test_a_damaged_copy_is_made_again():
-    folder = zoo_folder(NAME)
+    folder = compose_zoo_folder(NAME)
     whole = (folder / "model.pdiparams").read_bytes()
     (folder / "model.pdiparams").write_bytes(whole[:-5])
-    assert zoo_folder(NAME) == folder
+    assert compose_zoo_folder(NAME) == folder
     assert (folder / "model.pdiparams").read_bytes() == whole
 
 
 def test_a_folder_of_that_name_goes_before(tmp_path):
-    shutil.copytree(zoo_folder(NAME), tmp_path / NAME)
+    shutil.copytree(compose_zoo_folder(NAME), tmp_path / NAME)
     manifest = yaml.safe_load((tmp_path / NAME / "deploy.yaml").read_text())
     manifest["classes"] = [f"own {i}" for i in range(11)]
     (tmp_path / NAME / "deploy.yaml").write_text(yaml.safe_dump(manifest))
@@ -106,7 +106,10 @@ def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
 
 
 def test_several_processes_compose_at_once(cache):
-    code = f"from ppvision.deploy.run.zoo_folder import zoo_folder; print(zoo_folder({NAME!r}))"
+    code = (
+        "from ppvision.deploy.run.zoo_folder import compose_zoo_folder\n"
+        f"print(compose_zoo_folder({NAME!r}))"
+    )
     runs = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],
@@ -117,8 +120,8 @@ def test_several_processes_compose_at_once(cache):
         for _ in range(3)
     ]
     found = {run.communicate(timeout=300)[0].splitlines()[-1] for run in runs}
-    assert found == {str(zoo_folder(NAME))}
-    assert [p.name for p in (cache / "zoo").iterdir()] == [zoo_folder(NAME).name]
+    assert found == {str(compose_zoo_folder(NAME))}
+    assert [p.name for p in (cache / "zoo").iterdir()] == [compose_zoo_folder(NAME).name]
 
 
 def test_a_name_without_a_graph_says_so():

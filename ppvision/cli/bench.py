@@ -52,7 +52,7 @@ def add(verbs: Verbs) -> None:
 def run(args: argparse.Namespace) -> None:
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of eager mode; read when Paddle starts
     set_device(args.device)
-    from ppvision.deploy.run.bench import bench_exported, peak_memory, table
+    from ppvision.deploy.run.bench import bench_exported, format_latencies, measure_peak_memory
 
     eager = None
     if args.model_path:
@@ -71,6 +71,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.json:
         models = [{**asdict(row), "speed_up": rows[0].median / row.median} for row in rows]
-        show(json.dumps({"models": models, "peak_memory_mib": peak_memory()}, indent=2))
+        show(json.dumps({"models": models, "peak_memory_mib": measure_peak_memory()}, indent=2))
         return
-    show(table(rows))
+    show(format_latencies(rows))

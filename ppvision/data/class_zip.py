@@ -204,9 +204,10 @@ class ZipPath:
                 left_out += is_file
         if not exists:
             folders = sorted({PurePosixPath(name).parts[0] for name in self.archive.entries})
+            shown = ", ".join(map(make_printable, folders[:SHOWN])) or "no files"
             raise DataError(
-                f"root: expected a folder {make_printable(self.name)} in {self.archive.path}, found "
-                f"none. At its top are {', '.join(map(make_printable, folders[:SHOWN])) or 'no files'}."
+                f"root: expected a folder {make_printable(self.name)} in {self.archive.path}, got "
+                f"none. The zip has at its top: {shown}."
             )
         if left_out:
             logger.info(f"{self}: {left_out} files left out that are no pictures")

@@ -26,7 +26,7 @@ from ppvision.console import track
 from ppvision.data.listing import list_images, list_labels
 from ppvision.data.pictures import read_label, read_picture
 from ppvision.deploy.run.detections import Detections
-from ppvision.deploy.run.engines import in_one_line
+from ppvision.deploy.run.engines import join_error_lines
 from ppvision.deploy.run.manifest import Manifest
 from ppvision.deploy.run.predictor import Classification, Predictor
 from ppvision.errors import (
@@ -472,7 +472,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         return f"{error.strerror}{name}"
-    line = in_one_line(error)
+    line = join_error_lines(error)
     return line if len(line) <= REASON_LENGTH else f"{line[:REASON_LENGTH]} ..."
 
 

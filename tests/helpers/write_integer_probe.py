@@ -8,7 +8,7 @@ import paddle
 from paddle import nn
 
 from ppvision.deploy.run.integer_probe import CHANNELS, FOLDER, SCALE, SIDE, probe_weight
-from ppvision.deploy.write.openvino import slimmed, write_products
+from ppvision.deploy.write.openvino import slim_serialized_program, write_products
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
 from ppvision.quant.packed import integer_copy
 
@@ -20,7 +20,7 @@ def write_probe(folder: Path) -> None:
     model = integer_copy(model, {"0": weight}, {"0": IntegerActivation(SCALE, 0)})
     write_products([model[0]], [[1, CHANNELS, SIDE, SIDE]], folder)
     program = folder / "model.pdmodel"
-    program.write_bytes(slimmed(program.read_bytes()))
+    program.write_bytes(slim_serialized_program(program.read_bytes()))
     (folder / "model.pdiparams.info").unlink()
 
 

@@ -117,7 +117,7 @@ def bench_exported(
     return rows
 
 
-def table(rows: Sequence[Latency]) -> str:
+def format_latencies(rows: Sequence[Latency]) -> str:
     """The rows as text; the last column is the first row's median over this one's."""
     cells = [
         (
@@ -131,10 +131,10 @@ def table(rows: Sequence[Latency]) -> str:
         for row in rows
     ]
     names = ("model", "median ms", "10..90 %", "engine", "bytes", "speed-up")
-    peak = f"peak memory of this process {peak_memory():,.0f} MiB"
+    peak = f"peak memory of this process {measure_peak_memory():,.0f} MiB"
     return f"{format_table([names, *cells], '<><<<<')}\n{peak}"
 
 
-def peak_memory() -> float:
+def measure_peak_memory() -> float:
     """The most memory that this process has had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

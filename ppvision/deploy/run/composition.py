@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 
-from ppvision.deploy.run.manifest import Manifest, file_names
+from ppvision.deploy.run.manifest import Manifest, list_file_names
 from ppvision.errors import InputError
 from ppvision.forms.paddle_private import read_parameters, write_parameters
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ppvision.quant.store.model import LayeredModel
 
 
-def graph_parameters(program: Path) -> list[str]:
+def list_graph_parameters(program: Path) -> list[str]:
     """Names of the parameters of an exported graph, in the order of its file of weights."""
     found: list[str] = []
 
@@ -67,7 +67,7 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
             f"layered: expected the classes of {folder}, {', '.join(ours[:8])}; got "
             f"{', '.join(map(str, theirs[:8]))}."
         )
-    arrays, names = layered.state_dict, graph_parameters(folder / manifest.program)
+    arrays, names = layered.state_dict, list_graph_parameters(folder / manifest.program)
     tensors = _read(folder / manifest.weights, names)
     wrong = []
     for name in names:
@@ -85,7 +85,7 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
             f"or of another shape: {', '.join(wrong[:8])}."
         )
     write_parameters(work / manifest.weights, tensors)
-    for name in file_names(manifest.model_files, manifest.earlier_format):
+    for name in list_file_names(manifest.model_files, manifest.earlier_format):
         if name != manifest.weights:
             (work / name).symlink_to((folder / name).resolve())
 

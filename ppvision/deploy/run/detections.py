@@ -37,7 +37,9 @@ class Detections:
         return Detections(self.boxes[kept], self.scores[kept], self.class_ids[kept], names, masks)
 
 
-def detections_of(rows: np.ndarray, masks: np.ndarray | None, class_names: list[str]) -> Detections:
+def collect_detections(
+    rows: np.ndarray, masks: np.ndarray | None, class_names: list[str]
+) -> Detections:
     """From a detector's rows of one picture.
 
     Args:

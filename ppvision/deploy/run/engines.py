@@ -289,7 +289,7 @@ def enlarges(program: Path) -> bool:
     return "_interp" in program.read_text(encoding="utf-8")
 
 
-def declared_inputs(program: Path) -> dict[str, list[int | None]]:
+def read_declared_inputs(program: Path) -> dict[str, list[int | None]]:
     """Names and shapes of the inputs of a graph for Paddle Inference, None for a free size.
 
     Raises:
@@ -308,7 +308,7 @@ def declared_inputs(program: Path) -> dict[str, list[int | None]]:
     return found
 
 
-def engine_name(format: str, engine: Engine) -> str:
+def name_engine(format: str, engine: Engine) -> str:
     """What messages call the engine of a format."""
     if format == "onnx":
         return "ONNX Runtime"
@@ -343,7 +343,7 @@ def _give_memory_back() -> None:
 
 
 @contextmanager
-def failing_as(what: str) -> Iterator[None]:
+def fail_as(what: str) -> Iterator[None]:
     """Errors of a runtime, of whatever type, as an EngineError that begins with `what`; errors of
     ours stay."""
     try:
@@ -351,10 +351,10 @@ def failing_as(what: str) -> Iterator[None]:
     except PpvisionError:
         raise
     except Exception as error:
-        raise EngineError(f"{what} ({in_one_line(error)}).") from error
+        raise EngineError(f"{what} ({join_error_lines(error)}).") from error
 
 
-def in_one_line(error: Exception) -> str:
+def join_error_lines(error: Exception) -> str:
     """An error of a runtime, whose messages fill a page, for use inside another message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ppvision.deploy.run.engines import in_one_line, open_runtime
+from ppvision.deploy.run.engines import join_error_lines, open_runtime
 from ppvision.deploy.run.isolated import IsolatedRuntime
 from ppvision.deploy.run.manifest import FILES
 
@@ -35,7 +35,7 @@ def probe_codes() -> np.ndarray:
     return codes
 
 
-def expected_sums() -> np.ndarray:
+def compute_expected_sums() -> np.ndarray:
     """int64 `[1, 64, 4, 4]`: the sums of products of whole numbers."""
     weight = probe_weight().astype(np.int64)[:, :, 0, 0]
     return np.einsum("oc,bchw->bohw", weight, probe_codes().astype(np.int64))
@@ -57,8 +57,8 @@ def find_integer_fault(isolate: bool = False) -> str | None:
         if isolate:
             runtime.close()
     except Exception as error:  # Paddle raises many kinds for what an engine cannot run
-        return f"OpenVINO does not run a small product of integers ({in_one_line(error)})"
-    wrong = int((found.astype(np.float64) != expected_sums() * SCALE**2).sum())
+        return f"OpenVINO does not run a small product of integers ({join_error_lines(error)})"
+    wrong = int((found.astype(np.float64) != compute_expected_sums() * SCALE**2).sum())
     if wrong:
         return f"{wrong} of {found.size} sums of a small product of integers are wrong"
     return None

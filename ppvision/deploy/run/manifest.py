@@ -308,12 +308,12 @@ class Manifest:
         return replace(files, own_for_openvino=files.raw_program in self.files)
 
     def write(self, folder: Path) -> None:
-        document = manifest_text(self)
+        document = format_manifest(self)
         parse_manifest(document, NAME)  # what a reader would refuse is not written
         (folder / NAME).write_text(document, encoding="utf-8")
 
 
-def manifest_text(manifest: Manifest) -> str:
+def format_manifest(manifest: Manifest) -> str:
     """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
     from ppvision.safe_yaml import format_short_yaml  # see parse_manifest
 
@@ -342,7 +342,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     }
 
 
-def file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
+def list_file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
     """The files of a model in the formats that are there."""
     names = [files.program, files.weights]
     names += [files.earlier_program] if earlier_format else []
@@ -500,7 +500,7 @@ def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
         raise refuse(m.weights, at("weights"), "a name, or null for format onnx")
     if m.weights is not None and not m.weights.endswith(suffixes[1]):
         raise refuse(m.weights, at("weights"), f"a name that ends in {suffixes[1]}")
-    for name in file_names(m.model_files, m.earlier_format):
+    for name in list_file_names(m.model_files, m.earlier_format):
         if name not in m.files:
             raise SchemaError(at("files"), f"expected bytes and sha256 of {name}, got none")
     if (m.task == "detection") != (m.output_op == "nms"):

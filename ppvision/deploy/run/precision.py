@@ -30,7 +30,7 @@ _LEFT_OUT = {
 }
 
 
-def checked_precision(value: str) -> str:
+def check_precision(value: str) -> str:
     """One of `PRECISIONS`, of which float32 and bfloat16 may be written fp32 and bf16.
 
     Raises:
@@ -45,13 +45,13 @@ def checked_precision(value: str) -> str:
     return value
 
 
-def usable_flags() -> frozenset[str]:
+def find_usable_flags() -> frozenset[str]:
     """Features of the processor that the engines may use, as /proc/cpuinfo calls them."""
     limit = os.environ.get(_MAX_ISA, "ALL").upper()
     return frozenset(read_cpu_flags()) - _LEFT_OUT.get(limit, frozenset())
 
 
-def integer_unit(flags: Collection[str]) -> str | None:
+def find_integer_unit(flags: Collection[str]) -> str | None:
     """What multiplies 8-bit integers into 32 bits: "AMX" or "VNNI". None: the processor adds
     products of 8-bit integers in 16 bits, which saturates, and takes about as long as in float."""
     if "amx_int8" in flags:
@@ -112,7 +112,7 @@ def _auto_of_integers(
     manifest: Manifest, flags: Collection[str], can_integers: bool
 ) -> tuple[Precision, str]:
     """For a folder with integers: they, or the same codes computed in float."""
-    unit = integer_unit(flags)
+    unit = find_integer_unit(flags)
     if unit is None:
         return "float32", "the processor has neither VNNI nor AMX: the same codes run in float"
     if not can_integers:

@@ -27,19 +27,19 @@ from ppvision.data.limits import MAX_PIXELS, read_max_pixels
 from ppvision.data.pictures import read_picture, scale_to_bytes
 from ppvision.deploy.run.composition import compose
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
-from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.run.engines import (
     ONE_PIXEL,
     Batch,
     Engine,
     OnnxRuntime,
     PaddleRuntime,
-    declared_inputs,
     enlarges,
-    failing_as,
+    fail_as,
     has_openvino,
-    in_one_line,
+    join_error_lines,
     open_runtime,
+    read_declared_inputs,
 )
 from ppvision.deploy.run.integer_probe import find_integer_fault
 from ppvision.deploy.run.isolated import IsolatedRuntime
@@ -47,9 +47,9 @@ from ppvision.deploy.run.manifest import NAME, Manifest, read_manifest, verify_f
 from ppvision.deploy.run.nms import RuntimeWithNms
 from ppvision.deploy.run.precision import (
     Precision,
-    checked_precision,
+    check_precision,
     choose_precision,
-    usable_flags,
+    find_usable_flags,
 )
 from ppvision.deploy.run.transforms import Step, Transforms
 from ppvision.errors import (
@@ -177,7 +177,9 @@ class Predictor:
         self.manifest = read_manifest(folder)
         self._transforms = _transforms_of(self.manifest, folder)
         if self.manifest.format == "paddle":
-            _check_shapes(declared_inputs(folder / self.manifest.program), self.manifest, folder)
+            _check_shapes(
+                read_declared_inputs(folder / self.manifest.program), self.manifest, folder
+            )
         self._label_type = np.uint8 if (self.manifest.num_classes or 0) <= 256 else np.int32
         if use_onednn and (self.manifest.format == "onnx" or device == "gpu"):
             raise InputError(
@@ -188,7 +190,7 @@ class Predictor:
         self._isolate = check_flag(isolate, "isolate")
         self._how = {"threads": threads, "device": device}
         self._use_onednn = use_onednn
-        self._asked = checked_precision(precision)
+        self._asked = check_precision(precision)
         if self._asked in ("int8", "bfloat16") and (use_onednn is not None or device != "cpu"):
             raise InputError(
                 f"precision: {self._asked} runs in OpenVINO on a CPU, got use_onednn={use_onednn}, "
@@ -350,7 +352,7 @@ class Predictor:
             runtime.run(_zeros(manifest.task, smallest))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
-            reason = f"{manifest.name}: {name} cannot run it here ({in_one_line(error)})."
+            reason = f"{manifest.name}: {name} cannot run it here ({join_error_lines(error)})."
             if insist:
                 other = "use_onednn=None or False" if engine == "onednn" else "precision='auto'"
                 raise EngineError(f"{reason} Pass {other}.") from error
@@ -381,7 +383,7 @@ class Predictor:
                 runtime = self._try(folder, "onednn", keep=keep, insist=bool(wanted))
                 name = "onednn" if runtime else name
             if runtime is None:
-                with failing_as(f"{self._folder}: the exported graph does not load"):
+                with fail_as(f"{self._folder}: the exported graph does not load"):
                     runtime = self._open_runtime(folder, "native", keep, precision)
         if manifest.format == "onnx":
             _check_shapes(runtime.input_shapes, manifest, self._folder)
@@ -394,7 +396,7 @@ class Predictor:
         manifest = self.manifest
         if self._use_onednn is not None or self._how["device"] != "cpu":
             return "float32"
-        chosen, why = choose_precision(self._asked, manifest, usable_flags(), has_openvino())
+        chosen, why = choose_precision(self._asked, manifest, find_usable_flags(), has_openvino())
         fault = None
         if chosen == "int8" and self._asked == "auto" and manifest.format == "paddle":
             fault = find_integer_fault(self._isolate)
@@ -526,9 +528,7 @@ class Predictor:
                 "scale_factor": np.ones((count, 2), np.float32),
             }
             inputs = {"image": batch, **whole, **(sizes or {})}
-        with failing_as(
-            f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"
-        ):
+        with fail_as(f"{self._folder}: the engine does not run on an input of {list(batch.shape)}"):
             outputs = runtime.run(inputs)
         if not _fits(outputs, self.manifest, count):
             shapes = ", ".join(f"{o.dtype} {list(o.shape)}" for o in outputs)
@@ -556,7 +556,7 @@ class Predictor:
             ends = np.cumsum(counts.reshape(-1))
             for prepared, end, n in zip(group, ends, counts.reshape(-1), strict=False):
                 own = masks[0][end - n : end] if masks else None
-                found = detections_of(rows[end - n : end], own, self.manifest.classes)
+                found = collect_detections(rows[end - n : end], own, self.manifest.classes)
                 results[prepared.place] = found
             return
         for row, prepared in enumerate(group):
@@ -602,10 +602,10 @@ def _found(folder: str | Path) -> Path:
         return path
     from difflib import get_close_matches
 
-    from ppvision.deploy.run.zoo_folder import zoo_folder
+    from ppvision.deploy.run.zoo_folder import compose_zoo_folder
     from ppvision.zoo.cards import ZOO_WEIGHTS
 
-    if (composed := zoo_folder(folder)) is not None:
+    if (composed := compose_zoo_folder(folder)) is not None:
         return composed
     # A model of the zoo without a tag, as "pale_nano", has several; a misspelt name is near one.
     names = [name for name, card in ZOO_WEIGHTS.items() if not card.package]

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from ppvision.deploy.run.composition import graph_parameters
+from ppvision.deploy.run.composition import list_graph_parameters
 from ppvision.deploy.run.manifest import (
     NAME,
     describe_files,
-    file_names,
+    list_file_names,
     parse_manifest,
     read_manifest,
 )
@@ -33,7 +33,7 @@ PACKED = ".gz"  # of a program: text that gzip makes a tenth of
 _WAIT = 120.0  # seconds for another process that composes the same folder; it takes about one
 
 
-def zoo_folder(name: str) -> Path | None:
+def compose_zoo_folder(name: str) -> Path | None:
     """The exported folder of a whole model of the zoo, composed where it is not there yet.
 
     Args:
@@ -99,7 +99,7 @@ def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
             elif path.name != NAME:
                 shutil.copy2(path, final / path.name)
         tensors = {}
-        for parameter in graph_parameters(final / manifest.program):
+        for parameter in list_graph_parameters(final / manifest.program):
             name = manifest.parameters.get(parameter)
             if name not in arrays:
                 raise WeightsError(
@@ -108,5 +108,5 @@ def _compose(card: WeightsCard, graph: Path, folder: Path) -> None:
                 )
             tensors[parameter] = paddle.to_tensor(arrays[name].astype(np.float32))
         write_parameters(final / str(manifest.weights), tensors)
-        names = file_names(manifest.model_files, manifest.earlier_format)
+        names = list_file_names(manifest.model_files, manifest.earlier_format)
         replace(manifest, files=describe_files(final, names)).write(final)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from paddle import inference
 
-from ppvision.deploy.run.engines import Batch, failing_as
+from ppvision.deploy.run.engines import Batch, fail_as
 from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.predictor import softmax
 from ppvision.deploy.verify import parity
@@ -68,7 +68,7 @@ def _run(config: inference.Config, inputs: Sequence[Batch], reader: str) -> list
     config.disable_gpu()
     config.disable_glog_info()
     config.enable_memory_optim()
-    with failing_as(f"The graph does not run as {reader} runs it on a CPU"):
+    with fail_as(f"The graph does not run as {reader} runs it on a CPU"):
         engine = inference.create_predictor(config)
         names = engine.get_input_names()
         outputs = []

@@ -12,9 +12,9 @@ from paddle import Tensor, nn
 from ppvision.deploy.run.engines import (
     ONE_PIXEL,
     Engine,
-    engine_name,
     enlarges,
-    in_one_line,
+    join_error_lines,
+    name_engine,
 )
 from ppvision.deploy.run.manifest import FILES
 from ppvision.deploy.run.predictor import softmax
@@ -28,7 +28,7 @@ _TRIALS = 8  # runs that differ in their last digits, for each probe
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
 
 
-def eager_probes(
+def make_eager_probes(
     model: nn.Layer, task: str, shape: Sequence[int | None], pipeline: Transforms
 ) -> list[Probe]:
     """Inputs of the parity check with the model's own outputs, at sizes that the model takes.
@@ -58,33 +58,36 @@ def eager_probes(
         if failure is not None:
             warnings.warn(
                 f"The model does not run on an input of {list(failure[0])} "
-                f"({in_one_line(failure[1])}); the export is checked on "
+                f"({join_error_lines(failure[1])}); the export is checked on "
                 f"{[list(s) for s in shapes]} only.",
                 stacklevel=3,
             )
         arrays = [
-            as_arrays(output, task, x.shape) for x, output in zip(inputs, outputs, strict=True)
+            convert_to_arrays(output, task, x.shape)
+            for x, output in zip(inputs, outputs, strict=True)
         ]
         return list(zip(inputs, arrays, strict=True))
     size, error = failure
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
-        f"it failed; on {list(size)} it raised {in_one_line(error)}"
+        f"it failed; on {list(size)} it raised {join_error_lines(error)}"
     ) from error
 
 
-def rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float:
-    """`largest_move` of a model's outputs.
+def measure_rounding_error(model: nn.Layer, task: str, probes: Sequence[Probe]) -> float:
+    """`measure_largest_move` of a model's outputs.
 
     Args:
         model: in evaluation mode.
-        task: as of `eager_probes`.
+        task: as of `make_eager_probes`.
         probes: from it.
     """
-    return largest_move(model, lambda x: as_arrays(run_eagerly(model, x), task, x.shape), probes)
+    return measure_largest_move(
+        model, lambda x: convert_to_arrays(run_eagerly(model, x), task, x.shape), probes
+    )
 
 
-def largest_move(
+def measure_largest_move(
     model: nn.Layer,
     outputs_of: Callable[[np.ndarray], list[np.ndarray]],
     probes: Sequence[Probe],
@@ -126,7 +129,7 @@ def largest_move(
             hook.remove()
 
 
-def as_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
+def convert_to_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
     """A model's outputs for an input of `shape`, the first alone unless task is "features".
 
     Raises:
@@ -166,7 +169,7 @@ def compare(
     """Run an export on the probes, in every engine that it is meant for.
 
     Args:
-        probes: from `eager_probes`.
+        probes: from `make_eager_probes`.
         raw: folder with the graph up to the logits (or features).
         final: folder with the graph to be deployed, `output_op` included; `raw` when that is none.
         output_op: "argmax", "softmax" or "none".
@@ -228,7 +231,7 @@ def _compare(
     tolerance: float,
     engine: Engine,
 ) -> float:
-    name, worst = engine_name(format, engine), 0.0
+    name, worst = name_engine(format, engine), 0.0
     folders = [raw] if final == raw else [raw, final]
     inputs = [x for x, _ in probes]
     if engine == "openvino":

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.verify.parity import ParityError, relative_error
 
 SAME = 0.99  # overlap of boxes, and of masks, that are taken for the same
@@ -120,7 +120,7 @@ def check_found(
     """
     matched = 0
     for number, (ours, theirs) in enumerate(
-        zip(by_picture(eager), by_picture(exported), strict=True)
+        zip(split_by_picture(eager), split_by_picture(exported), strict=True)
     ):
         pairs = _pairs(ours, theirs, tolerance)
         left = [
@@ -158,12 +158,12 @@ def scores_with_nothing(scores: np.ndarray, bounds: Bounds) -> np.ndarray:
     return np.concatenate([scores, nothing], axis=1)
 
 
-def by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
+def split_by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
     """A detector's rows, counts and masks, taken apart by picture."""
     rows, counts, *masks = outputs
     ends = np.cumsum(counts.reshape(-1))
     return [
-        detections_of(rows[end - n : end], masks[0][end - n : end] if masks else None, [])
+        collect_detections(rows[end - n : end], masks[0][end - n : end] if masks else None, [])
         for end, n in zip(ends, counts.reshape(-1), strict=True)
     ]
 

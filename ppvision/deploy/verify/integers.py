@@ -96,7 +96,7 @@ def check_products(products: Sequence[Product], outputs: Sequence[np.ndarray]) -
     return worst
 
 
-def equal_labels(
+def measure_equal_labels(
     eager: Sequence[np.ndarray], exported: Sequence[np.ndarray], tolerance: float
 ) -> float:
     """The fraction of labels that agree.

@@ -19,9 +19,9 @@ from paddle import nn
 from ppvision.deploy.run.engines import (
     Batch,
     Engine,
-    engine_name,
-    failing_as,
-    in_one_line,
+    fail_as,
+    join_error_lines,
+    name_engine,
     open_runtime,
 )
 from ppvision.errors import EngineError, PpvisionError
@@ -55,12 +55,12 @@ def run_graphs(
     Raises:
         EngineError: one does not load or does not run.
     """
-    name = engine_name(format, engine)
-    with failing_as(f"{name} does not load the exported graph"):
+    name = name_engine(format, engine)
+    with fail_as(f"{name} does not load the exported graph"):
         runtimes = [open_runtime(folder, format, engine=engine) for folder in folders]
     found: Outputs = [[] for _ in folders]
     for x in inputs:
-        with failing_as(f"{name}, input {_shape_of(x)}: the exported graph does not run"):
+        with fail_as(f"{name}, input {_shape_of(x)}: the exported graph does not run"):
             for outputs, runtime in zip(found, runtimes, strict=True):
                 outputs.append(runtime.run(x))
     return found
@@ -112,7 +112,7 @@ def run_in_openvino(
 def _ask_child(
     folders: Sequence[Path], question: Mapping[str, Batch], limit: float
 ) -> dict[str, np.ndarray]:
-    name = engine_name("paddle", "openvino")
+    name = name_engine("paddle", "openvino")
     # A process that is killed leaves its temporary files behind.
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as scratch:
         try:
@@ -128,7 +128,7 @@ def _ask_child(
         except subprocess.TimeoutExpired as error:
             raise EngineError(f"{name} took more than {limit:.0f} s.") from error
         except OSError as error:  # no memory for another process, say
-            raise EngineError(f"{name} gets no process ({in_one_line(error)}).") from error
+            raise EngineError(f"{name} gets no process ({join_error_lines(error)}).") from error
     if child.returncode != 0:
         raise EngineError(f"{name} ended its process ({_end(child.returncode)}).")
     answer = _unpack(child.stdout)
@@ -179,7 +179,7 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
 def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> list[float]:
     """As `time_in_openvino`, in this process: of format "paddle" in OpenVINO, of "onnx" in ONNX
     Runtime."""
-    with failing_as(f"{engine_name(format, 'openvino')} does not run the exported graph"):
+    with fail_as(f"{name_engine(format, 'openvino')} does not run the exported graph"):
         runtimes = [open_runtime(f, format, engine="openvino", threads=1) for f in folders]
         taken: list[list[float]] = [[] for _ in folders]
         for number in range(rounds + 1):

@@ -107,7 +107,7 @@ def _tell(reader: str, error: PpvisionError) -> None:
     logger.info(f"export: {reader}'s own clients cannot run this export on a CPU ({error})")
 
 
-def deploy_entry(
+def make_deploy_entry(
     program: str,
     weights: str,
     transforms: Sequence[Mapping[str, Any]],
@@ -144,7 +144,7 @@ _ARCHITECTURES = {
 _DRAWN = 0.5  # least score of a box that a client draws, PaddleDetection's default
 
 
-def infer_config(
+def make_infer_config(
     architecture: str,
     metric: str,
     transforms: Sequence[Mapping[str, Any]],
@@ -171,13 +171,13 @@ def infer_config(
         "use_dynamic_shape": None in input_shape[2:],
         "arch": name,
         "min_subgraph_size": operators,
-        "Preprocess": preprocess_steps(transforms),
+        "Preprocess": list_preprocess_steps(transforms),
         "label_list": list(labels),
     }
     return {**content, "mask": True} if masks else content
 
 
-def preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def list_preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """A reader's transforms as `Preprocess` of `infer_cfg.yml` has them.
 
     The clients have no defaults of their own for some arguments, and others than the readers for

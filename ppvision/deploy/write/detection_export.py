@@ -18,16 +18,16 @@ from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.detection_transforms import DetectionTransforms, Inputs
 from ppvision.deploy.run.engines import (
     Engine,
-    engine_name,
-    failing_as,
+    fail_as,
     has_openvino,
-    in_one_line,
+    join_error_lines,
+    name_engine,
     open_runtime,
 )
 from ppvision.deploy.run.nms import suppress
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import run_like_paddlex, unfit_for_paddlex
-from ppvision.deploy.verify.comparison import largest_move
+from ppvision.deploy.verify.comparison import measure_largest_move
 from ppvision.deploy.verify.detection_parity import (
     Bounds,
     check_found,
@@ -36,30 +36,30 @@ from ppvision.deploy.verify.detection_parity import (
 )
 from ppvision.deploy.verify.running import run_eagerly, run_in_openvino
 from ppvision.deploy.write.clients import (
-    infer_config,
+    make_infer_config,
     write_client_detector,
     write_infer_config,
 )
 from ppvision.deploy.write.export import (
+    check_classes,
+    check_folder,
     check_integer_arguments,
     check_packed,
-    checked_classes,
-    checked_folder,
-    checked_shape,
-    evaluation_mode,
-    graph_forms,
+    check_shape,
     may_be_replaced,
-    parameter_names,
+    name_parameters,
+    use_evaluation_mode,
+    use_graph_forms,
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
-from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, to_integers
+from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, convert_to_integers
 from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
 from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
     check_inputs,
+    make_paddlex_detector_config,
     name_for_paddlex,
-    paddlex_detector_config,
 )
 from ppvision.errors import InputError, PpvisionError, shorten
 from ppvision.files import replace_folder, sync_files
@@ -134,9 +134,9 @@ def export_detector(
     Raises:
         as `export_model`. The rule of comparison: `ppvision.deploy.verify.detection_parity`.
     """
-    shape = checked_shape(input_shape)
+    shape = check_shape(input_shape)
     check_choice(format, "format", manifests.FORMATS)
-    classes = checked_classes(classes)
+    classes = check_classes(classes)
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
@@ -149,14 +149,14 @@ def export_detector(
             f"int8: expected input_shape with a batch of 1, got {shape[0]}: a detector's graph for "
             "OpenVINO, which runs the integers, takes one picture at a time."
         )
-    folder = checked_folder(folder)
+    folder = check_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     line = ProgressLine("export", 4 if int8 else 3, "step")
-    with evaluation_mode(model), replacing as work, line:
+    with use_evaluation_mode(model), replacing as work, line:
         integers = None
         if int8:
             line.update(0, "calibrate")
-            integers = to_integers(
+            integers = convert_to_integers(
                 model.model,
                 calibration,
                 shape,
@@ -181,10 +181,10 @@ def export_detector(
         described = architecture, metric, specs, shape, labels, len(probes[0][1]) - RAW == 3
         paddlex = None
         if paddlex_name is not None:
-            paddlex = paddlex_detector_config(paddlex_name, *described)
+            paddlex = make_paddlex_detector_config(paddlex_name, *described)
         raw, final = work / "raw", work / "final"
         line.update(1, "trace and write")
-        with model.in_graphs(), graph_forms(model.model, format):
+        with model.in_graphs(), use_graph_forms(model.model, format):
             graph = trace_detector(model, shape)
             kept = range(len(probes[0][1]) - RAW)
             write_graphs(graph, {raw: None, final: kept}, format)
@@ -218,7 +218,7 @@ def export_detector(
         checked = None
         if integers is not None:
             checked = _check_integers(model, integers, probes, final, tolerance, openvino)
-        parameters = parameter_names(model.model, final, format, bits)
+        parameters = name_parameters(model.model, final, format, bits)
         files = manifests.FILES[format]
         if paddlex is not None:
             check_inputs(paddlex_name, final / files.program)
@@ -226,9 +226,9 @@ def export_detector(
             files = name_for_paddlex(paddlex, final)
         elif format == "paddle":
             if onednn and not int8:
-                with model.in_graphs(), graph_forms(model.model, format):
+                with model.in_graphs(), use_graph_forms(model.model, format):
                     write_client_detector(model, shape, probes, final, model.bounds, tolerance)
-            write_infer_config(infer_config(*described), final)
+            write_infer_config(make_infer_config(*described), final)
             own = (final / files.raw_program).is_file()
             files = replace(files, own_for_openvino=own)
         earlier_format = (final / files.earlier_program).is_file()
@@ -247,7 +247,7 @@ def export_detector(
             num_classes=num_classes,
             classes=classes,
             bits=bits,
-            files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
+            files=manifests.describe_files(final, manifests.list_file_names(files, earlier_format)),
             max_error_to_eager=max(error, of_openvino or 0.0),
             checked_shapes=[list(s) for s in dict.fromkeys(x["image"].shape for x, _ in probes)],
             onednn=onednn,
@@ -331,7 +331,7 @@ def _probes(
         return list(zip(inputs, arrays, strict=True))
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={list(shape)}; it raised "
-        f"{in_one_line(failure)}"
+        f"{join_error_lines(failure)}"
     ) from failure
 
 
@@ -340,7 +340,7 @@ def _rounds(model: nn.Layer) -> bool:
 
 
 def _rounding_error(model: Detector, probes: Sequence[Probe]) -> float:
-    """`largest_move` of boxes and scores."""
+    """`measure_largest_move` of boxes and scores."""
     worst = 0.0
     for inputs, eager in probes:
 
@@ -348,7 +348,7 @@ def _rounding_error(model: Detector, probes: Sequence[Probe]) -> float:
             return _raw_outputs(model, {**inputs, "image": image})
 
         probe = inputs["image"], eager[-RAW:]
-        worst = max(worst, largest_move(model.model, raw, [probe]))
+        worst = max(worst, measure_largest_move(model.model, raw, [probe]))
     return worst
 
 
@@ -456,7 +456,7 @@ def _compare_openvino(
     (found,) = run_in_openvino([final], [inputs for inputs, _ in probes])
     worst = 0.0
     for (inputs, eager), raw in zip(probes, found, strict=True):
-        where = f"{engine_name('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
+        where = f"{name_engine('paddle', 'openvino')}, input {list(inputs['image'].shape)}"
         worst = max(worst, rule.check(eager, raw, where))
         rule.check_found(eager, raw, suppress(*raw, nms), where)
     return worst
@@ -469,12 +469,12 @@ def _compare(
     rule: _Rule,
     engine: Engine,
 ) -> float:
-    name, worst, boxes = engine_name(format, engine), 0.0, 0
-    with failing_as(f"{name} does not load the exported graph"):
+    name, worst, boxes = name_engine(format, engine), 0.0, 0
+    with fail_as(f"{name} does not load the exported graph"):
         runtimes = [open_runtime(folder, format, engine=engine) for folder in folders]
     for inputs, eager in probes:
         where = f"{name}, input {list(inputs['image'].shape)}"
-        with failing_as(f"{where}: the exported graph does not run"):
+        with fail_as(f"{where}: the exported graph does not run"):
             outputs, *kept = (runtime.run(inputs) for runtime in runtimes)
         worst = max(worst, rule.check(eager, outputs[-RAW:], where))
         for found in (outputs[:-RAW], *kept):

@@ -17,36 +17,41 @@ from ppvision.arguments import check_choice, check_flag, check_layer, check_utf8
 from ppvision.console import ProgressLine
 from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
-from ppvision.deploy.run.composition import graph_parameters
+from ppvision.deploy.run.composition import list_graph_parameters
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import check_in_paddlex
 from ppvision.deploy.verify.comparison import (
     Probe,
-    as_arrays,
     compare,
     compare_openvino,
-    eager_probes,
-    rounding_error,
+    convert_to_arrays,
+    make_eager_probes,
+    measure_rounding_error,
 )
 from ppvision.deploy.verify.running import run_eagerly
-from ppvision.deploy.write.clients import deploy_entry, write_client_program
+from ppvision.deploy.write.clients import make_deploy_entry, write_client_program
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
-from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, has_integers, to_integers
-from ppvision.deploy.write.onnx_integers import integer_marks
+from ppvision.deploy.write.integers import (
+    DEFAULT_RULE,
+    IntegerModel,
+    convert_to_integers,
+    has_integers,
+)
+from ppvision.deploy.write.onnx_integers import write_integer_marks
 from ppvision.deploy.write.onnx_names import (
     describe,
     finish_onnx,
+    infer_output_shape,
     name_outputs,
-    output_shape,
 )
 from ppvision.deploy.write.openvino import (
     write_float_program,
     write_openvino_programs,
 )
-from ppvision.deploy.write.paddlex import OUTPUT_OPS, name_for_paddlex, paddlex_config
+from ppvision.deploy.write.paddlex import OUTPUT_OPS, make_paddlex_config, name_for_paddlex
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
@@ -136,7 +141,7 @@ def export_model(
     of its own: that it does not know an operator, crashes, or gives other numbers, is reported in
     the same way.
     """
-    shape = checked_shape(input_shape)
+    shape = check_shape(input_shape)
     for argument, value, known in (
         ("task", task, [t for t in manifests.TASKS if t != "detection"]),
         ("output_op", output_op, [op for op in manifests.OUTPUT_OPS if op != "nms"]),
@@ -149,7 +154,7 @@ def export_model(
             "Pass 'none'."
         )
     check_layer(model)
-    classes = checked_classes(classes)
+    classes = check_classes(classes)
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = Transforms(transforms)
@@ -163,18 +168,18 @@ def export_model(
 
     paddlex = None
     if paddlex_name is not None:
-        paddlex = paddlex_config(task, paddlex_name, specs, shape, classes)
+        paddlex = make_paddlex_config(task, paddlex_name, specs, shape, classes)
         _check_for_paddlex(task, output_op, format)
     check_packed(model, bits)
     check_integer_arguments(model, int8, format, calibration, keep_float)
-    folder = checked_folder(folder)
+    folder = check_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     line = ProgressLine("export", 5 if int8 else 4, "step")
-    with evaluation_mode(model), replacing as work, line:
+    with use_evaluation_mode(model), replacing as work, line:
         integers = None
         if int8:
             line.update(0, "calibrate")
-            integers = to_integers(
+            integers = convert_to_integers(
                 model,
                 calibration,
                 shape,
@@ -187,7 +192,7 @@ def export_model(
             model, bits = integers.model, packed_bits(integers.model)
             line.update(1)
         line.update(0, "run the model")
-        probes = eager_probes(model, task, shape, pipeline)
+        probes = make_eager_probes(model, task, shape, pipeline)
         if task != "features":
             _check_logits(probes[0][1][0], task, output_op, classes)
 
@@ -197,7 +202,7 @@ def export_model(
         if output_op != "none":
             raw = work / "raw"
             parts = {raw: [0], final: [1]}
-        with graph_forms(model, format), integer_marks(model, format, parts):
+        with use_graph_forms(model, format), write_integer_marks(model, format, parts):
             graph = trace(model, shape, output_op, every_output=task == "features")
             write_graphs(graph, parts, format)
         num_classes = None if task == "features" else probes[0][1][0].shape[1]
@@ -219,9 +224,9 @@ def export_model(
             finish_onnx(model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
         if integers is not None:
-            tolerance = max(parity.FLOAT_TOLERANCE, 2 * rounding_error(model, task, probes))
+            tolerance = max(parity.FLOAT_TOLERANCE, 2 * measure_rounding_error(model, task, probes))
         elif any(isinstance(layer, FixedActivation) for layer in model.sublayers()):
-            tolerance = max(tolerance, 2 * rounding_error(model, task, probes))
+            tolerance = max(tolerance, 2 * measure_rounding_error(model, task, probes))
         line.update(1, "compare")
         error, onednn = compare(probes, raw, final, output_op, format, tolerance)
         line.update(1, "OpenVINO")
@@ -234,7 +239,7 @@ def export_model(
         if integers is not None:
             checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino, format)
 
-        parameters = parameter_names(model, final, format, bits)
+        parameters = name_parameters(model, final, format, bits)
         files, deploy = manifests.FILES[format], None
         if paddlex is not None:
             check_in_paddlex(probes, final, output_op, tolerance, paddlex)
@@ -242,11 +247,11 @@ def export_model(
         elif (format, task, output_op) == ("paddle", "segmentation", "argmax"):
             served = onednn is not False
             if served:
-                with graph_forms(model, format):
+                with use_graph_forms(model, format):
                     served = write_client_program(model, shape, probes, final, tolerance)
             program = files.earlier_program if served else files.program
             assert files.weights is not None  # of the format "paddle"
-            deploy = deploy_entry(program, files.weights, specs, shape, "argmax")
+            deploy = make_deploy_entry(program, files.weights, specs, shape, "argmax")
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -261,7 +266,7 @@ def export_model(
             num_classes=num_classes,
             classes=classes,
             bits=bits,
-            files=manifests.describe_files(final, manifests.file_names(files, earlier_format)),
+            files=manifests.describe_files(final, manifests.list_file_names(files, earlier_format)),
             max_error_to_eager=max(error, of_openvino or 0.0),
             checked_shapes=[list(shape) for shape in dict.fromkeys(x.shape for x, _ in probes)],
             onednn=onednn,
@@ -285,12 +290,12 @@ def export_model(
 def _output_shapes(
     probes: Sequence[Probe], input_shape: Sequence[int | None], output_op: str
 ) -> list[list[int | str]]:
-    """Of every output of the graph; see `output_shape`."""
+    """Of every output of the graph; see `infer_output_shape`."""
     inputs = [x.shape for x, _ in probes]
     shapes = [[a.shape for a in arrays] for _, arrays in probes]
     if output_op == "argmax":
         shapes = [[(batch, *sizes) for batch, _, *sizes in own] for own in shapes]
-    return [output_shape(input_shape, inputs, own) for own in zip(*shapes, strict=True)]
+    return [infer_output_shape(input_shape, inputs, own) for own in zip(*shapes, strict=True)]
 
 
 def _with_openvino(
@@ -378,7 +383,7 @@ def _check_in_integers(
         if format == "paddle":
             write_float_program(model, shape, folder)
             return
-        with float_form(model), graph_forms(model, format):
+        with float_form(model), use_graph_forms(model, format):
             graph = trace(model, shape, "none", every_output=True)
             write_graphs(graph, {folder: None}, format)
 
@@ -386,7 +391,9 @@ def _check_in_integers(
         integers,
         raw,
         [x for x, _ in probes],
-        outputs_of=lambda x: as_arrays(run_eagerly(model, x), task, cast(np.ndarray, x).shape),
+        outputs_of=lambda x: convert_to_arrays(
+            run_eagerly(model, x), task, cast(np.ndarray, x).shape
+        ),
         labels_of=None if task == "features" else lambda outputs: outputs[0],
         write_float=write_float,
         tolerance=tolerance,
@@ -413,17 +420,17 @@ def record_scores(folder: Path, metric: str, score: float, float_score: float) -
         )
     scored = replace(manifest.int8, metric=metric, score=score, float_score=float_score)
     with replace_file(folder / manifests.NAME) as partial:
-        text = manifests.manifest_text(replace(manifest, int8=scored))
+        text = manifests.format_manifest(replace(manifest, int8=scored))
         partial.write_text(text, encoding="utf-8")
 
 
-def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
+def name_parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
     """The model's name of each parameter of a float graph, for `Predictor(layered=...)`."""
     if format != "paddle" or bits != 32:
         return {}
     paths = {tensor.name: path for path, tensor in model.state_dict().items()}
     program = folder / manifests.FILES["paddle"].program
-    found = {name: paths.get(name) for name in graph_parameters(program)}
+    found = {name: paths.get(name) for name in list_graph_parameters(program)}
     # Float weights made of codes are buffers (`ppvision.quant.packed`).
     return {
         name: f"{path.removesuffix('.unpacked')}.weight" if path.endswith(".unpacked") else path
@@ -432,7 +439,7 @@ def parameter_names(model: nn.Layer, folder: Path, format: str, bits: int) -> di
     }
 
 
-def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
+def check_shape(input_shape: Sequence[int | None]) -> list[int | None]:
     """`[B, C, H, W]` as `deploy.yaml` may hold it.
 
     Raises:
@@ -451,7 +458,7 @@ def checked_shape(input_shape: Sequence[int | None]) -> list[int | None]:
     return shape
 
 
-def checked_folder(folder: str | Path) -> Path:
+def check_folder(folder: str | Path) -> Path:
     """The folder of an export, resolved.
 
     Raises:
@@ -463,7 +470,7 @@ def checked_folder(folder: str | Path) -> Path:
     return path
 
 
-def checked_classes(classes: Sequence[str]) -> list[str]:
+def check_classes(classes: Sequence[str]) -> list[str]:
     """Names of classes; numbers become text.
 
     Raises:
@@ -491,7 +498,7 @@ def check_packed(model: nn.Layer, bits: int) -> None:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Layer) -> Iterator[None]:
+def use_evaluation_mode(model: nn.Layer) -> Iterator[None]:
     """Evaluation mode inside, each sublayer's own mode again afterwards."""
     before = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
@@ -503,7 +510,7 @@ def evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 
 @contextmanager
-def graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
+def use_graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
     """The model with our layers in the forms for graphs of Paddle Inference or ONNX Runtime.
 
     ONNX Runtime runs attention in the form that is trained as quickly as in the one for tokens, and

@@ -17,7 +17,7 @@ from ppvision.deploy.verify.integers import (
     EQUAL_LABELS,
     capture_products,
     check_products,
-    equal_labels,
+    measure_equal_labels,
 )
 from ppvision.deploy.verify.running import (
     Outputs,
@@ -99,7 +99,7 @@ def check_in_integers(
     first, engine = probes[0], _ENGINES[format]
     try:
         _check_products(integers, first, raw.parent / "products", engine)
-        inputs = fill_batches(integers.pictures, batch_size(first)) or probes
+        inputs = fill_batches(integers.pictures, count_pictures(first)) or probes
         eager = [outputs_of(x) for x in inputs]
         (found,) = engine.run([raw], inputs)
         worst = max(
@@ -110,7 +110,7 @@ def check_in_integers(
         share = None
         if labels_of is not None:
             scores = [[labels_of(outputs) for outputs in side] for side in (eager, found)]
-            share = equal_labels(*scores, tolerance)
+            share = measure_equal_labels(*scores, tolerance)
         as_float = raw.parent / "float"
         write_float(as_float)
         taken = engine.time([raw, as_float], first, _ROUNDS)
@@ -149,7 +149,7 @@ def _check_products(integers: IntegerModel, x: Batch, folder: Path, engine: "_En
     check_products(products, engine.run([folder], [named])[0][0])
 
 
-def batch_size(batch: Batch) -> int:
+def count_pictures(batch: Batch) -> int:
     """Pictures of a batch, or of a detector's inputs."""
     return len(batch if isinstance(batch, np.ndarray) else next(iter(batch.values())))
 

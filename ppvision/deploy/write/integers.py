@@ -51,7 +51,7 @@ class IntegerOptions:
     keep_float: Sequence[str | int] = ()
 
 
-def integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
+def make_integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
     """The arguments of `export_model` for these options."""
     if options is None:
         return {}
@@ -85,7 +85,7 @@ def has_integers(model: nn.Layer) -> bool:
     return any(isinstance(layer, IntegerRounding) for layer in model.sublayers())
 
 
-def to_integers(
+def convert_to_integers(
     model: nn.Layer,
     calibration: str | Path | Sequence[str | Path | ZipPath] | None,
     shape: Sequence[int | None],

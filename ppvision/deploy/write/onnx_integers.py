@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # installed with paddle2onnx, and of no use for other formats
 
 
 @contextmanager
-def integer_marks(model: nn.Layer, format: str, folders: Iterable[Path]) -> Iterator[None]:
+def write_integer_marks(model: nn.Layer, format: str, folders: Iterable[Path]) -> Iterator[None]:
     """Around the writing of graphs of a model: those of ONNX then hold the integers of its layers.
 
     Args:
@@ -183,6 +183,6 @@ def write_onnx_products(
 ) -> None:
     """As `ppvision.deploy.write.openvino.write_products`, a graph of ONNX."""
     products = Products(layers)
-    with integer_marks(products, "onnx", [folder]):
+    with write_integer_marks(products, "onnx", [folder]):
         save_graph(trace_products(products, shapes), str(folder / "model"), None)
         convert_folders([folder], any_size=False)

@@ -51,7 +51,7 @@ def describe(**entries: object) -> dict[str, str]:
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in said.items()}
 
 
-def output_shape(
+def infer_output_shape(
     input_shape: Sequence[int | None],
     inputs: Sequence[Sequence[int]],
     found: Sequence[Sequence[int]],
@@ -89,8 +89,8 @@ def name_onnx(
         data: the model, as a file holds it.
         parameters: name in the graph -> name in the model.
         outputs: names of its outputs, in order.
-        output_shapes: sizes of each, a name for a free one (`output_shape`); None to leave what the
-            model says.
+        output_shapes: sizes of each, a name for a free one (`infer_output_shape`); None to leave
+            what the model says.
         metadata: what it says of itself.
 
     Returns:

@@ -22,7 +22,7 @@ import paddle
 from google.protobuf.message import Message
 from paddle import Tensor, nn
 
-from ppvision.deploy.run.engines import in_one_line
+from ppvision.deploy.run.engines import join_error_lines
 from ppvision.deploy.run.manifest import FILES, Nms
 from ppvision.deploy.write.graph import (
     Products,
@@ -181,7 +181,7 @@ def write_products(
 def _reason(error: Exception) -> str:
     """What stands at the end of a message of tracing, behind all the code that led there."""
     named = [line for line in str(error).splitlines() if re.match(r"\s*\w+Error: ", line)]
-    return named[-1].strip() if named else in_one_line(error)
+    return named[-1].strip() if named else join_error_lines(error)
 
 
 def _write(
@@ -228,7 +228,7 @@ def write_earlier_program(
         weights = (folder / "model.pdiparams").read_bytes()
         if prefix.with_suffix(".pdiparams").read_bytes() != weights:
             raise InputError("the weights of the two formats differ")
-        program = slimmed(prefix.with_suffix(".pdmodel").read_bytes())
+        program = slim_serialized_program(prefix.with_suffix(".pdmodel").read_bytes())
     (folder / name).write_bytes(program)
     return folder / name
 
@@ -262,7 +262,7 @@ _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_
 _IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
 
 
-def slimmed(program: bytes) -> bytes:
+def slim_serialized_program(program: bytes) -> bytes:
     """A serialised program without idle attributes, idle outputs and empty slots."""
     description = parse_program(program)
     for block in description.blocks:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppvision.deploy.run.engines import declared_inputs
+from ppvision.deploy.run.engines import read_declared_inputs
 from ppvision.deploy.run.manifest import FILES, PADDLEX_FILES, ModelFiles
-from ppvision.deploy.write.clients import deploy_entry, infer_config
+from ppvision.deploy.write.clients import make_deploy_entry, make_infer_config
 from ppvision.errors import InputError, shorten, suggest_nearest
 from ppvision.safe_yaml import format_short_yaml
 
@@ -105,7 +105,7 @@ _DEFAULTS = {
 }
 
 
-def default_name(kind: str, architecture: str) -> str:
+def choose_default_name(kind: str, architecture: str) -> str:
     """The name under which PaddleX reads an architecture.
 
     Args:
@@ -134,7 +134,7 @@ def check_inputs(name: str, program: Path) -> None:
     """Raise `InputError` unless a detector's graph takes what PaddleX gives it."""
     wanted = {"image", "scale_factor"}
     wanted |= {"im_shape"} if any(part in name for part in _WITH_SHAPE) else set()
-    taken = set(declared_inputs(program))
+    taken = set(read_declared_inputs(program))
     if taken != wanted:
         other = "FasterRCNN-ResNet50" if "im_shape" in taken else "PP-YOLOE_plus-S"
         raise InputError(
@@ -282,7 +282,7 @@ def _segmentation_config(
     labels: Sequence[str],
 ) -> dict[str, Any]:
     files, steps = PADDLEX_FILES, segmentation_transforms(transforms)
-    entry = deploy_entry(files.program, str(files.weights), steps, input_shape, "argmax")
+    entry = make_deploy_entry(files.program, str(files.weights), steps, input_shape, "argmax")
     return {"Global": {"model_name": name}, "Deploy": entry}
 
 
@@ -294,7 +294,7 @@ _CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {
 OUTPUT_OPS = {"segmentation": "argmax", "classification": "softmax"}
 
 
-def paddlex_config(
+def make_paddlex_config(
     task: str,
     name: object,
     transforms: Sequence[Mapping[str, Any]],
@@ -319,7 +319,7 @@ def paddlex_config(
     return _CONFIGS[task](check_name(name, task), transforms, input_shape, labels)
 
 
-def paddlex_detector_config(
+def make_paddlex_detector_config(
     name: object,
     architecture: str,
     metric: str,
@@ -328,13 +328,13 @@ def paddlex_detector_config(
     labels: Sequence[str],
     masks: bool,
 ) -> dict[str, Any]:
-    """`inference.yml` of a detector; arguments as of `infer_config`.
+    """`inference.yml` of a detector; arguments as of `make_infer_config`.
 
     Raises:
         InputError: a name that PaddleX does not know for a detector with, or without, masks.
     """
     checked = check_name(name, "masks" if masks else "detection")
-    content = infer_config(architecture, metric, transforms, input_shape, labels, masks)
+    content = make_infer_config(architecture, metric, transforms, input_shape, labels, masks)
     content["Preprocess"] = _detection_steps(content["Preprocess"])
     return {"Global": {"model_name": checked}, **content}
 

@@ -27,8 +27,8 @@ from ppvision.data.training_pictures import TrainingPictures
 from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.predictor import Classification as Predicted
-from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
+from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import count_usable_cpus
@@ -448,12 +448,12 @@ class Classification(Job):
             bits=bits,
             max_value=self.max_value,
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
-        return default_name("classification", self.content["model"]["type"])
+        return choose_default_name("classification", self.content["model"]["type"])
 
 
 class _Totals:

@@ -26,10 +26,10 @@ from ppvision.data.listing import name_results
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor
-from ppvision.deploy.run.detections import Detections, detections_of
+from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.write.detection_export import export_detector
-from ppvision.deploy.write.integers import IntegerOptions, has_integers, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
+from ppvision.deploy.write.integers import IntegerOptions, has_integers, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.environment import count_usable_cpus
 from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -475,7 +475,7 @@ class Detection(Job):
             batch = batched([sample])
             found = model({key: paddle.to_tensor(batch[key]) for key in self.example})
         masks = found["mask"].numpy() if "mask" in found else None
-        return detections_of(found["bbox"].numpy(), masks, self.class_names)
+        return collect_detections(found["bbox"].numpy(), masks, self.class_names)
 
     @property
     def writer(self) -> Callable[..., list[str]]:
@@ -500,7 +500,7 @@ class Detection(Job):
                 truth[:, 0] = sample["gt_class"].reshape(-1)
                 truth[:, 1] = 1.0
                 truth[:, 2:] = sample["gt_bbox"]
-            true = detections_of(truth, None, self.class_names)
+            true = collect_detections(truth, None, self.class_names)
             found = self.predict_image(model, image).above(SHOWN_SCORE)
             panels[name] = side_by_side([detected(image, true), detected(image, found)])
         return panels
@@ -574,13 +574,13 @@ class Detection(Job):
             architecture=architecture,
             metric=self.content["metric"],
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
         kind = "masks" if self._has_masks else "detection"
-        return default_name(kind, self.content["architecture"])
+        return choose_default_name(kind, self.content["architecture"])
 
 
 def _decoded(image: np.ndarray) -> dict[str, object]:

@@ -27,8 +27,8 @@ from ppvision.data.check.summary import DataSummary
 from ppvision.data.pictures import read_picture
 from ppvision.data.text import read_names
 from ppvision.deploy import Predictor, export_model
-from ppvision.deploy.write.integers import IntegerOptions, integer_arguments
-from ppvision.deploy.write.paddlex import default_name
+from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
+from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.engine.reading import read_in_order
 from ppvision.errors import shorten, shorten_text, suggest_nearest
 from ppvision.plugins.libraries import load_safely, wrap_errors
@@ -512,12 +512,12 @@ class Segmentation(Job):
             bits=bits,
             max_value=self.max_value,
             paddlex_name=paddlex_name,
-            **integer_arguments(integers),
+            **make_integer_arguments(integers),
         )
 
     @property
     def paddlex_name(self) -> str:
-        return default_name("segmentation", self.content["model"]["type"])
+        return choose_default_name("segmentation", self.content["model"]["type"])
 
 
 # -- checking what PaddleSeg does not --------------------------------------------------------------
