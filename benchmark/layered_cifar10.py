@@ -42,8 +42,8 @@ from paddle import nn
 
 from ppvision import create_model
 from ppvision.engine.callbacks import ProgressLog
-from ppvision.engine.checkpoint import arrays_of
-from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.checkpoint import collect_arrays
+from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.engine.run_folder import RunFolder
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import machine
@@ -229,8 +229,8 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
     """Train to the last step, going on where it was, and keep the weights."""
     network, folder = NETWORKS[case.network], RunFolder(work_dir / case.name)
     recipe = network.float if case.method == "float" else network.qat
-    groups = parameter_groups(model, recipe.weight_decay)
-    rate = cosine_with_warmup(steps, round(WARMUP_SHARE * steps), learning_rate=recipe.rate)
+    groups = make_parameter_groups(model, recipe.weight_decay)
+    rate = make_cosine_schedule(steps, round(WARMUP_SHARE * steps), learning_rate=recipe.rate)
     forward, before_step = losses, None
     if isinstance(model, OnceQAT):
         forward, before_step = make_passes(model, losses), partial(draw_widths, model, case.seed)
@@ -255,7 +255,7 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
     )
     trainer.callbacks += [ProgressLog(steps, BATCH), ProcessorClock(folder.root)]
     trainer.fit()
-    save_weights(arrays_of(model), case.weights(work_dir))
+    save_weights(collect_arrays(model), case.weights(work_dir))
 
 
 def run(case: Case, steps: int, data: Data, work_dir: Path) -> list[dict]:

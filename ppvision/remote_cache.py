@@ -118,7 +118,7 @@ class RemoteFolder:
         return f"{self._parts.scheme}://{host}{path}"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Hold the copy against other processes; wait for one that holds it."""
         with name_flag_errors("PPVISION_CACHE", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from visualdl import LogWriter
 
 import ppvision.engine.dashboard as module
 from ppvision.cli import run
-from ppvision.engine.dashboard import vdl_folders
+from ppvision.engine.dashboard import find_vdl_folders
 from ppvision.engine.run_folder import read_metrics
 from ppvision.errors import EngineError, InputError
 from tests.helpers.browser import chromium
@@ -124,7 +124,7 @@ def test_one_row_of_settings_per_run_with_its_final_scores(address, runs):
 
 def test_a_run_without_records_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--use_vdl"):
-        vdl_folders([tmp_path])
+        find_vdl_folders([tmp_path])
 
 
 # -- ports -----------------------------------------------------------------------------------------
@@ -229,10 +229,10 @@ def test_a_port_that_was_just_given_back_is_free(monkeypatch):
     monkeypatch.setattr(module, "_PORTS", 1)
     with listening() as port:
         with pytest.raises(InputError, match="--port"):
-            module.free_port("127.0.0.1", port)
+            module.find_free_port("127.0.0.1", port)
         client = socket.create_connection(("127.0.0.1", port))
     client.close()
-    assert module.free_port("127.0.0.1", port) == port
+    assert module.find_free_port("127.0.0.1", port) == port
 
 
 @pytest.mark.all

@@ -239,12 +239,12 @@ def test_another_optimizer_is_refused(uninterrupted, tmp_path):
 
 def test_a_second_run_in_one_folder_is_refused(tmp_path):
     folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
-    with folder.locked():
-        with folder.locked():  # the same object: `run_training` and `Trainer.fit` both ask
+    with folder.hold_lock():
+        with folder.hold_lock():  # the same object: `run_training` and `Trainer.fit` both ask
             pass
-        with pytest.raises(FolderInUseError, match="process"), other.locked():
+        with pytest.raises(FolderInUseError, match="process"), other.hold_lock():
             pass
-    with other.locked():
+    with other.hold_lock():
         pass
 
 

@@ -23,7 +23,7 @@ from benchmark.layered_cifar10 import (
 from benchmark.plots.layered_cifar10 import figure
 from benchmark.runs import ProcessorClock, spent
 from ppvision.data.writing import write_picture
-from ppvision.engine.checkpoint import arrays_of
+from ppvision.engine.checkpoint import collect_arrays
 from ppvision.quant import downsample_codes, quantize_codes
 from ppvision.quant.train.layers import LayeredLayer, set_bits
 from ppvision.zoo.weights import save_weights
@@ -131,7 +131,7 @@ def test_cut_weights_are_the_first_bits_of_the_8_bit_codes(name, tmp_path):
             scale.set_value(paddle.uniform(scale.shape, min=-0.5, max=0.5))
     case = Case(name, "cut", (2,), 0)
     path = case.source.weights(tmp_path)
-    save_weights(arrays_of(trained), path)
+    save_weights(collect_arrays(trained), path)
     model = opened(case, tmp_path)
     layers = [layer for layer in trained.sublayers() if isinstance(layer, LayeredLayer)]
     others = [layer for layer in model.sublayers() if isinstance(layer, LayeredLayer)]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ppvision import remote, remote_cache
-from ppvision.engine.dashboard import free_port
+from ppvision.engine.dashboard import find_free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant.store import fetching as module
 from ppvision.quant.store.state import LayeredState, layered_state
@@ -565,7 +565,7 @@ http {{
 @pytest.fixture
 def nginx(original, tmp_path, cache):
     """Address and folder of a model behind nginx, and its log."""
-    root, port = tmp_path / "nginx", free_port()
+    root, port = tmp_path / "nginx", find_free_port()
     folder = Path(shutil.copytree(original, root / "www" / "tiny"))
     (root / "nginx.conf").write_text(NGINX.format(root=root, port=port))
     command = [

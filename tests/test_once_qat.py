@@ -14,7 +14,7 @@ from paddle.quantization.quanters import FakeQuanterWithAbsMaxObserver
 from paddleslim.quant import SlimQuantConfig
 from paddleslim.quant.constraints import FreezedConvBNConstraint
 
-from ppvision.engine.checkpoint import arrays_of
+from ppvision.engine.checkpoint import collect_arrays
 from ppvision.nn import SemanticDiffusion
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import (
@@ -119,7 +119,7 @@ def test_a_checkpoint_of_other_widths_does_not_fit():
     """Its steps would mean other cells."""
     wide, narrow = once(), once(layers={"hidden": {"max_bits": 4}})
     with pytest.raises(WeightsError, match=r"hidden\.weight_quanter\.initial_step_4_2"):
-        assign_weights(narrow, arrays_of(wide), "checkpoint")
+        assign_weights(narrow, collect_arrays(wide), "checkpoint")
 
 
 @pytest.mark.parametrize("how", ["global", "type", "name", "layer"])

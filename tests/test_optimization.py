@@ -5,7 +5,7 @@ import math
 import paddle
 import pytest
 
-from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.zoo import create_model
 from tests.helpers.messages import raises_naming
 
@@ -23,7 +23,7 @@ def rates(groups, model) -> dict[str, tuple[float, float]]:
 
 
 def test_norms_and_biases_do_not_decay(model):
-    found = rates(parameter_groups(model, 0.05), model)
+    found = rates(make_parameter_groups(model, 0.05), model)
     trainable = {name for name, p in model.named_parameters() if not p.stop_gradient}
     assert set(found) == trainable
     assert found["head.weight"] == (0.05, 1.0)
@@ -34,7 +34,7 @@ def test_norms_and_biases_do_not_decay(model):
 
 
 def test_rates_fall_with_depth(model):
-    found = rates(parameter_groups(model, 0.05, 0.5), model)
+    found = rates(make_parameter_groups(model, 0.05, 0.5), model)
     for name, steps_from_the_head in (
         ("head.weight", 0),
         ("norm.weight", 0),
@@ -53,7 +53,7 @@ def test_rates_fall_with_depth(model):
 
 def test_every_model_of_the_zoo_has_groups():
     model = create_model("efficientnet_lite0", num_classes=4)  # 16 blocks
-    found = rates(parameter_groups(model, 0.05, 0.5), model)
+    found = rates(make_parameter_groups(model, 0.05, 0.5), model)
     for name, steps in (
         ("head.weight", 0),
         ("top.conv.weight", 0),
@@ -68,13 +68,13 @@ def test_every_model_of_the_zoo_has_groups():
 def test_a_model_may_leave_a_matrix_without_decay():
     model = paddle.nn.Linear(2, 3)
     model.no_weight_decay = lambda: {"weight"}
-    assert rates(parameter_groups(model, 0.1), model) == {"weight": (0, 1), "bias": (0, 1)}
+    assert rates(make_parameter_groups(model, 0.1), model) == {"weight": (0, 1), "bias": (0, 1)}
 
 
 def test_an_optimizer_takes_the_groups(model):
     """One step of plain SGD on a gradient of ones moves every parameter by rate and decay."""
     small = create_model("pale_nano", num_classes=4)
-    groups = parameter_groups(small, 0.1, 0.5)
+    groups = make_parameter_groups(small, 0.1, 0.5)
     optimizer = paddle.optimizer.SGD(0.01, parameters=groups)
     before = {name: p.numpy() for name, p in small.named_parameters() if not p.stop_gradient}
     for p in small.parameters():
@@ -93,13 +93,13 @@ def test_an_optimizer_takes_the_groups(model):
 
 def test_values_out_of_range(model):
     with pytest.raises(ValueError, match="layer_decay"):
-        parameter_groups(model, 0.05, 1.5)
+        make_parameter_groups(model, 0.05, 1.5)
     with raises_naming(ValueError, "layer_groups", "Linear"):
-        parameter_groups(paddle.nn.Linear(2, 2), 0.05, 0.5)
+        make_parameter_groups(paddle.nn.Linear(2, 2), 0.05, 0.5)
 
 
 def test_cosine_behind_a_warm_up():
-    schedule = cosine_with_warmup(20, 4, learning_rate=0.8, warmup_start_lr=0.4, end_lr=0.1)
+    schedule = make_cosine_schedule(20, 4, learning_rate=0.8, warmup_start_lr=0.4, end_lr=0.1)
     found = []
     for _ in range(20):
         found.append(schedule())
@@ -107,6 +107,6 @@ def test_cosine_behind_a_warm_up():
     assert found[:4] == pytest.approx([0.4, 0.5, 0.6, 0.7])
     expected = [0.1 + 0.7 * (1 + math.cos(math.pi * k / 16)) / 2 for k in range(16)]
     assert found[4:] == pytest.approx(expected)
-    assert cosine_with_warmup(5, 0, learning_rate=0.3)() == 0.3
+    assert make_cosine_schedule(5, 0, learning_rate=0.3)() == 0.3
     with raises_naming(ValueError, "warm-up", "4", "steps"):
-        cosine_with_warmup(4, 4, learning_rate=0.1)
+        make_cosine_schedule(4, 4, learning_rate=0.1)

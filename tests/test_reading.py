@@ -16,7 +16,7 @@ import pytest
 
 from ppvision.data.convert.digit_scenes import write_digit_scenes
 from ppvision.engine.reading import BatchReader, ReaderError, read_in_order
-from ppvision.engine.seeding import SeededBatches, SeededDataset, batches_per_epoch, collate
+from ppvision.engine.seeding import SeededBatches, SeededDataset, collate, count_batches_per_epoch
 from ppvision.errors import DataError, PpvisionError
 from ppvision.tasks import open_job
 from tests.helpers.configs import ROOT
@@ -328,11 +328,15 @@ def test_an_epoch_has_the_batches_of_paddles_sampler(ranks):
             sampler = paddle.io.DistributedBatchSampler(
                 dataset, batch_size, num_replicas=ranks, rank=0, shuffle=True, drop_last=True
             )
-            assert batches_per_epoch(samples, batch_size, ranks) == len(list(sampler))
+            assert count_batches_per_epoch(samples, batch_size, ranks) == len(list(sampler))
 
 
 def test_training_goes_by_the_same_number():
-    assert SeededBatches(NoisyNumbers(), 5, 0, 0, 1).per_epoch == batches_per_epoch(26, 5, 1) == 5
+    assert (
+        SeededBatches(NoisyNumbers(), 5, 0, 0, 1).per_epoch
+        == count_batches_per_epoch(26, 5, 1)
+        == 5
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

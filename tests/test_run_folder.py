@@ -49,7 +49,7 @@ def test_a_refused_resume_leaves_a_running_training_alone(folder):
     before = content(folder / "checkpoints")
     trainer = older(folder)
     with (
-        RunFolder(folder).locked(),  # the one that trains there
+        RunFolder(folder).hold_lock(),  # the one that trains there
         pytest.raises(FolderInUseError, match="process"),
     ):
         trainer.fit()
@@ -119,7 +119,7 @@ def test_a_second_train_is_refused_and_changes_nothing(config_file, tmp_path, ca
     assert run(command) == 0
     before = content(tmp_path / "run")
     first = str(tmp_path / "run" / "checkpoints" / "step_1")
-    with RunFolder(tmp_path / "run").locked():
+    with RunFolder(tmp_path / "run").hold_lock():
         for flags in ([], ["--resume", "auto"], ["--resume", first]):
             assert run([*command, *flags]) == 1
             assert "another process is training" in capsys.readouterr().err
@@ -195,7 +195,7 @@ def test_a_file_is_not_locked(tmp_path):
     (tmp_path / "run").write_text("")
     with (
         raises_naming(FolderInUseError, "save_dir:", "file"),
-        RunFolder(tmp_path / "run").locked(),
+        RunFolder(tmp_path / "run").hold_lock(),
     ):
         pass
 

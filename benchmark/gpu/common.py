@@ -161,7 +161,7 @@ def parameter_groups(
     weight_decay: float,
     rate_factor: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict]:
-    """Groups for an optimiser, as `ppvision.engine.optimization.parameter_groups` makes them.
+    """Groups for an optimiser, as `ppvision.engine.optimization.make_parameter_groups` makes them.
 
     Args:
         model: any; parameters that need no gradient are left out.

@@ -62,7 +62,7 @@ class Progress:
     summed: int = 0
 
 
-def arrays_of(layer: nn.Layer) -> dict[str, np.ndarray]:
+def collect_arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in layer.state_dict().items()}
 
 
@@ -135,9 +135,9 @@ def _write_parts(
     ema: nn.Layer | None,
     config: dict,
 ) -> None:
-    parts = {"model": arrays_of(model), "optimizer": _optimizer_arrays(model, optimizer)}
+    parts = {"model": collect_arrays(model), "optimizer": _optimizer_arrays(model, optimizer)}
     if ema is not None:
-        parts["ema"] = arrays_of(ema)
+        parts["ema"] = collect_arrays(ema)
     for name, arrays in parts.items():
         save_weights(arrays, folder / f"{name}.safetensors")
     write_text(folder / "config.yml", format_yaml(config))

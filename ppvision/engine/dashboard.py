@@ -172,7 +172,7 @@ def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
     _vdl_records().write_comparison(folder, rows)
 
 
-def vdl_folders(runs: list[Path]) -> list[Path]:
+def find_vdl_folders(runs: list[Path]) -> list[Path]:
     """The VisualDL folders of runs.
 
     Raises:
@@ -190,7 +190,7 @@ def vdl_folders(runs: list[Path]) -> list[Path]:
     return list(dict.fromkeys(folders))
 
 
-def free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
+def find_free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
     """A port that no program listens on.
 
     Args:
@@ -263,8 +263,8 @@ def serve_runs(runs: list[Path], host: str, port: int | None, public_path: str) 
         PpvisionError: a folder without a record, or no address to listen at.
     """
     _vdl_records()  # the server is of the same package
-    folders = vdl_folders(runs)
-    free = free_port(host, port)
+    folders = find_vdl_folders(runs)
+    free = find_free_port(host, port)
     if port not in (None, free):
         show(f"port {port} is taken by another program: taking {free}")
     return _serve(folders, host, free, public_path)

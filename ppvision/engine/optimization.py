@@ -6,7 +6,7 @@ from paddle import nn
 from ppvision.errors import InputError, shorten
 
 
-def parameter_groups(
+def make_parameter_groups(
     model: nn.Layer, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict]:
     """Groups for a Paddle optimiser: no decay on norms and biases, a rate that falls with depth.
@@ -60,7 +60,7 @@ def _steps_from_the_head(model: nn.Layer) -> dict[str, int]:
     return {name: len(groups) - 1 - i for i, group in enumerate(groups) for name in group}
 
 
-def cosine_with_warmup(
+def make_cosine_schedule(
     iters: int,
     warmup: int,
     *,

@@ -62,7 +62,7 @@ def is_lost_rank(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
-def mean_over_ranks(numbers: dict[str, float]) -> dict[str, float]:
+def average_over_ranks(numbers: dict[str, float]) -> dict[str, float]:
     """The means over all ranks; every rank calls it with the same names."""
     total = paddle.to_tensor(list(numbers.values()), "float64")
     paddle.distributed.all_reduce(total)

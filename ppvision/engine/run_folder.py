@@ -82,7 +82,7 @@ class RunFolder:
         return all(path.suffix == ".partial" for path in self.checkpoints.iterdir())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Hold the folder, made where it is not there, against a second run in it.
 
         Inside, the same object may be asked again. A folder that was made and is still empty when
@@ -132,7 +132,7 @@ _NO_DIFFERENCE = {f"run.{key}" for key in ("log_iters", "save_interval", "keep_c
 _NO_DIFFERENCE |= {f"run.{key}" for key in ("num_workers", "resume", "iters", "batch_size")}
 
 
-def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
+def list_config_differences(before: dict, now: dict, where: str = "") -> list[str]:
     """One line `a.b: old -> new` for every value that differs and matters to the numbers."""
     lines = []
     for key in [*before, *(k for k in now if k not in before)]:
@@ -141,7 +141,7 @@ def config_differences(before: dict, now: dict, where: str = "") -> list[str]:
             continue
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += config_differences(old, new, path)
+            lines += list_config_differences(old, new, path)
         elif old != new:
             lines.append(f"{path}: {shorten(old)} -> {shorten(new)}")
     return lines

@@ -17,14 +17,14 @@ from paddle.io.dataloader.collate import default_collate_fn
 from ppvision.errors import InputError, shorten_text
 
 
-def derived_seed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A 32-bit seed from any numbers; close numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def seed_batch(seed: int, batch: int, rank: int = 0) -> None:
     """Seed Paddle's generators (dropout, stochastic depth) for one batch of one rank."""
-    paddle.seed(derived_seed(seed, batch, rank))
+    paddle.seed(derive_seed(seed, batch, rank))
 
 
 def sample_name(dataset: paddle.io.Dataset, index: int) -> str:
@@ -117,7 +117,7 @@ class SeededDataset(paddle.io.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> object:
         epoch, index = key
-        value = derived_seed(self.seed, epoch, index)
+        value = derive_seed(self.seed, epoch, index)
         random.seed(value)
         np.random.seed(value)
         if hasattr(self.dataset, "set_epoch"):
@@ -134,7 +134,7 @@ class SeededDataset(paddle.io.Dataset):
         return len(self.dataset)
 
 
-def batches_per_epoch(samples: int, batch_size: int, ranks: int) -> int:
+def count_batches_per_epoch(samples: int, batch_size: int, ranks: int) -> int:
     """Batches of one rank in one pass over the data.
 
     As `paddle.io.DistributedBatchSampler` counts them: ranks that lack a sample take one from the
@@ -159,7 +159,7 @@ class SeededBatches(paddle.io.BatchSampler):
         self.sampler = paddle.io.DistributedBatchSampler(
             dataset, batch_size=batch_size, shuffle=True, drop_last=True
         )
-        self.per_epoch = batches_per_epoch(len(dataset), batch_size, self.sampler.nranks)
+        self.per_epoch = count_batches_per_epoch(len(dataset), batch_size, self.sampler.nranks)
         if self.per_epoch == 0:
             raise InputError(
                 f"train_dataset: expected at least batch_size={batch_size} samples for each of "

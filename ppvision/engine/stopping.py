@@ -86,7 +86,7 @@ class StopRequest:
             on_request()
 
     @contextlib.contextmanager
-    def interrupting(self, interruption: Callable[[], BaseException]) -> Iterator[None]:
+    def interrupt_at_once(self, interruption: Callable[[], BaseException]) -> Iterator[None]:
         """A signal does not wait for the end of this block, but raises `interruption()` in it; one
         that has come before raises it at once."""
         self._interruption = interruption

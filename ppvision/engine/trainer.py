@@ -31,14 +31,14 @@ from ppvision.engine.checkpoint import (
 from ppvision.engine.ranks import (
     RankLostError,
     ask_first,
+    average_over_ranks,
     average_statistics,
     is_lost_rank,
-    mean_over_ranks,
     on_one_machine,
     reach_folder,
 )
 from ppvision.engine.reading import BatchReader
-from ppvision.engine.run_folder import RunFolder, config_differences
+from ppvision.engine.run_folder import RunFolder, list_config_differences
 from ppvision.engine.seeding import (
     UNREADABLE,
     SeededBatches,
@@ -261,7 +261,7 @@ class Trainer:
     def _tell_of_another_config(self, before: dict) -> None:
         if not before:
             return
-        for line in config_differences(before, self._recorded_config()):
+        for line in list_config_differences(before, self._recorded_config()):
             logger.warning(f"resume: another config than the checkpoint's: {line}")
         steps = before.get("run", {}).get("iters")
         schedule = self.optimizer._learning_rate
@@ -318,7 +318,7 @@ class Trainer:
         """
         self._stop = StopRequest(SAME_REQUEST if self.ranks == 1 else SAME_REQUEST_OF_RANKS)
         self._agreed_signal = 0
-        with self.folder.locked() if self.rank == 0 else contextlib.nullcontext():
+        with self.folder.hold_lock() if self.rank == 0 else contextlib.nullcontext():
             try:
                 if self.rank == 0:
                     self._set_later_ones_aside()
@@ -438,7 +438,7 @@ class Trainer:
             return
         means = {tag: value / progress.summed for tag, value in progress.sums.items()}
         if self.ranks > 1:
-            means = mean_over_ranks(means)
+            means = average_over_ranks(means)
         self._tell("on_log", progress.step, means | latest)
         progress.sums, progress.summed = {}, 0
 
@@ -570,7 +570,7 @@ class Trainer:
         self.progress.step = step - 1
         finite = all(bool(paddle.isfinite(p).all()) for p in self.model.parameters())
         if self.ranks > 1:  # BatchNorm's statistics differ, and all ranks have to save, or none
-            finite = mean_over_ranks({"finite": float(finite)})["finite"] == 1
+            finite = average_over_ranks({"finite": float(finite)})["finite"] == 1
         if not finite:
             return "The weights before it are not finite either: go on from an older checkpoint."
         self._save(keep=None)
@@ -589,7 +589,7 @@ class Trainer:
             # It may take long, and a resume does it again. Ranks on another machine do not get the
             # signal; they agree on it in the next step.
             here = on_one_machine()
-            with self._stop.interrupting(self._stopped) if here else contextlib.nullcontext():
+            with self._stop.interrupt_at_once(self._stopped) if here else contextlib.nullcontext():
                 self._evaluate()
         self.progress.evaluated = self.progress.step
         if path is not None:
@@ -632,7 +632,7 @@ class Trainer:
             if progress.sums:
                 # What waits for the next log line is that of all ranks: each takes it up at a
                 # resume.
-                progress.sums = mean_over_ranks(progress.sums)
+                progress.sums = average_over_ranks(progress.sums)
         known, self._saved_step = self._saved_step == progress.step, progress.step
         if self.rank != 0:
             return None

@@ -15,7 +15,7 @@ from ppvision.engine.callbacks import Callback, DashboardLog, ProgressLog
 from ppvision.engine.checkpoint import Progress
 from ppvision.engine.dashboard import Dashboard
 from ppvision.engine.run_folder import RunFolder
-from ppvision.engine.seeding import batches_per_epoch
+from ppvision.engine.seeding import count_batches_per_epoch
 from ppvision.engine.trainer import Trainer, TrainOptions
 from ppvision.environment import describe_environment
 from ppvision.tasks.job import Job
@@ -33,7 +33,7 @@ ENGINE_KEYS += (
 
 def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
     """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
-    batches = batches_per_epoch(
+    batches = count_batches_per_epoch(
         len(dataset), content["batch_size"], paddle.distributed.get_world_size()
     )
     return max(1, epochs * batches // content.get("accumulate", 1))
@@ -106,7 +106,7 @@ def run_training(
             `Trainer.fit`.
     """
     # Held from here on, so that what is read of it is what is then gone on from.
-    with folder.locked() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
+    with folder.hold_lock() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
         trainer = _trainer(job, folder, options, do_eval, device, model_path, skip_check)
         # Nothing is written before all of this has been built.
         _open_folder(job, trainer, do_eval, use_vdl, use_tensorboard, histograms, callbacks)

@@ -148,7 +148,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     remote = RemoteFolder(folder.geturl())
     shown = f"{remote.shown}/{name}"
     copy = remote.folder / f"{digest[:16]}-{name}"
-    with remote.locked():
+    with remote.hold_lock():
         if not _has_sha256(copy, digest):
             remote.fetch(name, remote.length(name), digest)
             (remote.folder / name).replace(copy)

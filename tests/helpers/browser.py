@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ppvision.engine.dashboard import free_port
+from ppvision.engine.dashboard import find_free_port
 
 _FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -76,7 +76,7 @@ class Browser:
 @contextmanager
 def chromium(folder: Path, width: int = 1360, height: int = 900) -> Iterator[Browser]:
     """A browser with a new profile inside `folder`."""
-    port = free_port()
+    port = find_free_port()
     driver = subprocess.Popen(
         [shutil.which("chromedriver"), f"--port={port}"],
         stdout=subprocess.DEVNULL,

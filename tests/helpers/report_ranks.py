@@ -6,7 +6,7 @@ import os
 import numpy as np
 import paddle
 
-from ppvision.engine.checkpoint import arrays_of
+from ppvision.engine.checkpoint import collect_arrays
 from ppvision.engine.trainer import Trainer
 
 _fit, _save = Trainer.fit, Trainer._save
@@ -15,14 +15,14 @@ _own: dict[str, np.ndarray] = {}
 
 def _report_and_save(self, keep=None):
     if self._saved_step != self.progress.step:
-        _own.update((f"own|{name}", array) for name, array in arrays_of(self.model).items())
+        _own.update((f"own|{name}", array) for name, array in collect_arrays(self.model).items())
     return _save(self, keep)
 
 
 def _fit_and_report(self):
     progress = _fit(self)
     path = f"{os.environ['PPVISION_REPORT']}.{paddle.distributed.get_rank()}.npz"
-    np.savez(path, **arrays_of(self.model), **_own)
+    np.savez(path, **collect_arrays(self.model), **_own)
     return progress
 
 

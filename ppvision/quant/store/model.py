@@ -346,7 +346,7 @@ def _read_verified(path: Path, entry: FileEntry) -> bytes:
 
 
 def _load_url(remote: Remote, bits: int | None) -> LayeredModel:
-    with remote.locked():
+    with remote.hold_lock():
         try:
             data = remote.read(MANIFEST, MAX_MANIFEST_BYTES)
         except UnreachableError as error:

@@ -29,7 +29,7 @@ from ppvision.deploy.run import transforms as deployed
 from ppvision.deploy.run.predictor import Classification as Predicted
 from ppvision.deploy.write.integers import IntegerOptions, make_integer_arguments
 from ppvision.deploy.write.paddlex import choose_default_name
-from ppvision.engine.optimization import cosine_with_warmup, parameter_groups
+from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import count_usable_cpus
 from ppvision.safe_yaml import Located, drop_places
@@ -172,13 +172,13 @@ class Classification(Job):
     def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
         options = dict(self.content.get("optimizer", {}))
         make = OPTIMIZERS[options.pop("type", "AdamW")]
-        groups = parameter_groups(
+        groups = make_parameter_groups(
             model, options.pop("weight_decay", 0.0), options.pop("layer_decay", None)
         )
         schedule = asdict(self.config.lr_scheduler)
         epochs = schedule.pop("warmup_epochs")
         warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
-        rate = cosine_with_warmup(self.iters, warmup, **schedule)
+        rate = make_cosine_schedule(self.iters, warmup, **schedule)
         return make(learning_rate=rate, parameters=groups, **options)
 
     @cached_property
