@@ -624,7 +624,7 @@ def document(rows: dict[str, Row]) -> str:
     lines += ["### Shims that this Paddle needs", "", "| name | function |", "|---|---|"]
     lines += [
         f"| {name} | `{shims.PADDLESEG_SHIMS[name].target}` |"
-        for name in shims.active(shims.PADDLESEG_SHIMS)
+        for name in shims.list_active_shims(shims.PADDLESEG_SHIMS)
     ]
     lines.append("")
     for kind, title in (("loss", "Losses"), ("metric", "Metrics"), ("model", "Models")):

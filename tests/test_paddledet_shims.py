@@ -50,7 +50,7 @@ def test_the_fault_is_where_the_shim_says(name):
 
 
 def test_importing_the_plugin_applies_all():
-    assert shims.active(SHIMS) == list(SHIMS)
+    assert shims.list_active_shims(SHIMS) == list(SHIMS)
 
 
 def test_removing_leaves_nothing(unshimmed):

@@ -96,10 +96,10 @@ def test_fault_is_present_without_the_shim_and_gone_with_it(unshimmed, name):
     assert shims.apply({name: shim}) == []
     if name != "train-log":  # its probe tries Paddle, not the function; tested below
         assert not shim.fault_present()
-    assert shims.active(SHIMS) == [name]
+    assert shims.list_active_shims(SHIMS) == [name]
     assert shims.remove({name: shim}) == [name]
     assert shim.function().__code__ is code
-    assert shims.active(SHIMS) == []
+    assert shims.list_active_shims(SHIMS) == []
 
 
 @pytest.mark.parametrize("name", SHIMS)
@@ -108,7 +108,7 @@ def test_the_fault_is_where_the_shim_says(name):
 
 
 def test_importing_the_plugin_applies_all():
-    assert shims.active(SHIMS) == list(SHIMS)
+    assert shims.list_active_shims(SHIMS) == list(SHIMS)
 
 
 def _sound(x):

@@ -15,11 +15,11 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
-from ppvision.forms.exchange import attention_of_groups
+from ppvision.forms.exchange import attend_within_groups
 from ppvision.nn.pale_attention import MASKED_SCORE
 
 
-def masks(real: Tensor, heads: int) -> Tensor:
+def make_masks(real: Tensor, heads: int) -> Tensor:
     """The further channel of each head.
 
     Args:
@@ -50,7 +50,7 @@ def masked_attention(
 
     Args:
         qkv: `[B, 3D, H, W]`, query (times the scale), key and value one after another.
-        mask: `[B, 3 heads, H, W]`, from `masks`.
+        mask: `[B, 3 heads, H, W]`, from `make_masks`.
         heads: that share D channels.
         size: rows (columns) of a group.
         rows: whether rows are grouped.
@@ -77,5 +77,5 @@ def _attend(
     tokens = qkv.reshape([-1, size * other, 3, heads, depth])
     mask = mask.reshape([-1, size * other, 3, heads, 1])
     tokens = paddle.concat([tokens, mask], axis=4)  # [B*G, T, 3, heads, d+1]
-    out = attention_of_groups(tokens, [-1, count, size, other, heads, depth + 1])
+    out = attend_within_groups(tokens, [-1, count, size, other, heads, depth + 1])
     return out[..., :depth].reshape([-1, count, size, other, heads * depth])

@@ -16,7 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.forms.exchange import in_form, is_untouched
+from ppvision.forms.exchange import is_untouched, use_form
 from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.nn.semantic_diffusion import (
     DIRECTIONS,
@@ -36,7 +36,7 @@ def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
     A layer keeps its form whose similarity is cosine (which looks at both ends in many operations)
     or none (one convolution in a graph anyway), that rounds activations or that was changed.
     """
-    return in_form(model, _form)
+    return use_form(model, _form)
 
 
 def _form(layer: nn.Layer) -> "GraphSemanticDifference | None":

@@ -19,7 +19,7 @@ KEPT = 0
 
 
 @contextmanager
-def in_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Iterator[None]:
+def use_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Iterator[None]:
     """The model with some of its layers replaced, and as it was afterwards.
 
     Args:
@@ -63,7 +63,7 @@ def is_plain_linear(layer: nn.Layer, *, rounding: bool = False) -> bool:
     return plain and is_pointwise(layer) and layer.bias is not None
 
 
-def folded_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
+def fold_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
     """What N norms of C channels, in evaluation mode, multiply by, and add: `[N C]` each."""
     # Few operations on weights: when the graph is loaded, each is folded by itself.
     names = ("weight", "bias", "_mean", "_variance")
@@ -73,7 +73,7 @@ def folded_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
     return gain, bias - mean * gain
 
 
-def attention_of_groups(tokens: Tensor, shape: Sequence[int | Tensor]) -> Tensor:
+def attend_within_groups(tokens: Tensor, shape: Sequence[int | Tensor]) -> Tensor:
     """Attention among the T tokens of each group, written such that Paddle Inference takes it for
     one operator; the scale is in the query.
 

@@ -11,7 +11,7 @@ import paddle
 from paddle import Tensor, nn
 
 from ppvision.forms.earlier_format import append_operator
-from ppvision.forms.exchange import in_form
+from ppvision.forms.exchange import use_form
 from ppvision.quant.integers import WEIGHT_LIMIT
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.train.layers import become
@@ -32,7 +32,7 @@ def integer_form(model: nn.Layer) -> AbstractContextManager[None]:
             return type(f"Graph{kind.__name__}", (_GraphLayer, kind), {})(layer, made[rounding])
         return None
 
-    return in_form(model, form)
+    return use_form(model, form)
 
 
 class _GraphLayer:
@@ -80,7 +80,7 @@ class GraphRounding(nn.Layer):
 
 def float_form(model: nn.Layer) -> AbstractContextManager[None]:
     """The model with the same weights and no rounding: what its integers are timed against."""
-    return in_form(model, _float)
+    return use_form(model, _float)
 
 
 def _float(layer: nn.Layer) -> nn.Layer | None:

@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from ppvision.forms.exchange import in_form
+from ppvision.forms.exchange import use_form
 from ppvision.quant.integers import INT8_LOW, IntegerWeight
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.train.layers import become
@@ -67,7 +67,7 @@ def marked_form(model: nn.Layer) -> Iterator[Marks]:
             return type(f"Marked{kind.__name__}", (_MarkedLayer, kind), {})(layer, marks)
         return None
 
-    with in_form(model, form):
+    with use_form(model, form):
         yield marks
 
 

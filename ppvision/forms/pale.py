@@ -25,16 +25,16 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.forms.any_size import masked_attention, masks
+from ppvision.forms.any_size import make_masks, masked_attention
 from ppvision.forms.exchange import (
     KEPT,
-    attention_of_groups,
-    folded_norms,
+    attend_within_groups,
+    fold_norms,
     has_known_size,
-    in_form,
     is_plain_conv,
     is_plain_linear,
     is_untouched,
+    use_form,
 )
 from ppvision.nn import PaleAttention
 from ppvision.nn.layers import is_depthwise
@@ -50,7 +50,7 @@ def pale_form(model: nn.Layer) -> AbstractContextManager[None]:
     A layer of other arithmetic keeps its form: one whose padding takes part in the attention, one
     that is quantised and rounds activations, a subclass, one with hooks or other parts.
     """
-    return in_form(model, _form)
+    return use_form(model, _form)
 
 
 def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
@@ -123,7 +123,7 @@ class GraphPaleAttention(nn.Layer):
         padded_height, padded_width = height + pads[0], width + pads[1]
         real = pad_bottom_right(paddle.ones_like(x[:, :1]), *pads)
         heads = self.attention.num_heads // 2
-        mask = masks(real, heads)
+        mask = make_masks(real, heads)
         of_rows, of_columns = self._projected(pad_bottom_right(x, *pads))
         padded = padded_height, padded_width
         branches = [
@@ -138,7 +138,7 @@ class GraphPaleAttention(nn.Layer):
         channels = x.shape[1]
         parts = [getattr(self.attention, name) for name in ("query", "key", "value")]
         convolutions, norms, pointwise = zip(*parts, strict=True)
-        gain, shift = folded_norms(norms)  # [3C] each
+        gain, shift = fold_norms(norms)  # [3C] each
         tripled = F.conv2d(
             paddle.concat([x] * 3, axis=1),  # [B, 3C, H, W]
             paddle.concat([layer.weight for layer in convolutions]) * gain.reshape([-1, 1, 1, 1]),
@@ -202,7 +202,7 @@ def grouped_attention(groups: Tensor, num_heads: int) -> Tensor:
     _, count, size, other, channels = groups.shape
     depth = channels // 3 // num_heads
     tokens = groups.reshape([-1, size * other, 3, num_heads, depth])  # [B*G, T, 3, heads, d]
-    return attention_of_groups(tokens, [-1, count, size, other, channels // 3])
+    return attend_within_groups(tokens, [-1, count, size, other, channels // 3])
 
 
 def from_groups(sets: Sequence[Tensor], height: int, width: int, rows: bool) -> Tensor:

@@ -20,10 +20,10 @@ from paddle import Tensor, nn
 
 from ppvision.forms.exchange import (
     has_known_size,
-    in_form,
     is_plain_conv,
     is_plain_linear,
     is_untouched,
+    use_form,
 )
 from ppvision.forms.pale import fits
 from ppvision.models.pale_transformer import Mlp, PaleBlock
@@ -39,10 +39,10 @@ def token_form(model: nn.Layer) -> AbstractContextManager[None]:
     A block of other arithmetic keeps its form: whose padding takes part in the attention, whose
     layers have quanters, a subclass, one with hooks or other parts.
     """
-    return in_form(model, _form)
+    return use_form(model, _form)
 
 
-def changed_blocks(model: nn.Layer) -> int:
+def count_changed_blocks(model: nn.Layer) -> int:
     """How many Pale blocks of a model keep their form."""
     blocks = [layer for layer in model.sublayers() if isinstance(layer, PaleBlock)]
     return sum(not _fits(block) for block in blocks)

@@ -290,7 +290,7 @@ deployed.follow_transforms(_register_transform)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 
 
-def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
+def compute_stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
     """A config's losses on a list of logits, as PaddleSeg's train() applies them.
 
     Args:
@@ -304,7 +304,7 @@ def stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]
     )
 
 
-OnceQAT.stock_losses = staticmethod(stock_losses)
+OnceQAT.stock_losses = staticmethod(compute_stock_losses)
 if not hasattr(builder.Builder.build_component, "hands_on"):
     builder.Builder.build_component = _hand_on(builder.Builder.build_component)
 _read_strictly()

@@ -57,7 +57,7 @@ from ppvision.files import replace_file, replace_folder, resolve_new_folder, syn
 from ppvision.forms.differences import difference_form
 from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
-from ppvision.forms.tokens import changed_blocks
+from ppvision.forms.tokens import count_changed_blocks
 from ppvision.quant.packed import FixedActivation, packed_bits
 
 logger = logging.getLogger("ppvision")
@@ -324,7 +324,7 @@ def _with_openvino(
             return None, None
         error = compare_openvino(probes, raw, final, output_op, tolerance)
     except RuntimeError as failure:  # a ParityError too
-        changed = changed_blocks(model)
+        changed = count_changed_blocks(model)
         why = (
             f" ({changed} of its Pale blocks keep the form that is trained, which OpenVINO seldom "
             "takes: padding without a mask, or parts changed since.)"

@@ -6,8 +6,8 @@ from ppvision.plugins.shims.mechanism import (
     Operations,
     Replacement,
     Shim,
-    active,
     apply,
+    list_active_shims,
     remove,
 )
 from ppvision.plugins.shims.paddledet import PADDLEDET_SHIMS
@@ -21,7 +21,7 @@ __all__ = [
     "Operations",
     "Replacement",
     "Shim",
-    "active",
     "apply",
+    "list_active_shims",
     "remove",
 ]

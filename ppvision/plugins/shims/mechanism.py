@@ -131,7 +131,7 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
 
-def repaired_code(function: FunctionType) -> CodeType:
+def repair_code(function: FunctionType) -> CodeType:
     """The code of `function` with its faulty kinds of operation sent through `Operations`.
 
     Raises:
@@ -220,7 +220,7 @@ class Shim:
     def put_in(self) -> Callable[[], None]:
         """Repair; returns what takes the repair out again."""
         function = self.function()
-        code, before = repaired_code(function), function.__code__
+        code, before = repair_code(function), function.__code__
         function.__globals__[_OPERATIONS] = Operations
         function.__code__ = code
         return functools.partial(setattr, function, "__code__", before)
@@ -296,6 +296,6 @@ def remove(shims: dict[str, Shim]) -> list[str]:
     return removed
 
 
-def active(shims: dict[str, Shim]) -> list[str]:
+def list_active_shims(shims: dict[str, Shim]) -> list[str]:
     """Names of the shims in force."""
     return [name for name in shims if name in _in_force]

@@ -15,7 +15,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 # Registers and repairs; says when PaddleSeg is missing.
 from ppvision.console import track
 from ppvision.environment import count_usable_cpus
-from ppvision.plugins.paddleseg import stock_losses
+from ppvision.plugins.paddleseg import compute_stock_losses
 
 # isort: split
 from paddleseg.core import infer
@@ -319,7 +319,7 @@ class Segmentation(Job):
         with wrap_errors("training step"):
             if hasattr(model, "loss_computation"):
                 return model.loss_computation(outputs, losses, batch)
-            return stock_losses(outputs, losses, batch)
+            return compute_stock_losses(outputs, losses, batch)
 
     # -- evaluate ------------------------------------------------------------------------------
 
