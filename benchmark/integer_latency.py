@@ -36,7 +36,7 @@ from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.deploy.write.integers import IntegerOptions
 from ppvision.environment import machine
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 from ppvision.tasks import open_job
 from ppvision.tasks.job import Job
@@ -183,8 +183,8 @@ def make_state(network: Network, model: nn.Layer) -> LayeredState:
     with paddle.no_grad():
         quantized(x)
     for quanter in quanters:
-        quanter.calibrated()
-    return layered_state(quantized, WIDTHS)
+        quanter.finish_calibration()
+    return extract_state(quantized, WIDTHS)
 
 
 # -- processes that run in turn --------------------------------------------------------------------

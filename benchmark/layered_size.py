@@ -30,7 +30,7 @@ from ppvision.environment import count_usable_cpus, machine
 from ppvision.plugins.paddleslim import LayeredQAT, end_layers, slim_quant_config
 from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark.runs import read_rows, write_rows
@@ -112,7 +112,7 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
     example = paddle.to_tensor(np.zeros([1, 3, SIDE, SIDE], np.float32))
     config = slim_quant_config(model, bits=BITS, ends=end_layers(model, example))
     once = OnceQAT(LayeredQAT(config).quantize(model), BITS)
-    state = layered_state(once.model, BITS)
+    state = extract_state(once.model, BITS)
     layers = save_layered(state, work / "layered", bits=BITS, config={"model": network})
     exports = {
         k: export_model(pack_model(NETWORKS[network](), state, k), work / f"w{k}", bits=k, **how)

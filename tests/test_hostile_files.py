@@ -34,7 +34,7 @@ from ppvision.data.convert import cifar10
 from ppvision.errors import ConfigError, DataError, shorten
 from ppvision.quant import LayeredModelError, load_layered, save_layered
 from ppvision.quant.store import files as layered_files
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.store.state import extract_state
 from ppvision.safe_yaml import Located, format_yaml, load_yaml
 from ppvision.tasks.config import apply_options, import_modules, read_yaml
 from ppvision.zoo.weights import WeightsError, read_pdparams
@@ -602,7 +602,7 @@ def test_attacks_on_manifests(tmp_path):
 @pytest.mark.parametrize("kind", ["floats", "statistics"])
 def test_nan_in_a_layered_model_is_refused_by_name(tmp_path, kind, monkeypatch):
     once = tiny_once_qat()
-    state = layered_state(once.model, BITS)
+    state = extract_state(once.model, BITS)
     part = state.floats if kind == "floats" else state.statistics[BITS[0]]
     name = next(name for name, array in part.items() if array.dtype.kind == "f" and array.size)
     whole = save_layered(state, tmp_path / "whole", bits=BITS, config=CONFIG)
@@ -620,7 +620,7 @@ def test_nan_in_a_layered_model_is_refused_by_name(tmp_path, kind, monkeypatch):
 
 def test_infinity_in_a_buffer_is_kept(tmp_path):
     """A mask of attention may hold it."""
-    state = layered_state(tiny_once_qat().model, BITS)
+    state = extract_state(tiny_once_qat().model, BITS)
     floats = {**state.floats, "mask": np.array([0, -np.inf], np.float32)}
     state = dataclasses.replace(state, floats=floats)
     whole = save_layered(state, tmp_path / "whole", bits=BITS, config=CONFIG)

@@ -25,7 +25,7 @@ from ppvision.forms.paddle_private import parse_program
 from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.store.state import extract_state
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_pale import SMALL_PALE
 from tests.helpers.write_integer_probe import write_probe
@@ -177,7 +177,7 @@ def test_widths_of_a_layered_model(bits, tmp_path, pictures):
     quantized.train()
     x = paddle.to_tensor(np.random.default_rng(3).standard_normal((8, 3, SIDE, SIDE)), "float32")
     quantized(x)  # sets the steps
-    state = layered_state(quantized, (8, 4, 2))
+    state = extract_state(quantized, (8, 4, 2))
     packed = pack_model(Net(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits)
     manifest = read_manifest(folder)
@@ -204,7 +204,7 @@ def test_query_key_and_value_that_round_alike(integers, tmp_path):
     quantized.train()
     x = np.random.default_rng(3).standard_normal((2, 3, SIDE, SIDE)).astype(np.float32)
     quantized(paddle.to_tensor(x))  # sets the steps
-    state = layered_state(quantized, (8, 4))
+    state = extract_state(quantized, (8, 4))
     packed = pack_model(PaleTransformer(SMALL_PALE, num_classes=4), state, 4, integers=integers)
     attention = packed.stages[0][0].attention
     assert attention.query[0].activation is attention.value[0].activation
@@ -242,7 +242,7 @@ def test_a_layered_model_without_steps_is_refused():
     slim = pytest.importorskip("ppvision.plugins.paddleslim")
     model = Net()
     quantized = slim.LayeredQAT(slim.slim_quant_config(model, bits=[8, 4])).quantize(model)
-    state = layered_state(quantized, (8, 4))
+    state = extract_state(quantized, (8, 4))
     with pytest.raises(InputError, match="activations"):
         pack_model(Net(), state, 8, integers=True)
 
@@ -363,7 +363,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
     once.set_bits(bits)
     with paddle.no_grad():
         eager = once(paddle.to_tensor(x)).numpy().argmax(axis=1)
-    state = layered_state(once.model, WIDTHS)
+    state = extract_state(once.model, WIDTHS)
     packed = pack_model(network(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits, output_op="none", task=task)
     assert read_manifest(folder).int8.passed

@@ -18,8 +18,8 @@ from ppvision.deploy.verify.running import run_in_openvino
 from ppvision.deploy.write.onnx_integers import write_onnx_products
 from ppvision.deploy.write.openvino import write_products
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
-from ppvision.quant.packed import IntegerRounding, integer_copy
-from ppvision.quant.train.quanters import channel_axis
+from ppvision.quant.packed import IntegerRounding, copy_with_integers
+from ppvision.quant.train.quanters import find_channel_axis
 
 PER_GRAPH = 200
 # Other layers are the same code: by default the first 200, by --all ten thousand.
@@ -68,7 +68,7 @@ def random_layer(random: np.random.Generator) -> tuple[nn.Layer, list[int]]:
 
 def make_case(random: np.random.Generator) -> Case:
     layer, shape = random_layer(random)
-    axis = channel_axis(layer)
+    axis = find_channel_axis(layer)
     weight_shape = layer.weight.shape
     codes = random.integers(-127, 128, weight_shape).astype(np.int8)
     if random.random() < 0.2:
@@ -85,7 +85,7 @@ def make_case(random: np.random.Generator) -> Case:
         whole[...] = low + 255
     model = nn.Sequential(layer)
     weight = IntegerWeight(codes, scale, axis)
-    held = integer_copy(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
+    held = copy_with_integers(model, {"0": weight}, {"0": IntegerActivation(step, low)})[0]
     step = float(held.activation.scale.numpy()[0]) / 127
     x = (whole * step).astype(np.float32)
     if low in (0, -128) and random.random() < 0.3:  # fewer codes, as learned at fewer bits

@@ -39,7 +39,7 @@ def test_weights_are_the_nearest_codes(axis):
     differ = np.abs(naive_codes(weight.astype(np.float32), found.scale, axis) - found.codes)
     assert differ.max() <= 1  # a quotient in float32 may sit on a half
     assert differ.mean() < 0.01
-    error = np.abs(found.dequantized() - weight)
+    error = np.abs(found.dequantize() - weight)
     shape = [1] * 4
     shape[axis] = -1
     half = found.scale.reshape(shape) / 2
@@ -55,7 +55,7 @@ def test_the_scale_has_the_least_error_of_those_tried():
     whole = IntegerWeight(
         np.rint(weight / (0.02 / 127)).astype(np.int8), np.float32([0.02 / 127]), 0
     )
-    squares = [np.square(w.dequantized() - weight).sum() for w in (found, whole)]
+    squares = [np.square(w.dequantize() - weight).sum() for w in (found, whole)]
     assert squares[0] <= squares[1]
 
 
@@ -64,8 +64,8 @@ def test_channels_of_zeros_stay_zero():
     weight[1] = 1.0
     found = quantize_weight(weight, 0)
     assert found.scale[0] == found.scale[2] == 0
-    assert not found.dequantized()[[0, 2]].any()
-    np.testing.assert_allclose(found.dequantized()[1], 1.0, rtol=1e-6)
+    assert not found.dequantize()[[0, 2]].any()
+    np.testing.assert_allclose(found.dequantize()[1], 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -258,7 +258,7 @@ def test_sizes_at_the_end_of_float32_are_rounded(size):
     """Their squares are beyond it."""
     weight = (size * np.linspace(-1, 1, 51)).astype(np.float32).reshape(1, 51)
     found = quantize_weight(weight, 0)
-    np.testing.assert_allclose(found.dequantized(), weight, atol=size / 127)
+    np.testing.assert_allclose(found.dequantize(), weight, atol=size / 127)
     seen = Observed()
     seen.add(weight)
     for rule in RULES:

@@ -17,7 +17,7 @@ from ppvision import remote, remote_cache
 from ppvision.engine.dashboard import find_free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant.store import fetching as module
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 from tests.helpers.file_server import FileServer, serving, stop
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import (
@@ -33,7 +33,7 @@ from tests.helpers.small_layered import (
 
 @pytest.fixture(scope="module")
 def state() -> LayeredState:
-    return layered_state(tiny_once_qat().model, BITS)
+    return extract_state(tiny_once_qat().model, BITS)
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_a_new_manifest_loads_changed_files_only(server, state, original):
     found = load_layered(server.url, bits=4)
     assert found.config == {"type": "renamed"}
     assert server.loaded() == []
-    other = layered_state(tiny_once_qat(9).model, BITS)
+    other = extract_state(tiny_once_qat(9).model, BITS)
     save_layered(other, server.folder, bits=BITS, config=CONFIG)
     assert_same(load_layered(server.url, bits=3).state, other, 3)
     assert server.loaded() == files(3)
@@ -285,7 +285,7 @@ def test_a_new_manifest_loads_changed_files_only(server, state, original):
 
 def test_an_update_that_breaks_off_leaves_the_older_model(server, state, cache):
     load_layered(server.url, bits=4)
-    other = layered_state(tiny_once_qat(9).model, BITS)
+    other = extract_state(tiny_once_qat(9).model, BITS)
     save_layered(other, server.folder, bits=BITS, config=CONFIG)
     server.statuses["w3.safetensors"] = 503
     with raises_naming(LayeredModelError, "w3.safetensors:", "503"):
@@ -302,7 +302,7 @@ def test_an_update_that_breaks_off_leaves_the_older_model(server, state, cache):
 
 def test_older_files_do_not_stay_beside_a_newer_model(server):
     load_layered(server.url, bits=8)
-    other = layered_state(tiny_once_qat(9).model, BITS)
+    other = extract_state(tiny_once_qat(9).model, BITS)
     save_layered(other, server.folder, bits=BITS, config=CONFIG)
     load_layered(server.url, bits=2)
     stop(server)
@@ -616,5 +616,5 @@ def test_behind_nginx(nginx, state, cache):
     partial = copy_of(cache) / f"w2.safetensors.{entry['sha256'][:16]}.partial"
     partial.write_bytes(b"begun")
     remote_cache._validator(partial).write_text(validator)
-    expected = layered_state(tiny_once_qat(9).model, BITS)
+    expected = extract_state(tiny_once_qat(9).model, BITS)
     assert_same(load_layered(url, bits=8).state, expected, 8)

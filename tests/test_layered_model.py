@@ -29,8 +29,8 @@ from ppvision.quant import (
     unpack_codes,
 )
 from ppvision.quant.store import model as module
-from ppvision.quant.store.files import content_digest, digest
-from ppvision.quant.store.state import LayeredState, LayeredWeight, layered_state
+from ppvision.quant.store.files import compute_content_digest, compute_digest
+from ppvision.quant.store.state import LayeredState, LayeredWeight, extract_state
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import (
     BITS,
@@ -55,7 +55,7 @@ def model() -> OnceQAT:
 
 @pytest.fixture(scope="module")
 def state(model) -> LayeredState:
-    return layered_state(model.model, BITS)
+    return extract_state(model.model, BITS)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_the_float_model_gives_what_the_trained_one_gives(tmp_path, steps, bits)
 
 def test_a_step_a_width_and_rounded_inputs(tmp_path):
     model = tiny_once_qat(4, "per_width")
-    expected = layered_state(model.model, BITS)
+    expected = extract_state(model.model, BITS)
     assert expected.activations
     assert expected.weights["3"].scales is not None
     folder = save_layered(model, tmp_path / "m", bits=BITS, config={})
@@ -121,7 +121,7 @@ def test_some_of_the_widths(tmp_path, model):
     folder = save_layered(once, tmp_path / "m", bits=[4, 6], config={})
     names = ["manifest.json", "w4.safetensors", "w5.safetensors", "w6.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
-    expected = layered_state(once.model, (6, 4))
+    expected = extract_state(once.model, (6, 4))
     for bits in (4, 5, 6):
         assert_same(load_layered(folder, bits).state, expected, bits)
     with raises_naming(ValueError, "bits:", "4", "6", "8"):
@@ -619,10 +619,10 @@ def test_absurd_sizes_allocate_nothing(folder):
 def reseal(folder: Path, content: dict) -> None:
     """Write a manifest as one who lies all through would: every digest fits the files."""
     keys = ("format_version", "bits", "lowest", "highest", "weights", "activations")
-    chain = digest({key: content.get(key) for key in keys})
+    chain = compute_digest({key: content.get(key) for key in keys})
     for name in FILES:
         entry = content["files"].get(name) if isinstance(content.get("files"), dict) else None
-        chain = content_digest(chain, load_file(folder / name))
+        chain = compute_content_digest(chain, load_file(folder / name))
         if isinstance(entry, dict):
             entry["content"] = chain
     write_manifest(folder, content)

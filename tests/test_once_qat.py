@@ -24,8 +24,8 @@ from ppvision.quant import (
     load_layered,
     save_layered,
 )
-from ppvision.quant.packed import pack_model, packed_copy
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.packed import copy_packed, pack_model
+from ppvision.quant.store.state import extract_state
 from ppvision.quant.train.layers import LayeredBatchNorm2D, LayeredLayer, set_bits
 from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import WeightsError, assign_weights
@@ -167,7 +167,7 @@ def test_activations_by_paddleslims_own_config():
     net.eval()
     for bits in BITS:
         net.set_bits(bits)
-        packed = packed_copy(net.model, bits)
+        packed = copy_packed(net.model, bits)
         np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
 
 
@@ -281,7 +281,7 @@ def test_a_users_own_layer():
     net = LayeredQAT(config).quantize(model)
     net.eval()
     set_bits(net, 2)
-    state = layered_state(net, BITS)
+    state = extract_state(net, BITS)
     assert set(state.weights) == {"0", "1"}
     for source in (model, copy.deepcopy(net)):
         packed = pack_model(copy.deepcopy(source), state, 2)
@@ -314,7 +314,7 @@ def test_a_block_that_stands_in_two_places():
     net = LayeredQAT(config).quantize(model)
     net.eval()
     set_bits(net, 4)
-    packed = pack_model(model, layered_state(net, BITS), 4)
+    packed = pack_model(model, extract_state(net, BITS), 4)
     np.testing.assert_allclose(packed(pictures()), net(pictures()), atol=1e-5)
 
 
@@ -646,7 +646,7 @@ def test_packed_codes_are_the_model_at_its_width(options, bits):
     net = trained(**options)
     net.set_bits(bits)
     expected = net(pictures(9)).numpy()
-    state = layered_state(net.model, BITS)
+    state = extract_state(net.model, BITS)
     for source in (Small(), copy.deepcopy(net.model)):
         packed = pack_model(source, state, bits)
         np.testing.assert_allclose(packed(pictures(9)).numpy(), expected, atol=1e-5)
@@ -668,17 +668,17 @@ def test_codes_are_those_of_training_on_every_border():
     quanter.initial_step.set_value(steps)
     cells = np.arange(-127, 128, dtype=np.float32)[:, None]
     net.model[0]._parameters["weight"].set_value(cells * steps)
-    state = layered_state(net.model, BITS)
+    state = extract_state(net.model, BITS)
     net.eval()
     for bits in BITS:
         net.set_bits(bits)
         np.testing.assert_array_equal(
-            state.weights["0"].at(bits).dequantized(), net.model[0].weight.numpy()
+            state.weights["0"].at(bits).dequantize(), net.model[0].weight.numpy()
         )
 
 
 def test_packing_another_architecture_is_refused():
-    state = layered_state(once().model, BITS)
+    state = extract_state(once().model, BITS)
     with pytest.raises(ValueError, match="architecture"):
         pack_model(nn.Sequential(nn.Conv2D(3, 4, 3)), state, 8)
     other = Small()
@@ -692,7 +692,7 @@ def test_packing_another_architecture_is_refused():
 
 def test_activations_that_saw_nothing_are_not_packed():
     with raises_naming(ValueError, "stem.0", "set"):
-        layered_state(once(activations=True).model, BITS)
+        extract_state(once(activations=True).model, BITS)
 
 
 class Tied(nn.Layer):

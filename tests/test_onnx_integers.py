@@ -19,7 +19,7 @@ from ppvision.deploy.write.onnx_integers import quantize_onnx
 from ppvision.errors import EngineError
 from ppvision.forms.marked_integers import MarkedRounding, Marks
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.store.state import extract_state
 
 onnx = pytest.importorskip("onnx", reason="pip install paddle2onnx")
 pytest.importorskip("onnxruntime", reason="pip install onnxruntime")
@@ -190,7 +190,7 @@ def test_widths_of_a_layered_model(bits, tmp_path):
     quantized.train()
     x = paddle.to_tensor(np.random.default_rng(3).standard_normal((8, 3, SIDE, SIDE)), "float32")
     quantized(x)  # sets the steps
-    state = layered_state(quantized, (8, 7, 4, 2))
+    state = extract_state(quantized, (8, 7, 4, 2))
     packed = pack_model(Net(), state, bits, integers=True)
     folder = export(packed, tmp_path / "net", bits=bits)
     manifest = read_manifest(folder)

@@ -32,7 +32,7 @@ from ppvision.nn.semantic_diffusion import SIMILARITIES, SemanticDiffusionPyrami
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.packed import PackedLayer, pack_model
-from ppvision.quant.store.state import layered_state
+from ppvision.quant.store.state import extract_state
 from tests.helpers.folders import unchanged
 from tests.helpers.messages import raises_naming, warns_naming
 from tests.helpers.small_pale import SMALL_PALE
@@ -314,7 +314,7 @@ def test_packed_codes(tmp_path):
     layered.train()
     layered(paddle.to_tensor(noise(4, 3, 50, 64)))
     layered.eval()
-    model = pack_model(small(), layered_state(layered.model, (8, 3)), bits)
+    model = pack_model(small(), extract_state(layered.model, (8, 3)), bits)
     folder = exported(tmp_path / "net", model, bits=bits)
     predictor, x = Predictor(folder), noise(2, 3, 50, 64)
     assert predictor.engine == "openvino"

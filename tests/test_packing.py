@@ -11,8 +11,8 @@ from paddle import nn
 
 from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT
-from ppvision.quant.store.state import layered_state
-from ppvision.quant.train.quanters import rounding_step
+from ppvision.quant.store.state import extract_state
+from ppvision.quant.train.quanters import find_rounding_step
 from ppvision.tasks import open_job
 from ppvision.tasks.multibit import packing
 from ppvision.tasks.multibit.packing import pack_checkpoint
@@ -61,7 +61,7 @@ def calibrated(tmp_path, monkeypatch):
 
 def hidden(once: OnceQAT, images: list[np.ndarray], bits: int) -> list[np.ndarray]:
     """What the second layer reads while the weights are at a width."""
-    arrays = layered_state(once.model, BITS).state_dict(bits)
+    arrays = extract_state(once.model, BITS).state_dict(bits)
     weight, bias = (paddle.to_tensor(arrays[f"0.{name}"]) for name in ("weight", "bias"))
     return [F.conv2d(paddle.to_tensor(x[None], "float32"), weight, bias).numpy() for x in images]
 
@@ -71,13 +71,13 @@ def test_steps_of_activations_are_the_best_at_each_width(calibrated):
     once, images = calibrated
     values = np.concatenate([x.ravel() for x in hidden(once, images, 8)])
     quanter = once.model[1].activation_quanter
-    expected = [rounding_step(values, bits, signed=True) for bits in BITS]
+    expected = [find_rounding_step(values, bits, signed=True) for bits in BITS]
     np.testing.assert_allclose(quanter.steps(), expected, rtol=1e-5)
 
 
 def test_statistics_are_those_of_their_width(calibrated):
     once, images = calibrated
-    found = layered_state(once.model, BITS)
+    found = extract_state(once.model, BITS)
     for bits in BITS[1:]:  # the highest keeps those of the float model
         once.set_bits(bits)
         once.eval()

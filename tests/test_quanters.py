@@ -14,7 +14,7 @@ from ppvision.quant import (
     downsample_codes,
     quantize_codes,
 )
-from ppvision.quant.train.quanters import initial_steps, rounding_step
+from ppvision.quant.train.quanters import find_initial_steps, find_rounding_step
 from tests.helpers.messages import raises_naming
 
 BITS = (8, 6, 4, 3, 2)
@@ -55,7 +55,7 @@ def test_initial_steps_serve_all_widths():
     errors = [relative_errors(rows[0].astype(np.float64), step, 8) for step in tried]
     least = {k: min(e[k] for e in errors) for k in BITS}
     objective = [sum(e[k] / least[k] for k in BITS) for e in errors]
-    (step,) = initial_steps(rows, BITS)
+    (step,) = find_initial_steps(rows, BITS)
     ours = relative_errors(rows[0].astype(np.float64), float(step), 8)
     assert sum(ours[k] / least[k] for k in BITS) < 1.05 * min(objective)
     best_at_8 = min(errors, key=lambda e: e[8])
@@ -64,7 +64,7 @@ def test_initial_steps_serve_all_widths():
 
 def test_initial_steps_of_one_width_are_its_best():
     rows = np.random.default_rng(1).normal(size=(1, 4000)).astype(np.float32)
-    (step,) = initial_steps(rows, (2,))
+    (step,) = find_initial_steps(rows, (2,))
     # The optimal uniform quantiser of 4 levels for a Gaussian: step 0.9957, error 0.1188 (Max 1960)
     assert step == pytest.approx(0.9957, rel=0.08)
     (code,) = (np.clip(np.floor(rows / step), -2, 1),)
@@ -73,10 +73,10 @@ def test_initial_steps_of_one_width_are_its_best():
 
 def test_zeros_have_steps():
     rows = np.zeros((3, 4), np.float32)
-    assert (initial_steps(rows, BITS) == 0).all()
+    assert (find_initial_steps(rows, BITS) == 0).all()
     rows[0] = [1.0, -2.0, 0.5, 0.1]
     rows[2] = [0.1, 0.2, 0.3, 0.1]
-    steps = initial_steps(rows, BITS)
+    steps = find_initial_steps(rows, BITS)
     assert steps[1] == pytest.approx(np.median(steps[[0, 2]]))
     assert (steps > 0).all()
 
@@ -84,8 +84,10 @@ def test_zeros_have_steps():
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_initial_steps_follow_the_weights(scale):
     rows = np.random.default_rng(2).normal(size=(2, 50)).astype(np.float32)
-    small = initial_steps(rows, BITS)
-    np.testing.assert_allclose(initial_steps(rows * np.float32(scale), BITS), small * scale, 1e-5)
+    small = find_initial_steps(rows, BITS)
+    np.testing.assert_allclose(
+        find_initial_steps(rows * np.float32(scale), BITS), small * scale, 1e-5
+    )
 
 
 # -- weights ---------------------------------------------------------------------------------------
@@ -323,13 +325,13 @@ def test_activation_gradients_are_those_of_lsq():
 
 def test_rounding_step_has_the_lowest_error():
     values = activations(True).ravel()
-    step = rounding_step(values, 3, signed=True)
+    step = find_rounding_step(values, 3, signed=True)
 
     def error(s: float) -> float:
         return sum((v - s * min(max(round(v / s), -4), 3)) ** 2 for v in values.tolist())
 
     assert error(step) < 1.03 * min(error(s) for s in np.geomspace(0.05, 2, 200))
-    assert rounding_step(np.zeros(4), 3, signed=False) == 1.0
+    assert find_rounding_step(np.zeros(4), 3, signed=False) == 1.0
 
 
 def test_activations_without_steps_are_an_error():
@@ -344,11 +346,11 @@ def test_calibration_sees_all_batches():
     quanter.calibrating = True
     quanter(paddle.ones([4]))
     np.testing.assert_array_equal(quanter(paddle.full([4], -3.0)).numpy(), -3.0)  # left alone
-    quanter.calibrated()
+    quanter.finish_calibration()
     assert float(quanter.signed) == 1
     assert quanter.steps()[0] * 128 > 2.5
     with raises_naming(ValueError, "activations", "calibrate", "none"):
-        quanter.calibrated()
+        quanter.finish_calibration()
 
 
 def test_calibration_keeps_a_bounded_share_of_each_batch():

@@ -77,8 +77,8 @@ def read_picture(
     Raises:
         DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
             not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
-            than 8 bits without `max_value` (`DepthError`), or with values above it. Damage that still
-            decodes, such as a flipped bit inside of a JPEG, cannot be known.
+            than 8 bits without `max_value` (`DepthError`), or with values above it. Damage that
+            still decodes, such as a flipped bit inside a JPEG, cannot be known.
         ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
     """
     return read_like_opencv(source, cv2.IMREAD_COLOR_RGB, name, max_value=max_value)

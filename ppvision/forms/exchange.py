@@ -9,7 +9,7 @@ from paddle import Tensor, nn
 
 from ppvision.nn.layers import is_pointwise
 from ppvision.quant.packed import PackedLayer
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.store.state import walk_layers
 
 # "This axis keeps its size", of a reshape that follows a transposition. oneDNN's pass
 # `operator_reshape_onednn_fuse_pass` (Paddle 3.2) gives the two, as one operator, the wrong type,
@@ -28,7 +28,7 @@ def use_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> It
     """
     changed = []
     try:
-        for _, parent, name, layer in list(layers_by_path(model)):
+        for _, parent, name, layer in list(walk_layers(model)):
             if (other := form(layer)) is not None:
                 parent._sub_layers[name] = other
                 changed.append((parent, name, layer))

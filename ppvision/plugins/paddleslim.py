@@ -21,14 +21,14 @@ from ppvision.errors import InputError
 from ppvision.forms.paddle_private import find_private
 from ppvision.nn import SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
 from ppvision.quant.train.quanters import (
     DEFAULT_BITS,
     LayeredActivationQuanter,
     LayeredWeightQuanter,
     LayeredWeightQuanterLayer,
-    checked_widths,
+    check_widths,
 )
 
 logger = logging.getLogger("ppvision")
@@ -135,9 +135,9 @@ class LayeredQAT(SlimQAT):
             model: one that `quantize` made, trained or not.
             bits: width, 1 to 8.
         """
-        from ppvision.quant.packed import packed_copy
+        from ppvision.quant.packed import copy_packed
 
-        return packed_copy(model, bits)
+        return copy_packed(model, bits)
 
 
 def _names_of_shared(model: nn.Layer) -> list[list[str]]:
@@ -166,7 +166,7 @@ def _has_quanter(layer: nn.Layer) -> bool:
 
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
     """Layers with a weight that has no quanter, and norms without statistics for each width."""
-    for path, _, _, layer in layers_by_path(model):
+    for path, _, _, layer in walk_layers(model):
         # nn.BatchNorm is Paddle's older one.
         norm = isinstance(layer, (find_private("_BatchNormBase"), nn.BatchNorm))
         weights = [p for p in layer._parameters.values() if p is not None and p.ndim > 1]
@@ -212,7 +212,7 @@ def slim_quant_config(
         ValueError: an unknown type or key, a rule by path that matches no layer, widths out of
             range.
     """
-    widths = checked_widths(bits)
+    widths = check_widths(bits)
     types, layers = dict(types or {}), dict(layers or {})
     names = {kind.__name__: kind for kind in WITH_WEIGHT}
     for name in types:

@@ -103,7 +103,7 @@ def dequantize_codes(
     Returns:
         float32 of codes' shape; exactly 0 where the step is 0.
     """
-    codes = checked_codes(codes, bits)
+    codes = check_codes(codes, bits)
     _check_narrower(bits, top_bits)
     step = _aligned_step(step, codes.shape, axis) * 2.0 ** (top_bits - bits)
     return (step * (codes + 0.5)).astype(np.float32)
@@ -120,7 +120,7 @@ def downsample_codes(codes: np.ndarray, from_bits: int, to_bits: int) -> np.ndar
         int8 of codes' shape.
     """
     _check_narrower(to_bits, from_bits)
-    return checked_codes(codes, from_bits) >> (from_bits - to_bits)
+    return check_codes(codes, from_bits) >> (from_bits - to_bits)
 
 
 def split_planes(
@@ -156,7 +156,7 @@ def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
         ValueError: planes of another shape, of anything but 0 and 1, or so many that the codes
             do not fit 8 bits.
     """
-    codes = checked_codes(basic, MAX_BITS).astype(np.int64)
+    codes = check_codes(basic, MAX_BITS).astype(np.int64)
     for number, plane in enumerate(planes):
         plane = np.asarray(plane)
         if plane.shape != codes.shape or not np.isin(plane, (0, 1)).all():
@@ -164,10 +164,10 @@ def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
                 f"planes: expected arrays {list(codes.shape)} of 0 and 1, number {number} is not."
             )
         codes = 2 * codes + plane
-    return checked_codes(codes, MAX_BITS)
+    return check_codes(codes, MAX_BITS)
 
 
-def plane_bytes(count: int) -> int:
+def count_plane_bytes(count: int) -> int:
     """Bytes of one plane of `count` codes."""
     return -(-count // 8)
 
@@ -182,7 +182,7 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     Returns:
         uint8 `[bits, ceil(count / 8)]`: sign first; bits beyond the last code are 0.
     """
-    flat = checked_codes(codes, bits).reshape(-1)
+    flat = check_codes(codes, bits).reshape(-1)
     shifts = np.arange(bits - 1, -1, -1, dtype=np.int8)[:, None]  # [bits, 1]
     return np.packbits((flat[None] >> shifts) & 1, axis=1)  # [bits, count] -> [bits, bytes]
 
@@ -208,9 +208,9 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
             f"packed: expected 1 to {MAX_BITS} planes of uint8, got {packed.dtype} "
             f"{list(packed.shape)}."
         )
-    if packed.shape[1] != plane_bytes(count):
+    if packed.shape[1] != count_plane_bytes(count):
         raise InputError(
-            f"packed: expected planes of {plane_bytes(count)} bytes for {count} codes, got "
+            f"packed: expected planes of {count_plane_bytes(count)} bytes for {count} codes, got "
             f"{packed.shape[1]}."
         )
     codes = np.zeros(count, np.int8)
@@ -241,7 +241,7 @@ def _check_narrower(bits: int, top_bits: int) -> None:
         )
 
 
-def checked_codes(codes: np.ndarray, bits: int) -> np.ndarray:
+def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """The codes as int8.
 
     Raises:

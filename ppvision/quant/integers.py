@@ -42,7 +42,7 @@ class IntegerWeight:
     scale: np.ndarray
     axis: int
 
-    def dequantized(self) -> np.ndarray:
+    def dequantize(self) -> np.ndarray:
         """float32, of the weight's shape."""
         return self.codes * align(self.scale, self.codes.ndim, self.axis)
 

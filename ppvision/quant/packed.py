@@ -34,8 +34,8 @@ from ppvision.quant.store.state import (
     LayeredActivation,
     LayeredState,
     LayeredWeight,
-    layered_state,
-    layers_by_path,
+    extract_state,
+    walk_layers,
 )
 from ppvision.quant.train.layers import (
     NORMS,
@@ -43,7 +43,11 @@ from ppvision.quant.train.layers import (
     LayeredNorm,
     become,
 )
-from ppvision.quant.train.quanters import LayeredActivationQuanterLayer, nearest, rounding_range
+from ppvision.quant.train.quanters import (
+    LayeredActivationQuanterLayer,
+    round_to_nearest,
+    rounding_range,
+)
 
 
 class _Tables:
@@ -104,7 +108,7 @@ class PackedLayer:
         self.activation = activation
         self._shape = list(weight.codes.shape)
         self.axis = weight.axis
-        self.register_buffer("unpacked", paddle.to_tensor(weight.dequantized()))
+        self.register_buffer("unpacked", paddle.to_tensor(weight.dequantize()))
         self._in_graph = tables is not None
         self.model_bits = FLOAT_BITS
         if tables is not None:
@@ -116,7 +120,7 @@ class PackedLayer:
         """Keep what a graph makes the weight of."""
         table, starts = tables.of(weight.held_bits)
         cell = align(weight.cell(), len(self._shape), self.axis)
-        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+        self.register_buffer("packed", paddle.to_tensor(weight.pack()))
         self.register_buffer("cell", paddle.to_tensor(cell))
         self.register_buffer("table", table)
         self.register_buffer("starts", starts)
@@ -221,7 +225,7 @@ class FixedActivation(nn.Layer):
         self.register_buffer("step", paddle.to_tensor(np.float32(step)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.step * paddle.clip(nearest(x / self.step), self.low, self.high)
+        return self.step * paddle.clip(round_to_nearest(x / self.step), self.low, self.high)
 
 
 class IntegerRounding(nn.Layer):
@@ -251,7 +255,7 @@ class IntegerRounding(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         step = self.scale / float(WEIGHT_LIMIT)
-        codes = paddle.clip(nearest(x / step) + self.zero, self.low, self.high)
+        codes = paddle.clip(round_to_nearest(x / step) + self.zero, self.low, self.high)
         return step * (codes - self.zero)
 
 
@@ -290,7 +294,7 @@ def pack_model(
     statistics = state.statistics_at(bits)
     tables, waiting = _Tables() if codes else None, dict(state.weights)
     activations = _roundings(state.activations, bits, integers)
-    for path, parent, name, layer in layers_by_path(model):
+    for path, parent, name, layer in walk_layers(model):
         if path in waiting:
             weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
             if isinstance(activation, IntegerRounding):
@@ -349,7 +353,7 @@ def _integer_rounding(activation: LayeredActivation, bits: int) -> IntegerRoundi
     return IntegerRounding(window, None if width == MAX_BITS else (low, high))
 
 
-def integer_copy(
+def copy_with_integers(
     model: nn.Layer,
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, IntegerActivation],
@@ -367,7 +371,7 @@ def integer_copy(
     copied, tables = copy.deepcopy(model), _Tables()
     # As in `_roundings`: layers that read the same map have the same codes.
     roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
-    for path, parent, name, layer in layers_by_path(copied):
+    for path, parent, name, layer in walk_layers(copied):
         if path in weights and not isinstance(layer, PackedLayer):
             rounding = roundings[activations[path]]
             form = _packed(type(layer), IntegerLayer)
@@ -377,13 +381,13 @@ def integer_copy(
     return copied
 
 
-def packed_bits(model: nn.Layer) -> int:
+def find_packed_bits(model: nn.Layer) -> int:
     """The width of the codes in a model (its layers may have others by rules); 32 without any."""
     packed = (layer for layer in model.sublayers() if isinstance(layer, PackedLayer))
     return next((layer.model_bits for layer in packed), FLOAT_BITS)
 
 
-def packed_copy(model: nn.Layer, bits: int) -> nn.Layer:
+def copy_packed(model: nn.Layer, bits: int) -> nn.Layer:
     """`pack_model` of a copy of a model with quanters."""
     widths = {
         k for layer in model.sublayers() if isinstance(layer, LayeredNorm) for k in layer.trained
@@ -391,7 +395,7 @@ def packed_copy(model: nn.Layer, bits: int) -> nn.Layer:
     for layer in model.sublayers():
         if hasattr(layer, "range"):
             widths |= set(layer.range.trained)
-    state = layered_state(model, tuple(sorted(widths, reverse=True)))
+    state = extract_state(model, tuple(sorted(widths, reverse=True)))
     return pack_model(copy.deepcopy(model), state, bits)
 
 

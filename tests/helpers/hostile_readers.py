@@ -45,12 +45,12 @@ def read_layered(path: Path) -> None:
 
     def parse_and_vouch(data: bytes, where: str):
         manifest = parse(data, where)
-        files, content = {}, module.digest(manifest.structure())
+        files, content = {}, module.compute_digest(manifest.structure())
         for name in manifest.names(manifest.highest):
             if not (path / name).is_file():
                 return manifest
             tensors = (path / name).read_bytes()
-            content = module.content_digest(content, module.parse_tensors(tensors, name))
+            content = module.compute_content_digest(content, module.parse_tensors(tensors, name))
             files[name] = module.FileEntry(
                 len(tensors), hashlib.sha256(tensors).hexdigest(), content
             )

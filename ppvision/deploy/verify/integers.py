@@ -21,7 +21,7 @@ from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.running import run_eagerly
 from ppvision.quant.packed import IntegerRounding, PackedLayer
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.store.state import walk_layers
 
 PRODUCT_TOLERANCE = 1e-5  # of the largest output, of one product
 EQUAL_LABELS = 0.995  # of the pixels (or pictures) that the graph was calibrated on
@@ -56,7 +56,7 @@ def capture_products(model: nn.Layer, x: Batch) -> list[Product]:
 
         hooks.append(layer.register_forward_post_hook(hook))
 
-    for path, _, _, layer in layers_by_path(model):
+    for path, _, _, layer in walk_layers(model):
         if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
             look(path, layer)
     try:

@@ -63,7 +63,7 @@ from ppvision.deploy.write.paddlex import (
 )
 from ppvision.errors import InputError, PpvisionError, shorten
 from ppvision.files import replace_folder, sync_files
-from ppvision.quant.packed import FixedActivation, packed_bits
+from ppvision.quant.packed import FixedActivation, find_packed_bits
 
 RAW = 2  # outputs before NMS: boxes and scores
 _SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
@@ -166,7 +166,7 @@ def export_detector(
                 keep_float=keep_float,
                 max_value=max_value,
             )
-            model, bits = model.with_model(integers.model), packed_bits(integers.model)
+            model, bits = model.with_model(integers.model), find_packed_bits(integers.model)
             model.eval()
             line.update(1)
         line.update(0, "run the model")

@@ -58,7 +58,7 @@ from ppvision.forms.differences import difference_form
 from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
 from ppvision.forms.tokens import count_changed_blocks
-from ppvision.quant.packed import FixedActivation, packed_bits
+from ppvision.quant.packed import FixedActivation, find_packed_bits
 
 logger = logging.getLogger("ppvision")
 
@@ -189,7 +189,7 @@ def export_model(
                 symmetric=format == "onnx",  # TensorRT takes no other
                 max_value=max_value,
             )
-            model, bits = integers.model, packed_bits(integers.model)
+            model, bits = integers.model, find_packed_bits(integers.model)
             line.update(1)
         line.update(0, "run the model")
         probes = make_eager_probes(model, task, shape, pipeline)
@@ -489,7 +489,7 @@ def check_classes(classes: Sequence[str]) -> list[str]:
 
 def check_packed(model: nn.Layer, bits: int) -> None:
     """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without any."""
-    held = packed_bits(model)
+    held = find_packed_bits(model)
     if not isinstance(bits, int) or bits != held:
         raise InputError(
             f"bits: expected {held}, which the model's weights have, got {shorten(bits)}. "

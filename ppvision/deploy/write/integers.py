@@ -22,7 +22,7 @@ from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, quantize_to_integers
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
 
 logger = logging.getLogger("ppvision")
@@ -181,7 +181,7 @@ def _check_finite(model: nn.Layer) -> None:
 
 
 def _layers_in_float(model: nn.Layer) -> list[str]:
-    return [path for path, _, _, layer in layers_by_path(model) if type(layer) in WITH_WEIGHT]
+    return [path for path, _, _, layer in walk_layers(model) if type(layer) in WITH_WEIGHT]
 
 
 def _read_pictures(

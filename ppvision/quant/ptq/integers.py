@@ -22,11 +22,11 @@ from ppvision.quant.integers import (
     IntegerActivation,
     quantize_weight,
 )
-from ppvision.quant.packed import integer_copy
-from ppvision.quant.ptq.sensitivity import sensitive_layers
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.packed import copy_with_integers
+from ppvision.quant.ptq.sensitivity import find_sensitive_layers
+from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
-from ppvision.quant.train.quanters import channel_axis
+from ppvision.quant.train.quanters import find_channel_axis
 
 logger = logging.getLogger("ppvision")
 
@@ -69,7 +69,7 @@ def quantize_to_integers(
     """
     layers = {
         path: layer
-        for path, _, _, layer in layers_by_path(model)
+        for path, _, _, layer in walk_layers(model)
         if type(layer) in WITH_WEIGHT and layer._parameters.get("weight") is not None
     }
     if unknown := [path for path in keep_float if path not in layers]:
@@ -85,7 +85,7 @@ def quantize_to_integers(
         path: found.activation(rule, symmetric) for path, found in seen.items() if found.count
     }
     weights = {
-        path: quantize_weight(layer.weight.numpy(), channel_axis(layer))
+        path: quantize_weight(layer.weight.numpy(), find_channel_axis(layer))
         for path, layer in chosen.items()
         if path in activations
     }
@@ -94,9 +94,9 @@ def quantize_to_integers(
     _tell_kept("as asked for", [path for path in layers if path in keep_float])
     _tell_kept("since no picture reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
-        for path in sensitive_layers(model, weights, activations, shows, most_sensitive):
+        for path in find_sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
-    return integer_copy(model, weights, activations)
+    return copy_with_integers(model, weights, activations)
 
 
 def _tell_kept(why: str, paths: Sequence[str]) -> None:

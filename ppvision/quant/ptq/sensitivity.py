@@ -24,15 +24,15 @@ from paddle import Tensor, nn
 from ppvision.console import ProgressLine
 from ppvision.errors import InputError
 from ppvision.quant.integers import IntegerActivation, IntegerWeight
-from ppvision.quant.packed import PackedLayer, integer_copy
-from ppvision.quant.store.state import layers_by_path
+from ppvision.quant.packed import PackedLayer, copy_with_integers
+from ppvision.quant.store.state import walk_layers
 
 logger = logging.getLogger("ppvision")
 
 PICTURES = 8  # of those shown, spread evenly
 
 
-def sensitive_layers(
+def find_sensitive_layers(
     model: nn.Layer,
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, IntegerActivation],
@@ -55,7 +55,7 @@ def sensitive_layers(
             f"keep_float: expected 1 to {len(weights) - 1} layers of the {len(weights)} that can "
             f"become integers, got {count}."
         )
-    errors = layer_errors(model, weights, activations, shows)
+    errors = measure_layer_errors(model, weights, activations, shows)
     ordered = sorted(errors, key=errors.get, reverse=True)
     worst = [f"{path} ({100 * errors[path]:.3g}%)" for path in ordered[:count]]
     logger.info(
@@ -66,7 +66,7 @@ def sensitive_layers(
     return ordered[:count]
 
 
-def layer_errors(
+def measure_layer_errors(
     model: nn.Layer,
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, IntegerActivation],
@@ -76,7 +76,7 @@ def layer_errors(
     fraction of that of the outputs in float.
 
     Args:
-        model, weights, activations, shows: as of `sensitive_layers`.
+        model, weights, activations, shows: as of `find_sensitive_layers`.
 
     Returns:
         The error by path.
@@ -84,11 +84,11 @@ def layer_errors(
     places = np.linspace(0, len(shows) - 1, min(len(shows), PICTURES)).astype(int)
     shows = [shows[place] for place in dict.fromkeys(places.tolist())]
     # In the copy every layer is the model's own, but for the one that is looked at.
-    copied = integer_copy(model, weights, activations)
-    in_float = {path: layer for path, _, _, layer in layers_by_path(model)}
+    copied = copy_with_integers(model, weights, activations)
+    in_float = {path: layer for path, _, _, layer in walk_layers(model)}
     found = [
         (path, parent, name, layer)
-        for path, parent, name, layer in layers_by_path(copied)
+        for path, parent, name, layer in walk_layers(copied)
         if isinstance(layer, PackedLayer)
     ]
     for path, parent, name, _ in found:

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from ppvision.errors import InputError, PpvisionError, shorten, shorten_text
-from ppvision.quant.codes import MAX_BITS, plane_bytes, unpack_codes
+from ppvision.quant.codes import MAX_BITS, count_plane_bytes, unpack_codes
 from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
 from ppvision.safe_tensors import header_fits
 
@@ -49,7 +49,7 @@ class LayeredModelError(PpvisionError, ValueError):
     """A layered model that is incomplete, damaged, of another version, or not one at all."""
 
 
-def file_name(bits: int) -> str:
+def name_file(bits: int) -> str:
     """Of the layer that makes a model `bits` wide."""
     return f"w{bits}.safetensors"
 
@@ -65,7 +65,7 @@ class FileEntry:
         bytes: its size.
         sha256: of its bytes.
         content: sha256 of the tensors in it, of those in the files before it, and of what the
-            manifest says about them (`content_digest`): files and manifest belong together.
+            manifest says about them (`compute_content_digest`): files and manifest belong together.
     """
 
     bytes: int
@@ -123,7 +123,7 @@ class Manifest:
 
     def names(self, bits: int) -> list[str]:
         """The files of a precision, in the order that they are read in."""
-        return [file_name(k) for k in range(self.lowest, bits + 1)]
+        return [name_file(k) for k in range(self.lowest, bits + 1)]
 
     def structure(self) -> dict[str, Any]:
         """What the tensors mean, as it stands in the file."""
@@ -136,7 +136,7 @@ class Manifest:
             "activations": {path: asdict(entry) for path, entry in self.activations.items()},
         }
 
-    def encoded(self) -> bytes:
+    def encode(self) -> bytes:
         """The file.
 
         Raises:
@@ -147,7 +147,7 @@ class Manifest:
             "architecture": self.architecture,
             "files": {name: asdict(entry) for name, entry in self.files.items()},
         }
-        content = {"format_version": FORMAT_VERSION, "sha256": digest(content), **content}
+        content = {"format_version": FORMAT_VERSION, "sha256": compute_digest(content), **content}
         data = json.dumps(content, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         if len(data) > MAX_MANIFEST_BYTES:
             raise LayeredModelError(
@@ -157,7 +157,7 @@ class Manifest:
         return data
 
 
-def digest(content: object) -> str:
+def compute_digest(content: object) -> str:
     """sha256 of a value as canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -190,7 +190,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         )
     _require_keys(content, _KEYS, where)
     own = content.pop("sha256")
-    _require(digest(content) == own, where, "the sha256 of its content", own)
+    _require(compute_digest(content) == own, where, "the sha256 of its content", own)
     bits = _widths(content["bits"], f"{where}: bits")
     for key, value in (("lowest", bits[-1]), ("highest", bits[0])):
         _whole(content[key], value, value, f"{where}: {key}")
@@ -198,7 +198,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     for part in parts:
         _require(isinstance(part, dict), where, "keys and values in each part", part)
     architecture, weights, activations, files = parts
-    _require_keys(files, [file_name(k) for k in range(bits[-1], bits[0] + 1)], f"{where}: files")
+    _require_keys(files, [name_file(k) for k in range(bits[-1], bits[0] + 1)], f"{where}: files")
     return Manifest(
         architecture,
         bits,
@@ -358,7 +358,7 @@ def split_layers(state: LayeredState) -> list[dict[str, np.ndarray]]:
     lowest, highest = state.bits[-1], state.bits[0]
     layers: list[dict[str, np.ndarray]] = [{} for _ in range(lowest, highest + 1)]
     for path, weight in state.weights.items():
-        packed = weight.at(highest).packed()
+        packed = weight.at(highest).pack()
         layers[0][f"codes/{path}"] = packed[: weight.width(lowest)]
         for bits in range(lowest + 1, highest + 1):
             if weight.width(bits) > weight.width(bits - 1):
@@ -426,18 +426,18 @@ def _split_statistics(state: LayeredState) -> dict[str, np.ndarray]:
     }
 
 
-def content_digest(below: str, tensors: Mapping[str, np.ndarray]) -> str:
+def compute_content_digest(below: str, tensors: Mapping[str, np.ndarray]) -> str:
     """`FileEntry.content` of a file.
 
     Args:
-        below: that of the file before it; of the first the `digest` of `Manifest.structure`.
+        below: that of the file before it; for the first file, the digest of `Manifest.structure`.
         tensors: in the file.
     """
     found = hashlib.sha256(below.encode())
     for name in sorted(tensors):
         array = tensors[name]
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        found.update(digest([name, array.dtype.kind, array.itemsize, array.shape]).encode())
+        found.update(compute_digest([name, array.dtype.kind, array.itemsize, array.shape]).encode())
         found.update(little.tobytes())
     return found.hexdigest()
 
@@ -565,7 +565,7 @@ def _weights(manifest: Manifest, taken: list[_Taken]) -> dict[str, LayeredWeight
 
 def _planes(path: str, entry: WeightEntry, manifest: Manifest, taken: list[_Taken]) -> np.ndarray:
     """uint8 `[bits, bytes]`: what the files hold of a weight."""
-    name, size = f"codes/{path}", plane_bytes(entry.count)
+    name, size = f"codes/{path}", count_plane_bytes(entry.count)
     planes = [taken[0].take(name, "uint8", (entry.width(manifest.lowest), size))]
     for below, layer in enumerate(taken[1:], manifest.lowest):
         if entry.width(below + 1) > entry.width(below):

@@ -37,19 +37,19 @@ from ppvision.quant.store.files import (
     FileEntry,
     LayeredModelError,
     Manifest,
-    content_digest,
+    compute_content_digest,
+    compute_digest,
     describe_state,
-    digest,
-    file_name,
     join_layers,
+    name_file,
     parse_manifest,
     parse_tensors,
     split_layers,
 )
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 from ppvision.quant.train.layers import LayeredLayer, LayeredNorm
 from ppvision.quant.train.once_qat import OnceQAT
-from ppvision.quant.train.quanters import checked_widths
+from ppvision.quant.train.quanters import check_widths
 from ppvision.remote_cache import is_url
 from ppvision.tables import TERMINAL_COLUMNS, format_table
 
@@ -82,13 +82,13 @@ def save_layered(
 
     Raises:
         ValueError: widths that the model does not know, a config that JSON does not hold, a model
-            that is not trained (see `layered_state`) or that no reader would take.
+            that is not trained (see `extract_state`) or that no reader would take.
         FileExistsError: `folder` holds other files.
         StorageError: the disk is full, for one; an OSError. After any of them an older model is as
             it was.
     """
     folder = resolve_new_folder(folder)
-    state = _state_of(model, checked_widths(bits))
+    state = _state_of(model, check_widths(bits))
     check_output(folder)
     manifest = describe_state(state, _plain(config))
     layers = split_layers(state)
@@ -132,7 +132,7 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
             f"bits: expected widths that the model was trained at, got {unknown} as well. Of the "
             f"others it knows {sorted(known, reverse=True)}."
         )
-    return layered_state(model, bits)
+    return extract_state(model, bits)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -165,22 +165,22 @@ def _check_plain(value: object, where: str) -> None:
 
 
 def _write(manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folder: Path) -> None:
-    files, content = {}, digest(manifest.structure())
+    files, content = {}, compute_digest(manifest.structure())
     for name, tensors in zip(manifest.names(manifest.highest), layers, strict=True):
         data = save(dict(tensors))
-        content = content_digest(content, tensors)
+        content = compute_content_digest(content, tensors)
         files[name] = FileEntry(len(data), hashlib.sha256(data).hexdigest(), content)
         write_bytes(folder / name, data)
     complete = Manifest(
         manifest.architecture, manifest.bits, manifest.weights, manifest.activations, files
     )
-    write_bytes(folder / MANIFEST, complete.encoded())
+    write_bytes(folder / MANIFEST, complete.encode())
     sync_folder(folder)
 
 
 def _is_layered(folder: Path) -> bool:
     """Whether a folder is empty or a layered model and nothing else."""
-    return holds_only(folder, [MANIFEST, *map(file_name, range(1, 9))], MANIFEST)
+    return holds_only(folder, [MANIFEST, *map(name_file, range(1, 9))], MANIFEST)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def _read_manifest(folder: Path) -> tuple[Manifest, int]:
 def _present(folder: Path, manifest: Manifest) -> int:
     """The highest width that all files are there for; below the lowest: none."""
     bits = manifest.lowest - 1
-    while bits < manifest.highest and (folder / file_name(bits + 1)).is_file():
+    while bits < manifest.highest and (folder / name_file(bits + 1)).is_file():
         bits += 1
     return bits
 
@@ -295,7 +295,7 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
     if found < high:
         logger.warning(
             "%s: %s is not there; taking %d bits of %d to %d",
-            *(source, file_name(found + 1), found, low, high),
+            *(source, name_file(found + 1), found, low, high),
         )
     else:
         logger.info("%s: taking %d bits, the highest width", source, found)
@@ -307,13 +307,13 @@ def _load(
 ) -> LayeredModel:
     """Read the files of a width; `size` is the manifest's."""
     opened, layers = [(MANIFEST, size)], []
-    content = digest(manifest.structure())
+    content = compute_digest(manifest.structure())
     for name in manifest.names(bits):
         path = folder / name
         data = _read_verified(path, manifest.files[name])
         opened.append((name, len(data)))
         layers.append(parse_tensors(data, str(path)))
-        content = content_digest(content, layers[-1])
+        content = compute_content_digest(content, layers[-1])
         if content != manifest.files[name].content:
             raise LayeredModelError(
                 f"{path}: expected content of sha256 {manifest.files[name].content}, got {content}:"
@@ -379,7 +379,7 @@ def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> L
     bits = _chosen(manifest, bits, remote.shown, look)
     if look() < bits:
         raise FetchError(
-            f"{error} In {folder} are the files up to {file_name(look())}, not those of {bits} "
+            f"{error} In {folder} are the files up to {name_file(look())}, not those of {bits} "
             "bits."
         ) from error
     try:
@@ -393,7 +393,7 @@ def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> L
 def _served(remote: Remote, manifest: Manifest) -> int:
     """`_present` of a server."""
     bits = manifest.lowest - 1
-    while bits < manifest.highest and remote.has(file_name(bits + 1)):
+    while bits < manifest.highest and remote.has(name_file(bits + 1)):
         bits += 1
     return bits
 
@@ -494,7 +494,7 @@ def _described(
     files = [LayeredFile(MANIFEST, len(data), hashlib.sha256(data).hexdigest(), True)]
     total, precisions = len(data), {}
     for bits in range(manifest.lowest, manifest.highest + 1):
-        name = file_name(bits)
+        name = name_file(bits)
         entry = manifest.files[name]
         files.append(LayeredFile(name, entry.bytes, entry.sha256, present(name)))
         total += entry.bytes

@@ -74,11 +74,11 @@ class LayeredWeight:
         above = [row for row, width in enumerate(self.widths) if width >= self.held_bits]
         return step * self.scales[above[-1]]
 
-    def dequantized(self) -> np.ndarray:
+    def dequantize(self) -> np.ndarray:
         """float32, of the weight's shape: the middle of every cell."""
         return dequantize_codes(self.codes, self.cell(), self.held_bits, self.held_bits, self.axis)
 
-    def packed(self) -> np.ndarray:
+    def pack(self) -> np.ndarray:
         """uint8 `[held_bits, ceil(count / 8)]`: the planes of the codes."""
         return pack_codes(self.codes, self.held_bits)
 
@@ -147,12 +147,12 @@ class LayeredState:
         """
         self.check_bits(bits)
         weights = {
-            f"{path}.weight": weight.at(bits).dequantized() for path, weight in self.weights.items()
+            f"{path}.weight": weight.at(bits).dequantize() for path, weight in self.weights.items()
         }
         return {**self.floats, **self.statistics_at(bits), **weights}
 
 
-def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
+def extract_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
     """Take a model with layered quanters apart.
 
     Args:
@@ -165,7 +165,7 @@ def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
     weights, activations = {}, {}
     statistics: dict[int, dict[str, np.ndarray]] = {k: {} for k in bits}
     floats = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    for path, _, _, layer in layers_by_path(model):
+    for path, _, _, layer in walk_layers(model):
         if isinstance(layer, LayeredLayer) and layer.weight_quanter is not None:
             weights[path] = _layered_weight(path, layer, bits)
             del floats[f"{path}.weight"]
@@ -183,7 +183,7 @@ def layered_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
         elif isinstance(layer, LayeredActivationQuanterLayer):
             activations[path.removesuffix(".activation_quanter")] = _layered_activation(path, layer)
     quanters = tuple(
-        f"{path}." for path, _, _, layer in layers_by_path(model) if isinstance(layer, BaseQuanter)
+        f"{path}." for path, _, _, layer in walk_layers(model) if isinstance(layer, BaseQuanter)
     )
     floats = {name: array for name, array in floats.items() if not name.startswith(quanters)}
     return LayeredState(bits, bits[0], weights, floats, statistics, activations)
@@ -227,12 +227,10 @@ def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> Laye
     )
 
 
-def layers_by_path(
-    model: nn.Layer, prefix: str = ""
-) -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
+def walk_layers(model: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
     """Of every sublayer: its path, its parent, its name there, itself. A layer that stands in two
     places comes twice."""
     for name, layer in list(model._sub_layers.items()):
         if layer is not None:
             yield f"{prefix}{name}", model, name, layer
-            yield from layers_by_path(layer, f"{prefix}{name}.")
+            yield from walk_layers(layer, f"{prefix}{name}.")

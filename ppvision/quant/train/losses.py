@@ -12,7 +12,7 @@ import paddle.nn.functional as F
 from paddle import Tensor
 
 from ppvision.errors import InputError, shorten
-from ppvision.quant.train.quanters import checked_widths
+from ppvision.quant.train.quanters import check_widths
 
 # From a width, its losses and its logits `[B, K, ...]` (None where a model gives losses only) to
 # the losses that count. In a step the widths come one after another, the highest first.
@@ -43,7 +43,7 @@ class WeightedLosses:
         weights: Sequence[float] | None = None,
         distillation: float = 0.0,
     ) -> None:
-        widths = checked_widths(bits)
+        widths = check_widths(bits)
         if not 0 <= distillation < math.inf:
             raise InputError(
                 f"distillation: expected a number of at least 0, got {shorten(distillation)}."

@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 from ppvision.errors import EngineError, InputError, shorten
 from ppvision.quant.train.layers import LayeredLayer, set_bits
 from ppvision.quant.train.losses import WeighLosses, WeightedLosses
-from ppvision.quant.train.quanters import DEFAULT_BITS, checked_widths
+from ppvision.quant.train.quanters import DEFAULT_BITS, check_widths
 
 OBJECTIVES = ("mean", "sandwich")
 
@@ -65,7 +65,7 @@ class OnceQAT(nn.Layer):
         losses: Losses | None = None,
     ) -> None:
         super().__init__()
-        self.widths = checked_widths(bits)
+        self.widths = check_widths(bits)
         _check_quanters(model, self.widths)
         if objective not in OBJECTIVES:
             raise InputError(

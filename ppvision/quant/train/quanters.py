@@ -35,7 +35,7 @@ class _Range:
     """
 
     def __init__(self, bits: Sequence[int], min_bits: int, max_bits: int) -> None:
-        self.trained = checked_widths(bits)
+        self.trained = check_widths(bits)
         check_bits("min_bits", min_bits)
         check_bits("max_bits", max_bits)
         if min_bits > max_bits:
@@ -60,7 +60,7 @@ _BLOCK = 1 << 22  # weights looked at together
 _MUCH_CLIPPED = 0.03  # share of weights beyond their codes' reach
 
 
-def initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
+def find_initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
     """Steps of the widest codes that serve all widths alike.
 
     Minimises, for each channel, the sum over the widths of the squared error, each relative to the
@@ -88,7 +88,7 @@ def initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
 
 def _best_steps(weight: np.ndarray, whole: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """`initial_steps` of a few channels; `whole` are the steps that clip nothing."""
+    """`find_initial_steps` of a few channels; `whole` are the steps that clip nothing."""
     top = max(widths)
     weight = weight.astype(np.float32)
     unit = np.where(whole > 0, whole, 1.0).astype(np.float32)
@@ -105,7 +105,7 @@ def _best_steps(weight: np.ndarray, whole: np.ndarray, widths: Sequence[int]) ->
     return np.where(whole > 0, unit * _SHARES[best], 0.0).astype(np.float32)
 
 
-def rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
+def find_rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
     """The step with the lowest squared error for values that are rounded to `bits` bits.
 
     Args:
@@ -137,7 +137,7 @@ def rounding_range(bits: int, signed: bool) -> tuple[int, int]:
 # -- weights ---------------------------------------------------------------------------------------
 
 
-def channel_axis(layer: nn.Layer) -> int:
+def find_channel_axis(layer: nn.Layer) -> int:
     """The axis of a layer's weight that counts its output channels (of a group, if transposed)."""
     return 1 if isinstance(layer, (nn.Linear, nn.Conv2DTranspose)) else 0
 
@@ -229,7 +229,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         self.range = _Range(bits, min_bits, max_bits)
         if steps not in ("shared", "per_width"):
             raise InputError(f"steps: expected shared or per_width, got {shorten(steps)}.")
-        self.axis = channel_axis(layer)
+        self.axis = find_channel_axis(layer)
         self.widths = self.range.widths
         self.top_bits = self.widths[0]
         self.bits = self.range.trained[0]
@@ -248,7 +248,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
 
     def _set_initial(self, weight: np.ndarray) -> None:
         """Steps for a weight `[channels, N]`."""
-        steps = initial_steps(weight, self.widths)
+        steps = find_initial_steps(weight, self.widths)
         self.initial_step.set_value(steps)
         if not hasattr(self, "log_widths"):
             return
@@ -368,9 +368,7 @@ class LayeredWeightQuanter(QuanterFactory):
         max_bits: int = MAX_BITS,
         steps: str = "shared",
     ) -> None:
-        super().__init__(
-            bits=checked_widths(bits), min_bits=min_bits, max_bits=max_bits, steps=steps
-        )
+        super().__init__(bits=check_widths(bits), min_bits=min_bits, max_bits=max_bits, steps=steps)
 
     def _get_class(self) -> type[BaseQuanter]:
         return LayeredWeightQuanterLayer
@@ -388,7 +386,7 @@ _KEPT_VALUES = 1 << 16  # of each batch, for the initial steps
 _KEPT_IN_ALL = 1 << 20  # of all batches: 4 MiB
 
 
-def nearest(x: Tensor) -> Tensor:
+def round_to_nearest(x: Tensor) -> Tensor:
     """The nearest whole number, halves upwards; of any shape.
 
     Not `paddle.round`, whose oneDNN kernel would take most of an exported model's time.
@@ -406,13 +404,13 @@ class _Rounding(PyLayer):
         """`learning` is a factor of the step's gradient."""
         ctx.save_for_backward(x, step, learning)
         ctx.low, ctx.high = low, high
-        return step * paddle.clip(nearest(x / step), low, high)
+        return step * paddle.clip(round_to_nearest(x / step), low, high)
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, step, learning = ctx.saved_tensor()
         u = x / step
-        q = paddle.clip(nearest(u), ctx.low, ctx.high)
+        q = paddle.clip(round_to_nearest(u), ctx.low, ctx.high)
         inside = paddle.logical_and(u >= ctx.low, u <= ctx.high).astype(gradient.dtype)
         of_step = (gradient * (q - u * inside)).sum().reshape(step.shape)
         gradients = gradient * inside, learning * of_step, learning
@@ -479,7 +477,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
                     "or calibrate (pack --ptq --calibration DIR)."
                 )
             self._see(x)
-            self.calibrated()
+            self.finish_calibration()
         bits = self.range.width(self.bits)
         row = self.range.row(bits)
         with paddle.amp.auto_cast(enable=False):
@@ -502,7 +500,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         if len(self._seen) > _KEPT_IN_ALL:  # of each picture less, so that all count alike
             self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
 
-    def calibrated(self) -> None:
+    def finish_calibration(self) -> None:
         """Set the steps by what was seen since; the same on every rank (rank 0's).
 
         Raises:
@@ -513,7 +511,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             raise InputError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
         values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
-        steps = [rounding_step(values, bits, signed) for bits in self.range.widths]
+        steps = [find_rounding_step(values, bits, signed) for bits in self.range.widths]
         self.signed.set_value(np.float32([signed]))
         self.initial_step.set_value(np.float32(steps))
         if paddle.distributed.get_world_size() > 1:
@@ -556,13 +554,13 @@ class LayeredActivationQuanter(QuanterFactory):
         min_bits: int = 1,
         max_bits: int = MAX_BITS,
     ) -> None:
-        super().__init__(bits=checked_widths(bits), min_bits=min_bits, max_bits=max_bits)
+        super().__init__(bits=check_widths(bits), min_bits=min_bits, max_bits=max_bits)
 
     def _get_class(self) -> type[BaseQuanter]:
         return LayeredActivationQuanterLayer
 
 
-def checked_widths(bits: Sequence[int]) -> tuple[int, ...]:
+def check_widths(bits: Sequence[int]) -> tuple[int, ...]:
     """Widths, the highest first.
 
     Raises:

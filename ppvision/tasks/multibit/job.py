@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from ppvision.engine.trainer import ForwardPass
 from ppvision.quant.packed import pack_model
-from ppvision.quant.store.state import LayeredState, layered_state
+from ppvision.quant.store.state import LayeredState, extract_state
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.job import Job, inside
@@ -162,7 +162,7 @@ class MultiBitJob(Job):
         if is_layered(model_path):
             return super().state(model_path, bits)
         self._open(model_path)
-        return layered_state(self.model.model, self.model.widths)
+        return extract_state(self.model.model, self.model.widths)
 
     def load_float(self, model_path: str | Path) -> nn.Layer:
         state = self.state(model_path)
