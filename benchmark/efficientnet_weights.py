@@ -15,7 +15,7 @@ import numpy as np
 
 from ppvision.models.efficientnet_lite import EfficientNetLite
 from ppvision.zoo import create_model, model_card
-from ppvision.zoo.torch_files import read_pth, to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 from ppvision.zoo.weights import assign_weights, save_weights
 
 # The file of each model, inside of its package.
@@ -32,7 +32,7 @@ def read_package(packages: Path, model: str) -> dict[str, np.ndarray]:
         packages: folder that the package was installed in.
         model: `efficientnet_lite0` or `efficientnet_lite2`.
     """
-    return to_paddle(read_pth(packages / FILES[model]), EfficientNetLite.torch_names)
+    return convert_to_paddle(read_pth(packages / FILES[model]), EfficientNetLite.torch_names)
 
 
 def main() -> None:

@@ -52,8 +52,8 @@ from ppvision.plugins.paddleslim import end_layers
 from ppvision.quant import OnceQAT
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.train.layers import set_bits
-from ppvision.tasks.job import example_input
-from ppvision.tasks.multibit.slim_config import once_qat
+from ppvision.tasks.job import make_example_input
+from ppvision.tasks.multibit.slim_config import build_once_qat
 from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
@@ -152,10 +152,12 @@ NETWORKS = {
 
 def quantised(model: nn.Layer, bits: tuple[int, ...], objective: str = "mean") -> OnceQAT:
     """The model, with the weights that it has, at these widths; its ends at 8 bits."""
-    example = example_input(3, SIDE)
+    example = make_example_input(3, SIDE)
     ends = end_layers(model, example)
     layers = {path: {"bits": 8} for path in ends}  # whatever the highest of the widths
-    return once_qat(model, {"bits": list(bits), "objective": objective, "layers": layers}, ends)
+    return build_once_qat(
+        model, {"bits": list(bits), "objective": objective, "layers": layers}, ends
+    )
 
 
 # -- runs ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from ppvision.tasks import open_job
 from ppvision.tasks.classification.config import TRAIN_TRANSFORMS, build_transform
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.multibit.job import MultiBitJob
-from ppvision.tasks.training import run_training, steps_of, train_options
+from ppvision.tasks.training import count_steps, run_training, train_options
 from ppvision.zoo import create_model
 from tests.helpers.configs import ROOT, classification_config
 from tests.helpers.messages import raises_naming
@@ -472,9 +472,9 @@ def test_resnet18_on_imagenet_is_quantised_at_4_3_and_2_bits(tmp_path):
 
 def test_epochs_and_accumulation_make_steps(crops):
     dataset = ClassFolders(crops / "train")  # 36 pictures
-    assert steps_of(3, dataset, {"batch_size": 8}) == 12
-    assert steps_of(3, dataset, {"batch_size": 8, "accumulate": 4}) == 3
-    assert steps_of(1, dataset, {"batch_size": 36, "accumulate": 4}) == 1
+    assert count_steps(3, dataset, {"batch_size": 8}) == 12
+    assert count_steps(3, dataset, {"batch_size": 8, "accumulate": 4}) == 3
+    assert count_steps(1, dataset, {"batch_size": 36, "accumulate": 4}) == 1
 
 
 @pytest.mark.parametrize("name", sorted(TRAIN_TRANSFORMS))

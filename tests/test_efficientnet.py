@@ -14,7 +14,7 @@ from benchmark.sdn_boundary import multiply_adds, trained_size
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import WeightsError
 from ppvision.models.efficientnet_lite import VARIANTS, ConvNorm, EfficientNetLite
-from ppvision.zoo.torch_files import read_pth, to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 
 ZOO = ppvision.list_models("efficientnet*")
 
@@ -163,7 +163,7 @@ def test_tensors_come_out_of_a_pth(tmp_path):
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
         np.testing.assert_array_equal(found[name], array)
-    ours = to_paddle(found, EfficientNetLite.torch_names)
+    ours = convert_to_paddle(found, EfficientNetLite.torch_names)
     assert ours.keys() == {"stem.conv.weight", "head.weight"}
     np.testing.assert_array_equal(ours["head.weight"], tensors["_fc.weight"].T)
 

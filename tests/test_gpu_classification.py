@@ -28,7 +28,7 @@ from benchmark.zoo_weights import write_zoo_weights
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.models.pale_transformer import PaleConfig, PaleTransformer
 from ppvision.zoo import cards
-from ppvision.zoo.torch_files import to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle
 from ppvision.zoo.weights import assign_weights, load_weights, save_weights
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +83,7 @@ def test_the_teacher_is_the_zoos_network():
     randomise(network)
     ours = ppvision.create_model("efficientnet_lite2")
     raw = {n: v.numpy() for n, v in network.state_dict().items() if v.is_floating_point()}
-    assign_weights(ours, to_paddle(raw, ours.torch_names), "test")
+    assign_weights(ours, convert_to_paddle(raw, ours.torch_names), "test")
     ours.eval()
     x = np.random.default_rng(0).normal(size=(2, 3, 52, 64)).astype(np.float32)
     with paddle.no_grad():

@@ -17,7 +17,7 @@ from ppvision.safe_yaml import Located
 from ppvision.tasks import JOBS, open_job
 from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob
-from ppvision.tasks.prediction import WRITERS, exported_to_folder
+from ppvision.tasks.prediction import WRITERS, predict_exported
 from tests.helpers.configs import classification_config, small_config
 from tests.helpers.small_detectors import WARNINGS, small_detector, write_detector
 
@@ -161,7 +161,7 @@ def test_the_table_of_tasks():
 def test_a_folder_of_features_is_no_prediction(tmp_path):
     features = SimpleNamespace(manifest=SimpleNamespace(task="features"))
     with pytest.raises(InputError, match="features"):
-        exported_to_folder(features, tmp_path, tmp_path / "out")
+        predict_exported(features, tmp_path, tmp_path / "out")
 
 
 def test_overrides_are_written_where_a_task_has_them():

@@ -25,7 +25,7 @@ from ppvision.quant import OnceQAT, load_layered, save_layered
 from ppvision.quant.packed import FixedActivation, pack_model
 from ppvision.quant.store.state import LayeredActivation
 from ppvision.tasks import open_job
-from ppvision.tasks.multibit.scores import scores_by_width
+from ppvision.tasks.multibit.scores import score_by_width
 from ppvision.tasks.training import run_training, train_options
 from ppvision.zoo.weights import read_weights
 from tests.helpers.configs import ROOT, classification_config, small_config
@@ -480,7 +480,7 @@ def test_classification_with_the_sandwich_rule(crops, tmp_path):
     job = open_job(config)
     model = job.load(run / "best_model" / "model.pdparams", 6)
     assert isinstance(model, OnceQAT)
-    found = scores_by_width(model, lambda m: {"Evaluate/top1": job.evaluate(m).top1})
+    found = score_by_width(model, lambda m: {"Evaluate/top1": job.evaluate(m).top1})
     logged = {tag: value for _, tag, value in rows if tag in found}
     assert found == pytest.approx(logged)
 

@@ -24,9 +24,9 @@ from ppvision.tasks.pictures import (
     IGNORED,
     WRONG,
     WRONG_FAR,
-    errors,
-    overlay,
-    panel,
+    draw_errors,
+    draw_overlay,
+    draw_panel,
     save_prediction,
 )
 from ppvision.tasks.prediction import predict_to_folder
@@ -476,31 +476,35 @@ def test_panels():
     image = np.full((2, 3, 3), 200, np.uint8)
     label = np.array([[0, 1, 255], [0, 1, 1]])
     prediction = np.array([[0, 1, 1], [1, 1, 0]])
-    wrong = errors(image, label, prediction, 255)
+    wrong = draw_errors(image, label, prediction, 255)
     assert wrong[1, 0].tolist() == list(WRONG)  # beside the other class
     assert wrong[1, 2].tolist() == list(WRONG)  # at the picture's edge, which counts as well
     assert wrong[0, 2].tolist() == list(IGNORED)
     assert wrong[0, 0].tolist() == list(BOUNDARY)  # right, and the next class follows
     assert wrong[0, 1].tolist() == [164, 164, 164]
-    assert overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [164, 100, 100]  # half dark red
-    assert panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
+    assert draw_overlay(image, np.ones((2, 3), int))[0, 0].tolist() == [
+        164,
+        100,
+        100,
+    ]  # half dark red
+    assert draw_panel(image, label, prediction, 255).shape == (2, 4 * 3 + 3 * 4, 3)
 
 
 def test_errors_near_and_far_from_the_boundary():
     """A square of 100 x 100: Boundary IoU looks 3 pixels deep, so does the bright red."""
     image = np.full((100, 100, 3), 200, np.uint8)
     label = np.repeat(np.arange(100) >= 50, 100).reshape(100, 100).astype(int)  # halves
-    found = errors(image, label, 1 - label, 255)
+    found = draw_errors(image, label, 1 - label, 255)
     assert (found[:, 0] == WRONG).all()  # the picture's edge
     found = found[:, 50]
     for near in (slice(0, 3), slice(47, 53), slice(97, 100)):
         assert (found[near] == WRONG).all()
     for far in (slice(3, 47), slice(53, 97)):
         assert (found[far] == WRONG_FAR).all()
-    right = errors(image, label, label, 255)
+    right = draw_errors(image, label, label, 255)
     assert (right[49] == BOUNDARY).all()  # one pixel wide
     assert (np.delete(right, 49, axis=0) == 164).all()  # else the picture in grey
-    assert (panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
+    assert (draw_panel(image, label, label, 255)[49, 2 * 104 : 3 * 104 - 4] == BOUNDARY).all()
 
 
 def test_comparisons_with_the_labels_of_a_list(copied_scenes, tmp_path, caplog, monkeypatch):

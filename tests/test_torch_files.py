@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ppvision.errors import WeightsError
-from ppvision.zoo.torch_files import read_pth, to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 from tests.helpers.messages import raises_naming
 
 KINDS = {"float32": "FloatStorage", "int64": "LongStorage", "float16": "HalfStorage"}
@@ -133,7 +133,7 @@ def test_views_of_a_storage(tmp_path):
 
 
 def test_names_and_layouts_as_paddles():
-    found = to_paddle(ARRAYS, [(r"^conv\.", "stem.")])
+    found = convert_to_paddle(ARRAYS, [(r"^conv\.", "stem.")])
     assert set(found) == {"stem.weight", "fc.weight", "half", "norm._mean"}
     np.testing.assert_array_equal(found["fc.weight"], ARRAYS["fc.weight"].T)
 

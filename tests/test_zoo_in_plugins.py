@@ -26,7 +26,7 @@ from ppvision.tasks.classification.config import _check_model
 from ppvision.tasks.config import ConfigError, check_components
 from ppvision.zoo import registry
 from ppvision.zoo.cards import ModelCard
-from ppvision.zoo.factory import model_options
+from ppvision.zoo.factory import list_model_options
 
 ZOO = ppvision.list_models()
 SMALL = [name for name in ZOO if name not in ("pale_small", "pale_base", "pale_tiny")]
@@ -51,7 +51,7 @@ def test_every_model_is_a_backbone_of_both(name):
 
 @pytest.mark.parametrize("name", ZOO)
 def test_options_are_those_of_the_model(name):
-    own = set(model_options(name))
+    own = set(list_model_options(name))
     of_seg = set(inspect.signature(manager.BACKBONES[name]).parameters)
     of_det = set(workspace.global_config[name].schema)
     assert of_seg == own - {"num_classes", "features_only"}

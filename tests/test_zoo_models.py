@@ -9,7 +9,7 @@ import pytest
 
 import ppvision
 from ppvision.models.base import ZooModel
-from ppvision.zoo.factory import model_options
+from ppvision.zoo.factory import list_model_options
 
 ZOO = ppvision.list_models()
 # The large ones are slow, and show nothing that their small sister does not but for their sizes.
@@ -20,7 +20,7 @@ BATCH, HEIGHT, WIDTH = 2, 37, 50
 
 def create(name: str, **options) -> ZooModel:
     """Without stochastic depth, which may drop a branch for the whole batch."""
-    rates = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in model_options(name)}
+    rates = {key: 0.0 for key in ("drop_path_rate", "drop_rate") if key in list_model_options(name)}
     paddle.seed(0)
     return ppvision.create_model(name, **rates, **options)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ppvision.tasks.pictures import side_by_side
+from ppvision.tasks.pictures import join_side_by_side
 
 IMAGE = Path(__file__).resolve().parents[2] / "docs" / "images" / "detection.png"
 COUNT, ENLARGED = 6, 2
@@ -29,7 +29,7 @@ def main() -> None:
     if not files:
         raise SystemExit(f"found: expected pictures in {args.found / 'overlay'}, found none.")
     pictures = [cv2.imread(str(file)) for file in files]
-    row = side_by_side(pictures)
+    row = join_side_by_side(pictures)
     size = (row.shape[1] * ENLARGED, row.shape[0] * ENLARGED)
     args.image.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(args.image), np.ascontiguousarray(cv2.resize(row, size)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
-from ppvision.tasks.pictures import GAP, panel
+from ppvision.tasks.pictures import GAP, draw_panel
 
 ROWS, COLUMNS = 4, 2  # panels
 
@@ -29,7 +29,7 @@ def main() -> None:
     for line in (data / "val.txt").read_text().splitlines()[: ROWS * COLUMNS]:
         image, label = (data / name for name in line.split())
         truth = np.asarray(Image.open(label))
-        panels.append(panel(read_picture(image), truth, predictor(image), ignore_index=255))
+        panels.append(draw_panel(read_picture(image), truth, predictor(image), ignore_index=255))
     height, width = panels[0].shape[:2]
     sheet = np.full(
         (ROWS * (height + GAP) - GAP, COLUMNS * (width + 3 * GAP) - 3 * GAP, 3), 255, np.uint8

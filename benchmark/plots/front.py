@@ -17,7 +17,7 @@ from PIL import Image
 
 from ppvision import Predictor
 from ppvision.data.pictures import read_picture
-from ppvision.tasks.pictures import detected, errors, overlay, side_by_side
+from ppvision.tasks.pictures import draw_detections, draw_errors, draw_overlay, join_side_by_side
 
 ROOT = Path(__file__).resolve().parents[2]
 SURE = 0.5  # boxes with a lower score are not drawn
@@ -35,7 +35,7 @@ def cells(data: Path) -> np.ndarray:
     path = sorted((data / "bccd" / "images" / "val").iterdir())[0]
     with Predictor("ppyoloe_pale_nano.blood_cells") as predictor:
         found = predictor(path).above(SURE)
-    return scaled(detected(read_picture(path), found))
+    return scaled(draw_detections(read_picture(path), found))
 
 
 def nuclei(data: Path) -> list[np.ndarray]:
@@ -47,7 +47,7 @@ def nuclei(data: Path) -> list[np.ndarray]:
     with Predictor("segformer_pale_nano_sdn.nuclei") as predictor:
         image, found = read_picture(path), predictor(path)
     truth = labels[path]
-    return [scaled(p) for p in (overlay(image, found), errors(image, truth, found, 255))]
+    return [scaled(p) for p in (draw_overlay(image, found), draw_errors(image, truth, found, 255))]
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--data_root", type=Path, default=ROOT / "data")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "images" / "front.png")
     args = parser.parse_args()
-    sheet = side_by_side([cells(args.data_root), *nuclei(args.data_root)])
+    sheet = join_side_by_side([cells(args.data_root), *nuclei(args.data_root)])
     Image.fromarray(sheet).save(args.output)
     print(args.output)
 

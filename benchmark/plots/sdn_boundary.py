@@ -3,7 +3,7 @@
     python benchmark/plots/sdn_boundary.py --data_root data --work_dir output/sdn_boundary
 
 Of every third picture of the val split the square with the most boundary, whatever the models make
-of it: input, label, and the errors of either model (`ppvision.tasks.pictures.errors`). Writes
+of it: input, label, and the errors of either model (`ppvision.tasks.pictures.draw_errors`). Writes
 docs/images/sdn_<data>.png and docs/images/sdn_scores.png.
 """
 
@@ -23,7 +23,7 @@ from PIL import Image
 from ppvision.data.pictures import read_picture
 from ppvision.deploy import Predictor
 from ppvision.metrics.boundary import other_class_near
-from ppvision.tasks.pictures import CAPTION, GAP, errors, overlay
+from ppvision.tasks.pictures import CAPTION, GAP, draw_errors, draw_overlay
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmark.runs import read_rows
@@ -56,8 +56,8 @@ def crops(data: str, data_root: Path, work_dir: Path) -> np.ndarray:
     for line in (root / "val.txt").read_text().splitlines()[::EVERY][:ROWS]:
         image_name, label_name = line.split()
         image, label = read_picture(root / image_name), np.asarray(Image.open(root / label_name))
-        found = [errors(image, label, predictor(image), 255) for predictor in predictors]
-        shown = overlay(image, np.where(label == 255, 0, label))
+        found = [draw_errors(image, label, predictor(image), 255) for predictor in predictors]
+        shown = draw_overlay(image, np.where(label == 255, 0, label))
         cut = busiest(label)
         tiles = [
             cv2.resize(part[cut], None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_NEAREST)

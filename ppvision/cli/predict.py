@@ -69,7 +69,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
         model = job.load(args.model_path, args.bits)
         return job.predict_to_folder(model, *where, stopped=stopped)
     from ppvision.deploy import Predictor
-    from ppvision.tasks.prediction import exported_to_folder
+    from ppvision.tasks.prediction import predict_exported
 
     job = open_job(args) if args.config else None
     how = {
@@ -78,7 +78,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
         "precision": args.precision,
     }
     predictor = Predictor(**_exported(args), **how)
-    write = exported_to_folder if job is None else job.predict_exported_to_folder
+    write = predict_exported if job is None else job.predict_exported_to_folder
     return write(predictor, *where, stopped=stopped)
 
 

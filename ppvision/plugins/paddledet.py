@@ -62,7 +62,7 @@ from ppvision.errors import DataError, InputError
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.plugins import paddledet_data, reading, shims
 from ppvision.safe_yaml import BoundedLoader
-from ppvision.zoo.factory import create_model, model_signature
+from ppvision.zoo.factory import create_model, find_model_signature
 from ppvision.zoo.registry import follow_models
 
 _REFUSED = "!Callable"
@@ -166,7 +166,7 @@ def _backbone(name: str) -> type[_ZooBackbone]:
     own = inspect.signature(_ZooBackbone.__init__).parameters
     options = [
         p.replace(kind=p.POSITIONAL_OR_KEYWORD)  # it does not look at others
-        for p in model_signature(name).parameters.values()
+        for p in find_model_signature(name).parameters.values()
         if p.name not in _NOT_OF_A_BACKBONE
     ]
 
@@ -326,7 +326,7 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
 def _register_model(name: str) -> None:
     """A model of the zoo as a backbone and, as PaddleDetection looks for it, as an attribute of
     this module."""
-    if "features_only" in model_signature(name).parameters:
+    if "features_only" in find_model_signature(name).parameters:
         globals()[name] = _register(_backbone(name))
 
 

@@ -53,7 +53,7 @@ from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.nn.semantic_diffusion import GUIDANCES, OPERATORS, SIMILARITIES
 from ppvision.plugins import paddleseg_data, reading, shims
 from ppvision.quant.train.once_qat import OnceQAT
-from ppvision.zoo.factory import create_model, model_signature
+from ppvision.zoo.factory import create_model, find_model_signature
 from ppvision.zoo.registry import follow_models
 
 _NOT_OF_A_BACKBONE = ("num_classes", "features_only")
@@ -76,7 +76,7 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
     Raises:
         as `create_model`.
     """
-    own = model_signature(name)
+    own = find_model_signature(name)
     build.__signature__ = own.replace(
         parameters=[p for p in own.parameters.values() if p.name not in _NOT_OF_A_BACKBONE]
     )
@@ -253,7 +253,7 @@ def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
 
 def _register_model(name: str) -> None:
     """A model of the zoo as a backbone and as an attribute of this module."""
-    if "features_only" in model_signature(name).parameters:
+    if "features_only" in find_model_signature(name).parameters:
         globals()[name] = _register(_backbone(name))
 
 

@@ -8,9 +8,9 @@ from ppvision.safe_yaml import drop_places
 from ppvision.tasks.config import (
     apply_options,
     check_untagged,
+    find_task,
     import_modules,
     read_yaml,
-    task_of,
 )
 from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob
@@ -56,7 +56,7 @@ def open_job(
     if slim_config is not None:
         content["slim_config"] = read_slim_config(slim_config)
     apply_options(content, list(options))
-    task = task_of(content, JOBS)
+    task = find_task(content, JOBS)
     import_modules(content.get("imports", []))
     module, name = JOBS[task].split(":")
     kind: type[Job] = getattr(importlib.import_module(module), name)

@@ -211,7 +211,7 @@ def _config_errors() -> Iterator[None]:
         raise ConfigError(f"config{line}: {error.sentence}") from error
 
 
-def task_of(config: dict, known: Collection[str]) -> str:
+def find_task(config: dict, known: Collection[str]) -> str:
     """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
 
     Args:

@@ -35,9 +35,9 @@ from ppvision.tasks.config import ConfigError
 from ppvision.tasks.multibit.layered import (
     has_quanters,
     is_layered,
-    layered_models,
+    open_layered_models,
 )
-from ppvision.tasks.prediction import Picture, exported_to_folder
+from ppvision.tasks.prediction import Picture, predict_exported
 from ppvision.zoo.cards import find_card
 from ppvision.zoo.weights import WeightsError, assign_weights, read_weights
 
@@ -115,7 +115,7 @@ class Job(ABC):
         paths."""
         return {
             "task": self.task,
-            "model": without_paths(self.content["model"]),
+            "model": drop_paths(self.content["model"]),
             "transforms": (self.content.get("val_dataset") or {}).get("transforms", []),
             "classes": list(self.class_names),
         }
@@ -220,7 +220,7 @@ class Job(ABC):
     def losses(self, network: nn.Layer, batch: object) -> list[Tensor]:
         """The losses of one forward pass; their sum counts. Arguments as of `forward`."""
         outputs = self.forward(network, batch)
-        return self.losses_of(inside(network), outputs, batch)
+        return self.losses_of(unwrap_parallel(network), outputs, batch)
 
     def make_passes(self) -> ForwardPass | dict[str, ForwardPass]:
         """The forward passes of a training step; see `engine.trainer.Trainer`. In float: one."""
@@ -342,9 +342,9 @@ class Job(ABC):
             predictor: of the folder.
             image_path, folder, stopped: as of `predict_to_folder`.
 
-        Returns and raises: see `ppvision.tasks.prediction.exported_to_folder`.
+        Returns and raises: see `ppvision.tasks.prediction.predict_exported`.
         """
-        return exported_to_folder(predictor, image_path, folder, stopped=stopped)
+        return predict_exported(predictor, image_path, folder, stopped=stopped)
 
     # -- export --------------------------------------------------------------------------------
 
@@ -445,7 +445,7 @@ class Job(ABC):
         if bits:
             model_path = _with_widths(model_path)
         if is_layered(model_path):
-            yield from layered_models(self.structure, model_path, bits)
+            yield from open_layered_models(self.structure, model_path, bits)
             return
         self.load_arrays(read_float_weights(model_path), model_path)
         if bits:
@@ -564,19 +564,19 @@ def apply_overrides(
     return {name: value for name, value in given.items() if name not in keys}
 
 
-def inside(network: nn.Layer) -> nn.Layer:
+def unwrap_parallel(network: nn.Layer) -> nn.Layer:
     """The model inside of a data-parallel wrapper, or the network itself."""
     return network._layers if isinstance(network, paddle.DataParallel) else network
 
 
-def without_paths(node: object) -> object:
+def drop_paths(node: object) -> object:
     """Part of a config without the weights that training began with."""
     if isinstance(node, dict):
-        return {key: without_paths(v) for key, v in node.items() if key != "pretrained"}
-    return [without_paths(item) for item in node] if isinstance(node, list) else node
+        return {key: drop_paths(v) for key, v in node.items() if key != "pretrained"}
+    return [drop_paths(item) for item in node] if isinstance(node, list) else node
 
 
-def example_input(channels: int, side: int) -> Tensor:
+def make_example_input(channels: int, side: int) -> Tensor:
     """A picture of noise `[1, channels, side, side]`."""
     generator = np.random.default_rng(0)
     return paddle.to_tensor(generator.normal(size=[1, channels, side, side]).astype(np.float32))

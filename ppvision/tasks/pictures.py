@@ -21,7 +21,7 @@ WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
 
 
-def voc_palette() -> np.ndarray:
+def make_voc_palette() -> np.ndarray:
     """The 256 colours of PASCAL VOC, `[256, 3]` uint8 RGB: class 0 black."""
     palette = np.zeros((256, 3), np.uint8)
     for index in range(256):
@@ -31,10 +31,10 @@ def voc_palette() -> np.ndarray:
     return palette
 
 
-PALETTE = voc_palette()
+PALETTE = make_voc_palette()
 
 
-def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+def draw_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
     more classes share."""
     colours = PALETTE.take(label & 255, axis=0)
@@ -46,7 +46,7 @@ def _half_of_each(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (a & b) + ((a ^ b) >> 1)  # what both have, and half of what one has: never above a byte
 
 
-def outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
+def find_outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
     """`[H, W]` bool: a line of one pixel, where the class to the right or below is another one."""
     line = np.zeros(label.shape, bool)
     known = label != ignore_index
@@ -55,7 +55,7 @@ def outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
     return line
 
 
-def errors(
+def draw_errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
     """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
@@ -66,14 +66,14 @@ def errors(
     wrong = (label != prediction) & ~ignored
     classes = np.where(ignored, -1, label.astype(np.int16)).astype(np.int16)
     band = other_class_near(classes, boundary_depth(*label.shape), beyond_edge=True)
-    shown[outline(label, ignore_index)] = BOUNDARY
+    shown[find_outline(label, ignore_index)] = BOUNDARY
     shown[wrong] = WRONG_FAR
     shown[wrong & band] = WRONG
     shown[ignored] = IGNORED
     return shown
 
 
-def panel(
+def draw_panel(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
     """`input | label | prediction | errors` side by side, `[H, 4W + gaps, 3]` uint8 RGB.
@@ -87,25 +87,25 @@ def panel(
         ignore_index: the label that does not count.
     """
     shown = np.where(label == ignore_index, 0, label)
-    predicted = overlay(image, prediction)
-    predicted[outline(label, ignore_index)] = BOUNDARY
+    predicted = draw_overlay(image, prediction)
+    predicted[find_outline(label, ignore_index)] = BOUNDARY
     parts = [
         image,
-        overlay(image, shown),
+        draw_overlay(image, shown),
         predicted,
-        errors(image, label, prediction, ignore_index),
+        draw_errors(image, label, prediction, ignore_index),
     ]
-    return side_by_side(parts)
+    return join_side_by_side(parts)
 
 
-def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+def join_side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures `[H, W, 3]` of one height in a row, white between them."""
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
 
 
-def detected(image: np.ndarray, found: Detections) -> np.ndarray:
+def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
     """A picture `[H, W, 3]` uint8 RGB with boxes, masks, classes and scores drawn over it."""
     shown = image.copy()
     line = max(1, round(min(image.shape[:2]) / 250))
@@ -132,7 +132,7 @@ def detected(image: np.ndarray, found: Detections) -> np.ndarray:
     return shown
 
 
-def labelled(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:
+def draw_label(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:
     """A picture with its class above and the predicted one below it, red where they differ.
 
     Args:
@@ -168,14 +168,14 @@ def save_comparison(
     folder: Path,
     name: str,
 ) -> None:
-    """Write `compared/<name>.png`, the `panel` of a picture whose label is known."""
-    save_picture(panel(image, label, prediction, ignore_index), folder / "compared", name)
+    """Write `compared/<name>.png`, the `draw_panel` of a picture whose label is known."""
+    save_picture(draw_panel(image, label, prediction, ignore_index), folder / "compared", name)
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:
     """Write `overlay/<name>.png` and the class map `labels/<name>.png`: a palette PNG, or one of 16
     bits where a class is beyond 255."""
-    save_picture(overlay(image, prediction), folder / "overlay", name)
+    save_picture(draw_overlay(image, prediction), folder / "overlay", name)
     if prediction.max() > 255:
         classes = Image.fromarray(prediction.astype(np.uint16))
     else:

@@ -40,8 +40,8 @@ from ppvision.errors import (
 )
 from ppvision.files import lock_folder, remove_partials, write_text
 from ppvision.tasks.pictures import (
-    detected,
-    labelled,
+    draw_detections,
+    draw_label,
     save_comparison,
     save_picture,
     save_prediction,
@@ -75,7 +75,7 @@ FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
 NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
-def pixels_of(picture: Picture, max_value: int | None = None) -> np.ndarray:
+def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
     """The pixels `[H, W, 3]` uint8 RGB of a picture that is a path, or pixels already.
 
     Args:
@@ -207,7 +207,7 @@ def classify_to_folder(
             likeliest = np.argsort(-found.probabilities, kind="stable")[:5]
             shares = {named(int(k)): round(float(found.probabilities[k]), 6) for k in likeliest}
             entry |= {"probability": shares[entry["class"]], "top5": shares}
-        shown = labelled(image, CLASSIFIED_SIDE, "", entry["class"])
+        shown = draw_label(image, CLASSIFIED_SIDE, "", entry["class"])
         save_picture(shown, Path(folder) / "overlay", name)
         return entry
 
@@ -240,7 +240,7 @@ def detect_to_folder(
     """
 
     def write(path: Path, name: str, image: np.ndarray, found: Detections) -> list[dict]:
-        save_picture(detected(image, found.above(score)), Path(folder) / "overlay", name)
+        save_picture(draw_detections(image, found.above(score)), Path(folder) / "overlay", name)
         return [_described(found, place) for place in range(len(found))]
 
     pictures = list_images(image_path)
@@ -261,7 +261,7 @@ WRITERS: dict[str, Callable[[Manifest, int | None], Callable[..., list[str]]]] =
 }
 
 
-def exported_to_folder(
+def predict_exported(
     predictor: Predictor,
     image_path: str | Path,
     folder: str | Path,

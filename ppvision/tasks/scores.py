@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
-def finite_or_none(value: float) -> float | None:
+def replace_non_finite(value: float) -> float | None:
     """A number of Python's own, or None for one that JSON does not have (nan, infinity)."""
     return float(value) if math.isfinite(value) else None
 
 
-def class_rows(
+def make_class_rows(
     columns: Mapping[str, np.ndarray | Sequence[float]], names: Sequence[str]
 ) -> list[dict[str, object]]:
     """A dictionary for each class.
@@ -23,6 +23,6 @@ def class_rows(
     count = len(next(iter(columns.values())))
     names = list(names) or [str(number) for number in range(count)]
     return [
-        {"name": name, **{key: finite_or_none(column[k]) for key, column in columns.items()}}
+        {"name": name, **{key: replace_non_finite(column[k]) for key, column in columns.items()}}
         for k, name in enumerate(names)
     ]

@@ -31,7 +31,7 @@ ENGINE_KEYS += (
 )  # run: in a run folder's config.yml, how it was run; not read
 
 
-def steps_of(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
+def count_steps(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
     """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
     batches = count_batches_per_epoch(
         len(dataset), content["batch_size"], paddle.distributed.get_world_size()
@@ -189,7 +189,7 @@ def _describe(
     scores = list(job.score_tags) if do_eval else []
     if do_eval and options.use_ema:
         scores += [tag.replace("/", "/Ema_", 1) for tag in job.score_tags]
-    values = settings(job.content) | settings({"run": asdict(options)})
+    values = flatten_settings(job.content) | flatten_settings({"run": asdict(options)})
     dashboard.settings(values, [*scores, "Train/loss"])
 
 
@@ -200,7 +200,7 @@ _NO_SETTINGS |= {"run/log_iters", "run/save_interval", "run/keep_checkpoint_max"
 _NO_SETTINGS |= {"run/num_workers", "run/resume"}
 
 
-def settings(content: dict, where: str = "") -> dict[str, float | str]:
+def flatten_settings(content: dict, where: str = "") -> dict[str, float | str]:
     """The single values of a config by path, but for data sets: numbers as floats, others as text.
 
     Of how it was run, what decides the result; without the `run/` before it. Paths have slashes:
@@ -212,10 +212,10 @@ def settings(content: dict, where: str = "") -> dict[str, float | str]:
         if path in _NO_SETTINGS:
             continue
         if isinstance(value, dict):
-            values |= settings(value, path)
+            values |= flatten_settings(value, path)
         elif isinstance(value, list):
             for number, item in enumerate(value):
-                values |= settings({str(number): item}, path)
+                values |= flatten_settings({str(number): item}, path)
         else:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             values[path.removeprefix("run/")] = float(value) if number else str(value)

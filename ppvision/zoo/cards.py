@@ -197,6 +197,6 @@ def find_card(name: str) -> WeightsCard | None:
     return next((card for card in ZOO_WEIGHTS.values() if name in card.names), None)
 
 
-def weights_names() -> list[str]:
+def list_weights_names() -> list[str]:
     """Every name of weights in the zoo, aliases too."""
     return [name for card in ZOO_WEIGHTS.values() for name in card.names]

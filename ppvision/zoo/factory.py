@@ -12,7 +12,7 @@ from ppvision.errors import InputError, InputTypeError, shorten, suggest_nearest
 from ppvision.models.base import ZooModel
 from ppvision.zoo.cards import find_card
 from ppvision.zoo.pretrained import find_pretrained, load_pretrained
-from ppvision.zoo.registry import builder, list_models, model_card, model_parameters
+from ppvision.zoo.registry import find_builder, list_model_parameters, list_models, model_card
 
 # Options of a classifier or backbone that a plug-in or a configuration sets itself.
 FEATURE_OPTIONS = ("features_only", "out_indices")
@@ -40,8 +40,8 @@ def create_model(
         frozen_stages: -1 for none, 0 for the stem, k for the stem and the first k stages: they are
             not trained (`ZooModel.freeze`).
         norm_eval: let BatchNorm keep its running statistics in training.
-        **options: the model's own (`model_options`). All models of the zoo have `num_classes=1000`
-            (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
+        **options: the model's own (`list_model_options`). All models of the zoo have
+            `num_classes=1000` (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
             logits), `out_indices=None` (which ones) and `recompute=False`. Without `num_classes`,
             pretrained weights of a classifier bring their own number; with another one the head
             starts anew. A classifier also takes the options that its weights were trained with
@@ -57,7 +57,7 @@ def create_model(
         WeightsError: weights that do not fit.
     """
     model, tag = split_name(name)
-    known = model_signature(model).parameters
+    known = find_model_signature(model).parameters
     for option, value in [*options.items()]:
         if option not in known:
             raise InputTypeError(
@@ -82,7 +82,7 @@ def create_model(
         config = found.config
         if not options.get("features_only"):
             options = {**config.options, **options}
-    net = builder(model)(**options)
+    net = find_builder(model)(**options)
     if found is not None:
         keep_head = "num_classes" not in options
         fresh = bool(load_pretrained(net, found, keep_head=keep_head))
@@ -116,7 +116,7 @@ def split_name(name: str) -> tuple[str, str | None]:
             raise InputError(
                 f"model: {model} has no weights {shorten(tag)}. {suggest_nearest(tag, tags)}"
             )
-        builder(name)  # raises with the closest names
+        find_builder(name)  # raises with the closest names
         return name, None
     if name == card.name and card.architecture != card.model:
         raise InputError(
@@ -126,15 +126,15 @@ def split_name(name: str) -> tuple[str, str | None]:
     return card.model, card.tag
 
 
-def model_signature(name: str) -> inspect.Signature:
+def find_model_signature(name: str) -> inspect.Signature:
     """What `create_model(name, ...)` takes, each as keyword: the model's own options, then those of
     every model."""
     common = inspect.signature(create_model).parameters.values()
-    own = model_parameters(name)
+    own = list_model_parameters(name)
     shared = [p for p in common if p.kind is p.KEYWORD_ONLY]
     return inspect.Signature([p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared)])
 
 
-def model_options(name: str) -> list[str]:
+def list_model_options(name: str) -> list[str]:
     """Names of the options that `create_model` takes for a model."""
-    return list(model_signature(name).parameters)
+    return list(find_model_signature(name).parameters)

@@ -32,7 +32,7 @@ from ppvision.remote_cache import RemoteFolder
 from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
-from ppvision.zoo.torch_files import is_from_torch, read_pth, to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, is_from_torch, read_pth
 from ppvision.zoo.weights import assign_weights, read_weights
 
 logger = logging.getLogger("ppvision")
@@ -181,7 +181,7 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
         return []
     arrays = dict(found.arrays)
     if is_from_torch(arrays):
-        arrays = to_paddle(arrays, net.torch_names)
+        arrays = convert_to_paddle(arrays, net.torch_names)
     arrays = _take_backbone(net, arrays, found.source)
     _adapt_first_conv(net, arrays, found.source)
     fresh = _match_head(net, arrays, found.source, keep_head)

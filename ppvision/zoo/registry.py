@@ -72,7 +72,7 @@ def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     return _MODELS[name]
 
 
-def builder(name: str) -> BuildModel:
+def find_builder(name: str) -> BuildModel:
     """What builds a model.
 
     Raises:
@@ -81,10 +81,10 @@ def builder(name: str) -> BuildModel:
     return _entry(name)[0]
 
 
-def model_parameters(name: str) -> list[inspect.Parameter]:
+def list_model_parameters(name: str) -> list[inspect.Parameter]:
     """The options of a model, as its own signature has them."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(builder(name)).parameters.values()
+    parameters = inspect.signature(find_builder(name)).parameters.values()
     return [p for p in parameters if p.kind in kinds]
 
 
@@ -124,10 +124,10 @@ __all__ = [
     "BuildModel",
     "ModelCard",
     "WeightsCard",
-    "builder",
+    "find_builder",
     "follow_models",
+    "list_model_parameters",
     "list_models",
     "model_card",
-    "model_parameters",
     "register_model",
 ]

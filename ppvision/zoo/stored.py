@@ -12,10 +12,10 @@ import numpy as np
 from ppvision.errors import MissingPackageError, WeightsError
 from ppvision.files import compute_sha256
 from ppvision.zoo.cards import WeightsCard
-from ppvision.zoo.torch_files import read_pth, to_paddle
+from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 
 
-def stored_file(card: WeightsCard) -> Path:
+def find_stored_file(card: WeightsCard) -> Path:
     """The file that vouches for weights.
 
     Raises:
@@ -37,7 +37,7 @@ def stored_file(card: WeightsCard) -> Path:
 def is_here(card: WeightsCard) -> bool:
     """Whether weights come with ppvision, or with a package that is installed."""
     try:
-        return stored_file(card).is_file()
+        return find_stored_file(card).is_file()
     except MissingPackageError:
         return False
 
@@ -46,10 +46,10 @@ def check_stored(card: WeightsCard) -> Path:
     """The file that vouches for weights, after a comparison with the card.
 
     Raises:
-        ImportError: see `stored_file`.
+        ImportError: see `find_stored_file`.
         WeightsError: it is missing, or has another sha256.
     """
-    path = stored_file(card)
+    path = find_stored_file(card)
     again = f"Install {card.package.partition('==')[0] or 'ppvision'} again."
     if not path.is_file():
         raise WeightsError(f"{path}: expected the weights of {card.name}, found none. {again}")
@@ -63,16 +63,16 @@ def read_stored(card: WeightsCard) -> dict[str, np.ndarray]:
     width.
 
     Raises:
-        ImportError: see `stored_file`.
+        ImportError: see `find_stored_file`.
         WeightsError: a file that is missing, damaged or another one.
     """
     path = check_stored(card)
     if card.package:
-        from ppvision.zoo.registry import builder
+        from ppvision.zoo.registry import find_builder
 
         # The class names what its port calls things; a registered partial has the class.
-        built = getattr(builder(card.model), "func", None)
-        return to_paddle(read_pth(path), getattr(built, "torch_names", ()))
+        built = getattr(find_builder(card.model), "func", None)
+        return convert_to_paddle(read_pth(path), getattr(built, "torch_names", ()))
     from ppvision.quant.store.files import LayeredModelError
     from ppvision.quant.store.model import describe_layered, load_layered
 

@@ -227,7 +227,7 @@ def _view(name: str, tensor: Any, storages: Mapping[str, np.ndarray]) -> np.ndar
     )
 
 
-def to_paddle(
+def convert_to_paddle(
     arrays: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]] = ()
 ) -> dict[str, np.ndarray]:
     """PyTorch's names and layouts as Paddle's.

@@ -18,7 +18,7 @@ from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_tex
 from ppvision.files import name_read_errors, write_bytes
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.safe_tensors import header_fits
-from ppvision.zoo.cards import find_card, weights_names
+from ppvision.zoo.cards import find_card, list_weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 
@@ -94,7 +94,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise MissingFileError(
             "weights: expected a file or a name of the zoo, got "
             f"{shorten_text(str(path), 200)!r}. "  # the end of a path says the most
-            + suggest_nearest(path.name, weights_names())
+            + suggest_nearest(path.name, list_weights_names())
         )
     with path.open("rb") as file:
         start = file.read(len(_ZIP) + 8)
@@ -225,7 +225,7 @@ def assign_weights(
         own[name].set_value(array)
 
 
-def names_behind_sdn(
+def rename_for_sdn(
     model: nn.Layer, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
     """Weights of a model without SDN, under the names that they have in the same model with it.

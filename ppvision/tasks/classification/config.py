@@ -77,7 +77,7 @@ from ppvision.tasks.classification.teacher import (
     SOURCES,
     TEMPERATURE,
     WEIGHT,
-    teacher_transforms,
+    make_teacher_transforms,
 )
 from ppvision.tasks.config import (
     ENGINE_CHECKS,
@@ -89,7 +89,7 @@ from ppvision.tasks.config import (
 )
 from ppvision.tasks.multibit.slim_config import check_slim_config
 from ppvision.zoo import list_models
-from ppvision.zoo.factory import FEATURE_OPTIONS, model_options
+from ppvision.zoo.factory import FEATURE_OPTIONS, list_model_options
 
 # A teacher is not trained, and `weights` must fit it as they are.
 _NOT_OF_A_TEACHER = (*FEATURE_OPTIONS, "pretrained", "frozen_stages", "norm_eval")
@@ -355,7 +355,7 @@ def _check_zoo_name(options: Located, part: str) -> None:
 def _check_model(options: Located) -> None:
     _check_zoo_name(options, "model")
     name = options["type"]
-    known = [key for key in model_options(name) if key not in FEATURE_OPTIONS]
+    known = [key for key in list_model_options(name) if key not in FEATURE_OPTIONS]
     check_keys(options, ["type", *known], "model")
     check_number(options, "num_classes", "model", low=1, whole=True)
 
@@ -375,7 +375,9 @@ def _check_teacher(options: Located) -> None:
         known += ["weights", *INPUT_KEYS]
     if source == "type":
         _check_zoo_name(options, "teacher")
-        known += [key for key in model_options(options["type"]) if key not in _NOT_OF_A_TEACHER]
+        known += [
+            key for key in list_model_options(options["type"]) if key not in _NOT_OF_A_TEACHER
+        ]
     if source == "file" and not options["file"].rpartition(":")[0].endswith(".py"):
         raise ConfigError(
             f"config{options.place('file')}: teacher.file: expected FILE.py:FUNCTION, got "
@@ -402,7 +404,7 @@ def _check_input(options: Located) -> None:
     if "size" not in options:
         raise ConfigError("config: teacher: expected size, of the pictures it sees; got none.")
     try:
-        for transform in teacher_transforms(options):
+        for transform in make_teacher_transforms(options):
             build_transform(transform)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config{options.place('size')}: teacher: {error}") from error

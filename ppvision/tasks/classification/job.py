@@ -43,10 +43,10 @@ from ppvision.tasks.classification.config import (
 from ppvision.tasks.classification.teacher import Teacher, distillation_loss
 from ppvision.tasks.config import ConfigError
 from ppvision.tasks.job import Job
-from ppvision.tasks.pictures import labelled
-from ppvision.tasks.prediction import Picture, classify_to_folder, pixels_of
-from ppvision.tasks.scores import class_rows, finite_or_none
-from ppvision.tasks.training import steps_of
+from ppvision.tasks.pictures import draw_label
+from ppvision.tasks.prediction import Picture, classify_to_folder, read_pixels
+from ppvision.tasks.scores import make_class_rows, replace_non_finite
+from ppvision.tasks.training import count_steps
 from ppvision.zoo import create_model
 
 logger = logging.getLogger("ppvision")
@@ -77,10 +77,10 @@ class Scores:
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         hits = np.diag(self.confusion)
         with np.errstate(invalid="ignore"):  # a class that does not occur: nan
-            rows = class_rows({"recall": hits / true, "precision": hits / predicted}, names)
+            rows = make_class_rows({"recall": hits / true, "precision": hits / predicted}, names)
         means = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {
-            "scores": {k: None if v is None else finite_or_none(v) for k, v in means.items()},
+            "scores": {k: None if v is None else replace_non_finite(v) for k, v in means.items()},
             "classes": [
                 {"name": row.pop("name"), "pictures": int(count), **row}
                 for row, count in zip(rows, true, strict=True)
@@ -143,7 +143,7 @@ class Classification(Job):
     def iters(self) -> int:
         if "iters" in self.content:
             return self.content["iters"]
-        return steps_of(self.content["epochs"], self.train_dataset, self.content)
+        return count_steps(self.content["epochs"], self.train_dataset, self.content)
 
     @cached_property
     def num_classes(self) -> int:
@@ -177,7 +177,7 @@ class Classification(Job):
         )
         schedule = asdict(self.config.lr_scheduler)
         epochs = schedule.pop("warmup_epochs")
-        warmup = steps_of(epochs, self.train_dataset, self.content) if epochs else 0
+        warmup = count_steps(epochs, self.train_dataset, self.content) if epochs else 0
         rate = make_cosine_schedule(self.iters, warmup, **schedule)
         return make(learning_rate=rate, parameters=groups, **options)
 
@@ -323,7 +323,7 @@ class Classification(Job):
             image = read_sample(path, self.max_value)
             predicted = self.predict_image(model, image).class_id
             shown = names[predicted] if predicted < len(names) else str(predicted)
-            tiles.append(labelled(image, PICTURE_SIDE, names[label], shown))
+            tiles.append(draw_label(image, PICTURE_SIDE, names[label], shown))
         tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % PICTURES_A_ROW)
         rows = [
             np.concatenate(tiles[k : k + PICTURES_A_ROW], axis=1)
@@ -412,7 +412,7 @@ class Classification(Job):
         Raises:
             DataError: a file that does not read.
         """
-        image, _ = self._deployed(pixels_of(picture, self.max_value))  # [3, H, W]
+        image, _ = self._deployed(read_pixels(picture, self.max_value))  # [3, H, W]
         model.eval()
         shares = F.softmax(model(paddle.to_tensor(image[None])), axis=-1).numpy()[0]
         k = int(shares.argmax())

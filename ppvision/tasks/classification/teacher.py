@@ -139,7 +139,7 @@ class Teacher:
 
     @cached_property
     def _transforms(self) -> list[dict]:
-        return teacher_transforms(self._options)
+        return make_teacher_transforms(self._options)
 
     @paddle.no_grad()
     def _count_outputs(self, layer: nn.Layer) -> int:
@@ -335,7 +335,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 # -- what a config names ---------------------------------------------------------------------------
 
 
-def teacher_transforms(options: Mapping[str, object]) -> list[dict]:
+def make_teacher_transforms(options: Mapping[str, object]) -> list[dict]:
     """What happens to a picture before the teacher: resized as a whole, then normalised."""
     size = options["size"]
     resize = {"type": "Resize", "target_size": [size, size] if isinstance(size, int) else size}

@@ -63,7 +63,7 @@ _OWN_RULES = "AdamWDL"  # PaddleDetection's own optimizer: rates that fall from 
 _registered: dict[str, SchemaDict] = {}
 
 
-def components() -> dict[str, SchemaDict]:
+def list_components() -> dict[str, SchemaDict]:
     """Everything that is registered, by name.
 
     PaddleDetection registers in its one global config, where a job's own data sets take the places
@@ -76,7 +76,7 @@ def components() -> dict[str, SchemaDict]:
 
 def check_config(content: Located) -> None:
     """Raise `ConfigError` for a key, component, tag, transform or argument that is not known."""
-    known = components()
+    known = list_components()
     shared = {
         name
         for schema in known.values()
@@ -303,7 +303,7 @@ def activate(content: Located, name: str) -> workspace.AttrDict:
         content: checked; the keys that are ours alone are left out.
         name: of the config.
     """
-    pristine = {key: schema.copy() for key, schema in components().items()}
+    pristine = {key: schema.copy() for key, schema in list_components().items()}
     for schema in pristine.values():
         schema.clear()  # defaults stand elsewhere
     workspace.global_config.clear()

@@ -19,7 +19,7 @@ from ppvision.console import track
 from ppvision.deploy import Predictor
 from ppvision.engine.reading import read_in_order
 from ppvision.errors import DataError, shorten_text
-from ppvision.tasks.detection.scores import Scores, coco_by_class, coco_means
+from ppvision.tasks.detection.scores import Scores, average_coco_by_class, name_coco_means
 
 # isort: split
 from ppdet.data.source.dataset import ImageFolder
@@ -28,7 +28,7 @@ from ppdet.engine.callbacks import Callback
 from ppdet.metrics import COCOMetric, VOCMetric
 
 
-def evaluated_by_trainer(
+def evaluate_by_trainer(
     cfg: dict,
     model: nn.Layer,
     dataset: paddle.io.Dataset,
@@ -179,11 +179,11 @@ class _Found(Callback):
                 counted = [truth.getAnnIds(catIds=[k], iscrowd=False) for k in truth.getCatIds()]
                 by_class[kind] = np.array([0.0 if objects else np.nan for objects in counted])
                 continue
-            means[kind] = coco_means(metric.get_results()[kind])
+            means[kind] = name_coco_means(metric.get_results()[kind])
             again = COCOeval(truth, truth.loadRes(str(found)), "segm" if kind == "mask" else kind)
             again.evaluate()
             again.accumulate()
-            by_class[kind] = coco_by_class(again)
+            by_class[kind] = average_coco_by_class(again)
         return Scores(means, by_class)
 
 

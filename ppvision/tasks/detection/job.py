@@ -35,15 +35,15 @@ from ppvision.errors import DataError, shorten
 from ppvision.plugins.libraries import load_safely, wrap_errors
 from ppvision.safe_yaml import Located, drop_places, format_yaml
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.detection.config import activate, check_config, components
-from ppvision.tasks.detection.evaluation import ExportedDetector, evaluated_by_trainer
+from ppvision.tasks.detection.config import activate, check_config, list_components
+from ppvision.tasks.detection.evaluation import ExportedDetector, evaluate_by_trainer
 from ppvision.tasks.detection.layer import DetectorLayer
 from ppvision.tasks.detection.scores import Scores
-from ppvision.tasks.job import Job, example_input, without_paths
-from ppvision.tasks.pictures import detected, side_by_side
-from ppvision.tasks.prediction import Picture, detect_to_folder, pixels_of
-from ppvision.tasks.training import steps_of
-from ppvision.zoo.weights import names_behind_sdn
+from ppvision.tasks.job import Job, drop_paths, make_example_input
+from ppvision.tasks.pictures import draw_detections, join_side_by_side
+from ppvision.tasks.prediction import Picture, detect_to_folder, read_pixels
+from ppvision.tasks.training import count_steps
+from ppvision.zoo.weights import rename_for_sdn
 
 # isort: split
 from ppdet.core.workspace import create
@@ -174,7 +174,7 @@ class Detection(Job):
             "batch_size": self.batch_size,
             "accumulate": self.content.get("accumulate", 1),
         }
-        return steps_of(1, self.train_dataset, batching)
+        return count_steps(1, self.train_dataset, batching)
 
     @property
     def iters(self) -> int:
@@ -228,7 +228,7 @@ class Detection(Job):
     def example(self) -> dict[str, Tensor]:
         """A picture as the architectures take it."""
         sizes = paddle.full([1, 2], float(EXAMPLE_SIDE))
-        image = example_input(3, EXAMPLE_SIDE)
+        image = make_example_input(3, EXAMPLE_SIDE)
         return {"image": image, "im_shape": sizes, "scale_factor": paddle.ones([1, 2])}
 
     @property
@@ -251,16 +251,14 @@ class Detection(Job):
 
     @property
     def architecture(self) -> dict[str, object]:
-        known = components()
+        known = list_components()
         readers = ("TrainReader", "EvalReader", "TrainDataset", "EvalDataset", "TestDataset")
         training = ("LearningRate", "OptimizerBuilder", *readers, "TestReader")
         parts = {k: v for k, v in self.content.items() if k in known and k not in training}
         shared = ("architecture", "num_classes", "norm_type", "depth_mult", "width_mult")
         return {
             "task": self.task,
-            "model": without_paths(
-                parts | {k: self.content[k] for k in shared if k in self.content}
-            ),
+            "model": drop_paths(parts | {k: self.content[k] for k in shared if k in self.content}),
             "transforms": self._transforms(),
             "classes": list(self.class_names),
         }
@@ -269,7 +267,7 @@ class Detection(Job):
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
         """Also weights of the same model without SDN, which then starts as nothing."""
-        return names_behind_sdn(self.float_model, arrays)
+        return rename_for_sdn(self.float_model, arrays)
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -427,7 +425,7 @@ class Detection(Job):
         kinds = ("bbox", "mask") if self._has_masks else ("bbox",)
         with wrap_errors("evaluation"):
             model = model_for(dataset)
-            return evaluated_by_trainer(
+            return evaluate_by_trainer(
                 self._activated(), model, dataset, reader, kinds, num_workers
             )
 
@@ -460,7 +458,7 @@ class Detection(Job):
         Raises:
             DataError: a file that does not read, or a picture too narrow to be resized.
         """
-        image = pixels_of(picture, self.max_value)
+        image = read_pixels(picture, self.max_value)
         transform, batched = self._reading
         try:
             sample = transform({"im_id": np.array([0]), "curr_iter": 0, **_decoded(image)})
@@ -502,7 +500,9 @@ class Detection(Job):
                 truth[:, 2:] = sample["gt_bbox"]
             true = collect_detections(truth, None, self.class_names)
             found = self.predict_image(model, image).above(SHOWN_SCORE)
-            panels[name] = side_by_side([detected(image, true), detected(image, found)])
+            panels[name] = join_side_by_side(
+                [draw_detections(image, true), draw_detections(image, found)]
+            )
         return panels
 
     # -- export --------------------------------------------------------------------------------

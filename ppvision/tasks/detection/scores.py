@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools.cocoeval import COCOeval
 
 from ppvision.tables import format_table
-from ppvision.tasks.scores import class_rows
+from ppvision.tasks.scores import make_class_rows
 
 # Of pycocotools' list of twelve, in its order.
 _COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
@@ -39,7 +39,7 @@ class Scores:
         """`scores` by name (`bbox_AP`, ...) and `classes`, each with its `name` and the average
         precision by kind; None for a class without objects. `names` may be empty."""
         means = {tag.partition("/")[2]: float(value) for tag, value in self.by_tag().items()}
-        return {"scores": means, "classes": class_rows(self.by_class, names)}
+        return {"scores": means, "classes": make_class_rows(self.by_class, names)}
 
     def table(self, names: Sequence[str]) -> str:
         """The scores as text; `names` of the classes, or empty for numbers."""
@@ -54,12 +54,12 @@ class Scores:
         return "\n".join(lines)
 
 
-def coco_means(stats: Sequence[float]) -> dict[str, float]:
+def name_coco_means(stats: Sequence[float]) -> dict[str, float]:
     """pycocotools' `stats` by name; -1 stands for what the set does not define."""
     return {n: float(v) for n, v in zip(_COCO, stats, strict=False) if v > -1}
 
 
-def coco_by_class(evaluated: COCOeval) -> np.ndarray:
+def average_coco_by_class(evaluated: COCOeval) -> np.ndarray:
     """Average precision of every class, over overlaps of 0.50 to 0.95 and all sizes.
 
     Args:

@@ -14,10 +14,10 @@ from ppvision.quant.packed import pack_model
 from ppvision.quant.store.state import LayeredState, extract_state
 from ppvision.quant.train.once_qat import OnceQAT
 from ppvision.tasks.config import ConfigError
-from ppvision.tasks.job import Job, inside
+from ppvision.tasks.job import Job, unwrap_parallel
 from ppvision.tasks.multibit.layered import has_quanters, is_layered
-from ppvision.tasks.multibit.scores import scores_by_width
-from ppvision.tasks.multibit.slim_config import once_qat
+from ppvision.tasks.multibit.scores import score_by_width
+from ppvision.tasks.multibit.slim_config import build_once_qat
 from ppvision.tasks.multibit.training import draw_widths, make_passes
 from ppvision.zoo.weights import assign_weights, read_weights
 
@@ -78,7 +78,7 @@ class MultiBitJob(Job):
             )
         fixed = {path: {"float": True} for path in self.float_job.constant_layers}
         options["layers"] = fixed | dict(options.get("layers", {}))
-        return once_qat(_copy_of_layers(self.float_model), options, self.ends)
+        return build_once_qat(_copy_of_layers(self.float_model), options, self.ends)
 
     @property
     def ends(self) -> Sequence[str]:
@@ -98,7 +98,7 @@ class MultiBitJob(Job):
     def losses(self, network: nn.Layer, batch: object) -> list[Tensor]:
         """The losses of one forward pass at the width of the moment, with that width's weight, and
         its distillation from the highest width."""
-        once = inside(network)
+        once = unwrap_parallel(network)
         outputs = self.forward(network, batch)
         losses = self.losses_of(once.model, outputs, batch)
         if not self.has_logits:
@@ -117,8 +117,8 @@ class MultiBitJob(Job):
     # -- evaluate ------------------------------------------------------------------------------
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate` by tag, at every width; see `scores_by_width`."""
-        return scores_by_width(
+        """`evaluate` by tag, at every width; see `score_by_width`."""
+        return score_by_width(
             model, lambda at_width: self.float_job.scores(at_width, num_workers=num_workers)
         )
 

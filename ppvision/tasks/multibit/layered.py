@@ -20,7 +20,7 @@ def is_layered(model_path: str | Path) -> bool:
     return is_url(str(model_path)) or Path(model_path).is_dir()
 
 
-def layered_models(
+def open_layered_models(
     structure: Callable[[], nn.Layer], model_path: str | Path, bits: Sequence[int] | None = None
 ) -> Iterator[tuple[int, nn.Layer]]:
     """A layered model at one width after another.

@@ -8,7 +8,7 @@ from paddle import nn
 from ppvision.quant import OnceQAT
 
 
-def scores_by_width(
+def score_by_width(
     model: nn.Layer, scores: Callable[[nn.Layer], dict[str, float]]
 ) -> dict[str, float]:
     """An evaluation; of a once-QAT at every width.

@@ -113,7 +113,7 @@ def check_slim_config(options: object) -> None:
     build_config(SlimConfig, options, "slim_config")
 
 
-def once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
+def build_once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
     """A model with quanters, ready to be trained at all widths.
 
     Args:

@@ -40,18 +40,18 @@ from ppvision.tasks.config import (
     check_keys,
     check_number,
 )
-from ppvision.tasks.job import Job, example_input, inside
+from ppvision.tasks.job import Job, make_example_input, unwrap_parallel
 from ppvision.tasks.multibit.slim_config import check_slim_config
-from ppvision.tasks.pictures import panel
+from ppvision.tasks.pictures import draw_panel
 from ppvision.tasks.prediction import (
     Picture,
-    exported_to_folder,
-    pixels_of,
+    predict_exported,
     predict_to_folder,
+    read_pixels,
 )
 from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES, Scores, Scoring
-from ppvision.tasks.training import ENGINE_KEYS, steps_of
-from ppvision.zoo.weights import names_behind_sdn
+from ppvision.tasks.training import ENGINE_KEYS, count_steps
+from ppvision.zoo.weights import rename_for_sdn
 
 logger = logging.getLogger("ppvision")
 
@@ -267,13 +267,13 @@ class Segmentation(Job):
     @property
     def example(self) -> paddle.Tensor:
         channels = self.config.train_dataset_cfg.get("img_channels", 3)
-        return example_input(channels, EXAMPLE_SIDE)
+        return make_example_input(channels, EXAMPLE_SIDE)
 
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
         """Also weights of the same model without SDN, which then starts as nothing."""
-        return names_behind_sdn(self.float_model, arrays)
+        return rename_for_sdn(self.float_model, arrays)
 
     # -- train ---------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class Segmentation(Job):
         if self._epochs is None:
             return self.config.iters
         self._check_place("train_dataset")
-        return steps_of(self._epochs, self.train_dataset, self.config.dic)
+        return count_steps(self._epochs, self.train_dataset, self.config.dic)
 
     @property
     def batch_size(self) -> int:
@@ -306,7 +306,7 @@ class Segmentation(Job):
 
     def forward(self, network: paddle.nn.Layer, batch: dict) -> list[paddle.Tensor]:
         images = batch["img"]
-        if getattr(inside(network), "data_format", "NCHW") == "NHWC":
+        if getattr(unwrap_parallel(network), "data_format", "NCHW") == "NHWC":
             images = images.transpose([0, 2, 3, 1])
         with wrap_errors("training step"):
             return network(images)
@@ -422,7 +422,7 @@ class Segmentation(Job):
             DataError: a file that does not read.
         """
         channels = self.config.val_dataset_cfg.get("img_channels", 3)
-        image = pixels_of(picture, self.max_value)
+        image = read_pixels(picture, self.max_value)
         if channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         # RGB already, and float32: as from a path, where Compose reads and converts.
@@ -457,7 +457,7 @@ class Segmentation(Job):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        return exported_to_folder(
+        return predict_exported(
             predictor, image_path, folder, ignore_index=self._ignore_index, stopped=stopped
         )
 
@@ -480,7 +480,7 @@ class Segmentation(Job):
             image_path = files[index][0]
             image = read_picture(image_path, max_value=self.max_value)
             prediction = self.predict_image(model, image)
-            panels[Path(image_path).stem] = panel(
+            panels[Path(image_path).stem] = draw_panel(
                 image, self._label(index), prediction, dataset.ignore_index
             )
         return panels

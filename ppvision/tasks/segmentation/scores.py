@@ -14,7 +14,7 @@ from paddleseg.utils import metrics
 
 from ppvision.metrics import BoundaryFScore, BoundaryIoU, TrimapIoU
 from ppvision.tables import format_table
-from ppvision.tasks.scores import class_rows, finite_or_none
+from ppvision.tasks.scores import make_class_rows, replace_non_finite
 
 logger = logging.getLogger("ppvision")
 
@@ -53,8 +53,8 @@ class Scores:
         does not define. `names` of the classes, or empty for numbers."""
         means = {"mIoU": self.miou, "Acc": self.accuracy, "Kappa": self.kappa, **self.boundary}
         return {
-            "scores": {name: finite_or_none(value) for name, value in means.items()},
-            "classes": class_rows(self._columns, names),
+            "scores": {name: replace_non_finite(value) for name, value in means.items()},
+            "classes": make_class_rows(self._columns, names),
         }
 
     def table(self, names: list[str]) -> str:
