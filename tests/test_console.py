@@ -117,7 +117,7 @@ def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
         "eval": r"(?s)class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\n$",
         "export": r"exported model: \S+/inference/mine\n$",
-        "predict": r"pictures and predictions.json: output/predict\n$",
+        "predict": r"images and predictions.json: output/predict\n$",
         "bench": r"model +median ms.*\ninference/mine .*\npeak memory .*\n$",
     }
     assert re.match(result[verb], outputs[f"{verb}.out"])

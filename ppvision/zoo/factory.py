@@ -41,12 +41,13 @@ def create_model(
             not trained (`ZooModel.freeze`).
         norm_eval: let BatchNorm keep its running statistics in training.
         **options: the model's own (`list_model_options`). All models of the zoo have
-            `num_classes=1000` (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
-            logits), `out_indices=None` (which ones) and `recompute=False`. Without `num_classes`,
-            pretrained weights of a classifier bring their own number; with another one the head
-            starts anew. A classifier also takes the options that its weights were trained with
-            (`pretrained_cfg.options`), where they are not given. With `in_channels` other than 3
-            the first convolution of pretrained weights is adapted.
+            `num_classes=1000` (0: no head), `in_channels=3`, `features_only=False` (True: the model
+            returns a list of feature maps instead of logits), `out_indices=None` (which feature
+            maps) and `recompute=False`. Without `num_classes`, a pretrained classifier has the
+            number of classes of its weights. With another number, the head gets fresh weights. A
+            classifier also uses the options that its weights were trained with
+            (`pretrained_cfg.options`), unless you pass them. If `in_channels` is not 3, the first
+            convolution of pretrained weights is adapted.
 
     Returns:
         The model; `pretrained_cfg` says how to feed it.
