@@ -186,8 +186,8 @@ class Console:
         sys.stdout, sys.stderr = _open_stream(1), _open_stream(2)
         if reason:
             self.tell(
-                f"ppvision: no log file: {reason}. The command goes on; what libraries print is "
-                "lost (--verbose shows it)."
+                f"ppvision: no log file: {reason}. The command continues; the output of libraries "
+                "is lost (--verbose shows it)."
             )
 
     def _show_libraries(self) -> None:
@@ -322,7 +322,7 @@ class Console:
             self._told_lost = True
             self.tell(
                 f"ppvision: {self.log_path}: the log cannot be written "
-                f"({error.strerror or error}). The command goes on without it."
+                f"({error.strerror or error}). The command continues without it."
             )
 
     def tell_last(self, line: str) -> None:

@@ -517,7 +517,7 @@ def test_a_full_disk_does_not_end_a_command(capsys):
         show("a result")
     shown = capsys.readouterr()
     assert shown.out == "a result\n"
-    assert shown.err.count("The command goes on without it") == 1
+    assert shown.err.count("The command continues without it") == 1
     assert "the log cannot be written there (No space left on device)" in shown.err
     assert used.log_path.exists()
     used.log_path.unlink()

@@ -214,7 +214,7 @@ class RandomErasing:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it behind "
+                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it after "
                 "Normalize."
             )
         if random.random() >= self.prob:

@@ -253,7 +253,7 @@ def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarra
 
     Args:
         path: on disk or in a zip.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Raises:
         DataError: not a picture, or one that does not decode.
@@ -272,7 +272,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     Args:
         name: how errors call the set.
         paths: of one zip.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         `images` (how many) and `sizes` (images by "WIDTHxHEIGHT").

@@ -71,7 +71,7 @@ class LeftOut:
         if self.unreadable:
             shown = ", ".join(map(cut_text, self.unreadable[:_SHOWN]))
             logger.warning(
-                f"{where}: {len(self.unreadable)} folders cannot be searched, left out: {shown}"
+                f"{where}: {len(self.unreadable)} folders cannot be read and are omitted: {shown}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: format, size, bits a channel and orientation.
+"""What the first bytes of a picture file say: format, size, bits per channel and orientation.
 
 Decoders are asked for pixels only. Whether a file may be decoded (its size, its depth), and which
 size a reader has to expect, is decided here, from the format's own specification, so that a check

@@ -52,7 +52,7 @@ class MissingPictureError(DataError, MissingFileError):
 
 
 class DepthError(DataError):
-    """A picture of more than 8 bits a channel, and no `max_value` to scale it by."""
+    """A picture of more than 8 bits per channel, and no `max_value` to scale it by."""
 
 
 class IndexMapError(DataError):
@@ -70,7 +70,7 @@ def read_picture(
     Args:
         source: a path (of any bytes), or the content of a file.
         name: what errors call it. Default: the path.
-        max_value: the value that becomes 255 in pictures of more than 8 bits a channel, for example
+        max_value: the value that becomes 255 in pictures of more than 8 bits per channel, such as
             4095 for 12 bits. Pictures of 8 bits are taken as they are. Default None: deeper
             pictures are refused.
 
@@ -104,8 +104,9 @@ def read_like_opencv(
             pixels = _decode(content, flags, name, header)
         elif max_value is None:
             raise DepthError(
-                f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the "
-                "data set to the value that means white (4095 for 12 bits), or scale it to 8 bits."
+                f"{name}: expected 8 bits per channel, got {describe(header)}. Set max_value of "
+                "the data set to the value that means white (4095 for 12 bits), or scale the "
+                "picture to 8 bits."
             )
         else:
             pixels = _scaled_pixels(content, header, flags, name, max_value)
@@ -521,7 +522,7 @@ def _scaled_pixels(
     pixels = _decode(content, wanted, name, header)
     if pixels.dtype == np.uint8:
         raise DepthError(
-            f"{name}: {header.bits} bits a channel, of which OpenCV reads the upper 8 only. Save "
+            f"{name}: {header.bits} bits per channel, of which OpenCV reads the upper 8 only. Save "
             "it as PNG or TIFF of 16 bits."
         )
     scaled = scale_to_bytes(pixels, max_value, name)

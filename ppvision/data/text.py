@@ -186,7 +186,7 @@ def read_json(path: str | Path) -> object:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is not JSON that can be read: {error}") from error
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def read_xml(path: str | Path) -> ElementTree.Element:
@@ -224,13 +224,13 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     def refuse_entity(name: str, *_: object) -> None:
         raise DataError(
             f"{path}: expected XML without entities, got a definition of {shorten(name)}. Remove "
-            "it and write what it stands for."
+            "it and write its text."
         )
 
     def refuse_unknown(name: str, *_: object) -> None:
         raise DataError(
             f"{path}: expected XML without entities of a DTD, which is not read, got "
-            f"{shorten(name)}. Write what it stands for."
+            f"{shorten(name)}. Write its text instead."
         )
 
     def note_dtd(*_: object) -> None:
@@ -246,7 +246,7 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise DataError(f"{path}: is not XML that can be read ({error}). Save it again.") from error
+        raise DataError(f"{path}: cannot be read as XML ({error}). Save it again.") from error
     return builder.close()
 
 

@@ -282,7 +282,7 @@ def load_checkpoint(
         parameter, moment = key.rsplit("|", 1)
         if parameter not in names:
             raise CheckpointError(
-                f"{path}: optimizer holds {shorten(parameter)}, which the model has not."
+                f"{path}: optimizer holds {shorten(parameter)}, which the model does not have."
             )
         moments[f"{names[parameter]}_{moment}"] = paddle.to_tensor(array)
     if state["schedule"]:

@@ -94,7 +94,7 @@ def main() -> None:
         sys.exit(128 + _first_signal)
     if code and code not in _FINAL and left > 0:
         print(
-            f"launch: a process ended with code {code}; training goes on from the newest "
+            f"launch: a process ended with code {code}; training continues from the newest "
             f"checkpoint; restarts left after this one: {left - 1}",
             file=sys.stderr,
             flush=True,

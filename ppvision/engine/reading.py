@@ -319,8 +319,8 @@ def _worker_ended(code: int) -> ReaderError:
     else:
         why = f"ended with exit code {code}."
     return ReaderError(
-        f"num_workers: a process that reads data {why} Go on with --num_workers 0, which reads in "
-        "the training process, or with fewer workers."
+        f"num_workers: a process that reads data {why} Continue with --num_workers 0, which reads "
+        "in the training process, or with fewer workers."
     )
 
 

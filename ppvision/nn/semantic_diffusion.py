@@ -718,7 +718,8 @@ class SemanticDiffusionPyramid(nn.Layer):
             got = len(features) if isinstance(features, (list, tuple)) else type(features).__name__
             raise InputError(
                 f"features: expected a list of {len(self.feat_channels)} maps of "
-                f"{self.feat_channels} channels, got {got}. A backbone returns a list, also of one."
+                f"{self.feat_channels} channels, got {got}. A backbone returns a list, even for "
+                "one map."
             )
         guides = [*features[1:], None]
         if self.guidance != "next_level":

@@ -219,6 +219,6 @@ def _load(path: object, **options: object) -> dict[str, Tensor]:
 
 def _refuse_data(url: str, *_: object, **__: object) -> None:
     raise DataError(
-        f"{shorten_text(str(url), 200)}: would be fetched. ppvision fetches no data sets: fetch it "
-        "yourself, and name its folder in the config."
+        f"{shorten_text(str(url), 200)}: would be downloaded. ppvision does not download data "
+        "sets. Download it yourself, and name its folder in the config."
     )

@@ -19,7 +19,7 @@ calls any function by its name, is refused as well.
 Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
 write them (`ppvision.plugins.paddledet_data`).
 Pictures are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
-file. A data set whose pictures have more than 8 bits a channel says what white is:
+file. A data set whose pictures have more than 8 bits per channel says what white is:
 
     TrainDataset: !COCODataSet {max_value: 4095, ...}
 """
@@ -137,7 +137,8 @@ class _ZooBackbone(nn.Layer):
         given = "return_idx" if out_indices is None else "out_indices"
         if return_idx is not None and out_indices is not None:
             raise InputError(
-                f"{name}: return_idx and out_indices are two names for the same. Leave one of them."
+                f"{name}: return_idx and out_indices are two names of one option. Use only one of "
+                "them."
             )
         return_idx = return_idx if out_indices is None else out_indices
         self.net = create_model(name, features_only=True, **options)

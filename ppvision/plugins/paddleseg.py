@@ -19,7 +19,7 @@ and the shims of `ppvision.plugins.shims` are in force where this Paddle needs t
 pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
 What `ppvision.deploy.register_transform` registers is a transform of PaddleSeg's configs as well.
 Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
-that names the file. A data set whose pictures have more than 8 bits a channel says what white is:
+that names the file. A data set whose pictures have more than 8 bits per channel says what white is:
 
     train_dataset: {type: Dataset, max_value: 4095, ...}
 

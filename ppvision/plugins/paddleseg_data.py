@@ -54,7 +54,7 @@ def _read_pairs_after(init: Callable) -> Callable:
         if problems:
             kind, text = problems[0]
             raise DataError(
-                f"{path}: {len(problems)} lines are not as a list has them; {kind}: {text}. "
+                f"{path}: {len(problems)} lines do not have the form of a list; {kind}: {text}. "
                 "`ppvision train` and `ppvision eval` report all of them."
             )
         self.file_list = [

@@ -246,8 +246,8 @@ def slim_quant_config(
         config.add_layer_config(layer, activation=activation, weight=weight)
         if path in ends and weight.kwargs["min_bits"] < MAX_BITS:
             logger.warning(
-                f"quantization: {path} reads the picture or gives the result and leaves 8 bits, as "
-                "a rule under layers says"
+                f"quantization: {path} reads the picture or gives the result; a rule under layers "
+                "gives it another width than 8 bits"
             )
     for norm in NORMS:
         config.add_type_config(norm, weight=LayeredWeightQuanter(widths))

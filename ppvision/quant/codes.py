@@ -217,7 +217,7 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
     for number, plane in enumerate(packed):  # one after another: eight bytes a code are too many
         bits = np.unpackbits(plane).view(np.int8)  # [8 * bytes]
         if bits[count:].any():
-            raise InputError("packed: expected zeros behind the last code, got others.")
+            raise InputError("packed: expected zeros after the last code, got others.")
         codes = 2 * codes + bits[:count] if number else -bits[:count]  # sign first
     return codes
 
@@ -236,8 +236,8 @@ def _check_narrower(bits: int, top_bits: int) -> None:
     check_bits("bits", top_bits)
     if bits > top_bits:
         raise InputError(
-            f"bits: expected at most the {top_bits} that there are, got {bits}. A wider code needs "
-            "more planes."
+            f"bits: expected at most {top_bits}, the width of the given codes, got {bits}. A wider "
+            "code needs more planes."
         )
 
 

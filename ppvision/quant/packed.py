@@ -316,8 +316,8 @@ def pack_model(
             parent._sub_layers[name] = activations.pop(path)
     if waiting or activations:
         raise InputError(
-            f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it has not. "
-            "The layered model belongs to another architecture."
+            f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it does not "
+            "have. The layered model belongs to another architecture."
         )
     _assign(model, {**state.floats, **statistics})
     model.eval()

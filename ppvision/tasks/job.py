@@ -270,7 +270,8 @@ class Job(ABC):
             ConfigError: a task whose export has no integers.
         """
         raise ConfigError(
-            f"export --int8: is for segmentation and classification, got a config of {self.task}."
+            "export --int8: applies to segmentation and classification, got a config of "
+            f"{self.task}."
         )
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:

@@ -80,7 +80,7 @@ def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
 
     Args:
         picture: see `Picture`.
-        max_value: of files of more than 8 bits a channel; see `read_picture`.
+        max_value: of files of more than 8 bits per channel; see `read_picture`.
 
     Raises:
         DataError: see `read_picture`.
@@ -112,7 +112,7 @@ def predict_to_folder(
         num_classes: of the labels, which are compared only if they have no other. Default None:
             any.
         stopped: asked before every picture; when true, no further one is predicted. Default: never.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         One line for every picture that could not be read, predicted or written.
@@ -451,7 +451,7 @@ class _Outcomes:
         """Raise what concerns more than single pictures."""
         if self.storage_error is not None:
             raise StorageError(
-                f"predict: {folder} takes no more files ({self.storage_error.strerror}): "
+                f"predict: {folder} accepts no more files ({self.storage_error.strerror}): "
                 f"{self.progress} are complete, and {REPORT} names them. "
                 f"{_remedy(self.storage_error)}"
             ) from self.storage_error

@@ -61,8 +61,8 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
             logger.warning(str(error))
     if not allow_download:
         raise WeightsError(
-            f"pretrained: {shown} would be fetched, and ppvision fetches nothing unasked. Pass "
-            "--allow_download, or fetch it yourself and give the file's path."
+            f"pretrained: {shown} would be downloaded; ppvision does not do that unasked. Pass "
+            "--allow_download, or download it yourself and give the file's path."
         )
     logger.info(f"pretrained: fetching {shown} into {target.parent}")
     try:
@@ -161,5 +161,5 @@ def _copy(source: IO[bytes], target: IO[bytes], shown: str, limit: int) -> None:
         if total > limit:
             raise _too_large(shown, limit)
         if shutil.disk_usage(Path(target.name).parent).free < len(piece):
-            raise StorageError(errno.ENOSPC, f"pretrained: no room for {target.name}")
+            raise StorageError(errno.ENOSPC, f"pretrained: not enough disk space for {target.name}")
         target.write(piece)

@@ -140,7 +140,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     if found is None or not name:
         raise InputError(
             "pretrained: expected an address of a file that ends in #sha256= and 64 hexadecimal "
-            f"digits, got {shorten(address)}. `sha256sum FILE` tells them."
+            f"digits, got {shorten(address)}. `sha256sum FILE` prints them."
         )
     digest = found[1].lower()
     parts = urlsplit(url)
@@ -248,7 +248,7 @@ def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str)
     else:
         repeated = np.tile(weight, (1, math.ceil(channels / _RGB), 1, 1))[:, :channels]
         arrays[name] = repeated * np.asarray(_RGB / channels, weight.dtype)
-    logger.warning("%s: %s made from 3 channels for %d", source, net.first_conv, channels)
+    logger.warning("%s: %s adapted from 3 input channels to %d", source, net.first_conv, channels)
 
 
 def _match_head(
@@ -262,7 +262,7 @@ def _match_head(
             net.reset_classifier(classes)
         else:
             logger.warning(
-                "%s: has %d classes, the model %d: its head is left out",
+                "%s: has %d classes, the model %d: its head is omitted",
                 *(source, classes, net.num_classes),
             )
             for name in [n for n in arrays if n.startswith(f"{net.classifier}.")]:

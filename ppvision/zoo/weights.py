@@ -51,7 +51,7 @@ def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
     if _IN_PARTS in content:
         raise WeightsError(
             f"{path}: expected whole arrays, got some in parts of 1 GiB, as paddle.save writes "
-            "them by protocol 2 and 3. Save it again with protocol=4, or as safetensors."
+            "them with protocol 2 or 3. Save it again with protocol=4, or as safetensors."
         )
     content.pop(_NAME_TABLE, None)
     arrays = {}

@@ -78,7 +78,7 @@ def check_segmentation_list(
         separator: what stands between the two paths.
         need_labels: whether every line must name a label (training, evaluation); labels that are
             named are checked either way.
-        max_value: of images of more than 8 bits a channel; see `read_picture`. Default None: they
+        max_value: of images of more than 8 bits per channel; see `read_picture`. Default None: they
             are refused.
 
     Returns:

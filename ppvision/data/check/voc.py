@@ -35,7 +35,7 @@ def check_voc(
         folder: that both are in.
         labels: a class a line.
         num_classes: of the model.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         Pictures, and objects of each class.

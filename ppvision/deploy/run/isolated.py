@@ -82,7 +82,9 @@ class IsolatedRuntime:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:  # no memory for another process, say
-            raise EngineError(f"isolate: the engine gets no process ({error}).") from error
+            raise EngineError(
+                f"isolate: the engine's process could not be started ({error})."
+            ) from error
         try:
             (said,) = self._receive()  # that it is open
         except EngineError:

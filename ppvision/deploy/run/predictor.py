@@ -356,7 +356,7 @@ class Predictor:
             if insist:
                 other = "use_onednn=None or False" if engine == "onednn" else "precision='auto'"
                 raise EngineError(f"{reason} Pass {other}.") from error
-            warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
+            warnings.warn(f"{reason} Continuing without {name}, which is slower.", stacklevel=4)
             return None
         return runtime
 

@@ -481,8 +481,8 @@ def _compare(
             boxes += rule.check_found(eager, outputs[-RAW:], found, where)
     if not boxes:
         warnings.warn(
-            "The detector finds nothing in the pictures of the comparison: boxes and scores before "
-            "NMS were compared alone.",
+            "The detector finds nothing in the pictures of the comparison: only boxes and scores "
+            "before NMS were compared.",
             stacklevel=4,
         )
     return worst

@@ -106,7 +106,7 @@ def export_model(
             (`ppvision.quant.packed`), which are compared ten times as strictly (less so
             where activations are rounded, see `parity`).
         max_value: written into `deploy.yaml`: the value that becomes 255 in pictures of more than 8
-            bits a channel, as the training data's `max_value` says. Default None: `Predictor`
+            bits per channel, as the training data's `max_value` says. Default None: `Predictor`
             refuses such pictures.
         int8: multiply 8-bit integers (docs/integers.md). A model in float gets 8-bit weights and
             activations here, from `calibration`; one with integer layers (`pack_model(...,
@@ -163,7 +163,7 @@ def export_model(
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
-            "Leave them away and prepare the input yourself (Predictor.run)."
+            "Omit them and prepare the input yourself (Predictor.run)."
         )
 
     paddlex = None

@@ -149,7 +149,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
             raise StorageError(
                 f"The model cannot be traced: {os.fsdecode(error.filename)} cannot be opened "
                 f"({error.strerror}). Paddle writes the code that it makes below HOME and TMPDIR; "
-                "let them be folders that can be written."
+                "set them to folders that can be written."
             ) from error
         raise EngineError(
             f"The model cannot be traced into a static graph: {error}\n"

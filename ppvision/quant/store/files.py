@@ -221,7 +221,7 @@ def _parse_json(data: bytes, where: str) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            raise InputError("a key stands twice")
+            raise InputError("a key occurs twice")
         return content
 
     def number(text: str) -> float:

@@ -294,11 +294,11 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
     found = max(look(), low)  # without the lowest, reading it will say so
     if found < high:
         logger.warning(
-            "%s: %s is not there; taking %d bits of %d to %d",
+            "%s: %s is missing; using %d bits of %d to %d",
             *(source, name_file(found + 1), found, low, high),
         )
     else:
-        logger.info("%s: taking %d bits, the highest width", source, found)
+        logger.info("%s: using %d bits, the highest width", source, found)
     return found
 
 
@@ -385,8 +385,8 @@ def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> L
     try:
         model = _load(folder, manifest, size, bits, look)
     except LayeredModelError as damaged:
-        raise FetchError(f"{error} What was fetched before is not whole: {damaged}") from damaged
-    logger.warning("%s Taking what was fetched before: %s", error, folder)
+        raise FetchError(f"{error} The earlier copy is incomplete: {damaged}") from damaged
+    logger.warning("%s Using the earlier copy: %s", error, folder)
     return model
 
 

@@ -508,7 +508,9 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         """
         self.calibrating = False
         if not len(self._seen):
-            raise InputError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
+            raise InputError(
+                f"{self.full_name()}: expected activations to calibrate with, got none."
+            )
         values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
         steps = [find_rounding_step(values, bits, signed) for bits in self.range.widths]

@@ -338,7 +338,7 @@ def _check_transforms(transforms: list, part: str) -> None:
         if (normalized and before) or (name == "RandomErasing" and not normalized):
             raise ConfigError(
                 f"config{transform.place('type')}: {where}: expected {name} "
-                f"{'before' if before else 'behind'} Normalize. Change their order."
+                f"{'before' if before else 'after'} Normalize. Change their order."
             )
         normalized |= name == "Normalize"
 
@@ -386,7 +386,7 @@ def _check_teacher(options: Located) -> None:
     for key in options:  # a key that another kind of teacher takes deserves to be told so
         if key in KEYS and key not in known:
             raise ConfigError(
-                f"config{options.place(key)}: teacher: {key} does not go with {source}"
+                f"config{options.place(key)}: teacher: {key} cannot be used with {source}"
                 + (", whose deploy.yaml says it." if key in INPUT_KEYS else ".")
             )
     check_keys(options, known, "teacher")
@@ -402,7 +402,9 @@ def _check_teacher(options: Located) -> None:
 
 def _check_input(options: Located) -> None:
     if "size" not in options:
-        raise ConfigError("config: teacher: expected size, of the pictures it sees; got none.")
+        raise ConfigError(
+            "config: teacher: expected size, the size of the pictures that it sees; got none."
+        )
     try:
         for transform in make_teacher_transforms(options):
             build_transform(transform)
@@ -425,8 +427,8 @@ def _check_augmentation(content: Located) -> None:
         name = transform["type"]
         if name == "RandomVerticalFlip":
             raise ConfigError(
-                f"config{transform.place('type')}: {where}: {name} does not go with a teacher, "
-                "whose answers are of the picture and its left-right mirror. Leave it out."
+                f"config{transform.place('type')}: {where}: {name} cannot be used with a teacher, "
+                "whose answers are of the picture and its left-right mirror. Remove it."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1
         if low < KEPT_AREA:

@@ -417,14 +417,13 @@ def map_classes(
         if outputs != len(classes):
             raise ConfigError(
                 f"config: teacher: {teacher} has {outputs} classes and the model has "
-                f"{len(classes)}. Say with teacher.classes which of them ours are."
+                f"{len(classes)}. List the matching classes in teacher.classes."
             )
         if names and list(names) != list(classes):
             differ = next(k for k in range(outputs) if names[k] != classes[k])
             raise ConfigError(
                 f"config: teacher: class {differ} is {shorten(names[differ])} for {teacher} and "
-                f"{shorten(classes[differ])} in train_dataset. Say with teacher.classes which "
-                "is which."
+                f"{shorten(classes[differ])} in train_dataset. Assign them in teacher.classes."
             )
         return [[k] for k in range(outputs)]
     if isinstance(mapping, Mapping):
@@ -443,9 +442,9 @@ def map_classes(
             column = _column(item, outputs, names, f"{where}: {classes[k]}", teacher)
             if column in owners:
                 raise ConfigError(
-                    f"{where}: class {shorten(item)} of the teacher stands for both "
+                    f"{where}: class {shorten(item)} of the teacher is assigned to both "
                     f"{shorten(owners[column])} "
-                    f"and {shorten(classes[k])}. Leave it to one of them."
+                    f"and {shorten(classes[k])}. Assign it to one of them."
                 )
             owners[column] = classes[k]
             found.append(column)

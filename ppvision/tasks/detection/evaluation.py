@@ -47,7 +47,7 @@ def evaluate_by_trainer(
         num_workers: processes that read pictures; 0 reads in this one.
 
     Raises:
-        DataError: samples that make no batch.
+        DataError: samples that do not form a batch.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg["output_eval"] = folder
@@ -123,8 +123,8 @@ class _Batches:
             return self.batched([self.dataset[place] for place in places])
         except (ValueError, TypeError, RuntimeError) as error:
             raise DataError(
-                f"EvalReader: samples {start} to {places[-1]} make no batch "
-                f"({shorten_text(str(error))}). Where they differ in size, end with a Resize of "
+                f"EvalReader: samples {start} to {places[-1]} do not form a batch "
+                f"({shorten_text(str(error))}). If their sizes differ, end with a Resize of "
                 "one size, pad them (PadBatch), or take batch_size 1; an EvalDataset needs no "
                 "data_fields."
             ) from error
