@@ -86,14 +86,16 @@ class Sites:
             weights = self.round_weights(weights)
         return paddle.matmul(weights, value)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, rows: bool) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: bool, following: nn.Layer
+    ) -> Tensor:
         """`ppvision.forms.tokens._attention`."""
         order = [0, 2, 4, 1, 3, 5] if rows else [0, 3, 4, 1, 2, 5]
         back = [0, 3, 1, 4, 2, 5] if rows else [0, 3, 4, 1, 2, 5]
         parts = [z.transpose(order) for z in (query, key, value)]
         _, count, heads, *lines, depth = parts[0].shape
         flat = [-1, heads, lines[0] * lines[1], depth]
-        out = self.multiply(*(z.reshape(flat) for z in parts))
+        out = tokens._round(self.multiply(*(z.reshape(flat) for z in parts)), following)
         return out.reshape([-1, count, heads, *lines, depth]).transpose(back)
 
     def project(self, x: Tensor, layer: nn.Conv2D, *factor: float) -> Tensor:

@@ -6,7 +6,7 @@ from paddle import nn
 
 from ppvision.deploy import Predictor, export_model
 from ppvision.errors import EngineError
-from tests.helpers.alone import run_alone
+from tests.helpers.alone import read_resident, run_alone
 from tests.helpers.measured import measure_engine
 
 
@@ -33,6 +33,15 @@ def test_an_isolated_engine_takes_no_memory_of_the_process(isolated_net):
         run_alone(measure_engine, str(isolated_net), isolate) for isolate in (True, False)
     )
     assert isolated < 8 << 20 < 16 << 20 < own
+
+
+@pytest.mark.all
+def test_two_hundred_isolated_engines_leave_the_memory_of_the_parent(isolated_net):
+    Predictor(isolated_net, threads=1, isolate=True).close()
+    before = read_resident()
+    for _ in range(200):
+        Predictor(isolated_net, threads=1, isolate=True).close()
+    assert read_resident() < 1.05 * before
 
 
 def test_an_isolated_engine_that_is_killed_is_an_error(isolated_net):

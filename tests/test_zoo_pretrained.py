@@ -71,6 +71,19 @@ def test_a_backbone_is_taken_out_of_a_whole_model(name, pretrained, said):
     assert (config.mean, config.std, config.input_size) == ((0.5,) * 3, (0.5,) * 3, (3, 112, 112))
 
 
+@pytest.mark.parametrize("name", [WHOLE, "pale_nano.digit_scenes", "pale_nano_digit_scenes"])
+def test_load_weights_takes_the_part_of_a_model_of_the_zoo(name, said):
+    net = ppvision.create_model("pale_nano", features_only=True)
+    ppvision.load_weights(net, name)
+    whole = read_weights(WHOLE)
+    for path, array in arrays_of(net).items():
+        np.testing.assert_array_equal(array, whole[f"backbone.{path}"])
+    assert "took the backbone out of a whole model" in said.text
+    # A classifier has more than a backbone: nothing of it starts untrained without a word.
+    with raises_naming(WeightsError, "missing", "head.weight"):
+        ppvision.load_weights(ppvision.create_model("pale_nano"), name)
+
+
 def test_a_classifier_from_a_backbone_has_a_fresh_head_and_says_so(said):
     net = ppvision.create_model("pale_nano", pretrained=True, num_classes=11)
     assert "untrained: norm, head" in said.text

@@ -101,7 +101,7 @@ class _Mark(nn.Layer):
 @paddle.no_grad()
 def _weight(layer: PackedLayer) -> IntegerWeight:
     codes, scale = (tensor.numpy() for tensor in layer.integer_weight())
-    return IntegerWeight(codes, scale, layer.axis)
+    return IntegerWeight(codes, scale.reshape(-1), layer.axis)
 
 
 def _rounding(rounding: IntegerRounding) -> MarkedRounding:

@@ -7,6 +7,11 @@ need no transposition, and each group's heads are one batch of matrix products, 
 and padded queries cut off, only the pixels of the picture count, so that the first groups of rows
 (or columns) have a line more than the others.
 
+Layers in integers round their input. Here that happens before the input is rearranged and not right
+in front of the layer: OpenVINO then rounds at the end of the operator before, moves bytes in place
+of floats, and has a third of the operators to compile (`docs/notes/engines.md`). Rounding element
+by element gives the same before and after.
+
 `docs/performance.md` has what the order brings. Where a size is not known, the block keeps its
 own form.
 """
@@ -97,32 +102,42 @@ class TokenPaleBlock(nn.Layer):
     def _forward(self, x: Tensor) -> Tensor:
         block = self.block
         height, width = x.shape[2:]
-        tokens = to_tokens(x + block.position(x))
-        normed = _layer_norm(tokens, block.norm1)
-        tokens = tokens + self._attend(to_map(normed, height, width))
-        hidden = F.gelu(_pointwise(_layer_norm(tokens, block.norm2), block.mlp[0]))
+        if _rounding(block.position) is None:
+            tokens = to_tokens(x + block.position(x))
+        else:
+            tokens = to_tokens(x)
+            rounded = to_map(_round(tokens, block.position), height, width)
+            tokens = tokens + to_tokens(_convolve(rounded, block.position))
+        tokens = tokens + self._attend(_layer_norm(tokens, block.norm1), height, width)
+        normed = _round(_layer_norm(tokens, block.norm2), block.mlp[0])
+        hidden = _round(F.gelu(_pointwise(normed, block.mlp[0])), block.mlp[2])
         return to_map(tokens + _pointwise(hidden, block.mlp[2]), height, width)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """PS-Attention of `[B, C, H, W]`, as tokens `[B, HW, C]`."""
+    def _attend(self, tokens: Tensor, height: int, width: int) -> Tensor:
+        """PS-Attention of tokens `[B, HW, C]`, as the same."""
         attention = self.block.attention
-        _, channels, height, width = x.shape
+        channels = tokens.shape[2]
         heads, half = attention.num_heads // 2, channels // 2
         scale = (channels // attention.num_heads) ** -0.5
-        projected = []
-        parts = [getattr(attention, name) for name in ("query", "key", "value")]
-        maps = _depthwise(x, [depthwise for depthwise, _, _ in parts])
-        for name, x, (_, norm, pointwise) in zip(("q", "k", "v"), maps, parts, strict=True):
-            factor = scale if name == "q" else 1.0
-            projected.append(_pointwise(to_tokens(norm(x)), pointwise, factor))
+        projected, maps = [], {}  # maps by their rounding: once for layers that share it
+        for name in ("query", "key", "value"):
+            depthwise, norm, pointwise = getattr(attention, name)
+            if (rounding := _rounding(depthwise)) not in maps:
+                maps[rounding] = to_map(_round(tokens, depthwise), height, width)
+            x = _round(norm(_convolve(maps[rounding], depthwise)), pointwise)
+            factor = scale if name == "query" else 1.0
+            z = _pointwise(to_tokens(x), pointwise, factor)
+            # Heads first, then the two halves of them: halves of the channels would keep OpenVINO
+            # from scaling the sums of integers, and adding the bias, inside of the product.
+            z = z.reshape([-1, height, width, 2 * heads, half // heads])
+            projected.append(z.split(2, axis=3))
         branches = []
-        for rows, size in zip((True, False), attention.pale_size, strict=True):
-            cut = slice(None, half) if rows else slice(half, None)
-            maps = [
-                z[:, :, cut].reshape([-1, height, width, heads, half // heads]) for z in projected
-            ]
-            groups = zip(*(to_token_groups(z, size, rows) for z in maps), strict=True)
-            found = [_attention(*group, rows) for group in groups]  # [B, s, G, W, heads, d] each
+        for rows, size, *parts in zip(
+            (True, False), attention.pale_size, *projected, strict=True
+        ):  # parts: [B, H, W, heads, d] each
+            groups = zip(*(to_token_groups(z, size, rows) for z in parts), strict=True)
+            # [B, s, G, W, heads, d] each
+            found = [_attention(*group, rows, attention.project) for group in groups]
             branches.append(from_token_groups(found, rows).reshape([-1, height * width, half]))
         return _pointwise(paddle.concat(branches, axis=2), attention.project)
 
@@ -181,9 +196,11 @@ def from_token_groups(sets: Sequence[Tensor], rows: bool) -> Tensor:
     return paddle.concat([x, _part(longer, axis, size, size + 1).squeeze(axis)], axis=axis)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, rows: bool) -> Tensor:
-    """Attention among the tokens of each group, in the layout of `to_token_groups`; the scale is in
-    the query."""
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, rows: bool, following: nn.Layer
+) -> Tensor:
+    """Attention among the tokens of each group, in the layout of `to_token_groups`, rounded as
+    input of the layer `following`; the scale is in the query."""
     # Groups and heads to the front, then the two axes of a group's tokens, then d.
     order = [0, 2, 4, 1, 3, 5] if rows else [0, 3, 4, 1, 2, 5]
     back = [0, 3, 1, 4, 2, 5] if rows else [0, 3, 4, 1, 2, 5]
@@ -192,7 +209,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, rows: bool) -> Tensor:
     flat = [-1, heads, tokens[0] * tokens[1], depth]
     query, key, value = (z.reshape(flat) for z in parts)  # [B*G, heads, T, d]
     scores = paddle.matmul(query, key, transpose_y=True)  # [B*G, heads, T, T]
-    out = paddle.matmul(F.softmax(scores, axis=-1), value)
+    out = _round(paddle.matmul(F.softmax(scores, axis=-1), value), following)
     return out.reshape([-1, count, heads, *tokens, depth]).transpose(back)
 
 
@@ -204,20 +221,26 @@ def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
     return F.layer_norm(tokens, tokens.shape[-1:], norm.weight, norm.bias, norm._epsilon)
 
 
-def _depthwise(x: Tensor, layers: Sequence[nn.Conv2D]) -> list[Tensor]:
-    """Depthwise 3x3 convolutions of one map `[B, C, H, W]`, which is rounded once for all where
-    they share the rounding."""
-    roundings = [getattr(layer, "activation", None) for layer in layers]
-    if roundings[0] is None or any(other is not roundings[0] for other in roundings):
-        return [layer(x) for layer in layers]
-    x = roundings[0](x)
-    return [F.conv2d(x, layer.weight, layer.bias, padding=1, groups=x.shape[1]) for layer in layers]
+def _rounding(layer: nn.Layer) -> nn.Layer | None:
+    """How a layer in integers rounds its input; None in float."""
+    return getattr(layer, "activation", None)
+
+
+def _round(x: Tensor, layer: nn.Layer) -> Tensor:
+    """What becomes the input of a layer, rounded as the layer does; in float as it is."""
+    rounding = _rounding(layer)
+    return x if rounding is None else rounding(x)
+
+
+def _convolve(x: Tensor, layer: nn.Conv2D) -> Tensor:
+    """A convolution of a map `[B, C, H, W]` that is rounded already."""
+    how = layer._stride, layer._updated_padding, layer._dilation, layer._groups
+    return F.conv2d(x, layer.weight, layer.bias, *how)
 
 
 def _pointwise(tokens: Tensor, layer: nn.Conv2D, factor: float = 1.0) -> Tensor:
-    """A 1x1 convolution on tokens `[B, N, C]`, its result times `factor`."""
-    if (rounding := getattr(layer, "activation", None)) is not None:
-        tokens = rounding(tokens)
+    """A 1x1 convolution of tokens `[B, N, C]` that are rounded already, its result times
+    `factor`."""
     weight, bias = layer.weight.reshape(layer.weight.shape[:2]), layer.bias  # [C', C], [C']
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor

@@ -55,13 +55,6 @@ class _Tables:
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
-        self._zeros: dict[int, Tensor] = {}
-
-    def zeros(self, channels: int) -> Tensor:
-        """`[channels]`: zero points of integer weights. OpenVINO takes only stored ones."""
-        if channels not in self._zeros:
-            self._zeros[channels] = paddle.zeros([channels])
-        return self._zeros[channels]
 
     def of(self, bits: int) -> tuple[Tensor, Tensor]:
         """int8 `[256 * bits, 8]`, what each bit of a byte is worth in each plane; and int32
@@ -77,7 +70,7 @@ class _Tables:
         return self._known[bits]
 
 
-_PACKED_NAMES = ("unpacked", "packed", "codes", "cell", "table", "starts", "zeros")
+_PACKED_NAMES = ("unpacked", "packed", "codes", "cell", "table", "starts")
 
 
 class PackedLayer:
@@ -113,8 +106,6 @@ class PackedLayer:
         self.model_bits = FLOAT_BITS
         if tables is not None:
             self._hold(weight, tables)
-            if isinstance(activation, IntegerRounding):
-                self.register_buffer("zeros", tables.zeros(self._shape[self.axis]))
 
     def _hold(self, weight: LayeredWeight, tables: _Tables) -> None:
         """Keep what a graph makes the weight of."""
@@ -134,8 +125,7 @@ class PackedLayer:
     def weight(self) -> Tensor:
         if paddle.in_dynamic_mode() or not self._in_graph:
             return self.unpacked  # eager mode does not unpack at every call
-        codes = self._codes_in_graph() + 0.5
-        return self._without_zeros(codes) * self.cell
+        return (self._codes_in_graph() + 0.5) * self.cell
 
     def in_float(self) -> nn.Layer:
         """The float layer with the same weight, without rounding."""
@@ -148,19 +138,10 @@ class PackedLayer:
         return layer
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
-        """In a graph: int8 codes of the weight's shape, and float32 `[channels]`, what a code of 1
-        stands for."""
+        """In a graph: int8 codes of the weight's shape, and what a code of 1 stands for, float32
+        with as many axes, channels on `axis`."""
         codes = 2.0 * self._codes_in_graph() + 1.0  # cell centres at half the scale
-        return codes.astype("int8"), 0.5 * self.cell.reshape([-1])
-
-    def _without_zeros(self, codes: Tensor) -> Tensor:
-        """Codes without their zero points, which are 0: a graph in float reads the same stored
-        tensors as the one in integers beside it."""
-        if not isinstance(self.activation, IntegerRounding):
-            return codes
-        shape = [1] * len(self._shape)
-        shape[self.axis] = -1
-        return codes - self.zeros.reshape(shape)
+        return codes.astype("int8"), 0.5 * self.cell
 
     def _codes_in_graph(self) -> Tensor:
         """Float codes of the weight's shape, unpacked by operations of a graph."""
@@ -191,10 +172,10 @@ class IntegerLayer(PackedLayer):
     def weight(self) -> Tensor:
         if paddle.in_dynamic_mode() or not self._in_graph:
             return self.unpacked
-        return self._without_zeros(self.codes.astype("float32")) * self.cell
+        return self.codes.astype("float32") * self.cell
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
-        return self.codes, self.cell.reshape([-1])
+        return self.codes, self.cell
 
 
 @functools.cache

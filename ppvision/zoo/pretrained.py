@@ -21,7 +21,6 @@ from ppvision.errors import (
     InputError,
     InputTypeError,
     MissingFileError,
-    WeightsError,
     shorten,
     shorten_text,
     suggest_nearest,
@@ -33,13 +32,11 @@ from ppvision.zoo.cards import PretrainedConfig, WeightsCard, find_card
 from ppvision.zoo.registry import model_card
 from ppvision.zoo.stored import read_stored
 from ppvision.zoo.torch_files import convert_to_paddle, is_from_torch, read_pth
-from ppvision.zoo.weights import assign_weights, read_weights
+from ppvision.zoo.weights import RGB, assign_weights, read_weights, take_backbone
 
 logger = logging.getLogger("ppvision")
 
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-# Pictures are RGB, unless somebody's weights say otherwise.
-_RGB = 3
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
     arrays = dict(found.arrays)
     if is_from_torch(arrays):
         arrays = convert_to_paddle(arrays, net.torch_names)
-    arrays = _take_backbone(net, arrays, found.source)
+    arrays = take_backbone(net, arrays, found.source)
     _adapt_first_conv(net, arrays, found.source)
     fresh = _match_head(net, arrays, found.source, keep_head)
     unused = [f"{path}.*" for path in net.paths_not_built()]
@@ -190,46 +187,6 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
     if fresh:
         logger.warning("%s: starts untrained: %s", type(net).__name__, ", ".join(fresh))
     return fresh
-
-
-def _take_backbone(
-    net: ZooModel, arrays: dict[str, np.ndarray], source: str
-) -> dict[str, np.ndarray]:
-    """The arrays of the model itself out of those of a model that has it inside.
-
-    PaddleSeg calls it `backbone.`, PaddleDetection's have `backbone.net.`, SDN another `backbone.`:
-    it is where the model's first convolution is.
-    """
-    first = f"{net.first_conv}.weight"
-    if first in arrays:
-        return arrays
-    prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
-    # Many layers of another architecture may be called like our first convolution; the shape tells
-    # which is one.
-    own = net.state_dict()[first].shape
-    fitting = [p for p in prefixes if _may_be(arrays[f"{p}{first}"], own)]
-    if not fitting and len(prefixes) != 1:
-        return arrays  # none, or another architecture: the report of what does not fit says so
-    prefixes = fitting or prefixes
-    if len(prefixes) > 1:
-        raise WeightsError(
-            f"{source}: expected weights of one {type(net).__name__}, found several: "
-            f"{', '.join(p.removesuffix('.') for p in prefixes)}."
-        )
-    prefix = prefixes[0]
-    taken = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    logger.warning(
-        "%s: took the backbone out of a whole model: %d arrays under %r, left %d others",
-        *(source, len(taken), prefix, len(arrays) - len(taken)),
-    )
-    return taken
-
-
-def _may_be(weight: np.ndarray, own: list[int]) -> bool:
-    """Whether this is a first convolution `[out, in, k, k]` of this shape, for RGB or as many
-    channels as the model takes."""
-    shape = [*weight.shape]
-    return shape in (own, [own[0], _RGB, *own[2:]])
 
 
 def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
@@ -241,13 +198,13 @@ def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str)
     if weight is None or weight.ndim != 4:
         return
     channels = own.shape[1]
-    if weight.shape[1] == channels or weight.shape[1] != _RGB:
+    if weight.shape[1] == channels or weight.shape[1] != RGB:
         return
     if channels == 1:
         arrays[name] = weight.sum(axis=1, keepdims=True)
     else:
-        repeated = np.tile(weight, (1, math.ceil(channels / _RGB), 1, 1))[:, :channels]
-        arrays[name] = repeated * np.asarray(_RGB / channels, weight.dtype)
+        repeated = np.tile(weight, (1, math.ceil(channels / RGB), 1, 1))[:, :channels]
+        arrays[name] = repeated * np.asarray(RGB / channels, weight.dtype)
     logger.warning("%s: %s adapted from 3 input channels to %d", source, net.first_conv, channels)
 
 

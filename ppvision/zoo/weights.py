@@ -5,6 +5,7 @@ Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read wi
 """
 
 import fnmatch
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,12 +17,16 @@ from safetensors.numpy import load_file, save
 from ppvision.arguments import check_file, check_layer, check_path, check_patterns
 from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_text, suggest_nearest
 from ppvision.files import name_read_errors, write_bytes
+from ppvision.models.base import ZooModel
 from ppvision.nn import SemanticDiffusionPyramid
 from ppvision.safe_tensors import header_fits
 from ppvision.zoo.cards import find_card, list_weights_names
 from ppvision.zoo.pdparams import load_pdparams
 from ppvision.zoo.stored import read_stored
 
+logger = logging.getLogger("ppvision")
+
+RGB = 3  # channels of a picture, unless somebody's weights say otherwise
 _ZIP = b"PK\x03\x04"
 # What paddle.save adds to the arrays: its own names of parameters, and how arrays are put together.
 _NAME_TABLE = "StructuredToParameterName@@"
@@ -144,7 +149,8 @@ def load_weights(
 
     Args:
         net: the model. It is not touched unless everything fits.
-        path: `.safetensors`, `.pdparams`, a layered model, or the name of weights in the zoo.
+        path: `.safetensors`, `.pdparams`, a layered model, or the name of weights in the zoo. If
+            these are a whole model's, a model of the zoo gets its backbone; the log says so.
         allow_missing: shell patterns of the model's names that the file need not hold.
         allow_unexpected: shell patterns of the file's names that the model need not have.
 
@@ -157,7 +163,50 @@ def load_weights(
     check_layer(net, "net")
     allow_missing = check_patterns(allow_missing, "allow_missing")
     allow_unexpected = check_patterns(allow_unexpected, "allow_unexpected")
-    assign_weights(net, read_weights(path), str(path), allow_missing, allow_unexpected)
+    arrays = read_weights(path)
+    if isinstance(net, ZooModel) and find_card(str(path)) is not None:
+        arrays = take_backbone(net, arrays, str(path))
+    assign_weights(net, arrays, str(path), allow_missing, allow_unexpected)
+
+
+def take_backbone(
+    net: ZooModel, arrays: dict[str, np.ndarray], source: str
+) -> dict[str, np.ndarray]:
+    """The arrays of the model itself out of those of a model that has it inside.
+
+    PaddleSeg calls it `backbone.`, PaddleDetection's have `backbone.net.`, SDN another `backbone.`:
+    it is where the model's first convolution is.
+    """
+    first = f"{net.first_conv}.weight"
+    if first in arrays:
+        return arrays
+    prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
+    # Many layers of another architecture may be called like our first convolution; the shape tells
+    # which is one.
+    own = net.state_dict()[first].shape
+    fitting = [p for p in prefixes if _may_be(arrays[f"{p}{first}"], own)]
+    if not fitting and len(prefixes) != 1:
+        return arrays  # none, or another architecture: the report of what does not fit says so
+    prefixes = fitting or prefixes
+    if len(prefixes) > 1:
+        raise WeightsError(
+            f"{source}: expected weights of one {type(net).__name__}, found several: "
+            f"{', '.join(p.removesuffix('.') for p in prefixes)}."
+        )
+    prefix = prefixes[0]
+    taken = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
+    logger.warning(
+        "%s: took the backbone out of a whole model: %d arrays under %r, left %d others",
+        *(source, len(taken), prefix, len(arrays) - len(taken)),
+    )
+    return taken
+
+
+def _may_be(weight: np.ndarray, own: list[int]) -> bool:
+    """Whether this is a first convolution `[out, in, k, k]` of this shape, for RGB or as many
+    channels as the model takes."""
+    shape = [*weight.shape]
+    return shape in (own, [own[0], RGB, *own[2:]])
 
 
 def assign_weights(
