@@ -145,20 +145,21 @@ def load_weights(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> None:
-    """Load weights into a model; everything must fit, but for what is allowed by name.
+    """Load weights into a model. All names and shapes must fit, except those you allow.
 
     Args:
-        net: the model. It is not touched unless everything fits.
+        net: the model. It does not change unless everything fits.
         path: `.safetensors`, `.pdparams`, a layered model, or the name of weights in the zoo. If
-            these are a whole model's, a model of the zoo gets its backbone; the log says so.
-        allow_missing: shell patterns of the model's names that the file need not hold.
-        allow_unexpected: shell patterns of the file's names that the model need not have.
+            the weights belong to a whole model and `net` is a model of the zoo, `net` gets the
+            backbone; the log says so.
+        allow_missing: shell patterns of names in the model that may be missing in the file.
+        allow_unexpected: shell patterns of names in the file that may be missing in the model.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: a file that does not read; or one report of every missing, unexpected and
-            wrongly shaped or typed entry.
-        TypeError: an argument of another type.
+        WeightsError: the file cannot be read, or names, shapes or types do not fit; one report
+            lists all of them.
+        TypeError: an argument has another type.
     """
     check_layer(net, "net")
     allow_missing = check_patterns(allow_missing, "allow_missing")

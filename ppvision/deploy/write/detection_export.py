@@ -41,7 +41,7 @@ from ppvision.deploy.write.clients import (
     write_infer_config,
 )
 from ppvision.deploy.write.export import (
-    check_classes,
+    check_class_names,
     check_folder,
     check_integer_arguments,
     check_packed,
@@ -136,7 +136,7 @@ def export_detector(
     """
     shape = check_shape(input_shape)
     check_choice(format, "format", manifests.FORMATS)
-    classes = check_classes(classes)
+    classes = check_class_names(classes)
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
