@@ -79,7 +79,7 @@ def _open_session() -> "requests.Session":
         from ppvision.remote_session import BoundedSession
     except ImportError as error:
         raise MissingPackageError(
-            "Files behind an address need requests and urllib3, which are not installed: "
+            "Files at a URL need requests and urllib3, which are not installed: "
             "pip install 'ppvision[remote]', or fetch the file and pass its path."
         ) from error
     return BoundedSession()

@@ -311,7 +311,7 @@ class RemoteFolder:
     def _write(
         self, answer: "requests.Response", name: str, partial: Path, start: int, size: int
     ) -> None:
-        """Write an answer's body behind the first `start` bytes of a partial file."""
+        """Write an answer's body after the first `start` bytes of a partial file."""
         progress = ProgressLine(name, size, "B", start=start)
         there = start
         with progress, partial.open("ab" if start else "wb") as file:

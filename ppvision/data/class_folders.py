@@ -40,7 +40,7 @@ class ClassFolders(paddle.io.Dataset):
             they are refused.
         class_path: a file that gives the order of the classes: a line per class, its folder and,
             after a space or tab, the name to show (`n01443537 goldfish`). With `list_path` the
-            names of the classes, in the place of `classes.txt`. Default None.
+            names of the classes, instead of `classes.txt`. Default None.
 
     Attributes:
         samples: `(path, class number)` pairs.
@@ -76,7 +76,7 @@ class ClassFolders(paddle.io.Dataset):
             self.samples, self.classes = self._from_list(Path(list_path), Path(names_path))
         if num_classes is None:
             return
-        # A folder that is missing would renumber the classes behind it.
+        # A folder that is missing would renumber the classes after it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
             advice = "Set num_classes of the model, or complete the folders (without pictures of "

@@ -1,7 +1,7 @@
-"""Class folders inside of a zip file, read in place.
+"""Class folders inside a zip file, read in place.
 
 A data set of many small pictures is quicker to copy, and kinder to a file system, as one file. The
-zip is never unpacked: a picture's bytes are read where they stand, by `pread`, so that threads and
+zip is never unpacked: a picture's bytes are read from their place, by `pread`, so that threads and
 forked workers can share one open file.
 """
 
@@ -43,7 +43,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a file stands in the zip."""
+    """Position of a file in the zip."""
 
     header: int  # offset of its local header
     stored_bytes: int
@@ -156,7 +156,7 @@ def make_printable(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ZipPath:
-    """A file or folder inside of a zip; `name` is empty for the zip itself."""
+    """A file or folder inside a zip; `name` is empty for the zip itself."""
 
     archive: PictureZip
     name: str

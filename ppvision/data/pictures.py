@@ -56,7 +56,7 @@ class DepthError(DataError):
 
 
 class IndexMapError(DataError):
-    """A label map that has colours in place of class numbers."""
+    """A label map that has colours instead of class numbers."""
 
 
 def read_picture(
@@ -313,7 +313,7 @@ def _check_png(content: bytes, name: str) -> bytes:
     """Every chunk to the last one is there and has the checksum that it says.
 
     Returns:
-        The file without an animation: from memory, OpenCV decodes the first frame in place of a
+        The file without an animation: from memory, OpenCV decodes the first frame instead of a
         picture that is no frame, which it decodes from a file.
     """
     view = memoryview(content)

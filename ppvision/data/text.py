@@ -26,7 +26,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MARK = "\ufeff"
-# Marks inside of a file come from files that were put together, the other from web pages.
+# Marks inside a file come from files that were put together, the other from web pages.
 _UNSEEN = f"{_MARK}\u200b"
 _DOS_END = "\x1a"  # Ctrl-Z: the end of a text file for DOS
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not those of `splitlines`, which names of files may hold
@@ -74,7 +74,7 @@ def read_text(path: str | Path, *, file_names: bool = False) -> str:
 
 
 def _without_dos_end(text: str) -> str:
-    """A text without a Ctrl-Z at its end, and the line ends that tools have added behind it."""
+    """A text without a Ctrl-Z at its end, and the line ends that tools have added after it."""
     kept = text.rstrip(f"{_DOS_END}\r\n")
     ends, _, _ = text[len(kept) :].partition(_DOS_END)
     return kept + ends

@@ -68,7 +68,7 @@ def make_cosine_schedule(
     warmup_start_lr: float = 0.0,
     end_lr: float = 0.0,
 ) -> paddle.optimizer.lr.LRScheduler:
-    """A cosine from `learning_rate` to `end_lr`, behind a linear rise over `warmup` steps.
+    """A cosine from `learning_rate` to `end_lr`, after a linear rise over `warmup` steps.
 
     Raises:
         ValueError: warm-up as long as the training, or rates out of order.

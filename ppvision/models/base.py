@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a network behind which a feature map can be taken.
+    """A part of a network after which a feature map can be taken.
 
     Attributes:
         channels: of the map.
@@ -76,7 +76,7 @@ class ZooModel(nn.Layer):
     stem_layers: ClassVar[tuple[str, ...]]
     # What may follow the stages, in a classifier or in a pyramid.
     behind_stages: ClassVar[tuple[str, ...]]
-    # Of weights that a PyTorch port wrote: patterns of names and what stands in their place.
+    # Of weights that a PyTorch port wrote: patterns of names and their replacements.
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     pretrained_cfg: "PretrainedConfig | None" = None
@@ -99,7 +99,7 @@ class ZooModel(nn.Layer):
             num_classes: outputs of the head, 0 for none.
             num_features: channels before the head; None for those of the last stage.
             in_channels: channels of the picture.
-            features_only: return feature maps in place of logits.
+            features_only: return feature maps instead of logits.
             out_indices: which ones, from the finest; negative numbers count from the last. None for
                 all.
             recompute: see `set_grad_checkpointing`.
@@ -181,14 +181,14 @@ class ZooModel(nn.Layer):
 
     def run_block(self, block: nn.Layer, x: Tensor) -> Tensor:
         """A block, whose activations are computed again in the backward pass if that is wanted."""
-        # A block behind frozen ones runs as it is: recompute takes an input without a gradient as
+        # A block after frozen ones runs as it is: recompute takes an input without a gradient as
         # the sign that the block needs none, and its parameters would not be trained.
         if self.recompute and self.training and not x.stop_gradient:
             return paddle.distributed.fleet.utils.recompute(_run_twice(block), x)
         return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Do not keep the activations inside of blocks for the backward pass, compute them again:
+        """Do not keep the activations inside blocks for the backward pass, compute them again:
         less memory, about a third more time.
 
         Raises:
@@ -250,7 +250,7 @@ class ZooModel(nn.Layer):
         return groups
 
     def paths_not_built(self) -> list[str]:
-        """Of layers that the whole network has in the place of those behind the stages, or in
+        """Of layers that the whole network has instead of those after the stages, or in
         stages that `out_indices` leaves out."""
         unbuilt = [path for stage in self._left_out for group in stage.groups for path in group]
         return [*self.behind_stages, *unbuilt]

@@ -153,7 +153,7 @@ class PaleTransformer(ZooModel):
 
     Shapes: pictures `[B, in_channels, H, W]`, any H and W of at least 1 -> logits
     `[B, num_classes]`, or with `features_only` a list of `[B, C_i, ceil(H / s), ceil(W / s)]` at
-    strides s = 4, 8, 16, 32, each behind a LayerNorm of its own (our choice, after Swin and CSWin).
+    strides s = 4, 8, 16, 32, each after a LayerNorm of its own (our choice, after Swin and CSWin).
 
     Attributes:
         config: as given. The others are those of `ZooModel`.

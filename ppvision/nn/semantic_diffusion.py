@@ -266,7 +266,7 @@ class _SemanticDifference(PyLayer):
                 # All eight numbers: Paddle's padding of two axes alone is twenty times slower.
                 edges_grad += sign * F.pad(back, [0, 0, 0, 0, top, bottom, left, right])
             if not edges.stop_gradient:
-                # Adds to the gradients of `maps`. (paddle.grad inside of paddle.grad crashes.)
+                # Adds to the gradients of `maps`. (paddle.grad inside paddle.grad crashes.)
                 edges.backward(edges_grad.astype(edges.dtype))
 
         for x, map_ in zip(bordered, maps, strict=True):

@@ -6,7 +6,7 @@ Afterwards every model of the zoo (`ppvision list`) is a backbone like any other
     FasterRCNN: {backbone: pale_tiny, ...}
     pale_tiny: {return_idx: [0, 1, 2, 3], drop_path_rate: 0.1}
 
-`SemanticDiffusionBackbone` puts SDN behind any backbone:
+`SemanticDiffusionBackbone` puts SDN after any backbone:
 
     FasterRCNN: {backbone: SemanticDiffusionBackbone, ...}
     SemanticDiffusionBackbone: {backbone: ResNet, levels: [0, 1, 2, 3]}
@@ -181,7 +181,7 @@ def _backbone(name: str) -> type[_ZooBackbone]:
 
 
 class SemanticDiffusionBackbone(nn.Layer):
-    """SDN behind a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
+    """SDN after a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
 
     Args:
         backbone: a registered backbone, by name in a configuration.
@@ -189,7 +189,7 @@ class SemanticDiffusionBackbone(nn.Layer):
             from the coarsest. Default None: all.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
         groups: of the semantic difference convolutions. Default 1.
-        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
+        width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
         out_shape: the backbone's.
@@ -335,6 +335,6 @@ follow_models(_register_model)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
-_read_strictly()  # behind the line above, whose data sets it gives `max_value`
+_read_strictly()  # after the line above, whose data sets it gives `max_value`
 
 __all__ = ["SemanticDiffusionBackbone", "load_yaml"]

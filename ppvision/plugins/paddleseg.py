@@ -9,7 +9,7 @@ own tools as well as for Python; one that is registered later becomes one at onc
       backbone_indices: [0, 1, 2, 3]
       channels: 64
 
-`SemanticDiffusionBackbone` puts SDN behind any of them, or behind one of PaddleSeg's own:
+`SemanticDiffusionBackbone` puts SDN after any of them, or after one of PaddleSeg's own:
 
     backbone:
       type: SemanticDiffusionBackbone
@@ -84,7 +84,7 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
 
 
 class SemanticDiffusionBackbone(nn.Layer):
-    """SDN behind a backbone: its feature maps, sharper at class boundaries, for any head.
+    """SDN after a backbone: its feature maps, sharper at class boundaries, for any head.
 
     Args:
         backbone: a backbone of PaddleSeg's, or of ours, that names its `feat_channels`.
@@ -93,7 +93,7 @@ class SemanticDiffusionBackbone(nn.Layer):
             data-parallel training Paddle waits for their gradients.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
         groups: of the semantic difference convolutions. Default 1.
-        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
+        width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
         in_channels: channels of the picture; PaddleSeg's builder hands them on to the backbone.
         guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` and `boundary` a model
             that PaddleSeg's builder makes gives the logits of the guidance's own head as its last
@@ -164,7 +164,7 @@ class SemanticDiffusionBackbone(nn.Layer):
 
 def add_guidance_logits(model: nn.Layer) -> None:
     """Let a model over a `SemanticDiffusionBackbone` whose guidance has a head of its own give that
-    head's logits, at the size of the picture, behind its own ones in training.
+    head's logits, at the size of the picture, after its own ones in training.
 
     Args:
         model: with PaddleSeg's interface: a list of logits. PaddleSeg's builder does this by

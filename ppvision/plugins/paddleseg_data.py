@@ -27,7 +27,7 @@ def read_alike() -> None:
         if not hasattr(component.__init__, _OURS):
             component.__init__ = replace(component.__init__)
             setattr(component.__init__, _OURS, True)
-    # The name `open` inside of PaddleSeg's modules for data sets with lists of their own.
+    # The name `open` inside PaddleSeg's modules for data sets with lists of their own.
     for component in vars(datasets).values():
         if inspect.ismodule(component) and component.__name__.startswith(datasets.__name__):
             component.open = open_lines

@@ -129,7 +129,7 @@ class LayeredQAT(SlimQAT):
                 layer.training = training
 
     def convert(self, model: nn.Layer, bits: int) -> nn.Layer:
-        """A copy with packed codes of one width in place of quanters, for export.
+        """A copy with packed codes of one width instead of quanters, for export.
 
         Args:
             model: one that `quantize` made, trained or not.
@@ -141,7 +141,7 @@ class LayeredQAT(SlimQAT):
 
 
 def _names_of_shared(model: nn.Layer) -> list[list[str]]:
-    """Of each layer with a weight that stands in several places, all of its paths."""
+    """Of each layer with a weight that is in several places, all of its paths."""
     places: dict[int, list[str]] = {}
     for path, parent in model.named_sublayers(include_self=True):
         for name, layer in parent._sub_layers.items():
@@ -255,7 +255,7 @@ def slim_quant_config(
 
 
 def _most_specific(layers: Mapping[str, Mapping], path: str, otherwise: dict) -> dict:
-    """The rule for a path; a pattern holds for a layer and for what is inside of it."""
+    """The rule for a path; a pattern holds for a layer and for what is inside it."""
     found = [p for p in layers if fnmatch.fnmatch(path, p) or fnmatch.fnmatch(path, f"{p}.*")]
     if not found:
         return otherwise

@@ -198,7 +198,7 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
         int8 `[count]`.
 
     Raises:
-        ValueError: another shape or type, or bits that are not 0 behind the last code.
+        ValueError: another shape or type, or bits that are not 0 after the last code.
     """
     packed = np.asarray(packed)
     if count < 0:
@@ -245,7 +245,7 @@ def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """The codes as int8.
 
     Raises:
-        ValueError: not whole numbers, or outside of the width.
+        ValueError: not whole numbers, or outside the width.
     """
     low, high = code_range(bits)
     codes = np.asarray(codes)

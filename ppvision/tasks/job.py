@@ -492,7 +492,7 @@ class Job(ABC):
 
 
 def _with_widths(model_path: str | Path) -> str | Path:
-    """The layered model behind a name of the zoo, or else what was given; a file goes before."""
+    """The layered model of a name in the zoo, or else the given path; an existing file wins."""
     card = None if os.path.exists(model_path) else find_card(str(model_path))
     is_whole = card is not None and (card.folder / "manifest.json").is_file()
     return card.folder if is_whole else model_path
@@ -566,7 +566,7 @@ def apply_overrides(
 
 
 def unwrap_parallel(network: nn.Layer) -> nn.Layer:
-    """The model inside of a data-parallel wrapper, or the network itself."""
+    """The model inside a data-parallel wrapper, or the network itself."""
     return network._layers if isinstance(network, paddle.DataParallel) else network
 
 

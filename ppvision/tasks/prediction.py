@@ -337,7 +337,7 @@ def _predict_pictures(
         write: writes the results of a picture; returns its entry in the report.
         folder: where results go.
         stopped, max_value: see `predict_to_folder`.
-        sources: files beside the pictures that no result may replace.
+        sources: other files that no result may replace.
 
     Returns and raises: see `predict_to_folder`.
     """
@@ -425,7 +425,7 @@ class _Outcomes:
     def report(self) -> str:
         """JSON: the entries by the pictures' paths, in their order."""
         paths = {str(self._pictures[k][0]): self._entries[k] for k in sorted(self._entries)}
-        # JSON has no line break inside of a string.
+        # JSON has no line break inside a string.
         lines = [
             f"{json.dumps(path)}: {text}".replace("\n", "\n  ") for path, text in paths.items()
         ]

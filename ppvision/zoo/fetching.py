@@ -31,10 +31,10 @@ _PPDET, _PPDET_SERVER = "ppdet://", "https://paddledet.bj.bcebos.com/"
 
 
 def fetch_weights(url: str, allow_download: bool) -> Path:
-    """The file of weights at an address: from the cache, or fetched.
+    """Return the file of weights of a URL, from the cache or by a download.
 
-    An archive (tar, zip) is searched for the one `.pdparams` in it; nothing else of it is unpacked.
-    Only what reads as weights gets into the cache, and what does not read any more is fetched anew.
+    Of an archive (tar, zip), only its one `.pdparams` is unpacked. Only files that can be read as
+    weights are cached. A cached file that cannot be read any more is downloaded again.
 
     Args:
         url: http, https, or PaddleDetection's `ppdet://`.

@@ -224,7 +224,7 @@ def _match_head(
             )
             for name in [n for n in arrays if n.startswith(f"{net.classifier}.")]:
                 del arrays[name]
-    # Whole layers behind the stages may be absent: the weights are those of a backbone. A part
+    # Whole layers after the stages may be absent: the weights are those of a backbone. A part
     # of a layer may not.
     own = net.state_dict()
     return [

@@ -133,7 +133,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, np.ndarray]:
 
 
 def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write arrays by name as safetensors: beside the file first, then renamed over it."""
+    """Write arrays by name as safetensors: to a temporary file first, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))

@@ -26,7 +26,7 @@ def check_voc(
 ) -> DataSummary:
     """Check a list of pictures and XML files, and all that it names.
 
-    Boxes without an area inside of their picture, which are left out, and forms of `difficult` that
+    Boxes without an area inside their picture, which are left out, and forms of `difficult` that
     are not 0 or 1 are counted in the log.
 
     Args:

@@ -364,7 +364,7 @@ def _check_integers(
     tolerance: float,
     openvino: bool | None,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers."""
+    """The entry `int8` of `deploy.yaml`."""
     if not openvino:
         return manifests.PrecisionCheck(passed=False)
     shape = probes[0][0]["image"].shape
@@ -412,7 +412,7 @@ def _with_openvino(
     shape: Sequence[int | None],
     rule: _Rule,
 ) -> tuple[float | None, bool | None, manifests.Nms | None]:
-    """Write the graph for OpenVINO beside the others, and compare it.
+    """Write the graph for OpenVINO next to the others, and compare it.
 
     Returns:
         The largest error, whether OpenVINO may run the export (None where there is nothing to try),

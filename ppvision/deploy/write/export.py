@@ -308,7 +308,7 @@ def _with_openvino(
     task: str,
     tolerance: float,
 ) -> tuple[float | None, bool | None]:
-    """Write the graphs for OpenVINO beside the others, and compare them.
+    """Write the graphs for OpenVINO next to the others, and compare them.
 
     Returns:
         The largest error, and whether OpenVINO may run the export: not where it cannot (it does
@@ -374,7 +374,7 @@ def _check_in_integers(
     openvino: bool | None,
     format: str,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers."""
+    """The entry `int8` of `deploy.yaml`."""
     if format == "paddle" and not openvino:
         return manifests.PrecisionCheck(passed=False)
     model, shape = integers.model, list(probes[0][0].shape)

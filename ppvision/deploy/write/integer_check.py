@@ -52,7 +52,7 @@ class _Engine(NamedTuple):
 
 
 _ENGINES = {
-    # By name at the call: tests put others in the place of these functions.
+    # By name at the call: tests put others instead of these functions.
     "paddle": _Engine(
         "openvino",
         lambda folders, inputs: run_in_openvino(folders, inputs),

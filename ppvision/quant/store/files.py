@@ -126,7 +126,7 @@ class Manifest:
         return [name_file(k) for k in range(self.lowest, bits + 1)]
 
     def structure(self) -> dict[str, Any]:
-        """What the tensors mean, as it stands in the file."""
+        """The meaning of the tensors, as the file contains it."""
         return {
             "format_version": FORMAT_VERSION,
             "bits": self.bits,

@@ -228,7 +228,7 @@ def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> Laye
 
 
 def walk_layers(model: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
-    """Of every sublayer: its path, its parent, its name there, itself. A layer that stands in two
+    """Of every sublayer: its path, its parent, its name there, itself. A layer that is in two
     places comes twice."""
     for name, layer in list(model._sub_layers.items()):
         if layer is not None:

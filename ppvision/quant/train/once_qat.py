@@ -35,7 +35,7 @@ class OnceQAT(nn.Layer):
         model: with layered quanters (`ppvision.plugins.paddleslim.LayeredQAT`).
         bits: widths to train, of those that the quanters know. Default 8, 6, 4, 3, 2.
         objective: "mean" (default): every width at every step; "sandwich": the highest, the lowest
-            and one of the others, drawn anew for every step.
+            and one of the others, drawn again for every step.
         weigh: what becomes of a width's losses: a function of the width, its losses and its logits
             `[B, K, ...]` (None where the model gives losses only) that gives the losses that count.
             Default: `WeightedLosses` of `weights` and `distillation`.

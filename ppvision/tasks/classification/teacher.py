@@ -407,7 +407,7 @@ def map_classes(
         teacher: for messages.
 
     Raises:
-        ConfigError: a class that is not there, or stands for two.
+        ConfigError: a class that does not exist, or is assigned twice.
     """
     where = "config: teacher.classes"
     if isinstance(mapping, str):
@@ -453,7 +453,7 @@ def map_classes(
 
 
 def _read_mapping(path: str) -> object:
-    """The mapping of a YAML file; a list stands in it under `classes`."""
+    """The mapping of a YAML file; a list is under its key `classes`."""
     content = dict(read_yaml(path))
     return content["classes"] if list(content) == ["classes"] else content
 

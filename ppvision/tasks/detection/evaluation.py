@@ -40,7 +40,7 @@ def evaluate_by_trainer(
 
     Args:
         cfg: PaddleDetection's global config, activated for this job.
-        model: an architecture, or what stands for one (`ExportedDetector`).
+        model: an architecture, or a replacement (`ExportedDetector`).
         dataset: parsed, with the reader's transforms.
         reader: PaddleDetection's EvalReader.
         kinds: of what is scored: "bbox", "mask".
@@ -71,7 +71,7 @@ def evaluate_by_trainer(
 
 
 class ExportedDetector(nn.Layer):
-    """An exported detector in the place of an architecture.
+    """An exported detector instead of an architecture.
 
     Args:
         predictor: of the export.
