@@ -54,19 +54,19 @@ class FeatureInfo(list[dict[str, Any]]):
 class ZooModel(nn.Layer):
     """A classifier, or with `features_only` a feature pyramid.
 
-    A subclass calls `declare` first in its constructor and gives `forward_stages`; where something
-    follows the stages it overrides `forward_features` (before the head) and `forward_pyramid`.
+    A subclass calls `declare` first in its constructor and defines `forward_stages`. If layers
+    follow the stages, it overrides `forward_features` (before the head) and `forward_pyramid`.
 
     Attributes:
-        in_channels: of the picture.
-        num_classes: outputs of the head; 0 where there is none.
+        in_channels: channels of the image.
+        num_classes: outputs of the head; 0 without a head.
         num_features: channels of `forward_features`.
-        feature_info: see `FeatureInfo`; of the maps that `features_only` returns, or of all.
+        feature_info: see `FeatureInfo`; for the maps that `features_only` returns, or for all.
         feat_channels: channels of these maps.
         feat_strides: their strides.
         out_indices: numbers of these maps among the stages.
-        pretrained_cfg: how to feed the model, and where its weights are from; `create_model` sets
-            it.
+        pretrained_cfg: the input that the model expects, and the source of its weights;
+            `create_model` sets it.
     """
 
     # Of the class: the convolution that sees the picture, the Linear of the classes, and the
@@ -188,11 +188,12 @@ class ZooModel(nn.Layer):
         return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Do not keep the activations inside blocks for the backward pass, compute them again:
-        less memory, about a third more time.
+        """Compute the activations inside blocks again in the backward pass: do not keep them.
+
+        This needs less memory and about a third more time.
 
         Raises:
-            TypeError: neither True nor False.
+            TypeError: the value is not True or False.
         """
         self.recompute = check_flag(enable, "enable")
 
@@ -207,10 +208,11 @@ class ZooModel(nn.Layer):
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by one of fresh weights.
+        """Replace the head by a head with fresh weights.
 
         Args:
-            num_classes: its outputs; 0 leaves the pooled features `[B, num_features]`.
+            num_classes: outputs of the head; 0: the model returns the pooled features
+                `[B, num_features]`.
 
         Raises:
             ValueError: a model with `features_only`, or a number out of range.
@@ -256,9 +258,11 @@ class ZooModel(nn.Layer):
         return [*self.behind_stages, *unbuilt]
 
     def freeze(self, stages: int) -> None:
-        """Keep the first stages as they are while the rest is trained: their parameters get no
-        gradient, their BatchNorms use and keep the running statistics, and nothing is dropped in
-        them. What is frozen stays so: a second call can only add to it.
+        """Freeze the first stages while the rest is trained.
+
+        Their parameters get no gradient, their BatchNorms use and keep the running statistics, and
+        dropout and stochastic depth are off in them. Frozen stages stay frozen: a second call can
+        only freeze more.
 
         Args:
             stages: -1 for none, 0 for the stem, k for the stem and the first k stages.
@@ -287,8 +291,10 @@ class ZooModel(nn.Layer):
                     layer.drop_prob = 0.0
 
     def freeze_norms(self) -> None:
-        """Let every BatchNorm use and keep its running statistics while training: for batches too
-        small to have statistics of their own. Weights and biases are still trained."""
+        """Let every BatchNorm use and keep its running statistics in training.
+
+        This is for batches that are too small for their own statistics. Weights and biases are
+        still trained."""
         for layer in self.sublayers():
             _rest_norm(layer)
 

@@ -184,18 +184,18 @@ class SemanticDiffusionBackbone(nn.Layer):
     """SDN after a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
 
     Args:
-        backbone: a registered backbone, by name in a configuration.
-        levels: numbers of the feature maps to enhance, among those that it returns; negative ones
-            from the coarsest. Default None: all.
+        backbone: a registered backbone; a config gives its name.
+        levels: numbers of the feature maps to enhance, among those that the backbone returns;
+            negative numbers count from the coarsest. Default None: all.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
-        groups: of the semantic difference convolutions. Default 1.
+        groups: groups of the semantic difference convolutions. Default 1.
         width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
-        out_shape: the backbone's.
+        out_shape: the `out_shape` of the backbone.
 
     Raises:
-        ValueError: a level that is not there.
+        ValueError: a level does not exist.
 
     Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
     """

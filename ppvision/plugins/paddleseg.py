@@ -87,26 +87,26 @@ class SemanticDiffusionBackbone(nn.Layer):
     """SDN after a backbone: its feature maps, sharper at class boundaries, for any head.
 
     Args:
-        backbone: a backbone of PaddleSeg's, or of ours, that names its `feat_channels`.
-        levels: numbers of the feature maps to enhance, negative ones from the coarsest. Default
-            None: all. Name those that the head reads: others cost time for nothing, and in
-            data-parallel training Paddle waits for their gradients.
+        backbone: a backbone of PaddleSeg or of ppvision with an attribute `feat_channels`.
+        levels: numbers of the feature maps to enhance; negative numbers count from the coarsest.
+            Default None: all. Choose only levels that the head reads: others cost time without
+            effect, and in data-parallel training Paddle waits for their gradients.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
-        groups: of the semantic difference convolutions. Default 1.
+        groups: groups of the semantic difference convolutions. Default 1.
         width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
-        in_channels: channels of the picture; PaddleSeg's builder hands them on to the backbone.
-        guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` and `boundary` a model
-            that PaddleSeg's builder makes gives the logits of the guidance's own head as its last
-            ones in training, and the config names a loss for them.
-        num_classes: of the guidance `classes`; PaddleSeg's builder takes the model's.
+        in_channels: channels of the image; PaddleSeg's builder passes them to the backbone.
+        guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` or `boundary`, a model
+            from PaddleSeg's builder also returns the logits of the guidance's head in training, as
+            the last entry. The config must name a loss for them.
+        num_classes: classes of the guidance `classes`; PaddleSeg's builder uses those of the model.
         operator, steps, detach_guidance: see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
-        feat_channels: the backbone's.
+        feat_channels: channels of the backbone's feature maps.
 
     Raises:
-        ValueError: no backbone, or one without `feat_channels` or made for other `in_channels`; a
-            level that is not there.
+        ValueError: the backbone is missing, has no `feat_channels` or was built for other
+            `in_channels`; or a level does not exist.
 
     Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
     """
@@ -163,12 +163,14 @@ class SemanticDiffusionBackbone(nn.Layer):
 
 
 def add_guidance_logits(model: nn.Layer) -> None:
-    """Let a model over a `SemanticDiffusionBackbone` whose guidance has a head of its own give that
-    head's logits, at the size of the picture, after its own ones in training.
+    """Make a model also return the logits of the guidance's head in training.
+
+    They follow the model's own logits and have the size of the image. The model has a
+    `SemanticDiffusionBackbone`. If its guidance has no head, nothing changes.
 
     Args:
-        model: with PaddleSeg's interface: a list of logits. PaddleSeg's builder does this by
-            itself; with a guidance that has no head nothing changes.
+        model: a model with PaddleSeg's interface: it returns a list of logits. PaddleSeg's builder
+            calls this function itself.
     """
     pyramids = [x for x in model.sublayers() if isinstance(x, SemanticDiffusionPyramid)]
 
@@ -291,12 +293,12 @@ SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 
 
 def compute_stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
-    """A config's losses on a list of logits, as PaddleSeg's train() applies them.
+    """Apply the losses of a config to a list of logits, as PaddleSeg's train() does.
 
     Args:
         logits: `[B, K, H, W]` each.
-        losses: `types` and `coef`, one for each of the logits.
-        data: a batch with `label` and, where the data set makes them, `edge`.
+        losses: `types` and `coef`, one entry per logits.
+        data: a batch with `label` and, if the data set has edges, `edge`.
     """
     edges = data["edge"].astype("int64") if "edge" in data else None
     return loss_computation(

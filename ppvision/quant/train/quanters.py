@@ -203,18 +203,18 @@ def _step_name(widths: tuple[int, ...]) -> str:
 
 
 class LayeredWeightQuanterLayer(BaseQuanter):
-    """Weights at the width of the moment, whose codes are the first bits of the widest codes.
+    """Weights at the current width; their codes are the first bits of the widest codes.
 
     See `LayeredWeightQuanter` for the arguments; `layer` is the one whose `weight` is quantised.
 
     Attributes:
         initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros.
         settling: `[1]`, 1 for a layer that began at zero: its steps follow its weights.
-        log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. Positive
-            whatever an optimiser does; one that normalises gradients (Adam) moves a step by shares
-            of itself, and weight decay pulls it back to where it began.
-        log_widths: `[widths * channels]`, learned, with `steps="per_width"` only: each width's own
-            factor of what its codes stand for.
+        log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. So it is
+            always positive. An optimiser that normalises gradients (Adam) changes a step in
+            proportion to its size, and weight decay pulls it back to its initial value.
+        log_widths: `[widths * channels]`, learned, only with `steps="per_width"`: a factor of the
+            step for each width.
     """
 
     def __init__(
@@ -349,13 +349,13 @@ class LayeredWeightQuanterLayer(BaseQuanter):
 
 
 class LayeredWeightQuanter(QuanterFactory):
-    """Makes the quanter of a layer's weight; for `SlimQuantConfig(weight=...)` and the like.
+    """Makes the quanter of a layer's weight, for example for `SlimQuantConfig(weight=...)`.
 
     Args:
-        bits: widths to be trained, 1 to 8 each. Default 8, 6, 4, 3, 2.
-        min_bits, max_bits: the layer stays within them, whatever the model's width. Default 1, 8.
-        steps: "shared" (default): one learned step a channel; "per_width": and a learned factor a
-            channel for each width. The codes nest either way.
+        bits: widths to train, each 1 to 8. Default 8, 6, 4, 3, 2.
+        min_bits, max_bits: lowest and highest width of the layer. Default 1, 8.
+        steps: "shared" (default): one learned step per channel. "per_width": in addition, one
+            learned factor per channel and width. In both cases the codes are nested.
 
     Source: see the module.
     """
@@ -418,7 +418,7 @@ class _Rounding(PyLayer):
 
 
 class LayeredActivationQuanterLayer(BaseQuanter):
-    """Activations rounded at the width of the moment, with a learned step for each width.
+    """Activations rounded at the current width, with a learned step per width.
 
     The first training batch, or `calibrate`, sets the initial steps and whether codes have a sign.
 
@@ -541,12 +541,12 @@ class LayeredActivationQuanterLayer(BaseQuanter):
 
 
 class LayeredActivationQuanter(QuanterFactory):
-    """Makes the quanter of a layer's input; for `SlimQuantConfig(activation=...)` and the like.
+    """Makes the quanter of a layer's input, for example for `SlimQuantConfig(activation=...)`.
 
     Args:
-        bits, min_bits, max_bits: as of `LayeredWeightQuanter`.
+        bits, min_bits, max_bits: see `LayeredWeightQuanter`.
 
-    Source: LSQ (see the module); a step per width is our choice.
+    Source: LSQ (see the module). We chose one step per width.
     """
 
     def __init__(
