@@ -444,7 +444,7 @@ def test_a_damaged_cache_without_a_server(server, cache):
     path = copy_of(cache) / "w2.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     stop(server)
-    with raises_naming(LayeredModelError, "reached", "whole:", "w2.safetensors"):
+    with raises_naming(LayeredModelError, "reached", "incomplete:", "w2.safetensors"):
         load_layered(server.url, bits=2)
 
 

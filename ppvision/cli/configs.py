@@ -29,7 +29,9 @@ def run(args: argparse.Namespace) -> None:
     from ppvision.configs import copy_config, list_configs
 
     if (args.copy is None) != (args.output is None):
-        raise InputError("configs: expected --copy and --output together, or neither.")
+        raise InputError(
+            "configs: expected --copy and --output together, got one of them. Pass both."
+        )
     if args.copy is None:
         show("\n".join(list_configs()))
         return

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
         return
     for flag in ("config", "model_path", "output"):
         if getattr(args, flag) is None:
-            raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
+            raise InputError(f"pack: expected --{flag}, got none. Pass it, or only --info.")
     if args.calibration and not args.ptq:
         raise InputError(
             "--calibration: applies to --ptq only. A trained model needs no calibration; omit it."

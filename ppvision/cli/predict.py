@@ -96,8 +96,8 @@ def _exported(args: argparse.Namespace) -> dict[str, object]:
     card = find_card(args.model_path)
     if card is None:
         raise InputError(
-            "predict: expected --config with --model_path, the name of a whole model of the zoo as "
-            f"--model_path, or --model_dir alone; got --model_path {shorten(args.model_path)}."
+            "predict: --model_path without --config: expected the name of a whole model in the "
+            f"zoo, got {shorten(args.model_path)}. Pass --config as well, or --model_dir instead."
         )
     if args.bits is None:
         return {"folder": card.name}

@@ -608,7 +608,8 @@ class Trainer:
         if not scores:
             raise InputError(
                 "evaluation: expected scores, got none: nothing in the validation set counts. "
-                f"Training stands at step {step}; go on with --resume once that is mended."
+                f"Training has reached step {step}. Correct the validation set, then continue with "
+                "--resume."
             )
         best_of, score = self.model, next(iter(scores.values()))
         if self.ema is not None:

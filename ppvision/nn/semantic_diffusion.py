@@ -688,8 +688,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         if len(set(chosen)) != len(chosen):
             raise InputError(
                 f"levels: expected each once, got {shorten(levels)}, which is {chosen} of {count} "
-                "feature "
-                "maps."
+                "feature maps."
             )
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)

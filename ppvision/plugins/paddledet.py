@@ -318,8 +318,7 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     if owner != __name__:
         raise InputError(
             f"PaddleDetection component {shorten(name)}: expected a free name, but {owner} has "
-            "registered "
-            "it. Import only one of the two."
+            "registered it. Import only one of the two."
         )
     return component  # imported before, and reloaded now
 

@@ -129,8 +129,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         if not isinstance(backbone, nn.Layer):
             raise InputError(
                 f"SemanticDiffusionBackbone: expected a backbone, got {shorten(backbone)}. In "
-                "YAML: "
-                "backbone: {type: NAME}."
+                "YAML: backbone: {type: NAME}."
             )
         if not hasattr(backbone, "feat_channels"):
             raise InputError(

@@ -227,8 +227,7 @@ def slim_quant_config(
         if not fnmatch.filter(paths, pattern) and not fnmatch.filter(paths, f"{pattern}.*"):
             raise InputError(
                 f"slim_config: layers: {shorten(pattern)} matches no layer. There are, for "
-                "example, "
-                f"{', '.join(list(paths)[:5])}."
+                f"example, {', '.join(list(paths)[:5])}."
             )
     fusions = {
         f"{path}.fuse"

@@ -97,8 +97,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
         tags = [tag for c in model_card(model).weights.values() for tag in (c.tag, c.name)]
         raise MissingFileError(
             f"pretrained: expected a tag of {model}, a file or an address, got "
-            f"{shorten_text(name, 200)!r}. "
-            f"{suggest_nearest(name, tags)}"
+            f"{shorten_text(name, 200)!r}. {suggest_nearest(name, tags)}"
         )
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():

@@ -418,9 +418,8 @@ def _check_augmentation(content: Located) -> None:
     if loss.get("cutmix", 0) > 0:
         raise ConfigError(
             f"config{loss.place('cutmix')}: loss.cutmix: expected 0 with a teacher, got "
-            f"{shorten(loss['cutmix'])}: a part of a picture need not show what its answer, "
-            "which is of "
-            "the whole picture, says. Use mixup."
+            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole picture, and a part "
+            "of the picture may not show it. Use mixup."
         )
     for index, transform in enumerate(content["train_dataset"].get("transforms", [])):
         where = f"train_dataset.transforms.{index}"
@@ -428,12 +427,12 @@ def _check_augmentation(content: Located) -> None:
         if name == "RandomVerticalFlip":
             raise ConfigError(
                 f"config{transform.place('type')}: {where}: {name} cannot be used with a teacher, "
-                "whose answers are of the picture and its left-right mirror. Remove it."
+                "whose answers are for the picture and its left-right mirror. Remove it."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1
         if low < KEPT_AREA:
             raise ConfigError(
-                f"config{transform.place('scale')}: {where}: random crops keep at least "
-                f"{KEPT_AREA} of the area with a teacher, whose answer is of the whole picture; "
-                f"got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
+                f"config{transform.place('scale')}: {where}: with a teacher, random crops "
+                f"must keep at least {KEPT_AREA} of the area, because its answer is for the whole "
+                f"picture; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
             )

@@ -443,8 +443,8 @@ def map_classes(
             if column in owners:
                 raise ConfigError(
                     f"{where}: class {shorten(item)} of the teacher is assigned to both "
-                    f"{shorten(owners[column])} "
-                    f"and {shorten(classes[k])}. Assign it to one of them."
+                    f"{shorten(owners[column])} and {shorten(classes[k])}. Assign it to one of "
+                    "them."
                 )
             owners[column] = classes[k]
             found.append(column)
@@ -484,9 +484,8 @@ def _column(item: object, outputs: int, names: Sequence[str], where: str, teache
     if isinstance(item, str):
         if not names:
             raise ConfigError(
-                f"{where}: got the name {shorten(item)}, but {teacher} does not name its "
-                "classes. Give "
-                "numbers."
+                f"{where}: got the name {shorten(item)}, but {teacher} does not name its classes. "
+                "Give numbers."
             )
         if item not in names:
             raise ConfigError(
