@@ -45,7 +45,7 @@ from ppvision.models.pale_transformer import VARIANTS, PaleTransformer, PatchMer
 from ppvision.nn.pale_attention import MASKED_SCORE, SeparableConv, grouped_attention
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, clocked, mean_and_spread, read_rows, spent
+from benchmark.runs import add_row, claim_run, mean_and_spread, read_rows, record_time, spent
 
 RESULTS = Path(__file__).with_name("results") / "attention_cifar10.csv"
 ATTENTIONS = ("pale", "windows", "stripes")
@@ -308,7 +308,7 @@ def run(kind: str, seed: int, epochs: int, data: dict, work_dir: Path) -> dict:
         ),
     )
     trainer.callbacks.append(ProgressLog(steps, BATCH))
-    with clocked(folder.root):
+    with record_time(folder.root):
         trainer.fit()
     scores = evaluation(*data["val"])(model)
     return {
@@ -356,7 +356,7 @@ def main() -> None:
     }
     for seed in args.seeds:
         for kind in args.attentions:
-            with claimed(args.work_dir / f"{kind}_{seed}.lock") as ours:
+            with claim_run(args.work_dir / f"{kind}_{seed}.lock") as ours:
                 done = {(row["attention"], int(row["seed"])) for row in read_rows(args.results)}
                 if not ours or (kind, seed) in done:
                     continue

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.turns import Worker, answer, in_turn, started
+from benchmark.turns import Worker, answer, end_afterwards, in_turn
 from ppvision.environment import machine, prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts, here and in the workers
@@ -200,10 +200,10 @@ def measure(
     case: Case, engines: list[str], threads: int, folder: Path, repeats: int
 ) -> list[dict[str, object]]:
     """A row for each engine."""
-    with started(workers(engines, case, folder, threads)) as made:
+    with end_afterwards(workers(engines, case, folder, threads)) as made:
         check_outputs(made, folder)
         times, last = in_turn(made, WARM_UP, repeats)
-    with started(workers(["peak"], case, folder, threads)) as (peak,):
+    with end_afterwards(workers(["peak"], case, folder, threads)) as (peak,):
         fastest = min(peak()["ms"] for _ in range(10))
     limit = fastest * multiply_adds(case) / MATRIX**3
     medians = {engine: float(np.median(values)) for engine, values in times.items()}

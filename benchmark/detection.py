@@ -32,7 +32,7 @@ from ppvision.tasks.detection.job import Detection
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import ProcessorClock, add_rows, claimed, read_rows, spent
+from benchmark.runs import ProcessorClock, add_rows, claim_run, read_rows, spent
 
 RESULTS = Path(__file__).with_name("results") / "detection_runs.csv"
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "detection"
@@ -79,7 +79,7 @@ CASES = {
 }
 
 
-def opened(name: str, data_root: Path, options: Sequence[str] = ()) -> Detection:
+def open_case(name: str, data_root: Path, options: Sequence[str] = ()) -> Detection:
     """The job of a case."""
     case = CASES[name]
     paths = [f"{p}.dataset_dir={data_root / case.data}" for p in ("TrainDataset", "EvalDataset")]
@@ -87,14 +87,14 @@ def opened(name: str, data_root: Path, options: Sequence[str] = ()) -> Detection
     return open_job(CONFIGS / case.config, [*paths, *case.options, *slim, *options])
 
 
-def averaged(folder: Path) -> Path:
+def find_averaged(folder: Path) -> Path:
     """The averaged weights of a run's last checkpoint."""
     return list_checkpoints(RunFolder(folder).checkpoints)[-1] / "ema.safetensors"
 
 
 def run(name: str, data_root: Path, work_dir: Path, options: Sequence[str]) -> list[dict]:
     """Train to the end, going on where it was, and score; returns a row per width."""
-    case, job = CASES[name], opened(name, data_root, options)
+    case, job = CASES[name], open_case(name, data_root, options)
     weights = work_dir / case.source if case.source else None
     if case.trained:
         folder = RunFolder(work_dir / name)
@@ -113,14 +113,14 @@ def run(name: str, data_root: Path, work_dir: Path, options: Sequence[str]) -> l
             how,
             do_eval=False,
             use_vdl=False,
-            model_path=None if weights is None else averaged(weights),
+            model_path=None if weights is None else find_averaged(weights),
             callbacks=[ProcessorClock(folder.root)],
         )
         weights = folder.root
-        job = opened(name, data_root, options)
+        job = open_case(name, data_root, options)
     parameters = sum(p.size for p in job.float_model.parameters())
     rows = []
-    for bits, model in job.models(averaged(weights)):
+    for bits, model in job.models(find_averaged(weights)):
         found = {tag.split("/")[1]: value for tag, value in job.evaluate(model).by_tag().items()}
         rows.append(
             {
@@ -152,7 +152,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)  # some of Paddle's imports set it first
     for name in args.cases:
-        with claimed(args.work_dir / f"{name}.lock") as ours:
+        with claim_run(args.work_dir / f"{name}.lock") as ours:
             done = {row["case"] for row in read_rows(args.results)}
             if not ours or name in done:
                 continue

@@ -69,7 +69,7 @@ from benchmark.attention_accuracy import (
 from benchmark.runs import (
     ProcessorClock,
     add_rows,
-    claimed,
+    claim_run,
     mean_and_spread,
     read_rows,
     spent,
@@ -150,7 +150,7 @@ NETWORKS = {
 }
 
 
-def quantised(model: nn.Layer, bits: tuple[int, ...], objective: str = "mean") -> OnceQAT:
+def quantise_model(model: nn.Layer, bits: tuple[int, ...], objective: str = "mean") -> OnceQAT:
     """The model, with the weights that it has, at these widths; its ends at 8 bits."""
     example = make_example_input(3, SIDE)
     ends = end_layers(model, example)
@@ -211,19 +211,19 @@ def cases_of(network: str, seed: int) -> Iterator[Case]:
         yield case("dedicated", (bits,))
 
 
-def opened(case: Case, work_dir: Path) -> nn.Layer:
+def open_case(case: Case, work_dir: Path) -> nn.Layer:
     """The model as its run begins."""
     paddle.seed(case.seed)
     network = NETWORKS[case.network]
     model = network.build()
     if case.method == "cut":
-        model = quantised(model, case.source.bits)  # steps and all come with the weights
+        model = quantise_model(model, case.source.bits)  # steps and all come with the weights
     if case.source is not None:
         path = case.source.weights(work_dir)
         assign_weights(model, read_weights(path), str(path))
     if case.method not in ("float", "cut"):
         objective = "sandwich" if case.method == "once_sandwich" else "mean"
-        model = quantised(model, case.bits, objective)
+        model = quantise_model(model, case.bits, objective)
     return model
 
 
@@ -262,7 +262,7 @@ def train(case: Case, model: nn.Layer, steps: int, data: Data, work_dir: Path) -
 
 def run(case: Case, steps: int, data: Data, work_dir: Path) -> list[dict]:
     """Train and score; returns a row per width."""
-    model = opened(case, work_dir)
+    model = open_case(case, work_dir)
     trained = case.method not in UNTRAINED
     if trained:
         train(case, model, steps, data, work_dir)
@@ -304,7 +304,7 @@ def summary(rows: list[dict]) -> list[dict]:
     return mean_and_spread(rows, ("network", "method", "bits"), (*SCORES, "cpu_minutes"))
 
 
-def finished(case: Case, results: Path) -> bool:
+def is_finished(case: Case, results: Path) -> bool:
     """Whether the table holds all widths of a run."""
     found = {
         int(row["bits"])
@@ -320,8 +320,8 @@ def attempt(case: Case, results: Path, work_dir: Path, make: Callable[[Case], li
     there yet; returns whether it was made."""
     if case.source is not None and not case.source.weights(work_dir).exists():
         return False
-    with claimed(work_dir / f"{case.name}.lock") as ours:
-        if not ours or finished(case, results):
+    with claim_run(work_dir / f"{case.name}.lock") as ours:
+        if not ours or is_finished(case, results):
             return False
         logging.info(f"run: {case.name}")
         add_rows(results, make(case), FIELDS, order, summary)
@@ -333,7 +333,7 @@ def share_out(
 ) -> None:
     """Make all runs, in order as far as they are free; ends when all are in the table, so that the
     runs of a process that stopped are taken over by the others."""
-    while left := [case for case in cases if not finished(case, results)]:
+    while left := [case for case in cases if not is_finished(case, results)]:
         if not any(attempt(case, results, work_dir, make) for case in left):
             time.sleep(PAUSE)
 

@@ -47,7 +47,7 @@ from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmark import sdn_boundary
-from benchmark.runs import add_rows, claimed, clocked, mean_and_spread, read_rows, spent
+from benchmark.runs import add_rows, claim_run, mean_and_spread, read_rows, record_time, spent
 from benchmark.sdn_boundary import SCORES
 
 RESULTS = Path(__file__).with_name("results") / "layered_dsb2018.csv"
@@ -110,7 +110,7 @@ def weights_of(case: Case, work_dir: Path) -> Path:
     return checkpoints[-1] / "model.safetensors"
 
 
-def opened(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentation:
+def open_case(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentation:
     """The job, from a config that stays beside its run."""
     config = sdn_boundary.config(case.baseline, data_root, steps)
     if case.method != "float":
@@ -125,14 +125,14 @@ def opened(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentat
 
 def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> list[dict]:
     """Train to the end, going on where it was, and score; returns a row per width."""
-    job, trained = opened(case, data_root, work_dir, steps), case.method not in UNTRAINED
+    job, trained = open_case(case, data_root, work_dir, steps), case.method not in UNTRAINED
     if trained:
         folder = RunFolder(case.folder(work_dir))
         options = train_options(
             job, resume="auto", log_iters=50, save_interval=100, keep_checkpoint_max=1
         )
         source = None if case.method == "float" else weights_of(case.source, work_dir)
-        with clocked(folder.root, time.process_time):
+        with record_time(folder.root, time.process_time):
             run_training(job, folder, options, do_eval=False, use_vdl=False, model_path=source)
         model = job.model
     else:
@@ -167,7 +167,7 @@ def summary(rows: list[dict]) -> list[dict]:
     return mean_and_spread(rows, ("method", "bits"), SCORES)
 
 
-def finished(case: Case, results: Path) -> bool:
+def is_finished(case: Case, results: Path) -> bool:
     """Whether the table holds all widths of a run."""
     rows = read_rows(results)
     mine = (case.method, case.seed)
@@ -187,8 +187,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger().setLevel(logging.INFO)  # some of Paddle's imports set it first
     for case in (case for seed in args.seeds for case in cases_of(seed)):
-        with claimed(args.work_dir / f"{case.folder(args.work_dir).name}.lock") as ours:
-            if not ours or finished(case, args.results):
+        with claim_run(args.work_dir / f"{case.folder(args.work_dir).name}.lock") as ours:
+            if not ours or is_finished(case, args.results):
                 continue
             logging.info(f"run: {case.name}")
             steps = args.float_steps if case.method == "float" else args.steps

@@ -71,7 +71,7 @@ CASES = {
 }
 
 
-def copied(photographs: Path, folder: Path, count: int, at_a_time: int) -> list[Path]:
+def copy_photographs(photographs: Path, folder: Path, count: int, at_a_time: int) -> list[Path]:
     """Folders of `at_a_time` photographs, `count` together."""
     found = sorted(p for p in photographs.rglob("*") if p.suffix in (".jpg", ".jpeg", ".png"))
     if not found:
@@ -125,7 +125,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        folders = copied(args.photographs, Path(work) / "photographs", args.count, args.at_a_time)
+        folders = copy_photographs(
+            args.photographs, Path(work) / "photographs", args.count, args.at_a_time
+        )
         size = read_picture(sorted(folders[0].iterdir())[0]).shape[:2]
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in CASES}
         predictors = {

@@ -18,7 +18,7 @@ Rows = list[dict[str, object]]
 
 
 @contextmanager
-def claimed(path: Path) -> Iterator[bool]:
+def claim_run(path: Path) -> Iterator[bool]:
     """Whether the run that this lock file stands for is ours, and no other process's, inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
@@ -31,7 +31,7 @@ def claimed(path: Path) -> Iterator[bool]:
 
 
 @contextmanager
-def clocked(folder: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
+def record_time(folder: Path, clock: Callable[[], float] = time.monotonic) -> Iterator[None]:
     """Add the time spent inside to the file `seconds` of a run's folder, whatever ends it."""
     before, start = spent(folder), clock()
     try:

@@ -50,7 +50,7 @@ from ppvision.tasks.segmentation.scores import BOUNDARY_SCORES
 from ppvision.tasks.training import run_training, train_options
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.runs import add_row, claimed, mean_and_spread, read_rows, write_rows
+from benchmark.runs import add_row, claim_run, mean_and_spread, read_rows, write_rows
 
 RESULTS = Path(__file__).with_name("results")
 STEPS, BATCH, CROP, RATE = 600, 4, 224, 1e-3
@@ -204,7 +204,7 @@ def config(case: Case, data_root: Path, steps: int) -> dict:
     }
 
 
-def opened(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentation:
+def open_case(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentation:
     """The job, from a config that stays beside its run."""
     work_dir.mkdir(parents=True, exist_ok=True)
     path = work_dir / f"{case.name}.yml"
@@ -214,7 +214,7 @@ def opened(case: Case, data_root: Path, work_dir: Path, steps: int) -> Segmentat
 
 def run(case: Case, data_root: Path, work_dir: Path, steps: int) -> dict[str, object]:
     """Train to the end, going on where it was, export and score; returns the row."""
-    job = opened(case, data_root, work_dir, steps)
+    job = open_case(case, data_root, work_dir, steps)
     folder = RunFolder(work_dir / case.name)
     if folder.config.exists():
         begun = yaml.safe_load(folder.config.read_text(encoding="utf-8"))["iters"]
@@ -321,7 +321,7 @@ def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[
     rows, folders = [], {}
     for variant in VARIANTS:
         case = Case("dsb2018", backbone, variant, 0)
-        job = opened(case, data_root, work_dir, STEPS)
+        job = open_case(case, data_root, work_dir, STEPS)
         paddle.seed(0)
         folders[variant] = export(job, work_dir / f"{case.name}_cost", [1, 3, CROP, CROP])
         rows.append(
@@ -391,7 +391,7 @@ def main() -> None:
         else [c for n in ([args.stage] if args.stage else (1, 2)) for c in stage(n)]
     )
     for case in cases:
-        with claimed(args.work_dir / f"{case.name}.lock") as ours:
+        with claim_run(args.work_dir / f"{case.name}.lock") as ours:
             done = {
                 tuple(row[k] for k in ("data", "backbone", "variant", "seed"))
                 for row in read_rows(args.results)

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from benchmark.turns import Worker, answer, in_turn, started
+from benchmark.turns import Worker, answer, end_afterwards, in_turn
 from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
@@ -132,7 +132,7 @@ def measure(
     sizes = {key: getattr(config, key) for key in ("channels", "depths", "num_heads")}
     shared = (name, batch, side, json.dumps(sizes))  # so that PyTorch's process needs no Paddle
     made = [Worker(form, __file__, (form, *shared), threads) for form in forms]
-    with started(made):
+    with end_afterwards(made):
         times, last = in_turn(made, WARM_UP, repeats)
     medians = {form: float(np.median(values)) for form, values in times.items()}
     rows = []

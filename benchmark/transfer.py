@@ -31,7 +31,7 @@ prefer_fast_mkl()  # before Paddle starts
 
 import yaml
 
-from benchmark.runs import add_row, add_rows, claimed, mean_and_spread, read_rows
+from benchmark.runs import add_row, add_rows, claim_run, mean_and_spread, read_rows
 from benchmark.sdn_forms import COMPARED, FORMS
 from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
@@ -229,7 +229,7 @@ def work(args: argparse.Namespace, results: Path) -> None:
         cases = form_cases(rows) if args.forms else transfer_cases()
         left = [c for c in cases if c.key not in done]
         for case in left:
-            with claimed(args.work_dir / f"{case.name}.lock") as mine:
+            with claim_run(args.work_dir / f"{case.name}.lock") as mine:
                 if not mine:
                     continue
                 print(f"{case.name}: {len(left)} runs left", flush=True)

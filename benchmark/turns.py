@@ -62,7 +62,7 @@ class Worker:
 
 
 @contextmanager
-def started(made: list[Worker]) -> Iterator[list[Worker]]:
+def end_afterwards(made: list[Worker]) -> Iterator[list[Worker]]:
     """The workers, ended afterwards."""
     try:
         yield made

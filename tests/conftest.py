@@ -13,7 +13,7 @@ import yaml
 from ppvision.data.convert.digit_scenes import load_digits, write_digit_scenes
 from ppvision.data.writing import write_picture
 from tests.helpers.configs import classification_config, small_config
-from tests.helpers.folders import unchanged
+from tests.helpers.folders import check_unchanged
 
 # Files that take longest, which begin first: with two processes that take one file after another,
 # a long file at the end leaves one of them without work.
@@ -154,7 +154,7 @@ def scenes(tmp_path_factory) -> Iterator[Path]:
     """Digit-scenes of 56 x 56: 12 for training, 2 for validation."""
     folder = tmp_path_factory.mktemp("data") / "scenes"
     write_digit_scenes(folder, count=12, val_count=2, size=56, seed=3)
-    yield from unchanged(folder)
+    yield from check_unchanged(folder)
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def crops(tmp_path_factory) -> Iterator[Path]:
             target.mkdir(parents=True)
             for number, tile in enumerate(tiles[classes == digit][:count]):
                 write_picture(target / f"{number}.png", np.repeat(tile[..., None], 3, axis=2))
-    yield from unchanged(folder)
+    yield from check_unchanged(folder)
 
 
 @pytest.fixture

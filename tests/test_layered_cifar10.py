@@ -14,10 +14,10 @@ from benchmark.layered_cifar10 import (
     Case,
     attempt,
     cases_of,
-    finished,
+    is_finished,
     main,
-    opened,
-    quantised,
+    open_case,
+    quantise_model,
     summary,
 )
 from benchmark.plots.layered_cifar10 import figure
@@ -110,7 +110,7 @@ def test_a_run_waits_for_the_weights_that_it_starts_from(tmp_path):
         raise AssertionError(case)
 
     assert not attempt(case, tmp_path / "table.csv", tmp_path, make)
-    assert not finished(case, tmp_path / "table.csv")
+    assert not is_finished(case, tmp_path / "table.csv")
 
 
 def test_cases_are_in_an_order_that_works():
@@ -124,7 +124,7 @@ def test_cases_are_in_an_order_that_works():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_cut_weights_are_the_first_bits_of_the_8_bit_codes(name, tmp_path):
     paddle.seed(0)
-    trained = quantised(NETWORKS[name].build(), (8,))
+    trained = quantise_model(NETWORKS[name].build(), (8,))
     for layer in trained.sublayers():
         if isinstance(layer, LayeredLayer):  # steps are learned: not those that a build begins with
             scale = layer.weight_quanter.log_scale
@@ -132,7 +132,7 @@ def test_cut_weights_are_the_first_bits_of_the_8_bit_codes(name, tmp_path):
     case = Case(name, "cut", (2,), 0)
     path = case.source.weights(tmp_path)
     save_weights(collect_arrays(trained), path)
-    model = opened(case, tmp_path)
+    model = open_case(case, tmp_path)
     layers = [layer for layer in trained.sublayers() if isinstance(layer, LayeredLayer)]
     others = [layer for layer in model.sublayers() if isinstance(layer, LayeredLayer)]
     set_bits(model, 3)
@@ -152,7 +152,7 @@ def test_cut_weights_are_the_first_bits_of_the_8_bit_codes(name, tmp_path):
 
 
 def test_the_ends_have_8_bits_at_every_width():
-    model = quantised(NETWORKS["resnet20"].build(), (2,))
+    model = quantise_model(NETWORKS["resnet20"].build(), (2,))
     widths = {path: q.bit_length() for path, q in model.named_sublayers() if hasattr(q, "axis")}
     ends = ("model.stem.weight_quanter", "model.head.weight_quanter")
     assert [path for path, bits in widths.items() if bits == 8] == list(ends)

@@ -18,7 +18,7 @@ from ppvision.engine.dashboard import find_free_port
 from ppvision.quant import LayeredModelError, describe_layered, load_layered, save_layered
 from ppvision.quant.store import fetching as module
 from ppvision.quant.store.state import LayeredState, extract_state
-from tests.helpers.file_server import FileServer, serving, stop
+from tests.helpers.file_server import FileServer, serve_folder, stop
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_layered import (
     BITS,
@@ -51,7 +51,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def server(original, tmp_path, cache):
-    with serving(shutil.copytree(original, tmp_path / "served")) as server:
+    with serve_folder(shutil.copytree(original, tmp_path / "served")) as server:
         yield server
 
 

@@ -33,7 +33,7 @@ from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.packed import PackedLayer, pack_model
 from ppvision.quant.store.state import extract_state
-from tests.helpers.folders import unchanged
+from tests.helpers.folders import check_unchanged
 from tests.helpers.messages import raises_naming, warns_naming
 from tests.helpers.small_pale import SMALL_PALE
 
@@ -84,7 +84,7 @@ def net(tmp_path_factory):
     paddle.seed(3)
     model = small()
     folder = exported(tmp_path_factory.mktemp("openvino") / "net", model)
-    yield from ((model, f) for f in unchanged(folder))
+    yield from ((model, f) for f in check_unchanged(folder))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

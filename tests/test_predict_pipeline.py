@@ -36,7 +36,7 @@ def test_a_row_for_each_case(tmp_path, monkeypatch):
 
 def test_no_photographs(tmp_path):
     with raises_naming(SystemExit, "--photographs:", "none"):
-        pipeline.copied(tmp_path, tmp_path / "copies", 3, 2)
+        pipeline.copy_photographs(tmp_path, tmp_path / "copies", 3, 2)
 
 
 def test_photographs_go_round(tmp_path):
@@ -44,6 +44,6 @@ def test_photographs_go_round(tmp_path):
     photographs.mkdir()
     for name in "ab":
         (photographs / f"{name}.png").write_text(name, encoding="utf-8")
-    folders = pipeline.copied(photographs, tmp_path / "copies", 5, 2)
+    folders = pipeline.copy_photographs(photographs, tmp_path / "copies", 5, 2)
     texts = [[p.read_text(encoding="utf-8") for p in sorted(f.iterdir())] for f in folders]
     assert texts == [["a", "b"], ["a", "b"], ["a"]]

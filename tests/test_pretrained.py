@@ -21,7 +21,7 @@ from ppvision.files import find_cache_folder
 from ppvision.plugins.libraries import load_safely
 from ppvision.tasks import open_job
 from tests.helpers.arrays import Hostile, assert_same
-from tests.helpers.file_server import FileServer, serving
+from tests.helpers.file_server import FileServer, serve_folder
 from tests.helpers.messages import raises_naming
 
 # PaddleSeg logs, and PaddleDetection warns that weights are missing.
@@ -48,7 +48,7 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
     folder = tmp_path / "served"
     folder.mkdir()
-    with serving(folder) as server:
+    with serve_folder(folder) as server:
         yield server
 
 

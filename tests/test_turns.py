@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmark import deploy_latency, training_step
-from benchmark.turns import Worker, in_turn, started
+from benchmark.turns import Worker, end_afterwards, in_turn
 from tests.helpers.messages import raises_naming
 
 SCRIPT = f"""
@@ -38,7 +38,7 @@ def script(tmp_path, monkeypatch):
 
 def test_workers_answer_in_turn_and_end(script, tmp_path):
     made = [Worker("small", script, [1], 1), Worker("large", script, [301], 1)]
-    with started(made):
+    with end_afterwards(made):
         made[0](f"save {tmp_path / 'out.npz'}")
         times, last = in_turn(made, 1, 3)
     assert [len(times[name]) for name in ("small", "large")] == [3, 3]
@@ -53,7 +53,7 @@ def test_workers_answer_in_turn_and_end(script, tmp_path):
 
 def test_a_worker_that_ends_is_an_error(script):
     ended = raises_naming(RuntimeError, "broken:", "3")
-    with started([Worker("broken", script, ["fails"], 1)]) as (worker,), ended:
+    with end_afterwards([Worker("broken", script, ["fails"], 1)]) as (worker,), ended:
         worker()
 
 

@@ -14,7 +14,7 @@ import ppvision
 from ppvision.deploy.run.transforms import Transforms
 from ppvision.zoo import cards
 from ppvision.zoo.weights import WeightsError, read_weights, save_weights
-from tests.helpers.file_server import serving
+from tests.helpers.file_server import serve_folder
 from tests.helpers.messages import raises_naming
 
 WHOLE = "segformer_pale_nano.digit_scenes"
@@ -284,7 +284,7 @@ def test_a_package_with_another_file_is_refused(tmp_path, monkeypatch):
 @pytest.fixture
 def served(saved, tmp_path, monkeypatch):
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path / "cache"))
-    with serving(tmp_path) as server:
+    with serve_folder(tmp_path) as server:
         yield server, saved
 
 

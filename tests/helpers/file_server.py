@@ -142,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[FileServer]:
+def serve_folder(folder: Path) -> Iterator[FileServer]:
     """A server in a thread."""
     server = FileServer(folder)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def unchanged(folder: Path) -> Iterator[Path]:
+def check_unchanged(folder: Path) -> Iterator[Path]:
     """A folder of several tests; at their end nothing may have changed."""
     before = _list_files(folder)
     yield folder
