@@ -136,6 +136,13 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             ("data", "init", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "seconds"),
         ),
         Table(
+            "digit_errors.csv",
+            "Where the digit model loses its score",
+            "`stroke_iou` takes all digits for one class; `class_share` is the share of the pixels "
+            "found on strokes that have the right digit. 240 scenes.",
+            "python benchmark/digit_errors.py --data_root data/digit_scenes",
+        ),
+        Table(
             "detection_runs.csv",
             "Detectors",
             "`bccd` is PP-YOLOE on blood cells, from scratch. `scenes` is Mask R-CNN on digit "

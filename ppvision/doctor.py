@@ -429,7 +429,8 @@ def _doubles(env: Environment) -> Iterator[Finding]:
         # Both have to go: removing one takes shared files from the other.
         uninstall = f"{env.executable} -m pip uninstall --yes {' '.join(present)}"
         if "paddlepaddle-gpu" in present:
-            remedy = f"{uninstall}; then, for a GPU, see the head of requirements-gpu.txt"
+            cpu = _pip_install(env, f"{name}=={EXPECTED[name][0]}")
+            remedy = f"{uninstall}; then {cpu}, or for a GPU the head of requirements-gpu.txt"
         else:
             remedy = f"{uninstall} && {_pip_install(env, f'{name}=={EXPECTED[name][0]}')}"
         yield Finding(" and ".join(present), "both installed", "one of them", "warn", remedy)

@@ -11,11 +11,18 @@ from paddle import nn
 from PIL import Image
 
 from ppvision.deploy import Predictor, export_model
+from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import read_manifest
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.write import clients, paddlex
 from ppvision.deploy.write.detection_export import export_detector
 from ppvision.errors import EngineError, InputError
-from tests.helpers.clients import run_paddleseg, run_paddlex
+from tests.helpers.clients import (
+    paddlex_detector_inputs,
+    paddlex_input,
+    run_paddleseg,
+    run_paddlex,
+)
 from tests.helpers.messages import raises_naming
 from tests.helpers.verbs import ppvision
 
@@ -185,8 +192,7 @@ def test_segmentation_for_paddlex(tmp_path, picture):
     assert manifest.paddlex_name == "PP-LiteSeg-T"
     found, own = run_paddlex(folder, picture), Predictor(folder)(str(picture))
     assert len(np.unique(own)) > 1
-    # PaddleX resizes bytes, we float32 as PaddleSeg does: half a grey level of difference.
-    assert (found == own).mean() > 0.98
+    np.testing.assert_array_equal(found, own)
 
 
 def test_without_a_transform_for_paddlex(tmp_path, picture):
@@ -205,9 +211,11 @@ def test_without_a_transform_for_paddlex(tmp_path, picture):
     "transforms",
     [
         [RESIZE, NORMALIZE],
+        # To 60 x 36, then 25 x 13: of 35 columns and of 23 rows, 17 and 11 are cut off before,
+        # where `paddle.vision` would cut 18 and 12.
         [
             {"type": "ResizeByShort", "short_size": 36},
-            {"type": "CenterCrop", "target_size": [40, 24]},
+            {"type": "CenterCrop", "target_size": [25, 13]},
         ],
         [{**RESIZE, "interp": "CUBIC"}],
     ],
@@ -220,7 +228,7 @@ def test_classification_for_paddlex(tmp_path, picture, transforms):
     folder = export_model(
         net,
         tmp_path / "net",
-        input_shape=[None, 3, 24, 40],
+        input_shape=[None, 3, None, None],
         transforms=transforms,
         task="classification",
         output_op="softmax",
@@ -231,7 +239,52 @@ def test_classification_for_paddlex(tmp_path, picture, transforms):
     assert content["PostProcess"] == {"Topk": {"topk": 5, "label_list": list("abcde")}}
     own = Predictor(folder)(str(picture)).probabilities
     assert np.ptp(own) > 0.05
-    np.testing.assert_allclose(run_paddlex(folder, picture), own, atol=2e-3)
+    np.testing.assert_allclose(run_paddlex(folder, picture), own, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "transforms"),
+    [
+        ("segmentation", [RESIZE, NORMALIZE]),
+        ("segmentation", [{**RESIZE, "keep_ratio": True, "size_divisor": 8}]),
+        ("classification", [SHORT, {**CROP, "target_size": [25, 13]}, NORMALIZE]),
+        ("classification", [{**RESIZE, "interp": "CUBIC"}]),
+    ],
+    ids=["resize", "ratio", "crop", "cubic"],
+)
+def test_pictures_are_prepared_as_by_paddlex(task, transforms):
+    image = np.random.default_rng(1).integers(0, 255, (31, 50, 3), dtype=np.uint8)
+    name = paddlex.choose_default_name(task, "")
+    content = paddlex.make_paddlex_config(task, name, transforms, [1, 3, None, None], ["a"])
+    expected = paddlex_input(content, image)[0]
+    np.testing.assert_allclose(
+        Transforms(transforms, as_paddlex=True)(image)[0], expected, atol=1e-5
+    )
+    # PaddleSeg and `paddle.vision` resize in float32, so that one does not stand for the other.
+    as_trained, _ = Transforms(transforms)(image)
+    assert as_trained.shape == expected.shape
+    assert np.abs(as_trained - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("interp", [1, 2])
+def test_pictures_of_detectors_are_prepared_as_by_paddlex(interp):
+    """101 x 203 in 96 x 160 with its ratio kept: 79.6 x 160, which becomes 80 x 160."""
+    image = np.random.default_rng(1).integers(0, 255, (101, 203, 3), dtype=np.uint8)
+    transforms = [
+        {"Resize": {"target_size": [96, 160], "keep_ratio": True, "interp": interp}},
+        {"NormalizeImage": {}},
+        {"Permute": {}},
+        {"PadBatch": {"pad_to_stride": 32}},
+    ]
+    name, how = "FasterRCNN-ResNet50", ([1, 3, None, None], ["a"], False)
+    content = paddlex.make_paddlex_detector_config(name, "FasterRCNN", "COCO", transforms, *how)
+    expected = paddlex_detector_inputs(content, image)
+    assert expected["im_shape"].tolist() == [[80, 160]]
+    found = DetectionTransforms(transforms, as_paddlex=True)(image)
+    for key, array in expected.items():
+        np.testing.assert_allclose(found[key], array[0], atol=1e-5)
+    as_trained = DetectionTransforms(transforms)(image)
+    assert abs(as_trained["scale_factor"][0] - found["scale_factor"][0]) > 1e-3
 
 
 def test_another_export_takes_its_place(tmp_path):
@@ -255,6 +308,7 @@ BAD = {
     "a number": ({"paddlex_name": 3}, "paddlex_name: 3. PP-LiteSeg-T"),
     "scores": ({"output_op": "softmax"}, "output_op: 'argmax' 'softmax'"),
     "onnx": ({"format": "onnx"}, "paddlex_name: format 'paddle' 'onnx'"),
+    "more than 8 bits": ({"max_value": 4095}, "max_value 8"),
     "features": ({"task": "features", "output_op": "none"}, "paddlex_name: features"),
 }
 

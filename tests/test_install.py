@@ -103,7 +103,9 @@ def test_the_package_declares_what_is_pinned() -> None:
     """The ranges of pyproject.toml hold every lock, the packages that pip resolves for itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    declared = [*project["dependencies"], *extras["dashboard"], *extras["onnx"], *extras["remote"]]
+    declared = list(project["dependencies"])
+    for extra in ("dashboard", "onnx", "remote", "tensorboard"):
+        declared += extras[extra]
     # uv resolves this one for every Python at once: an end that one of them cannot meet fails.
     # pip is no pin: it is what installs them.
     declared += [
@@ -114,7 +116,8 @@ def test_the_package_declares_what_is_pinned() -> None:
         for line in declared:
             wanted = Requirement(line)
             if wanted.marker is None or wanted.marker.evaluate({"python_version": version}):
-                assert wanted.specifier.contains(pinned[wanted.name]), (name, line)
+                key = canonicalize_name(wanted.name)
+                assert wanted.specifier.contains(pinned[key]), (name, line)
 
 
 def test_the_installed_versions_are_the_pinned_ones() -> None:
@@ -423,3 +426,35 @@ def test_all_installs_what_the_marked_tests_need(project: Project) -> None:
     calls = project.calls()
     assert any(call.startswith("apt-get install") and "nginx chromium" in call for call in calls)
     assert calls[-1] == f"{PYTEST} -m  -x"
+
+
+# -- the wheel -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("files", [None, "https://example.org/v1/"])
+def test_the_description_for_an_index_has_no_relative_link(tmp_path, files) -> None:
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    script = (ROOT / "setup.py").read_text()
+    assert script.count("\nFILES = None\n") == 1
+    (tmp_path / "setup.py").write_text(script.replace("\nFILES = None\n", f"\nFILES = {files!r}\n"))
+    (tmp_path / "ppvision").mkdir()
+    (tmp_path / "ppvision" / "__init__.py").touch()
+    build = (
+        "from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel('.'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    text = (tmp_path / run.stdout.split()[-1] / "METADATA").read_text()
+    readme = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    relative = [link for link in links if not link.startswith("http")]
+    assert any(link.endswith(".png") for link in relative)
+    assert "Description-Content-Type: text/markdown" in text
+    described = re.findall(r"\]\(([^)]+)\)", text)
+    if files is None:
+        assert described == [link for link in links if link not in relative]
+        assert "docs/data.md" in text  # the text of its link
+    else:
+        assert described == [files + link if link in relative else link for link in links]

@@ -2,7 +2,9 @@
 with the scripts' own process by --all (`tests/test_segmentation.py`, `tests/test_layered_tasks.py`;
 of several processes by default)."""
 
+import os
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -141,3 +143,23 @@ def test_the_matrix_is_a_table(tmp_path):
     done = run_matrix(tmp_path, "3.9")
     assert done.returncode == 2
     assert "got '3.9'" in done.stderr
+
+
+def test_a_machine_without_a_card_is_told_so_before_anything_is_installed(tmp_path):
+    found = tmp_path / "nvidia-smi"
+    found.write_text("#!/bin/sh\nexit 9\n")  # what it does where the driver finds no card
+    found.chmod(0o755)
+    root = tmp_path / "project"
+    (root / "scripts").mkdir(parents=True)
+    script = shutil.copy(ROOT / "scripts" / "gpu_check.sh", root / "scripts")
+    env = {key: value for key, value in os.environ.items() if key != "DEVICE"}
+    run = subprocess.run(
+        ["bash", script],
+        capture_output=True,
+        text=True,
+        env={**env, "PATH": f"{tmp_path}:{env['PATH']}"},
+        check=False,
+    )
+    # There is no scripts/setup.sh beside it that could have run.
+    assert (run.returncode, run.stdout) == (1, "")
+    assert run.stderr.startswith("gpu_check: expected a card")

@@ -1,6 +1,4 @@
-"""`train --logger tensorboard`: what TensorBoard would read, by a reader of record files in Python.
-
-tensorboardX is not among the pins; without it only the error is tested."""
+"""`train --logger tensorboard`: what TensorBoard would read, by a reader in Python."""
 
 import re
 import shutil
@@ -30,7 +28,6 @@ def records_of(path: Path) -> list:
 
 
 def test_scalars_pictures_and_a_resume(classification_file, tmp_path):
-    pytest.importorskip("tensorboardX", reason="pip install tensorboardX")
     config, folder = classification_file(), RunFolder(tmp_path / "run")
     flags = ["-c", config, "--save_dir", folder.root, "--do_eval", "--log_iters", 1]
     flags += ["--save_interval", 2, "--logger", "tensorboard", "--histograms"]

@@ -91,22 +91,22 @@ def _resized_by_paddlex(image: np.ndarray, size: list[int], interp: str) -> np.n
     return cv2.resize(image, size, interpolation=flags[interp])
 
 
-def run_paddlex(folder: Path, picture: Path) -> np.ndarray:
-    """What `paddlex.create_model(...).predict` makes of a picture: classes `[H, W]` at the
-    picture's size, or probabilities `[K]`."""
-    content = yaml.safe_load((folder / "inference.yml").read_text())
-    image = original = _read(picture)
-    program, weights = folder / "inference.json", folder / "inference.pdiparams"
+def paddlex_input(content: dict, image: np.ndarray) -> np.ndarray:
+    """What PaddleX gives the graph of a segmentation model or classifier.
+
+    Args:
+        content: of `inference.yml`.
+        image: `[H, W, 3]` uint8, RGB.
+
+    Returns:
+        `[1, 3, H', W']` float32.
+    """
     if "Deploy" in content:
         steps = {step["type"]: step for step in content["Deploy"]["transforms"]}
         if (resize := steps.get("Resize")) is not None:
-            assert not resize["keep_ratio"]
-            assert resize["size_divisor"] is None
-            image = _resized_by_paddlex(image, resize["target_size"], resize["interp"])
-        x = _normalized(image, steps["Normalize"]["mean"], steps["Normalize"]["std"])
-        (classes,) = run_engine(program, weights, {"x": x[None]}, memory=False)
-        height, width = original.shape[:2]
-        return cv2.resize(classes[0], (width, height), interpolation=cv2.INTER_NEAREST)
+            size = _resized_size(image, resize)
+            image = _resized_by_paddlex(image, size, resize["interp"])
+        return _normalized(image, steps["Normalize"]["mean"], steps["Normalize"]["std"])[None]
     for step in content["PreProcess"]["transform_ops"]:
         ((kind, options),) = step.items()
         if kind == "ResizeImage" and "resize_short" in options:
@@ -123,5 +123,56 @@ def run_paddlex(folder: Path, picture: Path) -> np.ndarray:
             image = image[top : top + height, left : left + width]
         elif kind == "NormalizeImage":
             image = _normalized(image, options["mean"], options["std"])
-    (probabilities,) = run_engine(program, weights, {"x": image[None]}, memory=False)
-    return probabilities[0]
+    return image[None]
+
+
+def _resized_size(image: np.ndarray, options: dict) -> list[int]:
+    """Width and height after a Resize of PaddleX."""
+    size = options["target_size"]
+    if options["keep_ratio"]:
+        sides = image.shape[1], image.shape[0]
+        scale = min(max(size) / max(sides), min(size) / min(sides))
+        size = [round(n * scale) for n in sides]
+    if divisor := options.get("size_divisor"):
+        size = [-(-n // divisor) * divisor for n in size]
+    return size
+
+
+def paddlex_detector_inputs(content: dict, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What PaddleX gives the graph of a detector: `image` `[1, 3, H', W']`, `im_shape` and
+    `scale_factor` `[1, 2]`, float32. Arguments as of `paddlex_input`."""
+    shape, factors = image.shape[:2], (1.0, 1.0)
+    for step in content["Preprocess"]:
+        if step["type"] == "Resize":
+            height, width = step["target_size"]
+            size = _resized_size(image, {**step, "target_size": [width, height]})
+            name = ["NEAREST", "LINEAR", "BICUBIC"][step["interp"]]
+            before = image.shape
+            image = _resized_by_paddlex(image, size, name)
+            shape = image.shape[:2]
+            factors = shape[0] / before[0], shape[1] / before[1]
+        elif step["type"] == "NormalizeImage":
+            scale = 1 if step["is_scale"] else 255
+            std = [s / scale for s in step["std"]]
+            mean = [m / scale for m in step["mean"]]
+            image = _normalized(image, mean, std).transpose(1, 2, 0)
+        elif step["type"] == "Permute":
+            image = image.transpose(2, 0, 1)
+        elif step["type"] == "PadStride" and step["stride"] > 0:
+            pads = [(0, -n % step["stride"]) for n in image.shape[1:]]
+            image = np.pad(image, [(0, 0), *pads])
+    inputs = {"image": image, "im_shape": shape, "scale_factor": factors}
+    return {name: np.array(value, np.float32)[None] for name, value in inputs.items()}
+
+
+def run_paddlex(folder: Path, picture: Path) -> np.ndarray:
+    """What `paddlex.create_model(...).predict` makes of a picture: classes `[H, W]` at the
+    picture's size, or probabilities `[K]`."""
+    content = yaml.safe_load((folder / "inference.yml").read_text())
+    image = _read(picture)
+    program, weights = folder / "inference.json", folder / "inference.pdiparams"
+    (output,) = run_engine(program, weights, {"x": paddlex_input(content, image)}, memory=False)
+    if "Deploy" not in content:
+        return output[0]
+    height, width = image.shape[:2]
+    return cv2.resize(output[0], (width, height), interpolation=cv2.INTER_NEAREST)

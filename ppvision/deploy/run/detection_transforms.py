@@ -79,6 +79,11 @@ class Resize:
                 f"{self.size[0]} with its ratio kept. Crop or pad it first."
             )
         check_size(round(width * across), round(height * down), image)
+        return self._resize(inputs, down, across)
+
+    def _resize(self, inputs: Inputs, down: float, across: float) -> Inputs:
+        image = inputs["image"]
+        height, width = image.shape[:2]
         resized = cv2.resize(image, None, None, fx=across, fy=down, interpolation=self.interp)
         size = [height * down, width * across] if self.keep_ratio else self.size
         factors = inputs["scale_factor"]
@@ -86,6 +91,23 @@ class Resize:
             "image": resized.astype(np.float32),
             "im_shape": np.asarray(size, np.float32),
             "scale_factor": np.asarray([factors[0] * down, factors[1] * across], np.float32),
+        }
+
+
+class _ResizeOfPaddleX(Resize):
+    """Goes by whole pixels where the ratio is kept: so do PaddleX's sampling, `im_shape` and
+    `scale_factor`. PaddleDetection goes by the scale before it is rounded."""
+
+    def _resize(self, inputs: Inputs, down: float, across: float) -> Inputs:
+        image = inputs["image"]
+        height, width = image.shape[:2]
+        size = round(height * down), round(width * across)
+        resized = cv2.resize(image, (size[1], size[0]), interpolation=self.interp)
+        factors = size[0] / height, size[1] / width
+        return {
+            "image": resized.astype(np.float32),
+            "im_shape": np.asarray(size, np.float32),
+            "scale_factor": np.asarray(factors, np.float32),
         }
 
 
@@ -165,6 +187,8 @@ class PadBatch:
 KNOWN: dict[str, Callable[..., Any]] = {
     known.__name__: known for known in (Resize, NormalizeImage, Permute, PadBatch)
 }
+# What PaddleX 3.7 computes otherwise under the same name.
+_OF_PADDLEX: dict[str, Callable[..., Any]] = {"Resize": _ResizeOfPaddleX}
 _READING = "Decode"  # the picture is read already
 
 
@@ -173,18 +197,21 @@ class DetectionTransforms:
 
     Args:
         specs: of a reader's `sample_transforms` and `batch_transforms`, one after the other.
+        as_paddlex: compute them as PaddleX 3.7 does with an export for it, whose resized pictures
+            and scales differ where the ratio is kept. Default False.
 
     Raises:
         ValueError: an unknown or random transform, an unknown argument, a value out of range, or
             no Permute.
     """
 
-    def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, specs: Sequence[Mapping[str, Any]], *, as_paddlex: bool = False) -> None:
         if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
             raise InputError(
                 f"transforms: expected a list of {{NAME: {{...}}}}, got {shorten(specs)}."
             )
-        built = [_build(spec) for spec in specs]
+        known = KNOWN | (_OF_PADDLEX if as_paddlex else {})
+        built = [_build(spec, known) for spec in specs]
         self.transforms = [transform for transform in built if transform is not None]
         places = [n for n, t in enumerate(self.transforms) if isinstance(t, Permute)]
         if len(places) != 1:
@@ -226,21 +253,23 @@ class DetectionTransforms:
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
 
 
-def _build(spec: Mapping[str, Any]) -> Callable[[Inputs], Inputs] | None:
+def _build(
+    spec: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]
+) -> Callable[[Inputs], Inputs] | None:
     """A transform; None for reading the picture."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {shorten(spec)}.")
     ((name, options),) = spec.items()
     if name == _READING:
         return None
-    if not isinstance(name, str) or name not in KNOWN:
+    if not isinstance(name, str) or name not in known:
         shown = name[:60] if isinstance(name, str) else shorten(name)
         raise InputError(
             f"transforms: {shown} cannot be reproduced in deployment; known are {_READING}, "
-            f"{', '.join(KNOWN)}. Random and other training transforms belong to the TrainReader: "
+            f"{', '.join(known)}. Random and other training transforms belong to the TrainReader: "
             "deployment takes those of the TestReader."
         )
     options = {} if options is None else options
     if not isinstance(options, Mapping):
         raise InputError(f"transforms: {name}: expected options by name, got {shorten(options)}.")
-    return build_known(KNOWN[name], name, options)
+    return build_known(known[name], name, options)

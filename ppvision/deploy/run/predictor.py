@@ -625,10 +625,12 @@ def _found(folder: str | Path) -> Path:
 
 
 def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTransforms:
+    # Of a folder that PaddleX reads as well, both give the same.
+    as_paddlex = manifest.paddlex_name is not None
     try:
         if manifest.task == "detection":
-            return DetectionTransforms(manifest.transforms)
-        transforms = Transforms(manifest.transforms)
+            return DetectionTransforms(manifest.transforms, as_paddlex=as_paddlex)
+        transforms = Transforms(manifest.transforms, as_paddlex=as_paddlex)
         transforms.check_task(manifest.task)
         return transforms
     except InputError as error:

@@ -325,9 +325,20 @@ class CenterCrop:
                 f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before CenterCrop."
             )
-        top, left = round((height - new_height) / 2), round((width - new_width) / 2)
+        top, left = self._start(height - new_height), self._start(width - new_width)
         cut = image[top : top + new_height, left : left + new_width]
         return cut, Step("crop", (height, width))
+
+    @staticmethod
+    def _start(rest: int) -> int:
+        """Pixels before the middle, of those that are cut off."""
+        return round(rest / 2)
+
+
+class _CenterCropOfPaddleX(CenterCrop):
+    @staticmethod
+    def _start(rest: int) -> int:
+        return rest // 2  # of 3: 1, where `paddle.vision` has 2
 
 
 class Normalize:
@@ -384,6 +395,9 @@ KNOWN: dict[str, Callable[..., Any]] = {
         Normalize,
     )
 }
+
+# What PaddleX 3.7 computes otherwise under the same name.
+_OF_PADDLEX: dict[str, Callable[..., Any]] = {"CenterCrop": _CenterCropOfPaddleX}
 
 # -- transforms of others --------------------------------------------------------------------------
 
@@ -488,17 +502,22 @@ class Transforms:
         specs: as in a PaddleSeg configuration, for example
             `[{"type": "Resize", "target_size": [512, 512]}, {"type": "Normalize"}]`. An empty list
             only turns the picture channel-first.
+        as_paddlex: compute them as PaddleX 3.7 does with an export for it: sizes change in bytes,
+            not in float32 (up to half a grey level of difference), and CenterCrop rounds the place
+            of the cut down. Default False.
 
     Raises:
         ValueError: an unknown or random transform, an unknown parameter, a value out of range.
     """
 
-    def __init__(self, specs: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, specs: Sequence[Mapping[str, Any]], *, as_paddlex: bool = False) -> None:
         if isinstance(specs, (str, Mapping)) or not isinstance(specs, Sequence):
             raise InputError(
                 f"transforms: expected a list of {{type: ..., ...}}, got {type(specs).__name__}."
             )
-        self.transforms = [_build(spec) for spec in specs]
+        others = _OF_PADDLEX if as_paddlex else {}
+        self.transforms = [_build(spec, others) for spec in specs]
+        self._resize_bytes = as_paddlex
 
     def check_task(self, task: str) -> None:
         """Raise `InputError` where a transform does not fit a task of `deploy.yaml`."""
@@ -515,17 +534,20 @@ class Transforms:
             The network's input `[3, H', W']`, float32, and the size changes made, in order.
         """
         # Sizes change in float32, as in PaddleSeg; only Normalize gives the same for bytes.
-        if not (self.transforms and isinstance(self.transforms[0], Normalize)):
+        normalizes_first = bool(self.transforms) and isinstance(self.transforms[0], Normalize)
+        if not (normalizes_first or self._resize_bytes):
             image = image.astype(np.float32)
         steps = []
         for transform in self.transforms:
             image, step = transform(image)
             if step is not None:
                 steps.append(step)
-        return np.ascontiguousarray(image.transpose(2, 0, 1)), steps
+        return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), steps
 
 
-def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
+def _build(
+    spec: Mapping[str, Any], others: Mapping[str, Callable[..., Any]]
+) -> Callable[[np.ndarray], tuple[np.ndarray, Step | None]]:
     if not isinstance(spec, Mapping) or not isinstance(spec.get("type"), str):
         raise InputError(f"transforms: expected {{type: NAME, ...}}, got {shorten(spec)}.")
     name = spec["type"]
@@ -536,7 +558,8 @@ def _build(spec: Mapping[str, Any]) -> Callable[[np.ndarray], tuple[np.ndarray, 
             "only: give the transforms of the validation data. For one of your own, import the "
             "module that registers it (register_transform) first."
         )
-    return build_known(KNOWN[name], name, {k: v for k, v in spec.items() if k != "type"})
+    transform = others.get(name, KNOWN[name])
+    return build_known(transform, name, {k: v for k, v in spec.items() if k != "type"})
 
 
 def build_known(transform: Callable[..., Any], name: str, options: Mapping[Any, Any]) -> Any:

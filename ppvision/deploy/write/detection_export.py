@@ -57,11 +57,12 @@ from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, convert_t
 from ppvision.deploy.write.onnx_names import describe, finish_onnx, name_outputs
 from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
+    check_format,
     check_inputs,
     make_paddlex_detector_config,
     name_for_paddlex,
 )
-from ppvision.errors import InputError, PpvisionError, shorten
+from ppvision.errors import InputError, PpvisionError
 from ppvision.files import replace_folder, sync_files
 from ppvision.quant.packed import FixedActivation, find_packed_bits
 
@@ -140,8 +141,8 @@ def export_detector(
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
-    if paddlex_name is not None and format != "paddle":
-        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
+    if paddlex_name is not None:
+        check_format(format, max_value)
     check_packed(model, bits)
     check_integer_arguments(model, int8, format, calibration, keep_float)
     if int8 and shape[0] != 1:

@@ -51,7 +51,12 @@ from ppvision.deploy.write.openvino import (
     write_float_program,
     write_openvino_programs,
 )
-from ppvision.deploy.write.paddlex import OUTPUT_OPS, make_paddlex_config, name_for_paddlex
+from ppvision.deploy.write.paddlex import (
+    OUTPUT_OPS,
+    check_format,
+    make_paddlex_config,
+    name_for_paddlex,
+)
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.files import replace_file, replace_folder, resolve_new_folder, sync_files
 from ppvision.forms.differences import difference_form
@@ -169,7 +174,8 @@ def export_model(
     paddlex = None
     if paddlex_name is not None:
         paddlex = make_paddlex_config(task, paddlex_name, specs, shape, classes)
-        _check_for_paddlex(task, output_op, format)
+        check_format(format, max_value)
+        _check_output_for_paddlex(task, output_op)
     check_packed(model, bits)
     check_integer_arguments(model, int8, format, calibration, keep_float)
     folder = check_folder(folder)
@@ -339,10 +345,8 @@ def _with_openvino(
     return error, error is not None
 
 
-def _check_for_paddlex(task: str, output_op: str, format: str) -> None:
-    """Raise `InputError` for arguments that do not go with `paddlex_name`."""
-    if format != "paddle":
-        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
+def _check_output_for_paddlex(task: str, output_op: str) -> None:
+    """Raise `InputError` for an end of the graph that does not go with `paddlex_name`."""
     if output_op != OUTPUT_OPS[task]:
         raise InputError(
             f"output_op: expected {OUTPUT_OPS[task]!r}, which PaddleX takes for {task}, got "

@@ -130,6 +130,18 @@ def check_name(name: object, kind: str) -> str:
     return str(name)
 
 
+def check_format(format: str, max_value: int | None) -> None:
+    """Raise `InputError` for arguments of an export that do not go with `paddlex_name`."""
+    if format != "paddle":
+        raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
+    if max_value is not None:
+        # Its reader is `cv2.imread`, which cuts 16 bits down to the upper 8.
+        raise InputError(
+            f"max_value: expected none with paddlex_name, since PaddleX reads 8 bits a channel; "
+            f"got {max_value}. Export without --for paddlex."
+        )
+
+
 def check_inputs(name: str, program: Path) -> None:
     """Raise `InputError` unless a detector's graph takes what PaddleX gives it."""
     wanted = {"image", "scale_factor"}
