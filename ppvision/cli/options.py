@@ -20,6 +20,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         hidden = (None, False, argparse.SUPPRESS)
         if not action.option_strings or any(action.default is value for value in hidden):
             return text
+        if action.default == []:  # a flag that may be repeated
+            return text
         # A list of the command line's words, None among them, as they would be typed.
         default = action.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
