@@ -195,7 +195,7 @@ def make_state(network: Network, model: nn.Layer) -> LayeredState:
     with paddle.no_grad():
         quantized(x)
     for quanter in quanters:
-        quanter.calibrated()
+        quanter.finish_calibration()
     return extract_state(quantized, WIDTHS)
 
 
@@ -273,6 +273,7 @@ def measure(
         for kind, worker in workers.items():
             taken[kind].append(worker.run())
     rows = []
+    units = ", ".join(unit for unit in UNITS if unit in find_usable_flags())
     for kind, where, _ in wanted:
         worker = workers[kind]
         worker.close()
@@ -292,7 +293,7 @@ def measure(
                 "load_s": round(worker.said["load_s"], 2),
                 "memory_mb": round(worker.said["memory_mb"]),
                 "rounds": len(taken[kind]),
-                "machine": f"{machine()}, {', '.join(u for u in UNITS if u in find_usable_flags())}",
+                "machine": f"{machine()}, {units}",
             }
         )
     return rows

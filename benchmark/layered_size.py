@@ -52,7 +52,7 @@ def ideal_bytes(state: LayeredState, bits: int) -> int:
     return codes + steps + statistics_ + sum(a.nbytes for a in state.floats.values())
 
 
-def count_ideal_export_bytes(state: LayeredState, bits: int) -> int:
+def count_export_bytes(state: LayeredState, bits: int) -> int:
     """The same with the statistics of one width, as an export has them."""
     others = sum(a.nbytes for k, of in state.statistics.items() for a in of.values())
     return (
@@ -62,7 +62,7 @@ def count_ideal_export_bytes(state: LayeredState, bits: int) -> int:
     )
 
 
-def count_layered_bytes(folder: Path, bits: int) -> int:
+def count_layer_bytes(folder: Path, bits: int) -> int:
     """The manifest and the files up to a width."""
     loaded = load_layered(folder, bits)
     return sum(size for _, size in loaded.opened)
@@ -135,11 +135,11 @@ def measure(network: str, work: Path, repeats: int) -> list[dict[str, object]]:
             {
                 "network": network,
                 "bits": k,
-                "layered_bytes": count_layered_bytes(layers, k),
-                "layered_over_ideal": f"{count_layered_bytes(layers, k) / ideal_bytes(state, k):.4f}",
+                "layered_bytes": count_layer_bytes(layers, k),
+                "layered_over_ideal": f"{count_layer_bytes(layers, k) / ideal_bytes(state, k):.4f}",
                 "new_files": new_files(layers, k),
                 "export_bytes": weights.stat().st_size,
-                "export_over_ideal": f"{weights.stat().st_size / count_ideal_export_bytes(state, k):.4f}",
+                "export_over_ideal": f"{weights.stat().st_size / count_export_bytes(state, k):.4f}",
                 "graph_bytes": graph.stat().st_size,
                 "engine": predictors[str(k)].engine,
                 "latency_over_float": f"{ratio:.3f}",

@@ -83,7 +83,7 @@ def check_utf8(path: Path, argument: str) -> None:
     except UnicodeEncodeError as error:
         raise InputError(
             f"{argument}: expected a path in UTF-8, got {shorten(str(path))}. Rename the folder, "
-            "or give it a link with another name."
+            "or use a link with another name."
         ) from error
 
 

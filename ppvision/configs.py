@@ -90,8 +90,8 @@ def copy_config(name: str | Path, target: str | Path) -> list[Path]:
     for path, copy in zip(sources, targets, strict=True):
         if copy.exists() and copy.read_bytes() != path.read_bytes():
             raise FolderInUseError(
-                f"{copy}: expected no file, or an unchanged copy of the config, got another "
-                "content. Choose another place."
+                f"{copy}: expected no file, or an unchanged copy of the config, got a changed "
+                "file. Choose another path."
             )
     for path, copy in zip(sources, targets, strict=True):
         copy.parent.mkdir(parents=True, exist_ok=True)

@@ -122,7 +122,7 @@ class Console:
 
     Args:
         verb: of the command; a part of the log file's name.
-        verbose: show on stderr what libraries print, in place of a log file. Default False.
+        verbose: show on stderr what libraries print, instead of a log file. Default False.
 
     Attributes:
         out: stdout of the command, for results.
@@ -186,8 +186,8 @@ class Console:
         sys.stdout, sys.stderr = _open_stream(1), _open_stream(2)
         if reason:
             self.tell(
-                f"ppvision: no log file: {reason}. The command goes on; what libraries print is "
-                "lost (--verbose shows it)."
+                f"ppvision: no log file: {reason}. The command continues; the output of libraries "
+                "is lost (--verbose shows it)."
             )
 
     def _show_libraries(self) -> None:
@@ -234,7 +234,7 @@ class Console:
             return os.open(os.devnull, os.O_WRONLY), error.strerror or str(error)
 
     def move_log(self, path: Path) -> None:
-        """Go on with the log in `path`, behind what is there; the file stays.
+        """Continue the log in `path`, after its present content; the file stays.
 
         Where that cannot be written, says so and goes on with the file that is in use.
         """
@@ -322,7 +322,7 @@ class Console:
             self._told_lost = True
             self.tell(
                 f"ppvision: {self.log_path}: the log cannot be written "
-                f"({error.strerror or error}). The command goes on without it."
+                f"({error.strerror or error}). The command continues without it."
             )
 
     def tell_last(self, line: str) -> None:
@@ -496,7 +496,7 @@ class ProgressLine:
     """One line that says how far a piece of work is: speed, time left, and a note.
 
     On a terminal the line updates. Elsewhere a command writes a plain line every 30 seconds and one
-    at the end. One that begins inside of another is shown in that one's line. As a context manager,
+    at the end. One that begins inside another is shown in that one's line. As a context manager,
     it begins with the block and ends with it.
 
     Args:
@@ -552,7 +552,7 @@ class ProgressLine:
         self.close()
 
     def update(self, count: int = 1, note: str | None = None) -> None:
-        """`count` more units are done; `note` replaces what stands behind the numbers."""
+        """`count` more units are done; `note` replaces the text after the numbers."""
         self.count += count
         if note is not None:
             self._note = note
@@ -587,7 +587,7 @@ class ProgressLine:
             self.write_line()
 
     def _show_inner(self, inner: "ProgressLine | None") -> None:
-        """Show a piece of work that is done inside of this one."""
+        """Show a piece of work that is done inside this one."""
         if self.bar is None:
             return
         text = self._note

@@ -129,14 +129,14 @@ def _whole(text: str) -> int:
 
 
 def machine() -> str:
-    """Processor and number of cores that are used, as they stand beside a figure."""
+    """Name of the processor and number of usable cores, for records of measurements."""
     return f"{read_processor_name()}, {count_usable_cpus()} cores"
 
 
 def find_git_revision(folder: Path = Path(__file__).parent) -> str:
     """The commit of the checkout that `folder` belongs to, marked when files differ from it.
 
-    A folder inside of a checkout that does not track it, such as an environment's site-packages
+    A folder inside a checkout that does not track it, such as an environment's site-packages
     in somebody's project, belongs to none.
     """
 

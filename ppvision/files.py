@@ -82,7 +82,7 @@ def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) 
     try:
         yield
     finally:
-        if handle in _lock_descriptors:  # not in a child that was forked inside of the block
+        if handle in _lock_descriptors:  # not in a child that was forked inside the block
             _lock_descriptors.remove(handle)
             os.close(handle)
 
@@ -129,7 +129,7 @@ NAME_BYTES = 255  # of a file's name, on the usual file systems
 
 @contextmanager
 def replace_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
-    """Yield a path beside `path`; the file that the block writes there takes the name `path`.
+    """Yield a path next to `path`; the file that the block writes there takes the name `path`.
 
     It is synced first, so that a loss of power leaves the old file or the new one. After an error
     nothing is left of it.
@@ -359,7 +359,7 @@ def _find_no_room(folder: Path, size: int = 2**16) -> int | None:
 
 
 def resolve_new_folder(value: object, argument: str = "folder") -> Path:
-    """The path of a folder to be made, without links and `..`; `argument` stands in the errors.
+    """The path of a folder to be made, without links and `..`; `argument` is its name in errors.
 
     Raises:
         InputTypeError: no path.
@@ -472,7 +472,7 @@ def _empty_work(work: Path, folder: Path) -> None:
 
 @contextmanager
 def create_folder(output: str | Path) -> Iterator[Path]:
-    """Yield a folder beside `output` that takes its name once the block has ended without error.
+    """Yield a folder next to `output` that takes its name once the block has ended without error.
 
     Until then it is called `.NAME.ppvision-partial`, and locked; what a killed run left there is
     removed.

@@ -79,7 +79,7 @@ def _open_session() -> "requests.Session":
         from ppvision.remote_session import BoundedSession
     except ImportError as error:
         raise MissingPackageError(
-            "Files behind an address need requests and urllib3, which are not installed: "
+            "Files at a URL need requests and urllib3, which are not installed: "
             "pip install 'ppvision[remote]', or fetch the file and pass its path."
         ) from error
     return BoundedSession()
@@ -95,8 +95,8 @@ def _follow(url: str, location: str, shown: str) -> str:
         raise RequestError(f"{shown}: expected an answer, got a redirect to no address.") from error
     if scheme not in ("http", "https"):
         raise RequestError(
-            f"{shown}: expected an answer, got a redirect to {shorten_text(scheme, 40)}://. Fetch "
-            "the file by other means and pass its path."
+            f"{shown}: expected an answer, got a redirect to {shorten_text(scheme, 40)}://. "
+            "Download the file yourself and pass its path."
         )
     if urlsplit(url).scheme == "https" and scheme == "http":
         raise RequestError(

@@ -240,7 +240,9 @@ class RemoteFolder:
         try:
             resumed = self._load(name, partial, size)
             if resumed and not _is(partial, size, sha256):
-                logger.warning("%s: what came in parts does not fit; once more", self._shown(name))
+                logger.warning(
+                    "%s: the parts do not fit together; downloading again", self._shown(name)
+                )
                 _drop(partial)
                 self._load(name, partial, size)
         except OSError as error:
@@ -274,7 +276,7 @@ class RemoteFolder:
                 there = partial.stat().st_size if partial.exists() else 0
                 if not left or there <= before:
                     raise self.unreachable(str(error)) from error
-                logger.warning("%s Going on from byte %d.", error, there)
+                logger.warning("%s Continuing from byte %d.", error, there)
                 resumed = True
         raise AssertionError("the last attempt returns or raises")
 
@@ -309,7 +311,7 @@ class RemoteFolder:
     def _write(
         self, answer: "requests.Response", name: str, partial: Path, start: int, size: int
     ) -> None:
-        """Write an answer's body behind the first `start` bytes of a partial file."""
+        """Write an answer's body after the first `start` bytes of a partial file."""
         progress = ProgressLine(name, size, "B", start=start)
         there = start
         with progress, partial.open("ab" if start else "wb") as file:

@@ -35,7 +35,7 @@ class Located(dict):
 
 
 class Tagged(Located):
-    """A mapping that stands for an object of PaddleDetection's: `!COCODataSet {...}`.
+    """A mapping that describes an object of PaddleDetection's: `!COCODataSet {...}`.
 
     Attributes:
         tag: without the exclamation mark.
@@ -121,7 +121,7 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """The values below a node, those of its aliases counted wherever they stand.
+    """The values below a node, those of its aliases counted at each place.
 
     Args:
         known: counts by the node's id; None while they are being made.
@@ -203,7 +203,7 @@ def format_yaml(content: dict) -> str:
 
 
 class _ShortDumper(_Dumper):
-    """Repeats what stands twice instead of pointing at it."""
+    """Writes a repeated value again, without an alias."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -222,7 +222,7 @@ def format_short_yaml(content: dict) -> str:
 
 
 def load_yaml(text: str, name: str) -> object:
-    """Read one YAML document; `name` stands in places and errors.
+    """Read one YAML document; `name` is used in places and errors.
 
     Raises:
         yaml.YAMLError: not YAML, a Python object, a key written twice, or larger than a document of

@@ -13,8 +13,8 @@ default may be left out:
     schedule = build(Schedule, load_yaml(text, "job.yml"), "lr_scheduler")
 
 `bool`, `str`, `Any`, `Literal`, `X | None`, `list[X]`, `dict[K, V]` and other such dataclasses need
-no more than the annotation; a range stands in `Annotated`. A value is never converted: `true` is no
-number, and `1` is no text. An error says where the value stands (its path, and file and line where
+no more than the annotation; a range is in `Annotated`. A value is never converted: `true` is no
+number, and `1` is no text. An error says where the value is (its path, and file and line where
 the mapping is `Located`), what was expected and what was found, and names the nearest valid key.
 """
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 
 class Place(NamedTuple):
-    """Where a value stands.
+    """Position of a value in a file.
 
     Attributes:
         path: the keys that lead to it, with dots between; empty for the whole document.
@@ -58,12 +58,12 @@ class Place(NamedTuple):
     line: str = ""
 
     def inside(self, owner: object, key: object) -> "Place":
-        """The place of an entry of the mapping or list `owner`, which stands here."""
+        """The place of an entry of the mapping or list `owner`, which is here."""
         name = key[:_KEY] if isinstance(key, str) else shorten(key)
         return Place(f"{self.path}.{name}" if self.path else name, self.line_of(owner, key))
 
     def line_of(self, owner: object, key: object) -> str:
-        """`file:line` of a key of the mapping `owner`, which stands here."""
+        """`file:line` of a key of the mapping `owner`, which is here."""
         # `safe_yaml.Located` has `where`. It is not imported: PyYAML would come with it.
         return getattr(owner, "where", {}).get(key, self.line)
 

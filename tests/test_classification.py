@@ -597,6 +597,6 @@ def test_a_model_without_its_data_set(classification_file, crops, tmp_path, caps
     pictures = ("--image_path", crops / "val" / "digit 0", "--save_dir", out)
     assert ppvision("predict", *common, layers, *pictures) == 0
     assert len(json.loads((out / "predictions.json").read_text())) == 7
-    assert "classes go by number" in capsys.readouterr().err
+    assert "numbers are used instead" in capsys.readouterr().err
     assert ppvision("eval", *common, layers) == 1
     assert "expected a folder of pictures" in capsys.readouterr().err

@@ -117,7 +117,7 @@ def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
         "eval": r"(?s) +Boundary .*class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\nTrimapIoU .*\n$",
         "export": r"exported model: \S+/inference/mine\n$",
-        "predict": r"pictures and predictions.json: output/predict\n$",
+        "predict": r"images and predictions.json: output/predict\n$",
         "bench": r"model +median ms.*\ninference/mine .*\npeak memory .*\n$",
     }
     assert re.match(result[verb], outputs[f"{verb}.out"])
@@ -517,7 +517,7 @@ def test_a_full_disk_does_not_end_a_command(capsys):
         show("a result")
     shown = capsys.readouterr()
     assert shown.out == "a result\n"
-    assert shown.err.count("The command goes on without it") == 1
+    assert shown.err.count("The command continues without it") == 1
     assert "the log cannot be written there (No space left on device)" in shown.err
     assert used.log_path.exists()
     used.log_path.unlink()

@@ -229,7 +229,7 @@ def test_image_of_16_bits(root):
     (root / "train.txt").write_text(text.replace("images/2.jpg", "images/2.png"))
     message = failure(root)
     assert "image is not 8-bit (1)" in message
-    assert "2.png: expected 8 bits a channel, got PNG, grey, 16 bits" in message
+    assert "2.png: expected 8 bits per channel, got PNG, grey, 16 bits" in message
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])

@@ -560,7 +560,7 @@ def _set(kind: str, name: str, value: object):
         (_set("annotations", "area", "12"), r"annotations\[0\]: area: expected a number"),
         (_set("annotations", "iscrowd", "no"), r"annotations\[0\]: iscrowd: expected 0 or 1"),
         (_set("categories", "name", 3), r"categories\[0\]: name: expected text, got 3"),
-        (_cut, "is not JSON that can be read"),
+        (_cut, "cannot be read as JSON"),
         (_missing, "1 pictures are missing: .*nowhere.png"),
         (_nowhere, "1 annotations belong to no picture: annotation 1: image_id 1000000"),
         (_unknown, "a category that is not there: annotation 1: category_id 99"),
@@ -698,7 +698,7 @@ def test_samples_that_do_not_stack_are_an_error(runs, scenes, tmp_path, capsys):
     options = ["EvalDataset.data_fields=[image, gt_bbox, gt_class]"]
     options += ["EvalDataset.anno_path=annotations/instances_train.json"]  # of many numbers
     assert ppvision("eval", "-c", config, "--model_path", best(run), "-o", *options) == 1
-    assert "make no batch" in capsys.readouterr().err
+    assert "do not form a batch" in capsys.readouterr().err
 
 
 def test_category_ids_with_gaps_and_pictures_without_objects(scenes, tmp_path):

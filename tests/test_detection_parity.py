@@ -70,9 +70,9 @@ def test_alike(ours, theirs, matched):
     ],
 )
 def test_not_alike(theirs):
-    with raises_naming(ParityError, "here,", "0:", "class", "like", "boxes"):
+    with raises_naming(ParityError, "here,", "0:", "class", "counterpart", "boxes"):
         check_found(found(A, B), theirs, BOUNDS, TOLERANCE, "here")
-    with raises_naming(ParityError, "here,", "0:", "class", "like", "boxes"):
+    with raises_naming(ParityError, "here,", "0:", "class", "counterpart", "boxes"):
         check_found(theirs, found(A, B), BOUNDS, TOLERANCE, "here")
 
 

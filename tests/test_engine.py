@@ -565,7 +565,7 @@ def test_a_resume_with_another_config_says_what_differs(tmp_path, caplog):
     build(tmp_path / "run", 6, resume="auto", config=other, seed=7).callbacks[0].on_end()
     assert "steps: 3 -> 4" in caplog.text
     assert "run.seed: 0 -> 7" in caplog.text
-    assert "scheduled for 3 steps and goes on from" in caplog.text
+    assert "scheduled for 3 steps and continues from" in caplog.text
     assert "model: None -> {'type': 'b'}" in caplog.text
 
 

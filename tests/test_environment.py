@@ -60,7 +60,7 @@ def test_the_least_limit_counts_rounded_up(monkeypatch, shares, expected):
 
 def test_affinity_is_seen():
     first = min(os.sched_getaffinity(0))
-    code = "from ppvision.environment import usable_cpus; print(usable_cpus())"
+    code = "from ppvision.environment import count_usable_cpus; print(count_usable_cpus())"
     command = ["taskset", "-c", str(first), sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout == "1\n"

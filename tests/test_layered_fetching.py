@@ -102,7 +102,7 @@ def test_the_highest_width_of_the_server(server, cache, caplog):
     found = load_layered(server.url)
     assert (found.bits, found.available) == (5, 5)
     assert server.loaded() == files(5)
-    assert "w6.safetensors is not there; taking 5 bits of 2 to 8" in caplog.text
+    assert "w6.safetensors is missing; using 5 bits of 2 to 8" in caplog.text
 
 
 def test_what_is_available_is_asked_when_wanted(server):
@@ -418,7 +418,7 @@ def test_the_cache_serves_while_the_server_does_not(server, state, monkeypatch, 
         found = load_layered(server.url, bits=bits)
         assert_same(found.state, state, expected)
         assert found.available == 3
-        assert "Taking what was fetched before" in caplog.text
+        assert "Using the earlier copy" in caplog.text
     with raises_naming(LayeredModelError, "w3.safetensors,", "4"):
         load_layered(server.url, bits=4)
 
@@ -444,7 +444,7 @@ def test_a_damaged_cache_without_a_server(server, cache):
     path = copy_of(cache) / "w2.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     stop(server)
-    with raises_naming(LayeredModelError, "reached", "whole:", "w2.safetensors"):
+    with raises_naming(LayeredModelError, "reached", "incomplete:", "w2.safetensors"):
         load_layered(server.url, bits=2)
 
 

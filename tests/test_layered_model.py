@@ -267,12 +267,12 @@ def test_other_files_are_not_opened(folder):
 def test_the_highest_width_that_is_there(folder, caplog):
     caplog.set_level(logging.INFO, "ppvision")
     assert load_layered(folder).bits == 8
-    assert "taking 8 bits, the highest" in caplog.text
+    assert "using 8 bits, the highest" in caplog.text
     caplog.clear()
     (folder / "w5.safetensors").unlink()
     found = load_layered(folder)
     assert (found.bits, found.available) == (4, 4)
-    assert "w5.safetensors is not there; taking 4 bits of 2 to 8" in caplog.text
+    assert "w5.safetensors is missing; using 4 bits of 2 to 8" in caplog.text
 
 
 def test_describing_opens_the_manifest_only(folder, monkeypatch):

@@ -160,7 +160,7 @@ def test_a_folder_that_cannot_be_searched_is_named(tmp_path, caplog, monkeypatch
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert find_pictures(tmp_path) == [tmp_path / "a.png"]
-    assert re.search(r"1 folders cannot be searched, left out: .*/closed \(Perm", caplog.text)
+    assert re.search(r"1 folders cannot be read and are omitted: .*/closed \(Perm", caplog.text)
 
 
 def test_a_folder_that_goes_while_it_is_searched(tmp_path, caplog, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_folder_that_goes_while_it_is_searched(tmp_path, caplog, monkeypatch):
 
     monkeypatch.setattr(os, "stat", refuse)
     assert find_pictures(tmp_path) == [tmp_path / "a.png"]
-    assert re.search(r"1 folders cannot be searched, left out: .*/gone \(No", caplog.text)
+    assert re.search(r"1 folders cannot be read and are omitted: .*/gone \(No", caplog.text)
 
 
 # -- links -----------------------------------------------------------------------------------------

@@ -320,7 +320,7 @@ def test_a_block_that_stands_in_two_places():
 
 def test_a_rule_that_takes_an_end_off_eight_bits_is_said(logged):
     once(layers={"*": {"min_bits": 2}})
-    lines = [line for line in logged() if "leaves 8 bits" in line]
+    lines = [line for line in logged() if "another width than 8 bits" in line]
     assert [line.split()[1] for line in lines] == ["stem.0", "head"]
 
 

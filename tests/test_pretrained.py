@@ -292,7 +292,7 @@ def test_a_data_set_is_never_fetched(config_file, capsys):
     path = config_file(change)
     arguments = ["train", "-c", str(path), "--skip_check", "--allow_download"]
     assert run([*arguments, "--save_dir", str(path.parent / "run")]) == 1
-    assert "ppvision fetches no data sets" in capsys.readouterr().err
+    assert "does not download data sets" in capsys.readouterr().err
 
 
 def test_arrays_of_every_type_become_paddles_tensors(tmp_path):

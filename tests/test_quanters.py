@@ -346,11 +346,11 @@ def test_calibration_sees_all_batches():
     quanter.calibrating = True
     quanter(paddle.ones([4]))
     np.testing.assert_array_equal(quanter(paddle.full([4], -3.0)).numpy(), -3.0)  # left alone
-    quanter.calibrated()
+    quanter.finish_calibration()
     assert float(quanter.signed) == 1
     assert quanter.steps()[0] * 128 > 2.5
     with raises_naming(ValueError, "activations", "calibrate", "none"):
-        quanter.calibrated()
+        quanter.finish_calibration()
 
 
 def test_calibration_keeps_a_bounded_share_of_each_batch():

@@ -290,7 +290,7 @@ def test_data_sets_that_renumber_their_labels(config_file, scenes, tmp_path, cap
     assert "000002.jpg" in capsys.readouterr().err
     gone = ("--opts", f"train_dataset.dataset_root={tmp_path}/gone")
     assert ppvision("train", "-c", config, "--save_dir", tmp_path / "bad", *gone) == 1
-    assert "downloads nothing" in capsys.readouterr().err
+    assert "does not download data sets" in capsys.readouterr().err
 
 
 def test_predict_names_what_does_not_decode_and_goes_on(exported, scenes, tmp_path, capsys):

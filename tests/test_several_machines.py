@@ -121,13 +121,13 @@ def test_a_machine_is_lost_and_comes_back(classification_file, tmp_path, lost):
     machines[lost].wait()
     assert len(list_checkpoints(checkpoints)) < 20, "it was done before"
     stays = broken / f"machine{1 - lost}.log"
-    while "goes on from the newest checkpoint" not in stays.read_text():
+    while "continues from the newest checkpoint" not in stays.read_text():
         assert time.monotonic() < until, what_they_said(broken)
         time.sleep(0.1)
     machines[lost] = machine(broken, config, port, lost, *flags, "--resume", "auto")
     wait_for_both(broken, machines)
     logs = what_they_said(broken)
-    assert "resume: going on from run/checkpoints/step_" in logs
+    assert "resume: continuing from run/checkpoints/step_" in logs
     for before, after in zip(reports(whole), reports(broken), strict=True):
         for name in before:
             np.testing.assert_array_equal(before[name], after[name], err_msg=name)
@@ -150,4 +150,4 @@ def test_a_signal_to_one_machine_stops_both_for_good(classification_file, tmp_pa
         for launcher in machines:
             launcher.kill()
     assert codes == [143, 143], what_they_said(tmp_path)
-    assert "goes on from the newest checkpoint" not in what_they_said(tmp_path)
+    assert "continues from the newest checkpoint" not in what_they_said(tmp_path)

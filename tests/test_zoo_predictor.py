@@ -106,7 +106,10 @@ def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
 
 
 def test_several_processes_compose_at_once(cache):
-    code = f"from ppvision.deploy.run.zoo_folder import zoo_folder; print(zoo_folder({NAME!r}))"
+    code = (
+        "from ppvision.deploy.run.zoo_folder import compose_zoo_folder\n"
+        f"print(compose_zoo_folder({NAME!r}))"
+    )
     runs = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", code],

@@ -219,7 +219,7 @@ def test_fresh_classes_have_no_names():
 def test_one_channel_gives_what_the_same_grey_picture_gave(saved, said):
     model, path = saved
     net = small(pretrained=path, in_channels=1)
-    assert "3 channels for 1" in said.text
+    assert "3 input channels to 1" in said.text
     model.eval(), net.eval()
     grey = paddle.rand([2, 1, 12, 9])
     expected = model(grey.expand([-1, 3, -1, -1])).numpy()

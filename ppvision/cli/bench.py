@@ -24,25 +24,30 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "bench",
-        "latency and memory of exported models",
-        "Time exported models side by side on one random input, and tell the peak memory.",
+        "measure latency and memory of exported models",
+        "Measure the latency of exported models on the same random input, and the peak memory.",
         "ppvision bench --model_dir inference/mine --size 112 112",
     )
     add_config(verb, required=False)
     verb.add_argument("--model_dir", nargs="+", required=True, help="exported folders")
-    verb.add_argument("--model_path", help="also time this model eagerly (with --config)")
+    verb.add_argument("--model_path", help="with --config: also measure this model in eager mode")
     verb.add_argument(
-        "--threads", type=parse_positive, default=count_usable_cpus(), help="of every model"
+        "--threads",
+        type=parse_positive,
+        default=count_usable_cpus(),
+        help="CPU threads of each model",
     )
-    verb.add_argument("--batch", type=parse_positive, default=1, help="pictures at a time")
+    verb.add_argument("--batch", type=parse_positive, default=1, help="images per run")
     verb.add_argument(
         "--size",
         type=parse_positive,
         nargs=2,
         metavar=("H", "W"),
-        help="of the input (default: the first export's, or 224 224 where it is open)",
+        help="input size (default: that of the first export, or 224 224 if it accepts any size)",
     )
-    verb.add_argument("--repeats", type=parse_positive, default=30, help="timed runs of each model")
+    verb.add_argument(
+        "--repeats", type=parse_positive, default=30, help="number of measured runs per model"
+    )
     add_slim_config(verb)
     add_json(verb)
     add_precision(verb)
@@ -57,7 +62,9 @@ def run(args: argparse.Namespace) -> None:
     eager = None
     if args.model_path:
         if args.config is None:
-            raise InputError("bench: expected --config with --model_path (the eager model).")
+            raise InputError(
+                "bench: --model_path: the eager model needs its config. Pass --config as well."
+            )
         eager = open_job(args).load(args.model_path)
     rows = bench_exported(
         args.model_dir,

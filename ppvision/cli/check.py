@@ -12,8 +12,8 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "check",
-        "look at a data set: what is wrong, what is in it",
-        "Look at every picture and label of a data set: what is wrong, what is in it.",
+        "check a data set: problems and contents",
+        "Check every image and label of a data set. Print its problems and its contents.",
         f"ppvision check -c {EXAMPLE_CONFIG}",
     )
     add_config(verb)
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     summaries = job.check_data(*args.part)
     for part in args.part:
         if part not in summaries:
-            tell(f"{part}: this type of data set is not looked at")
+            tell(f"{part}: this type of data set cannot be checked")
             continue
         found = summaries[part]
         names = found.names or job.class_names

@@ -11,14 +11,16 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "configs",
-        "list and copy the configs that come with the package",
-        "List the packaged configs, which --config finds by name, or copy one.",
+        "list or copy the packaged configs",
+        "List the packaged configs, or copy one. --config accepts their names.",
         "ppvision configs --copy pale_nano_digits --output configs/mine.yml",
     )
-    verb.add_argument("--copy", metavar="NAME", help="the config to copy (default: list all)")
+    verb.add_argument(
+        "--copy", metavar="NAME", help="name of the config to copy (default: list all)"
+    )
     verb.add_argument(
         "--output",
-        help="with --copy: a folder, which gets TASK/NAME.yml, or the new file, NAME.yml",
+        help="with --copy: the new file, NAME.yml, or a folder, in which TASK/NAME.yml is written",
     )
     verb.set_defaults(verb=run)
 
@@ -27,7 +29,9 @@ def run(args: argparse.Namespace) -> None:
     from ppvision.configs import copy_config, list_configs
 
     if (args.copy is None) != (args.output is None):
-        raise InputError("configs: expected --copy and --output together, or neither.")
+        raise InputError(
+            "configs: expected --copy and --output together, got one of them. Pass both."
+        )
     if args.copy is None:
         show("\n".join(list_configs()))
         return

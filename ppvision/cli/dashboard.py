@@ -10,8 +10,8 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "dashboard",
-        "VisualDL over runs",
-        "Show runs that were trained with --use_vdl in VisualDL, until Ctrl+C.",
+        "show runs in VisualDL",
+        "Show runs in VisualDL until Ctrl+C. They must be trained with --use_vdl.",
         "ppvision dashboard output/mine",
     )
     add_dashboard_arguments(verb)

@@ -22,29 +22,35 @@ def add(verbs: Verbs) -> None:
         verbs,
         "data",
         "make or convert a data set",
-        "Make a data set of digits, or convert one that you have.",
+        "Make a data set of digits, or convert a data set that you have.",
         "ppvision data digit-scenes --output data/digit_scenes",
     )
-    verb.add_argument("name", choices=list(_DATA_FLAGS), help="which one")
-    verb.add_argument("--output", required=True, help="folder to make")
-    verb.add_argument("--source", help="what you have (all but digits, digit-scenes)")
-    verb.add_argument("--count", type=parse_positive, help="training scenes (default: 1200)")
+    verb.add_argument("name", choices=list(_DATA_FLAGS), help="name of the data set")
+    verb.add_argument("--output", required=True, help="folder to create")
+    verb.add_argument("--source", help="your folder or file (not for digits, digit-scenes)")
     verb.add_argument(
-        "--val_count", type=parse_positive, help="validation scenes (default: a fifth of --count)"
+        "--count", type=parse_positive, help="number of training scenes (default: 1200)"
     )
     verb.add_argument(
-        "--size", type=parse_positive, help="side of a scene in pixels (default: 112)"
+        "--val_count",
+        type=parse_positive,
+        help="number of validation scenes (default: a fifth of --count)",
     )
     verb.add_argument(
-        "--max_digits", type=parse_positive, help="most digits per scene (default: 4)"
+        "--size", type=parse_positive, help="height and width of a scene in pixels (default: 112)"
     )
-    verb.add_argument("--seed", type=parse_count, help="of digit-scenes (default: 0)")
+    verb.add_argument(
+        "--max_digits", type=parse_positive, help="largest number of digits per scene (default: 4)"
+    )
+    verb.add_argument("--seed", type=parse_count, help="digit-scenes: random seed (default: 0)")
     verb.add_argument(
         "--photos",
-        help="folder of photographs for the background (default: two that scikit-learn brings)",
+        help="folder of photographs for the background (default: two photographs of scikit-learn)",
     )
     verb.add_argument(
-        "--border", type=parse_count, help="dsb2018: a third class of this many pixels (default: 0)"
+        "--border",
+        type=parse_count,
+        help="dsb2018: width in pixels of an extra class for borders of nuclei (default: 0, none)",
     )
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -60,13 +66,13 @@ def run(args: argparse.Namespace) -> None:
     for flag in given:
         if flag not in _DATA_FLAGS[args.name]:
             known = ", ".join(f"--{f}" for f in _DATA_FLAGS[args.name]) or "only --output"
-            raise InputError(f"data {args.name}: takes {known}; got --{flag}.")
+            raise InputError(f"data {args.name}: accepts {known}, got --{flag}. Omit it.")
     if args.name == "digit-scenes":
         summary = write_digit_scenes(args.output, **given)
     elif args.name == "digits":
         summary = write_digits(args.output)
     elif "source" not in given:
-        raise InputError(f"data {args.name}: expected --source, the folder or file you have.")
+        raise InputError(f"data {args.name}: expected --source, your folder or file. Pass it.")
     else:
         summary = CONVERTERS[args.name](given.pop("source"), args.output, **given)
     show(f"{args.output}: {_describe_data(summary)}")

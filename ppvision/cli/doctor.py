@@ -10,8 +10,8 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "doctor",
-        "versions, conflicts, what will and won't work",
-        "Say which packages are here, what is wrong with them and what will not work.",
+        "check the installation",
+        "Check the installation: versions, conflicts, and what will not work.",
         "ppvision doctor",
     )
     verb.set_defaults(verb=run)

@@ -14,7 +14,7 @@ from ppvision.cli.options import (
     add_skip_check,
     add_verb,
     add_workers,
-    check_precision,
+    check_precision_flag,
     parse_positive,
 )
 from ppvision.console import show
@@ -26,24 +26,43 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "eval",
-        "score a model",
-        "Score a model, or an exported one, on the validation data of a config.",
+        "evaluate a model",
+        "Evaluate a model or an exported folder on the validation data of a config.",
         f"ppvision eval -c {EXAMPLE_CONFIG} \\\n"
         "      --model_path segformer_pale_nano.digit_scenes",
     )
     add_config(verb)
     add_model(verb)
     add_workers(verb)
-    verb.add_argument("--aug_eval", action="store_true", help="several scales and flips")
-    verb.add_argument("--scales", type=float, nargs="+", help="with --aug_eval (default: 1.0)")
-    verb.add_argument("--flip_horizontal", action="store_true", help="with --aug_eval")
-    verb.add_argument("--flip_vertical", action="store_true", help="with --aug_eval")
-    verb.add_argument("--is_slide", action="store_true", help="sliding window")
     verb.add_argument(
-        "--crop_size", type=parse_positive, nargs=2, metavar=("W", "H"), help="of the window"
+        "--aug_eval", action="store_true", help="evaluate at several scales and flips"
     )
     verb.add_argument(
-        "--stride", type=parse_positive, nargs=2, metavar=("W", "H"), help="of the window"
+        "--scales",
+        type=float,
+        nargs="+",
+        help="with --aug_eval: scales of the image (default: 1.0)",
+    )
+    verb.add_argument(
+        "--flip_horizontal", action="store_true", help="with --aug_eval: flip left and right"
+    )
+    verb.add_argument(
+        "--flip_vertical", action="store_true", help="with --aug_eval: flip up and down"
+    )
+    verb.add_argument("--is_slide", action="store_true", help="evaluate in sliding windows")
+    verb.add_argument(
+        "--crop_size",
+        type=parse_positive,
+        nargs=2,
+        metavar=("W", "H"),
+        help="with --is_slide: size of the window",
+    )
+    verb.add_argument(
+        "--stride",
+        type=parse_positive,
+        nargs=2,
+        metavar=("W", "H"),
+        help="with --is_slide: distance between two windows",
     )
     add_max_pixels(verb)
     add_skip_check(verb)
@@ -55,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from ppvision.tasks.training import check_data
 
     set_device(args.device)
-    check_precision(args)
+    check_precision_flag(args)
     job = open_job(args)
     check_data(job, "val_dataset", skip=args.skip_check)
     flags = {
@@ -68,13 +87,13 @@ def run(args: argparse.Namespace) -> None:
         "stride": args.stride,
     }
     if args.num_workers and args.model_dir:
-        raise InputError("--num_workers: an exported model reads its pictures itself.")
+        raise InputError("--num_workers: an exported model reads its images itself. Omit the flag.")
     how = {flag: value for flag, value in flags.items() if value is not None}
     if not how.keys() <= set(job.evaluation_options):
-        raise InputError(f"eval: --{', --'.join(how)}: for segmentation only.")
+        raise InputError(f"eval: --{', --'.join(how)}: segmentation only. Omit it.")
     if args.model_dir:
         if args.bits is not None:
-            raise InputError("--bits: an exported folder has one width; expected --model_path.")
+            raise InputError("--bits: an exported folder has one width. Pass --model_path.")
         how["precision"] = args.precision
         found = {
             None: job.evaluate_exported(args.model_dir, device=device_kind(args.device), **how)

@@ -26,22 +26,24 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "export",
-        "write a model for Paddle Inference or ONNX",
-        "Write a model for Paddle Inference or ONNX, and compare both.",
+        "write a model for Paddle Inference or ONNX Runtime",
+        "Write a model for Paddle Inference or ONNX Runtime, and compare it with the original.",
         f"ppvision export -c {EXAMPLE_CONFIG} \\\n"
         "      --model_path segformer_pale_nano.digit_scenes --save_dir inference/mine",
     )
     add_config(verb)
-    verb.add_argument("--model_path", required=True, help="weights: a file or a name of the zoo")
-    verb.add_argument("--save_dir", help="folder (default: inference/CONFIG'S NAME)")
-    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle", help="of the files")
+    verb.add_argument("--model_path", required=True, help="weights: a file, or a name from the zoo")
+    verb.add_argument(
+        "--save_dir", help="folder to write (default: inference/ and the config's name)"
+    )
+    verb.add_argument("--format", choices=["paddle", "onnx"], default="paddle", help="file format")
     verb.add_argument(
         "--input_shape",
         type=parse_size,
         nargs=4,
         default=[None, 3, None, None],
         metavar=("N", "C", "H", "W"),
-        help="None for what may change",
+        help="shape of the input; None for a size that may change",
     )
     verb.add_argument(
         "--output_op",
@@ -53,40 +55,44 @@ def add(verbs: Verbs) -> None:
         "--for",
         dest="reader",
         choices=["paddlex"],
-        help="write it under the names of PaddleX, which then runs it as well",
+        help="use the file names of PaddleX, so that PaddleX can run the folder too",
     )
     verb.add_argument(
         "--paddlex_name",
         metavar="NAME",
-        help="with --for: the model's name in PaddleX (by architecture, such as SegFormer-B0)",
+        help="with --for: name of the model in PaddleX (default: by the architecture, such as "
+        "SegFormer-B0)",
     )
     verb.add_argument(
         "--bits",
         type=parse_bits,
         nargs="+",
-        help="a folder of packed codes for each of these widths",
+        help="write one folder of packed codes per width",
     )
     verb.add_argument(
         "--int8",
         action="store_true",
-        help="multiply 8-bit integers (docs/integers.md); with --bits the codes of each width",
+        help="compute with 8-bit integers (docs/integers.md); with --bits, at each width",
     )
     verb.add_argument(
         "--calibration",
-        help="with --int8: a folder or list of pictures (the config's training set)",
+        help="with --int8: a folder or list of images (default: the config's training set)",
     )
     verb.add_argument(
         "--calibration_rule",
         choices=["error", "percentile", "maximum"],
-        help="with --int8: how the steps of activations come from the pictures (error)",
+        help="with --int8: rule that chooses the step sizes of the activations (default: error)",
     )
     verb.add_argument(
         "--keep_float",
         nargs="+",
         metavar="LAYER",
-        help="with --int8: layers that stay in float, by name; a number N: the N that lose most",
+        help="with --int8: names of layers that stay in float, or a number N for the N layers that "
+        "lose most accuracy",
     )
-    verb.add_argument("--skip_eval", action="store_true", help="with --bits or --int8: no scores")
+    verb.add_argument(
+        "--skip_eval", action="store_true", help="with --bits or --int8: do not evaluate"
+    )
     add_slim_config(verb)
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -145,7 +151,7 @@ def _paddlex_name(args: argparse.Namespace, job: "Job") -> str | None:
     if args.reader is not None:
         return args.paddlex_name or job.paddlex_name
     if args.paddlex_name is not None:
-        raise InputError("--paddlex_name: is for --for paddlex; expected it with that flag.")
+        raise InputError("--paddlex_name: applies to --for paddlex only. Pass both flags.")
     return None
 
 
@@ -154,9 +160,9 @@ def _check_integer_flags(args: argparse.Namespace) -> None:
         if getattr(args, flag) is None:
             continue
         if not args.int8:
-            raise InputError(f"--{flag}: is for --int8; expected it with that flag.")
+            raise InputError(f"--{flag}: applies to --int8 only. Pass both flags.")
         if args.bits is not None:
             raise InputError(
-                f"--{flag}: a layered model has its steps of activations; expected it without "
-                "--bits (or pack --ptq --activations 8 --calibration DIR)."
+                f"--{flag}: a layered model already contains the step sizes of its activations. "
+                f"Omit --{flag}. To set them, run pack --ptq --activations 8 --calibration DIR."
             )

@@ -13,11 +13,13 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "list",
-        "the zoo as a table",
+        "list the models of the zoo",
         "List the models of the zoo, with their sizes and weights.",
         "ppvision list 'pale*'",
     )
-    verb.add_argument("pattern", nargs="?", default="*", help="such as 'pale*' (default: all)")
+    verb.add_argument(
+        "pattern", nargs="?", default="*", help="names to list, such as 'pale*' (default: all)"
+    )
     add_json(verb)
     verb.set_defaults(verb=run)
 

@@ -60,7 +60,7 @@ def set_device(device: str) -> None:
 def drop_paddles_signal_handler() -> None:
     """Let SIGTERM do again what it did before Paddle was imported.
 
-    Paddle's handler allocates memory to print a traceback. A signal that comes inside of an
+    Paddle's handler allocates memory to print a traceback. A signal that comes inside an
     allocation then hangs the process for ever.
     """
     import paddle

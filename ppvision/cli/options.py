@@ -20,6 +20,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         hidden = (None, False, argparse.SUPPRESS)
         if not action.option_strings or any(action.default is value for value in hidden):
             return text
+        if action.default == []:  # a flag that may be repeated
+            return text
         # A list of the command line's words, None among them, as they would be typed.
         default = action.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
@@ -51,7 +53,7 @@ def add_verb(
     verb.add_argument(
         "--verbose",
         action="store_true",
-        help="show all that the libraries print, and every line of the log",
+        help="show all output of the libraries, and every line of the log",
     )
     verb.set_defaults(name_of_verb=name)
     return verb
@@ -59,24 +61,34 @@ def add_verb(
 
 def add_config(verb: argparse.ArgumentParser, required: bool = True) -> None:
     verb.add_argument(
-        "-c", "--config", required=required, help="YAML of the job, or a name of `configs`"
+        "-c",
+        "--config",
+        required=required,
+        help="YAML file, or a name that `ppvision configs` lists",
     )
-    verb.add_argument("-o", "--opts", nargs="+", metavar="KEY=VALUE", help="override the config")
-    verb.add_argument("--device", default="cpu", help="cpu, gpu or gpu:N")
     verb.add_argument(
-        "--allow_download", action="store_true", help="fetch `pretrained` weights at an address"
+        "-o", "--opts", nargs="+", metavar="KEY=VALUE", help="change values of the config"
+    )
+    verb.add_argument("--device", default="cpu", help="device to compute on: cpu, gpu or gpu:N")
+    verb.add_argument(
+        "--allow_download",
+        action="store_true",
+        help="download `pretrained` weights if the config gives a URL",
     )
 
 
 def add_model(verb: argparse.ArgumentParser) -> None:
     add_precision(verb)
-    verb.add_argument("--bits", type=parse_bits, help="width of a model that has several")
+    verb.add_argument("--bits", type=parse_bits, help="bit-width to use, if the model has several")
     add_slim_config(verb)
     model = verb.add_mutually_exclusive_group(required=True)
     model.add_argument(
-        "--model_path", help=".pdparams, .safetensors or a layered model, run eagerly"
+        "--model_path",
+        help="weights: .pdparams, .safetensors or a layered model; Paddle runs them in eager mode",
     )
-    model.add_argument("--model_dir", help="an exported folder, run by Paddle Inference")
+    model.add_argument(
+        "--model_dir", help="exported folder; Paddle Inference or ONNX Runtime runs it"
+    )
 
 
 def add_precision(verb: argparse.ArgumentParser) -> None:
@@ -85,19 +97,21 @@ def add_precision(verb: argparse.ArgumentParser) -> None:
         choices=[*PRECISIONS, *LONG_SPELLINGS],
         metavar="P",
         default="auto",
-        help="of an exported folder: auto, float32, bfloat16 or int8",
+        help="precision of an exported folder: auto, float32, bfloat16 or int8",
     )
 
 
-def check_precision(args: argparse.Namespace) -> None:
+def check_precision_flag(args: argparse.Namespace) -> None:
     if args.precision != "auto" and not args.model_dir:
         raise InputError(
-            f"--precision {args.precision}: is for an exported folder; expected --model_dir."
+            f"--precision {args.precision}: applies to an exported folder only. Pass --model_dir."
         )
 
 
 def add_slim_config(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--slim_config", help="YAML that says how to quantise (docs/layered.md)")
+    verb.add_argument(
+        "--slim_config", help="YAML file that describes the quantisation (docs/layered.md)"
+    )
 
 
 def add_max_pixels(verb: argparse.ArgumentParser) -> None:
@@ -105,14 +119,12 @@ def add_max_pixels(verb: argparse.ArgumentParser) -> None:
         "--max_pixels",
         type=parse_positive,
         metavar="N",
-        help=f"largest picture that is read (default: {MAX_PIXELS}, or {DEFAULT_MAX_PIXELS})",
+        help=f"largest image to read, in pixels (default: ${MAX_PIXELS} or {DEFAULT_MAX_PIXELS})",
     )
 
 
 def add_skip_check(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument(
-        "--skip_check", action="store_true", help="do not look at the data set before its use"
-    )
+    verb.add_argument("--skip_check", action="store_true", help="do not check the data set first")
 
 
 def add_workers(verb: argparse.ArgumentParser) -> None:
@@ -120,12 +132,12 @@ def add_workers(verb: argparse.ArgumentParser) -> None:
         "--num_workers",
         type=parse_count,
         default=0,
-        help="processes that read data; 0 reads in this one",
+        help="processes that read data; 0: the main process reads",
     )
 
 
 def add_json(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--json", action="store_true", help="one JSON document on stdout")
+    verb.add_argument("--json", action="store_true", help="print one JSON document to stdout")
 
 
 def parse_size(text: str) -> int | None:

@@ -26,18 +26,23 @@ def add(verbs: Verbs) -> None:
         "      --ptq --model_path segformer_pale_nano.digit_scenes --output mine.layered",
     )
     add_config(verb, required=False)
-    verb.add_argument("--model_path", help="a checkpoint of once-QAT; with --ptq float weights")
+    verb.add_argument(
+        "--model_path", help="checkpoint of a once-QAT training; with --ptq: float weights"
+    )
     verb.add_argument("--output", help="folder of the layered model")
-    verb.add_argument("--ptq", action="store_true", help="quantise float weights, no training")
-    verb.add_argument("--calibration", help="folder of pictures: statistics and activations")
+    verb.add_argument("--ptq", action="store_true", help="quantise float weights without training")
+    verb.add_argument(
+        "--calibration", help="with --ptq: folder of images, for the statistics and the activations"
+    )
     verb.add_argument(
         "--activations",
         type=int,
         choices=[8],
-        help="with --ptq: quantise the inputs of layers to 8 bits as well",
+        help="with --ptq: also quantise the inputs of layers to 8 bits",
     )
     verb.add_argument(
-        "--info", help="print what a layered model holds: a folder, a URL or a name of the zoo"
+        "--info",
+        help="print the content of a layered model: a folder, a URL or a name from the zoo",
     )
     add_slim_config(verb)
     add_max_pixels(verb)
@@ -53,12 +58,15 @@ def run(args: argparse.Namespace) -> None:
         return
     for flag in ("config", "model_path", "output"):
         if getattr(args, flag) is None:
-            raise InputError(f"pack: expected --{flag} (or --info with a layered model).")
+            raise InputError(f"pack: expected --{flag}, got none. Pass it, or only --info.")
     if args.calibration and not args.ptq:
-        raise InputError("--calibration: is for --ptq; a trained model needs none.")
+        raise InputError(
+            "--calibration: applies to --ptq only. A trained model needs no calibration; omit it."
+        )
     if args.activations is not None and not args.ptq:
         raise InputError(
-            "--activations: is for --ptq; a trained model has what its slim_config says."
+            "--activations: applies to --ptq only. For a trained model, slim_config decides. "
+            "Omit --activations."
         )
     set_device("cpu")
     from ppvision.tasks.multibit.packing import pack_checkpoint

@@ -11,7 +11,7 @@ from ppvision.cli.options import (
     add_max_pixels,
     add_model,
     add_verb,
-    check_precision,
+    check_precision_flag,
     parse_positive,
 )
 from ppvision.console import show, tell, tell_last
@@ -23,17 +23,20 @@ def add(verbs: Verbs) -> None:
     verb = add_verb(
         verbs,
         "predict",
-        "predict pictures",
-        "Predict pictures, and write what was found as pictures and predictions.json.",
+        "predict images",
+        "Predict images. Write the results as images and predictions.json.",
         "ppvision predict --model_dir inference/mine \\\n"
         "      --image_path data/digit_scenes/images/val",
     )
     add_config(verb, required=False)
     add_model(verb)
-    verb.add_argument("--image_path", required=True, help="a picture, a folder or a list file")
-    verb.add_argument("--save_dir", default="output/predict", help="folder of the results")
+    verb.add_argument("--image_path", required=True, help="an image, a folder or a list file")
+    verb.add_argument("--save_dir", default="output/predict", help="folder for the results")
     verb.add_argument(
-        "--threads", type=parse_positive, default=count_usable_cpus(), help="without --config"
+        "--threads",
+        type=parse_positive,
+        default=count_usable_cpus(),
+        help="CPU threads of the exported model",
     )
     add_max_pixels(verb)
     verb.set_defaults(verb=run)
@@ -49,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         name = signal.Signals(stop.number).name
         tell_last(f"ppvision: stopped by {name}: {args.save_dir}")
         return 128 + stop.number
-    show(f"pictures and predictions.json: {args.save_dir}")
+    show(f"images and predictions.json: {args.save_dir}")
     for failure in failures:
         tell(f"not predicted: {_one_line(failure)}")
     return 1 if failures else 0
@@ -64,7 +67,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
     """Predict until `stopped()`; a line for every picture that failed."""
     where = args.image_path, args.save_dir
     if args.config and not args.model_dir:
-        check_precision(args)
+        check_precision_flag(args)
         job = open_job(args)
         model = job.load(args.model_path, args.bits)
         return job.predict_to_folder(model, *where, stopped=stopped)
@@ -86,15 +89,15 @@ def _exported(args: argparse.Namespace) -> dict[str, object]:
     """What `Predictor` runs without a config: `--model_dir`, or a whole model of the zoo."""
     if args.model_dir:
         if args.bits is not None:
-            raise InputError("--bits: an exported folder has one width; expected --model_path.")
+            raise InputError("--bits: an exported folder has one width. Pass --model_path.")
         return {"folder": args.model_dir}
     from ppvision.zoo.cards import find_card
 
     card = find_card(args.model_path)
     if card is None:
         raise InputError(
-            "predict: expected --config with --model_path, the name of a whole model of the zoo as "
-            f"--model_path, or --model_dir alone; got --model_path {shorten(args.model_path)}."
+            "predict: --model_path without --config: expected the name of a whole model in the "
+            f"zoo, got {shorten(args.model_path)}. Pass --config as well, or --model_dir instead."
         )
     if args.bits is None:
         return {"folder": card.name}

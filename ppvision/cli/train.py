@@ -29,60 +29,71 @@ def add(verbs: Verbs) -> None:
         verbs,
         "train",
         "train a model",
-        "Train a model as a config says.",
+        "Train the model of a config.",
         f"ppvision train -c {EXAMPLE_CONFIG} \\\n"
         "      --model_path segformer_pale_nano.digit_scenes \\\n"
         "      --save_dir output/mine --do_eval",
     )
     add_config(verb)
-    verb.add_argument("--save_dir", help="run folder (default: output/CONFIG'S NAME)")
+    verb.add_argument("--save_dir", help="run folder (default: output/ and the config's name)")
     length = verb.add_mutually_exclusive_group()
     length.add_argument(
-        "--iters", type=parse_positive, help="optimiser steps (default: the config's)"
+        "--iters", type=parse_positive, help="optimiser steps (default: from the config)"
     )
     length.add_argument("--epochs", type=parse_positive, help="passes over the training data")
     verb.add_argument(
         "--batch_size",
         type=parse_positive,
-        help="samples per step and process (default: the config's)",
+        help="samples per step and process (default: from the config)",
     )
-    verb.add_argument("--learning_rate", type=parse_rate, help="(default: the config's)")
-    verb.add_argument("--do_eval", "--eval", action="store_true", help="score while training")
-    verb.add_argument("--use_vdl", action="store_true", help="record for VisualDL")
+    verb.add_argument(
+        "--learning_rate", type=parse_rate, help="learning rate (default: from the config)"
+    )
+    verb.add_argument(
+        "--do_eval", "--eval", action="store_true", help="evaluate during the training"
+    )
+    verb.add_argument("--use_vdl", action="store_true", help="write records for VisualDL")
     verb.add_argument(
         "--logger",
         action="append",
         choices=("visualdl", "tensorboard"),
         default=[],
-        help="record for it as well; may be given twice (visualdl: as --use_vdl)",
+        help="write records for this program; may be repeated (visualdl: same as --use_vdl)",
     )
     verb.add_argument(
-        "--histograms", action="store_true", help="record the weights' distributions as well"
+        "--histograms", action="store_true", help="also record histograms of the weights"
     )
-    verb.add_argument("--use_ema", action="store_true", help="average the weights")
-    verb.add_argument("-r", "--resume", help="auto, or a checkpoint's folder")
-    verb.add_argument("--seed", type=parse_count, help="of weights and samples (default: 0)")
+    verb.add_argument(
+        "--use_ema", action="store_true", help="keep an exponential moving average of the weights"
+    )
+    verb.add_argument("-r", "--resume", help="continue from a checkpoint: auto, or its folder")
+    verb.add_argument(
+        "--seed", type=parse_count, help="random seed of weights and samples (default: 0)"
+    )
     verb.add_argument(
         "--precision",
         type=normalize_precision,
         choices=list(SPELLINGS.values()),
         default="fp32",
-        help="mixed precision needs a GPU; float32, float16, bfloat16 are taken too",
+        help="fp16 and bf16 need a GPU; float32, float16 and bfloat16 are accepted too",
     )
     add_workers(verb)
     verb.add_argument(
         "--save_interval",
         type=parse_positive,
         default=1000,
-        help="steps between two checkpoints and scores",
+        help="steps between two checkpoints and evaluations",
     )
     verb.add_argument(
-        "--keep_checkpoint_max", type=parse_positive, default=3, help="newest checkpoints to keep"
+        "--keep_checkpoint_max",
+        type=parse_positive,
+        default=3,
+        help="number of newest checkpoints to keep",
     )
     verb.add_argument(
         "--log_iters", type=parse_positive, default=10, help="steps between two lines of the log"
     )
-    verb.add_argument("--model_path", help="weights to start from: a file or a name of the zoo")
+    verb.add_argument("--model_path", help="initial weights: a file, or a name from the zoo")
     add_skip_check(verb)
     add_slim_config(verb)
     add_max_pixels(verb)
@@ -99,8 +110,7 @@ def run(args: argparse.Namespace) -> int | None:
 
     if args.histograms and not (args.use_vdl or args.logger):
         raise InputError(
-            "--histograms: are shown in VisualDL and TensorBoard; expected --use_vdl or --logger "
-            "with it."
+            "--histograms: VisualDL or TensorBoard shows them. Pass --use_vdl or --logger as well."
         )
     set_device(args.device)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:

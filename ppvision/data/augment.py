@@ -214,7 +214,7 @@ class RandomErasing:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it behind "
+                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it after "
                 "Normalize."
             )
         if random.random() >= self.prob:
@@ -318,9 +318,9 @@ class CheckedCrop:
         if kept < KEPT_AREA:
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.name}: keeps {kept:.2f} of a picture of {width} x {height}; with a teacher "
-                f"random crops keep at least {KEPT_AREA} of the area, because its answer is of the "
-                "whole picture. Resize to little more than the size of the crop first."
+                f"{self.name}: keeps {kept:.2f} of a picture of {width} x {height}. With a "
+                f"teacher, random crops must keep at least {KEPT_AREA} of the area, because its "
+                "answer is for the whole picture. First resize to slightly more than the crop."
             )
         return self.crop(image)
 

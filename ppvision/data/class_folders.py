@@ -33,14 +33,14 @@ class ClassFolders(paddle.io.Dataset):
             a folder in one (`data.zip//train`): pictures are read in place.
         transforms: applied in turn to a `[H, W, 3]` uint8 RGB array; the last one gives
             `[H', W', 3]`, which becomes `[3, H', W']` float32.
-        list_path: a file with `picture class-number` lines, in place of sub-folders. Names of the
-            classes come from `classes.txt` beside it, one a line, where there is one.
+        list_path: a file with `picture class-number` lines, instead of sub-folders. If its folder
+            has a file `classes.txt` with one name per line, the classes get these names.
         num_classes: classes that the model tells apart, or None.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`. Default None: they
-            are refused.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`. Default None:
+            they are refused.
         class_path: a file that gives the order of the classes: a line per class, its folder and,
             after a space or tab, the name to show (`n01443537 goldfish`). With `list_path` the
-            names of the classes, in the place of `classes.txt`. Default None.
+            names of the classes, instead of `classes.txt`. Default None.
 
     Attributes:
         samples: `(path, class number)` pairs.
@@ -76,7 +76,7 @@ class ClassFolders(paddle.io.Dataset):
             self.samples, self.classes = self._from_list(Path(list_path), Path(names_path))
         if num_classes is None:
             return
-        # A folder that is missing would renumber the classes behind it.
+        # A folder that is missing would renumber the classes after it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
             advice = "Set num_classes of the model, or complete the folders (without pictures of "

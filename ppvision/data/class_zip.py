@@ -1,7 +1,7 @@
-"""Class folders inside of a zip file, read in place.
+"""Class folders inside a zip file, read in place.
 
 A data set of many small pictures is quicker to copy, and kinder to a file system, as one file. The
-zip is never unpacked: a picture's bytes are read where they stand, by `pread`, so that threads and
+zip is never unpacked: a picture's bytes are read from their place, by `pread`, so that threads and
 forked workers can share one open file.
 """
 
@@ -43,7 +43,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., lengths of name and
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Where a file stands in the zip."""
+    """Position of a file in the zip."""
 
     header: int  # offset of its local header
     stored_bytes: int
@@ -156,7 +156,7 @@ def make_printable(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ZipPath:
-    """A file or folder inside of a zip; `name` is empty for the zip itself."""
+    """A file or folder inside a zip; `name` is empty for the zip itself."""
 
     archive: PictureZip
     name: str
@@ -204,9 +204,10 @@ class ZipPath:
                 left_out += is_file
         if not exists:
             folders = sorted({PurePosixPath(name).parts[0] for name in self.archive.entries})
+            shown = ", ".join(map(make_printable, folders[:SHOWN])) or "no files"
             raise DataError(
-                f"root: expected a folder {make_printable(self.name)} in {self.archive.path}, found "
-                f"none. At its top are {', '.join(map(make_printable, folders[:SHOWN])) or 'no files'}."
+                f"root: expected a folder {make_printable(self.name)} in {self.archive.path}, got "
+                f"none. The zip has at its top: {shown}."
             )
         if left_out:
             logger.info(f"{self}: {left_out} files left out that are no pictures")
@@ -252,7 +253,7 @@ def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarra
 
     Args:
         path: on disk or in a zip.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Raises:
         DataError: not a picture, or one that does not decode.
@@ -271,7 +272,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
     Args:
         name: how errors call the set.
         paths: of one zip.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         `images` (how many) and `sizes` (images by "WIDTHxHEIGHT").

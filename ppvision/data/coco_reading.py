@@ -463,7 +463,7 @@ def expand_run_lengths(text: str) -> list[int]:
     says that more follow; from the third one on, differences to the one before the last.
 
     Raises:
-        ValueError: the text ends inside of a number, has other characters, or a length that is
+        ValueError: the text ends inside a number, has other characters, or a length that is
             below 0 or has more than 32 bits.
     """
     found: list[int] = []

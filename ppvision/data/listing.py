@@ -21,7 +21,7 @@ READABLE_SUFFIXES |= {".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
 
 SEPARATORS = " \t,"  # between a picture and its label in a list file
 
-# What notebooks, desktops, archives and network drives put beside pictures, in small letters.
+# What notebooks, desktops, archives and network drives put next to pictures, in small letters.
 _LEFTOVERS = {".ipynb_checkpoints", "__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "@eadir"}
 _LEFTOVERS |= {"desktop.ini", "$recycle.bin", "#recycle", "system volume information", ".git"}
 _SHOWN = 5  # kinds of files that a line of the log names
@@ -71,7 +71,7 @@ class LeftOut:
         if self.unreadable:
             shown = ", ".join(map(cut_text, self.unreadable[:_SHOWN]))
             logger.warning(
-                f"{where}: {len(self.unreadable)} folders cannot be searched, left out: {shown}"
+                f"{where}: {len(self.unreadable)} folders cannot be read and are omitted: {shown}"
             )
 
 
@@ -189,7 +189,7 @@ def read_pairs(
     Args:
         list_file: one `image<separator>label` per line; see `read_list`.
         root: folder that the list's paths start from.
-        separator: what stands between the two paths.
+        separator: text between the two paths.
         need_labels: whether every line must name a label.
 
     Returns:
@@ -257,7 +257,7 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
 
 
 def list_labels(image_path: str | Path) -> dict[Path, Path]:
-    """The labels that a list file names behind its pictures, by picture; none for other paths."""
+    """The label of each image of a list file, by path of the image; empty for other paths."""
     path = Path(image_path)
     if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
         return {}
@@ -290,7 +290,7 @@ def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
 
 
 def _picture_of(list_path: Path, line: str) -> str:
-    """The picture of a list's line: all of it, or what stands before a label; names may hold
+    """The picture of a list's line: all of it, or the text before a label; names may hold
     separators."""
     for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
         if name and os.path.isfile(list_path.parent / locate(list_path.parent, name)):

@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: format, size, bits a channel and orientation.
+"""What the first bytes of a picture file say: format, size, bits per channel and orientation.
 
 Decoders are asked for pixels only. Whether a file may be decoded (its size, its depth), and which
 size a reader has to expect, is decided here, from the format's own specification, so that a check
@@ -113,7 +113,7 @@ def _numbers(layout: str, content: Bytes, at: int) -> tuple[int, ...]:
 
 
 def _exif_orientation(block: bytes) -> int:
-    """The orientation that OpenCV takes from a TIFF block inside of a picture; 1 for none.
+    """The orientation that OpenCV takes from a TIFF block inside a picture; 1 for none.
 
     OpenCV reads 16 bits whatever type the entry says, and the first entry counts.
     """
@@ -127,7 +127,7 @@ def _exif_orientation(block: bytes) -> int:
             tag, _, _, value = _numbers(f"{order}HHIH", block, at + 2 + 12 * entry)
             if tag == EXIF_ORIENTATION:
                 return value if value in range(1, 9) else 1
-    except struct.error:  # it ends inside of the list
+    except struct.error:  # it ends inside the list
         pass
     return 1
 
@@ -138,9 +138,9 @@ _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _RESTARTS = range(0xD0, 0xD8)
 _SCAN, _END, _RESTART_INTERVAL, _APP1 = 0xDA, 0xD9, 0xDD, 0xE1
-# What ends coded pixels: 0xFF with neither a stuffed zero nor padding behind it.
+# What ends coded pixels: 0xFF with neither a stuffed zero nor padding after it.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-# What else may stand before, between and after scans; half of all segments are tables.
+# What else may be before, between and after scans; half of all segments are tables.
 _TABLES = {0xC4, 0xCC, 0xDB}
 _MARKERS = {*_TABLES, 0xDC, 0xFE, *range(0xE0, 0xF0), _SCAN, _END}
 
@@ -234,7 +234,7 @@ def _parse_jpeg(content: Bytes, to_the_end: bool) -> Header:
 
 
 def _end_of_scan(content: bytes, frame: _Frame, interval: int, scan: bytes, at: int) -> int:
-    """Where the marker behind the coded pixels from `at` stands."""
+    """Position of the marker after the coded pixels from `at`."""
     count = 0
     for found in _MARKER.finditer(content, at):
         at = found.start()
@@ -251,7 +251,7 @@ def _end_of_scan(content: bytes, frame: _Frame, interval: int, scan: bytes, at: 
     expected = 0
     if interval:
         expected = -(-frame.units(scan[1 : 1 + 2 * scan[0] : 2]) // interval) - 1
-    # Encoders may write one more behind the last interval.
+    # Encoders may write one more after the last interval.
     if count not in (expected, expected + bool(interval)):
         raise _Damaged(f"{count} restart markers where {expected} belong")
     return at
@@ -498,7 +498,7 @@ def _parse_pnm(content: Bytes, start: bytes) -> Header | None:
     highest = 1 if bilevel else words[2]
     if not 0 < highest < 65536:
         raise _Damaged(f"a highest value of {highest}")
-    # OpenCV reads a highest value below 255 as it stands, without scaling it.
+    # OpenCV reads a highest value below 255 as it is, without scaling it.
     bits = 1 if bilevel else 8 if highest < 256 else 16
     return Header("PNM", words[0], words[1], bits, "colour" if start[1:2] in b"36" else "grey")
 

@@ -52,11 +52,11 @@ class MissingPictureError(DataError, MissingFileError):
 
 
 class DepthError(DataError):
-    """A picture of more than 8 bits a channel, and no `max_value` to scale it by."""
+    """A picture of more than 8 bits per channel, and no `max_value` to scale it by."""
 
 
 class IndexMapError(DataError):
-    """A label map that has colours in place of class numbers."""
+    """A label map that has colours instead of class numbers."""
 
 
 def read_picture(
@@ -70,15 +70,15 @@ def read_picture(
     Args:
         source: a path (of any bytes), or the content of a file.
         name: what errors call it. Default: the path.
-        max_value: the value that becomes 255 in pictures of more than 8 bits a channel, for example
+        max_value: the value that becomes 255 in pictures of more than 8 bits per channel, such as
             4095 for 12 bits. Pictures of 8 bits are taken as they are. Default None: deeper
             pictures are refused.
 
     Raises:
         DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
-            not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper than 8
-            bits without `max_value` (`DepthError`), or with values above it. Damage that still
-            decodes, such as a flipped bit inside of a JPEG, cannot be known.
+            not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
+            than 8 bits without `max_value` (`DepthError`), or with values above it. Damage that
+            still decodes, such as a flipped bit inside a JPEG, cannot be known.
         ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
     """
     return read_like_opencv(source, cv2.IMREAD_COLOR_RGB, name, max_value=max_value)
@@ -104,8 +104,9 @@ def read_like_opencv(
             pixels = _decode(content, flags, name, header)
         elif max_value is None:
             raise DepthError(
-                f"{name}: expected 8 bits a channel, got {describe(header)}. Set max_value of the "
-                "data set to the value that means white (4095 for 12 bits), or scale it to 8 bits."
+                f"{name}: expected 8 bits per channel, got {describe(header)}. Set max_value of "
+                "the data set to the value that means white (4095 for 12 bits), or scale the "
+                "picture to 8 bits."
             )
         else:
             pixels = _scaled_pixels(content, header, flags, name, max_value)
@@ -312,7 +313,7 @@ def _check_png(content: bytes, name: str) -> bytes:
     """Every chunk to the last one is there and has the checksum that it says.
 
     Returns:
-        The file without an animation: from memory, OpenCV decodes the first frame in place of a
+        The file without an animation: from memory, OpenCV decodes the first frame instead of a
         picture that is no frame, which it decodes from a file.
     """
     view = memoryview(content)
@@ -521,7 +522,7 @@ def _scaled_pixels(
     pixels = _decode(content, wanted, name, header)
     if pixels.dtype == np.uint8:
         raise DepthError(
-            f"{name}: {header.bits} bits a channel, of which OpenCV reads the upper 8 only. Save "
+            f"{name}: {header.bits} bits per channel, of which OpenCV reads the upper 8 only. Save "
             "it as PNG or TIFF of 16 bits."
         )
     scaled = scale_to_bytes(pixels, max_value, name)

@@ -26,7 +26,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MARK = "\ufeff"
-# Marks inside of a file come from files that were put together, the other from web pages.
+# Marks inside a file come from files that were put together, the other from web pages.
 _UNSEEN = f"{_MARK}\u200b"
 _DOS_END = "\x1a"  # Ctrl-Z: the end of a text file for DOS
 _LINE_END = re.compile(r"\r\n|\r|\n")  # not those of `splitlines`, which names of files may hold
@@ -74,7 +74,7 @@ def read_text(path: str | Path, *, file_names: bool = False) -> str:
 
 
 def _without_dos_end(text: str) -> str:
-    """A text without a Ctrl-Z at its end, and the line ends that tools have added behind it."""
+    """A text without a Ctrl-Z at its end, and the line ends that tools have added after it."""
     kept = text.rstrip(f"{_DOS_END}\r\n")
     ends, _, _ = text[len(kept) :].partition(_DOS_END)
     return kept + ends
@@ -186,7 +186,7 @@ def read_json(path: str | Path) -> object:
     except (ValueError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is not JSON that can be read: {error}") from error
+        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def read_xml(path: str | Path) -> ElementTree.Element:
@@ -224,13 +224,13 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     def refuse_entity(name: str, *_: object) -> None:
         raise DataError(
             f"{path}: expected XML without entities, got a definition of {shorten(name)}. Remove "
-            "it and write what it stands for."
+            "it and write its text."
         )
 
     def refuse_unknown(name: str, *_: object) -> None:
         raise DataError(
             f"{path}: expected XML without entities of a DTD, which is not read, got "
-            f"{shorten(name)}. Write what it stands for."
+            f"{shorten(name)}. Write its text instead."
         )
 
     def note_dtd(*_: object) -> None:
@@ -246,7 +246,7 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     try:
         parser.Parse(data, True)
     except expat.ExpatError as error:
-        raise DataError(f"{path}: is not XML that can be read ({error}). Save it again.") from error
+        raise DataError(f"{path}: cannot be read as XML ({error}). Save it again.") from error
     return builder.close()
 
 

@@ -20,7 +20,7 @@ _YES, _NO = {"true", "yes"}, {"", "false", "no", "unspecified", "none"}
 
 @dataclass
 class VocObject:
-    """One object inside of its picture."""
+    """One object inside its picture."""
 
     class_id: int
     box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -29,7 +29,7 @@ class VocObject:
 
 @dataclass
 class VocPicture:
-    """One line of the list. Objects without an area inside of the picture are left out."""
+    """One line of the list. Objects without an area inside the picture are left out."""
 
     image: Path
     width: float

@@ -1,4 +1,4 @@
-"""What happens beside a training step: log lines, numbers and pictures for people."""
+"""What happens after a training step: log lines, numbers and pictures for people."""
 
 import logging
 from collections.abc import Callable

@@ -41,7 +41,7 @@ class CheckpointError(PpvisionError, ValueError):
 
 @dataclass
 class Progress:
-    """Where a run stands, beside its arrays.
+    """Progress of a run, without its arrays.
 
     After `step` steps, `batch` batches of epoch `epoch` (from 0) are done. What follows a
     checkpoint (evaluation, pictures) last came to its end at step `evaluated`. `sums` of
@@ -93,13 +93,15 @@ def save_checkpoint(
     keep: int | None,
     config: dict,
 ) -> Path:
-    """Write `folder/step_N`: everything beside it first, then renamed; then drop the oldest.
+    """Write `folder/step_N`, and remove the oldest checkpoints.
+
+    A temporary folder gets all files first; then it gets the final name.
 
     Args:
         folder: the run's `checkpoints`.
         model, optimizer, progress, ema: what a resume needs.
         keep: checkpoints to keep, at least 1; None keeps all.
-        config: written beside them.
+        config: written next to them.
 
     Raises:
         OSError: the disk is full, for one, or there is a checkpoint of this step (see `set_aside`);
@@ -158,7 +160,7 @@ def _digest(state: dict) -> str:
 
 
 def update_progress(path: Path, progress: Progress) -> None:
-    """Write the progress of a checkpoint anew, such as the score of an evaluation since."""
+    """Write the progress of a checkpoint again, such as the score of an evaluation since."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _write_state(path, state["files"], state["optimizer"], progress)
 
@@ -282,7 +284,7 @@ def load_checkpoint(
         parameter, moment = key.rsplit("|", 1)
         if parameter not in names:
             raise CheckpointError(
-                f"{path}: optimizer holds {shorten(parameter)}, which the model has not."
+                f"{path}: optimizer holds {shorten(parameter)}, which the model does not have."
             )
         moments[f"{names[parameter]}_{moment}"] = paddle.to_tensor(array)
     if state["schedule"]:

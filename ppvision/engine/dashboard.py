@@ -144,8 +144,8 @@ def _vdl_records() -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(
             "Records for VisualDL need visualdl, which does not load here "
-            f"({shorten_text(str(error), 200)}): pip install 'ppvision[dashboard]', or leave "
-            "--use_vdl out; metrics.csv has the same numbers."
+            f"({shorten_text(str(error), 200)}): pip install 'ppvision[dashboard]', or omit "
+            "--use_vdl; metrics.csv has the same numbers."
         ) from error
     return vdl_records
 
@@ -161,8 +161,8 @@ def _tensorboard_records() -> ModuleType:
     except ImportError as error:
         raise MissingPackageError(
             "Records for TensorBoard need tensorboardX, which does not load here "
-            f"({shorten_text(str(error), 200)}): pip install tensorboardX, or leave "
-            "--logger tensorboard out; metrics.csv has the same numbers."
+            f"({shorten_text(str(error), 200)}): pip install tensorboardX, or omit --logger "
+            "tensorboard; metrics.csv has the same numbers."
         ) from error
     return tensorboard_records
 

@@ -12,10 +12,14 @@ from ppvision.errors import shorten
 def add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
     """Add run folders, and where their pages are shown."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 to be seen from elsewhere")
-    parser.add_argument("--port", type=_port, help="the first to try (default: any that is free)")
     parser.add_argument(
-        "--public_path", type=_public_path, default="/app", help="of the pages, behind a proxy"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: other machines can connect",
+    )
+    parser.add_argument("--port", type=_port, help="first port to try (default: any free port)")
+    parser.add_argument(
+        "--public_path", type=_public_path, default="/app", help="path of the pages, for a proxy"
     )
 
 

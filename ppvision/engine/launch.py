@@ -35,7 +35,7 @@ _first_signal = 0
 def _children() -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it has ended just now
-            fields = path.read_text().rpartition(")")[2].split()  # behind the program's name
+            fields = path.read_text().rpartition(")")[2].split()  # after the program's name
             if int(fields[1]) == os.getpid():
                 yield int(path.parent.name)
 
@@ -50,7 +50,7 @@ def _hand_on(number: int, _: FrameType | None) -> None:
 
 
 def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The word behind `name`, or None where it is not there, and the words without both."""
+    """The word after `name`, or None where it is not there, and the words without both."""
     if name not in words:
         return None, words
     place = words.index(name)
@@ -94,7 +94,7 @@ def main() -> None:
         sys.exit(128 + _first_signal)
     if code and code not in _FINAL and left > 0:
         print(
-            f"launch: a process ended with code {code}; training goes on from the newest "
+            f"launch: a process ended with code {code}; training continues from the newest "
             f"checkpoint; restarts left after this one: {left - 1}",
             file=sys.stderr,
             flush=True,

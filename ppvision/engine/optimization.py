@@ -54,7 +54,7 @@ def _steps_from_the_head(model: nn.Layer) -> dict[str, int]:
     if not hasattr(model, "layer_groups"):
         raise InputError(
             "optimizer: layer_decay needs a model with layer_groups, as those of the zoo have, got "
-            f"{type(model).__name__}. Leave layer_decay away."
+            f"{type(model).__name__}. Omit layer_decay."
         )
     groups = model.layer_groups()
     return {name: len(groups) - 1 - i for i, group in enumerate(groups) for name in group}
@@ -68,7 +68,7 @@ def make_cosine_schedule(
     warmup_start_lr: float = 0.0,
     end_lr: float = 0.0,
 ) -> paddle.optimizer.lr.LRScheduler:
-    """A cosine from `learning_rate` to `end_lr`, behind a linear rise over `warmup` steps.
+    """A cosine from `learning_rate` to `end_lr`, after a linear rise over `warmup` steps.
 
     Raises:
         ValueError: warm-up as long as the training, or rates out of order.

@@ -38,7 +38,7 @@ PATIENCE = 1.0
 
 _BEGAN = time.time()
 
-# What the queue of a `BatchReader` holds beside batches.
+# What the queue of a `BatchReader` holds in addition to batches.
 _END, _WOKEN = object(), object()
 
 
@@ -46,7 +46,7 @@ class ReaderError(PpvisionError, RuntimeError):
     """A process that reads data ended, or could not be started."""
 
 
-# -- inside of a worker ----------------------------------------------------------------------------
+# -- inside a worker ----------------------------------------------------------------------------
 
 
 def _protect_worker(_: int = 0) -> None:
@@ -229,7 +229,7 @@ class BatchReader:
             _end_workers(self._workers)
         else:
             self._thread.join(PATIENCE)
-            if self._thread.is_alive():  # inside of a sample that takes longer
+            if self._thread.is_alive():  # inside a sample that takes longer
                 self._iterator._shutdown = True  # else Paddle waits for it without end
         if code and not isinstance(error, PpvisionError):
             raise _worker_ended(code) from error
@@ -319,8 +319,8 @@ def _worker_ended(code: int) -> ReaderError:
     else:
         why = f"ended with exit code {code}."
     return ReaderError(
-        f"num_workers: a process that reads data {why} Go on with --num_workers 0, which reads in "
-        "the training process, or with fewer workers."
+        f"num_workers: a process that reads data {why} Continue with --num_workers 0, which reads "
+        "in the training process, or with fewer workers."
     )
 
 

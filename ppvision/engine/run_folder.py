@@ -60,7 +60,7 @@ class RunFolder:
         if not resume and self.root.exists() and not self._holds_a_start_only():
             raise FolderInUseError(
                 f"save_dir: expected a new or empty folder, got {self.root}, which holds a run. "
-                "Go on with it (--resume auto), name another one (--save_dir) or remove it."
+                "Continue it (--resume auto), choose another one (--save_dir) or remove it."
             )
 
     def _check_no_file(self) -> None:

@@ -172,7 +172,7 @@ class Trainer:
     ) -> None:
         if options.clip_norm is not None and optimizer._grad_clip is not None:
             raise InputError(
-                "clip_norm: the optimiser clips already (grad_clip_cfg). Leave one of the two."
+                "clip_norm: the optimiser clips already (grad_clip_cfg). Use only one of them."
             )
         self.model = model
         self.optimizer = optimizer
@@ -216,14 +216,14 @@ class Trainer:
             self._found = list_checkpoints(self.folder.checkpoints)
         path, ours = ask_first(partial(self._find_checkpoint, resume))
         if path is None:
-            logger.info(f"resume: no checkpoint in {self.folder.checkpoints}; starting anew")
+            logger.info(f"resume: no checkpoint in {self.folder.checkpoints}; starting a new run")
             return
         with reach_folder(path, "state.json") as reached:
             self.progress = load_checkpoint(reached, self.model, self.optimizer, self.ema)
             before = read_config(reached)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
-        logger.info(f"resume: going on from {path}, step {self.progress.step}")
+        logger.info(f"resume: continuing from {path}, step {self.progress.step}")
         if ours:
             self._saved_step = self.progress.step
         self._kept_step = self.progress.step - (not ours)
@@ -255,19 +255,19 @@ class Trainer:
         if moved:
             logger.info(
                 f"resume: later checkpoints are set aside: {', '.join(map(str, moved))}; "
-                "remove them when nothing in them is needed"
+                "remove them if you do not need them"
             )
 
     def _tell_of_another_config(self, before: dict) -> None:
         if not before:
             return
         for line in list_config_differences(before, self._recorded_config()):
-            logger.warning(f"resume: another config than the checkpoint's: {line}")
+            logger.warning(f"resume: the config differs from the checkpoint's: {line}")
         steps = before.get("run", {}).get("iters")
         schedule = self.optimizer._learning_rate
         if steps != self.options.iters and not isinstance(schedule, float):
             logger.warning(
-                f"resume: the learning rate was scheduled for {steps} steps and goes on from "
+                f"resume: the learning rate was scheduled for {steps} steps and continues from "
                 f"{self.optimizer.get_lr():g}; it is not stretched to {self.options.iters}. For "
                 "another schedule start a new run from the weights (--model_path)"
             )
@@ -289,7 +289,7 @@ class Trainer:
             changed = "the training samples are others than before, or in another order"
         if changed:
             logger.warning(
-                f"resume: {changed}: the run goes on, but not as if nothing had happened"
+                f"resume: {changed}: the run continues, but differs from an uninterrupted one"
             )
         self.progress.batches_per_epoch, self.progress.data = now, digest
 
@@ -608,7 +608,8 @@ class Trainer:
         if not scores:
             raise InputError(
                 "evaluation: expected scores, got none: nothing in the validation set counts. "
-                f"Training stands at step {step}; go on with --resume once that is mended."
+                f"Training has reached step {step}. Correct the validation set, then continue with "
+                "--resume."
             )
         best_of, score = self.model, next(iter(scores.values()))
         if self.ema is not None:

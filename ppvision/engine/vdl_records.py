@@ -54,7 +54,7 @@ def open_records(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
 
 def _points(path: Path) -> list[record_pb2.Record]:
     """The records of a file, up to the first one that a killed run has cut short; without texts and
-    settings, which every start of a run writes anew."""
+    settings, which every start of a run writes again."""
     records = []
     for data in RecordReader(str(path)).get_all():
         try:
@@ -67,7 +67,7 @@ def _points(path: Path) -> list[record_pb2.Record]:
 
 
 def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
-    """Rows for VisualDL's page that compares settings, in place of what stood there.
+    """Rows for VisualDL's page that compares settings, instead of what stood there.
 
     Args:
         folder: gets a sub-folder for each row.

@@ -23,7 +23,7 @@ def make_masks(real: Tensor, heads: int) -> Tensor:
     """The further channel of each head.
 
     Args:
-        real: `[B, 1, H, W]`, 1 inside of the picture and 0 in its padding.
+        real: `[B, 1, H, W]`, 1 inside the picture and 0 in its padding.
         heads: of a branch.
 
     Returns:

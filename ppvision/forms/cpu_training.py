@@ -121,7 +121,7 @@ def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) 
 @functools.cache
 def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
     """A class of our own or of others, such as a quantised convolution, whose `super()` leads to
-    `quicker` in the place of Paddle's."""
+    `quicker` instead of Paddle's."""
     # Paddle's tracing takes `super()` for `super(self.__class__, self)`: that of the class made
     # here would be `own` again, and so without end.
     members = {"__module__": own.__module__, "__class__": property(lambda layer: own)}

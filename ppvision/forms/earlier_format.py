@@ -33,7 +33,7 @@ _depth = 0
 
 
 def in_earlier_format() -> bool:
-    """Whether operators are now put into a program of the earlier format: inside of
+    """Whether operators are now put into a program of the earlier format: inside
     `earlier_format`, while a model is traced and not run."""
     return _depth > 0 and not paddle.in_dynamic_mode()
 
@@ -358,7 +358,7 @@ def _constant_of(value: int | list[int], name: str) -> Any:
 
 
 class _Size(int):
-    """A number in the place of a tensor `[]` of one size; so are those that are made of it."""
+    """A number instead of a tensor `[]` of one size; so are those that are made of it."""
 
     def astype(self, dtype: Any) -> Any:
         return self if "int" in str(dtype) else paddle.full([], int(self), dtype)
@@ -382,7 +382,7 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordi
 
 
 class _Sizes(list):
-    """Numbers in the place of the tensor that `paddle.shape` gives: arithmetic is by entry, and
+    """Numbers instead of the tensor that `paddle.shape` gives: arithmetic is by entry, and
     methods of a tensor give a constant."""
 
     def astype(self, dtype: Any) -> Any:

@@ -24,7 +24,7 @@ def use_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> It
 
     Args:
         model: in evaluation mode.
-        form: what stands for a layer; None where it stays.
+        form: returns the replacement of a layer, or None to keep the layer.
     """
     changed = []
     try:

@@ -40,7 +40,7 @@ class MarkedRounding:
 
 @dataclass
 class Marks:
-    """What the tensors of a graph stand for, by their names in it.
+    """The meaning of the tensors of a graph, by their names in it.
 
     Attributes:
         weights: of float weights.

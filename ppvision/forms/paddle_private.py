@@ -139,7 +139,7 @@ def trace_tables() -> list[dict]:
 
 
 _whole_stack = traceback.extract_stack
-_tracing: set[int] = set()  # threads inside of `short_stacks`
+_tracing: set[int] = set()  # threads inside `short_stacks`
 
 
 @contextmanager

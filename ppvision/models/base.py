@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a network behind which a feature map can be taken.
+    """A part of a network after which a feature map can be taken.
 
     Attributes:
         channels: of the map.
@@ -54,19 +54,19 @@ class FeatureInfo(list[dict[str, Any]]):
 class ZooModel(nn.Layer):
     """A classifier, or with `features_only` a feature pyramid.
 
-    A subclass calls `declare` first in its constructor and gives `forward_stages`; where something
-    follows the stages it overrides `forward_features` (before the head) and `forward_pyramid`.
+    A subclass calls `declare` first in its constructor and defines `forward_stages`. If layers
+    follow the stages, it overrides `forward_features` (before the head) and `forward_pyramid`.
 
     Attributes:
-        in_channels: of the picture.
-        num_classes: outputs of the head; 0 where there is none.
+        in_channels: channels of the image.
+        num_classes: outputs of the head; 0 without a head.
         num_features: channels of `forward_features`.
-        feature_info: see `FeatureInfo`; of the maps that `features_only` returns, or of all.
+        feature_info: see `FeatureInfo`; for the maps that `features_only` returns, or for all.
         feat_channels: channels of these maps.
         feat_strides: their strides.
         out_indices: numbers of these maps among the stages.
-        pretrained_cfg: how to feed the model, and where its weights are from; `create_model` sets
-            it.
+        pretrained_cfg: the input that the model expects, and the source of its weights;
+            `create_model` sets it.
     """
 
     # Of the class: the convolution that sees the picture, the Linear of the classes, and the
@@ -76,7 +76,7 @@ class ZooModel(nn.Layer):
     stem_layers: ClassVar[tuple[str, ...]]
     # What may follow the stages, in a classifier or in a pyramid.
     behind_stages: ClassVar[tuple[str, ...]]
-    # Of weights that a PyTorch port wrote: patterns of names and what stands in their place.
+    # Of weights that a PyTorch port wrote: patterns of names and their replacements.
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     pretrained_cfg: "PretrainedConfig | None" = None
@@ -104,7 +104,7 @@ class ZooModel(nn.Layer):
             num_classes: outputs of the head, 0 for none.
             num_features: channels before the head; None for those of the last stage.
             in_channels: channels of the picture.
-            features_only: return feature maps in place of logits.
+            features_only: return feature maps instead of logits.
             out_indices: which ones, from the finest; negative numbers count from the last. None for
                 all.
             recompute: see `set_grad_checkpointing`.
@@ -186,18 +186,19 @@ class ZooModel(nn.Layer):
 
     def run_block(self, block: nn.Layer, x: Tensor) -> Tensor:
         """A block, whose activations are computed again in the backward pass if that is wanted."""
-        # A block behind frozen ones runs as it is: recompute takes an input without a gradient as
+        # A block after frozen ones runs as it is: recompute takes an input without a gradient as
         # the sign that the block needs none, and its parameters would not be trained.
         if self.recompute and self.training and not x.stop_gradient:
             return paddle.distributed.fleet.utils.recompute(_run_twice(block), x)
         return block(x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Do not keep the activations inside of blocks for the backward pass, compute them again:
-        less memory, about a third more time.
+        """Compute the activations inside blocks again in the backward pass: do not keep them.
+
+        This needs less memory and about a third more time.
 
         Raises:
-            TypeError: neither True nor False.
+            TypeError: the value is not True or False.
         """
         self.recompute = check_flag(enable, "enable")
 
@@ -212,10 +213,11 @@ class ZooModel(nn.Layer):
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the head by one of fresh weights.
+        """Replace the head by a head with fresh weights.
 
         Args:
-            num_classes: its outputs; 0 leaves the pooled features `[B, num_features]`.
+            num_classes: outputs of the head; 0: the model returns the pooled features
+                `[B, num_features]`.
 
         Raises:
             ValueError: a model with `features_only`, or a number out of range.
@@ -255,15 +257,17 @@ class ZooModel(nn.Layer):
         return groups
 
     def paths_not_built(self) -> list[str]:
-        """Of layers that the whole network has in the place of those behind the stages, or in
+        """Of layers that the whole network has instead of those after the stages, or in
         stages that `out_indices` leaves out."""
         unbuilt = [path for stage in self._left_out for group in stage.groups for path in group]
         return [*self.behind_stages, *unbuilt]
 
     def freeze(self, stages: int) -> None:
-        """Keep the first stages as they are while the rest is trained: their parameters get no
-        gradient, their BatchNorms use and keep the running statistics, and nothing is dropped in
-        them. What is frozen stays so: a second call can only add to it.
+        """Freeze the first stages while the rest is trained.
+
+        Their parameters get no gradient, their BatchNorms use and keep the running statistics, and
+        dropout and stochastic depth are off in them. Frozen stages stay frozen: a second call can
+        only freeze more.
 
         Args:
             stages: -1 for none, 0 for the stem, k for the stem and the first k stages.
@@ -292,8 +296,10 @@ class ZooModel(nn.Layer):
                     layer.drop_prob = 0.0
 
     def freeze_norms(self) -> None:
-        """Let every BatchNorm use and keep its running statistics while training: for batches too
-        small to have statistics of their own. Weights and biases are still trained."""
+        """Let every BatchNorm use and keep its running statistics in training.
+
+        This is for batches that are too small for their own statistics. Weights and biases are
+        still trained."""
         for layer in self.sublayers():
             _rest_norm(layer)
 

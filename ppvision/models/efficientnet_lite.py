@@ -35,7 +35,7 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# The stages behind which a map of stride 4, 8, 16 and 32 is taken: the last of each size.
+# The stages after which a map of stride 4, 8, 16 and 32 is taken: the last of each size.
 _MAPS = (1, 2, 4, 6)
 
 
@@ -200,7 +200,7 @@ class EfficientNetLite(ZooModel):
                 InvertedResidual(previous, channels, kernel, stride, expansion, drop_path)
             )
             previous = channels
-        # Numbers of the blocks behind which a stage ends.
+        # Numbers of the blocks after which a stage ends.
         self.ends = tuple(
             sum(len(stage.groups) for stage in config.stages[: i + 1]) - 1 for i in range(count)
         )

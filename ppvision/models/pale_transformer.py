@@ -140,26 +140,26 @@ class PaleTransformer(ZooModel):
 
     Args:
         config: widths, depths, heads (`VARIANTS` holds the named ones).
-        num_classes: outputs of the head; 0 leaves the head away. Default 1000.
-        features_only: leave the head away and return feature maps. Default False.
-        out_indices: which feature maps, from the finest; None for all four.
-        in_channels: channels of the picture. Default 3.
-        pale_size: rows and columns of a pale; None takes the config's (7).
-        drop_path_rate: stochastic depth of the last block; None takes the config's.
+        num_classes: outputs of the head; 0: no head. Default 1000.
+        features_only: return feature maps, without a head. Default False.
+        out_indices: feature maps to return, counted from the finest; None: all four.
+        in_channels: channels of the image. Default 3.
+        pale_size: rows and columns of a pale; None: from the config (7).
+        drop_path_rate: stochastic depth of the last block; None: from the config.
         mask_padding: see `PaleAttention`.
         fused: see `PaleAttention`.
-        recompute: do not keep the activations inside blocks for the backward pass, compute them
-            again: less memory, about a third more time. Default False.
+        recompute: compute the activations inside blocks again in the backward pass. This needs less
+            memory and about a third more time. Default False.
 
-    Shapes: pictures `[B, in_channels, H, W]`, any H and W of at least 1 -> logits
+    Shapes: images `[B, in_channels, H, W]`, any H and W of at least 1 -> logits
     `[B, num_classes]`, or with `features_only` a list of `[B, C_i, ceil(H / s), ceil(W / s)]` at
-    strides s = 4, 8, 16, 32, each behind a LayerNorm of its own (our choice, after Swin and CSWin).
+    strides s = 4, 8, 16, 32, each after its own LayerNorm, as in Swin and CSWin.
 
     Attributes:
-        config: as given. The others are those of `ZooModel`.
+        config: the argument. The others are those of `ZooModel`.
 
     Raises:
-        ValueError: a number out of its range, sizes that do not fit together (see
+        ValueError: a number is out of its range, or sizes do not fit together (see
             `PaleAttention`).
     """
 
@@ -260,7 +260,7 @@ def multiply_adds(
     in_channels: int = 3,
     pale_size: int | tuple[int, int] | None = None,
 ) -> int:
-    """Multiply-adds of one picture: convolutions, Linear layers and the two attention products.
+    """Multiply-adds of one image: convolutions, Linear layers and the two attention products.
 
     Per block on an h x w map, padded to h' x w' for attention (derived; `docs/pale.md`):
     depthwise convolutions `9C(hw + 3h'w')`, q, k, v `3h'w'C^2`, the products
@@ -268,10 +268,10 @@ def multiply_adds(
 
     Args:
         config: the variant.
-        height, width: of the picture, in pixels.
-        num_classes: outputs of the head; None for the features alone.
-        in_channels: channels of the picture.
-        pale_size: None takes the config's.
+        height, width: size of the image in pixels.
+        num_classes: outputs of the head; None: only the features.
+        in_channels: channels of the image.
+        pale_size: None: from the config.
     """
     size = config.pale_size if pale_size is None else pale_size
     rows, columns = size if isinstance(size, Sequence) else (size, size)

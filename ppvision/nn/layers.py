@@ -10,8 +10,8 @@ class DropPath(nn.Layer):
     """Stochastic depth: drops a residual branch for some samples of a batch.
 
     Args:
-        drop_prob: probability in [0, 1) that a sample's branch is dropped while training. The kept
-            ones are divided by `1 - drop_prob`, so that the expectation stays. Default 0.
+        drop_prob: probability in [0, 1) that the branch of a sample is dropped in training. Kept
+            branches are divided by `1 - drop_prob`, so the expectation does not change. Default 0.
 
     Shapes: any `[B, ...]` -> the same.
 

@@ -85,8 +85,8 @@ def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
         axis: 2 or -2 groups rows, 3 or -1 groups columns.
 
     Returns:
-        Groups `[B * N, C, tokens]`; `tokens` is `pale_size * W` for rows, row by row, and
-        `H * pale_size` for columns, line by line of the height.
+        Groups `[B * N, C, tokens]`. For rows, `tokens` is `pale_size * W`, row by row. For
+        columns, it is `H * pale_size`, line by line of the height.
 
     Raises:
         ValueError: `pale_size` below 1, another axis, or `x` without four axes.
@@ -122,10 +122,10 @@ def pale_merge(groups: Tensor, pale_size: int, axis: int, height: int, width: in
         pale_size: as given to `pale_partition`.
         axis: as given to `pale_partition`.
         height: H of the features that were partitioned (before any padding).
-        width: W of them.
+        width: W of these features.
 
     Returns:
-        Features `[B, C, H, W]`; what `pale_partition` padded is cut off.
+        Features `[B, C, H, W]`, without the padding of `pale_partition`.
 
     Raises:
         ValueError: `pale_size` below 1, another axis, or groups that cannot come from an H x W map.
@@ -249,8 +249,9 @@ class SeparableConv(nn.Sequential):
 
 
 class AttentionProducts(nn.Layer):
-    """`grouped_attention` as a layer, without parameters: what counts or profiles a network by its
-    layers sees it.
+    """`grouped_attention` as a layer without parameters.
+
+    Tools that count or profile a network by its layers then see it.
 
     Args:
         num_heads: see `grouped_attention`.
@@ -285,8 +286,8 @@ class PaleAttention(nn.Layer):
         num_heads: heads of both branches together, an even number.
         pale_size: rows and columns of a pale, one number or `(rows, columns)`. Default 7 (derived
             from the paper's costs).
-        mask_padding: give padded positions no attention. Default True (our choice; without effect
-            where H and W are multiples of the pale size).
+        mask_padding: give padded positions no attention. Default True (we chose this). It has no
+            effect if H and W are multiples of the pale size.
         fused: True, False, or None (default: fused attention on CUDA devices, plain matrix products
             elsewhere). Both give the same numbers.
 

@@ -119,9 +119,9 @@ def _window(x: Tensor, rows: slice, columns: slice) -> Tensor:
 
 @paddle.jit.not_to_static
 def replicate(x: Tensor) -> Tensor:
-    """A border of one pixel around `[B, C, H, W]` that repeats its neighbours: [B, C, H+2, W+2].
+    """Add a border of one pixel to `[B, C, H, W]` that repeats its neighbours: [B, C, H+2, W+2].
 
-    Zeros would be edges to the operator (our choice).
+    We chose this because a border of zeros would look like an edge to the operator.
     """
     everything, first, last = slice(None), slice(0, 1), slice(-1, None)
     x = paddle.concat([_window(x, first, everything), x, _window(x, last, everything)], axis=2)
@@ -266,7 +266,7 @@ class _SemanticDifference(PyLayer):
                 # All eight numbers: Paddle's padding of two axes alone is twenty times slower.
                 edges_grad += sign * F.pad(back, [0, 0, 0, 0, top, bottom, left, right])
             if not edges.stop_gradient:
-                # Adds to the gradients of `maps`. (paddle.grad inside of paddle.grad crashes.)
+                # Adds to the gradients of `maps`. (paddle.grad inside paddle.grad crashes.)
                 edges.backward(edges_grad.astype(edges.dtype))
 
         for x, map_ in zip(bordered, maps, strict=True):
@@ -354,28 +354,28 @@ class SemanticDifferenceConv2D(nn.Layer):
     differences between a pixel and its neighbours.
 
     Args:
-        in_channels: channels of u (and of v, but for `cosine`, `product` and `none`).
+        in_channels: channels of u (and of v, except for `cosine`, `product` and `none`).
         out_channels: channels of the result.
-        similarity: how much of a difference counts, by the distance d of the guidance in units of a
-            learned lambda, which starts at 1 (our choice, except that there is one):
+        similarity: weight of a difference. It depends on the distance d of the guidance, in units
+            of a learned lambda. The paper has a lambda; we chose its initial value 1.
 
             - `gaussian` (default): exp(-d^2 / 2), per channel;
             - `charbonnier`: 1 / sqrt(1 + d^2);
             - `perona_malik`: 1 / (1 + d^2);
             - `cosine`: (1 + cos(V_p, V_q)) / 2, one number for all channels, no lambda;
             - `product`: the sum over channels of V_p V_q, one number for all channels, no lambda.
-              Of roots of probabilities it is the Bhattacharyya coefficient: 1 for equal class
-              distributions, 0 for those that share no class;
+              For roots of probabilities it is the Bhattacharyya coefficient: 1 if the class
+              distributions are equal, 0 if they share no class;
             - `increasing`: 1 - charbonnier, which responds at semantic edges;
             - `none`: 1, without guidance: central difference convolution.
-        groups: as in `paddle.nn.Conv2D`; `in_channels` gives the depthwise form. Default 1.
+        groups: as in `paddle.nn.Conv2D`; with `in_channels` groups it is depthwise. Default 1.
 
     Shapes: u `[B, in_channels, H, W]`, v `[B, in_channels, h, w]` of any size, enlarged bilinearly
     to u's -> `[B, out_channels, H, W]`. No bias: a BatchNorm follows it.
 
     Raises:
-        ValueError: an unknown similarity, numbers that do not fit, a feature or guidance of another
-            number of channels or pictures, or no guidance.
+        ValueError: the similarity is unknown, numbers do not fit, a feature or guidance has another
+            number of channels or images, or the guidance is missing.
 
     Source: SDN, NeurIPS 2022 (see the module). Replicate padding is our choice.
     """
@@ -462,32 +462,32 @@ OPERATORS = ("difference", "convolution")
 
 
 class SemanticDiffusion(nn.Layer):
-    """SDN: adds to a feature map what a semantic difference convolution finds at its boundaries.
+    """SDN: adds the output of a semantic difference convolution to a feature map.
 
     Args:
-        channels: of the feature u.
-        guidance_channels: of the guidance v. Default None: the feature guides itself, through a 3x3
-            convolution of stride 2 (the paper's single-scale form).
-        similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance; with `product`
-            the guidance is taken as it is given, without a projection.
-        groups: of the semantic difference convolution. Default 1.
-        width: channels inside the semantic difference convolution; a 1x1 convolution leads there
-            when they differ from `channels`. Default None: as many as u, at most 512 (our choice).
-        operator: `difference` (default), or `convolution`: a plain 3x3 convolution, widened so that
-            all has as many parameters as SDN with these options. To compare with.
-        steps: how often the map is diffused, with the same weights and guidance. Default 1.
-        detach_guidance: let no gradient out of the guidance into what it is made from. Default
-            False.
+        channels: channels of the feature u.
+        guidance_channels: channels of the guidance v. Default None: the feature is its own
+            guidance, after a 3x3 convolution of stride 2 (the paper's single-scale form).
+        similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance. With `product`
+            the guidance is used without a projection.
+        groups: groups of the semantic difference convolution. Default 1.
+        width: channels inside the semantic difference convolution. If they differ from `channels`,
+            a 1x1 convolution comes first. Default None: as many as u, but at most 512. We chose
+            this limit because of the cost.
+        operator: `difference` (default), or `convolution` for comparisons: a plain 3x3 convolution,
+            widened so that the layer has as many parameters as SDN with these options.
+        steps: number of diffusion steps, with the same weights and guidance. Default 1.
+        detach_guidance: stop the gradient at the guidance. Default False.
 
     Shapes: u `[B, channels, H, W]`, v `[B, guidance_channels, h, w]` of any size -> as u.
 
-    The last convolution starts at zero, so that the result is exactly u until it has been trained
-    (our choice; the paper's `Conv1x1(concat[...])` without `U +` is the same family of functions).
+    The last convolution starts at zero, so an untrained layer returns exactly u. We chose this
+    form; the paper's `Conv1x1(concat[...])` without `U +` can express the same functions.
 
     Raises:
-        ValueError: see `SemanticDifferenceConv2D`; an unknown operator; similarity `product`
-            without `guidance_channels`; a guidance given to, or missing from, a layer that was made
-            without, or with, `guidance_channels`.
+        ValueError: see `SemanticDifferenceConv2D`; the operator is unknown; similarity `product`
+            needs `guidance_channels`; a guidance was passed to a layer without `guidance_channels`,
+            or not passed to a layer with them.
 
     Source: SDN, NeurIPS 2022 (see the module).
     """
@@ -595,7 +595,7 @@ GUIDANCES = ("next_level", "classes", "boundary")
 
 
 class GuidanceHead(nn.Layer):
-    """A linear classifier of every pixel by all levels, at the size of the finest (our choice).
+    """A linear classifier of every pixel from all levels, at the size of the finest level.
 
     Args:
         feat_channels: channels of the levels, from fine to coarse.
@@ -634,24 +634,24 @@ class SemanticDiffusionPyramid(nn.Layer):
 
     Args:
         feat_channels: channels of the levels, from fine to coarse.
-        levels: which of them to enhance; negative ones count from the coarsest. Default None: all.
-            A decoder that reads one level wants that one alone.
-        guidance: what guides: `next_level` (default): level i + 1 as the backbone gave it, the
-            coarsest one by itself; `classes`: class scores of a `GuidanceHead` over all levels;
-            `boundary`: such a head's probability that a pixel is no boundary. A head has to be
-            trained by a loss of its own: `logits` are for it.
-        num_classes: of the guidance `classes`.
+        levels: levels to enhance; negative numbers count from the coarsest. Default None: all. For
+            a decoder that reads only one level, choose only that level.
+        guidance: `next_level` (default): level i + 1 of the backbone; the coarsest level guides
+            itself. `classes`: class scores of a `GuidanceHead` over all levels. `boundary`: the
+            probability of such a head that a pixel is not a boundary. A head needs its own loss, on
+            `logits`.
+        num_classes: number of classes for the guidance `classes`.
         similarity, groups, width, operator, steps, detach_guidance: see `SemanticDiffusion`.
 
     Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> the same; levels not chosen pass through.
 
     Attributes:
-        logits: in training, of the guidance's own head at the last forward pass,
+        logits: in training, the logits of the guidance's head in the last forward pass,
             `[[B, K, H_0, W_0]]`; otherwise an empty list.
 
     Raises:
-        ValueError: a level that is not there, or is named twice; another number of features; an
-            unknown guidance, or guidance `classes` without `num_classes`.
+        ValueError: a level does not exist or is named twice; the number of features is wrong; the
+            guidance is unknown, or guidance `classes` has no `num_classes`.
 
     Source: SDN, NeurIPS 2022: one module per level, the next one as guidance.
     """
@@ -688,8 +688,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         if len(set(chosen)) != len(chosen):
             raise InputError(
                 f"levels: expected each once, got {shorten(levels)}, which is {chosen} of {count} "
-                "feature "
-                "maps."
+                "feature maps."
             )
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)
@@ -718,7 +717,8 @@ class SemanticDiffusionPyramid(nn.Layer):
             got = len(features) if isinstance(features, (list, tuple)) else type(features).__name__
             raise InputError(
                 f"features: expected a list of {len(self.feat_channels)} maps of "
-                f"{self.feat_channels} channels, got {got}. A backbone returns a list, also of one."
+                f"{self.feat_channels} channels, got {got}. A backbone returns a list, even for "
+                "one map."
             )
         guides = [*features[1:], None]
         if self.guidance != "next_level":

@@ -48,7 +48,7 @@ def wrap_errors(what: str) -> Iterator[None]:
     (`OSError` with a number).
 
     Args:
-        what: was done, as it stands before the message.
+        what: text before the message, what was done.
     """
     try:
         yield
@@ -120,7 +120,7 @@ def _restrict_eval() -> None:
 
 
 def _look_up(text: object, *_: object) -> object:
-    """What a dotted name means where this is called; with `()` behind it, an object of the class.
+    """What a dotted name means where this is called; with `()` after it, an object of the class.
 
     Raises:
         ConfigError: anything else than a name, or the name of something that builds no layer.
@@ -219,6 +219,6 @@ def _load(path: object, **options: object) -> dict[str, Tensor]:
 
 def _refuse_data(url: str, *_: object, **__: object) -> None:
     raise DataError(
-        f"{shorten_text(str(url), 200)}: would be fetched. ppvision fetches no data sets: fetch it "
-        "yourself, and name its folder in the config."
+        f"{shorten_text(str(url), 200)}: would be downloaded. ppvision does not download data "
+        "sets. Download it yourself, and name its folder in the config."
     )

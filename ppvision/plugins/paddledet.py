@@ -6,7 +6,7 @@ Afterwards every model of the zoo (`ppvision list`) is a backbone like any other
     FasterRCNN: {backbone: pale_tiny, ...}
     pale_tiny: {return_idx: [0, 1, 2, 3], drop_path_rate: 0.1}
 
-`SemanticDiffusionBackbone` puts SDN behind any backbone:
+`SemanticDiffusionBackbone` puts SDN after any backbone:
 
     FasterRCNN: {backbone: SemanticDiffusionBackbone, ...}
     SemanticDiffusionBackbone: {backbone: ResNet, levels: [0, 1, 2, 3]}
@@ -19,7 +19,7 @@ calls any function by its name, is refused as well.
 Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
 write them (`ppvision.plugins.paddledet_data`).
 Pictures are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
-file. A data set whose pictures have more than 8 bits a channel says what white is:
+file. A data set whose pictures have more than 8 bits per channel says what white is:
 
     TrainDataset: !COCODataSet {max_value: 4095, ...}
 """
@@ -137,7 +137,8 @@ class _ZooBackbone(nn.Layer):
         given = "return_idx" if out_indices is None else "out_indices"
         if return_idx is not None and out_indices is not None:
             raise InputError(
-                f"{name}: return_idx and out_indices are two names for the same. Leave one of them."
+                f"{name}: return_idx and out_indices are two names of one option. Use only one of "
+                "them."
             )
         return_idx = return_idx if out_indices is None else out_indices
         self.net = create_model(name, features_only=True, **options)
@@ -180,21 +181,21 @@ def _backbone(name: str) -> type[_ZooBackbone]:
 
 
 class SemanticDiffusionBackbone(nn.Layer):
-    """SDN behind a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
+    """SDN after a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
 
     Args:
-        backbone: a registered backbone, by name in a configuration.
-        levels: numbers of the feature maps to enhance, among those that it returns; negative ones
-            from the coarsest. Default None: all.
+        backbone: a registered backbone; a config gives its name.
+        levels: numbers of the feature maps to enhance, among those that the backbone returns;
+            negative numbers count from the coarsest. Default None: all.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
-        groups: of the semantic difference convolutions. Default 1.
-        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
+        groups: groups of the semantic difference convolutions. Default 1.
+        width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
-        out_shape: the backbone's.
+        out_shape: the `out_shape` of the backbone.
 
     Raises:
-        ValueError: a level that is not there.
+        ValueError: a level does not exist.
 
     Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
     """
@@ -317,8 +318,7 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
     if owner != __name__:
         raise InputError(
             f"PaddleDetection component {shorten(name)}: expected a free name, but {owner} has "
-            "registered "
-            "it. Import only one of the two."
+            "registered it. Import only one of the two."
         )
     return component  # imported before, and reloaded now
 
@@ -334,6 +334,6 @@ follow_models(_register_model)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
-_read_strictly()  # behind the line above, whose data sets it gives `max_value`
+_read_strictly()  # after the line above, whose data sets it gives `max_value`
 
 __all__ = ["SemanticDiffusionBackbone", "load_yaml"]

@@ -9,7 +9,7 @@ own tools as well as for Python; one that is registered later becomes one at onc
       backbone_indices: [0, 1, 2, 3]
       channels: 64
 
-`SemanticDiffusionBackbone` puts SDN behind any of them, or behind one of PaddleSeg's own:
+`SemanticDiffusionBackbone` puts SDN after any of them, or after one of PaddleSeg's own:
 
     backbone:
       type: SemanticDiffusionBackbone
@@ -19,7 +19,7 @@ and the shims of `ppvision.plugins.shims` are in force where this Paddle needs t
 pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
 What `ppvision.deploy.register_transform` registers is a transform of PaddleSeg's configs as well.
 Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
-that names the file. A data set whose pictures have more than 8 bits a channel says what white is:
+that names the file. A data set whose pictures have more than 8 bits per channel says what white is:
 
     train_dataset: {type: Dataset, max_value: 4095, ...}
 
@@ -84,29 +84,29 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
 
 
 class SemanticDiffusionBackbone(nn.Layer):
-    """SDN behind a backbone: its feature maps, sharper at class boundaries, for any head.
+    """SDN after a backbone: its feature maps, sharper at class boundaries, for any head.
 
     Args:
-        backbone: a backbone of PaddleSeg's, or of ours, that names its `feat_channels`.
-        levels: numbers of the feature maps to enhance, negative ones from the coarsest. Default
-            None: all. Name those that the head reads: others cost time for nothing, and in
-            data-parallel training Paddle waits for their gradients.
+        backbone: a backbone of PaddleSeg or of ppvision with an attribute `feat_channels`.
+        levels: numbers of the feature maps to enhance; negative numbers count from the coarsest.
+            Default None: all. Choose only levels that the head reads: others cost time without
+            effect, and in data-parallel training Paddle waits for their gradients.
         similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
-        groups: of the semantic difference convolutions. Default 1.
-        width: channels inside of them; see `ppvision.nn.SemanticDiffusion`.
-        in_channels: channels of the picture; PaddleSeg's builder hands them on to the backbone.
-        guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` and `boundary` a model
-            that PaddleSeg's builder makes gives the logits of the guidance's own head as its last
-            ones in training, and the config names a loss for them.
-        num_classes: of the guidance `classes`; PaddleSeg's builder takes the model's.
+        groups: groups of the semantic difference convolutions. Default 1.
+        width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
+        in_channels: channels of the image; PaddleSeg's builder passes them to the backbone.
+        guidance: see `ppvision.nn.SemanticDiffusionPyramid`. With `classes` or `boundary`, a model
+            from PaddleSeg's builder also returns the logits of the guidance's head in training, as
+            the last entry. The config must name a loss for them.
+        num_classes: classes of the guidance `classes`; PaddleSeg's builder uses those of the model.
         operator, steps, detach_guidance: see `ppvision.nn.SemanticDiffusion`.
 
     Attributes:
-        feat_channels: the backbone's.
+        feat_channels: channels of the backbone's feature maps.
 
     Raises:
-        ValueError: no backbone, or one without `feat_channels` or made for other `in_channels`; a
-            level that is not there.
+        ValueError: the backbone is missing, has no `feat_channels` or was built for other
+            `in_channels`; or a level does not exist.
 
     Source: SDN, NeurIPS 2022 (`ppvision.nn.semantic_diffusion`).
     """
@@ -129,8 +129,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         if not isinstance(backbone, nn.Layer):
             raise InputError(
                 f"SemanticDiffusionBackbone: expected a backbone, got {shorten(backbone)}. In "
-                "YAML: "
-                "backbone: {type: NAME}."
+                "YAML: backbone: {type: NAME}."
             )
         if not hasattr(backbone, "feat_channels"):
             raise InputError(
@@ -163,12 +162,14 @@ class SemanticDiffusionBackbone(nn.Layer):
 
 
 def add_guidance_logits(model: nn.Layer) -> None:
-    """Let a model over a `SemanticDiffusionBackbone` whose guidance has a head of its own give that
-    head's logits, at the size of the picture, behind its own ones in training.
+    """Make a model also return the logits of the guidance's head in training.
+
+    They follow the model's own logits and have the size of the image. The model has a
+    `SemanticDiffusionBackbone`. If its guidance has no head, nothing changes.
 
     Args:
-        model: with PaddleSeg's interface: a list of logits. PaddleSeg's builder does this by
-            itself; with a guidance that has no head nothing changes.
+        model: a model with PaddleSeg's interface: it returns a list of logits. PaddleSeg's builder
+            calls this function itself.
     """
     pyramids = [x for x in model.sublayers() if isinstance(x, SemanticDiffusionPyramid)]
 
@@ -291,12 +292,12 @@ SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 
 
 def compute_stock_losses(logits: list[Tensor], losses: dict, data: dict) -> list[Tensor]:
-    """A config's losses on a list of logits, as PaddleSeg's train() applies them.
+    """Apply the losses of a config to a list of logits, as PaddleSeg's train() does.
 
     Args:
         logits: `[B, K, H, W]` each.
-        losses: `types` and `coef`, one for each of the logits.
-        data: a batch with `label` and, where the data set makes them, `edge`.
+        losses: `types` and `coef`, one entry per logits.
+        data: a batch with `label` and, if the data set has edges, `edge`.
     """
     edges = data["edge"].astype("int64") if "edge" in data else None
     return loss_computation(

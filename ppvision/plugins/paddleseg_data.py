@@ -27,7 +27,7 @@ def read_alike() -> None:
         if not hasattr(component.__init__, _OURS):
             component.__init__ = replace(component.__init__)
             setattr(component.__init__, _OURS, True)
-    # The name `open` inside of PaddleSeg's modules for data sets with lists of their own.
+    # The name `open` inside PaddleSeg's modules for data sets with lists of their own.
     for component in vars(datasets).values():
         if inspect.ismodule(component) and component.__name__.startswith(datasets.__name__):
             component.open = open_lines
@@ -54,7 +54,7 @@ def _read_pairs_after(init: Callable) -> Callable:
         if problems:
             kind, text = problems[0]
             raise DataError(
-                f"{path}: {len(problems)} lines are not as a list has them; {kind}: {text}. "
+                f"{path}: {len(problems)} lines do not have the form of a list; {kind}: {text}. "
                 "`ppvision train` and `ppvision eval` report all of them."
             )
         self.file_list = [

@@ -39,9 +39,9 @@ logger = logging.getLogger("ppvision")
 class LayeredQAT(SlimQAT):
     """PaddleSlim's QAT, for layered quanters.
 
-    Beyond SlimQAT it knows Conv2DTranspose, SDN's operator and BatchNorm (which gets statistics for
-    each width), leaves layers of the user's own subclasses to `add_qat_layer_mapping`, and needs no
-    example input unless the config has constraints.
+    In addition to SlimQAT, it supports Conv2DTranspose, SDN's operator and BatchNorm (with
+    statistics per width). It leaves layers of your own subclasses to `add_qat_layer_mapping`. It
+    needs an example input only if the config has constraints.
 
     Args:
         q_config: with `LayeredWeightQuanter` and `LayeredActivationQuanter` as factories, by type,
@@ -57,18 +57,18 @@ class LayeredQAT(SlimQAT):
     def quantize(
         self, model: nn.Layer, inplace: bool = False, inputs: object | None = None
     ) -> nn.Layer:
-        """A copy of the model (or the model, `inplace`) with quanters in it.
+        """Put quanters into a copy of the model, or into the model itself.
 
         Args:
-            model: in float.
-            inplace: whether to change the model itself. Default: a copy.
-            inputs: an example, for a config with constraints only.
+            model: the float model.
+            inplace: change the model itself. Default: change a copy.
+            inputs: an example input, needed only if the config has constraints.
 
-        Layers with weights that stay in float are named in the log.
+        The log names layers with weights that stay in float.
 
         Raises:
-            ValueError: constraints without inputs, or such as fuse a convolution with its
-                BatchNorm, which here has statistics for each width; a layer under two names;
+            ValueError: constraints need inputs; a constraint fuses a convolution with its
+                BatchNorm, which has statistics per width here; a layer has two names; or there is
                 nothing to quantise.
         """
         if self._config.constraints and inputs is None:
@@ -129,10 +129,10 @@ class LayeredQAT(SlimQAT):
                 layer.training = training
 
     def convert(self, model: nn.Layer, bits: int) -> nn.Layer:
-        """A copy with packed codes of one width in place of quanters, for export.
+        """Return a copy with packed codes of one width instead of quanters, for export.
 
         Args:
-            model: one that `quantize` made, trained or not.
+            model: a model that `quantize` returned, trained or not.
             bits: width, 1 to 8.
         """
         from ppvision.quant.packed import copy_packed
@@ -141,7 +141,7 @@ class LayeredQAT(SlimQAT):
 
 
 def _names_of_shared(model: nn.Layer) -> list[list[str]]:
-    """Of each layer with a weight that stands in several places, all of its paths."""
+    """Of each layer with a weight that is in several places, all of its paths."""
     places: dict[int, list[str]] = {}
     for path, parent in model.named_sublayers(include_self=True):
         for name, layer in parent._sub_layers.items():
@@ -190,26 +190,28 @@ def slim_quant_config(
     layers: Mapping[str, Mapping] | None = None,
     ends: tuple[str, ...] = (),
 ) -> SlimQuantConfig:
-    """What our YAML says, as PaddleSlim's config with an entry for every layer.
+    """Translate `slim_config` into PaddleSlim's config, with an entry per layer.
 
     Args:
-        model: in float; its layers are named.
-        bits: widths to be trained. Default 8, 6, 4, 3, 2.
-        activations: whether the inputs of layers are quantised as well: true with as many bits as
-            the weights, 8 with 8 bits at every width (what integers in a deployed graph have).
-            Default no.
+        model: the float model whose layers the config names.
+        bits: widths to train. Default 8, 6, 4, 3, 2.
+        activations: whether to quantise the inputs of layers too. True: with as many bits as the
+            weights. 8: with 8 bits at every width, as integers in a deployed graph need. Default
+            False.
         steps: see `LayeredWeightQuanter`.
-        types: rules by the layer's type, such as `{"Linear": {"min_bits": 4}}`.
-        layers: rules by the layer's path, with `*` and `?` (`backbone.stages.*`). Of several that
-            match, the one with most letters counts; each goes before all of `types`.
-        ends: paths of layers that stay at 8 bits unless `layers` name them, as SDN's fusions do:
-            what reads the picture and what gives the result (`end_layers`). Default none.
+        types: rules by type of layer, such as `{"Linear": {"min_bits": 4}}`.
+        layers: rules by path of layer, with `*` and `?` (`backbone.stages.*`). If several match,
+            the most specific one (most literal characters) wins. A rule by path has priority over
+            all rules by type.
+        ends: paths of layers that stay at 8 bits unless `layers` names them: the layer that reads
+            the image and the layers that give the result (`end_layers`). The fusions of SDN also
+            stay at 8 bits. Default: none.
 
-    A rule has `bits` (that many at every width), or `min_bits` and `max_bits`; `activations`;
-    `float: true` leaves the layer as it is.
+    A rule has `bits` (the same at every width), or `min_bits` and `max_bits`. It may have
+    `activations`. `float: true` keeps the layer in float.
 
     Raises:
-        ValueError: an unknown type or key, a rule by path that matches no layer, widths out of
+        ValueError: a type or key is unknown, a rule by path matches no layer, or a width is out of
             range.
     """
     widths = check_widths(bits)
@@ -225,8 +227,7 @@ def slim_quant_config(
         if not fnmatch.filter(paths, pattern) and not fnmatch.filter(paths, f"{pattern}.*"):
             raise InputError(
                 f"slim_config: layers: {shorten(pattern)} matches no layer. There are, for "
-                "example, "
-                f"{', '.join(list(paths)[:5])}."
+                f"example, {', '.join(list(paths)[:5])}."
             )
     fusions = {
         f"{path}.fuse"
@@ -246,8 +247,8 @@ def slim_quant_config(
         config.add_layer_config(layer, activation=activation, weight=weight)
         if path in ends and weight.kwargs["min_bits"] < MAX_BITS:
             logger.warning(
-                f"quantization: {path} reads the picture or gives the result and leaves 8 bits, as "
-                "a rule under layers says"
+                f"quantization: {path} reads the picture or gives the result; a rule under layers "
+                "gives it another width than 8 bits"
             )
     for norm in NORMS:
         config.add_type_config(norm, weight=LayeredWeightQuanter(widths))
@@ -255,7 +256,7 @@ def slim_quant_config(
 
 
 def _most_specific(layers: Mapping[str, Mapping], path: str, otherwise: dict) -> dict:
-    """The rule for a path; a pattern holds for a layer and for what is inside of it."""
+    """The rule for a path; a pattern holds for a layer and for what is inside it."""
     found = [p for p in layers if fnmatch.fnmatch(path, p) or fnmatch.fnmatch(path, f"{p}.*")]
     if not found:
         return otherwise
@@ -301,14 +302,15 @@ def _factories_of(
 
 
 def end_layers(model: nn.Layer, example: paddle.Tensor) -> tuple[str, ...]:
-    """Paths of the layer that reads the picture and of those that give the result.
+    """Find the layer that reads the image and the layers that give the result; return their paths.
 
-    The first of these is the one that runs first. The others, for each output of the model, the
-    last to run whose channels are as many as the output's, and those of as many that do not run in
-    evaluation (auxiliary heads). Where no channels agree, the last to run.
+    The first is the layer that runs first. For each output of the model, the last layer that runs
+    with as many channels as the output follows. Layers with as many channels that do not run in
+    evaluation (auxiliary heads) are included. If no layer has as many channels, it is the last
+    layer that runs.
 
     Args:
-        model: any that takes `example` in evaluation mode.
+        model: a model that accepts `example` in evaluation mode.
         example: float32 `[B, C, H, W]`.
     """
     ran: list[str] = []

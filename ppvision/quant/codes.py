@@ -35,20 +35,20 @@ def code_range(bits: int) -> tuple[int, int]:
 def quantize_codes(
     weight: np.ndarray, step: np.ndarray | float, bits: int = MAX_BITS, axis: int | None = None
 ) -> np.ndarray:
-    """The code of each weight: `clip(floor(w / step))`.
+    """Quantise weights: the code of each weight is `clip(floor(w / step))`.
 
     Args:
         weight: finite floats of any shape; float64 at most.
-        step: width of a cell, at least 0: one number, or one per channel with `axis`.
-        bits: width of the codes, 1 to 8. Default 8.
-        axis: of the channels. Default None: one step for all.
+        step: size of a cell, at least 0: one number, or one per channel with `axis`.
+        bits: bit-width of the codes, 1 to 8. Default 8.
+        axis: axis of the channels. Default None: one step for all.
 
     Returns:
-        int8 codes of weight's shape. Where the step is 0 they are 0.
+        int8 codes with the shape of the weight. They are 0 if the step is 0.
 
     Raises:
-        ValueError: weights that are not finite, a step that is negative or not finite, or steps
-            that do not fit the axis.
+        ValueError: a weight is not finite, a step is negative or not finite, or the steps do not
+            fit the axis.
     """
     low, high = code_range(bits)
     weight = np.asarray(weight)
@@ -91,17 +91,17 @@ def dequantize_codes(
     top_bits: int = MAX_BITS,
     axis: int | None = None,
 ) -> np.ndarray:
-    """The weight in the middle of each code's cell: `step 2^(top_bits - bits) (code + 1/2)`.
+    """Return the middle of the cell of each code: `step 2^(top_bits - bits) (code + 1/2)`.
 
     Args:
-        codes: of width `bits`.
-        step: of width `top_bits`; one number, or one per channel with `axis`.
-        bits: of the codes.
-        top_bits: of the step, at least `bits`. Default 8.
-        axis: of the channels. Default None: one step for all.
+        codes: codes of width `bits`.
+        step: step of width `top_bits`; one number, or one per channel with `axis`.
+        bits: width of the codes.
+        top_bits: width of the step, at least `bits`. Default 8.
+        axis: axis of the channels. Default None: one step for all.
 
     Returns:
-        float32 of codes' shape; exactly 0 where the step is 0.
+        float32 with the shape of the codes; exactly 0 if the step is 0.
     """
     codes = check_codes(codes, bits)
     _check_narrower(bits, top_bits)
@@ -110,14 +110,14 @@ def dequantize_codes(
 
 
 def downsample_codes(codes: np.ndarray, from_bits: int, to_bits: int) -> np.ndarray:
-    """The codes of a narrower width: their first `to_bits` bits.
+    """Return the codes of a lower width: the first `to_bits` bits of each code.
 
     Args:
-        codes: of width `from_bits`, 1 to 8.
+        codes: codes of width `from_bits`, 1 to 8.
         to_bits: 1 to `from_bits`.
 
     Returns:
-        int8 of codes' shape.
+        int8 with the shape of the codes.
     """
     _check_narrower(to_bits, from_bits)
     return check_codes(codes, from_bits) >> (from_bits - to_bits)
@@ -126,16 +126,16 @@ def downsample_codes(codes: np.ndarray, from_bits: int, to_bits: int) -> np.ndar
 def split_planes(
     codes: np.ndarray, bits: int, base_bits: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Take codes apart into the narrowest ones and the bits that were dropped.
+    """Split codes into codes of the lowest width and planes of the remaining bits.
 
     Args:
-        codes: of width `bits`.
+        codes: codes of width `bits`.
         bits: 1 to 8.
-        base_bits: of the narrowest, 1 to `bits`.
+        base_bits: the lowest width, 1 to `bits`.
 
     Returns:
         int8 codes of width `base_bits`, and `bits - base_bits` arrays of 0 and 1 (uint8), the most
-        significant first; each of codes' shape.
+        significant bit first. All have the shape of the codes.
     """
     basic = downsample_codes(codes, bits, base_bits)
     shifts = range(bits - base_bits - 1, -1, -1)
@@ -143,18 +143,18 @@ def split_planes(
 
 
 def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
-    """Put codes together again; the inverse of `split_planes`.
+    """Join codes and planes; the inverse of `split_planes`.
 
     Args:
-        basic: codes of the narrowest width.
-        planes: any number of the bits dropped from them, the most significant first.
+        basic: codes of the lowest width.
+        planes: the next bits, any number of them, the most significant first.
 
     Returns:
-        int8 of basic's shape, wider by a bit for every plane.
+        int8 codes with the shape of `basic`, one bit wider per plane.
 
     Raises:
-        ValueError: planes of another shape, of anything but 0 and 1, or so many that the codes
-            do not fit 8 bits.
+        ValueError: a plane has another shape or values other than 0 and 1, or the codes do not fit
+            8 bits.
     """
     codes = check_codes(basic, MAX_BITS).astype(np.int64)
     for number, plane in enumerate(planes):
@@ -173,10 +173,10 @@ def count_plane_bytes(count: int) -> int:
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes as planes of bits.
+    """Pack codes into planes of bits.
 
     Args:
-        codes: of width `bits`, any shape; taken row by row.
+        codes: codes of width `bits`, any shape, in the order of rows.
         bits: 1 to 8.
 
     Returns:
@@ -188,17 +188,17 @@ def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
-    """The codes of planes; the inverse of `pack_codes`.
+    """Return the codes of planes; the inverse of `pack_codes`.
 
     Args:
         packed: uint8 `[bits, ceil(count / 8)]`, 1 to 8 planes.
-        count: of codes.
+        count: number of codes.
 
     Returns:
         int8 `[count]`.
 
     Raises:
-        ValueError: another shape or type, or bits that are not 0 behind the last code.
+        ValueError: the shape or type is wrong, or a bit after the last code is not 0.
     """
     packed = np.asarray(packed)
     if count < 0:
@@ -217,7 +217,7 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
     for number, plane in enumerate(packed):  # one after another: eight bytes a code are too many
         bits = np.unpackbits(plane).view(np.int8)  # [8 * bytes]
         if bits[count:].any():
-            raise InputError("packed: expected zeros behind the last code, got others.")
+            raise InputError("packed: expected zeros after the last code, got others.")
         codes = 2 * codes + bits[:count] if number else -bits[:count]  # sign first
     return codes
 
@@ -236,8 +236,8 @@ def _check_narrower(bits: int, top_bits: int) -> None:
     check_bits("bits", top_bits)
     if bits > top_bits:
         raise InputError(
-            f"bits: expected at most the {top_bits} that there are, got {bits}. A wider code needs "
-            "more planes."
+            f"bits: expected at most {top_bits}, the width of the given codes, got {bits}. A wider "
+            "code needs more planes."
         )
 
 
@@ -245,7 +245,7 @@ def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
     """The codes as int8.
 
     Raises:
-        ValueError: not whole numbers, or outside of the width.
+        ValueError: not whole numbers, or outside the width.
     """
     low, high = code_range(bits)
     codes = np.asarray(codes)

@@ -34,7 +34,7 @@ class IntegerWeight:
 
     Attributes:
         codes: int8, of the weight's shape, -127 to 127.
-        scale: float32 `[channels]`: what a code of 1 stands for; 0 for a channel of zeros.
+        scale: float32 `[channels]`: value of a code of 1; 0 for a channel of zeros.
         axis: of the channels.
     """
 

@@ -111,7 +111,7 @@ class PackedLayer:
         """Keep what a graph makes the weight of."""
         table, starts = tables.of(weight.held_bits)
         cell = align(weight.cell(), len(self._shape), self.axis)
-        self.register_buffer("packed", paddle.to_tensor(weight.packed()))
+        self.register_buffer("packed", paddle.to_tensor(weight.pack()))
         self.register_buffer("cell", paddle.to_tensor(cell))
         self.register_buffer("table", table)
         self.register_buffer("starts", starts)
@@ -297,8 +297,8 @@ def pack_model(
             parent._sub_layers[name] = activations.pop(path)
     if waiting or activations:
         raise InputError(
-            f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it has not. "
-            "The layered model belongs to another architecture."
+            f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it does not "
+            "have. The layered model belongs to another architecture."
         )
     _assign(model, {**state.floats, **statistics})
     model.eval()

@@ -41,7 +41,7 @@ def open_job(
         config_path: YAML, or the name of a packaged config (`ppvision configs`).
         options: `--opts` entries, `a.b=value`.
         slim_config: a file that says how to quantise (`ppvision.tasks.multibit.slim_config`); its
-            keys go in the place of the config's own `slim_config`.
+            keys go instead of the config's own `slim_config`.
         allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
             components where the config gives an address.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.

@@ -59,7 +59,7 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     try:
         content: Any = load_yaml(read_text(path), str(shown))
     except (yaml.YAMLError, DataError) as error:
-        raise ConfigError(f"config: {path} is not YAML that can be read: {error}") from error
+        raise ConfigError(f"config: {path}: cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"config: expected keys and values in {path}, got {shorten(content)}.")
     bases = content.pop("_base_", content.pop("_BASE_", []))

@@ -275,7 +275,8 @@ class Job(ABC):
             ConfigError: a task whose export has no integers.
         """
         raise ConfigError(
-            f"export --int8: is for segmentation and classification, got a config of {self.task}."
+            "export --int8: applies to segmentation and classification, got a config of "
+            f"{self.task}."
         )
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
@@ -496,7 +497,7 @@ class Job(ABC):
 
 
 def _with_widths(model_path: str | Path) -> str | Path:
-    """The layered model behind a name of the zoo, or else what was given; a file goes before."""
+    """The layered model of a name in the zoo, or else the given path; an existing file wins."""
     card = None if os.path.exists(model_path) else find_card(str(model_path))
     if card is None or not (card.folder / "manifest.json").is_file():
         return model_path
@@ -571,7 +572,7 @@ def apply_overrides(
 
 
 def unwrap_parallel(network: nn.Layer) -> nn.Layer:
-    """The model inside of a data-parallel wrapper, or the network itself."""
+    """The model inside a data-parallel wrapper, or the network itself."""
     return network._layers if isinstance(network, paddle.DataParallel) else network
 
 

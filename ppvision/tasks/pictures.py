@@ -59,7 +59,7 @@ def draw_errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
     """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
-    outside of the band that Boundary IoU looks at; ignored ones nearly white."""
+    outside the band that Boundary IoU looks at; ignored ones nearly white."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
     ignored = label == ignore_index
@@ -122,7 +122,7 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
         name = str(class_id) if found.names is None else found.names[place]
         text = f"{name} {found.scores[place]:.2f}"
         (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        top = max(top, height + below)  # the text stays inside of the picture
+        top = max(top, height + below)  # the text stays inside the picture
         cv2.rectangle(shown, (left, top - height - below), (left + width, top), ink, -1)
         shade = (0, 0, 0) if colour.astype(int).sum() > 380 else (255, 255, 255)
         place_of_text = (left, top - below // 2)

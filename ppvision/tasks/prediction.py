@@ -81,7 +81,7 @@ def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
 
     Args:
         picture: see `Picture`.
-        max_value: of files of more than 8 bits a channel; see `read_picture`.
+        max_value: of files of more than 8 bits per channel; see `read_picture`.
 
     Raises:
         DataError: see `read_picture`.
@@ -113,7 +113,7 @@ def predict_to_folder(
         num_classes: of the labels, which are compared only if they have no other. Default None:
             any.
         stopped: asked before every picture; when true, no further one is predicted. Default: never.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         One line for every picture that could not be read, predicted or written.
@@ -339,7 +339,7 @@ def _predict_pictures(
         write: writes the results of a picture; returns its entry in the report.
         folder: where results go.
         stopped, max_value: see `predict_to_folder`.
-        sources: files beside the pictures that no result may replace.
+        sources: other files that no result may replace.
 
     Returns and raises: see `predict_to_folder`.
     """
@@ -427,7 +427,7 @@ class _Outcomes:
     def report(self) -> str:
         """JSON: the entries by the pictures' paths, in their order."""
         paths = {str(self._pictures[k][0]): self._entries[k] for k in sorted(self._entries)}
-        # JSON has no line break inside of a string.
+        # JSON has no line break inside a string.
         lines = [
             f"{json.dumps(path)}: {text}".replace("\n", "\n  ") for path, text in paths.items()
         ]
@@ -453,7 +453,7 @@ class _Outcomes:
         """Raise what concerns more than single pictures."""
         if self.storage_error is not None:
             raise StorageError(
-                f"predict: {folder} takes no more files ({self.storage_error.strerror}): "
+                f"predict: {folder} accepts no more files ({self.storage_error.strerror}): "
                 f"{self.progress} are complete, and {REPORT} names them. "
                 f"{_remedy(self.storage_error)}"
             ) from self.storage_error

@@ -1,6 +1,6 @@
 """Cards: what there is to know about a model and about weights, and the names that they go by.
 
-The weights of the zoo stand in `zoo/weights/ARCHITECTURE.TAG/`, each with a `card.json`. Whole
+The weights of the zoo are in `zoo/weights/ARCHITECTURE.TAG/`, each with a `card.json`. Whole
 models are called like their packaged configuration, `segformer_pale_nano.digit_scenes`; the part
 that is a model of the zoo can be named as well, `pale_nano.digit_scenes`.
 """

@@ -33,29 +33,32 @@ def create_model(
         net = create_model("resnet50", pretrained="resnet50.pth", in_channels=1)
 
     Args:
-        name: see `list_models`; `NAME.TAG` together with `pretrained=True` names the weights.
-        pretrained: False or None for fresh weights; True for the default ones; a tag, a name of
-            weights in the zoo, a file, or an address with its sha256 (`find_pretrained`). A whole
-            model gives its backbone.
-        frozen_stages: -1 for none, 0 for the stem, k for the stem and the first k stages: they are
-            not trained (`ZooModel.freeze`).
-        norm_eval: let BatchNorm keep its running statistics in training.
-        **options: the model's own (`list_model_options`). All models of the zoo have `num_classes=1000`
-            (0: no head), `in_channels=3`, `features_only=False` (a list of feature maps in place of
-            logits), `out_indices=None` (which ones) and `recompute=False`. Without `num_classes`,
-            pretrained weights of a classifier bring their own number; with another one the head
-            starts anew. A classifier also takes the options that its weights were trained with
-            (`pretrained_cfg.options`), where they are not given. With `in_channels` other than 3
-            the first convolution of pretrained weights is adapted.
+        name: a name that `list_models` returns. `NAME.TAG` with `pretrained=True` selects the
+            weights TAG.
+        pretrained: False or None: fresh weights. True: the default weights. Or a tag, a name of
+            weights in the zoo, a file, or a URL with its sha256 (`find_pretrained`). From a whole
+            model, the backbone is used.
+        frozen_stages: stages that are not trained (`ZooModel.freeze`): -1 for none, 0 for the stem,
+            k for the stem and the first k stages.
+        norm_eval: keep the running statistics of BatchNorm fixed in training.
+        **options: the model's own (`list_model_options`). All models of the zoo have
+            `num_classes=1000` (0: no head), `in_channels=3`, `features_only=False` (True: the model
+            returns a list of feature maps instead of logits), `out_indices=None` (which feature
+            maps) and `recompute=False`. Without `num_classes`, a pretrained classifier has the
+            number of classes of its weights. With another number, the head gets fresh weights. A
+            classifier also uses the options that its weights were trained with
+            (`pretrained_cfg.options`), unless you pass them. If `in_channels` is not 3, the first
+            convolution of pretrained weights is adapted.
 
     Returns:
-        The model; `pretrained_cfg` says how to feed it. (A model that somebody else registered may
-        be another `nn.Layer`, which has less.)
+        The model. Its `pretrained_cfg` describes the input that it expects. (A model that somebody
+        else registered may be another `nn.Layer`, which has less.)
 
     Raises:
-        ValueError: no such model, an option's value out of range; see `find_pretrained`.
+        ValueError: no such model, or the value of an option is out of range; see
+            `find_pretrained`.
         TypeError: no such option; the message names the closest ones.
-        WeightsError: weights that do not fit.
+        WeightsError: the weights do not fit.
     """
     model, tag = split_name(name)
     known = find_model_signature(model).parameters

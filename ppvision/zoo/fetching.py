@@ -31,10 +31,10 @@ _PPDET, _PPDET_SERVER = "ppdet://", "https://paddledet.bj.bcebos.com/"
 
 
 def fetch_weights(url: str, allow_download: bool) -> Path:
-    """The file of weights at an address: from the cache, or fetched.
+    """Return the file of weights of a URL, from the cache or by a download.
 
-    An archive (tar, zip) is searched for the one `.pdparams` in it; nothing else of it is unpacked.
-    Only what reads as weights gets into the cache, and what does not read any more is fetched anew.
+    Of an archive (tar, zip), only its one `.pdparams` is unpacked. Only files that can be read as
+    weights are cached. A cached file that cannot be read any more is downloaded again.
 
     Args:
         url: http, https, or PaddleDetection's `ppdet://`.
@@ -61,8 +61,8 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
             logger.warning(str(error))
     if not allow_download:
         raise WeightsError(
-            f"pretrained: {shown} would be fetched, and ppvision fetches nothing unasked. Pass "
-            "--allow_download, or fetch it yourself and give the file's path."
+            f"pretrained: {shown} would be downloaded; ppvision does not do that unasked. Pass "
+            "--allow_download, or download it yourself and give the file's path."
         )
     logger.info(f"pretrained: fetching {shown} into {target.parent}")
     try:
@@ -161,5 +161,5 @@ def _copy(source: IO[bytes], target: IO[bytes], shown: str, limit: int) -> None:
         if total > limit:
             raise _too_large(shown, limit)
         if shutil.disk_usage(Path(target.name).parent).free < len(piece):
-            raise StorageError(errno.ENOSPC, f"pretrained: no room for {target.name}")
+            raise StorageError(errno.ENOSPC, f"pretrained: not enough disk space for {target.name}")
         target.write(piece)

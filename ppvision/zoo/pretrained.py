@@ -97,8 +97,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
         tags = [tag for c in model_card(model).weights.values() for tag in (c.tag, c.name)]
         raise MissingFileError(
             f"pretrained: expected a tag of {model}, a file or an address, got "
-            f"{shorten_text(name, 200)!r}. "
-            f"{suggest_nearest(name, tags)}"
+            f"{shorten_text(name, 200)!r}. {suggest_nearest(name, tags)}"
         )
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
@@ -137,7 +136,7 @@ def _fetched(address: str) -> tuple[Path, str, str]:
     if found is None or not name:
         raise InputError(
             "pretrained: expected an address of a file that ends in #sha256= and 64 hexadecimal "
-            f"digits, got {shorten(address)}. `sha256sum FILE` tells them."
+            f"digits, got {shorten(address)}. `sha256sum FILE` prints them."
         )
     digest = found[1].lower()
     parts = urlsplit(url)
@@ -205,7 +204,7 @@ def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str)
     else:
         repeated = np.tile(weight, (1, math.ceil(channels / RGB), 1, 1))[:, :channels]
         arrays[name] = repeated * np.asarray(RGB / channels, weight.dtype)
-    logger.warning("%s: %s made from 3 channels for %d", source, net.first_conv, channels)
+    logger.warning("%s: %s adapted from 3 input channels to %d", source, net.first_conv, channels)
 
 
 def _match_head(
@@ -219,12 +218,12 @@ def _match_head(
             net.reset_classifier(classes)
         else:
             logger.warning(
-                "%s: has %d classes, the model %d: its head is left out",
+                "%s: has %d classes, the model %d: its head is omitted",
                 *(source, classes, net.num_classes),
             )
             for name in [n for n in arrays if n.startswith(f"{net.classifier}.")]:
                 del arrays[name]
-    # Whole layers behind the stages may be absent: the weights are those of a backbone. A part
+    # Whole layers after the stages may be absent: the weights are those of a backbone. A part
     # of a layer may not.
     own = net.state_dict()
     return [

@@ -66,7 +66,8 @@ def follow_models(follow: Callable[[str], None]) -> None:
 def _entry(name: str) -> tuple[BuildModel, ModelCard]:
     if check_text(name, "model", "a name of the zoo") not in _MODELS:
         raise InputError(
-            f"model: expected a name of the zoo, got {shorten(name)}. {suggest_nearest(name, _MODELS)}"
+            f"model: expected a name of the zoo, got {shorten(name)}. "
+            f"{suggest_nearest(name, _MODELS)}"
         )
     return _MODELS[name]
 
@@ -88,15 +89,15 @@ def list_model_parameters(name: str) -> list[inspect.Parameter]:
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
-    """Names in the zoo that match a shell pattern such as `pale*`, sorted.
+    """List the models of the zoo, sorted by name.
 
     Args:
-        pattern: of the names.
-        pretrained: list weights in place of models, as `MODEL.TAG`: those that come with ppvision,
-            and those whose package is installed.
+        pattern: shell pattern that the names must match, such as `pale*`.
+        pretrained: list weights instead of models, as `MODEL.TAG`: weights that come with ppvision,
+            and weights whose package is installed.
 
     Raises:
-        TypeError: `pattern` is no text, or `pretrained` neither True nor False.
+        TypeError: `pattern` is not text, or `pretrained` is not True or False.
     """
     check_text(pattern, "pattern", "a shell pattern")
     if check_flag(pretrained, "pretrained"):
@@ -111,7 +112,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def model_card(name: str) -> ModelCard:
-    """The card of a model.
+    """Return the card of a model: paper, size, recipe, licence, weights and scores.
 
     Raises:
         ValueError: no such model; the message names the closest ones.
@@ -123,10 +124,10 @@ __all__ = [
     "BuildModel",
     "ModelCard",
     "WeightsCard",
-    "builder",
+    "find_builder",
     "follow_models",
+    "list_model_parameters",
     "list_models",
     "model_card",
-    "model_parameters",
     "register_model",
 ]

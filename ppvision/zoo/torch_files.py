@@ -1,7 +1,7 @@
 """PyTorch's files of weights, read without PyTorch and without running what they name.
 
-A `.pth` is a pickle of a dictionary of tensors, with their numbers either behind it (before PyTorch
-1.6) or beside it in a zip archive. The pickle is read by Python's own unpickler (the one in C
+A `.pth` is a pickle of a dictionary of tensors, with their numbers either after it (before PyTorch
+1.6) or next to it in a zip archive. The pickle is read by Python's own unpickler (the one in C
 allocates by what a file says), limited to the instructions that `torch.save` writes.
 """
 
@@ -234,7 +234,7 @@ def convert_to_paddle(
 
     Args:
         arrays: by name.
-        names: patterns of names and what stands in their place, applied one after another.
+        names: patterns of names and their replacements, applied one after another.
 
     Returns:
         Running statistics under Paddle's names, a Linear's weight `[out, in]` as `[in, out]`, no

@@ -56,7 +56,7 @@ def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
     if _IN_PARTS in content:
         raise WeightsError(
             f"{path}: expected whole arrays, got some in parts of 1 GiB, as paddle.save writes "
-            "them by protocol 2 and 3. Save it again with protocol=4, or as safetensors."
+            "them with protocol 2 or 3. Save it again with protocol=4, or as safetensors."
         )
     content.pop(_NAME_TABLE, None)
     arrays = {}
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, np.ndarray]:
 
 
 def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write arrays by name as safetensors: beside the file first, then renamed over it."""
+    """Write arrays by name as safetensors: to a temporary file first, then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
@@ -145,20 +145,21 @@ def load_weights(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> None:
-    """Load weights into a model; everything must fit, but for what is allowed by name.
+    """Load weights into a model. All names and shapes must fit, except those you allow.
 
     Args:
-        net: the model. It is not touched unless everything fits.
+        net: the model. It does not change unless everything fits.
         path: `.safetensors`, `.pdparams`, a layered model, or the name of weights in the zoo. If
-            these are a whole model's, a model of the zoo gets its backbone; the log says so.
-        allow_missing: shell patterns of the model's names that the file need not hold.
-        allow_unexpected: shell patterns of the file's names that the model need not have.
+            the weights belong to a whole model and `net` is a model of the zoo, `net` gets the
+            backbone; the log says so.
+        allow_missing: shell patterns of names in the model that may be missing in the file.
+        allow_unexpected: shell patterns of names in the file that may be missing in the model.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: a file that does not read; or one report of every missing, unexpected and
-            wrongly shaped or typed entry.
-        TypeError: an argument of another type.
+        WeightsError: the file cannot be read, or names, shapes or types do not fit; one report
+            lists all of them.
+        TypeError: an argument has another type.
     """
     check_layer(net, "net")
     allow_missing = check_patterns(allow_missing, "allow_missing")

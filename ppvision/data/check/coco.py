@@ -37,7 +37,7 @@ def check_coco(
         images: the folder that its `file_name`s are in.
         num_classes: of the model.
         masks: whether every object needs one. Default False.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         Pictures, and objects of each class, by category id.

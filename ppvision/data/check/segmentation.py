@@ -75,10 +75,10 @@ def check_segmentation_list(
         dataset_root: folder that the list's paths start from.
         num_classes: label values are 0 to `num_classes - 1`.
         ignore_index: the label value of pixels that do not count.
-        separator: what stands between the two paths.
+        separator: text between the two paths.
         need_labels: whether every line must name a label (training, evaluation); labels that are
             named are checked either way.
-        max_value: of images of more than 8 bits a channel; see `read_picture`. Default None: they
+        max_value: of images of more than 8 bits per channel; see `read_picture`. Default None: they
             are refused.
 
     Returns:

@@ -1,8 +1,8 @@
 """Verdicts: what a check counted in a data set without problems, kept in the cache folder.
 
-The name of a verdict's file stands for everything that it depends on, so a set that has changed has
-none. What cannot be read, or is not what a check writes, counts as none as well: the set is checked
-again.
+The name of a verdict's file is a hash of everything that it depends on. A changed data set
+therefore has no verdict. A file that cannot be read, or that no check wrote, counts as no verdict:
+the data set is checked again.
 """
 
 import hashlib

@@ -26,7 +26,7 @@ def check_voc(
 ) -> DataSummary:
     """Check a list of pictures and XML files, and all that it names.
 
-    Boxes without an area inside of their picture, which are left out, and forms of `difficult` that
+    Boxes without an area inside their picture, which are left out, and forms of `difficult` that
     are not 0 or 1 are counted in the log.
 
     Args:
@@ -35,7 +35,7 @@ def check_voc(
         folder: that both are in.
         labels: a class a line.
         num_classes: of the model.
-        max_value: of pictures of more than 8 bits a channel; see `read_picture`.
+        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         Pictures, and objects of each class.

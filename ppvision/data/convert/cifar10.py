@@ -72,7 +72,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
         for where, split, name, content in track(pictures, "cifar10"):
             target = folder / "classes" / split / name / PurePosixPath(where).name
             if target.exists():
-                raise DataError(f"{source}: {where} is there twice. Remove one of them.")
+                raise DataError(f"{source}: {where} occurs twice. Remove one of them.")
             read_picture(content, f"{source}: {where}")
             target.write_bytes(content)
             counts[split][name] += 1

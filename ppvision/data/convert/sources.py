@@ -64,7 +64,7 @@ def list_samples(source: Path, split: str) -> list[Sample]:
             raise DataError(f"{where}: expected `image label`, got {shorten(' '.join(fields))}.")
         image, label = (source / locate(source, name) for name in fields)
         if image.stem in samples:
-            raise DataError(f"{where}: the picture name {image.stem} is there twice. Rename one.")
+            raise DataError(f"{where}: the picture name {image.stem} occurs twice. Rename one.")
         samples[image.stem] = Sample(image.stem, image, label)
     return list(samples.values())
 

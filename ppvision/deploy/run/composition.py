@@ -58,7 +58,7 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
         )
     if layered.state.activations:
         raise InputError(
-            "layered: its activations are quantised, which a float graph does not do. Use the "
+            "layered: its activations are quantised, which a float graph cannot do. Use the "
             "folder that `export --bits` wrote for this width."
         )
     theirs, ours = layered.config.get("classes") or [], manifest.classes

@@ -224,7 +224,7 @@ class DetectionTransforms:
             if not isinstance(transform, Permute) and is_batch != (place > places[0]):
                 raise InputError(
                     f"transforms: expected {type(transform).__name__} "
-                    f"{'behind' if is_batch else 'before'} Permute."
+                    f"{'after' if is_batch else 'before'} Permute."
                 )
 
     @property

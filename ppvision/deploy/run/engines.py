@@ -363,6 +363,6 @@ def _check_device(device: str, has_gpu: bool, package: str) -> None:
     check_choice(device, "device", ("cpu", "gpu"))
     if device == "gpu" and not has_gpu:
         raise InputError(
-            f"device: 'gpu' asked for, but the installed {package} finds none. Install the build "
+            f"device: got 'gpu', but the installed {package} finds none. Install the build "
             f"of {package} for your GPU, or pass device='cpu'."
         )

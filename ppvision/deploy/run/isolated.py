@@ -82,7 +82,9 @@ class IsolatedRuntime:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:  # no memory for another process, say
-            raise EngineError(f"isolate: the engine gets no process ({error}).") from error
+            raise EngineError(
+                f"isolate: the engine's process could not be started ({error})."
+            ) from error
         assert process.stdin is not None
         assert process.stdout is not None
         self._process, self._questions, self._answers = process, process.stdin, process.stdout

@@ -187,7 +187,7 @@ class PrecisionCheck:
     """What the export found about running in another precision than float32.
 
     Attributes:
-        passed: whether it may be taken without being asked for.
+        passed: whether precision='auto' may use it.
         engine: the one that it was checked in.
         max_error: of logits (or features), by the rule of parity.
         equal_labels: fraction of pictures or pixels with the label of eager mode.

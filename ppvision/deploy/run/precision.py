@@ -82,19 +82,19 @@ def choose_precision(
     if wanted == "int8":
         if manifest.activations != 8:
             raise InputError(
-                f"precision: int8 asked for, but {manifest.name} was exported in float. Export it "
+                f"precision: got int8, but {manifest.name} was exported in float. Export it "
                 "with --int8 (in Python export_model(..., int8=True))."
             )
         if not can_integers:
             raise InputError(
-                f"precision: int8 asked for, but OpenVINO cannot run {manifest.name} here. Pass "
+                f"precision: got int8, but OpenVINO cannot run {manifest.name} here. Pass "
                 "precision='auto' or 'float32'."
             )
         return "int8", "asked for"
     if wanted == "bfloat16":
         if manifest.activations == 8 or not can_openvino:
             raise InputError(
-                f"precision: bfloat16 asked for, but {manifest.name} has no float graph that "
+                f"precision: got bfloat16, but {manifest.name} has no float graph that "
                 "OpenVINO can run here. Pass precision='auto' or 'float32'."
             )
         return "bfloat16", "asked for"

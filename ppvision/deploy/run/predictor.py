@@ -109,52 +109,53 @@ class Predictor(Generic[P]):
     """Runs a folder that `export_model` wrote.
 
     Args:
-        folder: with `deploy.yaml`; size and sha256 of every file are verified. Or the name of a
-            whole model of the zoo (`ppvision list`), whose folder is put together in the cache
-            folder the first time. A folder of that name goes before.
-        threads: CPU threads. None: the runtime's default.
-        device: "cpu" or "gpu" (the first one).
-        use_onednn: None takes the quickest on a CPU: OpenVINO where the export has a graph for it,
-            or else oneDNN. What fails at load is warned of, and the next is taken; so is oneDNN
-            that failed the comparison of the export. True insists on oneDNN; False leaves Paddle's
-            own kernels alone. Only for Paddle exports.
-        precision: "auto" takes integers where the folder has them and the processor has VNNI or
-            AMX (of an ONNX export: where ONNX Runtime was quicker with them), bfloat16 where the
-            processor has it and the export's check of it passed, float32 otherwise; a log line says
-            which. "float32", "bfloat16" and "int8" ask for one ("fp32" and "bf16" are taken too). A
-            folder with integers computes the same codes in float32.
-        layered: a layered model (folder or URL) of the same architecture, whose weights go in the
-            place of the folder's. Only for float exports for Paddle Inference.
-        bits: width of `layered`; None takes the highest that is complete. `set_bits` changes it.
-        isolate: run the engine in a process of its own, which ends, and gives back all memory that
-            it took, when this object is closed. Pictures pass through a pipe: about a millisecond
-            for each. Default False.
+        folder: a folder with `deploy.yaml`; size and sha256 of every file are verified. Or the name
+            of a whole model of the zoo (`ppvision list`). Its folder is written into the cache
+            folder at the first use. An existing folder of that name has priority.
+        threads: number of CPU threads. None: the default of the engine.
+        device: "cpu" or "gpu" (the first GPU).
+        use_onednn: None uses the fastest engine on a CPU: OpenVINO if the export has a graph for
+            it, else oneDNN. If an engine fails to load, a warning says so and the next one is used.
+            oneDNN is also skipped if it failed the comparison at the export. True requires oneDNN.
+            False uses Paddle's own kernels. Only for Paddle exports.
+        precision: "auto" uses integers if the folder has them and the processor has VNNI or AMX
+            (for an ONNX export: if ONNX Runtime was faster with them), bfloat16 if the processor
+            has it and the export's check of it passed, and float32 otherwise; a log line says
+            which. "float32", "bfloat16" and "int8" select one ("fp32" and "bf16" are accepted too).
+            With "float32", a folder with integers computes the same codes in float32.
+        layered: a layered model (folder or URL) of the same architecture. Its weights replace those
+            of the folder. Only for float exports for Paddle Inference.
+        bits: width of `layered`; None uses the highest complete width. `set_bits` changes it.
+        isolate: run the engine in a separate process. The process ends, and frees all its memory,
+            when this object is closed. Images pass through a pipe, which takes about a millisecond
+            per image. Default False.
 
     Attributes:
         manifest: the content of `deploy.yaml`.
-        bits: of the weights: 32, or the width of `layered` or of the packed codes.
-        engine: of Paddle Inference: "openvino", "onednn" or "native"; None with ONNX Runtime.
+        bits: bit-width of the weights: 32, or the width of `layered` or of the packed codes.
+        engine: engine of Paddle Inference: "openvino", "onednn" or "native"; None with ONNX
+            Runtime.
         onednn: whether the engine is oneDNN.
-        precision: "float32", "bfloat16" or "int8": what runs.
+        precision: the precision in use: "float32", "bfloat16" or "int8".
 
     Raises:
-        FileNotFoundError: the folder or a file of it is missing.
+        FileNotFoundError: the folder or one of its files is missing.
         ManifestError: `deploy.yaml` or a file is corrupt; a ValueError.
-        ValueError: the device is not there, or `threads` is no whole number above 0.
-        LayeredModelError: a layered model that does not read; a ValueError.
-        RuntimeError: `use_onednn=True` and oneDNN cannot run the graph, or gave other numbers when
-            it was exported.
+        ValueError: there is no such device, or `threads` is not a whole number above 0.
+        LayeredModelError: the layered model cannot be read; a ValueError.
+        RuntimeError: `use_onednn=True` and oneDNN cannot run the graph, or gave other numbers at
+            the export.
 
-    Several threads may use one object. Pictures are read and transformed at the same time; an
-    engine of Paddle Inference runs one batch at a time, ONNX Runtime several. `threads` are the
-    threads of that run (docs/deployment.md has the throughput). A process that was forked after the
-    object was made cannot use it: an EngineError says so.
+    Several threads may use one object. They read and transform images at the same time. An engine
+    of Paddle Inference then runs one batch at a time; ONNX Runtime runs several. `threads` is the
+    number of threads of one such run (docs/deployment.md has the throughput). A process that was
+    forked after the object was made cannot use it: it raises an EngineError.
 
-    `with Predictor(folder) as predictor:` closes it at the end; see `close`.
+    `with Predictor(folder) as predictor:` closes the object at the end; see `close`.
 
     For a type checker a prediction is Any, since the folder decides what it is. To have it checked,
-    say which: `predictor: Predictor[Detections] = Predictor(folder)`; of segmentation
-    `Predictor[np.ndarray]`, of classification `Predictor[Classification]`, of feature maps
+    say which: `predictor: Predictor[Detections] = Predictor(folder)`; for segmentation
+    `Predictor[np.ndarray]`, for classification `Predictor[Classification]`, for feature maps
     `Predictor[list[np.ndarray]]`.
     """
 
@@ -213,19 +214,23 @@ class Predictor(Generic[P]):
 
     @property
     def bits(self) -> int:
+        """Bit-width of the weights: 32, or the width of the layered model or the packed codes."""
         weights = self._current().weights
         return self.manifest.bits if weights is None else weights.bits
 
     @property
     def engine(self) -> Engine | None:
+        """Engine of Paddle Inference: "openvino", "onednn" or "native"; None with ONNX Runtime."""
         return self._current().engine
 
     @property
     def precision(self) -> Precision:
+        """The precision in use: "float32", "bfloat16" or "int8"."""
         return self._current().precision
 
     @property
     def onednn(self) -> bool:
+        """Whether the engine is oneDNN."""
         return self.engine == "onednn"
 
     def _current(self) -> _Opened:
@@ -240,11 +245,11 @@ class Predictor(Generic[P]):
         )
 
     def close(self) -> None:
-        """Let go of the engine; a second call does nothing.
+        """Release the engine; a second call does nothing.
 
-        Calls that other threads have begun end as usual, and the memory is free after the last of
-        them. (OpenVINO's stays with the process, see docs/performance.md.) Later calls raise an
-        EngineError.
+        Calls in other threads that have begun end as usual. After the last of them the memory is
+        free, except that of OpenVINO, which the process keeps (docs/performance.md). Later calls
+        raise an EngineError.
         """
         if os.getpid() != self._process:  # the engine is the parent's, and perhaps the lock too
             return
@@ -270,14 +275,15 @@ class Predictor(Generic[P]):
         )
 
     def set_bits(self, bits: int | None) -> None:
-        """Take the weights of another width of the layered model; None: of the highest complete.
+        """Use another width of the layered model; None: the highest complete width.
 
-        Calls that other threads have begun end with the width that they began with. In OpenVINO
-        the widths that were taken before stay loaded, since Paddle keeps their memory in any case:
-        to go back to one is quick, and each takes its memory once.
+        Calls in other threads that have begun keep the width that they began with. With OpenVINO,
+        each width that was used stays loaded, because Paddle does not free its memory. The change
+        back to such a width is fast, and each width needs its memory only once.
 
         Raises:
-            ValueError: made without a layered model; a width that it has not; another architecture.
+            ValueError: there is no layered model, it has no such width, or it belongs to another
+                architecture.
             EngineError: the Predictor is closed.
         """
         if self._layered is None:
@@ -362,7 +368,7 @@ class Predictor(Generic[P]):
             if insist:
                 other = "use_onednn=None or False" if engine == "onednn" else "precision='auto'"
                 raise EngineError(f"{reason} Pass {other}.") from error
-            warnings.warn(f"{reason} Going on without {name}, which is slower.", stacklevel=4)
+            warnings.warn(f"{reason} Continuing without {name}, which is slower.", stacklevel=4)
             return None
         return runtime
 
@@ -436,30 +442,30 @@ class Predictor(Generic[P]):
         images: Picture | list[PictureType] | tuple[PictureType, ...],
         batch_size: int = 1,
     ) -> P | list[P]:
-        """Predict one picture or a list of them.
+        """Predict one image or a list of images.
 
         Args:
-            images: a path, or an array `[H, W, 3]` of uint8, RGB; or a list of either. Files are
-                read as in training (`ppvision.data.pictures.read_picture`). Where `deploy.yaml`
-                has a `max_value`, files and arrays of uint16 are scaled by it.
-            batch_size: with a list, pictures that have the same size after the transforms run up to
-                so many together (an export of a fixed batch runs in that batch).
+            images: a path, or an array `[H, W, 3]` of uint8, RGB; or a list of these. Files are
+                read as in training (`ppvision.data.pictures.read_picture`). If `deploy.yaml` has a
+                `max_value`, files and arrays of uint16 are scaled by it.
+            batch_size: for a list: the largest number of images that run together. They must have
+                the same size after the transforms. An export with a fixed batch uses that batch.
 
         Returns:
-            For one picture, and for a list a list in its order:
-            segmentation: classes `[H, W]` at the picture's own size, uint8 (int32 above 256
-            classes). Resizing and padding are undone as PaddleSeg does: logits and probabilities
-            by bilinear interpolation before the highest is taken, the classes of an "argmax"
-            export by the nearest one;
+            For one image one prediction; for a list a list in the same order:
+            segmentation: classes `[H, W]` at the image's own size, uint8 (int32 above 256
+            classes). Resizing and padding are undone as in PaddleSeg: logits and probabilities by
+            bilinear interpolation before the argmax, the classes of an "argmax" export by the
+            nearest neighbour;
             classification: a `Classification`;
-            detection: a `Detections`, its boxes and masks in pixels of the picture;
+            detection: a `Detections`, with boxes and masks in pixels of the image;
             features: the list of feature maps, each `[C, H', W']`.
 
         Raises:
-            FileNotFoundError: no such picture.
-            ValueError: a file that is no picture, cut off, damaged, too large or of more than 8
-                bits (a `DataError`), an array of another shape or type, a picture that does not fit
-                the export's fixed size.
+            FileNotFoundError: no such image.
+            ValueError: a file is not an image, cut off, damaged, too large or of more than 8 bits
+                (a `DataError`); an array has another shape or type; an image does not fit the fixed
+                size of the export.
             EngineError: the engine cannot run it, or the Predictor is closed.
         """
         batch_size = check_count(batch_size, "batch_size")
@@ -489,22 +495,22 @@ class Predictor(Generic[P]):
     def run(
         self, batch: np.ndarray, sizes: Mapping[str, np.ndarray] | None = None
     ) -> list[np.ndarray]:
-        """Run the graph alone.
+        """Run only the graph, without transforms.
 
         Args:
             batch: `[B, C, H, W]`, float32, already transformed.
-            sizes: of a detector: `im_shape` `[B, 2]`, the pictures' heights and widths inside of
-                the batch, and `scale_factor` `[B, 2]`, by which they were resized. Default: whole
-                pictures at their own size.
+            sizes: for a detector only: `im_shape` `[B, 2]`, height and width of each image inside
+                the batch, and `scale_factor` `[B, 2]`, the factors of their resizing. Default: each
+                image fills the batch and was not resized.
 
         Returns:
-            The graph's outputs: one for segmentation and classification, behind `output_op`; all
-            feature maps for "features"; of a detector rows `[N, 6]` of class, score and box, counts
-            `[B]`, and masks `[N, H, W]` where it has any.
+            The outputs of the graph. Segmentation and classification: one, after `output_op`.
+            Features: all feature maps. Detection: rows `[N, 6]` of class, score and box, counts
+            `[B]`, and masks `[N, H, W]` if the detector has masks.
 
         Raises:
-            ValueError: another type or shape than the export takes.
-            EngineError: the engine cannot run it, or the Predictor is closed.
+            ValueError: the type or shape differs from that of the export.
+            EngineError: the engine cannot run the graph, or the Predictor is closed.
         """
         return self._run(self._current(), batch, sizes)
 

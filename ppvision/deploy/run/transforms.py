@@ -51,7 +51,7 @@ def check_size(width: int, height: int, before: np.ndarray) -> None:
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise InputError(
             f"picture: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
-            f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all. Ask the transforms for a "
+            f"at most {MAX_SIDE} pixels per side and {MAX_PIXELS} in all. Ask the transforms for a "
             "smaller size."
         )
 

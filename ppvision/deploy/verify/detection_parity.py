@@ -68,8 +68,8 @@ def check_raw(
             lost += max(0, alone - (max(1, int(LOST_PROPOSALS * len(ours))) if two_stages else 0))
         if lost:
             raise ParityError(
-                f"{where}: {lost} of {sum(map(len, _rows(eager, scales)))} boxes have no like "
-                f"before NMS, within {tolerance:.3g} (max|a-b| / max(1, max|a|)).",
+                f"{where}: {lost} of {sum(map(len, _rows(eager, scales)))} boxes have no "
+                f"counterpart before NMS, within {tolerance:.3g} (max|a-b| / max(1, max|a|)).",
                 float("inf"),
                 tolerance,
             )
@@ -138,8 +138,9 @@ def check_found(
                 box = ", ".join(f"{x:.1f}" for x in side.boxes[k])
                 raise ParityError(
                     f"{where}, picture {number}: class {side.class_ids[k]} at [{box}], score "
-                    f"{side.scores[k]:.4f}, has no like in the {('exported', 'eager')[place]} "
-                    f"model's boxes (overlap {SAME} and a score within {tolerance:.3g}).",
+                    f"{side.scores[k]:.4f}, has no counterpart in the "
+                    f"{('exported', 'eager')[place]} model's boxes "
+                    f"(overlap {SAME} and a score within {tolerance:.3g}).",
                     float("inf"),
                     tolerance,
                 )

@@ -128,7 +128,9 @@ def _ask_child(
         except subprocess.TimeoutExpired as error:
             raise EngineError(f"{name} took more than {limit:.0f} s.") from error
         except OSError as error:  # no memory for another process, say
-            raise EngineError(f"{name} gets no process ({join_error_lines(error)}).") from error
+            raise EngineError(
+                f"{name} could not be started ({join_error_lines(error)})."
+            ) from error
     if child.returncode != 0:
         raise EngineError(f"{name} ended its process ({_end(child.returncode)}).")
     answer = _unpack(child.stdout)

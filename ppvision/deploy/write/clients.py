@@ -1,9 +1,9 @@
-"""What PaddleSeg's and PaddleDetection's own clients need beside the graph.
+"""What PaddleSeg's and PaddleDetection's own clients need in addition to the graph.
 
 `deploy/python/infer.py` and the C++ programs of both read a description: PaddleSeg's the entry
 `Deploy` of `deploy.yaml`, PaddleDetection's `infer_cfg.yml`. On a CPU they cannot run a
 `model.json` (`ppvision.deploy.verify.clients`), but the same graph in the earlier format,
-`model.pdmodel`. It stands beside it, around the same weights.
+`model.pdmodel`. It is next to it and uses the same weights.
 """
 
 import logging

@@ -370,7 +370,7 @@ def _check_integers(
     tolerance: float,
     openvino: bool | None,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers."""
+    """The entry `int8` of `deploy.yaml`."""
     if not openvino:
         return manifests.PrecisionCheck(passed=False)
     shape = probes[0][0]["image"].shape
@@ -418,7 +418,7 @@ def _with_openvino(
     shape: Sequence[int | None],
     rule: _Rule,
 ) -> tuple[float | None, bool | None, manifests.Nms | None]:
-    """Write the graph for OpenVINO beside the others, and compare it.
+    """Write the graph for OpenVINO next to the others, and compare it.
 
     Returns:
         The largest error, whether OpenVINO may run the export (None where there is nothing to try),
@@ -488,8 +488,8 @@ def _compare(
             boxes += rule.check_found(eager, outputs[-RAW:], found, where)
     if not boxes:
         warnings.warn(
-            "The detector finds nothing in the pictures of the comparison: boxes and scores before "
-            "NMS were compared alone.",
+            "The detector finds nothing in the pictures of the comparison: only boxes and scores "
+            "before NMS were compared.",
             stacklevel=4,
         )
     return worst

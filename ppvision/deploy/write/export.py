@@ -88,64 +88,64 @@ def export_model(
     keep_float: Sequence[str | int] | int = (),
     paddlex_name: str | None = None,
 ) -> Path:
-    """Write a model for deployment, after comparing what was written with the model itself.
+    """Write a model for deployment, and compare the written graph with the model.
 
     Args:
-        model: takes `[B, C, H, W]`, float32. It gives a tensor of logits (`[B, K]` for
-            classification, `[B, K, H, W]` for segmentation) or a list, of which the first entry is
-            taken (as in PaddleSeg) or, for task "features", every one. Traced in evaluation mode;
-            its own mode, parameters and buffers stay as they are.
-        folder: the new folder. One that `export_model` wrote is replaced once the new export is
-            complete; any other that holds files is an error.
-        input_shape: `[B, C, H, W]`; None for a batch, height or width that may be any. Where it is
-            known, give it: a fixed size runs faster.
-        output_op: put into the graph behind the model, over the class axis: "argmax" (int32),
-            "softmax" or "none".
+        model: accepts `[B, C, H, W]`, float32. It returns a tensor of logits (`[B, K]` for
+            classification, `[B, K, H, W]` for segmentation) or a list. Of a list, the export uses
+            the first entry (as in PaddleSeg); for task "features" it uses all. The model is traced
+            in evaluation mode. Its own mode, parameters and buffers do not change.
+        folder: the new folder. A folder that `export_model` wrote is replaced after the new export
+            is complete. Any other folder with files is an error.
+        input_shape: `[B, C, H, W]`. None for a batch, height or width that may change. Give the
+            size if you know it: a fixed size runs faster.
+        output_op: final operator of the graph, over the class axis: "argmax" (int32), "softmax" or
+            "none".
         format: "paddle" (`model.json`, `model.pdiparams`) or "onnx" (`model.onnx`; needs
             paddle2onnx and onnxruntime).
-        transforms: of the validation data, as in a PaddleSeg configuration; `Predictor` applies
-            them. Only those of `ppvision.deploy.run.transforms`.
+        transforms: transforms of the validation data, as in a config of PaddleSeg. `Predictor`
+            applies them. Only those of `ppvision.deploy.run.transforms` are possible.
         classes: names of the K classes, or empty.
-        task: "segmentation", "classification" or "features" (`output_op` "none").
-        name: written into `deploy.yaml`. Default: the folder's.
-        bits: of the weights: 32, or the width of the model's packed codes
-            (`ppvision.quant.packed`), which are compared ten times as strictly (less so
-            where activations are rounded, see `parity`).
-        max_value: written into `deploy.yaml`: the value that becomes 255 in pictures of more than 8
-            bits a channel, as the training data's `max_value` says. Default None: `Predictor`
-            refuses such pictures.
-        int8: multiply 8-bit integers (docs/integers.md). A model in float gets 8-bit weights and
-            activations here, from `calibration`; one with integer layers (`pack_model(...,
-            integers=True)`) is taken as it is. Needs a known height and width. Of format "onnx":
+        task: "segmentation", "classification" or "features" (with `output_op` "none").
+        name: name of the model in `deploy.yaml`. Default: the name of the folder.
+        bits: bit-width of the weights: 32, or the width of the model's packed codes
+            (`ppvision.quant.packed`). The tolerance for packed codes is a tenth of that for float,
+            and larger if activations are rounded (see `parity`).
+        max_value: the value that becomes 255 in images of more than 8 bits per channel, as in the
+            training data. It is written into `deploy.yaml`. Default None: `Predictor` refuses such
+            images.
+        int8: compute with 8-bit integers (docs/integers.md). A float model gets 8-bit weights and
+            activations from `calibration`. A model with integer layers (`pack_model(...,
+            integers=True)`) is used as it is. Height and width must be fixed. With format "onnx":
             QuantizeLinear and DequantizeLinear around each product, zero points of 0.
-        calibration: pictures for `int8`: a folder, a list file or a list of paths, of which 64 are
+        calibration: images for `int8`: a folder, a list file or a list of paths. 64 of them are
             used.
-        calibration_rule: how the steps of activations come from them: "error" (the least squared
-            error), "percentile" or "maximum".
-        keep_float: layers that stay in float with `int8`: a list of paths, or how many: those that
-            lose most (`ppvision.quant.ptq.sensitivity`). A list may hold both.
-        paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
-            knows, such as "SegFormer-B0" (segmentation, with `output_op` "argmax") or "ResNet18"
-            (classification, with "softmax"). Default None: under ours.
+        calibration_rule: rule that chooses the step sizes of the activations: "error" (least
+            squared error), "percentile" or "maximum".
+        keep_float: layers that stay in float with `int8`: a list of paths, or a number N for the N
+            layers that lose most accuracy (`ppvision.quant.ptq.sensitivity`). A list may contain
+            both.
+        paddlex_name: name of the model in PaddleX. The folder then has the file names of PaddleX,
+            which can run it too. Examples: "SegFormer-B0" (segmentation, with `output_op` "argmax")
+            and "ResNet18" (classification, with "softmax"). Default None: our own file names.
 
     Returns:
-        The folder, complete with `deploy.yaml`: what was exported, bytes and sha256 of every file,
-        and the largest error to eager mode that the check measured.
+        The folder. Its `deploy.yaml` describes the export: bytes and sha256 of every file, and the
+        largest measured difference from eager mode.
 
     Raises:
-        ValueError: an argument that does not fit, or transforms that deployment cannot reproduce.
-        FileExistsError: `folder` holds files that are not an export.
+        ValueError: an argument does not fit, or deployment cannot reproduce a transform.
+        FileExistsError: `folder` contains files that are not an export.
         ParityError: the written graph gives other numbers than the model.
         RuntimeError: tracing, conversion or the first run failed; the cause is attached.
-        After any of them nothing new stands under `folder`, and an older export is still there.
+        After an error `folder` has no new files, and an older export is unchanged.
 
     The check (`ppvision.deploy.verify.parity`) runs the graph in Paddle Inference with and without
-    oneDNN, or in ONNX Runtime: at two odd sizes where height and width are free, with one and two
-    pictures where the batch is. oneDNN that fails to run or gives other numbers is reported by a
-    warning and in `deploy.yaml`, and `Predictor` then leaves it out. With a known height and width
-    there is a graph for OpenVINO too (`ppvision.deploy.write.openvino`), which is run in a process
-    of its own: that it does not know an operator, crashes, or gives other numbers, is reported in
-    the same way.
+    oneDNN, or in ONNX Runtime. If height and width may change, it uses two odd sizes. If the batch
+    may change, it uses one and two images. If oneDNN fails or gives other numbers, a warning and
+    `deploy.yaml` say so, and `Predictor` does not use oneDNN. With a fixed height and width the
+    export also has a graph for OpenVINO (`ppvision.deploy.write.openvino`). A separate process runs
+    it. An unknown operator, a crash or other numbers are reported in the same way.
     """
     shape = check_shape(input_shape)
     for argument, value, known in (
@@ -169,7 +169,7 @@ def export_model(
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
-            "Leave them away and prepare the input yourself (Predictor.run)."
+            "Omit them and prepare the input yourself (Predictor.run)."
         )
 
     paddlex = None
@@ -314,7 +314,7 @@ def _with_openvino(
     task: str,
     tolerance: float,
 ) -> tuple[float | None, bool | None]:
-    """Write the graphs for OpenVINO beside the others, and compare them.
+    """Write the graphs for OpenVINO next to the others, and compare them.
 
     Returns:
         The largest error, and whether OpenVINO may run the export: not where it cannot (it does
@@ -378,7 +378,7 @@ def _check_in_integers(
     openvino: bool | None,
     format: str,
 ) -> manifests.PrecisionCheck:
-    """What stands in `deploy.yaml` of the integers."""
+    """The entry `int8` of `deploy.yaml`."""
     if format == "paddle" and not openvino:
         return manifests.PrecisionCheck(passed=False)
     model, shape = integers.model, list(probes[0][0].shape)

@@ -22,7 +22,7 @@ DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
 
 
 class ModelGraph(nn.Layer):
-    """The model's outputs and, unless `output_op` is none, the final one behind them."""
+    """The model's outputs and, unless `output_op` is none, the final one after them."""
 
     def __init__(self, model: nn.Layer, output_op: str, every_output: bool) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Lay
 
 
 class Products(nn.Layer):
-    """Layers beside each other, each with an input and an output of its own.
+    """Parallel layers, each with an input and an output of its own.
 
     Args:
         layers: with one input and one output.
@@ -149,7 +149,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
             raise StorageError(
                 f"The model cannot be traced: {os.fsdecode(error.filename)} cannot be opened "
                 f"({error.strerror}). Paddle writes the code that it makes below HOME and TMPDIR; "
-                "let them be folders that can be written."
+                "set them to folders that can be written."
             ) from error
         raise EngineError(
             f"The model cannot be traced into a static graph: {error}\n"

@@ -52,7 +52,7 @@ class _Engine(NamedTuple):
 
 
 _ENGINES = {
-    # By name at the call: tests put others in the place of these functions.
+    # By name at the call: tests put others instead of these functions.
     "paddle": _Engine(
         "openvino",
         lambda folders, inputs: run_in_openvino(folders, inputs),
@@ -116,19 +116,20 @@ def check_in_integers(
         taken = engine.time([raw, as_float], first, _ROUNDS)
     except (parity.ParityError, EngineError) as error:
         warnings.warn(
-            f"{error} The export's integers are not taken without being asked for.", stacklevel=3
+            f"{error} precision='auto' therefore does not use the integers of this export.",
+            stacklevel=3,
         )
         return PrecisionCheck(passed=False, engine=engine.name)
     passed = share is None or share >= EQUAL_LABELS
     if share is not None and not passed:
         warnings.warn(
             f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
-            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. The export's "
-            "integers are not taken without being asked for.",
+            f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. "
+            "precision='auto' therefore does not use the integers of this export.",
             stacklevel=3,
         )
     logger.info(
-        f"int8: {taken[0]:.2f} ms a run on one thread, float {taken[1]:.2f} ms "
+        f"int8: {taken[0]:.2f} ms per run on one thread, float {taken[1]:.2f} ms "
         f"({taken[0] / taken[1]:.2f} of it)"
     )
     return PrecisionCheck(

@@ -141,7 +141,7 @@ def convert_to_integers(
     if calibration is None:
         raise InputError(
             "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
-            "a list file (calibration=..., --calibration), about 64 pictures like those to come."
+            "a list file (calibration=..., --calibration), about 64 pictures like those to predict."
         )
     pictures = _read_pictures(calibration, shape, prepare, max_value)
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
@@ -223,7 +223,7 @@ def _read_pictures(
     if spread < _FEW_VALUES:
         logger.warning(
             "calibration: every picture is one single shade: the steps of activations will fit no "
-            "real picture. Take pictures like those to come."
+            "real picture. Use pictures like those to predict."
         )
     return pictures
 

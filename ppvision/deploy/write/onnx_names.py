@@ -1,7 +1,7 @@
 """Names in an ONNX file, for people and programs that read it.
 
 paddle2onnx 2.1 calls values `p2o.pd_op.conv2d.3.0` and outputs `fetch_name_0`, keeps parameters as
-nodes (`Constant`), adds a node that does nothing (`Identity`) behind every addition, and says
+nodes (`Constant`), adds a node that does nothing (`Identity`) after every addition, and says
 nothing of the model. Here the parameters become initialisers under the model's own names, nodes are
 called after parameter and operator, outputs after what they are, and the metadata hold what
 `deploy.yaml` holds.
@@ -69,8 +69,8 @@ def name_onnx(
         data: the model, as a file holds it.
         parameters: name in the graph -> name in the model.
         outputs: names of its outputs, in order.
-        output_shapes: sizes of each, a name for a free one (`infer_output_shape`); None to leave what the
-            model says.
+        output_shapes: sizes of each, a name for a free one (`infer_output_shape`); None to leave
+            what the model says.
         metadata: what it says of itself.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The graph for Paddle Inference's OpenVINO engine, beside the one for oneDNN.
+"""The graph for Paddle Inference's OpenVINO engine, in addition to the one for oneDNN.
 
 Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a whole graph to it
 (`Config.enable_openvino_engine`). It reads Paddle's earlier program format alone, `model.pdmodel`;
@@ -50,7 +50,7 @@ def write_openvino_programs(
     *,
     every_output: bool,
 ) -> bool:
-    """Write `model.pdmodel` beside each `model.pdiparams` of an export.
+    """Write `model.pdmodel` next to each `model.pdiparams` of an export.
 
     Args:
         model: in evaluation mode.
@@ -89,7 +89,7 @@ def write_openvino_detector(
 
     Args:
         model: as of `export_detector`, in the way that is to be traced.
-        network: of PaddleDetection, inside of it.
+        network: of PaddleDetection, inside it.
         input_shape: of the pictures, `[B, C, H, W]`.
         folder: with the graph to be deployed.
 
@@ -115,7 +115,7 @@ def write_openvino_detector(
 
 @contextmanager
 def _forms(model: nn.Layer) -> Iterator[None]:
-    """Our layers in the forms for this graph. Those of integers come last: they are inside of the
+    """Our layers in the forms for this graph. Those of integers come last: they are inside the
     others as well."""
     with token_form(model), difference_form(model), integer_form(model):
         yield
@@ -171,7 +171,7 @@ def write_float_detector(model: nn.Layer, input_shape: Sequence[int], folder: Pa
 def write_products(
     layers: Sequence[nn.Layer], shapes: Sequence[Sequence[int]], folder: Path
 ) -> None:
-    """Write a graph in which each integer layer stands alone, with an input and an output of its
+    """Write a graph in which each integer layer is separate, with an input and an output of its
     own, in the order given: `x0`, `x1`, and so on."""
     products = Products(layers)
     with integer_form(products), earlier_format():
@@ -179,7 +179,7 @@ def write_products(
 
 
 def _reason(error: Exception) -> str:
-    """What stands at the end of a message of tracing, behind all the code that led there."""
+    """The end of an error message of tracing, after the lines of code that led there."""
     named = [line for line in str(error).splitlines() if re.match(r"\s*\w+Error: ", line)]
     return named[-1].strip() if named else join_error_lines(error)
 
@@ -204,11 +204,11 @@ def write_earlier_program(
     folder: Path,
     name: str = FILES["paddle"].earlier_program,
 ) -> Path:
-    """Write a graph that was traced in the earlier format beside the `model.pdiparams` of an
+    """Write a graph that was traced in the earlier format next to the `model.pdiparams` of an
     export.
 
     Args:
-        graph: from `trace` or `trace_detector`, inside of `earlier_format`.
+        graph: from `trace` or `trace_detector`, inside `earlier_format`.
         outputs: the outputs to keep; None for all.
         folder: of the export.
         name: of the file. Default `model.pdmodel`.

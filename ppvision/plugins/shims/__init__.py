@@ -21,7 +21,7 @@ __all__ = [
     "Operations",
     "Replacement",
     "Shim",
-    "active",
     "apply",
+    "list_active_shims",
     "remove",
 ]

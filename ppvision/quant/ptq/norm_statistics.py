@@ -1,4 +1,4 @@
-"""BatchNorm's statistics anew, from pictures of any size.
+"""BatchNorm's statistics computed again, from pictures of any size.
 
 Rounded weights shift what norms see, so every width wants statistics of its own; where nothing is
 trained they come from pictures that are shown to the model. What a norm sees depends on all norms

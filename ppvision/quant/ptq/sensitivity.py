@@ -59,8 +59,8 @@ def find_sensitive_layers(
     ordered = sorted(errors, key=errors.get, reverse=True)
     worst = [f"{path} ({100 * errors[path]:.3g}%)" for path in ordered[:count]]
     logger.info(
-        f"int8: {count} layers stay in float, since they alone in integers move the outputs most: "
-        f"{', '.join(worst)}. The next would be {ordered[count]} "
+        f"int8: {count} layers stay in float, because each of them, alone in integers, changes the "
+        f"outputs most: {', '.join(worst)}. The next would be {ordered[count]} "
         f"({100 * errors[ordered[count]]:.3g}%)."
     )
     return ordered[:count]

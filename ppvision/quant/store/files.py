@@ -126,7 +126,7 @@ class Manifest:
         return [name_file(k) for k in range(self.lowest, bits + 1)]
 
     def structure(self) -> dict[str, Any]:
-        """What the tensors mean, as it stands in the file."""
+        """The meaning of the tensors, as the file contains it."""
         return {
             "format_version": FORMAT_VERSION,
             "bits": self.bits,
@@ -136,7 +136,7 @@ class Manifest:
             "activations": {path: asdict(entry) for path, entry in self.activations.items()},
         }
 
-    def encoded(self) -> bytes:
+    def encode(self) -> bytes:
         """The file.
 
         Raises:
@@ -221,7 +221,7 @@ def _parse_json(data: bytes, where: str) -> object:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         content = dict(pairs)
         if len(content) != len(pairs):
-            raise InputError("a key stands twice")
+            raise InputError("a key occurs twice")
         return content
 
     def number(text: str) -> float:
@@ -358,7 +358,7 @@ def split_layers(state: LayeredState) -> list[dict[str, np.ndarray]]:
     lowest, highest = state.bits[-1], state.bits[0]
     layers: list[dict[str, np.ndarray]] = [{} for _ in range(lowest, highest + 1)]
     for path, weight in state.weights.items():
-        packed = weight.at(highest).packed()
+        packed = weight.at(highest).pack()
         layers[0][f"codes/{path}"] = packed[: weight.width(lowest)]
         for bits in range(lowest + 1, highest + 1):
             if weight.width(bits) > weight.width(bits - 1):
@@ -430,7 +430,7 @@ def compute_content_digest(below: str, tensors: Mapping[str, np.ndarray]) -> str
     """`FileEntry.content` of a file.
 
     Args:
-        below: that of the file before it; of the first the `compute_digest` of `Manifest.structure`.
+        below: that of the file before it; for the first file, the digest of `Manifest.structure`.
         tensors: in the file.
     """
     found = hashlib.sha256(below.encode())

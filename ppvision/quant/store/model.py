@@ -71,21 +71,21 @@ def save_layered(
 
     Args:
         model: a `OnceQAT`, another model with layered quanters, or the state of one.
-        folder: the new folder. A layered model that is there is replaced once the new one is
-            complete; any other folder that holds files is an error.
-        bits: widths that it was trained at.
-        config: what the architecture is built from, for whoever loads it: dicts, lists, text,
-            finite numbers, booleans and None.
+        folder: the new folder. An existing layered model is replaced after the new one is complete.
+            Any other folder with files is an error.
+        bits: widths that the model was trained at.
+        config: the data that the architecture is built from, for the program that loads the model:
+            dicts, lists, text, finite numbers, booleans and None.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: widths that the model does not know, a config that JSON does not hold, a model
-            that is not trained (see `extract_state`) or that no reader would take.
-        FileExistsError: `folder` holds other files.
-        StorageError: the disk is full, for one; an OSError. After any of them an older model is as
-            it was.
+        ValueError: the model does not know a width, JSON cannot express the config, or the model is
+            not trained (see `extract_state`) or cannot be read back.
+        FileExistsError: `folder` contains other files.
+        StorageError: for example, the disk is full; an OSError.
+        After an error, an older model is unchanged.
     """
     folder = resolve_new_folder(folder)
     state = _state_of(model, check_widths(bits))
@@ -174,7 +174,7 @@ def _write(manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folde
     complete = Manifest(
         manifest.architecture, manifest.bits, manifest.weights, manifest.activations, files
     )
-    write_bytes(folder / MANIFEST, complete.encoded())
+    write_bytes(folder / MANIFEST, complete.encode())
     sync_folder(folder)
 
 
@@ -188,12 +188,12 @@ def _is_layered(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class LayeredModel:
-    """A layered model, as far as it was read.
+    """A layered model, up to the width that was read.
 
     Attributes:
-        state: of all widths up to `bits`.
-        bits: the width that was asked for; those trained are `state.bits`.
-        config: as it was given to `save_layered`.
+        state: the state of all widths up to `bits`.
+        bits: the width that was read; `state.bits` has the trained widths.
+        config: the `config` of `save_layered`.
         opened: names and bytes of the files that were read, in that order.
     """
 
@@ -210,11 +210,12 @@ class LayeredModel:
 
     @cached_property
     def available(self) -> int:
-        """The highest width that the folder or the server has all files for. A server is asked, at
-        the first time only, without loading anything.
+        """Return the highest width whose files are all in the folder or on the server.
+
+        A server is asked only at the first call, and nothing is downloaded.
 
         Raises:
-            FetchError: the server does not tell.
+            FetchError: the server does not answer this.
         """
         return self._look()
 
@@ -222,23 +223,23 @@ class LayeredModel:
 def load_layered(path_or_url: str | Path, bits: int | None = None) -> LayeredModel:
     """Read a layered model at a width, from a folder or over HTTP.
 
-    Over HTTP the manifest is asked for each time and the files needed are loaded once, into
-    `~/.cache/ppvision/layered/<hash of the address>` (the environment variable PPVISION_CACHE names
-    another folder than `~/.cache/ppvision`). A broken download goes on where it stopped. Without an
-    answer of the server the cached files are used, with a warning, if they are enough.
+    Over HTTP, each call downloads the manifest. The other files are downloaded once, into
+    `~/.cache/ppvision/layered/<hash of the URL>` (the environment variable PPVISION_CACHE replaces
+    `~/.cache/ppvision`). A broken download continues where it stopped. If the server does not
+    answer and the cached files are sufficient, they are used with a warning.
 
     Args:
-        path_or_url: the folder, or its address, http or https.
-        bits: the width, from the lowest to the highest trained one. One in between that was not
-            trained takes statistics and steps of the next trained one above. Default None: the
-            highest that all files are there for; which one is logged.
+        path_or_url: the folder, or its URL (http or https).
+        bits: the width, from the lowest to the highest trained width. A width between them that
+            was not trained uses the statistics and steps of the next higher trained width. Default
+            None: the highest width whose files are all present; the log names it.
 
     Raises:
         FileNotFoundError: no such folder.
-        StorageError: no right to read it, for one; an OSError.
-        LayeredModelError: a file that is missing, damaged, or of another model, as `FetchError` if
-            a server is the cause; nothing is loaded then.
-        ValueError: a width that the model has not.
+        StorageError: for example, no right to read the folder; an OSError.
+        LayeredModelError: a file is missing, damaged, or belongs to another model; a `FetchError`
+            if a server is the cause. Nothing is loaded then.
+        ValueError: the model does not have this width.
     """
     if is_url(path_or_url):
         return _load_url(Remote(str(path_or_url)), bits)
@@ -294,11 +295,11 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
     found = max(look(), low)  # without the lowest, reading it will say so
     if found < high:
         logger.warning(
-            "%s: %s is not there; taking %d bits of %d to %d",
+            "%s: %s is missing; using %d bits of %d to %d",
             *(source, name_file(found + 1), found, low, high),
         )
     else:
-        logger.info("%s: taking %d bits, the highest width", source, found)
+        logger.info("%s: using %d bits, the highest width", source, found)
     return found
 
 
@@ -385,8 +386,8 @@ def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> L
     try:
         model = _load(folder, manifest, size, bits, look)
     except LayeredModelError as damaged:
-        raise FetchError(f"{error} What was fetched before is not whole: {damaged}") from damaged
-    logger.warning("%s Taking what was fetched before: %s", error, folder)
+        raise FetchError(f"{error} The earlier copy is incomplete: {damaged}") from damaged
+    logger.warning("%s Using the earlier copy: %s", error, folder)
     return model
 
 
@@ -413,7 +414,7 @@ class LayeredFile:
 
 @dataclass(frozen=True)
 class LayeredDescription:
-    """What a manifest says. `str()` of it is what `pack --info` prints.
+    """The content of a manifest. `pack --info` prints its `str()`.
 
     Attributes:
         source: folder or address.
@@ -467,14 +468,14 @@ def _cut(line: str) -> str:
 
 
 def describe_layered(path_or_url: str | Path) -> LayeredDescription:
-    """What a layered model consists of, by its manifest alone.
+    """Describe a layered model; only its manifest is read.
 
     Args:
-        path_or_url: as of `load_layered`.
+        path_or_url: see `load_layered`.
 
     Raises:
         FileNotFoundError: no such folder.
-        LayeredModelError: no manifest, or a damaged one.
+        LayeredModelError: the manifest is missing or damaged.
     """
     if is_url(path_or_url):
         remote = Remote(str(path_or_url))

@@ -78,7 +78,7 @@ class LayeredWeight:
         """float32, of the weight's shape: the middle of every cell."""
         return dequantize_codes(self.codes, self.cell(), self.held_bits, self.held_bits, self.axis)
 
-    def packed(self) -> np.ndarray:
+    def pack(self) -> np.ndarray:
         """uint8 `[held_bits, ceil(count / 8)]`: the planes of the codes."""
         return pack_codes(self.codes, self.held_bits)
 
@@ -228,7 +228,7 @@ def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> Laye
 
 
 def walk_layers(model: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
-    """Of every sublayer: its path, its parent, its name there, itself. A layer that stands in two
+    """Of every sublayer: its path, its parent, its name there, itself. A layer that is in two
     places comes twice."""
     for name, layer in list(model._sub_layers.items()):
         if layer is not None:

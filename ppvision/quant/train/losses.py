@@ -20,18 +20,17 @@ WeighLosses = Callable[[int, list[Tensor], Tensor | None], list[Tensor]]
 
 
 class WeightedLosses:
-    """A width's losses times its weight and, where there are logits, the distillation from the
-    highest width.
+    """The losses of a width times its weight and, if there are logits, a distillation loss.
 
     Args:
         bits: widths that are trained.
-        weights: what each width's loss counts, in the order of `bits`; scaled to a mean of 1, so
-            that learning rate and decay keep their meaning. Default: all alike.
-        distillation: what the Kullback-Leibler divergence from the highest width's prediction
-            counts in the loss of every other width. Default 0.
+        weights: weight of each width's loss, in the order of `bits`. They are scaled to a mean of
+            1, so that learning rate and decay keep their meaning. Default: equal weights.
+        distillation: weight of the Kullback-Leibler divergence from the prediction of the highest
+            width, in the loss of every other width. Default 0.
 
     Raises:
-        ValueError: a value out of its range.
+        ValueError: a value is out of its range.
 
     Attributes:
         weights: by width.

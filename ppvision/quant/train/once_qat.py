@@ -25,29 +25,29 @@ Losses = Callable[[list[Tensor], dict, dict], Sequence[Tensor]]
 class OnceQAT(nn.Layer):
     """A quantised model that is trained at all of its widths.
 
-    In evaluation it is the model at one width, `set_bits`. In training a forward pass runs the
-    widths of a step one after another and gives the outputs of all; `loss_computation`, which
-    PaddleSeg's own `train()` calls, takes them apart. Our engine runs each width by itself
-    (`train_at`) and adds up gradients, so that memory holds one width at a time. Models that
-    recompute layers in the backward pass need the latter: with all widths in one graph they would
-    be recomputed at another one.
+    In evaluation it is the model at one width; `set_bits` chooses the width. In training, a forward
+    pass runs the widths of a step one after another and returns the outputs of all.
+    `loss_computation`, which PaddleSeg's own `train()` calls, separates them. Our engine runs each
+    width separately (`train_at`) and adds the gradients, so memory holds one width at a time.
+    Models that recompute layers in the backward pass need our engine: with all widths in one graph
+    the layers would be recomputed at another width.
 
     Args:
-        model: with layered quanters (`ppvision.plugins.paddleslim.LayeredQAT`).
-        bits: widths to train, of those that the quanters know. Default 8, 6, 4, 3, 2.
-        objective: "mean" (default): every width at every step; "sandwich": the highest, the lowest
-            and one of the others, drawn anew for every step.
-        weigh: what becomes of a width's losses: a function of the width, its losses and its logits
-            `[B, K, ...]` (None where the model gives losses only) that gives the losses that count.
-            Default: `WeightedLosses` of `weights` and `distillation`.
+        model: a model with layered quanters (`ppvision.plugins.paddleslim.LayeredQAT`).
+        bits: widths to train; the quanters must know them. Default 8, 6, 4, 3, 2.
+        objective: "mean" (default): every width at every step. "sandwich": the highest, the lowest
+            and one random other width at every step.
+        weigh: a function that turns the losses of a width into those to add up. Its arguments are
+            the width, its losses and its logits `[B, K, ...]` (None if the model returns only
+            losses). Default: `WeightedLosses` of `weights` and `distillation`.
         weights, distillation: see `ppvision.quant.train.losses.WeightedLosses`; not with `weigh`.
-        losses: how PaddleSeg's trainer applies a config's losses to the logits of a model that does
-            not do it itself: a function of the logits, the losses and the batch. Default:
-            PaddleSeg's own way, which `ppvision.plugins.paddleseg` provides (`stock_losses`).
+        losses: a function of the logits, the losses and the batch. PaddleSeg's trainer uses it to
+            apply the losses of a config if the model does not do it itself. Default: PaddleSeg's
+            function, which `ppvision.plugins.paddleseg` provides (`stock_losses`).
 
     Raises:
-        ValueError: no quanters, a width that they do not know, a value out of its range, `weigh`
-            together with `weights` or `distillation`.
+        ValueError: the model has no quanters, they do not know a width, a value is out of its
+            range, or `weigh` is used with `weights` or `distillation`.
     """
 
     # The default of `losses`; `ppvision.plugins.paddleseg` puts it here. PaddleSeg's users build

@@ -204,18 +204,18 @@ def _step_name(widths: tuple[int, ...]) -> str:
 
 
 class LayeredWeightQuanterLayer(BaseQuanter):
-    """Weights at the width of the moment, whose codes are the first bits of the widest codes.
+    """Weights at the current width; their codes are the first bits of the widest codes.
 
     See `LayeredWeightQuanter` for the arguments; `layer` is the one whose `weight` is quantised.
 
     Attributes:
         initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros.
         settling: `[1]`, 1 for a layer that began at zero: its steps follow its weights.
-        log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. Positive
-            whatever an optimiser does; one that normalises gradients (Adam) moves a step by shares
-            of itself, and weight decay pulls it back to where it began.
-        log_widths: `[widths * channels]`, learned, with `steps="per_width"` only: each width's own
-            factor of what its codes stand for.
+        log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. So it is
+            always positive. An optimiser that normalises gradients (Adam) changes a step in
+            proportion to its size, and weight decay pulls it back to its initial value.
+        log_widths: `[widths * channels]`, learned, only with `steps="per_width"`: a factor of the
+            step for each width.
     """
 
     def __init__(
@@ -350,13 +350,13 @@ class LayeredWeightQuanterLayer(BaseQuanter):
 
 
 class LayeredWeightQuanter(QuanterFactory):
-    """Makes the quanter of a layer's weight; for `SlimQuantConfig(weight=...)` and the like.
+    """Makes the quanter of a layer's weight, for example for `SlimQuantConfig(weight=...)`.
 
     Args:
-        bits: widths to be trained, 1 to 8 each. Default 8, 6, 4, 3, 2.
-        min_bits, max_bits: the layer stays within them, whatever the model's width. Default 1, 8.
-        steps: "shared" (default): one learned step a channel; "per_width": and a learned factor a
-            channel for each width. The codes nest either way.
+        bits: widths to train, each 1 to 8. Default 8, 6, 4, 3, 2.
+        min_bits, max_bits: lowest and highest width of the layer. Default 1, 8.
+        steps: "shared" (default): one learned step per channel. "per_width": in addition, one
+            learned factor per channel and width. In both cases the codes are nested.
 
     Source: see the module.
     """
@@ -417,7 +417,7 @@ class _Rounding(PyLayer):
 
 
 class LayeredActivationQuanterLayer(BaseQuanter):
-    """Activations rounded at the width of the moment, with a learned step for each width.
+    """Activations rounded at the current width, with a learned step per width.
 
     The first training batch, or `calibrate`, sets the initial steps and whether codes have a sign.
 
@@ -476,7 +476,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
                     "or calibrate (pack --ptq --calibration DIR)."
                 )
             self._see(x)
-            self.calibrated()
+            self.finish_calibration()
         bits = self.range.width(self.bits)
         row = self.range.row(bits)
         with paddle.amp.auto_cast(enable=False):
@@ -499,7 +499,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         if len(self._seen) > _KEPT_IN_ALL:  # of each picture less, so that all count alike
             self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
 
-    def calibrated(self) -> None:
+    def finish_calibration(self) -> None:
         """Set the steps by what was seen since; the same on every rank (rank 0's).
 
         Raises:
@@ -507,7 +507,9 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         """
         self.calibrating = False
         if not len(self._seen):
-            raise InputError(f"{self.full_name()}: expected activations to calibrate by, saw none.")
+            raise InputError(
+                f"{self.full_name()}: expected activations to calibrate with, got none."
+            )
         values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
         signed = bool((values < 0).any())
         steps = [find_rounding_step(values, bits, signed) for bits in self.range.widths]
@@ -538,12 +540,12 @@ class LayeredActivationQuanterLayer(BaseQuanter):
 
 
 class LayeredActivationQuanter(QuanterFactory):
-    """Makes the quanter of a layer's input; for `SlimQuantConfig(activation=...)` and the like.
+    """Makes the quanter of a layer's input, for example for `SlimQuantConfig(activation=...)`.
 
     Args:
-        bits, min_bits, max_bits: as of `LayeredWeightQuanter`.
+        bits, min_bits, max_bits: see `LayeredWeightQuanter`.
 
-    Source: LSQ (see the module); a step per width is our choice.
+    Source: LSQ (see the module). We chose one step per width.
     """
 
     def __init__(

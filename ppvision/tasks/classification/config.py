@@ -339,7 +339,7 @@ def _check_transforms(transforms: list, part: str) -> None:
         if (normalized and before) or (name == "RandomErasing" and not normalized):
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: expected {name} "
-                f"{'before' if before else 'behind'} Normalize. Change their order."
+                f"{'before' if before else 'after'} Normalize. Change their order."
             )
         normalized |= name == "Normalize"
 
@@ -387,7 +387,7 @@ def _check_teacher(options: Located) -> None:
     for key in options:  # a key that another kind of teacher takes deserves to be told so
         if key in KEYS and key not in known:
             raise ConfigError(
-                f"config{options.place(key)}: teacher: {key} does not go with {source}"
+                f"config{options.place(key)}: teacher: {key} cannot be used with {source}"
                 + (", whose deploy.yaml says it." if key in INPUT_KEYS else ".")
             )
     check_keys(options, known, "teacher")
@@ -403,7 +403,9 @@ def _check_teacher(options: Located) -> None:
 
 def _check_input(options: Located) -> None:
     if "size" not in options:
-        raise ConfigError("config: teacher: expected size, of the pictures it sees; got none.")
+        raise ConfigError(
+            "config: teacher: expected size, the size of the pictures that it sees; got none."
+        )
     try:
         for transform in make_teacher_transforms(options):
             build_transform(transform)
@@ -417,22 +419,21 @@ def _check_augmentation(content: Located) -> None:
     if loss.get("cutmix", 0) > 0:
         raise ConfigError(
             f"config{loss.place('cutmix')}: loss.cutmix: expected 0 with a teacher, got "
-            f"{shorten(loss['cutmix'])}: a part of a picture need not show what its answer, "
-            "which is of "
-            "the whole picture, says. Use mixup."
+            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole picture, and a part "
+            "of the picture may not show it. Use mixup."
         )
     for index, transform in enumerate(content["train_dataset"].get("transforms", [])):
         where = f"train_dataset.transforms.{index}"
         name = transform["type"]
         if name == "RandomVerticalFlip":
             raise ConfigError(
-                f"config{place_of(transform, 'type')}: {where}: {name} does not go with a teacher, "
-                "whose answers are of the picture and its left-right mirror. Leave it out."
+                f"config{place_of(transform, 'type')}: {where}: {name} cannot be used with a "
+                "teacher, whose answers are for the picture and its left-right mirror. Remove it."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1
         if low < KEPT_AREA:
             raise ConfigError(
-                f"config{transform.place('scale')}: {where}: random crops keep at least "
-                f"{KEPT_AREA} of the area with a teacher, whose answer is of the whole picture; "
-                f"got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
+                f"config{place_of(transform, 'scale')}: {where}: with a teacher, random crops "
+                f"must keep at least {KEPT_AREA} of the area, because its answer is for the whole "
+                f"picture; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
             )

@@ -238,7 +238,7 @@ class Classification(Job):
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         if not has_root(self.content[part]["root"]):
             logger.warning(
-                f"class names: no folder {self.content[part]['root']}; classes go by number"
+                f"class names: no folder {self.content[part]['root']}; numbers are used instead"
             )
             return []
         names = getattr(self, part).classes
@@ -246,7 +246,7 @@ class Classification(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         return self.content[part].get("max_value")
 
@@ -288,7 +288,7 @@ class Classification(Job):
                 differ = sorted(set(ours) ^ set(theirs))
                 raise ConfigError(
                     f"config: val_dataset: expected the classes of train_dataset, but "
-                    f"{', '.join(differ[:10])} stand in one of the two only. A class's number is "
+                    f"{', '.join(differ[:10])} are in only one of the two. A class's number is "
                     "its place among the sorted folders."
                 )
         return found

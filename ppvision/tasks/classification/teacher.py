@@ -410,7 +410,7 @@ def map_classes(
         teacher: for messages.
 
     Raises:
-        ConfigError: a class that is not there, or stands for two.
+        ConfigError: a class that does not exist, or is assigned twice.
     """
     where = "config: teacher.classes"
     if isinstance(mapping, str):
@@ -420,14 +420,13 @@ def map_classes(
         if outputs != len(classes):
             raise ConfigError(
                 f"config: teacher: {teacher} has {outputs} classes and the model has "
-                f"{len(classes)}. Say with teacher.classes which of them ours are."
+                f"{len(classes)}. List the matching classes in teacher.classes."
             )
         if names and list(names) != list(classes):
             differ = next(k for k in range(outputs) if names[k] != classes[k])
             raise ConfigError(
                 f"config: teacher: class {differ} is {shorten(names[differ])} for {teacher} and "
-                f"{shorten(classes[differ])} in train_dataset. Say with teacher.classes which "
-                "is which."
+                f"{shorten(classes[differ])} in train_dataset. Assign them in teacher.classes."
             )
         return [[k] for k in range(outputs)]
     if isinstance(mapping, Mapping):
@@ -447,9 +446,9 @@ def map_classes(
             column = _column(item, outputs, names, f"{where}: {classes[k]}", teacher)
             if column in owners:
                 raise ConfigError(
-                    f"{where}: class {shorten(item)} of the teacher stands for both "
-                    f"{shorten(owners[column])} "
-                    f"and {shorten(classes[k])}. Leave it to one of them."
+                    f"{where}: class {shorten(item)} of the teacher is assigned to both "
+                    f"{shorten(owners[column])} and {shorten(classes[k])}. Assign it to one of "
+                    "them."
                 )
             owners[column] = classes[k]
             found.append(column)
@@ -458,7 +457,7 @@ def map_classes(
 
 
 def _read_mapping(path: str) -> object:
-    """The mapping of a YAML file; a list stands in it under `classes`."""
+    """The mapping of a YAML file; a list is under its key `classes`."""
     content = dict(read_yaml(path))
     return content["classes"] if list(content) == ["classes"] else content
 
@@ -489,13 +488,13 @@ def _column(item: object, outputs: int, names: Sequence[str], where: str, teache
     if isinstance(item, str):
         if not names:
             raise ConfigError(
-                f"{where}: got the name {shorten(item)}, but {teacher} does not name its "
-                "classes. Give "
-                "numbers."
+                f"{where}: got the name {shorten(item)}, but {teacher} does not name its classes. "
+                "Give numbers."
             )
         if item not in names:
             raise ConfigError(
-                f"{where}: {teacher} has no class {shorten(item)}. {suggest_nearest(item, list(names))}"
+                f"{where}: {teacher} has no class {shorten(item)}. "
+                f"{suggest_nearest(item, list(names))}"
             )
         return list(names).index(item)
     if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < outputs:

@@ -280,7 +280,8 @@ def _check_tags(node: object) -> None:
         known.pop("Callable", None)  # calls any function by its name
         if node.tag not in known:
             raise ConfigError(
-                f"config ({node.place_of_tag}): got !{node.tag}. {suggest_nearest(node.tag, list(known))}"
+                f"config ({node.place_of_tag}): got !{node.tag}. "
+                f"{suggest_nearest(node.tag, list(known))}"
             )
         made = inspect.getclosurevars(known[node.tag]).nonlocals.get("cls")
         if made is not None:

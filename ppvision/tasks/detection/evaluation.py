@@ -41,14 +41,14 @@ def evaluate_by_trainer(
 
     Args:
         cfg: PaddleDetection's global config, activated for this job.
-        model: an architecture, or what stands for one (`ExportedDetector`).
+        model: an architecture, or a replacement (`ExportedDetector`).
         dataset: parsed, with the reader's transforms.
         reader: PaddleDetection's EvalReader.
         kinds: of what is scored: "bbox", "mask".
         num_workers: processes that read pictures; 0 reads in this one.
 
     Raises:
-        DataError: samples that make no batch.
+        DataError: samples that do not form a batch.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg["output_eval"] = folder
@@ -73,7 +73,7 @@ def evaluate_by_trainer(
 
 
 class ExportedDetector(nn.Layer):
-    """An exported detector in the place of an architecture.
+    """An exported detector instead of an architecture.
 
     Args:
         predictor: of the export.
@@ -125,8 +125,8 @@ class _Batches:
             return self.batched([self.dataset[place] for place in places])
         except (ValueError, TypeError, RuntimeError) as error:
             raise DataError(
-                f"EvalReader: samples {start} to {places[-1]} make no batch "
-                f"({shorten_text(str(error))}). Where they differ in size, end with a Resize of "
+                f"EvalReader: samples {start} to {places[-1]} do not form a batch "
+                f"({shorten_text(str(error))}). If their sizes differ, end with a Resize of "
                 "one size, pad them (PadBatch), or take batch_size 1; an EvalDataset needs no "
                 "data_fields."
             ) from error

@@ -281,13 +281,13 @@ class Detection(Job):
         inside = dataset.label_list if voc else dataset.anno_path
         path = Path(dataset.dataset_dir, inside or "")
         if not path.is_file():
-            logger.warning(f"class names: no file {path}; classes go by number")
+            logger.warning(f"class names: no file {path}; numbers are used instead")
             return []
         return read_names(path) if voc else read_category_names(path)
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         return self.content[part].get("max_value")
 
@@ -531,15 +531,14 @@ class Detection(Job):
         """
         if output_op is not None:
             raise ConfigError(
-                f"export --output_op {output_op}: is for logits; a detector's graph ends in NMS. "
-                "Leave it away."
+                f"export --output_op {output_op}: applies to logits; a detector's graph ends in "
+                "NMS. Omit it."
             )
         architecture = self.content["architecture"]
         if integers is not None and architecture in TWO_STAGES:
             raise ConfigError(
                 f"export --int8: expected a detector of one stage, got {architecture}: OpenVINO, "
-                "which runs the integers, does not know the operators that choose regions. Leave "
-                "it out."
+                "which runs the integers, does not know the operators that choose regions. Omit it."
             )
         if model_format == "onnx" and architecture in TWO_STAGES:
             raise ConfigError(

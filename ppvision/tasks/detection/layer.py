@@ -68,7 +68,7 @@ class DetectorLayer(nn.Layer):
     @contextmanager
     def in_graphs(self) -> Iterator[None]:
         """Inside, detectors of two stages take the way that PaddleDetection has for ONNX: one
-        picture, without a loop over pictures, and a box of score 0 behind those that were found."""
+        picture, without a loop over pictures, and a box of score 0 after those that were found."""
         parts = [
             part
             for layer in self.model.sublayers(include_self=True)

@@ -55,7 +55,7 @@ class Scores:
 
 
 def name_coco_means(stats: Sequence[float]) -> dict[str, float]:
-    """pycocotools' `stats` by name; -1 stands for what the set does not define."""
+    """pycocotools' `stats` by name; -1 means that the set does not define it."""
     return {n: float(v) for n, v in zip(_COCO, stats, strict=False) if v > -1}
 
 

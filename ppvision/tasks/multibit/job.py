@@ -26,7 +26,7 @@ logger = logging.getLogger("ppvision")
 
 
 class _Wrapped:
-    """An attribute or a method of the wrapped job, as it stands there."""
+    """An attribute or a method of the wrapped job, unchanged."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

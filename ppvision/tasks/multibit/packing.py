@@ -119,7 +119,7 @@ def _set_activations(once: OnceQAT) -> None:
             logger.info(f"calibration: {path} does not run in prediction; its input stays as it is")
             layer.activation_quanter = None
         else:
-            quanter.calibrated()
+            quanter.finish_calibration()
 
 
 def _show(job: Job, model: nn.Layer, path: Path, bar: ProgressLine) -> None:

@@ -185,17 +185,17 @@ class Segmentation(Job):
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         path = Path(cfg.get("dataset_root", "")) / "classes.txt"
         if not path.is_file():
-            logger.warning(f"class names: no {path}; classes go by number")
+            logger.warning(f"class names: no {path}; numbers are used instead")
             return []
         names = read_names(path)
         count = self.config.model_cfg.get("num_classes") or cfg.get("num_classes")
         if len(names) != count:
-            raise ConfigError(f"{path}: expected {count} names, one a line, got {len(names)}.")
+            raise ConfigError(f"{path}: expected {count} names, one per line, got {len(names)}.")
         return names
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits a channel, as the data set says; see `read_picture`."""
+        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         return cfg.get("max_value")
 
@@ -250,7 +250,7 @@ class Segmentation(Job):
         if root is None or not Path(root).is_dir():
             raise ConfigError(
                 f"config: {part}: expected dataset_root, the folder of {cfg['type']}, got "
-                f"{shorten(root)}, which is not there. ppvision downloads nothing."
+                f"{shorten(root)}, which does not exist. ppvision does not download data sets."
             )
         return cfg
 

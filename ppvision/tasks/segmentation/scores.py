@@ -132,7 +132,7 @@ class Scoring:
         if classes > 1 and not true_boundary.any():
             logger.warning(
                 f"labels: {classes} classes, no two of which touch (ignored pixels between them?): "
-                "boundary F-score and trimap IoU say nothing here; Boundary IoU does"
+                "boundary F-score and trimap IoU have no meaning here; Boundary IoU has"
             )
         areas = [paddle.to_tensor(area) for area in self.areas]
         class_iou, miou = metrics.mean_iou(*areas)
