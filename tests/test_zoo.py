@@ -103,6 +103,17 @@ def test_one_report_of_all_that_does_not_fit_and_nothing_is_touched(tmp_path):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_another_number_of_classes_has_its_own_advice(tmp_path):
+    save_weights(arrays_of(paddle.nn.Linear(4, 3)), tmp_path / "three.safetensors")
+    with pytest.raises(WeightsError) as caught:
+        ppvision.load_weights(paddle.nn.Linear(4, 5), tmp_path / "three.safetensors")
+    assert "`model: {backbone: {pretrained: NAME}}`" in str(caught.value)
+    save_weights({"weight": np.zeros((4, 3), np.float32)}, tmp_path / "part.safetensors")
+    with pytest.raises(WeightsError) as caught:  # a layer is missing: another model
+        ppvision.load_weights(paddle.nn.Linear(4, 5), tmp_path / "part.safetensors")
+    assert "backbone" not in str(caught.value)
+
+
 def test_exceptions_are_named(tmp_path):
     arrays = arrays_of(small())
     arrays["head.weight"] = np.zeros(3, np.float32)

@@ -32,7 +32,7 @@ def draw(table: Path, image: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
     for axis, key, unit, scale in (
         (axes[0], "bytes", "megabytes of the exported folder", 1e6),
-        (axes[1], "ms", "milliseconds a picture, one thread", 1),
+        (axes[1], "ms", "milliseconds per image, one thread", 1),
     ):
         seen = set()
         for row in rows:

@@ -61,8 +61,8 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
             logger.warning(str(error))
     if not allow_download:
         raise WeightsError(
-            f"pretrained: {shown} would be downloaded; ppvision does not do that unasked. Pass "
-            "--allow_download, or download it yourself and give the file's path."
+            f"pretrained: {shown} is a URL. ppvision downloads only with --allow_download. "
+            "Pass it, or give the path of the file."
         )
     logger.info(f"pretrained: fetching {shown} into {target.parent}")
     try:

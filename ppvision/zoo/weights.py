@@ -269,6 +269,12 @@ def assign_weights(
                 f"It holds this model inside of another one, under {shorten(prefix)}: "
                 "create_model(NAME, pretrained=...) takes it out."
             )
+        elif shapes and not (missing or unexpected or kinds):
+            # Every layer is there, so this is most often a head for another number of classes.
+            advice += (
+                " If only the number of classes differs, give only the backbone these weights: "
+                "`model: {backbone: {pretrained: NAME}}` in a segmentation config."
+            )
         lines.append(advice)
         raise WeightsError("\n".join(lines))
     for name, array in fitting.items():

@@ -26,7 +26,7 @@ class Latency:
 
     Attributes:
         name: the folder, or `eager`.
-        median, low, high: milliseconds a batch: the median and the 10th and 90th percentile.
+        median, low, high: milliseconds per batch: the median and the 10th and 90th percentile.
         engine: "openvino", "onednn" or "native" of Paddle Inference; None for the eager model and
             ONNX Runtime.
         bytes: of the weights and the graph; None for the eager model.
