@@ -112,8 +112,32 @@ def test_a_program_that_clients_cannot_run_is_not_offered(tmp_path, monkeypatch,
         folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, None, None])
     assert "PaddleSeg's own clients cannot run this export on a CPU" in caplog.text
     manifest = read_manifest(folder)
-    assert (manifest.Deploy["model"], manifest.earlier_format) == ("model.json", False)
+    assert (manifest.Deploy, manifest.earlier_format) == (None, False)
     assert not (folder / "model.pdmodel").exists()
+
+
+class Aligned(Net):
+    """Its resize gives other numbers in Paddle's oneDNN, which does not know `align_corners`."""
+
+    def forward(self, x):
+        y = self.up(nn.functional.relu(self.down(x)))
+        return nn.functional.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [1, 3, 30, 50]], ids=str)
+def test_a_client_runs_what_onednn_does_not(tmp_path, picture, shape):
+    """The clients do not ask for oneDNN."""
+    pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
+    model = Aligned()
+    with pytest.warns(UserWarning, match="without oneDNN"):
+        folder = export_model(model, tmp_path / "net", input_shape=shape, transforms=[NORMALIZE])
+    manifest = read_manifest(folder)
+    assert (manifest.onednn, manifest.Deploy["model"]) == (False, "model.pdmodel")
+    pixels = (np.asarray(Image.open(picture), np.float32) / 255 - NORMALIZE["mean"]) / (
+        NORMALIZE["std"]
+    )
+    x = paddle.to_tensor(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+    np.testing.assert_array_equal(run_paddleseg(folder, picture), model(x).argmax(1).numpy())
 
 
 # -- PaddleDetection -------------------------------------------------------------------------------
@@ -406,4 +430,4 @@ def test_a_detector_as_onnx_is_refused_for_paddlex(tmp_path):
 def test_flags(config_file, tmp_path, capsys):
     where = ("-c", config_file(), "--model_path", "none.pdparams", "--save_dir", tmp_path / "m")
     assert ppvision("export", *where, "--paddlex_name", "SegFormer-B0") == 1
-    assert "for --for paddlex" in capsys.readouterr().err
+    assert "--for paddlex only" in capsys.readouterr().err
