@@ -16,6 +16,10 @@ shift
     echo "NPROC: expected a number of processes, got '$NPROC'" >&2
     exit 2
 }
+[[ ${MAX_RESTART:-0} =~ ^[0-9]+$ ]] || {
+    echo "MAX_RESTART: expected a number of restarts, got '$MAX_RESTART'" >&2
+    exit 2
+}
 nodes=()
 if [ "${NNODES:-1}" != 1 ]; then
     [[ $NNODES =~ ^[1-9][0-9]*$ ]] || {
@@ -34,15 +38,11 @@ if [ "${NNODES:-1}" != 1 ]; then
     # A file system may be shared: ranks of each machine are numbered from 0 in the names of logs.
     LOG_DIR=${LOG_DIR:-output/launch_logs/machine$NODE_RANK}
 fi
-if [ "${NPROC:-1}" -gt 1 ] || [ "${#nodes[@]}" -gt 0 ]; then
+if [ "${NPROC:-1}" -gt 1 ] || [ "${#nodes[@]}" -gt 0 ] || [ "${MAX_RESTART:-0}" -gt 0 ]; then
     case " $* " in
         *" --device gpu"* | *" --device=gpu"*) backend=(--devices "$(seq -s, 0 $((${NPROC:-1} - 1)))") ;;
         *) backend=(--nproc_per_node "${NPROC:-1}" --backend gloo) ;; # Paddle's CPU transport
     esac
-    [[ ${MAX_RESTART:-0} =~ ^[0-9]+$ ]] || {
-        echo "MAX_RESTART: expected a number of restarts, got '$MAX_RESTART'" >&2
-        exit 2
-    }
     exec python -m ppvision.engine.launch --max_restart "${MAX_RESTART:-0}" \
         "${nodes[@]}" "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \
         "$ppvision_root/ppvision/__main__.py" train --config "$config" --do_eval --use_vdl "$@"

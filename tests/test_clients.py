@@ -183,6 +183,21 @@ def test_description_of_a_detector():
     assert "mask" not in fixed
 
 
+@pytest.mark.parametrize(("stride", "side"), [(0, 36), (32, 64)], ids=str)
+def test_a_detector_of_a_size_that_no_picture_gets_is_refused(tmp_path, stride, side):
+    """Before anything is done with the model."""
+    reader = [
+        {"Resize": {"target_size": [36, 64], "keep_ratio": False}},
+        {"Permute": None},
+        {"PadBatch": {"pad_to_stride": stride}},
+    ]
+    given = DetectionTransforms(reader)(np.zeros([20, 30, 3], np.uint8))["image"].shape
+    assert given == (3, side, 64)
+    how = {"num_classes": 1, "transforms": reader}
+    with raises_naming(InputError, "input_shape", "96", "128", str(side), "64", "target_size"):
+        export_detector(nn.Layer(), tmp_path / "m", input_shape=[1, 3, 96, 128], **how)
+
+
 @pytest.mark.parametrize(
     ("architecture", "arch"),
     [("YOLOv3", "YOLO"), ("CascadeRCNN", "RCNN"), ("RetinaNet", "RetinaNet"), ("FCOS", "FCOS")],
