@@ -140,6 +140,14 @@ def test_a_client_runs_what_onednn_does_not(tmp_path, picture, shape):
     np.testing.assert_array_equal(run_paddleseg(folder, picture), model(x).argmax(1).numpy())
 
 
+def test_integers_are_not_for_clients(tmp_path, picture, caplog):
+    how = {"input_shape": [1, 3, 30, 50], "transforms": [NORMALIZE]}
+    with caplog.at_level(logging.INFO, "ppvision"):
+        folder = export_model(Net(), tmp_path / "net", int8=True, calibration=[str(picture)], **how)
+    assert read_manifest(folder).Deploy is None
+    assert "own clients" not in caplog.text
+
+
 # -- PaddleDetection -------------------------------------------------------------------------------
 
 READER = [
