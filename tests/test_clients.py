@@ -14,9 +14,10 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
-from ppvision.deploy.write import clients, paddlex
+from ppvision.deploy.write import clients, detection_export, paddlex
 from ppvision.deploy.write.detection_export import export_detector
 from ppvision.errors import EngineError, InputError
+from ppvision.tasks import open_job
 from tests.helpers.clients import (
     paddlex_detector_inputs,
     paddlex_input,
@@ -24,6 +25,7 @@ from tests.helpers.clients import (
     run_paddlex,
 )
 from tests.helpers.messages import raises_naming
+from tests.helpers.small_detectors import SIDE, small_detector, write_detector
 from tests.helpers.verbs import ppvision
 
 NORMALIZE = {"type": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -217,6 +219,24 @@ def test_architectures_that_clients_know(architecture, arch):
     content = clients.make_infer_config(architecture, "COCO", READER, [1, 3, 64, 64], ["a"], False)
     assert content["arch"] == arch
     assert content["min_subgraph_size"] == TRT_MIN_SUBGRAPH[arch]
+
+
+def test_a_client_runs_a_detector_that_onednn_does_not(scenes, tmp_path, monkeypatch):
+    """The clients do not ask for oneDNN."""
+    compare = detection_export._compare
+
+    def lie(probes, folders, format, rule, engine):
+        if engine == "onednn":
+            raise EngineError("other numbers")
+        return compare(probes, folders, format, rule, engine)
+
+    monkeypatch.setattr(detection_export, "_compare", lie)
+    job = open_job(write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3")))
+    how = {"input_shape": [1, 3, SIDE, SIDE], "output_op": None, "model_format": "paddle"}
+    with pytest.warns(UserWarning, match="without oneDNN"):
+        folder = job.export(job.float_model, tmp_path / "m", **how)
+    manifest = read_manifest(folder)
+    assert (manifest.onednn, manifest.earlier_format) == (False, True)
 
 
 # -- PaddleX ---------------------------------------------------------------------------------------
