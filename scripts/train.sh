@@ -2,7 +2,7 @@
 # Train a model:  bash scripts/train.sh CONFIG [flags of `ppvision train`]
 #   NPROC=2 bash scripts/train.sh CONFIG ...     data-parallel, 2 processes
 #   NNODES=2 MASTER=10.0.0.1:6170 NODE_RANK=0 NPROC=8 bash scripts/train.sh CONFIG ...
-#       on 2 machines, this one the first; MASTER is an address and a free port of the first
+#       on 2 machines, this one the first; MASTER is an address or name and a free port of the first
 #   MAX_RESTART=3 NPROC=2 ... bash scripts/train.sh CONFIG ...
 #       goes on from the newest checkpoint, up to 3 times, after a process has failed
 # Scores while it trains (--do_eval) and records for VisualDL (--use_vdl).
@@ -14,6 +14,10 @@ config=$1
 shift
 [[ ${NPROC:-1} =~ ^[1-9][0-9]*$ ]] || {
     echo "NPROC: expected a number of processes, got '$NPROC'" >&2
+    exit 2
+}
+[[ ${MAX_RESTART:-0} =~ ^[0-9]+$ ]] || {
+    echo "MAX_RESTART: expected a number of restarts, got '$MAX_RESTART'" >&2
     exit 2
 }
 nodes=()
@@ -34,15 +38,11 @@ if [ "${NNODES:-1}" != 1 ]; then
     # A file system may be shared: ranks of each machine are numbered from 0 in the names of logs.
     LOG_DIR=${LOG_DIR:-output/launch_logs/machine$NODE_RANK}
 fi
-if [ "${NPROC:-1}" -gt 1 ] || [ "${#nodes[@]}" -gt 0 ]; then
+if [ "${NPROC:-1}" -gt 1 ] || [ "${#nodes[@]}" -gt 0 ] || [ "${MAX_RESTART:-0}" -gt 0 ]; then
     case " $* " in
         *" --device gpu"* | *" --device=gpu"*) backend=(--devices "$(seq -s, 0 $((${NPROC:-1} - 1)))") ;;
         *) backend=(--nproc_per_node "${NPROC:-1}" --backend gloo) ;; # Paddle's CPU transport
     esac
-    [[ ${MAX_RESTART:-0} =~ ^[0-9]+$ ]] || {
-        echo "MAX_RESTART: expected a number of restarts, got '$MAX_RESTART'" >&2
-        exit 2
-    }
     exec python -m ppvision.engine.launch --max_restart "${MAX_RESTART:-0}" \
         "${nodes[@]}" "${backend[@]}" --log_dir "${LOG_DIR:-output/launch_logs}" \
         "$ppvision_root/ppvision/__main__.py" train --config "$config" --do_eval --use_vdl "$@"

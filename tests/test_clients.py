@@ -14,9 +14,10 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run.detection_transforms import DetectionTransforms
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.transforms import Transforms
-from ppvision.deploy.write import clients, paddlex
+from ppvision.deploy.write import clients, detection_export, paddlex
 from ppvision.deploy.write.detection_export import export_detector
 from ppvision.errors import EngineError, InputError
+from ppvision.tasks import open_job
 from tests.helpers.clients import (
     paddlex_detector_inputs,
     paddlex_input,
@@ -24,6 +25,7 @@ from tests.helpers.clients import (
     run_paddlex,
 )
 from tests.helpers.messages import raises_naming
+from tests.helpers.small_detectors import SIDE, small_detector, write_detector
 from tests.helpers.verbs import ppvision
 
 NORMALIZE = {"type": "Normalize", "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
@@ -112,8 +114,40 @@ def test_a_program_that_clients_cannot_run_is_not_offered(tmp_path, monkeypatch,
         folder = export_model(Net(), tmp_path / "net", input_shape=[1, 3, None, None])
     assert "PaddleSeg's own clients cannot run this export on a CPU" in caplog.text
     manifest = read_manifest(folder)
-    assert (manifest.Deploy["model"], manifest.earlier_format) == ("model.json", False)
+    assert (manifest.Deploy, manifest.earlier_format) == (None, False)
     assert not (folder / "model.pdmodel").exists()
+
+
+class Aligned(Net):
+    """Its resize gives other numbers in Paddle's oneDNN, which does not know `align_corners`."""
+
+    def forward(self, x):
+        y = self.up(nn.functional.relu(self.down(x)))
+        return nn.functional.interpolate(y, scale_factor=2, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.parametrize("shape", [[None, 3, None, None], [1, 3, 30, 50]], ids=str)
+def test_a_client_runs_what_onednn_does_not(tmp_path, picture, shape):
+    """The clients do not ask for oneDNN."""
+    pytest.importorskip("paddleseg", reason="pip install --no-deps paddleseg==2.8.0")
+    model = Aligned()
+    with pytest.warns(UserWarning, match="without oneDNN"):
+        folder = export_model(model, tmp_path / "net", input_shape=shape, transforms=[NORMALIZE])
+    manifest = read_manifest(folder)
+    assert (manifest.onednn, manifest.Deploy["model"]) == (False, "model.pdmodel")
+    pixels = (np.asarray(Image.open(picture), np.float32) / 255 - NORMALIZE["mean"]) / (
+        NORMALIZE["std"]
+    )
+    x = paddle.to_tensor(pixels.transpose(2, 0, 1)[None].astype(np.float32))
+    np.testing.assert_array_equal(run_paddleseg(folder, picture), model(x).argmax(1).numpy())
+
+
+def test_integers_are_not_for_clients(tmp_path, picture, caplog):
+    how = {"input_shape": [1, 3, 30, 50], "transforms": [NORMALIZE]}
+    with caplog.at_level(logging.INFO, "ppvision"):
+        folder = export_model(Net(), tmp_path / "net", int8=True, calibration=[str(picture)], **how)
+    assert read_manifest(folder).Deploy is None
+    assert "own clients" not in caplog.text
 
 
 # -- PaddleDetection -------------------------------------------------------------------------------
@@ -159,6 +193,21 @@ def test_description_of_a_detector():
     assert "mask" not in fixed
 
 
+@pytest.mark.parametrize(("stride", "side"), [(0, 36), (32, 64)], ids=str)
+def test_a_detector_of_a_size_that_no_picture_gets_is_refused(tmp_path, stride, side):
+    """Before anything is done with the model."""
+    reader = [
+        {"Resize": {"target_size": [36, 64], "keep_ratio": False}},
+        {"Permute": None},
+        {"PadBatch": {"pad_to_stride": stride}},
+    ]
+    given = DetectionTransforms(reader)(np.zeros([20, 30, 3], np.uint8))["image"].shape
+    assert given == (3, side, 64)
+    how = {"num_classes": 1, "transforms": reader}
+    with raises_naming(InputError, "input_shape", "96", "128", str(side), "64", "target_size"):
+        export_detector(nn.Layer(), tmp_path / "m", input_shape=[1, 3, 96, 128], **how)
+
+
 @pytest.mark.parametrize(
     ("architecture", "arch"),
     [("YOLOv3", "YOLO"), ("CascadeRCNN", "RCNN"), ("RetinaNet", "RetinaNet"), ("FCOS", "FCOS")],
@@ -170,6 +219,24 @@ def test_architectures_that_clients_know(architecture, arch):
     content = clients.make_infer_config(architecture, "COCO", READER, [1, 3, 64, 64], ["a"], False)
     assert content["arch"] == arch
     assert content["min_subgraph_size"] == TRT_MIN_SUBGRAPH[arch]
+
+
+def test_a_client_runs_a_detector_that_onednn_does_not(scenes, tmp_path, monkeypatch):
+    """The clients do not ask for oneDNN."""
+    compare = detection_export._compare
+
+    def lie(probes, folders, format, rule, engine):
+        if engine == "onednn":
+            raise EngineError("other numbers")
+        return compare(probes, folders, format, rule, engine)
+
+    monkeypatch.setattr(detection_export, "_compare", lie)
+    job = open_job(write_detector(tmp_path / "job.yml", small_detector(scenes, "YOLOv3")))
+    how = {"input_shape": [1, 3, SIDE, SIDE], "output_op": None, "model_format": "paddle"}
+    with pytest.warns(UserWarning, match="without oneDNN"):
+        folder = job.export(job.float_model, tmp_path / "m", **how)
+    manifest = read_manifest(folder)
+    assert (manifest.onednn, manifest.earlier_format) == (False, True)
 
 
 # -- PaddleX ---------------------------------------------------------------------------------------
@@ -406,4 +473,4 @@ def test_a_detector_as_onnx_is_refused_for_paddlex(tmp_path):
 def test_flags(config_file, tmp_path, capsys):
     where = ("-c", config_file(), "--model_path", "none.pdparams", "--save_dir", tmp_path / "m")
     assert ppvision("export", *where, "--paddlex_name", "SegFormer-B0") == 1
-    assert "for --for paddlex" in capsys.readouterr().err
+    assert "--for paddlex only" in capsys.readouterr().err

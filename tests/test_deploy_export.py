@@ -13,8 +13,10 @@ from ppvision.deploy import ParityError, Predictor, export_model
 from ppvision.deploy.run.engines import OnnxRuntime, open_runtime
 from ppvision.deploy.run.manifest import read_manifest
 from ppvision.deploy.run.task_table import softmax
+from ppvision.deploy.run.transforms import Transforms
 from ppvision.deploy.verify import parity, running
 from ppvision.deploy.write.graph import write_graphs
+from ppvision.errors import InputError
 from ppvision.forms.paddle_private import trace_tables
 from ppvision.models.pale_transformer import VARIANTS, PaleTransformer
 from ppvision.nn.semantic_diffusion import SemanticDiffusionPyramid
@@ -659,6 +661,35 @@ def test_probes_have_the_magnitude_of_pictures():
     assert 0.9 < noise_.std() < 1.1
     (both,) = parity.probe_batches((3, 3, 97, 131), mean, std)
     assert np.array_equal(both, np.concatenate([picture, noise_, picture]))
+
+
+@pytest.mark.parametrize("others", [{}, {"size_divisor": 32}, {"keep_ratio": True}], ids=str)
+def test_a_size_that_no_picture_gets_is_refused(tmp_path, others):
+    """Whatever a picture's size, Resize gives one other than the graph's."""
+    net = paddle.nn.Conv2D(3, 2, 1)
+    sizes = [{"type": "Resize", "target_size": [64, 60], **others}, NORMALIZE]
+    made = Transforms(sizes)(np.zeros([60, 64, 3], np.uint8))[0].shape[1:]
+    assert made == ((64, 64) if "size_divisor" in others else (60, 64))
+    export_model(net, tmp_path / "same", input_shape=[1, 3, *made], transforms=sizes)
+    where = {"input_shape": [1, 3, 96, None], "transforms": sizes}
+    if "keep_ratio" in others:  # it depends on the picture
+        export_model(net, tmp_path / "m", **where)
+        return
+    sizes = map(str, made)
+    with raises_naming(InputError, "--input_shape", "96", *sizes, "target_size"):
+        export_model(net, tmp_path / "m", **where)
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_size_that_no_crop_has_is_refused(tmp_path):
+    crop = [
+        {"type": "ResizeByShort", "short_size": 30},
+        {"type": "CenterCrop", "target_size": [24, 20]},
+    ]
+    net = paddle.nn.Sequential(paddle.nn.AdaptiveAvgPool2D(1), paddle.nn.Flatten())
+    how = {"task": "classification", "transforms": [*crop, NORMALIZE]}
+    with raises_naming(InputError, "input_shape", "30", "20", "24", "target_size"):
+        export_model(net, tmp_path / "m", input_shape=[1, 3, 30, 30], output_op="softmax", **how)
 
 
 def test_a_crop_is_refused_for_segmentation(tmp_path):

@@ -208,6 +208,34 @@ def test_a_problem_beside_the_main_job_is_one_warning(case: str) -> None:
     assert exit_code(diagnose(env)) == 0
 
 
+# The extras that installed packages are for; their names are those of pyproject.toml.
+@pytest.mark.parametrize(
+    ("package", "job", "extra"),
+    [
+        ("onnxruntime", "ONNX", "onnx"),
+        ("visualdl", "dashboards", "dashboard"),
+        ("tensorboardx", "TensorBoard", "tensorboard"),
+        ("requests", "remote", "remote"),
+        ("urllib3", "remote", "remote"),
+    ],
+)
+def test_remedies_without_a_checkout_are_extras(package: str, job: str, extra: str) -> None:
+    assert f"\n{extra} = [" in (ROOT / "pyproject.toml").read_text()
+    env = with_probes(with_packages(**{package: None}), **{job: BROKEN})
+    assert problems(env) == {package: "warn", job: "warn"}
+    assert f"'{package}==" in finding(env, package).remedy
+    env = replace(env, checkout=False)
+    assert f"pip install 'ppvision[{extra}]'" in finding(env, package).remedy
+
+
+def test_no_remedy_without_a_checkout_names_its_files() -> None:
+    said = ""
+    for env, _ in [*WARNINGS.values(), *FAILURES.values()]:
+        said += "".join(item.remedy for item in diagnose(replace(env, checkout=False)))
+    assert "pip install" in said
+    assert not re.search(r"scripts/|requirements", said)
+
+
 # (environment, every finding that is not ok)
 FAILURES = {
     "no paddleseg": (

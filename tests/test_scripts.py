@@ -69,6 +69,20 @@ def test_several_machines_are_launched(given, logs, tmp_path):
     ]
 
 
+def test_one_process_that_may_start_again_is_launched(tmp_path):
+    words = words_of(tmp_path / "some", "train.sh", "c.yml", MAX_RESTART=2)
+    assert words[:4] == ["-m", "ppvision.engine.launch", "--max_restart", "2"]
+    assert words[4:8] == ["--nproc_per_node", "1", "--backend", "gloo"]
+    words = words_of(tmp_path / "none", "train.sh", "c.yml", MAX_RESTART=0)
+    assert words[:3] == ["-m", "ppvision", "train"]
+
+
+def test_a_wrong_number_of_restarts_of_one_process_is_named(tmp_path, capfd):
+    with pytest.raises(subprocess.CalledProcessError):
+        words_of(tmp_path, "train.sh", "c.yml", MAX_RESTART="often")
+    assert "MAX_RESTART: expected" in capfd.readouterr().err
+
+
 WRONG = {
     "NNODES": ("two", "a number of machines"),
     "MASTER": ("10.0.0.1", "HOST:PORT"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from ppvision.engine import launch
 from ppvision.engine.checkpoint import list_checkpoints
 from tests.helpers.configs import ROOT
 from tests.helpers.scripts import words_of
@@ -42,7 +43,7 @@ def machine(folder: Path, config: Path, port: int, rank: int, *flags: object) ->
     words = words_of(
         *(folder / f"words{tries}", "train.sh", config, "--save_dir", "run", *flags),
         NNODES=2,
-        MASTER=f"127.0.0.1:{port}",
+        MASTER=f"localhost:{port}",  # a name, as Slurm and Kubernetes give: Paddle takes only IPs
         NODE_RANK=rank,
         NPROC=1,
         MAX_RESTART=2,
@@ -151,3 +152,35 @@ def test_a_signal_to_one_machine_stops_both_for_good(classification_file, tmp_pa
             launcher.kill()
     assert codes == [143, 143], what_they_said(tmp_path)
     assert "continues from the newest checkpoint" not in what_they_said(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "words", [["--master", "train-0:6170"], ["--master=train-0:6170"]], ids=["two", "one"]
+)
+def test_the_master_is_asked_for_until_its_name_is_known(monkeypatch, words):
+    asked = []
+
+    def look_up(host: str) -> str:
+        asked.append(host)
+        if len(asked) < 3:
+            raise socket.gaierror(-2, "Name or service not known")
+        return "10.0.0.7"
+
+    monkeypatch.setattr(launch, "_ASK_EVERY", 0)
+    monkeypatch.setattr(socket, "gethostbyname", look_up)
+    assert launch.resolve_master([*words, "x.py"]) == ["--master", "10.0.0.7:6170", "x.py"]
+    assert asked == ["train-0"] * 3
+    etcd = ["--master", "etcd://train-0:2379", "x.py"]
+    assert launch.resolve_master(etcd) == etcd
+
+
+def test_a_master_without_an_address_is_an_error(monkeypatch):
+    def look_up(host: str) -> str:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(launch, "_KNOWN_AFTER", 0)
+    monkeypatch.setattr(socket, "gethostbyname", look_up)
+    words = ["--nnodes", "2", "--master", "tarin-0:6170", "x.py"]
+    monkeypatch.setattr(sys, "argv", ["launch", *words])
+    with pytest.raises(SystemExit, match="'tarin-0', which had no address for 0 s"):
+        launch.main()

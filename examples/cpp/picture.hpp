@@ -15,6 +15,13 @@ inline cv::Mat read_picture(const std::string& path) {
   return picture;
 }
 
+// Numbers of an option; PaddleSeg's default for mean and std, 0.5, where there are none.
+inline std::vector<double> read_numbers(const YAML::Node& option) {
+  if (!option || option.IsNull()) return {0.5};
+  if (option.IsScalar()) return {option.as<double>()};
+  return option.as<std::vector<double>>();
+}
+
 // [H', W', 3], float32. Throws for a transform that this example does not have.
 inline cv::Mat transform(cv::Mat picture, const YAML::Node& steps) {
   picture.convertTo(picture, CV_32F);  // sizes change in float32, as in training
@@ -25,9 +32,8 @@ inline cv::Mat transform(cv::Mat picture, const YAML::Node& steps) {
     if (type == "Resize" && !keeps_ratio && !divided && !step["interp"]) {
       const auto size = step["target_size"].as<std::vector<int>>();  // width, height
       cv::resize(picture, picture, {size.at(0), size.at(1)});
-    } else if (type == "Normalize" && step["mean"] && step["std"]) {
-      const auto mean = step["mean"].as<std::vector<double>>();
-      const auto std = step["std"].as<std::vector<double>>();
+    } else if (type == "Normalize") {
+      const auto mean = read_numbers(step["mean"]), std = read_numbers(step["std"]);
       std::vector<cv::Mat> planes;
       cv::split(picture, planes);
       for (size_t c = 0; c < 3; ++c) {  // one value is for all channels

@@ -21,7 +21,7 @@ static void run(const std::string& folder, const std::string& file, const std::s
   paddle_infer::Config config;
   config.SetModel(folder + "/" + manifest["program"].as<std::string>(),
                   folder + "/" + manifest["weights"].as<std::string>());
-  if (manifest["onednn"].as<bool>()) config.EnableMKLDNN();
+  if (manifest["onednn"].as<bool>(false)) config.EnableMKLDNN();
   const auto engine = paddle_infer::CreatePredictor(config);
   const auto input = engine->GetInputHandle(engine->GetInputNames().at(0));
   std::vector<float> memory(3 * x.total());

@@ -7,12 +7,17 @@ than 128 + signal. Arguments are those of `paddle.distributed.launch`.
 `--max_restart N` (default: 0) starts the training again, with `--resume auto`, up to N times after
 one of its processes has failed, or one on another machine, which ends them all. Paddle has an
 argument of this name, which does something only with a master at `etcd://`, and does not get ours.
+
+`--master HOST:PORT` takes a host's name too. Paddle compares the host as text with this machine's
+IP address to know whether it is the master: with a name no machine is, and all wait for ever.
 """
 
 import contextlib
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +31,9 @@ from ppvision.engine.stopping import STOP_SIGNALS
 
 _MAX_RESTART = "--max_restart"
 _RESUME = ["--resume", "auto"]
+_MASTER = "--master"
+_KNOWN_AFTER = 300  # seconds in which a name must be known: DNS may learn of a Pod after its start
+_ASK_EVERY = 2  # seconds
 # Codes of ranks after which no other attempt helps: 2 is wrong usage, the others say that the
 # training was asked to stop, on this machine or on another one.
 _FINAL = {2, *(128 + number for number in STOP_SIGNALS)}
@@ -57,6 +65,36 @@ def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
     return words[place + 1], [*words[:place], *words[place + 2 :]]
 
 
+def resolve_master(words: list[str]) -> list[str]:
+    """The words with the IP address of the master in place of its name.
+
+    Raises:
+        OSError: the name has no address after `_KNOWN_AFTER` seconds.
+    """
+    words = [part for word in words for part in _split_master(word)]
+    master, others = take_option(words, _MASTER)
+    if master is None or "://" in master:
+        return words
+    host, colon, port = master.rpartition(":")
+    until = time.monotonic() + _KNOWN_AFTER
+    while True:
+        try:
+            return [_MASTER, f"{socket.gethostbyname(host)}{colon}{port}", *others]
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise OSError(
+                    f"launch: {_MASTER}: expected the name or IP address of the first machine, "
+                    f"got {host!r}, which had no address for {_KNOWN_AFTER} s ({error}). Check "
+                    f"the name (`getent hosts {host}`), or give the IP address."
+                ) from error
+        time.sleep(_ASK_EVERY)
+
+
+def _split_master(word: str) -> list[str]:
+    name, is_pair, value = word.partition("=")
+    return [name, value] if is_pair and name == _MASTER else [word]
+
+
 def _launch() -> int:
     """Paddle's launcher; returns its exit code."""
     try:
@@ -82,7 +120,12 @@ def main() -> None:
         backend, words = take_option(words, "--backend")
         if backend is not None:
             os.environ["PADDLE_DISTRI_BACKEND"] = backend
-    sys.argv[1:] = words
+    try:
+        # Before our handlers are set: a signal ends this wait. `given` keeps the name: a Pod that
+        # starts again has another address.
+        sys.argv[1:] = resolve_master(words)
+    except OSError as error:
+        sys.exit(str(error))
     os.environ[LAUNCHER] = str(os.getpid())
     for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it

@@ -15,6 +15,7 @@ import numpy as np
 from ppvision.deploy.run.transforms import (
     MAX_PIXELS,
     MAX_SIDE,
+    Size,
     build_known,
     check_deviation,
     check_flag,
@@ -251,6 +252,18 @@ class DetectionTransforms:
         for transform in self.transforms:
             inputs = transform(inputs)
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
+
+    def find_output_size(self) -> Size | None:
+        """(height, width) that every picture gets; None where it depends on the picture."""
+        size = None
+        for transform in self.transforms:
+            if isinstance(transform, Resize):
+                height, width = transform.size
+                size = None if transform.keep_ratio else (height, width)
+            elif isinstance(transform, PadBatch) and size is not None and transform.stride > 0:
+                height, width = (math.ceil(n / transform.stride) * transform.stride for n in size)
+                size = height, width
+        return size
 
 
 def _build(

@@ -538,6 +538,21 @@ class Transforms:
                 steps.append(step)
         return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), steps
 
+    def find_output_size(self) -> Size | None:
+        """(height, width) that every picture gets; None where it depends on the picture."""
+        size = None
+        for transform in self.transforms:
+            if isinstance(transform, (Normalize, _SameSize)):
+                continue
+            size = None
+            if isinstance(transform, (Padding, CenterCrop)) or (
+                isinstance(transform, Resize) and not transform.keep_ratio
+            ):
+                width, height = transform.target_size
+                divisor = getattr(transform, "size_divisor", None) or 1
+                size = math.ceil(height / divisor) * divisor, math.ceil(width / divisor) * divisor
+        return size
+
 
 def _build(
     spec: Mapping[str, Any], others: Mapping[str, Callable[..., Any]]

@@ -47,6 +47,7 @@ from ppvision.deploy.write.export import (
     check_integer_arguments,
     check_packed,
     check_shape,
+    check_sizes,
     may_be_replaced,
     name_parameters,
     use_evaluation_mode,
@@ -145,6 +146,7 @@ def export_detector(
     manifests.check_name(name)
     manifests.check_max_value(max_value)
     pipeline = DetectionTransforms(transforms)
+    check_sizes(shape, pipeline.find_output_size())
     if paddlex_name is not None:
         check_format(format, max_value)
     check_packed(model, bits)
@@ -230,7 +232,7 @@ def export_detector(
             _check_in_paddlex(probes, final, model.bounds, tolerance, paddlex_name)
             files = name_for_paddlex(paddlex, final)
         elif format == "paddle":
-            if onednn and not int8:
+            if not int8:
                 with model.in_graphs(), use_graph_forms(model.model, format):
                     write_client_detector(model, shape, probes, final, model.bounds, tolerance)
             write_infer_config(make_infer_config(*described), final)

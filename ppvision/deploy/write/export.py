@@ -171,6 +171,7 @@ def export_model(
             f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
             "Omit them and prepare the input yourself (Predictor.run)."
         )
+    check_sizes(shape, pipeline.find_output_size())
 
     paddlex = None
     if paddlex_name is not None:
@@ -250,14 +251,14 @@ def export_model(
         if paddlex is not None:
             check_in_paddlex(probes, final, output_op, tolerance, paddlex)
             files = name_for_paddlex(paddlex, final)
-        elif (format, output_op) == ("paddle", kind.client_op):
-            served = onednn is not False
+        elif (format, output_op) == ("paddle", kind.client_op) and not int8:
+            # Whatever oneDNN gives: the clients' own run is compared.
+            with use_graph_forms(model, format):
+                served = write_client_program(model, shape, probes, final, tolerance)
             if served:
-                with use_graph_forms(model, format):
-                    served = write_client_program(model, shape, probes, final, tolerance)
-            program = files.earlier_program if served else files.program
-            assert files.weights is not None  # of the format "paddle"
-            deploy = make_deploy_entry(program, files.weights, specs, shape, output_op)
+                assert files.weights is not None  # of the format "paddle"
+                program = files.earlier_program
+                deploy = make_deploy_entry(program, files.weights, specs, shape, output_op)
         earlier_format = (final / files.earlier_program).is_file()
         manifests.Manifest(
             name=folder.name if name is None else name,
@@ -460,6 +461,26 @@ def check_shape(input_shape: Sequence[int | None]) -> list[int | None]:
         )
     manifests.check_input_shape(shape)
     return shape
+
+
+def check_sizes(shape: Sequence[int | None], made: tuple[int, int] | None) -> None:
+    """Raise `InputError` for an export that could take no picture.
+
+    Args:
+        shape: of the export, `[B, C, H, W]`.
+        made: (height, width) that its transforms give every picture; None: it depends.
+    """
+    if made is None or all(n in (None, own) for n, own in zip(shape[2:], made, strict=True)):
+        return
+    height, width = made
+    wanted = [*shape[:2], height, width]
+    words = " ".join(map(str, wanted))
+    raise InputError(
+        f"input_shape: expected height and width {height} {width}, which the transforms give every "
+        f"picture, got {shape[2]} {shape[3]}. Pass --input_shape {words} (in Python "
+        f"input_shape={wanted}), or change target_size of the transforms. To prepare inputs "
+        "yourself (Predictor.run), omit the transforms."
+    )
 
 
 def check_folder(folder: str | Path) -> Path:
