@@ -266,7 +266,7 @@ def test_flags_of_segmentation_are_refused(trained, capsys):
     config, folder = trained
     weights = folder / "best_model" / "model.pdparams"
     assert ppvision("eval", "-c", config, "--model_path", weights, "--aug_eval") == 1
-    assert "--aug_eval: for segmentation only" in capsys.readouterr().err
+    assert "--aug_eval: segmentation only" in capsys.readouterr().err
 
 
 def test_a_run_cut_in_an_epoch_goes_on_to_the_same_end(trained, tmp_path):
@@ -374,7 +374,7 @@ def test_pictures_of_different_sizes_are_named(crops, tmp_path, classification_f
         ),
         (
             lambda c: c["train_dataset"]["transforms"].insert(0, {"type": "RandomErasing"}),
-            "transforms.0: RandomErasing behind Normalize",
+            "transforms.0: RandomErasing after Normalize",
         ),
         (lambda c: c["loss"].update(smoothing=0.9), "'smoothing' label_smoothing"),
         (lambda c: c["lr_scheduler"].pop("learning_rate"), "learning_rate"),

@@ -351,7 +351,7 @@ def test_flags_that_are_not_for_detectors(runs, tmp_path, capsys):
     config, run = runs("FCOS")
     where = ("-c", config, "--model_path", best(run))
     assert ppvision("eval", *where, "--aug_eval") == 1
-    assert "for segmentation only" in capsys.readouterr().err
+    assert "--aug_eval: segmentation only" in capsys.readouterr().err
     assert ppvision("export", *where, "--save_dir", tmp_path / "m", "--output_op", "softmax") == 1
     assert "a detector's graph ends in NMS" in capsys.readouterr().err
     config, run = runs("FasterRCNN")

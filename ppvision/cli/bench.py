@@ -25,7 +25,7 @@ def add(verbs: Verbs) -> None:
         verbs,
         "bench",
         "measure latency and memory of exported models",
-        "Measure the latency of exported models on the same random input, and the peak memory.",
+        "Measure latency of exported models on the same random input, and peak memory.",
         "ppvision bench --model_dir inference/mine --size 112 112",
     )
     add_config(verb, required=False)

@@ -27,7 +27,7 @@ def add(verbs: Verbs) -> None:
         verbs,
         "export",
         "write a model for Paddle Inference or ONNX Runtime",
-        "Write a model for Paddle Inference or ONNX Runtime, and compare it with the original.",
+        "Write a model for Paddle Inference or ONNX Runtime; check it with the original.",
         f"ppvision export -c {EXAMPLE_CONFIG} \\\n"
         "      --model_path segformer_pale_nano.digit_scenes --save_dir inference/mine",
     )
@@ -163,6 +163,6 @@ def _check_integer_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: applies to --int8 only. Pass both flags.")
         if args.bits is not None:
             raise InputError(
-                f"--{flag}: a layered model already contains the step sizes of its activations. "
+                f"--{flag} with --bits: a layered model already contains the step sizes of its activations. "
                 f"Omit --{flag}. To set them, run pack --ptq --activations 8 --calibration DIR."
             )
