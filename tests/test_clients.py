@@ -221,6 +221,7 @@ def test_architectures_that_clients_know(architecture, arch):
     assert content["min_subgraph_size"] == TRT_MIN_SUBGRAPH[arch]
 
 
+@pytest.mark.filterwarnings("ignore:The detector finds nothing")  # its weights are random
 def test_a_client_runs_a_detector_that_onednn_does_not(scenes, tmp_path, monkeypatch):
     """The clients do not ask for oneDNN."""
     compare = detection_export._compare

@@ -163,6 +163,7 @@ def _check_integer_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{flag}: applies to --int8 only. Pass both flags.")
         if args.bits is not None:
             raise InputError(
-                f"--{flag} with --bits: a layered model already contains the step sizes of its activations. "
-                f"Omit --{flag}. To set them, run pack --ptq --activations 8 --calibration DIR."
+                f"--{flag} with --bits: a layered model already contains the step sizes of its "
+                f"activations. Omit --{flag}. To set them, run pack --ptq --activations 8 "
+                "--calibration DIR."
             )
