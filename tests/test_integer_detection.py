@@ -86,10 +86,11 @@ def test_exported_scored_and_run(detector, scenes, tmp_path, capsys):
     ("widths", "layers"),
     [
         ((4,), {"neck.*": {"float": True}}),  # an export's time goes by layers
-        pytest.param((8, 2), {}, marks=pytest.mark.all),
+        ((8, 2), {}),
     ],
     ids=["4", "8 2"],
 )
+@pytest.mark.all
 def test_codes_of_widths(widths, layers, detector, scenes, tmp_path):
     """Each width's integers run, and find what eager mode finds with its codes."""
     config, weights = detector

@@ -20,6 +20,7 @@ def measure(monkeypatch, results, *arguments):
     main()
 
 
+@pytest.mark.all
 @pytest.mark.skipif(
     not has_openvino() or find_integer_unit(find_usable_flags()) is None,
     reason="no OpenVINO, or a processor without VNNI",

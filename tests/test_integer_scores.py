@@ -21,6 +21,7 @@ from benchmark.integer_scores import (
     make_variants,
     missing_variants,
     order,
+    register_cifar10_network,
     spread,
     val_pictures,
     write_cifar10_config,
@@ -30,7 +31,7 @@ from benchmark.layered_cifar10 import NETWORKS
 from ppvision.data.writing import write_lines, write_picture
 from ppvision.engine.checkpoint import collect_arrays
 from ppvision.tasks import open_job
-from ppvision.zoo import create_model
+from ppvision.zoo import create_model, registry
 from ppvision.zoo.weights import save_weights
 
 
@@ -124,7 +125,10 @@ def test_photographs_calibrate_or_are_compared(paths):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("cifar10_")])
-def test_cifar10_networks_are_those_of_the_other_benchmark(name, paths):
+def test_cifar10_networks_are_those_of_the_other_benchmark(name, paths, monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", {**registry._MODELS})
+    monkeypatch.setattr(registry, "_followers", {})
+    register_cifar10_network()
     network = CASES[name]
     job = open_job(network.config(paths))
     shapes = {key: value.shape for key, value in job.float_model.state_dict().items()}

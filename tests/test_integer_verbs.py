@@ -129,13 +129,13 @@ def test_onnx_by_verb(job_files, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--keep_float", 1), "is for --int8"),
-        (("--calibration", "PICTURES"), "is for --int8"),
+        (("--keep_float", 1), "--int8"),
+        (("--calibration", "PICTURES"), "--int8"),
         (("--int8", "--keep_float", 0), "at least 1"),
         (("--int8", "--keep_float", "nothing"), "nothing"),
         (("--int8", "--keep_float", 9999), "layers of the"),
         (("--int8", "--calibration", "gone"), "gone"),
-        (("--int8", "--bits", 4, "--keep_float", 2), "without --bits"),
+        (("--int8", "--bits", 4, "--keep_float", 2), "--bits"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, message, job_files, tmp_path, capsys):

@@ -182,5 +182,5 @@ def test_a_master_without_an_address_is_an_error(monkeypatch):
     monkeypatch.setattr(socket, "gethostbyname", look_up)
     words = ["--nnodes", "2", "--master", "tarin-0:6170", "x.py"]
     monkeypatch.setattr(sys, "argv", ["launch", *words])
-    with pytest.raises(SystemExit, match="'tarin-0', which had no address for 0 s"):
+    with pytest.raises(SystemExit, match="'tarin-0'"):
         launch.main()

@@ -317,7 +317,9 @@ def test_a_layered_model_is_read_as_float_weights_of_its_highest_width():
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_a_whole_model_for_a_backbone_is_refused_with_the_way_out():
-    net = ppvision.create_model("resnet20")
+def test_a_whole_model_for_a_backbone_is_refused_with_the_way_out(tmp_path):
+    """A file, that is: of a name of the zoo the backbone is taken."""
+    save_weights(read_weights(NAME), tmp_path / "whole.safetensors")
+    net = ppvision.create_model("pale_nano")
     with raises_naming(WeightsError, "'backbone.':", "create_model(NAME,"):
-        ppvision.load_weights(net, NAME)
+        ppvision.load_weights(net, tmp_path / "whole.safetensors")
