@@ -13,7 +13,6 @@ at a time, their NMS included. Rows go to benchmark/results/integer_latency.csv.
 
 import argparse
 import copy
-import csv
 import functools
 import json
 import subprocess
@@ -30,6 +29,7 @@ from paddle import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
+from benchmark.runs import replace_rows
 from ppvision import create_model, export_model
 from ppvision.data.writing import write_picture
 from ppvision.deploy.run.precision import find_usable_flags
@@ -44,6 +44,7 @@ from ppvision.tasks.job import Job
 RESULTS = Path(__file__).parent / "results" / "integer_latency.csv"
 FIELDS = ["model", "input", "arithmetic", "engine", "threads", "batch", "ms", "ratio", "bytes"]
 FIELDS += ["load_s", "memory_mb", "rounds", "machine"]
+KEY = ("model", "arithmetic", "threads", "batch", "machine")  # of a row
 
 NORMALIZE = [{"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}]
 WIDTHS = (4, 2)  # of packed codes
@@ -299,20 +300,6 @@ def measure(
     return rows
 
 
-def write_rows(rows: list[dict[str, object]], path: Path) -> None:
-    """Put rows in the place of those of the same case and machine."""
-    key = ("model", "arithmetic", "threads", "batch", "machine")
-    held: dict[tuple[str, ...], dict[str, object]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            held = {tuple(str(r[k]) for k in key): r for r in csv.DictReader(file)}
-    held |= {tuple(str(row[k]) for k in key): row for row in rows}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(held.values())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--work_dir", type=Path, required=True, help="for the exported folders")
@@ -331,7 +318,7 @@ def main() -> None:
             folders = export_all(name, batch, args.work_dir)
             for threads in args.threads:
                 rows = measure(name, folders, threads, batch, args.seconds)
-                write_rows(rows, args.results)
+                replace_rows(args.results, rows, KEY)
                 for row in rows:
                     print({k: row[k] for k in FIELDS[:-1]}, flush=True)
 

@@ -30,7 +30,6 @@ graphs included.
 """
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -426,19 +425,6 @@ def measure(
     ]
 
 
-def write_rows(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Put rows in the place of those of the same case and machine."""
-    held: dict[tuple[str, ...], Mapping[str, object]] = {}
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            held = {tuple(str(row[k]) for k in KEY): row for row in csv.DictReader(file)}
-    held |= {tuple(str(row[k]) for k in KEY): row for row in rows}
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(held.values())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--work_dir", type=Path, required=True, help="for the files")
@@ -460,6 +446,8 @@ def main() -> None:
         for name in args.models:
             prepare(name, work_dir / name, pictures, args.rivals_python)
         return
+    from benchmark.runs import replace_rows  # not at the top: it imports Paddle
+
     for name in args.models:
         if not (work_dir / name / "agreement.json").is_file():
             print(f"{name}: left out, {work_dir / name} is not complete (run without --time)")
@@ -467,7 +455,7 @@ def main() -> None:
         for threads in args.threads:
             how = (threads, args.rounds, args.rivals_python)
             rows = measure(name, work_dir / name, *how)
-            write_rows(rows, args.results)
+            replace_rows(args.results, rows, KEY)
             for row in rows:
                 print(*(f"{key} {row[key]}" for key in FIELDS[:-1]), sep="  ", flush=True)
 

@@ -95,6 +95,18 @@ def write_rows(path: Path, rows: Rows) -> None:
     write_text(path, _csv_text(list(rows[0]), rows))
 
 
+def replace_rows(path: Path, rows: Rows, key: Sequence[str]) -> None:
+    """Put rows in the place of those of the same case; the others stay.
+
+    Args:
+        path: of the table.
+        rows: with all its columns.
+        key: the columns that tell cases apart.
+    """
+    held = {tuple(str(row[k]) for k in key): row for row in [*read_rows(path), *rows]}
+    write_rows(path, list(held.values()))
+
+
 def _csv_text(fields: Sequence[str], rows: Rows) -> str:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fields, lineterminator="\n")

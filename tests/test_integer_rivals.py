@@ -8,6 +8,7 @@ import pytest
 from benchmark import integer_rivals
 from benchmark.integer_rivals import (
     FIELDS,
+    KEY,
     bytes_of,
     difference,
     file_of,
@@ -15,8 +16,8 @@ from benchmark.integer_rivals import (
     make_rows,
     split_pictures,
     write_pictures,
-    write_rows,
 )
+from benchmark.runs import replace_rows
 from ppvision.data.pictures import read_picture
 from ppvision.data.writing import write_picture
 
@@ -101,8 +102,8 @@ def test_bytes_are_those_of_all_files(tmp_path):
 def test_rows_of_the_same_case_are_replaced(tmp_path):
     row = dict.fromkeys(FIELDS, "x") | {"threads": 1, "ms": "2.00"}
     table = tmp_path / "table.csv"
-    write_rows([row, row | {"threads": 2}], table)
-    write_rows([row | {"ms": "3.00"}], table)
+    replace_rows(table, [row, row | {"threads": 2}], KEY)
+    replace_rows(table, [row | {"ms": "3.00"}], KEY)
     with table.open() as file:
         found = list(csv.DictReader(file))
     assert [(r["threads"], r["ms"]) for r in found] == [("1", "3.00"), ("2", "2.00")]
