@@ -126,7 +126,7 @@ def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, 
     the later sets serve models that do not take the sizes of the earlier ones.
     """
     batch, channels, height, width = input_shape
-    assert channels is not None  # see `checked_shape`
+    assert channels is not None  # see `check_shape`
     batches = (1, 2) if batch is None else (batch,)
     seen = []
     for sizes in (ODD_SIZES, EVEN_SIZES, LARGE_SIZES):
