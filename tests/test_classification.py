@@ -559,6 +559,7 @@ def test_two_processes_are_one_with_the_doubled_batch(classification_file, tmp_p
     assert max(losses) - min(losses) > 1e-3
 
 
+@pytest.mark.all  # by default: one process, and two ranks that are stopped
 def test_a_loss_that_is_not_finite_on_rank_1_stops_both_with_a_checkpoint(
     classification_file, tmp_path
 ):

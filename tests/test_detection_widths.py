@@ -66,9 +66,8 @@ def packed(trained):
     return folder
 
 
-@pytest.mark.parametrize(
-    "bits", [(2,), pytest.param((8, 2), marks=pytest.mark.all)], ids=["2", "8 2"]
-)
+@pytest.mark.all  # by default: widths of a segmentation network, and of the zoo's detector
+@pytest.mark.parametrize("bits", [(2,), (8, 2)], ids=["2", "8 2"])
 def test_packed_and_exported(trained, packed, tmp_path, capsys, bits):
     """`export` compares every width with eager mode itself."""
     config, layered = trained[0], packed

@@ -537,10 +537,8 @@ def test_comparisons_with_the_labels_of_a_list(copied_scenes, tmp_path, caplog, 
     assert not (tmp_path / "without" / "compared").exists()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["once_qat", *(pytest.param(kind, marks=pytest.mark.all) for kind in ("plain", "sdn"))],
-)
+@pytest.mark.all  # by default: two machines, and two processes of a classifier
+@pytest.mark.parametrize("kind", ["once_qat", "plain", "sdn"])
 def test_two_processes_train_as_one(kind, config_file, tmp_path):
     """Data-parallel over gloo: equal weights on both ranks, and rank 0 alone writes."""
 

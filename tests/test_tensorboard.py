@@ -54,6 +54,23 @@ def test_scalars_pictures_and_a_resume(classification_file, tmp_path):
     assert starts == [3]
 
 
+def test_two_starts_within_a_second_have_a_file_each(tmp_path, monkeypatch):
+    from tensorboardX import event_file_writer
+
+    from ppvision.engine.tensorboard_records import TensorBoardRecords
+
+    monkeypatch.setattr(
+        event_file_writer, "time", types.SimpleNamespace(time=lambda: 1_700_000_000.0)
+    )
+    for step in (1, 2):
+        records = TensorBoardRecords(tmp_path / "records", step - 1)
+        records.scalar("loss", 0.5, step)
+        records.close()
+    files = sorted((tmp_path / "records").iterdir())  # TensorBoard reads them by their names
+    steps = [[e.step for e in records_of(path) if e.summary.value] for path in files]
+    assert steps == [[1], [2]]
+
+
 def test_without_its_package(classification_file, tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "ppvision.engine.tensorboard_records", raising=False)
     monkeypatch.delattr(engine, "tensorboard_records", raising=False)

@@ -1,5 +1,6 @@
 """TensorBoard's record files: the one module that writes them, and needs tensorboardX."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ class TensorBoardRecords:
 
     def __init__(self, folder: Path, start_step: int) -> None:
         purge = start_step + 1 if folder.exists() else None
-        self._writer = SummaryWriter(str(folder), purge_step=purge)
+        # Names count seconds: a resume within one second would write over the file before it.
+        suffix = f".{time.time_ns()}"
+        self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=suffix)
 
     def scalar(self, tag: str, value: float, step: int) -> None:
         self._writer.add_scalar(tag, value, step)
