@@ -1,6 +1,7 @@
 """Signals and kills: a run stops where it can go on, and nothing of it stays behind."""
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import pty
@@ -21,6 +22,7 @@ import yaml
 
 from ppvision.cli import run
 from ppvision.engine.checkpoint import list_checkpoints
+from ppvision.engine.reading import _protect_worker
 from ppvision.engine.stopping import SAME_REQUEST, STOP_SIGNALS, TrainingStopped
 from tests.helpers import small_run
 from tests.helpers.configs import ROOT
@@ -247,6 +249,35 @@ def test_the_readers_of_a_killed_trainer_end(tmp_path):
         if Path("/dev/shm").is_dir():  # nor does their memory stay
             names = [p.name for p in Path("/dev/shm").iterdir()]
             assert not [n for n in names for pid in ours.workers if n.startswith(f"paddle_{pid}_")]
+
+
+def _write_without_end(ready) -> None:
+    """A worker that puts one batch after another into shared memory."""
+    _protect_worker()
+    for number in itertools.count():
+        Path(f"/dev/shm/paddle_{os.getpid()}_{number}").touch()
+        time.sleep(1e-4)
+        if number == 50:
+            ready.send(os.getpid())
+
+
+def _start_writers(ready) -> None:
+    context = multiprocessing.get_context("fork")
+    for _ in range(2):
+        context.Process(target=_write_without_end, args=(ready,)).start()
+    time.sleep(PATIENCE)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm")
+def test_no_batch_comes_after_the_last_look(server):
+    here, there = server.Pipe()
+    parent = server.Process(target=_start_writers, args=(there,))
+    parent.start()
+    workers = [here.recv() for _ in range(2)]
+    parent.kill()
+    parent.join()
+    assert_ended(workers)
+    assert not [path for pid in workers for path in Path("/dev/shm").glob(f"paddle_{pid}_*")]
 
 
 def signalled(trainer, step: int, number: int) -> None:

@@ -38,6 +38,11 @@ PATIENCE = 1.0
 
 _BEGAN = time.time()
 
+# Wakes the main thread of a worker whose parent is gone; a worker has no other use for it.
+_PARENT_ENDED = signal.SIGUSR2
+
+_CLOCK_TICK = 0.1  # seconds; files get the time of the kernel's last tick, up to 10 ms ago
+
 # What the queue of a `BatchReader` holds in addition to batches.
 _END, _WOKEN = object(), object()
 
@@ -60,12 +65,21 @@ def _protect_worker(_: int = 0) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by `_started_workers`
     # Whichever comes first when the parent is gone: this thread, or the end of Paddle's own loop.
     parent, began = os.getppid(), time.time()
+    signal.signal(_PARENT_ENDED, lambda *_: _end_orphan(began))
     util.Finalize(None, _free_memory_of_orphan, args=(parent, began), exitpriority=0)
     threading.Thread(target=_end_with_parent, args=(began,), daemon=True).start()
 
 
 def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
+    # The main thread ends the process: it cannot put a further batch into shared memory after the
+    # last look there. It does not answer while it waits in C, where it makes no batch either.
+    signal.pthread_kill(threading.main_thread().ident, _PARENT_ENDED)
+    time.sleep(PATIENCE)
+    _end_orphan(began)
+
+
+def _end_orphan(began: float) -> None:
     _free_shared_memory(os.getpid(), began)
     os._exit(1)
 
@@ -86,7 +100,7 @@ def _free_shared_memory(worker: int, began: float) -> None:
     for path in Path("/dev/shm").glob(f"paddle_{worker}_*"):
         with contextlib.suppress(OSError):
             # Older ones may be of a container that shares the memory, and counts its own processes.
-            if path.stat().st_mtime >= began:
+            if path.stat().st_mtime >= began - _CLOCK_TICK:
                 path.unlink()
 
 
