@@ -34,7 +34,7 @@ def _card(name: str) -> ModelCard:
         paper=PAPER + (" (this width and depth are ours)" if nano else ""),
         parameters=_PARAMETERS[name],
         gflops=round(multiply_adds(VARIANTS[name], 224, 224) / 1e9, 3),
-        recipe="benchmark/train_small_weights.py"
+        recipe="configs/classification/pale_nano_tiny_imagenet_100.yml"
         if nano
         else f"configs/segmentation/upernet_{name}_ade20k_512x512_160k.yml",
         published="none" if nano else _PUBLISHED[name],
