@@ -88,6 +88,8 @@ def make_case(random: np.random.Generator, limit: int = WEIGHT_LIMIT) -> Case:
         codes[tuple(dead)], scale[dead[axis]] = 0, 0
     low = one_of(random, 0, 0, -128, int(random.integers(-255, 1)))
     step = float(np.float32(10.0 ** random.uniform(*((-12, 6) if far else (-4, 2)))))
+    if step < 1e-6 and low:  # as calibration does
+        low = -128
     whole = random.integers(low, low + 256, shape)
     if random.random() < 0.2:
         whole[...] = low + 255
@@ -183,6 +185,32 @@ def test_eager_and_openvino_add_whole_numbers(graph, tmp_path):
     named = {f"x{place}": case.x for place, case in enumerate(cases)}
     ((outputs,),) = run_in_openvino([tmp_path / "graph"], [named])
     check(cases, outputs, "OpenVINO")
+
+
+# One channel per group, stride 1 from row to row and more from column to column, one column out.
+WRONG_IN_OPENVINO = [
+    (nn.Conv2D(1, 8, [3, 2], [1, 3]), [1, 1, 6, 3]),
+    (nn.Conv2D(4, 8, [5, 3], [1, 2], [4, 0], groups=4), [2, 4, 6, 4]),
+]
+
+
+@pytest.mark.skipif(find_integer_unit(find_usable_flags()) is None, reason="no VNNI")
+@pytest.mark.parametrize(("layer", "shape"), WRONG_IN_OPENVINO)
+def test_what_openvino_adds_wrongly_runs_in_float(layer, shape, tmp_path, caplog):
+    random = np.random.default_rng(3)
+    codes = random.integers(-127, 128, layer.weight.shape).astype(np.int8)
+    weight = IntegerWeight(codes, np.full(8, 0.01, np.float32), 0)
+    model = nn.Sequential(layer)
+    held = copy_with_integers(model, {"0": weight}, {"0": IntegerActivation(0.02, -90)})[0]
+    step = float(held.activation.scale.numpy()[0]) / 127
+    whole = random.integers(-90, 166, shape)
+    expected = integer_sums(layer, whole, codes.astype(np.int64)) * step * np.float32(0.01)
+    with caplog.at_level("INFO", logger="ppvision"):
+        write_products([held], [shape], tmp_path / "graph")
+    assert "float" in caplog.text
+    x = (whole * step).astype(np.float32)
+    ((outputs,),) = run_in_openvino([tmp_path / "graph"], [{"x0": x}])
+    np.testing.assert_allclose(outputs[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

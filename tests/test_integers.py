@@ -266,6 +266,15 @@ def test_sizes_at_the_end_of_float32_are_rounded(size):
         assert activation.step == pytest.approx(2 * size / 255, rel=0.2)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_small_range_has_a_zero_point_that_openvino_keeps(rule):
+    seen, positive = Observed(), Observed()
+    seen.add(np.float32([-1e-8, 0.0, 3e-8]))
+    assert seen.activation(rule).low == -128
+    positive.add(np.float32([0.0, 3e-8]))
+    assert positive.activation(rule).low == 0
+
+
 def _layered(bits, held_bits, shape=(6, 4, 3, 3)):
     random = np.random.default_rng(bits)
     low = -(2 ** (held_bits - 1))
