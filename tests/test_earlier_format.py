@@ -117,6 +117,10 @@ CASES = {
     "nn.functional.selu": lambda x, y: F.selu(x),
     "nn.functional.softsign": lambda x, y: F.softsign(x),
     "nn.functional.unfold": lambda x, y: F.unfold(x, [3, 2], [2, 1], [1, 0, 1, 1], 1),
+    "nn.functional.conv._conv_nd": lambda x, y: (
+        F.conv2d(x[:, :1], y[:1, :1, :3, :5], stride=[1, 2], padding=[1, 0])
+        + F.conv2d(x[:, :2], y[:, :1, :3, :5], stride=[1, 3], padding=[1, 0], groups=2)
+    ),
 }
 # And what is not a function.
 OTHERS = {

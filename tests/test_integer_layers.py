@@ -196,7 +196,7 @@ WRONG_IN_OPENVINO = [
 
 @pytest.mark.skipif(find_integer_unit(find_usable_flags()) is None, reason="no VNNI")
 @pytest.mark.parametrize(("layer", "shape"), WRONG_IN_OPENVINO)
-def test_what_openvino_adds_wrongly_runs_in_float(layer, shape, tmp_path, caplog):
+def test_what_openvino_adds_wrongly_is_written_otherwise(layer, shape, tmp_path):
     random = np.random.default_rng(3)
     codes = random.integers(-127, 128, layer.weight.shape).astype(np.int8)
     weight = IntegerWeight(codes, np.full(8, 0.01, np.float32), 0)
@@ -205,9 +205,7 @@ def test_what_openvino_adds_wrongly_runs_in_float(layer, shape, tmp_path, caplog
     step = float(held.activation.scale.numpy()[0]) / 127
     whole = random.integers(-90, 166, shape)
     expected = integer_sums(layer, whole, codes.astype(np.int64)) * step * np.float32(0.01)
-    with caplog.at_level("INFO", logger="ppvision"):
-        write_products([held], [shape], tmp_path / "graph")
-    assert "float" in caplog.text
+    write_products([held], [shape], tmp_path / "graph")
     x = (whole * step).astype(np.float32)
     ((outputs,),) = run_in_openvino([tmp_path / "graph"], [{"x0": x}])
     np.testing.assert_allclose(outputs[0], expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -2,7 +2,8 @@
 
 Paddle 3.2 moved a closed list of functions to C++ (`matmul`, `sigmoid`, `maximum` ...), where they
 lost that format. OpenVINO's reader of Paddle's programs lacks further operators (`prelu`, `unbind`
-...). `STAND_INS` has a function for each of both kinds, made of operators that OpenVINO knows.
+...), and computes one of them wrongly in some cases. `STAND_INS` has a function for each of these,
+made of operators that OpenVINO knows.
 While a model is traced they take the place of Paddle's functions, wherever these are named: in
 Paddle itself, in PaddleSeg, PaddleDetection, our modules and the user's, and as methods of a traced
 tensor.
@@ -345,6 +346,37 @@ def _multiclass_nms(
     }
     helper.append_op(type="multiclass_nms3", inputs=inputs, outputs=outputs, attrs=attributes)
     return outputs["Out"], outputs["Index"], outputs["NmsRoisNum"]
+
+
+# -- what OpenVINO computes wrongly ----------------------------------------------------------------
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    padding_algorithm: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """One with a single column of outputs takes every column, and keeps the first.
+
+    OpenVINO 2025.0 takes wrong rows for a convolution of one channel per group whose stride is 1
+    from row to row and larger from column to column, if its output has one column.
+    """
+    strides = [stride] * 2 if isinstance(stride, int) else list(stride)
+    channels_first = kwargs.get("data_format", "NCHW") == "NCHW"
+    flat = len(x.shape) == 4 and channels_first and padding_algorithm == "EXPLICIT"
+    if not flat or weight.shape[1] != 1 or strides[0] != 1 or strides[1] == 1:
+        return NotImplemented
+    every = find_private("_conv_nd")(
+        x, weight, bias, [1, 1], padding, padding_algorithm, *args, **kwargs
+    )  # [B, C, H', columns]
+    if not 0 < every.shape[3] <= strides[1]:
+        return NotImplemented
+    return paddle.slice(every, [3], [0], [1])
 
 
 # -- what OpenVINO lacks ---------------------------------------------------------------------------
@@ -699,6 +731,8 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "nn.functional.selu": _selu,
     "nn.functional.softsign": lambda x, name=None: x / (paddle.abs(x) + 1.0),
     "nn.functional.unfold": _unfold,
+    # OpenVINO computes it wrongly.
+    "nn.functional.conv._conv_nd": _convolution,
 }
 
 # What Paddle 3.3 moved to C++ as well. Earlier ones put their own operators into a program.

@@ -3,12 +3,9 @@
 OpenVINO folds `quantize_linear` and `dequantize_linear` of an input, and codes times scales of a
 weight, into the product between them and runs that in 8-bit integers. It takes scales that are
 computed from stored tensors, but zero points only as stored tensors: a computed one gives wrong
-numbers without a word (Paddle 3.2.2, OpenVINO 2025.0). It also gives wrong numbers for layers that
-`_gives_wrong_sums` finds. These round to the same codes by plain operations, and run in float.
+numbers without a word (Paddle 3.2.2, OpenVINO 2025.0).
 """
 
-import logging
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import paddle
@@ -18,8 +15,6 @@ from ppvision.forms.earlier_format import append_operator
 from ppvision.forms.exchange import use_form
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.train.layers import become
-
-logger = logging.getLogger("ppvision")
 
 _ATTRIBUTES = {"bit_length": 8, "is_test": True, "only_observer": False}
 
@@ -48,39 +43,12 @@ class _GraphLayer:
         become(self, layer)
         self.activation = rounding
 
-    @paddle.jit.not_to_static  # as of `PackedLayer.forward`
-    def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
-        y = super().forward(x, *others, **named)
-        if isinstance(self.activation, GraphRounding) and _gives_wrong_sums(self, y.shape):
-            what = f"{self.kind.__name__}({self.extra_repr()})"
-            logger.info("%s runs in float: OpenVINO's 8-bit sums are wrong there", what)
-            self.activation = self.activation.rounding
-            return super().forward(x, *others, **named)  # what was traced above is not saved
-        return y
-
     @property
     def weight(self) -> Tensor:
         # OpenVINO takes int8 codes, made float, times a scale for the weight of an integer product.
         # `dequantize_linear` says the same in four times as many operators.
         codes, scale = self.integer_weight()
         return codes.astype("float32") * scale
-
-
-def _gives_wrong_sums(layer: nn.Layer, shape: Sequence[int]) -> bool:
-    """Whether OpenVINO 2025.0 takes wrong rows for the 8-bit sums of a layer.
-
-    It does for a convolution of one channel per group whose stride is 1 from row to row and more
-    from column to column, if its output has one column. (We tried 3,780 convolutions. Some are
-    right all the same: those with a dilation, those of one output channel per group.)
-
-    Args:
-        layer: in integers.
-        shape: of its output.
-    """
-    if not isinstance(layer, nn.Conv2D) or layer._groups != layer._in_channels:
-        return False
-    down, right = layer._stride
-    return down == 1 and right > 1 and shape[3] == 1
 
 
 class GraphRounding(nn.Layer):

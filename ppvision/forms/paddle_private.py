@@ -41,6 +41,7 @@ PLACES = {
     "multiclass_nms3": ("paddle._C_ops:multiclass_nms3",),
     "Variable": ("paddle.base.framework:Variable",),
     "Value": ("paddle.pir:Value",),
+    "_conv_nd": ("paddle.nn.functional.conv:_conv_nd",),
     "_BatchNormBase": ("paddle.nn.layer.norm:_BatchNormBase",),
     "default_collate_fn": ("paddle.io.dataloader.collate:default_collate_fn",),
 }
