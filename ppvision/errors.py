@@ -28,7 +28,7 @@ class ConfigError(PpvisionError, ValueError):
 
 
 class DataError(PpvisionError, ValueError):
-    """A data set, a list or a picture is not what training, prediction or conversion needs."""
+    """A data set, a list or an image is not what training, prediction or conversion needs."""
 
 
 class WeightsError(PpvisionError, ValueError):

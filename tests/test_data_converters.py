@@ -281,7 +281,7 @@ def break_nuclei(source: Path, fault: str) -> str:
         return "images/b.png: 8 PNG, grey, 16 bits"
     if fault == "not a picture":
         instances.write_text("no")
-        return "instances/b.png: decode (not picture"
+        return "instances/b.png: decode (not image"
     if fault == "other size":
         save(instances, NUCLEI[:-1])
         return "instances/b.png: size, 24 20, 19"

@@ -136,7 +136,7 @@ def test_other_files_are_counted_in_one_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="ppvision"):
         assert find_pictures(tmp_path) == [tmp_path / "a.png"]
     (line,) = messages(caplog)
-    assert "4 with another suffix than pictures (2 x .heic, 1 x " in line
+    assert "4 with another suffix than images (2 x .heic, 1 x " in line
 
 
 def test_what_is_no_regular_file(tmp_path):

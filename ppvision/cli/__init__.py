@@ -55,7 +55,7 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
     try:
         if limit is not None:
             os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
-        read_max_pixels()  # says what is wrong with the variable, once for all pictures
+        read_max_pixels()  # says what is wrong with the variable, once for all images
         return args.verb(args) or 0
     except BrokenPipeError:
         # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more

@@ -64,7 +64,7 @@ def _one_line(text: str) -> str:
 
 
 def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
-    """Predict until `stopped()`; a line for every picture that failed."""
+    """Predict until `stopped()`; a line for every image that failed."""
     where = args.image_path, args.save_dir
     if args.config and not args.model_dir:
         check_precision_flag(args)

@@ -1,4 +1,4 @@
-"""Augmentation of classified pictures, where `paddle.vision.transforms` has none.
+"""Augmentation of classified images, where `paddle.vision.transforms` has none.
 
 Random numbers come from Python's `random` and NumPy's global generator, which the engine seeds for
 every sample; a batch is mixed right after its last sample was read, from the same generators.
@@ -139,7 +139,7 @@ class RandAugment:
     """`num_ops` random operations of one strength.
 
     Args:
-        num_ops: operations a picture. Default 2.
+        num_ops: operations an image. Default 2.
         magnitude: strength, 0 to 10. Default 9.
         magnitude_std: its spread (normal). Default 0.5, as in the recipes of Swin and CSWin.
         fill: grey level of what comes in from outside. Default 128.
@@ -181,13 +181,13 @@ class RandAugment:
 
 
 class RandomErasing:
-    """Replace a random rectangle by normal noise, for pictures that are normalised already.
+    """Replace a random rectangle by normal noise, for images that are normalised already.
 
     `paddle.vision` has one, but its noise is meant for 0 to 255.
 
     Args:
-        prob: share of the pictures. Default 0.25.
-        scale: smallest and largest area, as a share of the picture. Default (0.02, 1 / 3).
+        prob: share of the images. Default 0.25.
+        scale: smallest and largest area, as a share of the image. Default (0.02, 1 / 3).
         ratio: smallest height / width; the largest is its inverse. Default 0.3.
 
     Shapes: `[H, W, 3]` float -> the same.
@@ -214,7 +214,7 @@ class RandomErasing:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it after "
+                f"RandomErasing: expected a normalised image, got {image.dtype}. Put it after "
                 "Normalize."
             )
         if random.random() >= self.prob:
@@ -232,7 +232,7 @@ class RandomErasing:
         return image
 
 
-# A teacher's answer is of the whole picture: with less than this share of it, what the student sees
+# A teacher's answer is of the whole image: with less than this share of it, what the student sees
 # need not show what the teacher saw. The number is our choice.
 KEPT_AREA = 0.7
 
@@ -241,10 +241,10 @@ class RecordedFlip:
     """`paddle.vision.transforms.RandomHorizontalFlip`, with the same draws, that says what it did.
 
     Args:
-        prob: share of the pictures. Default 0.5.
+        prob: share of the images. Default 0.5.
 
     Attributes:
-        flipped: whether the last picture was mirrored.
+        flipped: whether the last image was mirrored.
     """
 
     def __init__(self, prob: float = 0.5) -> None:
@@ -258,9 +258,9 @@ class RecordedFlip:
 
 class RandomLargeCrop(vision.RandomResizedCrop):
     """`paddle.vision.transforms.RandomResizedCrop`, with the same draws, that keeps `KEPT_AREA` of
-    pictures of any shape: where no crop of the wanted shape is large enough, the whole picture.
+    images of any shape: where no crop of the wanted shape is large enough, the whole image.
 
-    Paddle falls back on the middle of a picture that is wide or high, whatever that leaves out.
+    Paddle falls back on the middle of an image that is wide or high, whatever that leaves out.
     """
 
     def _dynamic_get_param(self, image: np.ndarray, attempts: int = 10) -> tuple[int, ...]:
@@ -273,17 +273,17 @@ class RandomLargeCrop(vision.RandomResizedCrop):
 
 
 class FittingCrop(vision.RandomCrop):
-    """Paddle's RandomCrop, which says of a picture that is too small what is wrong with it.
+    """Paddle's RandomCrop, which says of an image that is too small what is wrong with it.
 
     Raises:
-        InputError: when called with a picture, with its padding, smaller than `size`.
+        InputError: when called with an image, with its padding, smaller than `size`.
     """
 
     def _get_param(self, image: np.ndarray, output_size: tuple[int, int]) -> tuple[int, ...]:
         height, width = image.shape[:2]
         if height < output_size[0] or width < output_size[1]:
             raise InputError(
-                f"RandomCrop: expected a picture of at least {output_size[1]} x {output_size[0]}, "
+                f"RandomCrop: expected an image of at least {output_size[1]} x {output_size[0]}, "
                 f"got {width} x {height}, padding included. Put a Resize before it, or set "
                 "pad_if_needed: true."
             )
@@ -297,10 +297,10 @@ class CheckedCrop:
         crop: the transform.
         name: for the error.
         size: height and width of what it cuts out.
-        padding: pixels that it adds around the picture first.
+        padding: pixels that it adds around the image first.
 
     Raises:
-        InputError: when called with a picture of which too little would be left.
+        InputError: when called with an image of which too little would be left.
     """
 
     def __init__(self, crop: Callable, name: str, size: tuple[int, int], padding: int = 0) -> None:
@@ -318,9 +318,9 @@ class CheckedCrop:
         if kept < KEPT_AREA:
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.name}: keeps {kept:.2f} of a picture of {width} x {height}. With a "
+                f"{self.name}: keeps {kept:.2f} of an image of {width} x {height}. With a "
                 f"teacher, random crops must keep at least {KEPT_AREA} of the area, because its "
-                "answer is for the whole picture. First resize to slightly more than the crop."
+                "answer is for the whole image. First resize to slightly more than the crop."
             )
         return self.crop(image)
 
@@ -383,8 +383,8 @@ class MixBatch:
         return images, *(shares.astype(np.float32) for shares in wanted)
 
     def _mix(self, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """The pictures and the share of each that is its own; the rest is of its partner, the
-        picture at the same place from the end."""
+        """The images and the share of each that is its own; the rest is of its partner, the
+        image at the same place from the end."""
         kept = float(np.random.beta(self.mixup, self.mixup))
         return (images * kept + images[::-1] * (1 - kept)).astype(np.float32), kept
 

@@ -30,13 +30,13 @@ class ClassFolders(paddle.io.Dataset):
     Args:
         root: a folder with one sub-folder per class, in the order of their sorted names; or the
             folder that the paths of `list_path` start from. It may be a zip file (`train.zip`), or
-            a folder in one (`data.zip//train`): pictures are read in place.
+            a folder in one (`data.zip//train`): images are read in place.
         transforms: applied in turn to a `[H, W, 3]` uint8 RGB array; the last one gives
             `[H', W', 3]`, which becomes `[3, H', W']` float32.
-        list_path: a file with `picture class-number` lines, instead of sub-folders. If its folder
+        list_path: a file with `image class-number` lines, instead of sub-folders. If its folder
             has a file `classes.txt` with one name per line, the classes get these names.
         num_classes: classes that the model tells apart, or None.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`. Default None:
+        max_value: of images of more than 8 bits per channel; see `read_picture`. Default None:
             they are refused.
         class_path: a file that gives the order of the classes: a line per class, its folder and,
             after a space or tab, the name to show (`n01443537 goldfish`). With `list_path` the
@@ -48,8 +48,8 @@ class ClassFolders(paddle.io.Dataset):
         folders: names of the class folders, in the order of the classes; empty with a list.
 
     Raises:
-        DataError: no such folder or list, no picture, a class without one, a line that is not
-            `picture number`, a class out of range, or classes that differ from `class_path`.
+        DataError: no such folder or list, no image, a class without one, a line that is not
+            `image number`, a class out of range, or classes that differ from `class_path`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class ClassFolders(paddle.io.Dataset):
         # A folder that is missing would renumber the classes after it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
-            advice = "Set num_classes of the model, or complete the folders (without pictures of "
+            advice = "Set num_classes of the model, or complete the folders (without images of "
             advice += "a class use a list file)."
             if isinstance(self.root, ZipPath) and len(self.classes) == 1:
                 inner = self.root / self.classes[0]
@@ -98,12 +98,12 @@ class ClassFolders(paddle.io.Dataset):
         empty = [name for name, found in folders.items() if not found]
         if not samples:
             raise DataError(
-                f"root: expected pictures in {self.root}/CLASS/, found none "
+                f"root: expected images in {self.root}/CLASS/, found none "
                 f"({', '.join(sorted(READABLE_SUFFIXES))}). Is it the folder above the classes?"
             )
         if empty:
             raise DataError(
-                f"root: found no picture in {len(empty)} of the {len(folders)} class folders of "
+                f"root: found no image in {len(empty)} of the {len(folders)} class folders of "
                 f"{self.root}: {', '.join(empty[:10])}. Fill or remove them: every folder is a "
                 "class."
             )
@@ -132,7 +132,7 @@ class ClassFolders(paddle.io.Dataset):
             )
         numbers = {places[folder]: number for number, folder in enumerate(order)}
         self.samples = [(path, numbers[label]) for path, label in self.samples]
-        self.samples.sort(key=lambda sample: sample[1])  # stable: pictures keep their order
+        self.samples.sort(key=lambda sample: sample[1])  # stable: images keep their order
         self.folders, self.classes = order, names
 
     def _from_list(
@@ -146,7 +146,7 @@ class ClassFolders(paddle.io.Dataset):
             found = _CLASS_LINE.fullmatch(line)
             if found is None or int(found["label"]) >= MOST_CLASSES:
                 raise DataError(
-                    f"{list_path}:{number}: expected `picture class-number` with a number below "
+                    f"{list_path}:{number}: expected `image class-number` with a number below "
                     f"{MOST_CLASSES}, got {shorten(line)}."
                 )
             if is_leftover(found["name"]):
@@ -160,7 +160,7 @@ class ClassFolders(paddle.io.Dataset):
         if repeated := len(samples) - len(set(samples)):
             log_once(f"{list_path}: {repeated} lines repeat an earlier one")
         if not samples:
-            raise DataError(f"{list_path}: expected `picture class-number` lines, found none.")
+            raise DataError(f"{list_path}: expected `image class-number` lines, found none.")
         count = 1 + max(label for _, label in samples)
         if not names_path.is_file():
             return samples, [str(index) for index in range(count)]
@@ -185,7 +185,7 @@ class ClassFolders(paddle.io.Dataset):
 
 
 def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder, both sorted; what is left out is counted in the log."""
+    """The images of each class folder, both sorted; what is left out is counted in the log."""
     left_out = LeftOut()
     folders = []
     for path in sorted(root.iterdir()):

@@ -1,7 +1,7 @@
 """Class folders inside a zip file, read in place.
 
-A data set of many small pictures is quicker to copy, and kinder to a file system, as one file. The
-zip is never unpacked: a picture's bytes are read from their place, by `pread`, so that threads and
+A data set of many small images is quicker to copy, and kinder to a file system, as one file. The
+zip is never unpacked: an image's bytes are read from their place, by `pread`, so that threads and
 forked workers can share one open file.
 """
 
@@ -30,7 +30,7 @@ from ppvision.errors import DataError
 
 logger = logging.getLogger("ppvision")
 
-# Bytes of one picture file. A zip of 1 MB can claim petabytes; no picture that people train on
+# Bytes of one image file. A zip of 1 MB can claim petabytes; no image that people train on
 # comes near 256 MiB.
 MAX_FILE_BYTES = 2**28
 SHOWN = 10  # problems that an error lists
@@ -109,15 +109,15 @@ class PictureZip:
         if entry is None:
             raise DataError(f"{shown}: no such file in the zip. Check the path and the list.")
         if entry.encrypted:
-            raise DataError(f"{shown}: is encrypted. Pack the pictures without a password.")
+            raise DataError(f"{shown}: is encrypted. Pack the images without a password.")
         if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(
                 f"{shown}: expected a stored or deflated file, got method {entry.method}. Pack the "
-                "pictures again (`zip -r`)."
+                "images again (`zip -r`)."
             )
         if max(entry.bytes, entry.stored_bytes) > MAX_FILE_BYTES:
             raise DataError(
-                f"{shown}: expected a picture file of at most {MAX_FILE_BYTES} bytes, got "
+                f"{shown}: expected an image file of at most {MAX_FILE_BYTES} bytes, got "
                 f"{entry.bytes}. Remove it from the zip."
             )
         damaged = f"{shown}: is damaged ({{}}). Copy the zip again from its source."
@@ -172,8 +172,8 @@ class ZipPath:
         return self.archive.read(self.name)
 
     def pictures_by_class(self) -> dict[str, list["ZipPath"]]:
-        """The pictures below each folder of this one, both in the order of `sorted` paths; folders
-        without a picture have an empty list.
+        """The images below each folder of this one, both in the order of `sorted` paths; folders
+        without an image have an empty list.
 
         What tools leave behind (hidden files and folders, `__MACOSX`) is left out.
 
@@ -210,7 +210,7 @@ class ZipPath:
                 f"none. The zip has at its top: {shown}."
             )
         if left_out:
-            logger.info(f"{self}: {left_out} files left out that are no pictures")
+            logger.info(f"{self}: {left_out} files left out that are no images")
         return {
             make_printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
             for name in sorted(found)
@@ -229,7 +229,7 @@ def split_zip(root: str | Path) -> tuple[Path, str] | None:
 
 
 def open_root(root: str | Path) -> Path | ZipPath:
-    """A folder of pictures, on disk or in a zip.
+    """A folder of images, on disk or in a zip.
 
     Raises:
         DataError: no such folder, or a zip that does not read.
@@ -239,7 +239,7 @@ def open_root(root: str | Path) -> Path | ZipPath:
         path, inner = found
         return ZipPath(PictureZip(path), inner)
     if not Path(root).is_dir():
-        raise DataError(f"root: expected a folder of pictures or a zip file, found none at {root}.")
+        raise DataError(f"root: expected a folder of images or a zip file, found none at {root}.")
     return Path(root)
 
 
@@ -249,14 +249,14 @@ def has_root(root: str | Path) -> bool:
 
 
 def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarray:
-    """A picture of a data set: `[H, W, 3]` uint8 RGB.
+    """An image of a data set: `[H, W, 3]` uint8 RGB.
 
     Args:
         path: on disk or in a zip.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Raises:
-        DataError: not a picture, or one that does not decode.
+        DataError: not an image, or one that does not decode.
     """
     if isinstance(path, ZipPath):
         return read_picture(path.read_bytes(), str(path), max_value=max_value)
@@ -264,21 +264,21 @@ def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarra
 
 
 def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None) -> dict:
-    """Decode every picture, in several threads; raise one error that lists what is wrong.
+    """Decode every image, in several threads; raise one error that lists what is wrong.
 
     The verdict on a zip without problems is kept in the cache folder, until the zip's size or time
-    or the pictures change.
+    or the images change.
 
     Args:
         name: how errors call the set.
         paths: of one zip.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         `images` (how many) and `sizes` (images by "WIDTHxHEIGHT").
 
     Raises:
-        DataError: pictures that do not decode: the first ten, and how many there are.
+        DataError: images that do not decode: the first ten, and how many there are.
     """
     archive = paths[0].archive
     status = archive.path.stat()
@@ -293,7 +293,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
         return known
 
     def look_at(path: ZipPath) -> tuple[str | None, str | None]:
-        """What is wrong with a picture, or its size."""
+        """What is wrong with an image, or its size."""
         try:
             height, width = read_sample(path, max_value).shape[:2]
         except DataError as error:
@@ -308,7 +308,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
             raise
     found = [text for text, _ in looked if text is not None]
     if found:
-        lines = [f"{name}: {len(found)} of {len(paths)} pictures cannot be read.", *found[:SHOWN]]
+        lines = [f"{name}: {len(found)} of {len(paths)} images cannot be read.", *found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"and {len(found) - SHOWN} more")
         raise DataError("\n    ".join(lines))

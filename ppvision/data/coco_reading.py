@@ -54,7 +54,7 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
     """Read an annotation file.
 
     Changed in memory: annotation ids that an evaluator reserves or that do not identify become 1,
-    2, ...; picture ids that are text become numbers; a missing `iscrowd` is 0 and a missing `area`
+    2, ...; image ids that are text become numbers; a missing `iscrowd` is 0 and a missing `area`
     that of the box; whole numbers written as floats become whole; file names get the spelling under
     which the file is there; polygons of fewer than three points go; and objects that cannot be
     learned (no area, with `masks` no pixel of a mask) go from training and evaluation alike.
@@ -72,7 +72,7 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
     for key in ("categories", "images"):
         _require_list(path, read, key)
     found = CocoFile({**read})
-    if "annotations" not in read:  # PaddleDetection takes such a file for pictures alone
+    if "annotations" not in read:  # PaddleDetection takes such a file for images alone
         found.problems.append("expected a list 'annotations', as COCO's format has it, got none")
         return found
     _require_list(path, read, "annotations")
@@ -156,7 +156,7 @@ class _Reader:
 
     Args:
         file: to be completed.
-        images: folder of the pictures.
+        images: folder of the images.
         masks: whether every object needs one.
     """
 
@@ -179,7 +179,7 @@ class _Reader:
             problems += list_problems(what, found)
         self.file.notes += [f"{count} {what}" for what, count in self.counts.items() if count]
         if not content["images"]:
-            problems.append("expected pictures, got none")
+            problems.append("expected images, got none")
         if not problems and not self.file.objects:
             what = "crowds, ignored ones and boxes without an area alone"
             problems.append(f"expected objects, got {what if content['annotations'] else 'none'}")
@@ -229,7 +229,7 @@ class _Reader:
         """The entries, their ids by those in the file, and their sizes (width, height) by id."""
         names = all(_is_text(entry.get("id")) for entry in entries) and bool(entries)
         if names:
-            self.counts["picture ids are text and get numbers"] = len(entries)
+            self.counts["image ids are text and get numbers"] = len(entries)
         side = _is_side, "a whole number above 0"
         needed = {
             "id": (_is_id, "a whole number"),
@@ -252,7 +252,7 @@ class _Reader:
                 self.wrong["image ids are there twice"].append(shorten(key))
             ids[key] = changed["id"]
             if is_leftover(changed["file_name"]):
-                self.counts["pictures are what tools leave behind and are left out"] += 1
+                self.counts["images are what tools leave behind and are left out"] += 1
                 sizes[changed["id"]] = None
                 continue
             located = locate(self.images, changed["file_name"])
@@ -317,12 +317,12 @@ class _Reader:
             return changed
         picture = entry["image_id"]
         if isinstance(picture, bool) or picture not in ids:
-            kind = "annotations belong to no picture"
+            kind = "annotations belong to no image"
             self.wrong[kind].append(f"{name}: image_id {shorten(picture)}")
             return changed
         changed = self._changed(changed, {"image_id": ids[picture]})
         size = sizes[ids[picture]]
-        if size is None:  # of a picture that is left out
+        if size is None:  # of an image that is left out
             return None
         if changed["category_id"] not in categories:
             kind = "annotations have a category that is not there"
@@ -331,7 +331,7 @@ class _Reader:
             self.wrong["boxes are not [x, y, width, height]"].append(f"{name}: {shorten(box)}")
             return changed
         if _lies_outside(box, size):
-            kind = "boxes lie outside of their picture"
+            kind = "boxes lie outside of their image"
             self.wrong[kind].append(f"{name}: {box} in {size[0]}x{size[1]}")
             return changed
         changed = self._read_mask(name, changed, size)
@@ -343,7 +343,7 @@ class _Reader:
             self.counts["boxes have no area and are left out"] += 1
             return None
         beyond = box[0] < 0 or box[1] < 0 or box[0] + box[2] > size[0] or box[1] + box[3] > size[1]
-        self.counts["boxes reach beyond their picture"] += beyond
+        self.counts["boxes reach beyond their image"] += beyond
         ignored = bool(changed.get("ignore"))
         self.counts["annotations say `ignore`: training leaves them out, scores count them"] += (
             ignored
@@ -405,7 +405,7 @@ def _lies_outside(box: list[float], size: tuple[int, int]) -> bool:
 
 
 def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
-    """What is wrong with a `segmentation` of a picture of `(width, height)`, or None."""
+    """What is wrong with a `segmentation` of an image of `(width, height)`, or None."""
     if isinstance(mask, list):
         for polygon in mask:
             if not isinstance(polygon, list):
@@ -421,7 +421,7 @@ def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
     counts = mask["counts"]
     if isinstance(counts, list):
         fits = all(is_whole(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
-        return None if fits else "run lengths that do not fill the picture"
+        return None if fits else "run lengths that do not fill the image"
     if not isinstance(counts, str):
         return f"run lengths {shorten(counts)}"
     try:
@@ -432,7 +432,7 @@ def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
 
 
 def _has_pixels(mask: list | dict, size: tuple[int, int]) -> bool:
-    """Whether a `segmentation` without a fault sets a pixel of a picture of `(width, height)`."""
+    """Whether a `segmentation` without a fault sets a pixel of an image of `(width, height)`."""
     if isinstance(mask, list):
         return any(_fills_pixels(polygon, size) for polygon in mask)
     counts = mask["counts"]
@@ -446,7 +446,7 @@ def _fills_pixels(polygon: list[float], size: tuple[int, int]) -> bool:
     width, height = size
     across, down = polygon[::2], polygon[1::2]
     left, right, top, bottom = min(across), max(across), min(down), max(down)
-    # One pixel more than the picture: pycocotools rounds corners to a fifth of one.
+    # One pixel more than the image: pycocotools rounds corners to a fifth of one.
     if right < -1 or left > width + 1 or bottom < -1 or top > height + 1:
         return False
     if max(-left, right, -top, bottom) > _LONGEST_WALK:

@@ -1,4 +1,4 @@
-"""Which files of a folder or a list are pictures, and how their results are called."""
+"""Which files of a folder or a list are images, and how their results are called."""
 
 import logging
 import os
@@ -15,13 +15,13 @@ from ppvision.errors import DataError, InputError, MissingFileError
 
 logger = logging.getLogger("ppvision")
 
-# Picture files as users name them, found in a folder without regard to case.
+# Image files as users name them, found in a folder without regard to case.
 READABLE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif"}
 READABLE_SUFFIXES |= {".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
 
-SEPARATORS = " \t,"  # between a picture and its label in a list file
+SEPARATORS = " \t,"  # between an image and its label in a list file
 
-# What notebooks, desktops, archives and network drives put next to pictures, in small letters.
+# What notebooks, desktops, archives and network drives put next to images, in small letters.
 _LEFTOVERS = {".ipynb_checkpoints", "__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "@eadir"}
 _LEFTOVERS |= {"desktop.ini", "$recycle.bin", "#recycle", "system volume information", ".git"}
 _SHOWN = 5  # kinds of files that a line of the log names
@@ -63,7 +63,7 @@ class LeftOut:
             )
         if self.others:
             parts.append(
-                f"{self.others.total()} with another suffix than pictures "
+                f"{self.others.total()} with another suffix than images "
                 f"({_list_kinds(self.others)})"
             )
         if parts:
@@ -91,7 +91,7 @@ def log_once(message: str) -> None:
 
 
 def find_pictures(folder: str | Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The pictures of a folder and all folders below it, sorted, found by their suffix.
+    """The images of a folder and all folders below it, sorted, found by their suffix.
 
     Hidden files and folders and what tools leave behind are left out. Symbolic links are followed;
     a folder that several links lead to is searched once, under its own name where it is below
@@ -153,7 +153,7 @@ def _is_picture(here: str, name: str, counts: LeftOut) -> bool:
     if suffix not in READABLE_SUFFIXES:
         counts.others[suffix or "no suffix"] += 1
         return False
-    # A link that leads nowhere is kept: its picture is missing, which has to be said. A pipe is
+    # A link that leads nowhere is kept: its image is missing, which has to be said. A pipe is
     # not: reading it would wait for ever.
     try:
         is_file = stat.S_ISREG(os.stat(os.path.join(here, name)).st_mode)
@@ -181,7 +181,7 @@ def locate(root: str | Path, name: str) -> str:
 def read_pairs(
     list_file: str | Path, root: str | Path, separator: str = " ", need_labels: bool = True
 ) -> tuple[list[tuple[str, Path, Path | None]], list[tuple[str, str]]]:
-    """The pictures and labels of a PaddleSeg list: what the check looks at is what training reads.
+    """The images and labels of a PaddleSeg list: what the check looks at is what training reads.
 
     Lines that name what tools leave behind are left out; they and lines that are there twice are
     counted in the log.
@@ -226,18 +226,18 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
     """Pictures of a flag's path, each with the name of its result.
 
     Args:
-        image_path: a picture, a folder (searched deeply, see `find_pictures`), or a list file: one
-            picture a line, relative to the list; what follows a space, tab or comma, such as a
+        image_path: an image, a folder (searched deeply, see `find_pictures`), or a list file: one
+            image a line, relative to the list; what follows a space, tab or comma, such as a
             label, is left out (see `list_labels`).
         flag: for messages.
 
     Returns:
-        `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
+        `(path, name)` pairs. Names are relative, without `..`, and differ: images that would
         share one (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
 
     Raises:
         FileNotFoundError: no such path.
-        ValueError: no picture in it.
+        ValueError: no image in it.
     """
     path = Path(image_path)
     # An empty path would be the current folder: a variable of a script that is not set.
@@ -252,7 +252,7 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
     else:
         found = [(path.parent / name, Path(name)) for name, _ in _listed(path, flag)]
     if not found:
-        raise InputError(f"{flag}: expected pictures, found none in {path}.")
+        raise InputError(f"{flag}: expected images, found none in {path}.")
     return list(zip([p for p, _ in found], name_results([n for _, n in found]), strict=True))
 
 
@@ -271,7 +271,7 @@ def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
         lines = read_lines(list_path, file_names=True)
     except DataError as error:
         raise InputError(
-            f"{flag}: expected a picture, a folder or a text file, got {list_path} ({error})."
+            f"{flag}: expected an image, a folder or a text file, got {list_path} ({error})."
         ) from error
     left_out = LeftOut()
     found = []
@@ -290,7 +290,7 @@ def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
 
 
 def _picture_of(list_path: Path, line: str) -> str:
-    """The picture of a list's line: all of it, or the text before a label; names may hold
+    """The image of a list's line: all of it, or the text before a label; names may hold
     separators."""
     for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
         if name and os.path.isfile(list_path.parent / locate(list_path.parent, name)):

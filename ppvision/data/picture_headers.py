@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file say: format, size, bits per channel and orientation.
+"""What the first bytes of an image file say: format, size, bits per channel and orientation.
 
 Decoders are asked for pixels only. Whether a file may be decoded (its size, its depth), and which
 size a reader has to expect, is decided here, from the format's own specification, so that a check
@@ -30,8 +30,8 @@ class Bytes(Protocol):
     def __len__(self) -> int: ...
 
 
-class Header(NamedTuple):  # is made for every picture; a frozen dataclass takes 4 times as long
-    """A picture before it is decoded.
+class Header(NamedTuple):  # is made for every image; a frozen dataclass takes 4 times as long
+    """An image before it is decoded.
 
     Attributes:
         format: JPEG, PNG, BMP, WebP, TIFF, GIF, JPEG 2000, PNM or AVIF.
@@ -70,7 +70,7 @@ class _Damaged(Exception):
 
 
 def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Header:
-    """Read the header of a picture of any of the `FORMATS`, whatever its name ends with.
+    """Read the header of an image of any of the `FORMATS`, whatever its name ends with.
 
     Args:
         content: the file.
@@ -98,13 +98,13 @@ def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Heade
             raise make_damage_error(name, f"a size of {header.width} x {header.height}")
         return header
     raise DataError(
-        f"{name}: does not decode (not a picture of a known format). Expected {FORMATS}: save it "
+        f"{name}: does not decode (not an image of a known format). Expected {FORMATS}: save it "
         "as one of them, or remove it."
     )
 
 
 def make_damage_error(name: str, reason: str) -> DataError:
-    """The error for a picture that is cut off or damaged."""
+    """The error for an image that is cut off or damaged."""
     return DataError(f"{name}: does not decode ({reason}). Copy it again, or remove it.")
 
 
@@ -113,7 +113,7 @@ def _numbers(layout: str, content: Bytes, at: int) -> tuple[int, ...]:
 
 
 def _exif_orientation(block: bytes) -> int:
-    """The orientation that OpenCV takes from a TIFF block inside a picture; 1 for none.
+    """The orientation that OpenCV takes from a TIFF block inside an image; 1 for none.
 
     OpenCV reads 16 bits whatever type the entry says, and the first entry counts.
     """
@@ -169,7 +169,7 @@ class _Frame:
 
 def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, int]]:
     """`(marker, begin, end)` of the payload of each segment from `at` to the next scan or the end
-    of the picture, which come last."""
+    of the image, which come last."""
     size = len(content)
     while True:
         head = content[at : at + 4]
@@ -313,7 +313,7 @@ _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 4: "unsigned"}  # 4: undefined; t
 # None, LZW, deflate (two numbers) and PackBits give back the samples that were packed.
 _LOSSLESS_PACKING = {1, 5, 8, 32946, 32773}
 _NO_TAG = ((), 0)
-# (samples, photometric interpretation) of the pictures whose samples of 8 bits are their pixels.
+# (samples, photometric interpretation) of the images whose samples of 8 bits are their pixels.
 _PLAIN_SAMPLES = {(3, _RGB): "RGB", (1, _MIN_IS_BLACK): "L", (1, _MIN_IS_WHITE): "L;I"}
 
 
@@ -425,7 +425,7 @@ def _parse_webp(content: Bytes, start: bytes) -> Header | None:
             orientation = _exif_orientation(block)
         at += 8 + length_of_chunk + length_of_chunk % 2
     if size is None:
-        raise _Damaged("no picture in it")
+        raise _Damaged("no image in it")
     return Header("WebP", *size, orientation=orientation)
 
 
@@ -520,7 +520,7 @@ def _parse_avif(content: Bytes, start: bytes) -> Header | None:
             (flags,) = content[begin + 10 : begin + 11]
             bits = max(bits, (12 if flags & 0x20 else 10) if flags & 0x40 else 8)
         begin += length
-    # The whole picture, where there are tiles or a thumbnail as well.
+    # The whole image, where there are tiles or a thumbnail as well.
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     return Header("AVIF", width, height, bits)
 

@@ -1,8 +1,8 @@
-"""One reader of pictures for everybody: check, training, evaluation, prediction and export.
+"""One reader of images for everybody: check, training, evaluation, prediction and export.
 
 A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8). Its header and
 its structure are looked at, and then it is decoded, once: a JPEG by libjpeg, whose warnings count,
-a TIFF by libtiff, whose errors count, a plain BMP here, the rest by OpenCV. Of an intact picture of
+a TIFF by libtiff, whose errors count, a plain BMP here, the rest by OpenCV. Of an intact image of
 8 bits the pixels are those of `cv2.imread`. What is cut off, visibly damaged, deeper than 8 bits or
 larger than the limit is a `DataError` with the file's name.
 
@@ -37,10 +37,10 @@ Source = str | os.PathLike | bytes
 
 # OpenCV's own limit, which only the environment raises, before OpenCV is imported.
 _OPENCV_PIXELS, _OPENCV_VARIABLE = 2**30, "OPENCV_IO_MAX_IMAGE_PIXELS"
-# No picture needs more: four channels of 32 bits, without compression.
+# No image needs more: four channels of 32 bits, without compression.
 _BYTES_PER_PIXEL = 16
 _READ_AT_ONCE = 2**26  # bytes; of larger files the header is looked at first
-# Of larger BMPs a part at a time is read: a second buffer of the picture's size costs more time
+# Of larger BMPs a part at a time is read: a second buffer of the image's size costs more time
 # than the decoding. A part of this size stays in the processor's cache until it is converted.
 _PART = 2**17  # bytes
 _PILLOW_PART = 2**16  # bytes, below the size from which malloc asks the system each time
@@ -52,7 +52,7 @@ class MissingPictureError(DataError, MissingFileError):
 
 
 class DepthError(DataError):
-    """A picture of more than 8 bits per channel, and no `max_value` to scale it by."""
+    """An image of more than 8 bits per channel, and no `max_value` to scale it by."""
 
 
 class IndexMapError(DataError):
@@ -62,21 +62,21 @@ class IndexMapError(DataError):
 def read_picture(
     source: Source, name: str | None = None, *, max_value: int | None = None
 ) -> np.ndarray:
-    """Read a picture as `[H, W, 3]` uint8 RGB.
+    """Read an image as `[H, W, 3]` uint8 RGB.
 
     Grey is repeated, transparency is dropped, the Exif orientation is applied; of animations and
-    files of several pages the first picture counts. All as in `cv2.imread`.
+    files of several pages the first image counts. All as in `cv2.imread`.
 
     Args:
         source: a path (of any bytes), or the content of a file.
         name: what errors call it. Default: the path.
-        max_value: the value that becomes 255 in pictures of more than 8 bits per channel, such as
-            4095 for 12 bits. Pictures of 8 bits are taken as they are. Default None: deeper
-            pictures are refused.
+        max_value: the value that becomes 255 in images of more than 8 bits per channel, such as
+            4095 for 12 bits. Images of 8 bits are taken as they are. Default None: deeper
+            images are refused.
 
     Raises:
         DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
-            not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
+            not an image, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
             than 8 bits without `max_value` (`DepthError`), or with values above it. Damage that
             still decodes, such as a flipped bit inside a JPEG, cannot be known.
         ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
@@ -106,7 +106,7 @@ def read_like_opencv(
             raise DepthError(
                 f"{name}: expected 8 bits per channel, got {describe(header)}. Set max_value of "
                 "the data set to the value that means white (4095 for 12 bits), or scale the "
-                "picture to 8 bits."
+                "image to 8 bits."
             )
         else:
             pixels = _scaled_pixels(content, header, flags, name, max_value)
@@ -153,7 +153,7 @@ def read_picture_size(source: Source, name: str | None = None) -> tuple[int, int
     """Height and width of what `read_picture` would give, from the header alone.
 
     Raises:
-        DataError: no such file, or not a picture.
+        DataError: no such file, or not an image.
     """
     name = _shown(source, name)
     with _opened(source, name) as file:
@@ -161,7 +161,7 @@ def read_picture_size(source: Source, name: str | None = None) -> tuple[int, int
 
 
 def describe(header: Header) -> str:
-    """A picture's format, channels and depth in words."""
+    """An image's format, channels and depth in words."""
     form = "" if header.values == "unsigned" else f" ({header.values})"
     return f"{header.format}, {header.kind}, {header.bits} bit{'s' * (header.bits != 1)}{form}"
 
@@ -172,7 +172,7 @@ def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
     Args:
         values: any shape, of any number type.
         max_value: what becomes 255.
-        name: of the picture, for the error.
+        name: of the image, for the error.
 
     Raises:
         InputError: `max_value` is no whole number above 0.
@@ -184,7 +184,7 @@ def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
     if not 0 <= lowest <= highest <= max_value:  # NaN compares as false
         raise DataError(
             f"{name}: expected values from 0 to max_value = {max_value}, got {lowest} to {highest}."
-            " Set max_value to the highest value that this kind of picture can have."
+            " Set max_value to the highest value that this kind of image can have."
         )
     if values.dtype == np.uint16:  # a table is several times as quick
         return _to_bytes(np.arange(int(highest) + 1), max_value)[values]
@@ -226,7 +226,7 @@ class _Reading:
             raise DataError(f"{name}: cannot be opened ({reason}). Check its rights.") from error
         if self._file is None:
             raise MissingPictureError(
-                f"{name}: expected a picture, got {_kind_of_file(found.st_mode)}."
+                f"{name}: expected an image, got {_kind_of_file(found.st_mode)}."
             )
         self._size, self._name = found.st_size, name
 
@@ -300,7 +300,7 @@ def _allowed_header(content: Bytes, name: str, *, to_the_end: bool = False) -> H
         )
     if len(content) > _BYTES_PER_PIXEL * limit:
         raise DataError(
-            f"{name}: a file of {len(content)} bytes, more than a picture of {limit} pixels needs. "
+            f"{name}: a file of {len(content)} bytes, more than an image of {limit} pixels needs. "
             f"{advice}."
         )
     return header
@@ -313,8 +313,8 @@ def _check_png(content: bytes, name: str) -> bytes:
     """Every chunk to the last one is there and has the checksum that it says.
 
     Returns:
-        The file without an animation: from memory, OpenCV decodes the first frame instead of a
-        picture that is no frame, which it decodes from a file.
+        The file without an animation: from memory, OpenCV decodes the first frame instead of an
+        image that is no frame, which it decodes from a file.
     """
     view = memoryview(content)
     kept, animated = [view[:8]], False
@@ -337,7 +337,7 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
     """A TIFF's pixels as OpenCV gives them, decoded once; None for a kind that is left to OpenCV.
 
     OpenCV goes on after libtiff's errors. Pillow's decoder (the same library) stops at them.
-    `Image.open` is not needed for it, and takes longer than a small picture's decoding.
+    `Image.open` is not needed for it, and takes longer than a small image's decoding.
     """
     grey = header.samples != "RGB"
     as_it_is = flags == cv2.IMREAD_UNCHANGED
@@ -363,9 +363,9 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
 
 
 def _pixels_of(picture: Image.Image) -> np.ndarray:
-    """`np.array(picture)`, in a third of its time for large pictures.
+    """`np.array(picture)`, in a third of its time for large images.
 
-    Pillow copies a picture twice for it, and numpy once more. Some rows at a time they stay in the
+    Pillow copies an image twice for it, and numpy once more. Some rows at a time they stay in the
     processor's cache.
     """
     width, height = picture.size
@@ -385,7 +385,7 @@ def _check_packed_tiff(content: bytes, name: str) -> None:
 
     Of plain TIFFs, whose bytes are the pixels, nothing could be said, so they are not decoded here.
     """
-    from PIL import TiffImagePlugin  # few programs meet such a picture, and it takes long to import
+    from PIL import TiffImagePlugin  # few programs meet such an image, and it takes long to import
 
     try:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as picture:
@@ -602,7 +602,7 @@ def _gif_with_greys(content: bytes) -> bytes:
         return at + len(greys)
 
     at = fill(content[10], 13)
-    while content[at] == 0x21:  # extensions before the first picture
+    while content[at] == 0x21:  # extensions before the first image
         if content[at + 1] == 0xF9:
             result[at + 3] &= 0xFE  # no colour is transparent
         at += 2

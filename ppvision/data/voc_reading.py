@@ -13,14 +13,14 @@ from ppvision.data.listing import LeftOut, is_leftover, locate
 from ppvision.data.text import read_list, read_xml, shorten
 from ppvision.errors import DataError
 
-_MOST = 2**31  # pixels; more than any picture has
+_MOST = 2**31  # pixels; more than any image has
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _YES, _NO = {"true", "yes"}, {"", "false", "no", "unspecified", "none"}
 
 
 @dataclass
 class VocObject:
-    """One object inside its picture."""
+    """One object inside its image."""
 
     class_id: int
     box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -29,7 +29,7 @@ class VocObject:
 
 @dataclass
 class VocPicture:
-    """One line of the list. Objects without an area inside the picture are left out."""
+    """One line of the list. Objects without an area inside the image are left out."""
 
     image: Path
     width: float
@@ -53,13 +53,13 @@ class VocFiles:
 
 
 def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) -> VocFiles:
-    """Read a list of pictures and XML files, and all that it names.
+    """Read a list of images and XML files, and all that it names.
 
     `difficult` may be a number, true, false, yes, no, Unspecified, empty or missing: what says
     neither yes nor a number other than 0 is 0.
 
     Args:
-        annotations: the list, a picture and its XML file a line, with blanks or a tab between them.
+        annotations: the list, an image and its XML file a line, with blanks or a tab between them.
         folder: that both are in.
         names: of the classes, in the order of their numbers.
 
@@ -93,7 +93,7 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
             continue
         pictures.append(picture)
         counts["lines repeat an earlier one"] += words[0] in seen
-        counts["pictures have no <object>"] += not objects
+        counts["images have no <object>"] += not objects
         seen.add(words[0])
         for place, item in enumerate(objects):
             where = f"{xml}, object {place}"
@@ -107,7 +107,7 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
     return VocFiles(pictures, problems, notes)
 
 
-_LINES = "lines are no picture and XML file"
+_LINES = "lines are no image and XML file"
 _MISSING = "files are missing"
 _BROKEN = "XML files have no size or boxes that can be read"
 _UNKNOWN = "objects have a class that is not in the label_list"
@@ -143,10 +143,10 @@ def _read_object(
     counts[
         "objects have no `difficult`, or one that is not 0 or 1: taken as 0 or 1"
     ] += not is_plain
-    # As PaddleDetection cuts a box at its picture's edge.
+    # As PaddleDetection cuts a box at its image's edge.
     box = max(left, 0), max(top, 0), min(right, picture.width - 1), min(bottom, picture.height - 1)
     if not has_area(*box):
-        counts["boxes have no area inside of their picture and are left out"] += 1
+        counts["boxes have no area inside of their image and are left out"] += 1
     elif name in numbers:
         picture.objects.append(VocObject(numbers[name], box, bool(is_difficult)))
 

@@ -1,4 +1,4 @@
-"""What happens after a training step: log lines, numbers and pictures for people."""
+"""What happens after a training step: log lines, numbers and images for people."""
 
 import logging
 from collections.abc import Callable
@@ -86,11 +86,11 @@ class ProgressLog(Callback):
 
 
 class DashboardLog(Callback):
-    """The same numbers in `metrics.csv` and VisualDL; pictures of fixed validation samples.
+    """The same numbers in `metrics.csv` and VisualDL; images of fixed validation samples.
 
     Args:
         dashboard: where they go.
-        pictures: gives panels `[H, W, 3]` uint8 RGB by name, or None for no pictures.
+        pictures: gives panels `[H, W, 3]` uint8 RGB by name, or None for no images.
         weights: whose distributions to show at every checkpoint, or None for no histograms.
     """
 

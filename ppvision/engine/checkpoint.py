@@ -44,7 +44,7 @@ class Progress:
     """Progress of a run, without its arrays.
 
     After `step` steps, `batch` batches of epoch `epoch` (from 0) are done. What follows a
-    checkpoint (evaluation, pictures) last came to its end at step `evaluated`. `sums` of
+    checkpoint (evaluation, images) last came to its end at step `evaluated`. `sums` of
     the last `summed` steps wait for the next log line.
     """
 

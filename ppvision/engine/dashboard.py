@@ -36,7 +36,7 @@ HISTOGRAM_BUCKETS = 30
 
 
 class Dashboard:
-    """Writes a run's numbers and pictures; a resumed run drops what came after its checkpoint.
+    """Writes a run's numbers and images; a resumed run drops what came after its checkpoint.
 
     Args:
         folder: the run's.

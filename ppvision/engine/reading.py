@@ -123,7 +123,7 @@ def end_with_launcher() -> None:
 
 @dataclass(frozen=True)
 class _Empty:
-    """Stands for an array without a number in it, such as the boxes of a picture without objects.
+    """Stands for an array without a number in it, such as the boxes of an image without objects.
 
     Paddle's loader ends with an error at one from a worker ("Tensor holds no memory").
     """

@@ -312,7 +312,7 @@ class Trainer:
             DataReadError: a sample could not be read; the message names it.
             ReaderError: a process that reads data has ended.
             FolderInUseError: another process trains in the folder.
-            StorageError: a checkpoint, a picture or a number could not be written; the message
+            StorageError: a checkpoint, an image or a number could not be written; the message
                 names the checkpoint to go on from.
             RankLostError: another process of the training has ended (seen with gloo).
         """
@@ -446,7 +446,7 @@ class Trainer:
 
     def _step(self, network: nn.Layer, batches: list) -> dict[str, float]:
         """Forward and backward over the batches, then one update."""
-        self.model.train()  # evaluation and pictures leave it in evaluation mode
+        self.model.train()  # evaluation and images leave it in evaluation mode
         if self.before_step is not None:
             self.before_step(self.progress.step)
         statistics = [tensor.clone() for tensor in _statistics(self.model)]

@@ -4,7 +4,7 @@ There the map is padded to multiples of the pale size, and padded keys are maske
 that is trained (`ppvision.nn.pale_attention`). Added to the scores, as there, the mask would come
 between the two products, and Paddle Inference would not take the attention for one operator
 (`self_dp_attention`, of processors with AVX-512) but hold the T x T scores, which are most of the
-time and of the memory of a large picture.
+time and of the memory of a large image.
 
 So the mask is part of the product: each head has a channel more, in which a query is 1, a key 0, or
 `MASKED_SCORE` where it is padding, and a value 0. That adds to each score what the mask would.
@@ -23,7 +23,7 @@ def make_masks(real: Tensor, heads: int) -> Tensor:
     """The further channel of each head.
 
     Args:
-        real: `[B, 1, H, W]`, 1 inside the picture and 0 in its padding.
+        real: `[B, 1, H, W]`, 1 inside the image and 0 in its padding.
         heads: of a branch.
 
     Returns:

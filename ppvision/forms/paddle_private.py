@@ -203,12 +203,12 @@ def _held(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[object]:
 def select_boxes(
     boxes: Tensor, scores: Tensor, counts: Tensor | None, *options: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of non-maximum suppression itself: rows, their places, and rows per picture.
+    """The operator of non-maximum suppression itself: rows, their places, and rows per image.
 
     Args:
         boxes: `[B, N, 4]`, or `[N, classes, 4]` with `counts`.
         scores: `[B, classes, N]`, or `[N, classes]` with `counts`.
-        counts: boxes of each picture, `[B]`, or None.
+        counts: boxes of each image, `[B]`, or None.
         *options: `score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta,
             background_label`.
     """

@@ -5,7 +5,7 @@ the pale size and masks what it padded. In a graph this is quicker on a CPU (`do
 has every step's measurement), here for sizes that are known:
 
 - nothing is padded: with padded keys masked and padded queries cut off, only the pixels of the
-  picture count, so that the first groups of rows have a row more than the others;
+  image count, so that the first groups of rows have a row more than the others;
 - query, key and value are one depthwise convolution, with BatchNorm folded into it, and two grouped
   pointwise ones, for the rows' half of the channels and for the columns';
 - 1 / sqrt(d) is in the query's weights;

@@ -4,7 +4,7 @@ The block that is trained (`ppvision.models.pale_transformer`) is channel-first.
 the depthwise convolutions works on tokens `[B, HW, C]`: LayerNorm and the pointwise layers then
 need no transposition, and each group's heads are one batch of matrix products, which OpenVINO
 (`ppvision.deploy.write.openvino`) takes for attention. Nothing is padded: with padded keys masked
-and padded queries cut off, only the pixels of the picture count, so that the first groups of rows
+and padded queries cut off, only the pixels of the image count, so that the first groups of rows
 (or columns) have a line more than the others.
 
 Layers in integers round their input. Here that happens before the input is rearranged and not right

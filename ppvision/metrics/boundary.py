@@ -1,7 +1,7 @@
 """Boundary metrics of segmentation: Boundary IoU, boundary F-score, trimap IoU.
 
 All three count pixels per class over the whole set and divide once at the end; the mean is over the
-classes that occur. Papers that average over pictures instead get other numbers.
+classes that occur. Papers that average over images instead get other numbers.
 
 A class ends where a pixel of another class lies within reach. Whether it does is one question to
 the whole map, not one per class: the largest and the smallest class within the window, two filters
@@ -28,7 +28,7 @@ LOOKED_AT_ONCE = 2**14  # pixels, by the search for the nearest boundary; our ch
 
 
 def boundary_depth(height: int, width: int, dilation_ratio: float = 0.02) -> int:
-    """How many pixels deep a boundary counts in Boundary IoU, for a picture of this size."""
+    """How many pixels deep a boundary counts in Boundary IoU, for an image of this size."""
     return max(1, round(dilation_ratio * float(np.hypot(height, width))))
 
 
@@ -38,7 +38,7 @@ def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.n
     Args:
         classes: `[H, W]` int16, -1 where ignored (false there, and no other class).
         reach: in pixels.
-        beyond_edge: whether what lies outside of the picture is another class.
+        beyond_edge: whether what lies outside of the image is another class.
     """
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     high = np.iinfo(np.int16).max
@@ -61,7 +61,7 @@ class _CountedPerClass(ABC):
     """What the metrics share: checked input, counts per class, a mean over classes that occur.
 
     Attributes:
-        counts: whole numbers that add up over pictures (and over processes).
+        counts: whole numbers that add up over images (and over processes).
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -77,7 +77,7 @@ class _CountedPerClass(ABC):
         self.counts: np.ndarray = np.zeros(0, np.int64)
 
     def update(self, pred: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture or a batch; nothing of it where an error is raised.
+        """Add one image or a batch; nothing of it where an error is raised.
 
         Args:
             pred: predicted classes, `[H, W]`, `[B, H, W]` or `[B, 1, H, W]` integers, or a mask of
@@ -134,12 +134,12 @@ class _CountedPerClass(ABC):
 
     @abstractmethod
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture, `[H, W]` each, to `counts`."""
+        """Add one image, `[H, W]` each, to `counts`."""
 
     @abstractmethod
     def compute(self) -> dict[str, float | np.ndarray]:
         """The scores so far: the mean by name, and under `class_<name>` one number per class, nan
-        for a class that did not occur (all nan before the first picture)."""
+        for a class that did not occur (all nan before the first image)."""
 
 
 def _as_batch(classes: np.ndarray) -> np.ndarray:
@@ -160,10 +160,10 @@ class BoundaryIoU(_CountedPerClass):
         num_classes: classes, from 0 on.
         ignore_index: label of pixels that do not count. Default 255, which is ignored even where it
             is one of more than 255 classes: name another one then.
-        dilation_ratio: depth of the boundary as a share of the picture's diagonal. Default 0.02.
+        dilation_ratio: depth of the boundary as a share of the image's diagonal. Default 0.02.
 
     The boundary of a mask is what an erosion takes off it: 3x3, `max(1, round(0.02 * diagonal))`
-    times, with nothing beyond the picture's edge, so that the edge is a boundary too.
+    times, with nothing beyond the image's edge, so that the edge is a boundary too.
 
     Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562; per class over the whole set.
     """
@@ -227,12 +227,12 @@ class BoundaryFScore(_CountedPerClass):
             is one of more than 255 classes: name another one then.
         tolerances: Euclidean, in pixels. Default 3, 5 and 9.
 
-    A boundary pixel of a class has another class among its eight neighbours; the picture's edge is
+    A boundary pixel of a class has another class among its eight neighbours; the image's edge is
     no boundary. Precision is the share of predicted ones with a true one of the same class within
     the tolerance, recall the reverse, each over the whole set, F their harmonic mean.
 
     Source: Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC
-    2013, who average over pictures; counting over the set, and the tolerances, are our choice.
+    2013, who average over images; counting over the set, and the tolerances, are our choice.
     """
 
     def __init__(
@@ -342,7 +342,7 @@ class TrimapIoU(_CountedPerClass):
         width: Euclidean distance from a boundary pixel up to which a pixel counts, on both sides.
             Default 5.
 
-    A boundary pixel has another class among its eight neighbours; the picture's edge is none.
+    A boundary pixel has another class among its eight neighbours; the image's edge is none.
 
     Source: Kohli et al., "Robust Higher Order Potentials for Enforcing Label Consistency", CVPR
     2008 (the trimap); the default width is our choice.

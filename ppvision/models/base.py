@@ -27,7 +27,7 @@ class Stage:
 
     Attributes:
         channels: of the map.
-        stride: pixels of the picture for each of its own, on both axes.
+        stride: pixels of the image for each of its own, on both axes.
         groups: the stage's layers in their order, each a tuple of paths that belong together (the
             layers of one block); optimisers give each of them a learning rate.
     """
@@ -69,7 +69,7 @@ class ZooModel(nn.Layer):
             `create_model` sets it.
     """
 
-    # Of the class: the convolution that sees the picture, the Linear of the classes, and the
+    # Of the class: the convolution that sees the image, the Linear of the classes, and the
     # layers before the first stage.
     first_conv: ClassVar[str]
     classifier: ClassVar[str]
@@ -103,7 +103,7 @@ class ZooModel(nn.Layer):
             stages: all of the network's.
             num_classes: outputs of the head, 0 for none.
             num_features: channels before the head; None for those of the last stage.
-            in_channels: channels of the picture.
+            in_channels: channels of the image.
             features_only: return feature maps instead of logits.
             out_indices: which ones, from the finest; negative numbers count from the last. None for
                 all.
@@ -247,7 +247,7 @@ class ZooModel(nn.Layer):
         }
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from the picture to the classes: the stem, each block, and last
+        """Names of the parameters from the image to the classes: the stem, each block, and last
         what follows the stages (norms, head)."""
         paths = [self.stem_layers, *(group for stage in self._declared for group in stage.groups)]
         groups: list[list[str]] = [[] for _ in range(len(paths) + 1)]

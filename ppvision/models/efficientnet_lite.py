@@ -6,7 +6,7 @@ Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Ne
 of a variant, dropout, a stem of 32 and a top of 1280 channels that no variant scales, first and
 last stage never repeated more often.
 
-    variant              width  depth  picture  dropout   parameters   multiply-adds
+    variant              width  depth  image  dropout   parameters   multiply-adds
     efficientnet_lite0    1.0    1.0    224      0.2        4,652,008    385,187,552 at 224
     efficientnet_lite2    1.1    1.2    260      0.3        6,092,072    859,736,272 at 260
 

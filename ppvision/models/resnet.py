@@ -52,7 +52,7 @@ class BasicBlock(nn.Layer):
 
 
 class CifarResNet(ZooModel):
-    """ResNet for small pictures. `[B, in_channels, H, W]` -> `[B, num_classes]`, or with
+    """ResNet for small images. `[B, in_channels, H, W]` -> `[B, num_classes]`, or with
     `features_only` maps of 16, 32 and 64 channels at strides 1, 2 and 4.
 
     Args:
@@ -114,7 +114,7 @@ class CifarResNet(ZooModel):
 
 
 class ImageNetResNet(ZooModel):
-    """ResNet for pictures of about 224 x 224. `[B, in_channels, H, W]` -> `[B, num_classes]`, or
+    """ResNet for images of about 224 x 224. `[B, in_channels, H, W]` -> `[B, num_classes]`, or
     with `features_only` maps at strides 4, 8, 16, 32.
 
     Blocks and names of parameters are those of `paddle.vision.models.ResNet`, whose published

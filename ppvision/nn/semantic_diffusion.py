@@ -336,7 +336,7 @@ def _check_counts(**counts: object) -> None:
 def _check_guidance(v: Tensor, u: Tensor) -> None:
     if len(v.shape) != 4 or (v.shape[0] != u.shape[0] and -1 not in (v.shape[0], u.shape[0])):
         raise InputError(
-            f"guidance: expected [B, C, h, w] for as many pictures as u {list(u.shape)}, got "
+            f"guidance: expected [B, C, h, w] for as many images as u {list(u.shape)}, got "
             f"{list(v.shape)}."
         )
 

@@ -18,8 +18,8 @@ calls any function by its name, is refused as well.
 
 Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
 write them (`ppvision.plugins.paddledet_data`).
-Pictures are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
-file. A data set whose pictures have more than 8 bits per channel says what white is:
+Images are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
+file. A data set whose images have more than 8 bits per channel says what white is:
 
     TrainDataset: !COCODataSet {max_value: 4095, ...}
 """
@@ -245,7 +245,7 @@ def _decode(self: operators.Decode, sample: dict, context: object = None) -> dic
     for key, found in zip("hw", image.shape, strict=False):
         if sample.get(key, found) != found:
             operators.logger.warning(
-                f"{path}: the annotations say {key} = {sample[key]}, the picture has {found}"
+                f"{path}: the annotations say {key} = {sample[key]}, the image has {found}"
             )
         sample[key] = found
     sample["im_shape"] = np.array(image.shape[:2], dtype=np.float32)

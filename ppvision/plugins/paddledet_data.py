@@ -99,8 +99,8 @@ def _temporary_folder() -> str:
 def _parse_voc(self: VOCDataSet) -> None:
     """`VOCDataSet.parse_dataset` on what `read_voc` reads.
 
-    As there, pictures that are missing are left out. Two things differ: a picture whose boxes all
-    have no area counts as one without objects, and pictures are numbered by their place, not by the
+    As there, images that are missing are left out. Two things differ: an image whose boxes all
+    have no area counts as one without objects, and images are numbered by their place, not by the
     XML's `id`, which tools leave at 0.
     """
     names = list(pascalvoc_label())
@@ -117,7 +117,7 @@ def _parse_voc(self: VOCDataSet) -> None:
     if self.sample_num > 0:
         pictures = pictures[: self.sample_num]
     if not pictures:
-        raise DataError(f"{annotations}: expected pictures with XML files, found none.")
+        raise DataError(f"{annotations}: expected images with XML files, found none.")
     made = [_make_record(number, p, self.data_fields) for number, p in enumerate(pictures)]
     records = [r for r, picture in zip(made, pictures, strict=True) if picture.objects]
     if self.allow_empty:
@@ -128,7 +128,7 @@ def _parse_voc(self: VOCDataSet) -> None:
 
 
 def _make_record(number: int, picture: VocPicture, fields: list[str]) -> dict[str, object]:
-    """One of PaddleDetection's records: what `fields` names, and the picture's file and size."""
+    """One of PaddleDetection's records: what `fields` names, and the image's file and size."""
     objects = picture.objects
     values = {
         "gt_class": np.array([[item.class_id] for item in objects], np.int32).reshape(-1, 1),

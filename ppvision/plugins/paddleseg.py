@@ -16,10 +16,10 @@ own tools as well as for Python; one that is registered later becomes one at onc
       backbone: {type: ResNet50_vd, output_stride: 8}
 
 and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Lists of
-pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
+images are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
 What `ppvision.deploy.register_transform` registers is a transform of PaddleSeg's configs as well.
-Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
-that names the file. A data set whose pictures have more than 8 bits per channel says what white is:
+Images and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
+that names the file. A data set whose images have more than 8 bits per channel says what white is:
 
     train_dataset: {type: Dataset, max_value: 4095, ...}
 
@@ -234,7 +234,7 @@ def _read_strictly() -> None:
         Compose.__call__ = _read_first(Compose.__call__)
     reading.read_strictly(ade, eg1800, supervisely, labels=True)
     for dataset in manager.DATASETS.components_dict.values():
-        # These two read by themselves, and have pictures of 8 bits.
+        # These two read by themselves, and have images of 8 bits.
         if dataset.__module__ not in (eg1800.__name__, supervisely.__name__):
             reading.accept_max_value(dataset, _keep_max_value)
 

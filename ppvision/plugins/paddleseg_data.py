@@ -65,7 +65,7 @@ def _read_pairs_after(init: Callable) -> Callable:
 
 
 def _drop_leftovers_after(init: Callable) -> Callable:
-    """ADE20K takes every file of a folder for a picture."""
+    """ADE20K takes every file of a folder for an image."""
 
     @functools.wraps(init)
     def __init__(self: ADE20K, *args: object, **kwargs: object) -> None:

@@ -247,7 +247,7 @@ def slim_quant_config(
         config.add_layer_config(layer, activation=activation, weight=weight)
         if path in ends and weight.kwargs["min_bits"] < MAX_BITS:
             logger.warning(
-                f"quantization: {path} reads the picture or gives the result; a rule under layers "
+                f"quantization: {path} reads the image or gives the result; a rule under layers "
                 "gives it another width than 8 bits"
             )
     for norm in NORMS:

@@ -1,4 +1,4 @@
-"""Our reader of pictures in the frameworks' own data sets and transforms.
+"""Our reader of images in the frameworks' own data sets and transforms.
 
 PaddleSeg and PaddleDetection call OpenCV and PIL by the names `cv2` and `Image` inside their
 modules. OpenCV fills what is cut off with grey and cuts 16 bits to 8, PIL fills it too once

@@ -29,7 +29,7 @@ def export_integers(
         job: of the model.
         model_path: weights in float.
         folder: of the export.
-        calibration: a folder or a list file of pictures; None for the config's training set.
+        calibration: a folder or a list file of images; None for the config's training set.
         rule: of the steps of activations; None for the default.
         keep_float: layers that stay in float: paths, and how many more, those that lose most.
         evaluate: whether to score float and integers on the val split, and to write both scores

@@ -112,7 +112,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def max_value(self) -> int | None:
-        """White in pictures of more than 8 bits per channel; see `read_picture`. None: 8 bits."""
+        """White in images of more than 8 bits per channel; see `read_picture`. None: 8 bits."""
 
     @property
     def architecture(self) -> dict[str, object]:
@@ -143,7 +143,7 @@ class Job(ABC):
     @property
     @abstractmethod
     def example(self) -> Tensor | dict[str, Tensor]:
-        """A picture `[1, C, H, W]` as the model takes it, to see which layers run."""
+        """An image `[1, C, H, W]` as the model takes it, to see which layers run."""
 
     @property
     def result_layers(self) -> Sequence[str] | None:
@@ -246,7 +246,7 @@ class Job(ABC):
 
         Args:
             model: one that `models` gives, or `model`.
-            num_workers: processes that read pictures. Default 0: this one reads.
+            num_workers: processes that read images. Default 0: this one reads.
 
         A task takes its `evaluation_options` as well.
         """
@@ -291,7 +291,7 @@ class Job(ABC):
 
     @abstractmethod
     def predict_image(self, model: nn.Layer, picture: Picture) -> object:
-        """What a model predicts for one picture, as `evaluate` would score it.
+        """What a model predicts for one image, as `evaluate` would score it.
 
         Args:
             model: one that `models` gives, or `model`.
@@ -315,13 +315,13 @@ class Job(ABC):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        """Write the predictions of a model for pictures.
+        """Write the predictions of a model for images.
 
         Args:
             model: one that `models` gives, or `model`.
-            image_path: a picture, a folder or a list file.
+            image_path: an image, a folder or a list file.
             folder: where results go.
-            stopped: asked before every picture; when true, no further one is predicted. Default:
+            stopped: asked before every image; when true, no further one is predicted. Default:
                 never.
 
         Returns and raises: see `ppvision.tasks.prediction.predict_to_folder`.
@@ -584,6 +584,6 @@ def drop_paths(node: object) -> object:
 
 
 def make_example_input(channels: int, side: int) -> Tensor:
-    """A picture of noise `[1, channels, side, side]`."""
+    """An image of noise `[1, channels, side, side]`."""
     generator = np.random.default_rng(0)
     return paddle.to_tensor(generator.normal(size=[1, channels, side, side]).astype(np.float32))

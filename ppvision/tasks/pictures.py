@@ -35,14 +35,14 @@ PALETTE = make_voc_palette()
 
 
 def draw_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
+    """An image `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
     more classes share."""
     colours = PALETTE.take(label & 255, axis=0)
     return _half_of_each(image, colours)
 
 
 def _half_of_each(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The mean of two pictures of uint8, rounded down."""
+    """The mean of two images of uint8, rounded down."""
     return (a & b) + ((a ^ b) >> 1)  # what both have, and half of what one has: never above a byte
 
 
@@ -58,7 +58,7 @@ def find_outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
 def draw_errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
-    """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
+    """The image in grey, the true boundary as a line, over it wrong pixels in red: dark red
     outside the band that Boundary IoU looks at; ignored ones nearly white."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
@@ -106,7 +106,7 @@ def join_side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 RGB with boxes, masks, classes and scores drawn over it."""
+    """An image `[H, W, 3]` uint8 RGB with boxes, masks, classes and scores drawn over it."""
     shown = image.copy()
     line = max(1, round(min(image.shape[:2]) / 250))
     size = max(0.35, min(image.shape[:2]) / 900)
@@ -122,7 +122,7 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
         name = str(class_id) if found.names is None else found.names[place]
         text = f"{name} {found.scores[place]:.2f}"
         (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        top = max(top, height + below)  # the text stays inside the picture
+        top = max(top, height + below)  # the text stays inside the image
         cv2.rectangle(shown, (left, top - height - below), (left + width, top), ink, -1)
         shade = (0, 0, 0) if colour.astype(int).sum() > 380 else (255, 255, 255)
         place_of_text = (left, top - below // 2)
@@ -133,11 +133,11 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:
-    """A picture with its class above and the predicted one below it, red where they differ.
+    """An image with its class above and the predicted one below it, red where they differ.
 
     Args:
         image: `[H, W, 3]` uint8 RGB.
-        side: of the square that the picture is fitted into, in pixels.
+        side: of the square that the image is fitted into, in pixels.
         label, prediction: names of classes.
 
     Returns:
@@ -168,7 +168,7 @@ def save_comparison(
     folder: Path,
     name: str,
 ) -> None:
-    """Write `compared/<name>.png`, the `draw_panel` of a picture whose label is known."""
+    """Write `compared/<name>.png`, the `draw_panel` of an image whose label is known."""
     save_picture(draw_panel(image, label, prediction, ignore_index), folder / "compared", name)
 
 
@@ -186,7 +186,7 @@ def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, nam
 
 
 def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:
-    """Write a picture `[H, W, 3]` uint8 RGB as `<name>.png`."""
+    """Write an image `[H, W, 3]` uint8 RGB as `<name>.png`."""
     # OpenCV writes PNG faster than PIL, by its own choice of a quick compression.
     ordered = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", ordered)

@@ -1,6 +1,6 @@
-"""From pictures on disk to pictures of predictions.
+"""From images on disk to images of predictions.
 
-A result folder holds `predictions.json`, which names every picture that was predicted or failed,
+A result folder holds `predictions.json`, which names every image that was predicted or failed,
 and `overlay/`, `labels/` and `compared/`, whose files appear under their names once they are
 complete.
 """
@@ -52,15 +52,15 @@ logger = logging.getLogger("ppvision")
 
 Picture = str | os.PathLike | np.ndarray  # a path, or pixels [H, W, 3] uint8 RGB
 Prediction = np.ndarray | Classification | Detections
-Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
+Predict = Callable[[Path, np.ndarray], Prediction]  # of an image's path and its pixels
 Write = Callable[[Path, str, np.ndarray, Any], object]  # path, name, pixels, prediction
 
-AHEAD = 4  # pictures that are read before, or written after, the one in the model
-# Bytes of the decoded pictures and predictions that wait, above which no further picture is read:
+AHEAD = 4  # images that are read before, or written after, the one in the model
+# Bytes of the decoded images and predictions that wait, above which no further image is read:
 # one of 2^28 pixels takes 800 MB, and four of them would wait before and after the model.
 AHEAD_BYTES = 1 << 29
 DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
-CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
+CLASSIFIED_SIDE = 224  # pixels of a classified image as it is shown
 
 REPORT = "predictions.json"
 RESERVE = ".predictions.json.reserve"  # room for the report while results are written
@@ -77,7 +77,7 @@ NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
-    """The pixels `[H, W, 3]` uint8 RGB of a picture that is a path, or pixels already.
+    """The pixels `[H, W, 3]` uint8 RGB of an image that is a path, or pixels already.
 
     Args:
         picture: see `Picture`.
@@ -101,7 +101,7 @@ def predict_to_folder(
     stopped: Callable[[], bool] = lambda: False,
     max_value: int | None = None,
 ) -> list[str]:
-    """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
+    """Write overlays, class maps and `predictions.json` for every image, and comparisons with
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
 
     Args:
@@ -112,21 +112,21 @@ def predict_to_folder(
         ignore_index: label of pixels that do not count. Default 255; None for no comparisons.
         num_classes: of the labels, which are compared only if they have no other. Default None:
             any.
-        stopped: asked before every picture; when true, no further one is predicted. Default: never.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        stopped: asked before every image; when true, no further one is predicted. Default: never.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
-        EngineError: the model failed, and no picture was predicted.
+        EngineError: the model failed, and no image was predicted.
         FolderInUseError: another process predicts into the folder, or files that are not from an
             earlier prediction would be replaced.
-        InputError: no pictures, or a result would replace one of them.
+        InputError: no images, or a result would replace one of them.
         StorageError: the folder cannot be written, or its disk is full.
 
     All but the errors about the folder itself are raised after `predictions.json` is written. In it
-    every picture that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
+    every image that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
     """
     pictures = list_images(image_path)
     labels = {} if ignore_index is None else list_labels(image_path)
@@ -183,8 +183,8 @@ def classify_to_folder(
     stopped: Callable[[], bool] = lambda: False,
     max_value: int | None = None,
 ) -> list[str]:
-    """Write `overlay/<name>.png` with the class below the picture, and `predictions.json`: class,
-    its number, its probability and the five likeliest classes of every picture.
+    """Write `overlay/<name>.png` with the class below the image, and `predictions.json`: class,
+    its number, its probability and the five likeliest classes of every image.
 
     Args:
         predict: `(path, pixels) -> Classification`.
@@ -193,7 +193,7 @@ def classify_to_folder(
         stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
         PpvisionError: as `predict_to_folder`.
@@ -235,7 +235,7 @@ def detect_to_folder(
         stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
         PpvisionError: as `predict_to_folder`.
@@ -281,7 +281,7 @@ def predict_exported(
         stopped: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
         InputError: a folder of features, which are no predictions.
@@ -319,7 +319,7 @@ def _described(found: Detections, place: int) -> dict[str, object]:
     return entry
 
 
-# -- every picture -------------------------------------------------------------------------------
+# -- every image -------------------------------------------------------------------------------
 
 
 def _predict_pictures(
@@ -331,12 +331,12 @@ def _predict_pictures(
     max_value: int | None,
     sources: Sequence[Path] = (),
 ) -> list[str]:
-    """Read, predict and write every picture, and `predictions.json` whatever happens.
+    """Read, predict and write every image, and `predictions.json` whatever happens.
 
     Args:
         pictures: `(path, name)` of each, as `list_images` gives them.
-        predict: gives the prediction of a picture.
-        write: writes the results of a picture; returns its entry in the report.
+        predict: gives the prediction of an image.
+        write: writes the results of an image; returns its entry in the report.
         folder: where results go.
         stopped, max_value: see `predict_to_folder`.
         sources: other files that no result may replace.
@@ -358,19 +358,19 @@ def _predict_pictures(
 
 
 class _Outcomes:
-    """What became of every picture. Each place is written by one thread at a time.
+    """What became of every image. Each place is written by one thread at a time.
 
     Args:
         pictures: `(path, name)` of each.
 
     Attributes:
-        model_error: the first that the model raised and a picture alone does not explain.
+        model_error: the first that the model raised and an image alone does not explain.
         storage_error: after which nothing can be written.
     """
 
     def __init__(self, pictures: list[tuple[Path, str]]) -> None:
         self._pictures = pictures
-        self._entries: dict[int, str] = {}  # JSON, by the picture's place
+        self._entries: dict[int, str] = {}  # JSON, by the image's place
         self._reasons: dict[int, str] = {}
         self._fault_shown = False
         self._size = 0
@@ -378,7 +378,7 @@ class _Outcomes:
         self.storage_error: OSError | None = None
 
     def keep(self, place: int, entry: object) -> None:
-        """Keep what the report says of a picture that has results.
+        """Keep what the report says of an image that has results.
 
         Raises:
             EngineError: NaN or infinite scores, for which JSON has no word.
@@ -391,7 +391,7 @@ class _Outcomes:
         self._size += 2 * len(text) + 2 * len(str(self._pictures[place][0]))  # with its blanks
 
     def fail(self, place: int, error: Exception) -> None:
-        """Keep why a picture has no result."""
+        """Keep why an image has no result."""
         path = show_path(self._pictures[place][0])
         if isinstance(error, FAULTS) and not self._fault_shown:
             logger.error(f"{path}: unexpected {type(error).__name__}", exc_info=error)
@@ -401,7 +401,7 @@ class _Outcomes:
         self.keep(place, {"error": self._reasons[place]})
 
     def fail_in_model(self, place: int, error: Exception) -> None:
-        """`fail`; an error that is not about the picture is kept as well."""
+        """`fail`; an error that is not about the image is kept as well."""
         self.fail(place, error)
         if not isinstance(error, (DataError, InputError)) and self.model_error is None:
             self.model_error = error
@@ -416,7 +416,7 @@ class _Outcomes:
             self.storage_error = error
 
     def release_pictures(self) -> None:
-        """Let go of the pictures that the frames of the kept error hold, where they have returned;
+        """Let go of the images that the frames of the kept error hold, where they have returned;
         their places in the code stay."""
         error: BaseException | None = self.model_error
         while error is not None:
@@ -425,7 +425,7 @@ class _Outcomes:
 
     @property
     def report(self) -> str:
-        """JSON: the entries by the pictures' paths, in their order."""
+        """JSON: the entries by the images' paths, in their order."""
         paths = {str(self._pictures[k][0]): self._entries[k] for k in sorted(self._entries)}
         # JSON has no line break inside a string.
         lines = [
@@ -440,17 +440,17 @@ class _Outcomes:
 
     @property
     def failures(self) -> list[str]:
-        """A line for each picture that failed."""
+        """A line for each image that failed."""
         return [self._reasons[place] for place in sorted(self._reasons)]
 
     @property
     def progress(self) -> str:
-        """How many pictures have results, in words."""
+        """How many images have results, in words."""
         done = len(self._entries) - len(self._reasons)
-        return f"{done} of {len(self._pictures)} pictures"
+        return f"{done} of {len(self._pictures)} images"
 
     def raise_fatal(self, folder: Path) -> None:
-        """Raise what concerns more than single pictures."""
+        """Raise what concerns more than single images."""
         if self.storage_error is not None:
             raise StorageError(
                 f"predict: {folder} accepts no more files ({self.storage_error.strerror}): "
@@ -459,7 +459,7 @@ class _Outcomes:
             ) from self.storage_error
         if self.model_error is not None and len(self._reasons) == len(self._entries):
             raise EngineError(
-                f"predict: the model predicted none of {len(self._entries)} pictures; {REPORT} "
+                f"predict: the model predicted none of {len(self._entries)} images; {REPORT} "
                 f"says why for each. First: {_reason(self.model_error)}"
             ) from self.model_error
 
@@ -470,7 +470,7 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
-        return f"not enough memory{said}. Make the picture smaller, or use a larger machine."
+        return f"not enough memory{said}. Make the image smaller, or use a larger machine."
     if isinstance(error, OSError) and error.strerror:
         name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         return f"{error.strerror}{name}"
@@ -534,9 +534,9 @@ def _run(
     outcomes: _Outcomes,
     reserve: "_Reserve",
 ) -> None:
-    """Read, predict and write every picture.
+    """Read, predict and write every image.
 
-    The next pictures are read, and the last ones written, while the model works: decoding and
+    The next images are read, and the last ones written, while the model works: decoding and
     compressing take as long as a small model does.
     """
     waiting = _Waiting(AHEAD_BYTES)
@@ -545,7 +545,7 @@ def _run(
     def read(path: Path) -> np.ndarray:
         waiting.wait()
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise DataError(f"{path}: expected a picture file, got another kind of file.")
+            raise DataError(f"{path}: expected an image file, got another kind of file.")
         image = read_picture(path, max_value=max_value)
         waiting.add(image.nbytes)
         return image
@@ -564,7 +564,7 @@ def _run(
         write_report()
 
     def handle(place: int, reading: "Future[np.ndarray]") -> Future | None:
-        """Predict a picture and hand it to the writer; no variable keeps it longer than that."""
+        """Predict an image and hand it to the writer; no variable keeps it longer than that."""
         try:
             image = reading.result()
         except Exception as error:  # memory, besides what the reader says
@@ -575,7 +575,7 @@ def _run(
             return None
         try:
             prediction = predict(pictures[place][0], image)
-        except Exception as error:  # engines raise every kind; one picture must not cost the others
+        except Exception as error:  # engines raise every kind; one image must not cost the others
             outcomes.fail_in_model(place, error)
             waiting.add(-size)
             return None
@@ -647,11 +647,11 @@ def _explained(folder: Path) -> Iterator[None]:
 def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[Path]) -> None:
     """See that results can be written, and remove those of an earlier run that have their names.
 
-    So a file with the name of one of the pictures is always of this run. Files of other names stay.
+    So a file with the name of one of the images is always of this run. Files of other names stay.
 
     Raises:
         FolderInUseError: files that are not from an earlier run would be replaced.
-        InputError: a result would replace one of the pictures or sources.
+        InputError: a result would replace one of the images or sources.
         StorageError: the folder cannot be written.
     """
     earlier = (folder / REPORT).is_file()
@@ -689,7 +689,7 @@ def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[P
 
 
 def _results(folder: Path, name: str, kinds: Sequence[str] = RESULT_FOLDERS) -> list[Path]:
-    """The files that a picture's results may be."""
+    """The files that an image's results may be."""
     return [folder / kind / f"{name}.png" for kind in kinds]
 
 
@@ -700,7 +700,7 @@ def _check_sources(results: Sequence[Path], sources: Sequence[Path]) -> None:
     for result in results:
         if os.path.join(os.path.realpath(result.parent), result.name) in known:
             raise InputError(
-                f"save_dir: the result {result} would replace a picture or label that is to be "
+                f"save_dir: the result {result} would replace an image or label that is to be "
                 "read. Name another folder."
             )
 

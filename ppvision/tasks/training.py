@@ -63,7 +63,7 @@ def check_data(job: Job, *parts: str, skip: bool) -> None:
     """
     if skip:
         logger.warning(
-            f"{', '.join(parts)}: not checked (--skip_check): a damaged picture or a wrong label "
+            f"{', '.join(parts)}: not checked (--skip_check): a damaged image or a wrong label "
             "is found when it is read, or not at all"
         )
         return

@@ -17,7 +17,7 @@ from typing import Any
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 CARD = "card.json"
 
-# Of ImageNet's pictures in RGB, from 0 to 1: what torchvision, timm and PaddleClas use.
+# Of ImageNet's images in RGB, from 0 to 1: what torchvision, timm and PaddleClas use.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -29,7 +29,7 @@ class PretrainedConfig:
         input_size: channels, height and width that it was trained or published at.
         mean, std: of the channels, in RGB, for values from 0 to 1.
         resize_short: the shorter side, in pixels, before the middle of `input_size` is cut out;
-            None where pictures keep their size.
+            None where images keep their size.
         interpolation: of that resizing.
         num_classes: outputs of the weights' own head; 0 where they have none for this model.
         classes: their names, or empty.
@@ -54,7 +54,7 @@ class PretrainedConfig:
     sha256: str | None = None
 
     def for_channels(self, channels: int) -> "PretrainedConfig":
-        """The same for pictures of another number of channels, as the first convolution is
+        """The same for images of another number of channels, as the first convolution is
         adapted to them: one channel has the mean of all, more repeat those of RGB in turn."""
         if channels == self.input_size[0]:
             return self
@@ -146,7 +146,7 @@ class ModelCard:
         name: as `create_model` takes it.
         paper: title, venue and address.
         parameters: trainable ones, with the head that it was published with (1000 classes).
-        gflops: multiply-adds of one picture, in 1e9 (the unit of the papers): 224 x 224.
+        gflops: multiply-adds of one image, in 1e9 (the unit of the papers): 224 x 224.
         recipe: how to train it: a config's path, or what is known.
         licence: of the code and of the weights.
         published: scores that the paper reports; none of them was measured here.

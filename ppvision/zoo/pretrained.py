@@ -102,7 +102,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
         digest = compute_sha256(path)
-    # We cannot know how a file's own pictures were prepared, nor its licence.
+    # We cannot know how a file's own images were prepared, nor its licence.
     return Pretrained(
         arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
     )
@@ -190,7 +190,7 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
 
 def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
     """Let the first convolution take other channels than RGB, as timm does: one channel gets the
-    sum of the three, so that a grey picture gives what it gave as RGB; more repeat them in turn,
+    sum of the three, so that a grey image gives what it gave as RGB; more repeat them in turn,
     scaled by 3 / channels, so that the outputs keep their size."""
     name = f"{net.first_conv}.weight"
     weight, own = arrays.get(name), net.state_dict()[name]

@@ -26,7 +26,7 @@ from ppvision.zoo.stored import read_stored
 
 logger = logging.getLogger("ppvision")
 
-RGB = 3  # channels of a picture, unless somebody's weights say otherwise
+RGB = 3  # channels of an image, unless somebody's weights say otherwise
 _ZIP = b"PK\x03\x04"
 # What paddle.save adds to the arrays: its own names of parameters, and how arrays are put together.
 _NAME_TABLE = "StructuredToParameterName@@"

@@ -25,7 +25,7 @@ def check_coco(
     masks: bool = False,
     max_value: int | None = None,
 ) -> DataSummary:
-    """Check an annotation file, and every picture that it names.
+    """Check an annotation file, and every image that it names.
 
     What `ppvision.data.coco_reading` changes in memory is counted in the log, as are classes of one
     name. Training and evaluation read the changed content, so that nothing else can be wrong with
@@ -37,10 +37,10 @@ def check_coco(
         images: the folder that its `file_name`s are in.
         num_classes: of the model.
         masks: whether every object needs one. Default False.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
-        Pictures, and objects of each class, by category id.
+        Images, and objects of each class, by category id.
 
     Raises:
         DataError: one report of everything that is wrong.
@@ -99,12 +99,12 @@ def _check_images(entries: list[dict], folder: Path, problems: list[str]) -> Non
             missing.append(str(path))
             continue
         other += find_other_size(path, size)
-    problems += list_problems("pictures are missing", missing)
-    problems += list_problems("pictures have another size than the file says", other)
+    problems += list_problems("images are missing", missing)
+    problems += list_problems("images have another size than the file says", other)
 
 
 def find_other_size(path: Path, size: tuple[float, float]) -> list[str]:
-    """What to say of a picture that is not `(width, height)` as it is read; nothing where it is, or
+    """What to say of an image that is not `(width, height)` as it is read; nothing where it is, or
     does not decode, which another check names."""
     try:
         height, width = read_picture_size(path)

@@ -1,7 +1,7 @@
 """Check a segmentation data set before the first step, and name every file that is wrong.
 
 Reads what PaddleSeg's `Dataset` reads under `ppvision`: the same `image label` lines (both call
-`ppvision.data.listing.read_pairs`), and pictures and label maps with the reader that training,
+`ppvision.data.listing.read_pairs`), and images and label maps with the reader that training,
 evaluation and prediction use (`ppvision.data.pictures`), so that what passes here is read there.
 PaddleSeg itself finds most of these faults in the middle of a
 training, as a broadcast error, a loss of NaN or not at all.
@@ -65,7 +65,7 @@ def check_segmentation_list(
 ) -> dict:
     """Check every line and file of a PaddleSeg list; raise one error that groups all problems.
 
-    Every picture is decoded to its end, in several threads. The verdict on a set without problems
+    Every image is decoded to its end, in several threads. The verdict on a set without problems
     is kept in `~/.cache/ppvision/checked` (`PPVISION_CACHE` replaces `~/.cache/ppvision`) and
     holds until the list, an argument, or the size or time of a file changes. With several
     processes call it in one of them.

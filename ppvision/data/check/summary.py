@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ppvision.errors import shorten_text
 
-_SIZES = 5  # of pictures, that the table names
+_SIZES = 5  # of images, that the table names
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class DataSummary:
         shown = [f"{size} ({count})" for size, count in list(self.sizes.items())[:_SIZES]]
         if len(self.sizes) > _SIZES:
             shown.append(f"and {len(self.sizes) - _SIZES} other sizes")
-        lines = [f"{self.images} pictures", f"width x height (pictures): {', '.join(shown)}"]
+        lines = [f"{self.images} images", f"width x height (images): {', '.join(shown)}"]
         if self.counts is None:
             return "\n".join(lines)
         names = [shorten_text(str(name), 40) for name in self.names]

@@ -28,9 +28,9 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says: pictures, of them those without objects (`empty_images`), boxes,
-        boxes that were cut at the picture's border (`cut_boxes`), and those that are dropped:
-        without an area (`flat_boxes`; BCCD has a few), or outside the picture
+        What `dataset.json` says: images, of them those without objects (`empty_images`), boxes,
+        boxes that were cut at the image's border (`cut_boxes`), and those that are dropped:
+        without an area (`flat_boxes`; BCCD has a few), or outside the image
         (`outside_boxes`).
 
     Raises:
@@ -87,7 +87,7 @@ def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
 
 
 def _cut(edges: list[int], width: int, height: int) -> tuple[list[int] | None, str | None]:
-    """A box `[x, y, width, height]` inside the picture, or None, and what was wrong with it."""
+    """A box `[x, y, width, height]` inside the image, or None, and what was wrong with it."""
     left, top, right, bottom = edges
     if right <= left or bottom <= top:
         return None, "flat_boxes"

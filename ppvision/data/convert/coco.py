@@ -36,7 +36,7 @@ def find_visible_box(mask: np.ndarray) -> list[int]:
 
 
 class CocoInstances:
-    """Collects the pictures and instances of one split."""
+    """Collects the images and instances of one split."""
 
     def __init__(self, categories: dict[int, str]):
         """`categories`: names by category id."""
@@ -45,20 +45,20 @@ class CocoInstances:
         self.annotations: list[dict] = []
 
     def add_image(self, file_name: str, height: int, width: int) -> None:
-        """Add a picture, to which the annotations that follow belong."""
+        """Add an image, to which the annotations that follow belong."""
         image_id = len(self.images) + 1
         self.images.append(
             {"id": image_id, "file_name": file_name, "width": width, "height": height}
         )
 
     def add_mask(self, mask: np.ndarray, category: int) -> list[int]:
-        """Add one instance of the last picture by its mask `[H, W]`; returns its box."""
+        """Add one instance of the last image by its mask `[H, W]`; returns its box."""
         box = find_visible_box(mask)
         self._add(category, box, int(np.count_nonzero(mask)), segmentation=encode_rle(mask))
         return box
 
     def add_box(self, box: list[int], category: int) -> None:
-        """Add one instance of the last picture by its box `[x, y, width, height]` alone."""
+        """Add one instance of the last image by its box `[x, y, width, height]` alone."""
         self._add(category, box, box[2] * box[3])
 
     def _add(self, category: int, box: list[int], area: int, **more: dict) -> None:

@@ -47,7 +47,7 @@ VAL_EVERY = 5  # one in five digits of each class
 
 @dataclass(frozen=True)
 class Scene:
-    """One composed picture.
+    """One composed image.
 
     Attributes:
         image: `[size, size, 3]` uint8 RGB.
@@ -92,8 +92,8 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
         folder: photographs to use, or None for scikit-learn's two.
 
     Raises:
-        FileNotFoundError: no such folder, or no picture in it.
-        DataError: a picture that does not decode or is too small to crop.
+        FileNotFoundError: no such folder, or no image in it.
+        DataError: an image that does not decode or is too small to crop.
     """
     if folder is None:
         from sklearn.datasets import load_sample_images
@@ -103,7 +103,7 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
         paths = find_pictures(folder)
         if not paths:
             raise MissingFileError(
-                f"photographs: expected pictures ({', '.join(sorted(READABLE_SUFFIXES))}), found "
+                f"photographs: expected images ({', '.join(sorted(READABLE_SUFFIXES))}), found "
                 f"none in {folder}."
             )
         photos = {str(path): read_picture(path) for path in paths}
@@ -233,7 +233,7 @@ def write_digit_scenes(
         ValueError: an argument out of its range, `output` inside `photos`.
         DataError: a photograph that does not decode or is too small.
         FileExistsError: `output` is not empty.
-        FileNotFoundError: `photos` does not exist or holds no picture.
+        FileNotFoundError: `photos` does not exist or holds no image.
     """
     val_count = max(1, count // 5) if val_count is None else val_count
     for name, value, least, most in (

@@ -22,12 +22,12 @@ from ppvision.data.writing import write_description, write_picture
 from ppvision.errors import DataError, InputError, shorten
 from ppvision.files import create_folder
 
-VAL_EVERY = 5  # stage1_train has no split: one in five pictures, by sorted ID, is val
+VAL_EVERY = 5  # stage1_train has no split: one in five images, by sorted ID, is val
 
 
 @dataclass(frozen=True)
 class _Nuclei:
-    """One picture; its nuclei are numbered in one map, or have one mask each."""
+    """One image; its nuclei are numbered in one map, or have one mask each."""
 
     name: str
     image: Path
@@ -42,7 +42,7 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         source: either `train.txt` and `val.txt` with `image instances` per line, where an instance
             map is a PNG with one number per nucleus (0 background); or the original
             `stage1_train` with `ID/images/*.png` and one `ID/masks/*.png` per nucleus, of which
-            one picture in five, by sorted ID, becomes val.
+            one image in five, by sorted ID, becomes val.
         output: folder to make; it must not exist or be empty.
         border: 0 for the classes background and nucleus; k for a third class, border, on every
             pixel that has pixels of two different nuclei within k pixels (Euclidean).
@@ -96,13 +96,13 @@ def _stage1_pictures(source: Path) -> dict[str, list[_Nuclei]]:
         )
         if len(images) != 1 or not masks:
             raise DataError(
-                f"{folder}: expected one picture in images/ and at least one in masks/, found "
+                f"{folder}: expected one image in images/ and at least one in masks/, found "
                 f"{len(images)} and {len(masks)}. Unpack stage1_train again."
             )
         pictures.append(_Nuclei(folder.name, images[0], masks=tuple(masks)))
     left_out.log(source)
     if len(pictures) < 2:
-        raise DataError(f"{source}: expected at least 2 pictures, found {len(pictures)}.")
+        raise DataError(f"{source}: expected at least 2 images, found {len(pictures)}.")
     return {
         "train": [picture for i, picture in enumerate(pictures) if i % VAL_EVERY],
         "val": pictures[::VAL_EVERY],

@@ -16,7 +16,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a source and the map that labels it."""
+    """One image of a source and the map that labels it."""
 
     name: str
     image: Path
@@ -47,12 +47,12 @@ def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
     path = folder / f"{split}.txt"
     lines = [(number, fields) for number, fields in read_list(path) if not is_leftover(fields[0])]
     if not lines:
-        raise DataError(f"{path}: the set is empty: the list names no picture. Fill it.")
+        raise DataError(f"{path}: the set is empty: the list names no image. Fill it.")
     return lines
 
 
 def list_samples(source: Path, split: str) -> list[Sample]:
-    """The `image label` pairs of a list; a sample's name is its picture's without suffix.
+    """The `image label` pairs of a list; a sample's name is its image's without suffix.
 
     Raises:
         DataError: no such list, nothing in it, another number of fields, a name used twice.
@@ -64,13 +64,13 @@ def list_samples(source: Path, split: str) -> list[Sample]:
             raise DataError(f"{where}: expected `image label`, got {shorten(' '.join(fields))}.")
         image, label = (source / locate(source, name) for name in fields)
         if image.stem in samples:
-            raise DataError(f"{where}: the picture name {image.stem} occurs twice. Rename one.")
+            raise DataError(f"{where}: the image name {image.stem} occurs twice. Rename one.")
         samples[image.stem] = Sample(image.stem, image, label)
     return list(samples.values())
 
 
 def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A map of whole numbers `[H, W]`, checked to have its picture's size `shape`.
+    """A map of whole numbers `[H, W]`, checked to have its image's size `shape`.
 
     Raises:
         DataError: it does not decode, has several channels or another size.
@@ -78,7 +78,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     pixels = read_label(path)
     if pixels.shape != shape:
         raise DataError(
-            f"{path}: expected the picture's size, {shape[1]} x {shape[0]}, got "
+            f"{path}: expected the image's size, {shape[1]} x {shape[0]}, got "
             f"{pixels.shape[1]} x {pixels.shape[0]}. Make it again at that size."
         )
     return pixels

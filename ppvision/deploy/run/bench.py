@@ -61,7 +61,7 @@ def bench_exported(
         folders: exported folders with the same input channels.
         threads: CPU threads of every exported model. The eager one has those of `OMP_NUM_THREADS`,
             which Paddle reads when it starts.
-        batch: pictures at a time.
+        batch: images at a time.
         size: height and width of the input; None for the export's, or 224 where it is open.
         repeats: timed runs of each.
         device: "cpu" or "gpu", of the exported models.

@@ -1,4 +1,4 @@
-"""What happens to a picture before a detector, without PaddleDetection: numpy and OpenCV.
+"""What happens to an image before a detector, without PaddleDetection: numpy and OpenCV.
 
 Names, parameters and results are those of PaddleDetection's operators (the tests compare the
 arrays), so that a `deploy.yaml` can carry the transforms of a configuration as they stand:
@@ -34,7 +34,7 @@ class Resize:
 
     Args:
         target_size: pixels.
-        keep_ratio: fit the picture inside of it (or of its transpose).
+        keep_ratio: fit the image inside of it (or of its transpose).
         interp: OpenCV's number. Default 1, bilinear.
     """
 
@@ -76,7 +76,7 @@ class Resize:
             down, across = self.size[0] / height, self.size[1] / width
         if round(height * down) < 1 or round(width * across) < 1:
             raise InputError(
-                f"picture: {width}x{height} is too narrow to be resized to {self.size[1]}x"
+                f"image: {width}x{height} is too narrow to be resized to {self.size[1]}x"
                 f"{self.size[0]} with its ratio kept. Crop or pad it first."
             )
         check_size(round(width * across), round(height * down), image)
@@ -168,7 +168,7 @@ class PadBatch:
     """Zeros at the bottom and on the right, to a multiple of a stride; channels first.
 
     Args:
-        pad_to_stride: pixels; 0 leaves the picture as it is.
+        pad_to_stride: pixels; 0 leaves the image as it is.
     """
 
     def __init__(self, pad_to_stride: int = 0) -> None:
@@ -190,7 +190,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
 }
 # What PaddleX 3.7 computes otherwise under the same name.
 _OF_PADDLEX: dict[str, Callable[..., Any]] = {"Resize": _ResizeOfPaddleX}
-_READING = "Decode"  # the picture is read already
+_READING = "Decode"  # the image is read already
 
 
 class DetectionTransforms:
@@ -198,7 +198,7 @@ class DetectionTransforms:
 
     Args:
         specs: of a reader's `sample_transforms` and `batch_transforms`, one after the other.
-        as_paddlex: compute them as PaddleX 3.7 does with an export for it, whose resized pictures
+        as_paddlex: compute them as PaddleX 3.7 does with an export for it, whose resized images
             and scales differ where the ratio is kept. Default False.
 
     Raises:
@@ -238,10 +238,10 @@ class DetectionTransforms:
         return np.zeros(3), np.ones(3)
 
     def __call__(self, image: np.ndarray) -> Inputs:
-        """Transform a picture `[H, W, 3]` uint8 RGB.
+        """Transform an image `[H, W, 3]` uint8 RGB.
 
         Returns:
-            The network's inputs of one picture: `image` `[3, H', W']`, `im_shape` `[2]` (height and
+            The network's inputs of one image: `image` `[3, H', W']`, `im_shape` `[2]` (height and
             width after resizing), `scale_factor` `[2]` (by which it was resized), all float32.
         """
         inputs = {
@@ -254,7 +254,7 @@ class DetectionTransforms:
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
 
     def find_output_size(self) -> Size | None:
-        """(height, width) that every picture gets; None where it depends on the picture."""
+        """(height, width) that every image gets; None where it depends on the image."""
         size = None
         for transform in self.transforms:
             if isinstance(transform, Resize):
@@ -269,7 +269,7 @@ class DetectionTransforms:
 def _build(
     spec: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]
 ) -> Callable[[Inputs], Inputs] | None:
-    """A transform; None for reading the picture."""
+    """A transform; None for reading the image."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {shorten(spec)}.")
     ((name, options),) = spec.items()

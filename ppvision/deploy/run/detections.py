@@ -1,4 +1,4 @@
-"""What a detector found in one picture."""
+"""What a detector found in one image."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one picture, the surest first.
+    """Objects of one image, the surest first.
 
     Attributes:
-        boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the picture as it was given.
+        boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the image as it was given.
         scores: `[N]` float32, 0 to 1.
         class_ids: `[N]` int64.
         names: of the N classes, or None when the model names none.
-        masks: `[N, H, W]` bool at the picture's own size, or None for a detector without.
+        masks: `[N, H, W]` bool at the image's own size, or None for a detector without.
     """
 
     boxes: np.ndarray
@@ -40,11 +40,11 @@ class Detections:
 def collect_detections(
     rows: np.ndarray, masks: np.ndarray | None, class_names: list[str]
 ) -> Detections:
-    """From a detector's rows of one picture.
+    """From a detector's rows of one image.
 
     Args:
         rows: `[N, 6]` of class, score, left, top, right, bottom. PaddleDetection marks what is no
-            object by class -1, and fills a picture in which nothing was found with a box of score
+            object by class -1, and fills an image in which nothing was found with a box of score
             0; both are left out.
         masks: `[N, H, W]`, 1 inside of the object, or None.
         class_names: of all classes, or empty.

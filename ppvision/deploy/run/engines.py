@@ -38,7 +38,7 @@ ONEDNN_PASSES_OFF = (
     "matmul_transpose_reshape_fuse_pass",
 )
 
-# Pictures of which a backbone of stride 32 leaves one pixel. Where that is enlarged again, oneDNN's
+# Images of which a backbone of stride 32 leaves one pixel. Where that is enlarged again, oneDNN's
 # kernels in Paddle 3.2 write beyond their memory.
 ONE_PIXEL = 32
 
@@ -95,7 +95,7 @@ class PaddleRuntime:
         engine: "openvino" and "onednn" are for a CPU. What OpenVINO takes, Paddle 3.2 keeps until
             the process ends, also when the runtime is gone. oneDNN keeps the kernels that it
             compiled last, 1024 of them unless the environment variable
-            ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with pictures of ever new sizes, memory
+            ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with images of ever new sizes, memory
             rises until that many are held.
         bfloat16: whether OpenVINO computes in bfloat16.
 

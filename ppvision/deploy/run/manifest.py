@@ -190,7 +190,7 @@ class PrecisionCheck:
         passed: whether precision='auto' may use it.
         engine: the one that it was checked in.
         max_error: of logits (or features), by the rule of parity.
-        equal_labels: fraction of pictures or pixels with the label of eager mode.
+        equal_labels: fraction of images or pixels with the label of eager mode.
         milliseconds, float_milliseconds: of a run in it and in float32, timed in turn.
         score, float_score: of the metric `metric`, in it and in float32.
     """
@@ -227,7 +227,7 @@ class Nms:
         score_threshold: boxes below are dropped.
         iou_threshold: of two boxes of a class that overlap more, the one of lower score is dropped.
         candidates: boxes of a class that are looked at, those of highest score; null: all.
-        kept: boxes of a picture, those of highest score; null: all.
+        kept: boxes of an image, those of highest score; null: all.
         normalized: whether a box's width is right - left; false: one pixel more.
         background: the class that is left out; null: none.
     """
@@ -242,7 +242,7 @@ class Nms:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """How a picture that is larger than the input is cut.
+    """How an image that is larger than the input is cut.
 
     Attributes:
         size: [H, W] of a tile, in pixels.
@@ -288,7 +288,7 @@ class Manifest:
     activations: Literal[8] | None = None
     # What follows a detector's graph for OpenVINO; null: there is none.
     nms: Nms | None = None
-    # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
+    # The value of the brightest pixel in images of more than 8 bits; null: 255.
     max_value: MaxValue | None = None
 
     # What later versions write. Reserved, so that the format changes once.

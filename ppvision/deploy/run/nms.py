@@ -41,7 +41,7 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray
         nms: the settings.
 
     Returns:
-        Rows `[N, 6]` of class, score and box, picture by picture, and how many each has, `[B]`.
+        Rows `[N, 6]` of class, score and box, image by image, and how many each has, `[B]`.
     """
     no_limit = -1
     rows, _, counts = select_boxes(

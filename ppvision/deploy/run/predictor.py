@@ -1,4 +1,4 @@
-"""From a picture to a prediction, with an exported folder and nothing of the training code."""
+"""From an image to a prediction, with an exported folder and nothing of the training code."""
 
 import logging
 import os
@@ -86,9 +86,9 @@ _MAX_THREADS = 1024  # more than any machine has; Paddle and ONNX Runtime start 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One picture, ready for the network."""
+    """One image, ready for the network."""
 
-    place: int  # among the pictures that were given
+    place: int  # among the images that were given
     inputs: dict[str, np.ndarray]  # of the graph, without the batch axis
     steps: list[Step]  # what is to be undone on the prediction
 
@@ -101,7 +101,7 @@ class _Opened:
     engine: Engine | None
     weights: "LayeredModel | None"  # in the place of the folder's
     precision: Precision
-    without_onednn: Runtime | None = None  # for small pictures; opened when one comes
+    without_onednn: Runtime | None = None  # for small images; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -359,7 +359,7 @@ class Predictor(Generic[P]):
             smallest = min(manifest.checked_shapes, key=np.prod)
             is_small = engine == "onednn" and max(smallest[2:]) <= ONE_PIXEL
             if is_small and enlarges(folder / manifest.program):
-                raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
+                raise EngineError(f"its kernels fail on images of up to {ONE_PIXEL} pixels")
             runtime = self._open_runtime(folder, engine, keep, precision)
             runtime.run(self._task.inputs(np.zeros(smallest, np.float32)))
         except Exception as error:  # Paddle raises many kinds for what an engine cannot run
@@ -475,7 +475,7 @@ class Predictor(Generic[P]):
         if self.manifest.input_shape[1] != 3:
             raise InputError(
                 f"images: this export takes {self.manifest.input_shape[1]} channels, not RGB "
-                "pictures. Prepare the input yourself and call run."
+                "images. Prepare the input yourself and call run."
             )
         batch_size = self.manifest.input_shape[0] or batch_size
         results: dict[int, Prediction] = {}  # by place
@@ -534,7 +534,7 @@ class Predictor(Generic[P]):
                 got = f"{batch.dtype} {list(batch.shape)}"
             raise InputError(
                 f"batch: expected a float32 array {expected} (None: any size), got {got}. "
-                "Set transforms at export so that every picture gets this size."
+                "Set transforms at export so that every image gets this size."
             )
         count, _, height, width = batch.shape
         self._task.check_sizes(sizes, count)
@@ -605,7 +605,7 @@ def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTr
 def _check_shapes(
     declared: Mapping[str, list[int | None]], manifest: Manifest, folder: Path
 ) -> None:
-    """Raise `ManifestError` unless the graph takes the pictures that `deploy.yaml` says: engines
+    """Raise `ManifestError` unless the graph takes the images that `deploy.yaml` says: engines
     read beyond an input that is smaller than the one they were made for."""
     for shape in declared.values():
         if len(shape) == 4 and shape == manifest.input_shape:
@@ -618,7 +618,7 @@ def _check_shapes(
 
 
 def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
-    """A picture `[H, W, 3]`, uint8, RGB, from a path or an array."""
+    """An image `[H, W, 3]`, uint8, RGB, from a path or an array."""
     if isinstance(image, (str, os.PathLike)):
         check_path(image, "image")
         return read_picture(image, max_value=max_value)
@@ -631,7 +631,7 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
         raise InputError(
             f"image: expected a uint8 array [H, W, 3] (RGB, 0..255), got {image.dtype} "
             f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
-            "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
+            "with numpy.stack([image] * 3, axis=-1), pass several images as a list. Arrays of "
             "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
     count, limit = image.shape[0] * image.shape[1], read_max_pixels()

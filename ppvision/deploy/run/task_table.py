@@ -28,7 +28,7 @@ Specs = Sequence[Mapping[str, Any]]  # the transforms of a `deploy.yaml`
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of one picture."""
+    """The class of one image."""
 
     class_id: int
     name: str | None  # None when the export names no classes
@@ -69,16 +69,16 @@ class DeployedTask(ABC):
     def prepare(
         self, transforms: Callable[[np.ndarray], Any], image: np.ndarray
     ) -> tuple[dict[str, np.ndarray], list[Step]]:
-        """The graph's inputs for one picture, without the batch axis, and the changes of size that
+        """The graph's inputs for one image, without the batch axis, and the changes of size that
         are to be undone on the prediction."""
 
     def check_sizes(self, sizes: object, batch: int) -> None:
-        """Raise `InputError` for sizes of pictures that a graph does not take; None always fits."""
+        """Raise `InputError` for sizes of images that a graph does not take; None always fits."""
         if sizes is not None:
             raise InputError(f"sizes: expected none for task {self.name}, got {shorten(sizes)}.")
 
     def inputs(self, batch: np.ndarray, sizes: Mapping[str, np.ndarray] | None = None) -> "Batch":
-        """All inputs of the graph for pictures `[B, C, H, W]`."""
+        """All inputs of the graph for images `[B, C, H, W]`."""
         return batch
 
     @abstractmethod
@@ -92,7 +92,7 @@ class DeployedTask(ABC):
         steps: Sequence[list[Step]],
         manifest: "Manifest",
     ) -> Sequence[Prediction]:
-        """The predictions for a batch's first pictures, one for each entry of `steps`."""
+        """The predictions for a batch's first images, one for each entry of `steps`."""
 
 
 # -- tasks of models that return tensors -----------------------------------------------------------
@@ -137,7 +137,7 @@ class TensorTask(DeployedTask):
     def read_one(
         self, outputs: list[np.ndarray], steps: list[Step], manifest: "Manifest"
     ) -> Prediction:
-        """The prediction for one picture, from the outputs `[1, ...]`."""
+        """The prediction for one image, from the outputs `[1, ...]`."""
 
     def check_logits(self, logits: np.ndarray, output_op: str, classes: Sequence[str]) -> None:
         """Raise `InputError` where a model's first output does not fit what an export says."""
@@ -205,7 +205,7 @@ class ClassTask(TensorTask):
 
 
 class ClassifiedPicture(ClassTask):
-    """One class for a picture."""
+    """One class for an image."""
 
     name = "classification"
     logit_axes = "[B, K]"
@@ -237,7 +237,7 @@ class Segmentation(ClassTask):
         transforms = Transforms(specs, as_paddlex=as_paddlex)
         if any(isinstance(t, CenterCrop) for t in transforms.transforms):
             raise InputError(
-                "transforms: CenterCrop leaves parts of the picture without a class; expected none "
+                "transforms: CenterCrop leaves parts of the image without a class; expected none "
                 f"for {self.name}. Resize or pad instead."
             )
         return transforms
@@ -278,7 +278,7 @@ class Detection(DeployedTask):
     def prepare(
         self, transforms: Callable[[np.ndarray], Any], image: np.ndarray
     ) -> tuple[dict[str, np.ndarray], list[Step]]:
-        return transforms(image), []  # the graph itself brings boxes back to the picture's size
+        return transforms(image), []  # the graph itself brings boxes back to the image's size
 
     def check_sizes(self, sizes: object, batch: int) -> None:
         fits = sizes is None or (
@@ -346,7 +346,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def _undo(output: np.ndarray, steps: list[Step], mode: str) -> np.ndarray:
-    """Bring a prediction `[1, C, H', W']` back to the picture's size, as PaddleSeg does."""
+    """Bring a prediction `[1, C, H', W']` back to the image's size, as PaddleSeg does."""
     for step in reversed(steps):
         height, width = step.before
         if step.kind == "padding":

@@ -1,9 +1,9 @@
-"""What happens to a picture before the network, without PaddleSeg: numpy and OpenCV.
+"""What happens to an image before the network, without PaddleSeg: numpy and OpenCV.
 
 The names, parameters and results are those of PaddleSeg's `paddleseg.transforms` and, for
 CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can carry
 the validation transforms of a configuration as they stand. Only transforms that give the same
-result for the same picture are known here; random ones belong to training and are refused by
+result for the same image are known here; random ones belong to training and are refused by
 name. `register_transform` adds one of yours.
 """
 
@@ -30,12 +30,12 @@ _INTERPOLATIONS = {
 }
 
 
-# Of a picture that a transform makes: the longest side and most pixels. 2^28 pixels are 3 GiB in
-# float32; readers of pictures have the same limit.
+# Of an image that a transform makes: the longest side and most pixels. 2^28 pixels are 3 GiB in
+# float32; readers of images have the same limit.
 MAX_SIDE = 2**16
 MAX_PIXELS = 2**28
 
-# Means, deviations and padding values beyond these are no values of pictures, and overflow float32.
+# Means, deviations and padding values beyond these are no values of images, and overflow float32.
 _LARGEST, _SMALLEST = 1e6, 1e-6
 
 
@@ -47,10 +47,10 @@ class Step(NamedTuple):
 
 
 def check_size(width: int, height: int, before: np.ndarray) -> None:
-    """Raise `InputError` where a picture `[H, W, 3]` would be made larger than is sensible."""
+    """Raise `InputError` where an image `[H, W, 3]` would be made larger than is sensible."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise InputError(
-            f"picture: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
+            f"image: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
             f"at most {MAX_SIDE} pixels per side and {MAX_PIXELS} in all. Ask the transforms for a "
             "smaller size."
         )
@@ -61,7 +61,7 @@ def _resized(
 ) -> np.ndarray:
     if width < 1 or height < 1:
         raise InputError(
-            f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
+            f"image: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
             "is too narrow for the size that the transforms ask for. Crop or pad it first."
         )
     check_size(width, height, image)
@@ -130,7 +130,7 @@ class Resize:
 
     Args:
         target_size: default (512, 512).
-        keep_ratio: fit the picture inside `target_size` (or its transpose) instead. Default False.
+        keep_ratio: fit the image inside `target_size` (or its transpose) instead. Default False.
         size_divisor: round the new width and height up to multiples of it. Default None.
         interp: NEAREST, LINEAR, CUBIC, AREA or LANCZOS4. Default LINEAR. (RANDOM is refused.)
     """
@@ -193,8 +193,8 @@ class ResizeByShort:
         max_size: where the longer side would exceed it, that side becomes about `max_size` instead.
             Default: no limit.
 
-    PaddleSeg's object keeps the lowered `short_size` for the pictures that follow; here every
-    picture is treated as by a new one.
+    PaddleSeg's object keeps the lowered `short_size` for the images that follow; here every
+    image is treated as by a new one.
     """
 
     def __init__(self, short_size: int, max_size: float = 1e10) -> None:
@@ -238,8 +238,8 @@ class Padding:
     """Pad at the bottom and on the right to `target_size` [width, height].
 
     Args:
-        target_size: at least the picture's size.
-        im_padding_value: of the border, in the picture's units at that point. Default 127.5.
+        target_size: at least the image's size.
+        im_padding_value: of the border, in the image's units at that point. Default 127.5.
         label_padding_value: for training; without effect here.
     """
 
@@ -258,7 +258,7 @@ class Padding:
         new_width, new_height = self.target_size
         if new_width < width or new_height < height:
             raise InputError(
-                f"Padding: expected a picture of at most {new_width}x{new_height} (width x "
+                f"Padding: expected an image of at most {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before Padding."
             )
         check_size(new_width, new_height, image)
@@ -289,7 +289,7 @@ class PaddingByAspectRatio:
         label_padding_value: float = 255,
     ) -> None:
         owner = "PaddingByAspectRatio"
-        # A ratio beyond that of the longest side over one pixel pads every picture beyond it.
+        # A ratio beyond that of the longest side over one pixel pads every image beyond it.
         self.aspect_ratio = check_number(
             owner, "aspect_ratio", aspect_ratio, 1 / MAX_SIDE, MAX_SIDE
         )
@@ -313,7 +313,7 @@ class CenterCrop:
     """Cut out the middle, as `paddle.vision` does. For classification, where nothing is undone.
 
     Args:
-        target_size: [width, height], at most the picture's size.
+        target_size: [width, height], at most the image's size.
     """
 
     def __init__(self, target_size: Sequence[int]) -> None:
@@ -324,7 +324,7 @@ class CenterCrop:
         new_width, new_height = self.target_size
         if new_width > width or new_height > height:
             raise InputError(
-                f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
+                f"CenterCrop: expected an image of at least {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before CenterCrop."
             )
         top, left = self._start(height - new_height), self._start(width - new_width)
@@ -426,9 +426,9 @@ def register_transform(transform: T) -> T:
     the config, and import it in the program that opens the export.
 
     Args:
-        transform: a class. Its options have to be values that YAML holds. Its objects take a
-            picture `[H, W, 3]`, RGB, float32 (0 to 255 before `Normalize`), and return one of the
-            same size. They have to give the same result for the same picture, and leave the array
+        transform: a class. Its options have to be values that YAML holds. Its objects take an
+            image `[H, W, 3]`, RGB, float32 (0 to 255 before `Normalize`), and return one of the
+            same size. They have to give the same result for the same image, and leave the array
             that they are given as it is.
 
     Returns:
@@ -488,7 +488,7 @@ class _SameSize:
         if shape != image.shape:
             got = type(found).__name__ if shape is None else list(shape)
             raise InputError(
-                f"transforms: expected {self._name} to return a picture {list(image.shape)}, as it "
+                f"transforms: expected {self._name} to return an image {list(image.shape)}, as it "
                 f"was given, got {got}. Change sizes with a transform of ppvision."
             )
         return np.asarray(found, np.float32), None
@@ -503,7 +503,7 @@ class Transforms:
     Args:
         specs: as in a PaddleSeg configuration, for example
             `[{"type": "Resize", "target_size": [512, 512]}, {"type": "Normalize"}]`. An empty list
-            only turns the picture channel-first.
+            only turns the image channel-first.
         as_paddlex: compute them as PaddleX 3.7 does with an export for it: sizes change in bytes,
             not in float32 (up to half a grey level of difference), and CenterCrop rounds the place
             of the cut down. Default False.
@@ -522,7 +522,7 @@ class Transforms:
         self._resize_bytes = as_paddlex
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[Step]]:
-        """Transform a picture `[H, W, 3]`, RGB, any number type with values in 0..255.
+        """Transform an image `[H, W, 3]`, RGB, any number type with values in 0..255.
 
         Returns:
             The network's input `[3, H', W']`, float32, and the size changes made, in order.
@@ -539,7 +539,7 @@ class Transforms:
         return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), steps
 
     def find_output_size(self) -> Size | None:
-        """(height, width) that every picture gets; None where it depends on the picture."""
+        """(height, width) that every image gets; None where it depends on the image."""
         size = None
         for transform in self.transforms:
             if isinstance(transform, (Normalize, _SameSize)):

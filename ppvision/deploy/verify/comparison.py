@@ -37,7 +37,7 @@ def make_eager_probes(
         model: in evaluation mode.
         task: one of `TENSOR_TASKS`; says which outputs are kept.
         shape: `[B, C, H, W]` of the export, None where any size is taken.
-        pipeline: its `Normalize` gives the pictures the magnitudes that the model will see.
+        pipeline: its `Normalize` gives the images the magnitudes that the model will see.
 
     Raises:
         ValueError: the model runs at none of the sizes, or gives something else than finite
@@ -94,13 +94,13 @@ def measure_largest_move(
     probes: Sequence[Probe],
 ) -> float:
     """How far the outputs of a model that rounds activations move by themselves: the largest
-    `parity.relative_error` over a few runs in which the picture, and then also what each layer
+    `parity.relative_error` over a few runs in which the image, and then also what each layer
     rounds, differ by `parity.LAST_DIGITS` of themselves.
 
     Args:
         model: with the layers that round.
-        outputs_of: a picture's outputs in eager mode.
-        probes: pictures with their outputs.
+        outputs_of: an image's outputs in eager mode.
+        probes: images with their outputs.
     """
     random = np.random.default_rng(0)
 
@@ -117,7 +117,7 @@ def measure_largest_move(
         return worst
 
     of_picture = largest()
-    # Where the first layer rounds the picture, its last digits go no further.
+    # Where the first layer rounds the image, its last digits go no further.
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: paddle.to_tensor(move(inputs[0].numpy())))
         for layer in model.sublayers(include_self=True)
@@ -193,7 +193,7 @@ def compare(
         max(x.shape[2:]) <= ONE_PIXEL for x, _ in probes
     ):
         warnings.warn(
-            "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which pictures "
+            "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which images "
             f"of up to {ONE_PIXEL}x{ONE_PIXEL} may give. The export runs without oneDNN, which is "
             "slower on a CPU.",
             stacklevel=3,

@@ -32,7 +32,7 @@ class Bounds:
     Attributes:
         score: the lowest score that is kept.
         overlap: with a surer box of the class, at which one is dropped.
-        count: most boxes of a picture; -1 for no limit.
+        count: most boxes of an image; -1 for no limit.
     """
 
     score: float
@@ -77,7 +77,7 @@ def check_raw(
 
 
 def _rows(outputs: Sequence[np.ndarray], scales: Sequence[float]) -> list[np.ndarray]:
-    """Boxes and scores before NMS as rows `[M, ...]` in units of `scales`, picture by picture; of
+    """Boxes and scores before NMS as rows `[M, ...]` in units of `scales`, image by image; of
     two stages all together."""
     boxes, scores = (part / scale for part, scale in zip(outputs, scales, strict=True))
     if scores.ndim == 2:
@@ -104,7 +104,7 @@ def check_found(
     tolerance: float,
     where: str,
 ) -> int:
-    """Compare what is left after NMS, picture by picture.
+    """Compare what is left after NMS, image by image.
 
     Args:
         eager, exported: rows `[N, 6]`, counts `[B]`, and masks `[N, H, W]` where there are any.
@@ -137,7 +137,7 @@ def check_found(
                     continue
                 box = ", ".join(f"{x:.1f}" for x in side.boxes[k])
                 raise ParityError(
-                    f"{where}, picture {number}: class {side.class_ids[k]} at [{box}], score "
+                    f"{where}, image {number}: class {side.class_ids[k]} at [{box}], score "
                     f"{side.scores[k]:.4f}, has no counterpart in the "
                     f"{('exported', 'eager')[place]} model's boxes "
                     f"(overlap {SAME} and a score within {tolerance:.3g}).",
@@ -145,7 +145,7 @@ def check_found(
                     tolerance,
                 )
         if ours.masks is not None:
-            _check_masks(ours, theirs, pairs, tolerance, f"{where}, picture {number}")
+            _check_masks(ours, theirs, pairs, tolerance, f"{where}, image {number}")
         matched += len(pairs)
     return matched
 
@@ -160,7 +160,7 @@ def scores_with_nothing(scores: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 def split_by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
-    """A detector's rows, counts and masks, taken apart by picture."""
+    """A detector's rows, counts and masks, taken apart by image."""
     rows, counts, *masks = outputs
     ends = np.cumsum(counts.reshape(-1))
     return [

@@ -7,7 +7,7 @@ Three things are looked at in every export with integers:
    scales and bias are applied in float.
 2. The whole graph, by the rule of `parity` for rounded activations. A value between two codes goes
    to the other one by an error in its last digit, so that errors spread through many layers.
-3. Labels of the calibration pictures: `EQUAL_LABELS` of them are those of eager mode.
+3. Labels of the calibration images: `EQUAL_LABELS` of them are those of eager mode.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.store.state import walk_layers
 
 PRODUCT_TOLERANCE = 1e-5  # of the largest output, of one product
-EQUAL_LABELS = 0.995  # of the pixels (or pictures) that the graph was calibrated on
+EQUAL_LABELS = 0.995  # of the pixels (or images) that the graph was calibrated on
 
 
 class Product(NamedTuple):
@@ -102,7 +102,7 @@ def measure_equal_labels(
     """The fraction of labels that agree.
 
     Args:
-        eager, exported: logits `[B, K, ...]` of the same pictures.
+        eager, exported: logits `[B, K, ...]` of the same images.
         tolerance: labels whose two highest eager logits are closer than this count as equal: which
             of them is higher is chance.
     """

@@ -122,7 +122,7 @@ def check_classes(logits: np.ndarray, classes: np.ndarray, tolerance: float, whe
 def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, int, int, int]]]:
     """Sets of inputs to compare on, the most telling first.
 
-    With a free batch every size is tried with 1 and with 2 pictures. With a free height or width
+    With a free batch every size is tried with 1 and with 2 images. With a free height or width
     the later sets serve models that do not take the sizes of the earlier ones.
     """
     batch, channels, height, width = input_shape
@@ -141,9 +141,9 @@ def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, 
 def probe_batches(
     shape: tuple[int, int, int, int], mean: np.ndarray, std: np.ndarray
 ) -> list[np.ndarray]:
-    """Float32 inputs of one shape, the same at every call: pictures and noise, in turn.
+    """Float32 inputs of one shape, the same at every call: images and noise, in turn.
 
-    Pictures are smooth shades, edges and grain in 0..255, normalised by `mean` and `std`, so that
+    Images are smooth shades, edges and grain in 0..255, normalised by `mean` and `std`, so that
     they have the magnitudes and the flat regions of photographs; noise is standard normal, so that
     every pixel differs. A batch of one gives two inputs, one of each kind.
 

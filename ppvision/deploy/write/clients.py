@@ -158,7 +158,7 @@ def make_infer_config(
         architecture: PaddleDetection's name of it.
         metric: COCO or VOC.
         transforms: of `deploy.yaml`, which are PaddleDetection's.
-        input_shape: of the pictures, `[B, C, H, W]`.
+        input_shape: of the images, `[B, C, H, W]`.
         labels: names of the classes.
         masks: whether the graph gives masks.
     """
@@ -203,7 +203,7 @@ def list_preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[
         if name == "PadBatch":
             # `PadStride` of the clients; PaddleDetection takes a negative stride for none.
             name, options = "PadStride", {"stride": max(0, options.get("pad_to_stride", 0))}
-        if name != "Decode":  # the clients read the picture themselves
+        if name != "Decode":  # the clients read the image themselves
             steps.append({"type": name, **options})
     return steps
 

@@ -69,7 +69,7 @@ from ppvision.files import replace_folder, sync_files
 from ppvision.quant.packed import FixedActivation, find_packed_bits
 
 RAW = 2  # outputs before NMS: boxes and scores
-_SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
+_SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the images that are compared: height, width
 
 
 class Detector(Protocol):
@@ -128,7 +128,7 @@ def export_detector(
         folder, input_shape, format, name, bits, max_value, int8, calibration, calibration_rule,
             keep_float: see `ppvision.deploy.export_model`. `int8` is for one stage and batch 1.
         num_classes: C.
-        transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
+        transforms: PaddleDetection's, of images to be predicted; `Predictor` applies them.
         classes: names of the C classes, or empty.
         architecture, metric: PaddleDetection's names of them, for its clients (`infer_cfg.yml`).
         paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
@@ -154,7 +154,7 @@ def export_detector(
     if int8 and shape[0] != 1:
         raise InputError(
             f"int8: expected input_shape with a batch of 1, got {shape[0]}: a detector's graph for "
-            "OpenVINO, which runs the integers, takes one picture at a time."
+            "OpenVINO, which runs the integers, takes one image at a time."
         )
     folder = check_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
@@ -209,7 +209,7 @@ def export_detector(
                 bits=bits,
                 max_value=max_value,
             )
-            # How many boxes there are depends on the picture.
+            # How many boxes there are depends on the image.
             shapes = [None] * len(kept)
             finish_onnx(model.model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
@@ -409,7 +409,7 @@ def _compare_engines(
 
 
 def _has_two_stages(probes: Sequence[Probe]) -> bool:
-    """Whether NMS chooses from boxes of proposals, which are not in order by picture."""
+    """Whether NMS chooses from boxes of proposals, which are not in order by image."""
     return probes[0][1][-1].ndim == 2
 
 
@@ -490,7 +490,7 @@ def _compare(
             boxes += rule.check_found(eager, outputs[-RAW:], found, where)
     if not boxes:
         warnings.warn(
-            "The detector finds nothing in the pictures of the comparison: only boxes and scores "
+            "The detector finds nothing in the images of the comparison: only boxes and scores "
             "before NMS were compared.",
             stacklevel=4,
         )

@@ -168,7 +168,7 @@ def export_model(
     specs = json.loads(json.dumps(list(transforms), default=float))
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
-            f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
+            f"input_shape: transforms are for images of 3 channels, got {shape[1]}. "
             "Omit them and prepare the input yourself (Predictor.run)."
         )
     check_sizes(shape, pipeline.find_output_size())
@@ -464,11 +464,11 @@ def check_shape(input_shape: Sequence[int | None]) -> list[int | None]:
 
 
 def check_sizes(shape: Sequence[int | None], made: tuple[int, int] | None) -> None:
-    """Raise `InputError` for an export that could take no picture.
+    """Raise `InputError` for an export that could take no image.
 
     Args:
         shape: of the export, `[B, C, H, W]`.
-        made: (height, width) that its transforms give every picture; None: it depends.
+        made: (height, width) that its transforms give every image; None: it depends.
     """
     if made is None or all(n in (None, own) for n, own in zip(shape[2:], made, strict=True)):
         return
@@ -477,7 +477,7 @@ def check_sizes(shape: Sequence[int | None], made: tuple[int, int] | None) -> No
     words = " ".join(map(str, wanted))
     raise InputError(
         f"input_shape: expected height and width {height} {width}, which the transforms give every "
-        f"picture, got {shape[2]} {shape[3]}. Pass --input_shape {words} (in Python "
+        f"image, got {shape[2]} {shape[3]}. Pass --input_shape {words} (in Python "
         f"input_shape={wanted}), or change target_size of the transforms. To prepare inputs "
         "yourself (Predictor.run), omit the transforms."
     )

@@ -85,7 +85,7 @@ def check_in_integers(
         integers: the model.
         raw: folder with the graph of its outputs, for the engine.
         probes: inputs of the graph's size. The first shows the products by themselves and is timed;
-            all are compared where there are no calibration pictures.
+            all are compared where there are no calibration images.
         outputs_of: the model's outputs in eager mode, in the graph's order.
         labels_of: of outputs, scores of classes `[B, K, ...]`; None for a model without classes.
         write_float: writes the same graph in float into a new folder.
@@ -123,7 +123,7 @@ def check_in_integers(
     passed = share is None or share >= EQUAL_LABELS
     if share is not None and not passed:
         warnings.warn(
-            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
+            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration images "
             f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. "
             "precision='auto' therefore does not use the integers of this export.",
             stacklevel=3,
@@ -157,7 +157,7 @@ def count_pictures(batch: Batch) -> int:
 
 def fill_batches(pictures: Sequence[Batch], batch: int) -> list[Batch]:
     """Pictures, batches of one, in batches of the graph's size; the last one is filled with copies
-    of its last picture."""
+    of its last image."""
     groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
     return [_joined(group + group[-1:] * (batch - len(group))) for group in groups]
 

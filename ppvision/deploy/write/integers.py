@@ -1,6 +1,6 @@
 """From a float model to one whose exported graph multiplies 8-bit integers.
 
-`export_model(..., int8=True)` calls this. The calibration pictures pass through the transforms of
+`export_model(..., int8=True)` calls this. The calibration images pass through the transforms of
 the export, so that the network sees what it will see.
 """
 
@@ -36,7 +36,7 @@ _METHODS: dict[str, Any] = {
     "percentile": "percentile",
     "maximum": "maximum",
 }
-_FEW_VALUES = 1e-6  # a calibration picture whose values spread less is one shade
+_FEW_VALUES = 1e-6  # a calibration image whose values spread less is one shade
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class IntegerOptions:
     """How an export gets integers.
 
     Attributes:
-        calibration: pictures: a folder, a list file, or paths, also in a zip; None for a model with
+        calibration: images: a folder, a list file, or paths, also in a zip; None for a model with
             integer layers.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
         keep_float: layers that stay in float: paths, and how many more, those that lose most.
@@ -105,19 +105,19 @@ def convert_to_integers(
 
     Args:
         model: in evaluation mode, in float or with integer layers (`pack_model(integers=True)`).
-        calibration: a folder or a list file of pictures, or a list of paths; None for a model with
+        calibration: a folder or a list file of images, or a list of paths; None for a model with
             integer layers.
         shape: of the export, `[B, C, H, W]`.
-        prepare: what the export's transforms make of a picture `[H, W, 3]`: a batch of one
+        prepare: what the export's transforms make of an image `[H, W, 3]`: a batch of one
             (`[1, C, H, W]`, or a detector's inputs by name).
         run: shows the model, or another of its layers, a batch, and returns the outputs.
         rule: of the steps of activations, one of "error", "percentile", "maximum".
         keep_float: layers that stay in float: paths, and how many more, those that lose most.
         symmetric: see `quantize_to_integers`.
-        max_value: of pictures of more than 8 bits.
+        max_value: of images of more than 8 bits.
 
     Raises:
-        ValueError: no calibration pictures for a float model; a size that is not known; a picture
+        ValueError: no calibration images for a float model; a size that is not known; an image
             that does not get the export's size; weights that are not finite; anything that
             `quantize_to_integers` refuses.
     """
@@ -140,8 +140,8 @@ def convert_to_integers(
     _check_finite(model)
     if calibration is None:
         raise InputError(
-            "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
-            "a list file (calibration=..., --calibration), about 64 pictures like those to predict."
+            "int8: expected calibration images for a model in float, got none. Pass a folder or "
+            "a list file (calibration=..., --calibration), about 64 images like those to predict."
         )
     pictures = _read_pictures(calibration, shape, prepare, max_value)
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
@@ -197,16 +197,16 @@ def _read_pictures(
     """At most `CALIBRATION_PICTURES`, transformed, a batch of one each."""
     if shape[1] != 3:
         raise InputError(
-            f"int8: expected an input_shape with 3 channels, as calibration pictures have, got "
+            f"int8: expected an input_shape with 3 channels, as calibration images have, got "
             f"{shape[1]}. A model that was trained with steps of activations (slim_config, "
-            "activations: 8) needs no pictures."
+            "activations: 8) needs no images."
         )
     if isinstance(calibration, (str, Path)):
         paths: list[Path | ZipPath] = [p for p, _ in list_images(calibration, "calibration")]
     else:
         paths = _checked_paths(calibration)
     if not paths:
-        raise InputError("calibration: expected at least one picture, got none.")
+        raise InputError("calibration: expected at least one image, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
     pictures, spread = [], 0.0
     for path in (paths[place] for place in dict.fromkeys(places.tolist())):
@@ -216,14 +216,14 @@ def _read_pictures(
             raise InputError(
                 f"calibration: {path} has {list(image.shape[1:])} after the transforms, expected "
                 f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
-                "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
+                "(Resize, or ResizeByShort and CenterCrop), or take images of that size."
             )
         pictures.append(batch)
         spread = max(spread, float(np.ptp(image)))
     if spread < _FEW_VALUES:
         logger.warning(
-            "calibration: every picture is one single shade: the steps of activations will fit no "
-            "real picture. Use pictures like those to predict."
+            "calibration: every image is one single shade: the steps of activations will fit no "
+            "real image. Use images like those to predict."
         )
     return pictures
 

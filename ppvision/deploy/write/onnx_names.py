@@ -21,7 +21,7 @@ from ppvision.deploy.run.manifest import FILES
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, ValueInfoProto
 
-# Names of the sizes of a picture that are free, by their place.
+# Names of the sizes of an image that are free, by their place.
 FREE_SIZES = ("batch", "channels", "height", "width")
 
 

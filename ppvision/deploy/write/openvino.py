@@ -90,7 +90,7 @@ def write_openvino_detector(
     Args:
         model: as of `export_detector`, in the way that is to be traced.
         network: of PaddleDetection, inside it.
-        input_shape: of the pictures, `[B, C, H, W]`.
+        input_shape: of the images, `[B, C, H, W]`.
         folder: with the graph to be deployed.
 
     Returns:

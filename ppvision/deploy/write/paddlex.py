@@ -165,7 +165,7 @@ def _refuse(what: str, task: str, instead: str) -> InputError:
     )
 
 
-# 1 / (255 * std) = 1: PaddleX always normalises pictures of these tasks, also by nothing.
+# 1 / (255 * std) = 1: PaddleX always normalises images of these tasks, also by nothing.
 _NO_NORMALIZE = {"mean": [0.0, 0.0, 0.0], "std": [1 / 255] * 3}
 
 

@@ -95,7 +95,7 @@ def _rasterize(old: Callable) -> Callable:
         left, top, right, bottom = (float(edge) for edge in box)
         across = max(right - left, 0.1) / resolution  # pixels a cell
         down = max(bottom - top, 0.1) / resolution
-        # From the middle of a cell to its place in the picture, whose pixel 0 has its middle at 0.
+        # From the middle of a cell to its place in the image, whose pixel 0 has its middle at 0.
         place = [
             [across, 0, left + (across - 1) / 2],
             [0, down, top + (down - 1) / 2],
@@ -232,7 +232,7 @@ def _masks_of_one_of_two() -> object:
 
 
 def _masks(old: Callable) -> Callable:
-    """A mask for each row: also for the row of score 0 that stands for a picture in which nothing
+    """A mask for each row: also for the row of score 0 that stands for an image in which nothing
     was found."""
 
     def paste(
@@ -361,7 +361,7 @@ PADDLEDET_SHIMS = {
             _MIXED,
         ),
     ),
-    # Pictures in which nothing is found, alone and beside others, and masks as run lengths of
+    # Images in which nothing is found, alone and beside others, and masks as run lengths of
     # single objects (COCO has them of crowds).
     "masks-of-nothing": Replacement(
         "ppdet.metrics.json_results:strip_mask",
@@ -383,7 +383,7 @@ PADDLEDET_SHIMS = {
             None,
             "ppdet/modeling/post_process.py:225",
             "num_mask = mask_out.shape[0]",
-            "a picture without objects has a row but no mask, so that later ones get others' masks",
+            "an image without objects has a row but no mask, so that later ones get others' masks",
         ),
         _masks,
     ),

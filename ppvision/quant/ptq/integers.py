@@ -1,6 +1,6 @@
 """Integer layers from a trained float model, without training.
 
-The steps of the layers' inputs come from pictures that are shown to the model in float
+The steps of the layers' inputs come from images that are shown to the model in float
 (calibration). We chose the rule by measurement (`docs/integers.md`).
 """
 
@@ -34,7 +34,7 @@ Rule = Literal["error", "percentile", "maximum"]
 RULES: tuple[Rule, ...] = ("error", "percentile", "maximum")
 PERCENTILE = 99.99  # of the values, that "percentile" does not clip
 
-_KEPT_VALUES = 4096  # of each layer's input and picture, spread evenly
+_KEPT_VALUES = 4096  # of each layer's input and image, spread evenly
 _FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that clips nothing, tried by "error"
 
 
@@ -51,7 +51,7 @@ def quantize_to_integers(
 
     Args:
         model: in float, in evaluation mode.
-        shows: each shows the model a picture, or a batch of them.
+        shows: each shows the model an image, or a batch of them.
         rule: of the steps of activations: "error" takes the range with the lowest squared error,
             "percentile" clips one value in 10,000, "maximum" clips nothing.
         keep_float: paths of layers that stay in float.
@@ -61,10 +61,10 @@ def quantize_to_integers(
             zero point is 0. Maps without negative values then have half the codes.
 
     Returns:
-        The copy. Layers that no picture reached (auxiliary heads) stay in float.
+        The copy. Layers that no image reached (auxiliary heads) stay in float.
 
     Raises:
-        ValueError: no picture; a model without layers that can be quantised; values that are not
+        ValueError: no image; a model without layers that can be quantised; values that are not
             finite; a path that is no such layer; a number that leaves no layer.
     """
     layers = {
@@ -78,7 +78,7 @@ def quantize_to_integers(
             f"Known: {', '.join(list(layers)[:8])}, ..."
         )
     if not shows:
-        raise InputError("calibration: expected at least one picture, got none.")
+        raise InputError("calibration: expected at least one image, got none.")
     chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
     seen = observe_inputs(chosen, model, shows)
     activations = {
@@ -92,7 +92,7 @@ def quantize_to_integers(
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
     _tell_kept("as asked for", [path for path in layers if path in keep_float])
-    _tell_kept("since no picture reaches them", [path for path in chosen if path not in weights])
+    _tell_kept("since no image reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
         for path in find_sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
@@ -157,7 +157,7 @@ def _symmetric_window(low: float, high: float) -> IntegerActivation:
 def observe_inputs(
     layers: dict[str, nn.Layer], model: nn.Layer, shows: Sequence[Callable[[nn.Layer], object]]
 ) -> dict[str, Observed]:
-    """Show a model pictures, and see what reaches some of its layers."""
+    """Show a model images, and see what reaches some of its layers."""
     seen = {path: Observed() for path in layers}
 
     def look(path: str) -> Callable[[nn.Layer, tuple], None]:
@@ -166,7 +166,7 @@ def observe_inputs(
             if not np.isfinite(x).all():
                 raise InputError(
                     f"calibration: the input of {path} holds nan or infinity. Check the weights "
-                    "and the pictures."
+                    "and the images."
                 )
             seen[path].add(x)
 

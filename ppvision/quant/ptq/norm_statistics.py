@@ -1,10 +1,10 @@
-"""BatchNorm's statistics computed again, from pictures of any size.
+"""BatchNorm's statistics computed again, from images of any size.
 
 Rounded weights shift what norms see, so every width wants statistics of its own; where nothing is
-trained they come from pictures that are shown to the model. What a norm sees depends on all norms
-before it. So the pictures pass through the network in step: each waits at every norm until all
+trained they come from images that are shown to the model. What a norm sees depends on all norms
+before it. So the images pass through the network in step: each waits at every norm until all
 have come there, and goes on with the statistics of them together, as in a batch that is trained on.
-One batch it cannot be, since pictures may differ in size. Our choice.
+One batch it cannot be, since images may differ in size. Our choice.
 """
 
 import threading
@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-IN_STEP = 32  # pictures at a time, at most: their maps are all in memory
+IN_STEP = 32  # images at a time, at most: their maps are all in memory
 
 
 def estimate_statistics(norms: Sequence[nn.Layer], shows: Sequence[Callable[[], object]]) -> None:
@@ -24,7 +24,7 @@ def estimate_statistics(norms: Sequence[nn.Layer], shows: Sequence[Callable[[], 
     Args:
         norms: BatchNorm layers of a model at one width. One that sees nothing (an auxiliary
             head's), or a single value for each channel, keeps what it has.
-        shows: each shows one picture to the model, in evaluation mode. They run in threads, one at
+        shows: each shows one image to the model, in evaluation mode. They run in threads, one at
             a time. More than `IN_STEP` pass in groups as equal as can be; their statistics are
             averaged.
 
@@ -42,7 +42,7 @@ def estimate_statistics(norms: Sequence[nn.Layer], shows: Sequence[Callable[[], 
 
 @dataclass
 class _Moments:
-    """Sums over pictures of the mean and the mean square, `[C]` each, in float64."""
+    """Sums over images of the mean and the mean square, `[C]` each, in float64."""
 
     mean: np.ndarray
     square: np.ndarray
@@ -77,11 +77,11 @@ class _Moments:
 
 
 class _Stopped(Exception):
-    """Ends the other pictures' threads when one has failed."""
+    """Ends the other images' threads when one has failed."""
 
 
 class _InStep:
-    """One group of pictures on its way through the network.
+    """One group of images on its way through the network.
 
     A thread runs only while it holds the lock of `turn`, so only one does at any time.
     """
@@ -90,7 +90,7 @@ class _InStep:
         self.norms = norms
         self.totals = totals
         self.turn = threading.Condition()
-        self.running = 0  # pictures that are not through yet
+        self.running = 0  # images that are not through yet
         self.waiting: list[tuple[nn.Layer, _Moments]] = []
         self.passed = 0  # times that those waiting have been let go
         self.error: BaseException | None = None

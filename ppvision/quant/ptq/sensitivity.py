@@ -1,7 +1,7 @@
 """Which layers lose most in integers, so that they can stay in float.
 
 Each layer is put into integers alone, all others in float, and the outputs for a few calibration
-pictures are compared with those of the float model. We chose this over cheaper measures because it
+images are compared with those of the float model. We chose this over cheaper measures because it
 is what a user wants to know: how far one layer moves the result.
 
 - The error of a layer's own output says nothing about what later layers make of it: a norm or a
@@ -44,7 +44,7 @@ def find_sensitive_layers(
     Args:
         model: in float, in evaluation mode.
         weights, activations: of its layers in integers, by path.
-        shows: each shows the model a picture and returns its outputs.
+        shows: each shows the model an image and returns its outputs.
         count: how many.
 
     Raises:

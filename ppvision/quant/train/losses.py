@@ -71,7 +71,7 @@ class WeightedLosses:
 
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's prediction, the mean over pictures and pixels.
+    """Kullback-Leibler divergence from the teacher's prediction, the mean over images and pixels.
 
     Shapes: `[B, K, ...]` both.
     """

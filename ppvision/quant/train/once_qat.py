@@ -162,7 +162,7 @@ class OnceQAT(nn.Layer):
         return [f"w{self.widths[0]}", "random", f"w{self.widths[-1]}"]
 
     def load_meanstd(self, transforms: Sequence[dict]) -> None:
-        """PaddleDetection's trainer tells its architectures so what normalises a picture."""
+        """PaddleDetection's trainer tells its architectures so what normalises an image."""
         self.model.load_meanstd(transforms)
 
     def loss_computation(

@@ -496,7 +496,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         values = x.detach().astype("float32").numpy().reshape(-1)
         stride = self._thinned * max(1, len(values) // _KEPT_VALUES)
         self._seen = np.concatenate([self._seen, values[::stride]])
-        if len(self._seen) > _KEPT_IN_ALL:  # of each picture less, so that all count alike
+        if len(self._seen) > _KEPT_IN_ALL:  # of each image less, so that all count alike
             self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
 
     def finish_calibration(self) -> None:

@@ -136,7 +136,7 @@ def build_transform(spec: dict) -> Any:
 
 
 def build_taught_transform(spec: dict) -> Any:
-    """`build_transform` for pictures that a teacher has answered for as a whole."""
+    """`build_transform` for images that a teacher has answered for as a whole."""
     options = {key: value for key, value in spec.items() if key != "type"}
     name = spec["type"]
     if name == "RandomHorizontalFlip":
@@ -404,7 +404,7 @@ def _check_teacher(options: Located) -> None:
 def _check_input(options: Located) -> None:
     if "size" not in options:
         raise ConfigError(
-            "config: teacher: expected size, the size of the pictures that it sees; got none."
+            "config: teacher: expected size, the size of the images that it sees; got none."
         )
     try:
         for transform in make_teacher_transforms(options):
@@ -414,13 +414,13 @@ def _check_input(options: Located) -> None:
 
 
 def _check_augmentation(content: Located) -> None:
-    """What the pictures of a teacher may go through."""
+    """What the images of a teacher may go through."""
     loss = content.get("loss", Located({}, {}))
     if loss.get("cutmix", 0) > 0:
         raise ConfigError(
             f"config{loss.place('cutmix')}: loss.cutmix: expected 0 with a teacher, got "
-            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole picture, and a part "
-            "of the picture may not show it. Use mixup."
+            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole image, and a part "
+            "of the image may not show it. Use mixup."
         )
     for index, transform in enumerate(content["train_dataset"].get("transforms", [])):
         where = f"train_dataset.transforms.{index}"
@@ -428,12 +428,12 @@ def _check_augmentation(content: Located) -> None:
         if name == "RandomVerticalFlip":
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: {name} cannot be used with a "
-                "teacher, whose answers are for the picture and its left-right mirror. Remove it."
+                "teacher, whose answers are for the image and its left-right mirror. Remove it."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1
         if low < KEPT_AREA:
             raise ConfigError(
                 f"config{place_of(transform, 'scale')}: {where}: with a teacher, random crops "
                 f"must keep at least {KEPT_AREA} of the area, because its answer is for the whole "
-                f"picture; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
+                f"image; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
             )

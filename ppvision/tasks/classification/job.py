@@ -51,7 +51,7 @@ from ppvision.zoo import create_model
 
 logger = logging.getLogger("ppvision")
 
-EXAMPLE_SIDE = 224  # pixels of a picture that stands for those of a data set
+EXAMPLE_SIDE = 224  # pixels of an image that stands for those of a data set
 PICTURES = 8  # validation samples shown in the dashboard
 PICTURES_A_ROW = 4
 PICTURE_SIDE = 160  # pixels of a shown sample
@@ -157,7 +157,7 @@ class Classification(Job):
 
     @property
     def example(self) -> Tensor:
-        """The first picture of the val split, or grey where there is none on disk: its size is
+        """The first image of the val split, or grey where there is none on disk: its size is
         the model's."""
         picture = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE, 3), 128, np.uint8)
         known = self.content.get("val_dataset")
@@ -193,7 +193,7 @@ class Classification(Job):
         )
 
     def _side_at(self, epoch: int) -> int:
-        """The side of the pictures of an epoch: of the last entry of `sizes` that has begun by the
+        """The side of the images of an epoch: of the last entry of `sizes` that has begun by the
         epoch's first step. It depends on the config alone, so that a resumed run has the same."""
         share = epoch / self._epochs
         # Shares such as 1/3 are written rounded.
@@ -215,7 +215,7 @@ class Classification(Job):
         return Teacher(self.content["teacher"], data.classes, data.folders)
 
     def prepare_training(self) -> None:
-        """Let the teacher answer for every training picture, unless it has done so before."""
+        """Let the teacher answer for every training image, unless it has done so before."""
         if self.teacher is not None:
             self.train_dataset.answers = self.teacher.answers(self.train_dataset)
 
@@ -246,12 +246,12 @@ class Classification(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Of images of more than 8 bits per channel, as the data set says; see `read_picture`."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         return self.content[part].get("max_value")
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Decode every picture of `train_dataset` / `val_dataset`.
+        """Decode every image of `train_dataset` / `val_dataset`.
 
         Returns:
             What is in each part.
@@ -338,14 +338,14 @@ class Classification(Job):
 
     @paddle.no_grad()
     def evaluate(self, model: nn.Layer, *, num_workers: int = 0) -> Scores:
-        """Score a model on the val split; several ranks share the pictures and add up.
+        """Score a model on the val split; several ranks share the images and add up.
 
         Args:
             model: gives logits `[B, K]`.
-            num_workers: processes that read pictures; 0 reads in this one.
+            num_workers: processes that read images; 0 reads in this one.
 
         Raises:
-            ConfigError: pictures of different sizes in one batch.
+            ConfigError: images of different sizes in one batch.
         """
         model.eval()
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
@@ -359,7 +359,7 @@ class Classification(Job):
                 shapes = {image.shape for image, _ in batch}
                 if len(shapes) > 1:
                     raise ConfigError(
-                        "config: val_dataset.transforms: expected pictures of one size, got "
+                        "config: val_dataset.transforms: expected images of one size, got "
                         f"{' and '.join(f'{s[2]}x{s[1]}' for s in sorted(shapes)[:2])} (width x "
                         "height). End with Resize, or ResizeByShort and CenterCrop."
                     )
@@ -406,7 +406,7 @@ class Classification(Job):
 
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, picture: Picture) -> Predicted:
-        """The class of one picture, by the transforms that `evaluate` uses.
+        """The class of one image, by the transforms that `evaluate` uses.
 
         Args:
             model: gives logits `[B, K]`.
@@ -460,7 +460,7 @@ class Classification(Job):
 
 
 class _Totals:
-    """Sums over the pictures of an evaluation.
+    """Sums over the images of an evaluation.
 
     Args:
         num_classes: K.

@@ -1,6 +1,6 @@
-"""Distillation for classification: a trained network answers for every picture, once.
+"""Distillation for classification: a trained network answers for every image, once.
 
-The teacher sees each whole picture of the training set and its left-right mirror, at a size and
+The teacher sees each whole image of the training set and its left-right mirror, at a size and
 normalisation of its own. Its answers, over our classes, are kept on disk: training then costs
 nothing more than without a teacher. A student learns most where it sees what the teacher saw (Beyer
 et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022). Answers that
@@ -50,15 +50,15 @@ INPUT_KEYS = ("size", "mean", "std", "interpolation")  # an exported folder know
 KEYS = (*SOURCES, "weights", *INPUT_KEYS, "classes", "temperature", "weight")
 
 ANSWERS_VERSION = 1  # raise it when answers change for the same teacher, data and mapping
-BATCH = 32  # rows that the teacher sees at once: 16 pictures and their mirrors
-PART = 512  # pictures per file of unfinished work: at most a few minutes are lost
+BATCH = 32  # rows that the teacher sees at once: 16 images and their mirrors
+PART = 512  # images per file of unfinished work: at most a few minutes are lost
 WAIT_SECONDS = 5  # between two looks at whether another process has finished
 
-Answer = Callable[[list[np.ndarray]], np.ndarray]  # pictures [H, W, 3] uint8 -> shares [B, T]
+Answer = Callable[[list[np.ndarray]], np.ndarray]  # images [H, W, 3] uint8 -> shares [B, T]
 
 
 def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's answers, the mean over the pictures.
+    """Kullback-Leibler divergence from the teacher's answers, the mean over the images.
 
     Times the square of the temperature, so that its gradient keeps its size (section 2.1 of Hinton
     et al.).
@@ -150,7 +150,7 @@ class Teacher:
             out = _first(layer(paddle.zeros([1, 3, height, width])))
         except Exception as error:  # whatever a layer of the user's may raise
             raise ConfigError(
-                f"config: teacher: {self.name}: does not run on a picture of {width} x {height} "
+                f"config: teacher: {self.name}: does not run on an image of {width} x {height} "
                 f"({type(error).__name__}: {shorten_text(str(error))}). Check size."
             ) from error
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 1:
@@ -175,16 +175,16 @@ class Teacher:
     # -- answers -------------------------------------------------------------------------------
 
     def answers(self, dataset: ClassFolders) -> np.ndarray:
-        """The answers for every picture of a data set and its mirror, computed if need be.
+        """The answers for every image of a data set and its mirror, computed if need be.
 
         What an interrupted computation has finished is used. A second process waits for the first.
 
         Returns:
-            `[N, 2, K]` float16 in a file: logarithms of the shares of our classes, of the picture
+            `[N, 2, K]` float16 in a file: logarithms of the shares of our classes, of the image
             and of its left-right mirror.
 
         Raises:
-            DataError: a picture that does not decode.
+            DataError: an image that does not decode.
         """
         folder = find_cache_folder() / "teacher" / self._key(dataset)
         path, shape = folder / "answers.npy", (len(dataset), 2, len(self._columns))
@@ -203,7 +203,7 @@ class Teacher:
         return found
 
     def _key(self, dataset: ClassFolders) -> str:
-        """Of teacher, mapping and pictures; another one of any gives another cache."""
+        """Of teacher, mapping and images; another one of any gives another cache."""
         parts = [ANSWERS_VERSION, self._identity, self._columns, dataset.max_value]
         digest = hashlib.sha256(json.dumps(parts).encode())
         for path, _ in dataset.samples:
@@ -220,7 +220,7 @@ class Teacher:
         self, dataset: ClassFolders, folder: Path, path: Path, shape: tuple[int, int, int]
     ) -> None:
         """Compute part after part, each in a file; then all of them become one."""
-        logger.info(f"teacher: {self.name} answers for {shape[0]} pictures, once: {folder}")
+        logger.info(f"teacher: {self.name} answers for {shape[0]} images, once: {folder}")
         parts = folder / "parts"
         parts.mkdir(exist_ok=True)
         starts = range(0, shape[0], PART)
@@ -308,7 +308,7 @@ class Teacher:
         share = float((found == labels).mean())
         logger.info(
             f"teacher: {self.name}: the class of the label is its first of {answers.shape[2]} for "
-            f"{share:.1%} of {len(labels)} pictures ({folder})"
+            f"{share:.1%} of {len(labels)} images ({folder})"
         )
         if share < 2 / answers.shape[2]:
             logger.warning(
@@ -339,7 +339,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def make_teacher_transforms(options: Mapping[str, Any]) -> list[dict]:
-    """What happens to a picture before the teacher: resized as a whole, then normalised."""
+    """What happens to an image before the teacher: resized as a whole, then normalised."""
     size = options["size"]
     resize = {"type": "Resize", "target_size": [size, size] if isinstance(size, int) else size}
     resize["interp"] = options.get("interpolation", "CUBIC")

@@ -262,7 +262,7 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
             )
         if name == "DecodeCache":
             raise ConfigError(
-                f"config{entry.place(name)}: {place}: DecodeCache keeps pictures as pickles, which "
+                f"config{entry.place(name)}: {place}: DecodeCache keeps images as pickles, which "
                 "run what they name, in a folder that others may write to. Use Decode."
             )
         if not isinstance(options, dict):

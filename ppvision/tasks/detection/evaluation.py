@@ -45,7 +45,7 @@ def evaluate_by_trainer(
         dataset: parsed, with the reader's transforms.
         reader: PaddleDetection's EvalReader.
         kinds: of what is scored: "bbox", "mask".
-        num_workers: processes that read pictures; 0 reads in this one.
+        num_workers: processes that read images; 0 reads in this one.
 
     Raises:
         DataError: samples that do not form a batch.
@@ -77,7 +77,7 @@ class ExportedDetector(nn.Layer):
 
     Args:
         predictor: of the export.
-        dataset: parsed; has the files of the pictures.
+        dataset: parsed; has the files of the images.
     """
 
     def __init__(self, predictor: Predictor, dataset: paddle.io.Dataset) -> None:
@@ -93,7 +93,7 @@ class ExportedDetector(nn.Layer):
         outputs = {"bbox": np.concatenate(rows), "bbox_num": counts}
         if found[0].masks is not None:
             height, width = (max(d.masks.shape[axis] for d in found) for axis in (1, 2))
-            # PaddleDetection cuts off what is -1, beyond a picture's edge.
+            # PaddleDetection cuts off what is -1, beyond an image's edge.
             masks = np.full((counts.sum(), height, width), -1, np.int32)
             for end, d in zip(np.cumsum(counts), found, strict=True):
                 masks[end - len(d) : end, : d.masks.shape[1], : d.masks.shape[2]] = d.masks
@@ -148,7 +148,7 @@ class _Nothing(nn.Layer):
     """Stands for a model while PaddleDetection's `Trainer` is built."""
 
     def load_meanstd(self, transforms: list) -> None:
-        """PaddleDetection tells its architectures so what normalises a picture."""
+        """PaddleDetection tells its architectures so what normalises an image."""
 
 
 class _Found(Callback):
@@ -176,7 +176,7 @@ class _Found(Callback):
         means, by_class = {}, {}
         for kind in self.kinds:
             found = self.folder / f"{kind}.json"
-            if not found.exists():  # nothing was found in any picture
+            if not found.exists():  # nothing was found in any image
                 means[kind] = dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
                 counted = [truth.getAnnIds(catIds=[k], iscrowd=False) for k in truth.getCatIds()]
                 by_class[kind] = np.array([0.0 if objects else np.nan for objects in counted])

@@ -53,7 +53,7 @@ from ppdet.data.source.voc import VOCDataSet
 
 logger = logging.getLogger("ppvision")
 
-EXAMPLE_SIDE = 128  # pixels of the picture that shows which layers run
+EXAMPLE_SIDE = 128  # pixels of the image that shows which layers run
 EPOCH = "epoch_id"  # what PaddleDetection calls it in a batch
 PICTURES = 4  # validation samples shown in the dashboard
 SHOWN_SCORE = 0.3  # lowest of a box that is drawn in the dashboard
@@ -66,7 +66,7 @@ RESULT_LAYERS = (
 # Steps of a TestReader that read the file; `_decoded` stands for them.
 READING = (["Decode"], ["DecodeCache"])
 TWO_STAGES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN")
-# These go through pictures one by one, in a loop that a graph unrolls when it is written.
+# These go through images one by one, in a loop that a graph unrolls when it is written.
 ONE_BY_ONE = (*TWO_STAGES, "RetinaNet")
 
 
@@ -229,7 +229,7 @@ class Detection(Job):
 
     @property
     def example(self) -> dict[str, Tensor]:
-        """A picture as the architectures take it."""
+        """An image as the architectures take it."""
         sizes = paddle.full([1, 2], float(EXAMPLE_SIDE))
         image = make_example_input(3, EXAMPLE_SIDE)
         return {"image": image, "im_shape": sizes, "scale_factor": paddle.ones([1, 2])}
@@ -287,7 +287,7 @@ class Detection(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Of images of more than 8 bits per channel, as the data set says; see `read_picture`."""
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         return self.content[part].get("max_value")
 
@@ -302,7 +302,7 @@ class Detection(Job):
         return dataset
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Check annotations and pictures of `train_dataset` / `val_dataset`.
+        """Check annotations and images of `train_dataset` / `val_dataset`.
 
         Returns:
             What is in each part in COCO's or Pascal VOC's form; others are not looked at.
@@ -380,7 +380,7 @@ class Detection(Job):
 
         Args:
             model: of this job's architecture.
-            num_workers: processes that read pictures; 0 reads in this one.
+            num_workers: processes that read images; 0 reads in this one.
 
         Raises:
             ConfigError: no EvalDataset or EvalReader.
@@ -435,13 +435,13 @@ class Detection(Job):
     # -- predict -------------------------------------------------------------------------------
 
     def _transforms(self) -> list[dict]:
-        """Of a picture to be predicted, PaddleDetection's."""
+        """Of an image to be predicted, PaddleDetection's."""
         reader = self.content["TestReader"]
         return [*reader.get("sample_transforms", []), *reader.get("batch_transforms", [])]
 
     @cached_property
     def _reading(self) -> tuple[Compose, BatchCompose]:
-        """How pixels and a batch are made ready, as the TestReader says; the picture is read."""
+        """How pixels and a batch are made ready, as the TestReader says; the image is read."""
         self._activated()
         reader, classes = self.content["TestReader"], self.content["num_classes"]
         transforms = reader.get("sample_transforms", [])
@@ -452,14 +452,14 @@ class Detection(Job):
 
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, picture: Picture) -> Detections:
-        """What a model finds in one picture, transformed as the TestReader says.
+        """What a model finds in one image, transformed as the TestReader says.
 
         Args:
             model: PaddleDetection's architecture.
             picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a file that does not read, or a picture too narrow to be resized.
+            DataError: a file that does not read, or an image too narrow to be resized.
         """
         image = read_pixels(picture, self.max_value)
         transform, batched = self._reading
@@ -554,11 +554,11 @@ class Detection(Job):
         if architecture in ONE_BY_ONE and input_shape[0] not in (None, 1):
             raise ConfigError(
                 f"export --input_shape: expected a batch of 1, got {input_shape[0]}: "
-                f"{architecture} takes one picture at a time."
+                f"{architecture} takes one image at a time."
             )
         one_by_one = architecture in ONE_BY_ONE or model_format == "onnx" or integers is not None
         if input_shape[0] is None and one_by_one:
-            logger.info(f"export: {architecture} takes one picture at a time: batch 1")
+            logger.info(f"export: {architecture} takes one image at a time: batch 1")
             input_shape = [1, *input_shape[1:]]
         if integers is not None and not has_integers(model):
             keep_float = (*integers.keep_float, *self.constant_layers)

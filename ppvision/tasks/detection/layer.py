@@ -68,7 +68,7 @@ class DetectorLayer(nn.Layer):
     @contextmanager
     def in_graphs(self) -> Iterator[None]:
         """Inside, detectors of two stages take the way that PaddleDetection has for ONNX: one
-        picture, without a loop over pictures, and a box of score 0 after those that were found."""
+        image, without a loop over images, and a box of score 0 after those that were found."""
         parts = [
             part
             for layer in self.model.sublayers(include_self=True)
@@ -111,7 +111,7 @@ class _Listener:
 
     @paddle.jit.not_to_static
     def __call__(self, boxes: Tensor | Sequence[Tensor], scores: Tensor, *others: object) -> object:
-        # Detectors of two stages give the boxes with their numbers by picture.
+        # Detectors of two stages give the boxes with their numbers by image.
         self.seen += [boxes[0] if isinstance(boxes, tuple) else boxes, scores]
         return self.nms(boxes, scores, *others)
 

@@ -83,7 +83,7 @@ class MultiBitJob(Job):
 
     @property
     def ends(self) -> Sequence[str]:
-        """Paths of the layers that read the picture or give the result, which stay at 8 bits."""
+        """Paths of the layers that read the image or give the result, which stay at 8 bits."""
         from ppvision.plugins.paddleslim import end_layers
 
         found = end_layers(self.float_model, self.example)

@@ -43,7 +43,7 @@ def pack_checkpoint(
         model_path: a checkpoint of once-QAT, or with `ptq` float weights.
         output: folder of the layered model.
         ptq: quantise float weights as they are, without any training.
-        calibration: pictures, as `predict` takes them, for the steps of activations and for
+        calibration: images, as `predict` takes them, for the steps of activations and for
             BatchNorm's statistics at every width but the highest. Default None: activations cannot
             be quantised, and the float model's statistics serve all widths.
         activations: with `ptq`: quantise the inputs of layers as well, to 8 bits at every width,
@@ -84,14 +84,14 @@ def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
     if pictures is None:
         if activations:
             raise ConfigError(
-                "--calibration: expected a folder of pictures: slim_config quantises activations, "
+                "--calibration: expected a folder of images: slim_config quantises activations, "
                 "whose steps come from them."
             )
         return
     chosen = [path for path, _ in list_images(pictures, "--calibration")]
     places = np.linspace(0, len(chosen) - 1, min(len(chosen), CALIBRATION_PICTURES)).astype(int)
     chosen = [chosen[place] for place in places]
-    logger.info(f"calibration: {len(chosen)} pictures of {pictures}")
+    logger.info(f"calibration: {len(chosen)} images of {pictures}")
     once.set_bits(once.widths[0])
     for quanter in activations:
         quanter.calibrating = True

@@ -119,7 +119,7 @@ def build_once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> On
     Args:
         model: in float, with the weights to start from; quantised in place.
         options: of `slim_config`, checked.
-        ends: paths of the layers that read the picture or give the result, which stay at 8 bits.
+        ends: paths of the layers that read the image or give the result, which stay at 8 bits.
 
     Raises:
         ConfigError: a rule that matches nothing, widths out of range.

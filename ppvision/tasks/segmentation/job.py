@@ -69,7 +69,7 @@ TOP_LEVEL_KEYS = (
 )
 PICTURES = 4  # validation samples shown in the dashboard
 # How an evaluation may predict, of what PaddleSeg's `evaluate` takes.
-EXAMPLE_SIDE = 128  # pixels of the picture that shows which layers run
+EXAMPLE_SIDE = 128  # pixels of the image that shows which layers run
 _WINDOW = ("is_slide", "crop_size", "stride")
 _AUGMENTED = ("aug_eval", "scales", "flip_horizontal", "flip_vertical")
 
@@ -195,12 +195,12 @@ class Segmentation(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Of images of more than 8 bits per channel, as the data set says; see `read_picture`."""
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         return cfg.get("max_value")
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
+        """Look at every image and label of `train_dataset` / `val_dataset` before using them.
 
         Returns:
             What is in each part.
@@ -329,7 +329,7 @@ class Segmentation(Job):
 
         Args:
             model: with PaddleSeg's interface: a list of logits.
-            num_workers: processes that read pictures; 0 reads in this one.
+            num_workers: processes that read images; 0 reads in this one.
             **how: `aug_eval, scales, flip_horizontal, flip_vertical, is_slide, crop_size, stride`;
                 they go over the config's `test_config`.
         """
@@ -387,7 +387,7 @@ class Segmentation(Job):
         options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
         if options.get("aug_eval") or options.get("is_slide"):
             raise ConfigError(
-                "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
+                "eval --model_dir: an exported model predicts whole images as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
         predictor = Predictor(
@@ -413,7 +413,7 @@ class Segmentation(Job):
     # -- predict -------------------------------------------------------------------------------
 
     def predict_image(self, model: paddle.nn.Layer, picture: Picture) -> np.ndarray:
-        """The classes `[H, W]` of one picture, exactly as `evaluate` would score them.
+        """The classes `[H, W]` of one image, exactly as `evaluate` would score them.
 
         Args:
             model: with PaddleSeg's interface: a list of logits.

@@ -80,7 +80,7 @@ def _split_heads(names: list[str]) -> list[list[str]]:
 
 
 class Scoring:
-    """Counts pictures one by one; PaddleSeg's own areas, and ours along the boundaries.
+    """Counts images one by one; PaddleSeg's own areas, and ours along the boundaries.
 
     Args:
         num_classes: of the data set.
@@ -98,7 +98,7 @@ class Scoring:
         ]
 
     def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             prediction: classes `[H, W]`.
@@ -126,7 +126,7 @@ class Scoring:
             counts[...] = summed.reshape(counts.shape)
 
     def scores(self) -> Scores:
-        """The scores of all pictures so far; warns where the labels hold no boundary."""
+        """The scores of all images so far; warns where the labels hold no boundary."""
         _, true_boundary = self.f_score.counts[:, 0]
         classes = np.count_nonzero(self.areas[2])
         if classes > 1 and not true_boundary.any():
