@@ -6,7 +6,7 @@ Three steps, so that every bad machine can be tested on a good one:
     diagnose(Environment) -> [Finding]      pure
     write_report([Finding], stream)
 
-What works is tried, not guessed: every probe runs in a process of its own, so that a package that
+What works is tried, not guessed: every probe runs in a separate process, so that a package that
 raises, hangs or crashes the interpreter becomes a finding. The exit code rests on the probes.
 """
 

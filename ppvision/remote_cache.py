@@ -1,6 +1,6 @@
 """Files over HTTP, kept in the cache folder.
 
-A file of known sha256 is loaded once (`RemoteFolder`): what a broken connection has left goes on
+A file of known sha256 is loaded once (`RemoteFolder`): what a broken connection has left continues
 where it stopped, and what comes out has that sha256, or it does not come out. A file of which
 nothing is known is loaded whole (`fetch_file`), and stays if the caller finds it good.
 """

@@ -1,4 +1,4 @@
-"""Pictures with one class each, from folders or from a list file."""
+"""Images with one class each, from folders or from a list file."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,13 +19,13 @@ from ppvision.data.listing import (
 from ppvision.data.text import read_lines, read_names, shorten
 from ppvision.errors import DataError
 
-# A number that is far beyond any data set would name as many classes as it says.
+# Class numbers are below this. A much larger one would create that many class names.
 MOST_CLASSES = 2**18
 _CLASS_LINE = re.compile(r"(?P<name>.*[^ \t])[ \t]+(?P<label>[0-9]{1,9})", re.DOTALL)
 
 
 class ClassFolders(paddle.io.Dataset):
-    """Pictures and class numbers.
+    """Images and class numbers.
 
     Args:
         root: a folder with one sub-folder per class, in the order of their sorted names; or the
@@ -35,7 +35,7 @@ class ClassFolders(paddle.io.Dataset):
             `[H', W', 3]`, which becomes `[3, H', W']` float32.
         list_path: a file with `image class-number` lines, instead of sub-folders. If its folder
             has a file `classes.txt` with one name per line, the classes get these names.
-        num_classes: classes that the model tells apart, or None.
+        num_classes: number of classes of the model, or None.
         max_value: of images of more than 8 bits per channel; see `read_picture`. Default None:
             they are refused.
         class_path: a file that gives the order of the classes: a line per class, its folder and,
@@ -76,7 +76,7 @@ class ClassFolders(paddle.io.Dataset):
             self.samples, self.classes = self._from_list(Path(list_path), Path(names_path))
         if num_classes is None:
             return
-        # A folder that is missing would renumber the classes after it.
+        # A missing folder would change the numbers of the classes after it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
             advice = "Set num_classes of the model, or complete the folders (without images of "
@@ -110,11 +110,11 @@ class ClassFolders(paddle.io.Dataset):
         return samples, list(folders)
 
     def _reorder(self, class_path: Path) -> None:
-        """Number the classes as `class_path` lists them."""
+        """Number the classes in the order of `class_path`."""
         places = {folder: number for number, folder in enumerate(self.folders)}
         order, names = [], []
         for number, line in read_lines(class_path):
-            # A folder's name may hold spaces: it may be the whole line.
+            # A folder's name may contain spaces: it may be the whole line.
             folder, *name = [line] if line in places else line.split(None, 1)
             if folder not in places or folder in order:
                 found = "is listed twice" if folder in order else f"is not in {self.root}"
@@ -132,7 +132,7 @@ class ClassFolders(paddle.io.Dataset):
             )
         numbers = {places[folder]: number for number, folder in enumerate(order)}
         self.samples = [(path, numbers[label]) for path, label in self.samples]
-        self.samples.sort(key=lambda sample: sample[1])  # stable: images keep their order
+        self.samples.sort(key=lambda sample: sample[1])  # a stable sort: images keep their order
         self.folders, self.classes = order, names
 
     def _from_list(
@@ -153,7 +153,7 @@ class ClassFolders(paddle.io.Dataset):
                 left_out.leftovers[Path(found["name"]).name] += 1
                 continue
             name = found["name"]
-            if isinstance(self.root, Path):  # the file may be there under another spelling
+            if isinstance(self.root, Path):  # the file may exist under another spelling
                 name = locate(self.root, name)
             samples.append((self.root / name, int(found["label"])))
         left_out.log(list_path)
@@ -185,7 +185,7 @@ class ClassFolders(paddle.io.Dataset):
 
 
 def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
-    """The images of each class folder, both sorted; what is left out is counted in the log."""
+    """Return the images of each class folder, both sorted. The log counts omitted files."""
     left_out = LeftOut()
     folders = []
     for path in sorted(root.iterdir()):

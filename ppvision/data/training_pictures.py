@@ -1,4 +1,4 @@
-"""Class folders as training reads them: images that grow with the epochs, a teacher's answers."""
+"""Class folders for training: images that grow with the epochs, and a teacher's answers."""
 
 from collections.abc import Callable, Sequence
 
@@ -32,7 +32,7 @@ class TrainingPictures(ClassFolders):
         ]
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the size of an epoch; the engine calls it before every sample."""
+        """Set the size of an epoch; the engine calls it before every sample."""
         if self._side_at is not None:
             self._side = self._side_at(epoch)
 
@@ -50,7 +50,7 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """`[3, H, W]` -> `[3, side, side]`."""
     if image.shape[1:] == (side, side):
         return image
-    # The mean over an area where the image shrinks: linear interpolation would alias.
+    # If the image shrinks, take the mean over areas: linear interpolation would alias.
     shrinks = side < min(image.shape[1:])
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image.transpose(1, 2, 0), (side, side), interpolation=interpolation)

@@ -172,8 +172,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
-    """Move the checkpoints after `step` to `folder/abandoned`: a run that goes on from an older one
-    takes another way, and `--resume auto` must not come back to them.
+    """Move the checkpoints after `step` to `folder/abandoned`: a run that continues from an older
+    checkpoint gives other weights, and `--resume auto` must not return to the later ones.
 
     Returns:
         Where they are now: `step_40`, or `step_40.2`, ... where one was abandoned before.

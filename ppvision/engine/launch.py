@@ -1,7 +1,7 @@
 """`python -m ppvision.engine.launch`: Paddle's launcher, which hands signals on to its ranks.
 
 By itself Paddle's launcher of CPU processes leaves its ranks behind when it is signalled or killed:
-they go on training. The one of GPU processes gives them 30 seconds, and ends with another code
+they continue training. The one of GPU processes gives them 30 seconds, and ends with another code
 than 128 + signal. Arguments are those of `paddle.distributed.launch`.
 
 `--max_restart N` (default: 0) starts the training again, with `--resume auto`, up to N times after
@@ -9,7 +9,7 @@ one of its processes has failed, or one on another machine, which ends them all.
 argument of this name, which does something only with a master at `etcd://`, and does not get ours.
 
 `--master HOST:PORT` takes a host's name too. Paddle compares the host as text with this machine's
-IP address to know whether it is the master: with a name no machine is, and all wait for ever.
+IP address to know whether it is the master: with a name no machine is, and all wait forever.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ def _launch() -> int:
         return end.code or 0
     except Exception:
         # The thread of its key-value server would keep this process, and the others that wait
-        # for it, for ever.
+        # for it, forever.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

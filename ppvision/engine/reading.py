@@ -263,7 +263,7 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
     # Until a worker can ignore them, a signal would end it. Here it comes a moment later.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # A worker must not collect what is garbage here: to destroy the queue of an earlier loader of
-    # Paddle's, it would wait for ever for a thread that only this process has.
+    # Paddle's, it would wait forever for a thread that only this process has.
     frozen_before = gc.get_freeze_count()
     gc.freeze()
     try:

@@ -49,7 +49,7 @@ class RunFolder:
     def check_new(self, resume: bool) -> None:
         """Raise before anything is written if a new run would meet an older one.
 
-        What a run leaves that ended before its first checkpoint is no run to go on from, and is
+        What a run leaves that ended before its first checkpoint is no run to continue from, and is
         replaced.
 
         Raises:

@@ -44,7 +44,7 @@ UNREADABLE = "ppvision: unreadable sample"
 class UnreadableSample:
     """Stands for a sample that raised while it was read.
 
-    Paddle's loader hangs for ever when a sample raises in the thread that reads ahead, so the error
+    Paddle's loader hangs forever when a sample raises in the thread that reads ahead, so the error
     travels as a value, and the trainer raises it.
     """
 
@@ -84,7 +84,7 @@ _DTYPES = {np.dtype(name) for name in _TYPES.split(", ")}
 
 
 def _find_strange_array(batch: object) -> str | None:
-    """What is wrong with an array that Paddle's loader cannot hand on; it would end without a
+    """What is wrong with an array that Paddle's loader cannot pass on; it would end without a
     word of it."""
     if isinstance(batch, np.ndarray) and batch.dtype not in _DTYPES:
         return (

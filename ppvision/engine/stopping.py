@@ -28,7 +28,7 @@ class TrainingStopped(KeyboardInterrupt):
     Attributes:
         signal_number: SIGINT, SIGTERM or SIGHUP.
         step: the last complete step.
-        checkpoint: the folder to go on from, or None before the first complete step.
+        checkpoint: the folder to continue from, or None before the first complete step.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: Path | None) -> None:

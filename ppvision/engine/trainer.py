@@ -76,7 +76,7 @@ _AMP_BLACK = {"bilinear_interp_v2"}
 # `(network, batch) -> losses`, whose sum counts.
 ForwardPass = Callable[[nn.Layer, object], Sequence[Tensor]]
 
-_ONLY = ""  # the name of a forward pass that has no other beside it
+_ONLY = ""  # the name of a forward pass if it is the only one
 
 # Logged as they are; of the others the mean since the last line.
 _LATEST = ("Train/lr", "Train/grad_norm")
@@ -230,7 +230,7 @@ class Trainer:
         self._tell_of_another_config(before)
 
     def _find_checkpoint(self, resume: str) -> tuple[Path | None, bool]:
-        """The checkpoint to go on from, and whether it is one of this folder."""
+        """The checkpoint to continue from, and whether it is one of this folder."""
         checkpoints = self.folder.checkpoints
         path = find_checkpoint(checkpoints, resume)
         return path, path is not None and path.parent.resolve() == checkpoints.resolve()
@@ -313,7 +313,7 @@ class Trainer:
             ReaderError: a process that reads data has ended.
             FolderInUseError: another process trains in the folder.
             StorageError: a checkpoint, an image or a number could not be written; the message
-                names the checkpoint to go on from.
+                names the checkpoint to continue from.
             RankLostError: another process of the training has ended (seen with gloo).
         """
         self._stop = StopRequest(SAME_REQUEST if self.ranks == 1 else SAME_REQUEST_OF_RANKS)
@@ -628,7 +628,7 @@ class Trainer:
         `save_checkpoint`."""
         progress = self.progress
         if self._saved_step != progress.step and self.ranks > 1:
-            # All ranks go on with what is saved, as they do after a resume.
+            # All ranks continue with what is saved, as they do after a resume.
             average_statistics(self.model, *([] if self.ema is None else [self.ema]))
             if progress.sums:
                 # What waits for the next log line is that of all ranks: each takes it up at a
@@ -673,7 +673,8 @@ class Trainer:
 
 
 def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float]:
-    """What is logged beside the loss: that of one pass of several, or each of several losses."""
+    """Return the losses to log in addition to the total: of each pass, or each of several
+    losses."""
     if name != _ONLY:
         return {f"Train/loss_{name}": value}
     if len(losses) == 1:

@@ -39,7 +39,7 @@ def open_records(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
         copy._get_file_writer().add_record(record)
     copy.close()
     if records:
-        # VisualDL prints its write errors and goes on.
+        # VisualDL prints its write errors and continues.
         if len(_points(aside / name)) != len(records):
             raise StorageError(f"dashboard: could not write {aside / name}: is the disk full?")
         (aside / name).rename(folder / name)

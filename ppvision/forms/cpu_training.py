@@ -28,7 +28,7 @@ SMALL_MAP = 64  # pixels up to which a depthwise convolution is a product of mat
 
 @contextmanager
 def cpu_training(model: nn.Layer, *others: nn.Layer) -> Iterator[None]:
-    """Models train quicker inside, where the current device is the CPU; afterwards their layers are
+    """Models train faster inside, where the current device is the CPU; afterwards their layers are
     as they were, whatever was raised.
 
     Args:
@@ -79,7 +79,7 @@ def contiguous_transpositions() -> Iterator[None]:
 
 
 def quick_convolutions(model: nn.Layer) -> AbstractContextManager[None]:
-    """A model's `nn.Conv2D` layers in eager mode with quicker biases, pointwise kernels, and
+    """A model's `nn.Conv2D` layers in eager mode with faster biases, pointwise kernels, and
     depthwise 3x3 ones on small maps."""
     return _as_quicker(model, nn.Conv2D, _QuickConv2D)
 
@@ -157,7 +157,7 @@ class _QuickPaleAttention(PaleAttention):
 def _convolve(
     layer: nn.Conv2D, x: Tensor, paddles: Callable[[nn.Conv2D, Tensor], Tensor]
 ) -> Tensor:
-    """What `layer` gives for `x`, by its own `forward` wherever that is as quick."""
+    """What `layer` gives for `x`, by its own `forward` wherever that is as fast."""
     plain = layer._data_format == "NCHW" and layer._padding_mode == "zeros"
     if not plain or x.ndim != 4 or x.shape[1] != layer._in_channels or 0 in x.shape:
         return paddles(layer, x)

@@ -72,7 +72,7 @@ def earlier_format() -> Iterator[None]:
     Everything is as before afterwards, after an exception too. Inside of itself it changes nothing
     more. The change is of the whole process, like Paddle's own switch of formats: another thread
     that enters waits until this one has left. Threads that compute eagerly meanwhile get Paddle's
-    own functions, since a stand-in hands on to these unless a program is traced; but, as with any
+    own functions, since a stand-in passes on to these unless a program is traced; but, as with any
     tracing in Paddle, no other thread may compute while a model is traced.
     """
     global _depth

@@ -1,4 +1,4 @@
-"""Every private part of Paddle that ppvision uses: the one place to mend when Paddle moves one.
+"""Every private part of Paddle that ppvision uses: the one place to correct when Paddle moves one.
 
 Functions and classes of Paddle's own modules are found when they are asked for, so that an import
 of ppvision breaks on none of them, and the error names what moved. Attributes of Paddle's layers,

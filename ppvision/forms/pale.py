@@ -1,7 +1,7 @@
 """PS-Attention in another order of the same arithmetic: the form that exported graphs hold.
 
 The layer that is trained (`ppvision.nn.pale_attention`) is channel-first, pads maps to multiples of
-the pale size and masks what it padded. In a graph this is quicker on a CPU (`docs/performance.md`
+the pale size and masks what it padded. In a graph this is faster on a CPU (`docs/performance.md`
 has every step's measurement), here for sizes that are known:
 
 - nothing is padded: with padded keys masked and padded queries cut off, only the pixels of the

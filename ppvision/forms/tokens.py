@@ -1,4 +1,4 @@
-"""Pale blocks in another order of the same arithmetic: the form that OpenVINO runs quickest.
+"""Pale blocks in another order of the same arithmetic: the form that OpenVINO runs fastest.
 
 The block that is trained (`ppvision.models.pale_transformer`) is channel-first. Here everything but
 the depthwise convolutions works on tokens `[B, HW, C]`: LayerNorm and the pointwise layers then
@@ -8,7 +8,7 @@ and padded queries cut off, only the pixels of the image count, so that the firs
 (or columns) have a line more than the others.
 
 Layers in integers round their input. Here that happens before the input is rearranged and not right
-in front of the layer: OpenVINO then rounds at the end of the operator before, moves bytes in place
+before the layer: OpenVINO then rounds at the end of the operator before, moves bytes in place
 of floats, and has a third of the operators to compile (`docs/notes/engines.md`). Rounding element
 by element gives the same before and after.
 
@@ -128,7 +128,7 @@ class TokenPaleBlock(nn.Layer):
             factor = scale if name == "query" else 1.0
             z = _pointwise(to_tokens(x), pointwise, factor)
             # Heads first, then the two halves of them: halves of the channels would keep OpenVINO
-            # from scaling the sums of integers, and adding the bias, inside of the product.
+            # from scaling the sums of integers, and adding the bias, inside the product.
             z = z.reshape([-1, height, width, 2 * heads, half // heads])
             projected.append([_part(z, 3, 0, heads), _part(z, 3, heads, 2 * heads)])
         branches = []

@@ -23,7 +23,7 @@ from ppvision.errors import InputError, shorten
 
 _NONE = -1  # class of pixels that do not count
 MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
-WIDEST_DISC = 16  # pixels up to which a filter is quicker than a distance transform
+WIDEST_DISC = 16  # pixels up to which a filter is faster than a distance transform
 LOOKED_AT_ONCE = 2**14  # pixels, by the search for the nearest boundary; our choice
 
 
@@ -38,7 +38,7 @@ def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.n
     Args:
         classes: `[H, W]` int16, -1 where ignored (false there, and no other class).
         reach: in pixels.
-        beyond_edge: whether what lies outside of the image is another class.
+        beyond_edge: whether what lies outside the image is another class.
     """
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     high = np.iinfo(np.int16).max
@@ -154,7 +154,7 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 class BoundaryIoU(_CountedPerClass):
-    """IoU of the pixels along the inside of each class's boundary.
+    """IoU of the pixels along the inner side of each class's boundary.
 
     Args:
         num_classes: classes, from 0 on.

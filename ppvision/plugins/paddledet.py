@@ -231,7 +231,7 @@ class SemanticDiffusionBackbone(nn.Layer):
 def _decode(self: operators.Decode, sample: dict, context: object = None) -> dict:
     """PaddleDetection's `Decode.apply`, with our reader.
 
-    The original hands on whatever does not decode, as bytes, and fails on their shape.
+    The original passes on whatever does not decode, as bytes, and fails on their shape.
     """
     max_value = sample.pop(reading.MAX_VALUE, None)
     path = sample.get("im_file")

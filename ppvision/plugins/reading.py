@@ -57,7 +57,7 @@ def accept_max_value(dataset: type, keep: Callable[[object, int], None]) -> None
     """Give a class of data sets the argument `max_value`.
 
     Args:
-        dataset: the class; what it has inherited is left alone.
+        dataset: the class; its inherited parts are not changed.
         keep: is called with the new object and the value, where one is given.
     """
     build = vars(dataset).get("__init__")

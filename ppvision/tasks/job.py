@@ -269,7 +269,7 @@ class Job(ABC):
         """
 
     def calibration_pictures(self) -> Sequence[Path | ZipPath]:
-        """Pictures of the training set, in its order: what an export in integers is calibrated on.
+        """Images of the training set, in its order: what an export in integers is calibrated on.
 
         Raises:
             ConfigError: a task whose export has no integers.

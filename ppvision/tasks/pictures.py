@@ -1,4 +1,4 @@
-"""Pictures that show what a segmentation model does."""
+"""Images that show what a segmentation model does."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
 CAPTION = 20  # pixels of height of a line of text
-# Class maps: of PNG's nine levels the quickest, and of zlib's strategies the one for runs.
+# Class maps: of PNG's nine levels the fastest, and of zlib's strategies the one for runs.
 COMPRESSION = {"compress_level": 1, "compress_type": Z_RLE}
 WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
@@ -99,7 +99,7 @@ def draw_panel(
 
 
 def join_side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures `[H, W, 3]` of one height in a row, white between them."""
+    """Images `[H, W, 3]` of one height in a row, white between them."""
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
@@ -110,7 +110,7 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
     shown = image.copy()
     line = max(1, round(min(image.shape[:2]) / 250))
     size = max(0.35, min(image.shape[:2]) / 900)
-    for place in reversed(range(len(found))):  # the surest on top
+    for place in reversed(range(len(found))):  # the highest score on top
         class_id = int(found.class_ids[place])
         colour = PALETTE[class_id % 255 + 1]
         if found.masks is not None:

@@ -544,7 +544,7 @@ def _run(
 
     def read(path: Path) -> np.ndarray:
         waiting.wait()
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
             raise DataError(f"{path}: expected an image file, got another kind of file.")
         image = read_picture(path, max_value=max_value)
         waiting.add(image.nbytes)

@@ -5,7 +5,7 @@
         return MyNet(...)
 
 The model is then one of `create_model`, and with `features_only` a backbone of both plug-ins. Its
-options are those of the function's signature, which is handed on everywhere.
+options are those of the function's signature, which is passed on everywhere.
 """
 
 import fnmatch

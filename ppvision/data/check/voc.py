@@ -1,4 +1,4 @@
-"""Looking at Pascal VOC annotations before training, so that all that is wrong is said at once."""
+"""Check Pascal VOC annotations before training, and report all problems together."""
 
 import logging
 import os
@@ -24,16 +24,16 @@ def check_voc(
     num_classes: int,
     max_value: int | None = None,
 ) -> DataSummary:
-    """Check a list of images and XML files, and all that it names.
+    """Check a list of images and XML files, and all files that it names.
 
-    Boxes without an area inside their image, which are left out, and forms of `difficult` that
-    are not 0 or 1 are counted in the log.
+    The log counts boxes without an area inside their image, which are omitted, and values of
+    `difficult` that are not 0 or 1.
 
     Args:
         part: of the config, for messages.
-        annotations: the list, an image and its XML file a line.
-        folder: that both are in.
-        labels: a class a line.
+        annotations: the list, with an image and its XML file per line.
+        folder: the folder of both.
+        labels: a file with one class per line.
         num_classes: of the model.
         max_value: of images of more than 8 bits per channel; see `read_picture`.
 

@@ -49,7 +49,7 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says.
+        The content of `dataset.json`.
 
     Raises:
         FileNotFoundError: no such source.

@@ -1,4 +1,4 @@
-"""COCO instance files: run lengths, boxes and annotations from maps of instances."""
+"""Make COCO instance files: run lengths, boxes and annotations from maps of instances."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ppvision.errors import InputError
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
+    """Return COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
     flat = np.asarray(mask, bool).ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
@@ -19,10 +19,10 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def find_visible_box(mask: np.ndarray) -> list[int]:
-    """`[x, y, width, height]` in pixels of what is set in a mask `[H, W]`.
+    """Return the box `[x, y, width, height]`, in pixels, of the set pixels of a mask `[H, W]`.
 
     Raises:
-        ValueError: nothing is set.
+        ValueError: no pixel is set.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -58,7 +58,7 @@ class CocoInstances:
         return box
 
     def add_box(self, box: list[int], category: int) -> None:
-        """Add one instance of the last image by its box `[x, y, width, height]` alone."""
+        """Add one instance of the last image by its box `[x, y, width, height]` only."""
         self._add(category, box, box[2] * box[3])
 
     def _add(self, category: int, box: list[int], area: int, **more: dict) -> None:

@@ -48,8 +48,8 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
             pixel that has pixels of two different nuclei within k pixels (Euclidean).
 
     Returns:
-        What `dataset.json` says. `dropped_masks` counts masks without a pixel of their own (where
-        masks of the original overlap, the later file has the pixel).
+        The content of `dataset.json`. `dropped_masks` counts masks that keep no pixel (if masks of
+        the original overlap, the pixel belongs to the later file).
 
     Raises:
         FileNotFoundError: no such source.
@@ -132,7 +132,7 @@ def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int)
 
 
 def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
-    """`[H, W]` whole numbers, 0 background, one number per nucleus."""
+    """Return `[H, W]` whole numbers: 0 for background, one number per nucleus."""
     if picture.instance_map is not None:
         return read_map(picture.instance_map, shape)
     instances = np.zeros(shape, np.int32)
@@ -142,17 +142,18 @@ def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
 
 
 def make_nucleus_label(instances: np.ndarray, border: int) -> np.ndarray:
-    """Class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2 border.
+    """Return the class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2
+    border.
 
-    A pixel is border when pixels of two different instances lie within `border` pixels of it,
-    itself included; with 0 there is no border class.
+    A pixel is border if pixels of two different instances are within `border` pixels of it, itself
+    included. With 0 there is no border class.
     """
     label = (instances > 0).astype(np.uint8)
     if border:
         offsets = np.arange(-border, border + 1)
         disc = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= border**2).astype(np.uint8)
-        # The largest and the smallest number within reach: two instances when they differ.
-        # float32 holds numbers up to 2^24, and an infinity for what is no instance.
+        # The largest and the smallest number within reach: if they differ, there are two instances.
+        # float32 represents whole numbers up to 2^24, and infinity for pixels without an instance.
         numbers = instances.astype(np.float32)
         largest = cv2.dilate(numbers, disc)
         smallest = cv2.erode(np.where(numbers > 0, numbers, np.float32(np.inf)), disc)

@@ -1,4 +1,5 @@
-"""What the converters share: reading a source's lists and maps, the layout they write."""
+"""Functions that the converters share: they read a source's lists and maps, and write the
+layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ class Sample:
 
 
 def find_source(source: str | Path, name: str, file_allowed: bool = False) -> Path:
-    """The source as a path.
+    """Return the source as a path.
 
     Raises:
         FileNotFoundError: no such folder (or file, where one is allowed).
@@ -39,7 +40,8 @@ def find_source(source: str | Path, name: str, file_allowed: bool = False) -> Pa
 
 
 def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of `{split}.txt`, without lines that name what tools leave behind.
+    """Return line numbers and fields of `{split}.txt`, without lines for files that tools leave
+    behind.
 
     Raises:
         DataError: no such list, or nothing in it.
@@ -52,7 +54,7 @@ def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
 
 
 def list_samples(source: Path, split: str) -> list[Sample]:
-    """The `image label` pairs of a list; a sample's name is its image's without suffix.
+    """Return the `image label` pairs of a list. A sample's name is the image's name without suffix.
 
     Raises:
         DataError: no such list, nothing in it, another number of fields, a name used twice.
@@ -70,7 +72,7 @@ def list_samples(source: Path, split: str) -> list[Sample]:
 
 
 def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A map of whole numbers `[H, W]`, checked to have its image's size `shape`.
+    """Read a map of whole numbers `[H, W]`, and check that it has its image's size `shape`.
 
     Raises:
         DataError: it does not decode, has several channels or another size.

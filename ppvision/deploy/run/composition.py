@@ -1,7 +1,7 @@
 """A float export's graph with the weights of one width of a layered model.
 
 Paddle Inference reads weights from a file only (buffers crash it in Paddle 3.2), so the composed
-ones are written to a temporary folder beside a link to the graph.
+ones are written to a temporary folder next to a link to the graph.
 """
 
 import json
@@ -38,7 +38,7 @@ def list_graph_parameters(program: Path) -> list[str]:
 
 
 def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Path) -> None:
-    """Write a layered model's weights into `work`, beside links to the graphs of a float export.
+    """Write a layered model's weights into `work`, next to links to the graphs of a float export.
 
     Args:
         folder: of the export.

@@ -34,7 +34,7 @@ class Resize:
 
     Args:
         target_size: pixels.
-        keep_ratio: fit the image inside of it (or of its transpose).
+        keep_ratio: fit the image inside it (or of its transpose).
         interp: OpenCV's number. Default 1, bilinear.
     """
 

@@ -1,4 +1,4 @@
-"""What a detector found in one image."""
+"""The result of a detector for one image."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one image, the surest first.
+    """The objects that a detector found in one image, sorted by score, the highest first.
 
     Attributes:
         boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the image as it was given.
@@ -46,7 +46,7 @@ def collect_detections(
         rows: `[N, 6]` of class, score, left, top, right, bottom. PaddleDetection marks what is no
             object by class -1, and fills an image in which nothing was found with a box of score
             0; both are left out.
-        masks: `[N, H, W]`, 1 inside of the object, or None.
+        masks: `[N, H, W]`, 1 inside the object, or None.
         class_names: of all classes, or empty.
     """
     class_ids = rows[:, 0].astype(np.int64)

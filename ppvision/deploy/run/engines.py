@@ -21,7 +21,7 @@ from ppvision.arguments import check_choice
 from ppvision.deploy.run.manifest import FILES, ModelFiles
 from ppvision.errors import EngineError, InputError, MissingPackageError, PpvisionError
 
-# Of Paddle Inference, from the quickest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
+# Of Paddle Inference, from the fastest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
 # kernels for its operators, Paddle's own kernels (the only ones on a GPU).
 Engine = Literal["openvino", "onednn", "native"]
 

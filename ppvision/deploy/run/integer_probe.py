@@ -46,7 +46,7 @@ def find_integer_fault(isolate: bool = False) -> str | None:
     """What is wrong with integers on this machine, or None; looked at once per process.
 
     Args:
-        isolate: look in a process of its own.
+        isolate: look in a separate process.
     """
     x = (probe_codes() * SCALE).astype(np.float32)
     try:

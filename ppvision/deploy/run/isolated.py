@@ -1,4 +1,4 @@
-"""An engine in a process of its own, whose memory goes back when it is closed.
+"""An engine in a separate process, whose memory goes back when it is closed.
 
 Paddle 3.2 keeps what OpenVINO took until the process ends. Here that process is a child, which
 opens the engine, answers runs, and ends with the object that started it.

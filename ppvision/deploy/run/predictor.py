@@ -99,7 +99,7 @@ class _Opened:
 
     runtime: Runtime
     engine: Engine | None
-    weights: "LayeredModel | None"  # in the place of the folder's
+    weights: "LayeredModel | None"  # instead of the folder's
     precision: Precision
     without_onednn: Runtime | None = None  # for small images; opened when one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
@@ -373,7 +373,7 @@ class Predictor(Generic[P]):
         return runtime
 
     def _open(self, weights: "LayeredModel | None") -> _Opened:
-        """Load the model files, in the quickest engine that is wanted and works."""
+        """Load the model files, in the fastest engine that is wanted and works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._device == "cpu"
         runtime: Runtime | None = None

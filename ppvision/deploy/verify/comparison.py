@@ -213,7 +213,7 @@ def compare(
 def compare_openvino(
     probes: Sequence[Probe], raw: Path, final: Path, output_op: str, tolerance: float
 ) -> float:
-    """As `compare`, of the graphs for OpenVINO, which runs in a process of its own: the largest
+    """As `compare`, of the graphs for OpenVINO, which runs in a separate process: the largest
     error.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Running models in eager mode, and exported graphs here or in a process of its own."""
+"""Running models in eager mode, and exported graphs here or in a separate process."""
 
 import io
 import json
@@ -86,7 +86,7 @@ os._exit(0)
 def run_in_openvino(
     folders: Sequence[Path], inputs: Sequence[Batch], limit: float = TIME_LIMIT
 ) -> Outputs:
-    """`run_graphs` in OpenVINO, in a process of its own.
+    """`run_graphs` in OpenVINO, in a separate process.
 
     OpenVINO's compiler crashes on some networks. And Paddle keeps what OpenVINO took until the
     process ends; here that goes back.
@@ -97,7 +97,7 @@ def run_in_openvino(
     Raises:
         EngineError: a graph does not load or run; the process cannot be started, crashed or took
             longer than `limit`.
-        OSError: no room for its temporary folder beside the graphs.
+        OSError: no room for its temporary folder next to the graphs.
     """
     answer = _ask_child(folders, {f"{i}": x for i, x in enumerate(inputs)}, limit)
     return [

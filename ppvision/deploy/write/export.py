@@ -538,8 +538,8 @@ def use_evaluation_mode(model: nn.Layer) -> Iterator[None]:
 def use_graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
     """The model with our layers in the forms for graphs of Paddle Inference or ONNX Runtime.
 
-    ONNX Runtime runs attention in the form that is trained as quickly as in the one for tokens, and
-    a fifth quicker than in Paddle's (docs/performance.md).
+    ONNX Runtime runs attention in the form that is trained as fast as in the one for tokens, and
+    a fifth faster than in Paddle's (docs/performance.md).
     """
     with pale_form(model) if format == "paddle" else nullcontext(), difference_form(model):
         yield

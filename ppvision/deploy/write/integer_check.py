@@ -151,12 +151,12 @@ def _check_products(integers: IntegerModel, x: Batch, folder: Path, engine: "_En
 
 
 def count_pictures(batch: Batch) -> int:
-    """Pictures of a batch, or of a detector's inputs."""
+    """Images of a batch, or of a detector's inputs."""
     return len(batch if isinstance(batch, np.ndarray) else next(iter(batch.values())))
 
 
 def fill_batches(pictures: Sequence[Batch], batch: int) -> list[Batch]:
-    """Pictures, batches of one, in batches of the graph's size; the last one is filled with copies
+    """Images, batches of one, in batches of the graph's size; the last one is filled with copies
     of its last image."""
     groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
     return [_joined(group + group[-1:] * (batch - len(group))) for group in groups]

@@ -1,4 +1,4 @@
-"""paddle2onnx in a process of its own: what it cannot convert ends its process."""
+"""paddle2onnx in a separate process: what it cannot convert ends its process."""
 
 import importlib.util
 import json

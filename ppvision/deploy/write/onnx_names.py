@@ -162,15 +162,15 @@ _OF_INTEGERS = (".codes", ".scale", ".step", ".zero")  # ends of names in `onnx_
 
 
 def _skip_identities(graph: "GraphProto") -> None:
-    """Remove nodes that hand on their input, but for those that give an input of the graph, or a
-    value twice, as an output."""
+    """Remove nodes that return their input unchanged. Nodes stay if they return an input of the
+    graph, or a value a second time, as an output."""
     given = {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output}
     for node in reversed(graph.node):
         if node.op_type == "Identity" and node.output[0] in given:
             (before,), (after,) = node.input, node.output
             if before in made and before not in given:
-                _rename(graph, {before: after})  # now it hands on itself
+                _rename(graph, {before: after})  # now its input is its own output
                 given.add(before)
     source: dict[str, str] = {}
     kept = []

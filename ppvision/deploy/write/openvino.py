@@ -84,7 +84,7 @@ def write_openvino_programs(
 def write_openvino_detector(
     model: nn.Layer, network: nn.Layer, input_shape: Sequence[int | None], folder: Path
 ) -> Nms | None:
-    """Write `model.raw.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
+    """Write `model.raw.pdmodel` of a detector of one stage, up to its boxes and scores, next to the
     `model.pdiparams` of an export; and `model.pdmodel` with its NMS, for other programs.
 
     Args:
@@ -115,14 +115,14 @@ def write_openvino_detector(
 
 @contextmanager
 def _forms(model: nn.Layer) -> Iterator[None]:
-    """Our layers in the forms for this graph. Those of integers come last: they are inside the
-    others as well."""
+    """Put our layers into the forms for this graph. The forms of integers come last, because the
+    other forms contain integer layers too."""
     with token_form(model), difference_form(model), integer_form(model):
         yield
 
 
 def _find_nms(program: paddle.static.Program, boxes: Tensor, scores: Tensor) -> Nms:
-    """The settings of the operator that chooses from boxes and scores."""
+    """Return the settings of the operator that selects from boxes and scores."""
     kinds = [op for op in program.global_block().ops if op.type == "multiclass_nms3"]
     if len(kinds) != 1 or kinds[0].attr("nms_eta") != 1.0:
         raise InputError("expected one NMS of many classes, with a fixed threshold")
@@ -147,7 +147,7 @@ def _as_engine_error() -> Iterator[None]:
     try:
         yield
     except OSError:
-        raise  # a full disk, say, which is no fault of the model
+        raise  # for example a full disk, which is not a fault of the model
     except Exception as error:  # whatever tracing raises
         raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
 
@@ -179,7 +179,7 @@ def write_products(
 
 
 def _reason(error: Exception) -> str:
-    """The end of an error message of tracing, after the lines of code that led there."""
+    """Return the end of an error message of tracing, without the lines of code before it."""
     named = [line for line in str(error).splitlines() if re.match(r"\s*\w+Error: ", line)]
     return named[-1].strip() if named else join_error_lines(error)
 
@@ -234,8 +234,8 @@ def write_earlier_program(
 
 
 # Operators of the earlier format that OpenVINO's reader in Paddle 3.2 does not know. (It only says
-# that it cannot convert the model.) What has a stand-in in `ppvision.forms.earlier_format` is here
-# for the arguments that the stand-in does not take.
+# that it cannot convert the model.) Operators with a replacement in `ppvision.forms.earlier_format`
+# are listed too, for the arguments that the replacement does not take.
 LACKED = frozenset(
     {
         "argsort", "atan", "bitwise_not", "brelu", "celu", "channel_shuffle", "conv3d", "cumprod",
@@ -256,10 +256,10 @@ def check_operators(program: bytes) -> None:
         raise EngineError(f"OpenVINO does not know {', '.join(lacked)}")
 
 
-# Of no use to a run. Several copies of each are held while a program is read, and together they
-# take more memory than many a model's weights.
+# A run does not need these. While a program is read, memory holds several copies of each, and
+# together they take more memory than the weights of many models.
 _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_role_var"}
-_IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
+_IDLE_OUTPUTS = {"XShape"}  # needed only for gradients of reshapes
 
 
 def slim_serialized_program(program: bytes) -> bytes:
@@ -278,8 +278,8 @@ def slim_serialized_program(program: bytes) -> bytes:
 
 
 def _undilate(op: Message) -> None:
-    """Where the padding is "same" Paddle's convolutions take no notice of a dilation; OpenVINO's
-    do."""
+    """Remove the dilation of convolutions with padding "same": Paddle ignores it there, OpenVINO
+    does not."""
     attributes = {attribute.name: attribute for attribute in op.attrs}
     if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
         dilations = attributes["dilations"].ints
@@ -287,7 +287,7 @@ def _undilate(op: Message) -> None:
 
 
 def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:
-    """Remove what is not wanted from a repeated field."""
+    """Remove the unwanted entries of a repeated field."""
     kept = [item for item in repeated if wanted(item)]
     del repeated[:]
     repeated.extend(kept)

@@ -355,7 +355,7 @@ def make_paddlex_detector_config(
 
 
 def name_for_paddlex(content: Mapping[str, object], folder: Path) -> ModelFiles:
-    """Give an export's files PaddleX's names, write `inference.yml` beside them, and return the
+    """Give an export's files PaddleX's names, write `inference.yml` next to them, and return the
     names."""
     ours = FILES["paddle"]
     for old in (ours.program, str(ours.weights), ours.earlier_program, ours.raw_program):

@@ -142,7 +142,7 @@ def _nms(old: Callable) -> Callable:
         out, index, count = select_boxes(bboxes, scores, rois_num, *bounds, background_label)
         return out, count if return_rois_num else None, index if return_index else None
 
-    # Outermost again what it was: Paddle does not look inside of such a function.
+    # Outermost again what it was: Paddle does not look inside such a function.
     @paddle.jit.not_to_static
     def choose(*args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
         # Theirs fits eager mode and graphs of the earlier format, which OpenVINO takes.
@@ -361,8 +361,8 @@ PADDLEDET_SHIMS = {
             _MIXED,
         ),
     ),
-    # Images in which nothing is found, alone and beside others, and masks as run lengths of
-    # single objects (COCO has them of crowds).
+    # Images in which nothing is found, alone and together with others, and masks as run lengths of
+    # single objects (COCO has them for crowds).
     "masks-of-nothing": Replacement(
         "ppdet.metrics.json_results:strip_mask",
         _masks_of_nothing,

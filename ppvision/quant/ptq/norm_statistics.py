@@ -2,9 +2,9 @@
 
 Rounded weights shift what norms see, so every width wants statistics of its own; where nothing is
 trained they come from images that are shown to the model. What a norm sees depends on all norms
-before it. So the images pass through the network in step: each waits at every norm until all
-have come there, and goes on with the statistics of them together, as in a batch that is trained on.
-One batch it cannot be, since images may differ in size. Our choice.
+before it. So the images pass through the network together: each waits at every norm until all have
+arrived, and continues with the statistics of all of them, as in a training batch. They cannot be
+one batch, because images may differ in size. We chose this.
 """
 
 import threading

@@ -221,7 +221,7 @@ class Classification(Job):
 
     @cached_property
     def val_dataset(self) -> ClassFolders:
-        """Pictures as deployment sees them: read and transformed by the same code."""
+        """Images as deployment sees them: read and transformed by the same code."""
         options = self._options("val_dataset")
         transforms = [_float, *(build_transform(t) for t in options.pop("transforms", []))]
         return ClassFolders(transforms=transforms, num_classes=self.num_classes, **options)

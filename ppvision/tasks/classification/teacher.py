@@ -261,7 +261,7 @@ class Teacher:
         return np.concatenate(rows).reshape(stop - start, 2, -1).astype(np.float16)
 
     def _open(self, work: Path) -> Answer:
-        """The teacher in the quickest engine that runs it: Paddle Inference, or eager mode."""
+        """The teacher in the fastest engine that runs it: Paddle Inference, or eager mode."""
         # One thread where the user has said so, as for everything else of Paddle.
         threads = int(os.environ.get("OMP_NUM_THREADS") or count_usable_cpus())
         folder: Any = self._options.get("model_dir")

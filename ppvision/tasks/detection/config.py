@@ -30,7 +30,8 @@ logger = logging.getLogger("ppvision")
 
 OURS = ("task", "imports", "slim_config", "seed", "accumulate", "clip_norm", "ema_decay", "run")
 METRICS = ("COCO", "VOC")
-# What PaddleDetection's Trainer reads, beside components and what these share.
+# Keys that PaddleDetection's Trainer reads, in addition to components and the keys that these
+# share.
 _FRAMEWORK = (
     *("architecture", "metric", "map_type", "classwise", "IouType", "bias", "epoch", "log_iter"),
     *("snapshot_epoch", "worker_num", "use_gpu", "use_ema", "ema_decay", "ema_decay_type"),
@@ -59,7 +60,7 @@ _PARTS = (
     *("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal"),
     *("roi_extractor", "loss_weight"),
 )
-# What every reader takes beside its own arguments.
+# Arguments that every reader takes in addition to its own.
 _READER_KEYS = (
     *("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch"),
     "pre_img_epoch",

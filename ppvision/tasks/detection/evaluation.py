@@ -191,7 +191,7 @@ class _Found(Callback):
 
 def _voc_scores(metric: VOCMetric) -> Scores:
     found = metric.detection_map
-    # In the order of the classes; the names beside them are off after a class without objects.
+    # In the order of the classes; the names next to them are off after a class without objects.
     results = iter(found.eval_results)
     by_class = []
     for scored, count in zip(found.class_score_poss, found.class_gt_counts, strict=True):

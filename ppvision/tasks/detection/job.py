@@ -216,7 +216,7 @@ class Detection(Job):
         """One of the config's data sets, with a reader's transforms.
 
         PaddleDetection's readers have a loader of their own as well. It is not started: it would
-        take random numbers beside our engine's, and hangs when a sample raises.
+        draw random numbers in addition to our engine's, and hangs when a sample raises.
         """
         dataset = self._dataset(part)
         if part == "EvalDataset":
