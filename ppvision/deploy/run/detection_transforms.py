@@ -1,8 +1,8 @@
-"""What happens to an image before a detector, without PaddleDetection: numpy and OpenCV.
+"""Transform images for a detector with NumPy and OpenCV, without PaddleDetection.
 
 Names, parameters and results are those of PaddleDetection's operators (the tests compare the
-arrays), so that a `deploy.yaml` can carry the transforms of a configuration as they stand:
-`{Resize: {target_size: [256, 320], keep_ratio: false}}`.
+arrays), so that a `deploy.yaml` can contain the transforms of a configuration unchanged: `{Resize:
+{target_size: [256, 320], keep_ratio: false}}`.
 """
 
 import math
@@ -34,8 +34,8 @@ class Resize:
 
     Args:
         target_size: pixels.
-        keep_ratio: fit the image inside it (or of its transpose).
-        interp: OpenCV's number. Default 1, bilinear.
+        keep_ratio: fit the image inside it (or its transpose).
+        interp: OpenCV's number of the interpolation. Default 1, bilinear.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Resize:
             raise InputError(
                 f"Resize: expected interp from 0 to 4 (OpenCV's), got {shorten(interp)}."
             )
-        # PaddleDetection's configurations write 1 and 0 as well.
+        # PaddleDetection's configurations also use 1 and 0.
         if not isinstance(keep_ratio, int) or keep_ratio not in (0, 1):
             raise InputError(
                 f"Resize: expected keep_ratio to be true or false, got {shorten(keep_ratio)}."
@@ -96,8 +96,8 @@ class Resize:
 
 
 class _ResizeOfPaddleX(Resize):
-    """Goes by whole pixels where the ratio is kept: so do PaddleX's sampling, `im_shape` and
-    `scale_factor`. PaddleDetection goes by the scale before it is rounded."""
+    """With the ratio kept, uses sizes in whole pixels, like PaddleX's sampling, `im_shape` and
+    `scale_factor`. PaddleDetection uses the scale before rounding."""
 
     def _resize(self, inputs: Inputs, down: float, across: float) -> Inputs:
         image = inputs["image"]
@@ -172,7 +172,7 @@ class PadBatch:
     """
 
     def __init__(self, pad_to_stride: int = 0) -> None:
-        # PaddleDetection takes a negative one for none.
+        # PaddleDetection treats a negative stride as none.
         self.stride = check_whole("PadBatch", "pad_to_stride", pad_to_stride, lowest=-MAX_SIDE)
 
     def __call__(self, inputs: Inputs) -> Inputs:
@@ -188,7 +188,7 @@ class PadBatch:
 KNOWN: dict[str, Callable[..., Any]] = {
     known.__name__: known for known in (Resize, NormalizeImage, Permute, PadBatch)
 }
-# What PaddleX 3.7 computes otherwise under the same name.
+# Transforms that PaddleX 3.7 computes in another way under the same name.
 _OF_PADDLEX: dict[str, Callable[..., Any]] = {"Resize": _ResizeOfPaddleX}
 _READING = "Decode"  # the image is read already
 
@@ -198,8 +198,8 @@ class DetectionTransforms:
 
     Args:
         specs: of a reader's `sample_transforms` and `batch_transforms`, one after the other.
-        as_paddlex: compute them as PaddleX 3.7 does with an export for it, whose resized images
-            and scales differ where the ratio is kept. Default False.
+        as_paddlex: compute them like PaddleX 3.7 with an export for it: resized images and scales
+            differ if the ratio is kept. Default False.
 
     Raises:
         ValueError: an unknown or random transform, an unknown argument, a value out of range, or
@@ -230,7 +230,7 @@ class DetectionTransforms:
 
     @property
     def normalize(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of `NormalizeImage`, for values in 0..255; 0 and 1 without one."""
+        """Return mean and std of `NormalizeImage` for values in 0..255; 0 and 1 without one."""
         for transform in self.transforms:
             if isinstance(transform, NormalizeImage) and transform.norm_type == "mean_std":
                 scale = 255.0 if transform.is_scale else 1.0
@@ -254,7 +254,7 @@ class DetectionTransforms:
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
 
     def find_output_size(self) -> Size | None:
-        """(height, width) that every image gets; None where it depends on the image."""
+        """Return the (height, width) that every image gets; None if it depends on the image."""
         size = None
         for transform in self.transforms:
             if isinstance(transform, Resize):
@@ -269,7 +269,7 @@ class DetectionTransforms:
 def _build(
     spec: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]
 ) -> Callable[[Inputs], Inputs] | None:
-    """A transform; None for reading the image."""
+    """Make a transform; return None for the one that reads the image."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {shorten(spec)}.")
     ((name, options),) = spec.items()
