@@ -135,10 +135,10 @@ class SeededDataset(paddle.io.Dataset):
 
 
 def count_batches_per_epoch(samples: int, batch_size: int, ranks: int) -> int:
-    """The batches of one rank in one pass over the data.
+    """Return the number of batches of one rank in one pass over the data.
 
-    It is divided like in `paddle.io.DistributedBatchSampler`: ranks that lack a sample take one
-    from the start, and an incomplete last batch is dropped.
+    The data are divided as in `paddle.io.DistributedBatchSampler`: ranks that lack a sample take
+    one from the start, and an incomplete last batch is dropped.
     """
     return -(-samples // ranks) // batch_size
 

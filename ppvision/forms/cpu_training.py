@@ -1,4 +1,4 @@
-"""Quicker training on a CPU: other kernels for the layers of a model while it trains.
+"""Faster training on a CPU: the layers of a model use other kernels while it trains.
 
 The numbers are the same except for rounding; `docs/performance.md` has the gain of each change. We
 chose all of them. On other devices nothing changes.
@@ -130,7 +130,8 @@ def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
 
 
 def _become(layer: nn.Layer, kind: type[nn.Layer]) -> None:
-    vars(object)["__class__"].__set__(layer, kind)  # neither Paddle's `__setattr__` nor its property
+    # Neither Paddle's `__setattr__` nor the property of a class from `_mixed`.
+    vars(object)["__class__"].__set__(layer, kind)
 
 
 class _QuickConv2D(nn.Conv2D):

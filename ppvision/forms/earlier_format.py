@@ -70,10 +70,10 @@ def append_operator(
 def earlier_format() -> Iterator[None]:
     """Let `paddle.jit.to_static` trace models into programs of the earlier format in the block.
 
-    Everything is as before afterwards, after an exception too. Inside of itself it changes nothing
-    more. The change is of the whole process, like Paddle's own switch of formats: another thread
-    that enters waits until this one has left. Threads that compute eagerly meanwhile get Paddle's
-    own functions, since a stand-in passes on to these unless a program is traced; but, as with any
+    Afterwards everything is restored, also after an exception. A nested block changes nothing more.
+    The change affects the whole process, like Paddle's own switch of formats: another thread that
+    enters waits until this one has left. Threads that compute in eager mode use Paddle's own
+    functions, because a replacement calls these unless a program is traced. But, as with any
     tracing in Paddle, no other thread may compute while a model is traced.
     """
     global _depth

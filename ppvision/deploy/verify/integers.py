@@ -3,10 +3,10 @@
 Every export with integers has three checks:
 
 1. Each product separately. It gets the same codes as in eager mode. OpenVINO's result may differ by
-    `PRODUCT_TOLERANCE` of the largest output: sums are integers, and only scales and bias are
-    applied in float.
+   `PRODUCT_TOLERANCE` of the largest output: sums are integers, and only scales and bias are
+   applied in float.
 2. The whole graph, by the rule of `parity` for rounded activations. An error in the last digit can
-    move a value between two codes to the other code, so that errors spread through many layers.
+   move a value between two codes to the other code, so that errors spread through many layers.
 3. Labels of the calibration images: at least the fraction `EQUAL_LABELS` equals eager mode.
 """
 
