@@ -543,7 +543,7 @@ def _jobs(env: Environment) -> Iterator[Finding]:
         if probe.ok and not wrong:
             yield Finding(name, "works" + (f", error {error:.0e}" if "error" in probe.data else ""))
             continue
-        remedy = "mend the packages named above"
+        remedy = "repair the packages named above"
         if env.checkout:
             reinstall = f"{env.executable} -m pip install --no-deps --force-reinstall"
             remedy += f", or {reinstall} -r requirements.txt"

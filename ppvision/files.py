@@ -418,7 +418,7 @@ def replace_folder(
     if os.path.ismount(folder):
         raise StorageError(
             f"{flag}: expected a folder that can be renamed, got {folder}, where a disk is mounted."
-            " Name a folder inside of it."
+            " Name a folder inside it."
         )
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
     with name_storage_errors(folder, work), lock_folder(work, busy, (flag, folder)):

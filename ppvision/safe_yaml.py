@@ -92,7 +92,9 @@ class BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         is_key = isinstance(parent, yaml.MappingNode) and index is None
         if is_key and isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_KEY:
-            raise _refuse(node, f"expected a key of at most {_MAX_KEY} letters, got a longer one")
+            raise _refuse(
+                node, f"expected a key of at most {_MAX_KEY} characters, got a longer one"
+            )
         return node
 
     def compose_document(self) -> yaml.Node:
@@ -106,7 +108,8 @@ class BoundedLoader(yaml.SafeLoader):
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > _MAX_NUMBER:
             raise _refuse(
-                node, f"expected a number of at most {_MAX_NUMBER} letters, got {len(node.value)}"
+                node,
+                f"expected a number of at most {_MAX_NUMBER} characters, got {len(node.value)}",
             )
         try:
             value = super().construct_object(node, deep)
@@ -136,7 +139,7 @@ def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
             raise _refuse(node, f"expected at most {MAX_VALUES} values, its aliases make more")
         known[id(node)] = count
     elif known[id(node)] is None:
-        raise _refuse(node, "expected values that end, got an alias of what it stands in")
+        raise _refuse(node, "expected values that end, got an alias of a value that contains it")
     return known[id(node)]
 
 
@@ -175,7 +178,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Locat
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
     if len(tag) > _MAX_KEY:
-        raise _refuse(node, f"expected a tag of at most {_MAX_KEY} letters, got a longer one")
+        raise _refuse(node, f"expected a tag of at most {_MAX_KEY} characters, got a longer one")
     if not isinstance(node, yaml.MappingNode):
         raise _refuse(node, f"expected keys and values behind !{tag}")
     place = f"{node.start_mark.name}:{node.start_mark.line + 1}"

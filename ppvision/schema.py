@@ -316,7 +316,7 @@ def _is_number(value: object, kinds: Any) -> bool:
 def text(longest: float = inf, pattern: str = "", described: str = "text") -> Check:
     """Make a check for text of at most `longest` characters that fully matches a regular
     expression."""
-    limit = f" of at most {longest} letters" if longest < inf else ""
+    limit = f" of at most {longest} characters" if longest < inf else ""
 
     def check(value: Any, place: Place) -> str:
         if not isinstance(value, str) or len(value) > longest:

@@ -550,8 +550,8 @@ def _set(kind: str, name: str, value: object):
     ("change", "says"),
     [
         (_category_twice, "1 category ids are there twice: [01]"),
-        (_outside, r"1 boxes lie outside of their image: annotation 1: \[5000.* in 56x56"),
-        (_before, "1 boxes lie outside of their image"),
+        (_outside, r"1 boxes lie outside their image: annotation 1: \[5000.* in 56x56"),
+        (_before, "1 boxes lie outside their image"),
         (_crowds, "expected objects, got crowds, ignored ones and boxes without an area"),
         (_set("images", "id", "a"), r"images\[0\]: id: expected a whole number, got 'a'"),
         (_set("images", "width", None), r"images\[0\]: width: expected a whole number above 0"),

@@ -72,7 +72,7 @@ def test_leftovers_are_no_samples(root, caplog):
     assert found.samples == [(root / "cat" / "0.png", 0), (root / "dog" / "0.png", 1)]
     (line,) = messages(caplog)
     # Ten in each class (a folder counts once) and three beside them.
-    assert f"{root}: files and folders left out: 23 hidden" in line
+    assert f"{root}: files and folders omitted: 23 hidden" in line
     assert ".ipynb_checkpoints" in line
 
 

@@ -210,7 +210,7 @@ class ZipPath:
                 f"none. The zip has at its top: {shown}."
             )
         if left_out:
-            logger.info(f"{self}: {left_out} files left out that are no images")
+            logger.info(f"{self}: {left_out} files omitted that are not images")
         return {
             make_printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
             for name in sorted(found)

@@ -26,8 +26,8 @@ _LARGEST_ID = 2**53  # NumPy converts a mix of 64-bit and other numbers to float
 _LARGEST_EDGE = 2**24
 _FORMAT = "entries are not as COCO's format has them"
 _NO_MASK = "masks are no list of polygons [x, y, x, y, x, y, ...] and no run lengths"
-_FEW_POINTS = "polygons have fewer than three points and are left out"
-_NO_PIXEL = "objects have no pixel of a mask and are left out"
+_FEW_POINTS = "polygons have fewer than three points and are omitted"
+_NO_PIXEL = "objects have no pixel of a mask and are omitted"
 # Pixels. pycocotools follows every edge pixel by pixel: an edge of 2**24 takes seconds and
 # gigabytes.
 _LONGEST_WALK = 2**16
@@ -254,7 +254,7 @@ class _Reader:
                 self.wrong["image ids are there twice"].append(shorten(key))
             ids[key] = changed["id"]
             if is_leftover(changed["file_name"]):
-                self.counts["images are what tools leave behind and are left out"] += 1
+                self.counts["images are what tools leave behind and are omitted"] += 1
                 sizes[changed["id"]] = None
                 continue
             located = locate(self.images, changed["file_name"])
@@ -305,7 +305,7 @@ class _Reader:
             self.counts["annotations have no area, taken as that of their box"] += 1
             values["area"] = box[2] * box[3] if is_box else 0
         if not _is_int32(entry.get("track_id", 0)):
-            self.counts["annotations have a track_id that is no whole number, left out"] += 1
+            self.counts["annotations have a track_id that is not a whole number, omitted"] += 1
             entry = {key: value for key, value in entry.items() if key != "track_id"}
         changed = self._changed(entry, values)
         needed = {
@@ -333,7 +333,7 @@ class _Reader:
             self.wrong["boxes are not [x, y, width, height]"].append(f"{name}: {shorten(box)}")
             return changed
         if _lies_outside(box, size):
-            kind = "boxes lie outside of their image"
+            kind = "boxes lie outside their image"
             self.wrong[kind].append(f"{name}: {box} in {size[0]}x{size[1]}")
             return changed
         changed = self._read_mask(name, changed, size)
@@ -342,10 +342,10 @@ class _Reader:
         # pycocotools would count objects on which PaddleDetection never trains.
         left, top, width, height = box
         if not (changed["area"] > 0 and has_area(left, top, left + width, top + height)):
-            self.counts["boxes have no area and are left out"] += 1
+            self.counts["boxes have no area and are omitted"] += 1
             return None
         beyond = box[0] < 0 or box[1] < 0 or box[0] + box[2] > size[0] or box[1] + box[3] > size[1]
-        self.counts["boxes reach beyond their image"] += beyond
+        self.counts["boxes extend beyond their image"] += beyond
         ignored = bool(changed.get("ignore"))
         self.counts["annotations say `ignore`: training leaves them out, scores count them"] += (
             ignored

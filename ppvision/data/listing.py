@@ -67,7 +67,7 @@ class LeftOut:
                 f"({_list_kinds(self.others)})"
             )
         if parts:
-            log_once(f"{where}: files and folders left out: {', '.join(parts)}")
+            log_once(f"{where}: files and folders omitted: {', '.join(parts)}")
         if self.unreadable:
             shown = ", ".join(map(cut_text, self.unreadable[:_SHOWN]))
             logger.warning(

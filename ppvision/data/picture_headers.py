@@ -188,7 +188,7 @@ def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, int]]:
         length = head[2] << 8 | head[3] if len(head) == 4 else 0
         begin, at = at + 4, at + 2 + length
         if length < 2 or at > size:
-            raise _Damaged("cut off inside of a segment")
+            raise _Damaged("cut off inside a segment")
         yield marker, begin, at
         if marker == _SCAN:
             return
@@ -279,7 +279,7 @@ def read_png_chunks(content: Bytes) -> Iterator[tuple[bytes, int, int]]:
         length, kind = struct.unpack(">I4s", head)
         end = at + 8 + length
         if end + 4 > len(content):
-            raise _Damaged(f"cut off inside of {kind!r:.12}")
+            raise _Damaged(f"cut off inside {kind!r:.12}")
         yield kind, at + 8, end
         if kind == b"IEND":
             return

@@ -147,7 +147,7 @@ def _read_object(
     # PaddleDetection cuts a box at its image's edge in the same way.
     box = max(left, 0), max(top, 0), min(right, picture.width - 1), min(bottom, picture.height - 1)
     if not has_area(*box):
-        counts["boxes have no area inside of their image and are left out"] += 1
+        counts["boxes have no area inside their image and are omitted"] += 1
     elif name in numbers:
         picture.objects.append(VocObject(numbers[name], box, bool(is_difficult)))
 

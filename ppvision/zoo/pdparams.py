@@ -179,7 +179,7 @@ class _Machine:
                 text = self.text(end - self.place)
                 self.place = end + 1
                 return text
-        raise WeightsError(f"expected a name of at most {_MAX_NAME} letters, got a longer one.")
+        raise WeightsError(f"expected a name of at most {_MAX_NAME} characters, got a longer one.")
 
     # -- the stack ---------------------------------------------------------------------------------
 

@@ -222,7 +222,7 @@ def _view(name: str, tensor: Any, storages: Mapping[str, np.ndarray]) -> np.ndar
     last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
     count = int(np.prod(sizes, dtype=object)) if sizes else 1
     if count and (last >= storage.size or count > storage.size):
-        raise WeightsError(f"{name}: expected numbers inside of its storage")
+        raise WeightsError(f"{name}: expected numbers inside its storage")
     # Not copied: many tensors of one storage cost no memory.
     return np.lib.stride_tricks.as_strided(
         storage[offset:], sizes, [step * storage.itemsize for step in steps], writeable=False

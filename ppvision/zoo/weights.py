@@ -267,7 +267,7 @@ def assign_weights(
         if whole:
             prefix = whole[0].removesuffix(missing[0])
             advice = (
-                f"It holds this model inside of another one, under {shorten(prefix)}: "
+                f"It contains this model inside another one, under {shorten(prefix)}: "
                 "create_model(NAME, pretrained=...) takes it out."
             )
         elif shapes and not (missing or unexpected or kinds):

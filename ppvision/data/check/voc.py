@@ -66,7 +66,7 @@ def check_voc(
     if not found.pictures and not problems:
         problems.append("expected images, got none")
     if not problems and not any(picture.objects for picture in found.pictures):
-        problems.append("expected objects, got none with an area inside of their image")
+        problems.append("expected objects, got none with an area inside their image")
     if problems:
         raise DataError(f"{part}: {annotations}:\n  " + "\n  ".join(problems))
     if all(item.is_difficult for picture in found.pictures for item in picture.objects):

@@ -250,7 +250,7 @@ def write_digit_scenes(
             )
     if photos is not None and Path(output).resolve().is_relative_to(Path(photos).resolve()):
         raise InputError(
-            f"output: expected a folder outside of the photographs, got {output} in {photos}, "
+            f"output: expected a folder outside the photographs, got {output} in {photos}, "
             "where scenes would be read as photographs. Name another one."
         )
     summary = {

@@ -550,7 +550,7 @@ def _verify(folder: Path, name: str, expected: FileEntry) -> None:
     # it.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ManifestError(
-            f"{path}: expected a file inside of the folder, got a link to {path.resolve()}. Copy "
+            f"{path}: expected a file inside the folder, got a link to {path.resolve()}. Copy "
             "the folder with its files in place of links (cp -rL)."
         )
     size = path.stat().st_size

@@ -117,7 +117,7 @@ def _set_activations(once: OnceQAT) -> None:
         if not isinstance(quanter, LayeredActivationQuanterLayer):
             continue
         if quanter.saw_nothing:  # for example an auxiliary head
-            logger.info(f"calibration: {path} does not run in prediction; its input stays as it is")
+            logger.info(f"calibration: {path} does not run in prediction; its input is not rounded")
             layer.activation_quanter = None
         else:
             quanter.finish_calibration()
