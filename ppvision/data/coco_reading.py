@@ -358,7 +358,8 @@ class _Reader:
         has no pixel."""
         mask = entry.get("segmentation")
         if not self.masks:
-            # After an empty mask, PaddleDetection's reader assigns masks to the wrong boxes.
+            # At an empty mask, PaddleDetection's reader loses its place, and with it other boxes
+            # are lost.
             if "segmentation" in entry and not _is_filled(mask):
                 return {key: value for key, value in entry.items() if key != "segmentation"}
             return entry

@@ -165,7 +165,7 @@ def _has_quanter(layer: nn.Layer) -> bool:
 
 
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
-    """Return layers with a weight without a quanter, and norms without statistics per width."""
+    """Yield layers with a weight without a quanter, and norms without statistics per width."""
     for path, _, _, layer in walk_layers(model):
         # nn.BatchNorm is Paddle's older class.
         norm = isinstance(layer, (find_private("_BatchNormBase"), nn.BatchNorm))

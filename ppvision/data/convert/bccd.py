@@ -74,7 +74,7 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
 
 
 def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
-    """Return left, top, right, bottom and category of every object of a VOC file."""
+    """Yield left, top, right, bottom and category of every object of a VOC file."""
     try:
         for item in read_xml(path).findall("object"):
             edges = [round(float(item.findtext(f"bndbox/{key}"))) for key in _EDGES]

@@ -29,8 +29,8 @@ Engine = Literal["openvino", "onednn", "native"]
 ONEDNN_PASSES_OFF = (
     # Fails on the reshapes of attention ("type of outputs must be equal").
     "operator_reshape_onednn_fuse_pass",
-    # Turns Linear into an operator without a oneDNN kernel. This is 1.5 times slower, unless MKL
-    # uses AVX-512 (`benchmark/pointwise_layers.py`).
+    # Turns Linear into an operator without a oneDNN kernel. This takes 1.5 times as long, unless
+    # MKL uses AVX-512 (`benchmark/pointwise_layers.py`).
     "matmul_add_act_fuse_pass",
     # Fold transpositions into products before `self_attention_fuse_pass` looks for both; in the
     # current form they find nothing (`benchmark/deploy_steps.py`).
@@ -338,8 +338,8 @@ def _fewer_deletions() -> Iterator[None]:
 
 
 def _give_memory_back() -> None:
-    """Return memory that loading has freed to the system: mostly copies of the weights, which glibc
-    would keep."""
+    """Give memory that loading has freed back to the system: mostly copies of the weights, which
+    glibc would keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

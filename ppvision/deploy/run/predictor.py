@@ -300,7 +300,7 @@ class Predictor(Generic[P]):
 
     @contextmanager
     def _model_files(self, weights: "LayeredModel | None") -> Iterator[Path]:
-        """Return the folder with the export, or with its graph and other weights."""
+        """Yield the folder with the export, or a folder with its graph and other weights."""
         if self._opened is not None:
             # The folder may have changed since it was first read, or may be deleted.
             verify_files(self._folder, self.manifest)

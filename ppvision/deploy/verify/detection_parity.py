@@ -208,7 +208,7 @@ def _on_a_bound(found: Detections, place: int, bounds: Bounds, tolerance: float)
 def _dropped_by(
     side: Detections, place: int, other: Detections, excused: set[int], bounds: Bounds
 ) -> bool:
-    """Whether a box that a limit has kept on the other side only drops this box there."""
+    """Whether a box that a limit has kept only on the other side drops this box there."""
     return any(
         other.class_ids[k] == side.class_ids[place]
         and other.scores[k] >= side.scores[place]

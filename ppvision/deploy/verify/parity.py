@@ -120,7 +120,7 @@ def check_classes(logits: np.ndarray, classes: np.ndarray, tolerance: float, whe
 
 
 def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Return sets of input shapes for the comparison, the best test first.
+    """Yield sets of input shapes for the comparison, the best test first.
 
     With a free batch every size is tried with 1 and with 2 images. With a free height or width,
     later sets are for models that do not accept the sizes of earlier ones.

@@ -141,7 +141,7 @@ def _reserved(graph: "GraphProto", outputs: Sequence[str]) -> set[str]:
 
 
 def _graphs_inside(node: "NodeProto") -> Iterator["GraphProto"]:
-    """Return the graphs of a branch or a loop."""
+    """Yield the graphs of a branch or a loop."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g

@@ -603,7 +603,7 @@ def _check_names(
     statistics: Mapping[str, np.ndarray],
     where: str,
 ) -> None:
-    """Return one tensor per name, of types that every tool reads."""
+    """Check that there is one tensor per name, of a type that every tool reads."""
     names = [*(f"{path}.weight" for path in weights), *floats, *statistics]
     twice = [name for name, times in Counter(names).items() if times > 1]
     _require(not twice, where, "every tensor once", twice)

@@ -251,7 +251,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         self.register_buffer("settling", paddle.full([1], float(self._starts_at_zero)))
 
     def _set_initial(self, weight: np.ndarray) -> None:
-        """Return steps for a weight `[channels, N]`."""
+        """Set the initial steps for a weight `[channels, N]`."""
         steps = find_initial_steps(weight, self.widths)
         self.initial_step.set_value(steps)
         if not hasattr(self, "log_widths"):

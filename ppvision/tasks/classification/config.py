@@ -221,7 +221,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """Return the arguments of an optimizer that a config may set; the task passes the others."""
+    """The arguments of an optimizer that a config may set; the task passes the others."""
 
     type: Annotated[str, one_of(*OPTIMIZERS)] = "AdamW"
     weight_decay: Annotated[float, number(0)] | None = None
@@ -306,7 +306,7 @@ def check_config(content: Located) -> ClassificationConfig:
 
 
 def _check_optimizer(options: Located) -> None:
-    """Return the arguments of the optimizer with that name."""
+    """Check the arguments of the optimizer with that name."""
     passed = Located({"type": "AdamW"} | options, options.where)
     passed.pop("layer_decay", None)
     check_components(passed, OPTIMIZERS, "optimizer")
