@@ -37,9 +37,10 @@ if str(ROOT) not in sys.path:  # run as a file
 
 from benchmark.paddleseg_compatibility import MODELS, build_model
 from benchmark.runs import add_row, read_rows
+from ppvision.environment import machine
 
 TABLE = ROOT / "benchmark" / "results" / "openvino_networks.csv"
-FIELDS = ("network", "traced", "runs", "error", "reason")
+FIELDS = ("network", "traced", "runs", "error", "reason", "machine")
 TIME_LIMIT = 600.0  # seconds for one network, on a machine with other work
 # Pixels of the picture; LeNet takes one grey channel.
 SIDES = {"seg": 64, "sdn": 64, "vision": 128, "zoo": 64, "det": 64}
@@ -272,7 +273,7 @@ def attempt(name: str, limit: float = TIME_LIMIT) -> dict[str, object]:
     process = context.Process(target=_work, args=(name, theirs), daemon=True)
     process.start()
     theirs.close()
-    row: dict[str, object] = {**dict.fromkeys(FIELDS, ""), "network": name}
+    row: dict[str, object] = {**dict.fromkeys(FIELDS, ""), "network": name, "machine": machine()}
     try:
         while mine.poll(limit):
             row |= mine.recv()

@@ -155,10 +155,11 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "layered_cifar10.csv",
             "One training for all widths, and one for each width, CIFAR-10",
-            "The rows are mean and standard deviation over three seeds. 10,000 images.",
+            "The rows of ResNet-20 are mean and standard deviation over three seeds; `pale_nano` "
+            "was run with one seed. 10,000 images.",
             "python benchmark/layered_cifar10.py --data_root data/cifar10",
             ("network", "method", "bits", "seed", "top1", "cpu_minutes"),
-            is_summary,
+            lambda row: is_summary(row) or row["network"] == "pale_nano",
         ),
         Table(
             "layered_dsb2018.csv",
@@ -243,6 +244,39 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             lambda row: row["batch"] == "1",
         ),
         Table(
+            "deploy_steps.csv",
+            "Forms of the graph in oneDNN, fixed size",
+            "`graph` is the form in exports. `as deployed` has the passes of `Predictor`; `+` adds "
+            "a pass, `-` removes one. `over_deployed` is the time divided by that of `graph` as "
+            "deployed.",
+            "python benchmark/deploy_steps.py",
+        ),
+        Table(
+            "any_size.csv",
+            "Forms of the graph in oneDNN, free sizes",
+            "The columns are those of the table above.",
+            "python benchmark/deploy_steps.py --any_size --models pale_nano pale_tiny "
+            "--sides 224 512",
+        ),
+        Table(
+            "deploy_profile_pale_tiny_1.csv",
+            "Where an export spends its time in oneDNN",
+            "From oneDNN's own log, at 224 pixels. `a_run` is the number of calls per run, `ms` "
+            "their time per run.",
+            "python benchmark/deploy_profile.py --model pale_tiny --threads 1",
+            ("model", "threads", "kind", "a_run", "ms"),
+        ),
+        Table(
+            "pointwise_layers.csv",
+            "1x1 convolutions and Linear as pointwise layers",
+            "The pass is `matmul_add_act_fuse_pass`.",
+            "python benchmark/pointwise_layers.py",
+            (
+                *("model", "size", "batch", "threads", "pointwise", "setting", "median_ms"),
+                *("min_ms", "max_ms", "repeats"),
+            ),
+        ),
+        Table(
             "predictor_threads.csv",
             "One `Predictor`, several threads",
             "Images per second. With `shared`, all callers use one Predictor. With `own`, each "
@@ -284,15 +318,22 @@ GROUPS: dict[str, tuple[Table, ...]] = {
 
 HEAD = """# Results
 
-This page has all measurements. `python benchmark/results_page.py` writes it from the tables in
-`benchmark/results/`; do not edit it by hand. Times are medians on an otherwise idle machine.
-Compare times within one table only, because machines differ.
+`python benchmark/results_page.py` writes this page from the tables in `benchmark/results/`; do not
+edit it by hand. The files may have more rows and columns than this page. Times are medians on an
+otherwise idle machine. Compare times within one table only, because machines differ.
 """
 
 
 def read(path: Path) -> list[Row]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def machine_of(row: Row) -> str:
+    """The machine of a row: one column, or the columns of the processor and its cores."""
+    if "processor" in row:
+        return f"{row['processor']}, {row['cores']} cores"
+    return row.get("machine", "")
 
 
 def section(table: Table, results: Path) -> str:
@@ -312,7 +353,7 @@ def section(table: Table, results: Path) -> str:
             f"{table.file}: expected columns {columns} and rows to show; missing: {missing}, "
             f"{len(shown)} rows."
         )
-    machines = dict.fromkeys(row.get("machine", "") for row in rows if row.get("machine"))
+    machines = dict.fromkeys(machine for row in rows if (machine := machine_of(row)))
     lines = [
         f"### {table.title}\n",
         textwrap.fill(table.says, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n",

@@ -1,6 +1,6 @@
-"""Checks of what callers pass to the Python face: each argument's type, before anything is done.
+"""Check the arguments of the Python interface: each argument's type, before any work starts.
 
-`ppvision.schema` has those of values that files hold.
+`ppvision.schema` checks the values in files.
 """
 
 import errno
@@ -22,7 +22,7 @@ from ppvision.errors import (
 
 
 def check_path(value: object, argument: str, expected: str = "a path") -> Path:
-    """A path, of what there is or of what is to be made.
+    """Return a path: of an existing file or folder, or of one to be made.
 
     Args:
         value: text or a `PathLike` of text.
@@ -31,7 +31,7 @@ def check_path(value: object, argument: str, expected: str = "a path") -> Path:
 
     Raises:
         InputTypeError: another type; bytes too.
-        InputError: text that the system takes for no path.
+        InputError: text that the system does not accept as a path.
     """
     try:
         is_text = isinstance(os.fspath(value), str)  # type: ignore[call-overload]
@@ -46,7 +46,7 @@ def check_path(value: object, argument: str, expected: str = "a path") -> Path:
     try:
         os.fsencode(path)
         fits = "\0" not in str(path)
-    except UnicodeEncodeError:  # half a letter, as "\ud800"
+    except UnicodeEncodeError:  # half a character, such as "\ud800"
         fits = False
     if not fits:
         raise InputError(f"{argument}: expected {expected}, got {shorten(str(value))}.")
@@ -54,12 +54,12 @@ def check_path(value: object, argument: str, expected: str = "a path") -> Path:
 
 
 def check_file(value: object, argument: str, expected: str) -> Path:
-    """A path that can be looked at; what is there, or that nothing is, the caller finds out.
+    """Return a path that the system can look up. The caller finds out whether it exists.
 
     Raises:
         InputTypeError, InputError: as `check_path`.
         MissingFileError: a name that no file can have.
-        StorageError: the system does not let us look.
+        StorageError: the system refuses to look it up.
     """
     path = check_path(value, argument, expected)
     try:
@@ -88,7 +88,7 @@ def check_utf8(path: Path, argument: str) -> None:
 
 
 def check_choice(value: object, argument: str, known: Sequence[str]) -> str:
-    """One of a few words.
+    """Return one of a few words.
 
     Raises:
         InputError: another value.
@@ -99,7 +99,7 @@ def check_choice(value: object, argument: str, known: Sequence[str]) -> str:
 
 
 def check_flag(value: object, argument: str, *, optional: bool = False) -> Any:
-    """True or false, or None where it is `optional`.
+    """Return True or False, or None if the argument is `optional`.
 
     Raises:
         InputTypeError: another value: the text "false" would count as true.
@@ -111,7 +111,7 @@ def check_flag(value: object, argument: str, *, optional: bool = False) -> Any:
 
 
 def check_count(value: object, argument: str, *, least: int = 1, most: int = 2**31 - 1) -> int:
-    """A whole number; NumPy's too.
+    """Return a whole number; NumPy's are accepted too.
 
     Raises:
         InputError: another value.
@@ -136,7 +136,7 @@ def check_text(value: object, argument: str, expected: str = "text") -> str:
 
 
 def check_patterns(value: object, argument: str) -> list[str]:
-    """Shell patterns: a list of them, or one.
+    """Return a list of shell patterns, from a list or from one pattern.
 
     Raises:
         InputTypeError: another type.
@@ -156,7 +156,7 @@ def check_layer(value: object, argument: str = "model") -> Any:
     Raises:
         InputTypeError: another type.
     """
-    from paddle import nn  # here, so that who checks a path loads no Paddle
+    from paddle import nn  # here, so that a check of a path does not load Paddle
 
     if not isinstance(value, nn.Layer):
         hint = f" Build it: {value.__name__}(...)." if isinstance(value, type) else ""

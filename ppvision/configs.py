@@ -1,4 +1,4 @@
-"""The configs that come with the package: list them, find one by name, copy one to change it.
+"""The packaged configs: list them, find one by name, or copy one to change it.
 
 In a wheel they are in a folder next to this module. In a clone they are in `configs/`.
 """
@@ -36,7 +36,7 @@ def list_configs() -> dict[str, Path]:
 
 
 def find_config(value: str | Path) -> Path:
-    """The file that a config's path or name means. An existing file of that name wins.
+    """Return the file that a path or name of a config means. An existing file has priority.
 
     Args:
         value: a path, or a name of `list_configs` with or without its folder and `.yml`.
@@ -52,7 +52,7 @@ def find_config(value: str | Path) -> Path:
     for known, found in configs.items():
         if name in (known, known.partition("/")[2]):
             return found
-    if path.suffix or len(path.parts) > 2:  # a path, not a name: its reader reports it missing
+    if path.suffix or len(path.parts) > 2:  # a path: its reader reports it if it is missing
         return path
     names = [*configs, *(known.partition("/")[2] for known in configs)]
     raise MissingFileError(
@@ -101,9 +101,9 @@ def copy_config(name: str | Path, target: str | Path) -> list[Path]:
 
 
 def _with_bases(path: Path) -> list[Path]:
-    """A config and the files that it builds on, directly or not."""
+    """Return a config and all files that it builds on, directly or indirectly."""
     found = [path]
-    for path in found:  # grows while it is walked
+    for path in found:  # grows during the loop
         for block in _BASE.findall(path.read_text(encoding="utf-8")):
             for name in _FILE.findall(block):
                 base = (path.parent / name).resolve()

@@ -1,7 +1,7 @@
-"""Where a command's output goes: results to stdout, the log to stderr, the rest to a log file.
+"""Direct the output of a command: results to stdout, the log to stderr, the rest to a log file.
 
-Libraries print warnings, whole configs and C++ log lines to both streams. Inside of `Console`
-the descriptors 1 and 2 lead to a log file, and only what ppvision itself says reaches the user:
+Libraries print warnings, whole configs and C++ log lines to both streams. Inside `Console` the
+descriptors 1 and 2 lead to a log file, and the user sees only the output of ppvision itself:
 
     with Console("eval", verbose=False) as console:
         show("mIoU 0.5340")            # a result: stdout
@@ -9,7 +9,7 @@ the descriptors 1 and 2 lead to a log file, and only what ppvision itself says r
         for item in track(items, "eval"):
             ...                        # one progress line: stderr
 
-With `verbose` both descriptors lead to stderr, so that stdout has results and nothing else. Without
+With `verbose` both descriptors lead to stderr, so that stdout has only results. Without
 a `Console` (ppvision used as a library) nothing is redirected, and progress lines are shown on
 terminals only.
 """
@@ -35,14 +35,14 @@ logger = logging.getLogger("ppvision")
 
 TAIL_LINES = 20  # of the log file, shown after a failure
 _TAIL_BYTES = 64 * 1024  # of the log file that are read for them
-_LINE_LENGTH = 300  # letters of one of them
+_LINE_LENGTH = 300  # characters of one line
 # Seconds between two plain progress lines: a log of a day's training then has 3,000 of them.
 _PLAIN_INTERVAL = 30.0
 _PACKAGE = Path(__file__).parent
 _RANK = "PADDLE_TRAINER_ID"  # set by Paddle's launcher
 
-# Extra of a log record that is for the log file only, such as the numbers of a training step, which
-# the progress line shows.
+# Attribute of a log record that is for the log file only. Example: the numbers of a training step,
+# because the progress line shows them.
 FILE_ONLY = {"file_only": True}
 
 Item = TypeVar("Item")
@@ -51,9 +51,9 @@ _console: "Console | None" = None  # the one in use
 
 
 class _Descriptor(io.RawIOBase):
-    """Writes to a descriptor, wherever that leads at the time; what it refuses is lost.
+    """Writes to a descriptor, wherever it leads at the time. Output that it refuses is lost.
 
-    A full disk must not end a command because a library prints. It is told once.
+    A full disk must not end a command because a library prints. It is reported once.
     """
 
     def __init__(self, number: int) -> None:
@@ -78,14 +78,15 @@ class _Descriptor(io.RawIOBase):
 
 
 def _open_stream(number: int) -> TextIO:
-    # Nothing is held back: a process that is forked would write it once more.
+    # Nothing is buffered: a forked process would write the buffer a second time.
     return io.TextIOWrapper(
         _Descriptor(number), encoding="utf-8", errors="backslashreplace", write_through=True
     )
 
 
 def _keep_stream(stream: TextIO, number: int) -> TextIO:
-    """A stream to where `stream` leads now, also after descriptor `number` leads elsewhere."""
+    """Return a stream to the current target of `stream`, also if descriptor `number` changes
+    later."""
     try:
         same = stream.fileno() == number
     except (OSError, ValueError):  # in memory, as in a test
@@ -114,22 +115,23 @@ class _ConsoleHandler(logging.StreamHandler):
 
 
 class Console:
-    """The output of one command; a context manager, of which one is in use at a time.
+    """The output of one command. It is a context manager; only one is in use at a time.
 
-    On every way out of the block the descriptors 1 and 2, `sys.stdout`, `sys.stderr` and the logger
-    are again what they were. Of several ranks only the first redirects anything: the launcher gives
-    each of the others a file of its own.
+    However the block ends, the descriptors 1 and 2, `sys.stdout`, `sys.stderr` and the logger are
+    restored. If there are several ranks, only the first redirects anything: the launcher gives each
+    of the others its own file.
 
     Args:
-        verb: of the command; a part of the log file's name.
+        verb: verb of the command; it is a part of the log file's name.
         verbose: show on stderr what libraries print, instead of a log file. Default False.
 
     Attributes:
-        out: stdout of the command, for results.
-        err: its stderr, for the log.
-        log_path: the log file, or None where there is none (`verbose`, another rank, no place to
-            write one).
-        is_temporary: whether the log file goes when the command ends; not that of a run's folder.
+        out: the command's stdout, for results.
+        err: the command's stderr, for the log.
+        log_path: the log file, or None if there is none (`verbose`, another rank, no folder to
+            write to).
+        is_temporary: whether the log file is removed when the command ends; that of a run's folder
+            stays.
     """
 
     def __init__(self, verb: str, *, verbose: bool = False) -> None:
@@ -140,7 +142,7 @@ class Console:
         self.err: TextIO = sys.stderr
         self.log_path: Path | None = None
         self.is_temporary = True
-        self._run_log: Path | None = None  # that of a run's folder, also with `verbose`
+        self._run_log: Path | None = None  # the log file in the run's folder, also with `verbose`
         self._keep = False
         self._told_lost = False
         self.process = os.getpid()
@@ -201,7 +203,7 @@ class Console:
         sys.stdout = sys.stderr
 
     def _keep_streams(self) -> tuple[TextIO, TextIO]:
-        """Keep where stdout and stderr lead now; returns the two as they are."""
+        """Remember where stdout and stderr lead now, and return both."""
         before = sys.stdout, sys.stderr
         for stream in before:
             stream.flush()
@@ -211,7 +213,7 @@ class Console:
 
     def _lead_back(self, before: tuple[TextIO, TextIO], saved: dict[int, int | None]) -> None:
         sys.stdout, sys.stderr = before
-        _flush_c()  # to where it belongs, what C code has held back
+        _flush_c()  # write the buffered output of C code to its own target
         for number, copy in saved.items():
             if copy is None:
                 os.close(number)
@@ -220,11 +222,12 @@ class Console:
                 os.close(copy)
         for stream, first in zip((self.out, self.err), before, strict=True):
             if stream is not first:
-                with contextlib.suppress(OSError):  # nobody reads it any more
+                with contextlib.suppress(OSError):  # its reader has ended
                     stream.close()
 
     def _open_log(self) -> tuple[int, str]:
-        """A descriptor to write to, and why it is no file, or an empty text."""
+        """Return a descriptor to write to, and the reason if it is not a file (otherwise an empty
+        text)."""
         try:
             handle, name = tempfile.mkstemp(prefix=f"ppvision-{self.verb}-", suffix=".log")
             os.close(handle)
@@ -236,7 +239,7 @@ class Console:
     def move_log(self, path: Path) -> None:
         """Continue the log in `path`, after its present content; the file stays.
 
-        Where that cannot be written, says so and goes on with the file that is in use.
+        If `path` cannot be written, a message says so and the file in use stays the log.
         """
         if self.verbose:
             self._add_file(path)
@@ -276,7 +279,7 @@ class Console:
     # -- the log -----------------------------------------------------------------------------------
 
     def _take_logger(self) -> None:
-        """Our own handlers: libraries set the root logger's level as they please."""
+        """Add our own handlers, because libraries change the level of the root logger."""
         before = logger.handlers, logger.level, logger.propagate
 
         def restore() -> None:
@@ -294,11 +297,12 @@ class Console:
         logger.propagate = False
 
     def _show_our_warnings(self) -> None:
-        """Python's warnings go to the log file, and those of ppvision's own code to stderr too."""
+        """Write Python's warnings to the log file, and those of ppvision's own code also to
+        stderr."""
         before = warnings.showwarning
 
         def show_warning(message, category, filename, lineno, file=None, line=None) -> None:
-            # Our warnings are UserWarnings and name the module of ours that called.
+            # Our warnings are UserWarnings and name our module that called.
             if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
                 logger.warning(str(message))
             before(message, category, filename, lineno, file, line)
@@ -312,12 +316,12 @@ class Console:
             print(text, file=self.out, flush=True)
 
     def tell(self, text: str) -> None:
-        """Write a message to stderr; lost where nobody reads that any more."""
+        """Write a message to stderr; it is lost if the reader of stderr has ended."""
         with _bars_cleared(), contextlib.suppress(OSError):
             print(text, file=self.err)
 
     def tell_lost(self, error: OSError) -> None:
-        """Say once that the log file takes no more."""
+        """Report once that the log file cannot be written any more."""
         if not self._told_lost and self.process == os.getpid():
             self._told_lost = True
             self.tell(
@@ -326,17 +330,17 @@ class Console:
             )
 
     def tell_last(self, line: str) -> None:
-        """`tell` before the process ends, though its terminal may be gone (SIGHUP)."""
+        """Write a message before the process ends, even if its terminal is closed (SIGHUP)."""
         _end_progress()
         for stream, text in ((self.out, ""), (self.err, line and f"{line}\n")):
             try:
                 stream.write(text)
                 stream.flush()
-            except OSError:  # or Python would fail at it once more, and end with another code
+            except OSError:  # otherwise Python would fail again at its end, with another exit code
                 drop_stream(stream)
 
     def log(self, text: str) -> None:
-        """Write a text to the log of the run, which says later why it ended."""
+        """Write a text to the log of the run, so that the log says why the run ended."""
         if self._run_log is None:
             return
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -365,7 +369,7 @@ class Console:
                 text = file.read().decode("utf-8", errors="backslashreplace")
         except OSError:
             return []
-        # A library's progress bar writes its line again and again: its last form counts.
+        # A library's progress bar rewrites its line many times: only the last version counts.
         lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")]
         shown = ["".join(c for c in x if c.isprintable() or c == "\t") for x in lines if x.strip()]
         return [line[:_LINE_LENGTH] for line in shown[-TAIL_LINES:]]
@@ -373,8 +377,8 @@ class Console:
     def show_crashes(self) -> None:
         """Let a crash in C code (SIGSEGV, SIGABRT, ...) write Python's traceback to stderr.
 
-        Where the process has done so itself (pytest), nothing changes. Call it after Paddle's own
-        handlers are gone.
+        If the process already does so (pytest), nothing changes. Call it after Paddle's own
+        handlers are removed.
         """
         if self.log_path is None or faulthandler.is_enabled():
             return
@@ -390,12 +394,12 @@ def _formatter() -> logging.Formatter:
 def _duplicate(number: int) -> int | None:
     try:
         return os.dup(number)
-    except OSError:  # closed, since the command started
+    except OSError:  # closed since the command started
         return None
 
 
 def _lead_streams_to(log: int) -> None:
-    """Let descriptors 1 and 2 lead to where `log` does, which is closed."""
+    """Redirect descriptors 1 and 2 to the target of `log`, and close `log`."""
     for number in (1, 2):
         if log != number:
             os.dup2(log, number)
@@ -404,15 +408,15 @@ def _lead_streams_to(log: int) -> None:
 
 
 def _flush_c() -> None:
-    """Write what C code holds back for stdout, before its descriptor leads elsewhere."""
-    import ctypes  # takes longer than the rest of this module, and --help needs none of it
+    """Write the buffered stdout of C code before its descriptor is redirected."""
+    import ctypes  # here, because its import is slow and --help does not need it
 
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).fflush(None)
 
 
 def drop_stream(stream: TextIO) -> None:
-    """Lose what is written to a stream that nobody reads any more."""
+    """Discard the output to a stream whose reader has ended."""
     with contextlib.suppress(OSError, ValueError):
         sink = os.open(os.devnull, os.O_WRONLY)
         os.dup2(sink, stream.fileno())
@@ -439,7 +443,7 @@ def tell(text: str) -> None:
 
 
 def log(text: str) -> None:
-    """See `Console.log`; nothing without a console."""
+    """See `Console.log`; does nothing without a console."""
     if _console is not None:
         _console.log(text)
 
@@ -455,18 +459,18 @@ def tell_last(line: str) -> None:
 
 
 def show_crashes() -> None:
-    """See `Console.show_crashes`; nothing without a console."""
+    """See `Console.show_crashes`; does nothing without a console."""
     if _console is not None:
         _console.show_crashes()
 
 
 def is_verbose() -> bool:
-    """Whether the command shows every log line, those of numbers among them."""
+    """Whether the command shows every log line, also those with numbers of steps."""
     return _console is not None and _console.verbose
 
 
 def move_log(path: Path) -> None:
-    """See `Console.move_log`; nothing without a console."""
+    """See `Console.move_log`; does nothing without a console."""
     if _console is not None:
         _console.move_log(path)
 
@@ -476,12 +480,13 @@ def move_log(path: Path) -> None:
 
 @functools.cache
 def _bar_class() -> type:
-    """tqdm for one line of a terminal. Imported late: `ppvision doctor` runs without it."""
+    """Return a tqdm bar for one line of a terminal. It is imported here, because `ppvision doctor`
+    runs without it."""
     from tqdm import tqdm
 
     class Bar(tqdm):
-        # tqdm's own would start a thread, and its lock is shared with processes that are forked:
-        # one that is killed while it holds the lock would stop us for ever.
+        # tqdm's monitor would start a thread, and its lock is shared with forked processes: if one
+        # of them is killed while it holds the lock, this process would wait forever.
         monitor_interval = 0
 
     Bar.set_lock(threading.RLock())
@@ -489,22 +494,22 @@ def _bar_class() -> type:
 
 
 _PLAIN = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
-_PLAIN_OPEN = "{desc}: {n_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"  # of unknown length
+_PLAIN_OPEN = "{desc}: {n_fmt} {unit} [{elapsed}, {rate_fmt}{postfix}]"  # unknown length
 
 
 class ProgressLine:
-    """One line that says how far a piece of work is: speed, time left, and a note.
+    """One line that shows the progress of a piece of work: speed, time left, and a note.
 
     On a terminal the line updates. Elsewhere a command writes a plain line every 30 seconds and one
-    at the end. One that begins inside another is shown in that one's line. As a context manager,
-    it begins with the block and ends with it.
+    at the end. A line that begins inside another line is shown in the outer line. As a context
+    manager, it begins and ends with the block.
 
     Args:
         what: one or two words before the numbers.
-        total: of the units; None where it is not known.
-        unit: one of what is counted; "B" for bytes.
-        start: units that are done already.
-        hidden: show nothing (another rank than the first).
+        total: number of units; None if it is not known.
+        unit: name of one unit; "B" for bytes.
+        start: number of units that are done already.
+        hidden: show nothing (for ranks other than the first).
     """
 
     def __init__(
@@ -523,7 +528,7 @@ class ProgressLine:
         self.bar: Any | None = None
         self._outer: ProgressLine | None = None
         self._plain = False
-        self._written = start  # units that the last plain line told
+        self._written = start  # number of units in the last plain line
         self._began = self._told = time.monotonic()
 
     def __enter__(self) -> "ProgressLine":
@@ -552,12 +557,12 @@ class ProgressLine:
         self.close()
 
     def update(self, count: int = 1, note: str | None = None) -> None:
-        """`count` more units are done; `note` replaces the text after the numbers."""
+        """Add `count` units that are done; `note` replaces the text after the numbers."""
         self.count += count
         if note is not None:
             self._note = note
         if self.bar is not None:
-            with contextlib.suppress(OSError):  # the terminal is gone
+            with contextlib.suppress(OSError):  # the terminal is closed
                 if note is not None:
                     self.bar.set_postfix_str(note, refresh=False)
                 self.bar.update(count)
@@ -567,14 +572,14 @@ class ProgressLine:
             self.write_line()
 
     def write_line(self) -> None:
-        """Where lines do not update, write one now."""
+        """Write a plain line now, if lines do not update here."""
         if self._plain and _console is not None and self._written != self.count:
             self._written = self.count
             self._told = time.monotonic()
             _console.tell(self._text())
 
     def close(self) -> None:
-        """End the line; once more does nothing."""
+        """End the line; a second call does nothing."""
         if self not in _open:
             return
         _open.remove(self)
@@ -587,7 +592,7 @@ class ProgressLine:
             self.write_line()
 
     def _show_inner(self, inner: "ProgressLine | None") -> None:
-        """Show a piece of work that is done inside this one."""
+        """Show the progress of work inside this work."""
         if self.bar is None:
             return
         text = self._note
@@ -626,7 +631,7 @@ def track(
     *,
     hidden: bool = False,
 ) -> Iterator[Item]:
-    """The items, one after another, with a `ProgressLine`; `total` defaults to their `len`."""
+    """Yield the items one after another with a `ProgressLine`; `total` defaults to their `len`."""
     if total is None and hasattr(items, "__len__"):
         total = len(items)
     with ProgressLine(what, total, unit, hidden=hidden) as progress:
@@ -636,19 +641,19 @@ def track(
 
 
 def _end_progress() -> None:
-    """End all lines, so that what is written now stays the last."""
+    """End all lines, so that later output comes after them."""
     for progress in reversed(_open.copy()):
         progress.close()
 
 
 @contextlib.contextmanager
 def _bars_cleared() -> Iterator[None]:
-    """Write in the block without a progress line in the way, which is drawn again after it."""
-    # A process that was forked has a copy of the lines, which are not its own.
+    """Hide the progress line during the block, and draw it again afterwards."""
+    # A forked process has a copy of the lines, but they belong to the parent.
     ours = _console is not None and _console.process == os.getpid()
     bars = [line.bar for line in _open if line.bar is not None] if ours else []
     for bar in bars:
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):  # the terminal is closed
             bar.clear()
     try:
         yield

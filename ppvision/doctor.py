@@ -1,13 +1,14 @@
-"""`ppvision doctor`: what is installed, what does not go together, and what works here.
+"""`ppvision doctor`: find installed versions, conflicts between them, and what works on this
+machine.
 
-Three steps, so that every bad machine can be tested on a good one:
+There are three steps, so that tests on a good machine can cover every bad one:
 
     collect_environment() -> Environment    reads metadata and /proc; imports nothing it reports on
     diagnose(Environment) -> [Finding]      pure
     write_report([Finding], stream)
 
-What works is tried, not guessed: every probe runs in a process of its own, so that a package that
-raises, hangs or crashes the interpreter becomes a finding. The exit code rests on the probes.
+Probes test what works. Every probe runs in a separate process, so that a package that raises, hangs
+or crashes the interpreter becomes a finding. The exit code depends on the probes.
 """
 
 import importlib
@@ -31,8 +32,9 @@ from ppvision.environment import choose_fast_mkl
 
 Level = Literal["ok", "warn", "fail"]
 
-# The versions ppvision was run with; tests/test_doctor.py compares them with requirements.txt,
-# which is not part of an installed package. The second column is the probe that needs the package.
+# The versions with which ppvision was run; tests/test_doctor.py compares them with
+# requirements.txt, which is not part of an installed package. The second column is the probe that
+# needs the package.
 EXPECTED: Mapping[str, tuple[str, str]] = {
     "paddlepaddle": ("3.2.2", "paddle"),
     "paddleseg": ("2.8.0", "segmentation"),
@@ -67,8 +69,8 @@ EXTRAS: Mapping[str, str] = {
     "TensorBoard": "tensorboard",
 }
 
-# Versions that it was run with as well: of Paddle by part of the tests (docs/compatibility.md), of
-# the others because they are pinned for Python 3.10, 3.12 or 3.13.
+# Other versions with which it was run: Paddle with part of the tests (docs/compatibility.md), the
+# others because they are pinned for Python 3.10, 3.12 or 3.13.
 ALSO_RUN: Mapping[str, tuple[str, ...]] = {
     "paddlepaddle": ("3.3.1",),
     "numpy": ("2.2.6",),
@@ -79,7 +81,7 @@ ALSO_RUN: Mapping[str, tuple[str, ...]] = {
     "pyyaml": ("6.0.4",),
 }
 
-# Other distributions of the same module: any of them serves, two overwrite each other's files.
+# Other distributions of the same module: one of them is enough, two overwrite each other's files.
 ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
     "paddlepaddle": ("paddlepaddle-gpu",),
     "opencv-python-headless": (
@@ -89,7 +91,7 @@ ALTERNATIVES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
-# From this version on something breaks; each was tried with the rest of the set unchanged.
+# From this version on something fails; each was tried with all other versions unchanged.
 BREAKS_FROM: Mapping[str, tuple[tuple[int, ...], str]] = {
     "numpy": (
         (2, 4),
@@ -109,7 +111,7 @@ BREAKS_FROM: Mapping[str, tuple[tuple[int, ...], str]] = {
 }
 
 PYTHONS = ((3, 10), (3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
-# Rough limits, chosen rather than measured: below them a warning is worth its line.
+# Rough limits for a warning; we chose them without a measurement.
 MEMORY_WANTED = 2 << 30  # bytes available
 DISK_WANTED = 1 << 30  # bytes free
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "amx_bf16", "amx_int8")
@@ -128,12 +130,12 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        name: what was looked at, e.g. `numpy`.
-        found: what there is.
-        expected: what ppvision wants; empty when there is nothing to want.
-        level: `ok`; `warn`: something other than the main job suffers; `fail`: training,
+        name: the checked item, e.g. `numpy`.
+        found: what was found.
+        expected: what ppvision needs; empty if it needs nothing.
+        level: `ok`; `warn`: something other than the main job does not work; `fail`: training,
             evaluating or exporting a segmentation model would fail.
-        remedy: what to type or do; empty for `ok`.
+        remedy: command or advice; empty for `ok`.
     """
 
     name: str
@@ -145,7 +147,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Probe:
-    """The outcome of one trial: whether it worked, why not, and what it measured."""
+    """The result of one probe: whether it worked, the reason if not, and its measurements."""
 
     ok: bool
     detail: str = ""
@@ -154,7 +156,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Environment:
-    """All that `diagnose` looks at. Sizes are in bytes; `packages` maps normalised names."""
+    """The input of `diagnose`. Sizes are in bytes; `packages` maps normalised names."""
 
     executable: str
     python: tuple[int, int, int]
@@ -177,7 +179,8 @@ class Environment:
 
 
 def collect_environment() -> Environment:
-    """Read this machine. Imports none of the packages; runs the probes in other processes."""
+    """Read the state of this machine. It imports none of the packages and runs the probes in other
+    processes."""
     cpu = _colon_table(_read("/proc/cpuinfo"))
     memory = _colon_table(_read("/proc/meminfo"))
     return Environment(
@@ -200,10 +203,11 @@ def collect_environment() -> Environment:
 
 
 def list_installed_packages() -> dict[str, str]:
-    """{normalised name: version}; of two on the path the first counts, as it does for imports."""
+    """Return {normalised name: version}. If two are on the path, the first counts, as for
+    imports."""
     found: dict[str, str] = {}
     for distribution in metadata.distributions():
-        # A folder left behind by a broken installation has no name or no version.
+        # A folder of a broken installation has no name or no version.
         name, version = (distribution.metadata or {}).get("Name"), distribution.version
         if name and version:
             found.setdefault(re.sub(r"[-_.]+", "-", name).lower(), version)
@@ -216,7 +220,8 @@ def _read(path: str) -> str:
 
 
 def _colon_table(text: str) -> dict[str, str]:
-    """`key : value` lines; of several the first (every processor of /proc/cpuinfo is listed)."""
+    """Read `key : value` lines. The first value of a key counts (/proc/cpuinfo lists every
+    processor)."""
     table: dict[str, str] = {}
     for line in text.splitlines():
         key, colon, value = line.partition(":")
@@ -240,7 +245,7 @@ def run_probes(names: Iterable[str]) -> dict[str, Probe]:
 
 
 def _run_probe(name: str) -> Probe:
-    # The child must find the same ppvision, from a checkout as from an installation.
+    # The child must find the same ppvision, in a checkout or an installation.
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     try:
         child = subprocess.run(
@@ -257,7 +262,8 @@ def _run_probe(name: str) -> Probe:
 
 
 def parse_probe(returncode: int, stdout: str, stderr: str) -> Probe:
-    """What a child process said. Its answer is the last line of stdout; packages print above it."""
+    """Return the answer of a child process. It is the last line of stdout; packages print before
+    it."""
     lines = stdout.splitlines()
     if returncode == 0 and lines:
         try:
@@ -274,7 +280,7 @@ def _answer_probe(name: str) -> Probe:
     try:
         return Probe(True, data=PROBES[name]())
     except Exception as error:
-        # Whatever a third party's import raises is the answer that was asked for.
+        # Any error from the import of another package is the answer.
         first_line = (str(error).splitlines() or [""])[0]
         return Probe(False, f"{type(error).__name__}: {first_line[:200]}")
 
@@ -296,7 +302,8 @@ def _probe_paddle() -> dict[str, float]:
 
 
 def _probe_segmentation() -> dict[str, float]:
-    """PaddleSeg imports, and the operation that it rests on and NumPy 2.4 took away works."""
+    """Check that PaddleSeg imports, and that an operation works that it needs and NumPy 2.4
+    removed."""
     _importing("paddleseg.core", "paddleseg.cvlibs", "paddleseg.models")()
     import paddle
 
@@ -305,11 +312,11 @@ def _probe_segmentation() -> dict[str, float]:
 
 
 def _probe_inference(onednn: bool) -> dict[str, float]:
-    """Export a small convolution, run the files in Paddle Inference on the CPU, compare; and load
-    what a user of exports loads, so that a package that is missing there is named.
+    """Export a small convolution, run the files in Paddle Inference on the CPU, and compare. Then
+    import the modules for prediction, so that a missing package is named.
 
     Returns:
-        `error`: max|a-b| / max(1, max|a|) against the eager layer.
+        `error`: max|a-b| / max(1, max|a|) compared with the eager layer.
     """
     import numpy as np
     import paddle
@@ -354,7 +361,7 @@ PROBES: Mapping[str, Callable[[], dict[str, float]]] = {
     "TensorBoard": _importing("tensorboardX"),
 }
 
-# The main job, training, evaluating and exporting a segmentation model, needs these.
+# The main job needs these: training, evaluating and exporting a segmentation model.
 MAIN_JOB = ("paddle", "segmentation", "export")
 
 
@@ -362,7 +369,7 @@ MAIN_JOB = ("paddle", "segmentation", "export")
 
 
 def diagnose(env: Environment) -> list[Finding]:
-    """Judge an environment; reads nothing but its argument."""
+    """Judge an environment; it reads only its argument."""
     return [
         _python(env),
         *_versions(env),
@@ -377,7 +384,7 @@ def diagnose(env: Environment) -> list[Finding]:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 when the main job would fail, otherwise 0."""
+    """Return 1 if the main job would fail, otherwise 0."""
     return int(any(finding.level == "fail" for finding in findings))
 
 
@@ -404,9 +411,9 @@ def _gpu_page(env: Environment) -> str:
 
 
 def _level(env: Environment, job: str) -> Level:
-    """How bad it is when what `job` needs is missing or wrong: as bad as the trial of it was.
+    """Return the level of a missing or wrong package for `job`: the level of its probe.
 
-    A package without metadata (from conda or the system) may well be there and work.
+    A package without metadata (from conda or the system) may be installed and work.
     """
     return "fail" if job in MAIN_JOB and not env.probes[job].ok else "warn"
 
@@ -438,23 +445,24 @@ def _versions(env: Environment) -> Iterator[Finding]:
 
 
 def _public(version: str) -> str:
-    """Without the local part: Paddle's own wheels may be called 3.2.2+cu126 or the like."""
+    """Remove the local part of a version: Paddle's own wheels may have versions such as
+    3.2.2+cu126."""
     return version.partition("+")[0]
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The leading numbers: `2.4.0rc1` -> (2, 4, 0)."""
+    """Return the leading numbers: `2.4.0rc1` -> (2, 4, 0)."""
     numbers = re.match(r"\d+(\.\d+)*", version)
     return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def _doubles(env: Environment) -> Iterator[Finding]:
-    """Two distributions of one module: the files are those of the one installed last."""
+    """Find two distributions of one module. The files are those of the last installed one."""
     for name, others in ALTERNATIVES.items():
         present = [other for other in (name, *others) if other in env.packages]
         if len(present) < 2:
             continue
-        # Both have to go: removing one takes shared files from the other.
+        # Both must be removed: removing one deletes files that the other needs.
         uninstall = f"{env.executable} -m pip uninstall --yes {' '.join(present)}"
         if "paddlepaddle-gpu" in present:
             cpu = _pip_install(env, f"{name}=={EXPECTED[name][0]}")
@@ -493,7 +501,7 @@ def _disk(env: Environment) -> Finding:
 
 
 def _mkl(env: Environment) -> Iterator[Finding]:
-    """MKL takes its slow generic kernels on AMD processors unless told otherwise."""
+    """Check the variable without which MKL uses slow generic kernels on AMD processors."""
     wanted = choose_fast_mkl(env.cpu_vendor, env.cpu_flags)
     if wanted is None:
         return
@@ -521,7 +529,7 @@ def _gpu(env: Environment) -> Finding:
     return Finding("GPU", "none; training and inference run on the CPU")
 
 
-# What to do when a probe fails although the versions above look right.
+# Advice if a probe fails although all versions are right.
 _JOB_REMEDIES = {
     "oneDNN": "exported models run without it, more slowly; nothing to do",
     "dashboards": "train without --use_vdl; metrics.csv has the same numbers",
@@ -531,18 +539,18 @@ _JOB_REMEDIES = {
 def _jobs(env: Environment) -> Iterator[Finding]:
     for name, probe in env.probes.items():
         error = probe.data.get("error", 0.0)
-        wrong = not error <= PARITY  # also when it is NaN
+        wrong = not error <= PARITY  # also true for NaN
         if probe.ok and not wrong:
             yield Finding(name, "works" + (f", error {error:.0e}" if "error" in probe.data else ""))
             continue
-        remedy = "mend the packages named above"
+        remedy = "repair the packages named above"
         if env.checkout:
             reinstall = f"{env.executable} -m pip install --no-deps --force-reinstall"
             remedy += f", or {reinstall} -r requirements.txt"
         elif name in EXTRAS:
             remedy += f", or {_install_extra(env, name)}"
         if wrong:
-            # `ppvision export` refuses numbers that differ, whichever engine they come from.
+            # `ppvision export` refuses differing numbers of any engine.
             found = f"wrong numbers, error {error:.1e}"
             yield Finding(name, found, f"at most {PARITY:.0e} from eager", "fail", remedy)
             continue
@@ -554,7 +562,7 @@ def _jobs(env: Environment) -> Iterator[Finding]:
 
 
 def write_report(findings: Iterable[Finding], stream: TextIO) -> None:
-    """One line a finding; under it, when something is wrong, what was expected and what to do."""
+    """Format one line per finding; for a problem, add what was expected and what to do."""
     findings = list(findings)
     for finding in findings:
         print(f"{finding.level:4}  {finding.name}: {finding.found}", file=stream)
@@ -570,11 +578,11 @@ def write_report(findings: Iterable[Finding], stream: TextIO) -> None:
     )
 
 
-SEVERAL = 4  # missing packages from which on a whole set-up is the better advice
+SEVERAL = 4  # from this number of missing packages on, the advice is a complete set-up
 
 
 def run_doctor(stream: TextIO) -> int:
-    """Write the report to `stream`; returns 1 when the main job would fail, otherwise 0."""
+    """Write the report to `stream`; return 1 if the main job would fail, otherwise 0."""
     env = collect_environment()
     findings = diagnose(env)
     missing = [f.name for f in findings if f.found == "not installed"]
@@ -589,7 +597,7 @@ def run_doctor(stream: TextIO) -> int:
     return exit_code(findings)
 
 
-if __name__ == "__main__":  # a probe's own process
+if __name__ == "__main__":  # this is the process of a probe
     answer = _answer_probe(sys.argv[1])
-    # On a line of its own, whatever the packages left unfinished on the last one.
+    # On its own line, even if a package left the last line unfinished.
     print("\n" + json.dumps({"ok": answer.ok, "detail": answer.detail, "data": dict(answer.data)}))

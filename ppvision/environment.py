@@ -1,4 +1,4 @@
-"""What a run ran on: machine, versions, revision of the code."""
+"""Describe the environment of a run: machine, versions, revision of the code."""
 
 import math
 import os
@@ -14,10 +14,10 @@ _AVX512 = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
 
 
 def choose_fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
-    """The `MKL_DEBUG_CPU_TYPE` under which Paddle's MKL is fastest.
+    """Return the `MKL_DEBUG_CPU_TYPE` with which Paddle's MKL is fastest.
 
     Args:
-        vendor, flags: of the processor, as /proc/cpuinfo calls them.
+        vendor, flags: of the processor, with the names of /proc/cpuinfo.
 
     Returns:
         7 (AVX-512) or 5 (AVX2) on AMD processors, where MKL takes slow generic kernels unless told
@@ -29,14 +29,16 @@ def choose_fast_mkl(vendor: str, flags: Collection[str]) -> str | None:
 
 
 def prefer_fast_mkl() -> None:
-    """Set `MKL_DEBUG_CPU_TYPE` where the user has not. MKL reads it once, as Paddle starts."""
+    """Set `MKL_DEBUG_CPU_TYPE` unless the user has set it. MKL reads it once, when Paddle
+    starts."""
     kind = choose_fast_mkl(_cpu_table().get("vendor_id", ""), read_cpu_flags())
     if kind is not None and not os.environ.get("MKL_DEBUG_CPU_TYPE"):
         os.environ["MKL_DEBUG_CPU_TYPE"] = kind
 
 
 def _cpu_table() -> dict[str, str]:
-    """What /proc/cpuinfo says of the last processor; empty where there is no such file."""
+    """Return the entries of /proc/cpuinfo for the last processor; empty if there is no such
+    file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -46,18 +48,18 @@ def _cpu_table() -> dict[str, str]:
 
 
 def read_cpu_flags() -> frozenset[str]:
-    """Features of the processor, as /proc/cpuinfo calls them; empty where it is not known."""
+    """Return the features of the processor with the names of /proc/cpuinfo; empty if not known."""
     return frozenset(_cpu_table().get("flags", "").split())
 
 
 def read_processor_name() -> str:
-    """The processor's name, as the system gives it."""
+    """Return the name of the processor from the system."""
     return _cpu_table().get("model name") or platform.processor() or platform.machine()
 
 
 def count_usable_cpus() -> int:
-    """How many processors this process may keep busy: of its affinity (`taskset`), and no more than
-    its container's share of time (`docker run --cpus 1.5` counts as 2); at least 1."""
+    """Return how many processors this process may use. Its affinity (`taskset`) and its container's
+    share of time (`docker run --cpus 1.5` counts as 2) limit the number; it is at least 1."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS
@@ -67,7 +69,7 @@ def count_usable_cpus() -> int:
 
 
 def _own_groups() -> list[str]:
-    """The lines of /proc/self/cgroup; none where the system has no control groups."""
+    """Return the lines of /proc/self/cgroup; none if the system has no control groups."""
     try:
         return Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -75,8 +77,8 @@ def _own_groups() -> list[str]:
 
 
 def read_cpu_shares(root: Path, groups: list[str]) -> list[float]:
-    """The processors' time that a process may use by each of its control groups that has a limit,
-    in processors.
+    """Return the processor time that each control group with a limit allows a process, in
+    processors.
 
     Args:
         root: where the groups are mounted.
@@ -93,7 +95,8 @@ def read_cpu_shares(root: Path, groups: list[str]) -> list[float]:
                 base = root / "cpu"
         else:
             continue
-        # In a container the mounted root is its own group, and the path that of the machine.
+        # In a container the mounted root is the container's group, but the path is that of the
+        # machine.
         place = base / path.strip("/")
         inside = [place, *place.parents] if place.is_dir() else [base]
         for folder in inside:
@@ -105,7 +108,7 @@ def read_cpu_shares(root: Path, groups: list[str]) -> list[float]:
 
 
 def _read_version_2(folder: Path) -> tuple[int, int]:
-    """Microseconds in each period, and the period; 0 without a limit."""
+    """Return the microseconds per period and the period; 0 without a limit."""
     quota, _, period = _read_word(folder / "cpu.max").partition(" ")
     return _whole(quota), _whole(period)
 
@@ -129,15 +132,17 @@ def _whole(text: str) -> int:
 
 
 def machine() -> str:
-    """Name of the processor and number of usable cores, for records of measurements."""
+    """Return the name of the processor and the number of usable cores, for records of
+    measurements."""
     return f"{read_processor_name()}, {count_usable_cpus()} cores"
 
 
 def find_git_revision(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the checkout that `folder` belongs to, marked when files differ from it.
+    """Return the commit of the checkout that `folder` belongs to, with a mark if files differ from
+    it.
 
-    A folder inside a checkout that does not track it, such as an environment's site-packages
-    in somebody's project, belongs to none.
+    A folder inside a checkout that does not track it, such as the site-packages of an environment
+    in a project, belongs to no checkout.
     """
 
     def git(*arguments: str) -> str | None:
@@ -156,8 +161,8 @@ def find_git_revision(folder: Path = Path(__file__).parent) -> str:
 
 
 def describe_environment() -> dict[str, str]:
-    """Machine, Python, packages and revision, by name."""
-    from importlib import metadata  # not at the top: `ppvision --help` does without
+    """Return machine, Python, packages and revision by name."""
+    from importlib import metadata  # not at the top, because `ppvision --help` does not need it
 
     found = {"machine": machine(), "python": platform.python_version()}
     for package in PACKAGES:

@@ -1,9 +1,9 @@
-"""What ppvision raises.
+"""The errors that ppvision raises.
 
-Every error that a user can mend is a `PpvisionError`, and also the built-in type that fits it, so
-that `except ValueError` catches what it always did. Its message says what was expected, what was
-found and what to do; the command line shows it as one message. Any other exception is a fault of
-ours or of a library below us: the command line shows its traceback.
+Every error that a user can correct is a `PpvisionError`. It is also the built-in type that fits, so
+that `except ValueError` catches it. Its message says what was expected, what was found and what to
+do; the command line shows it as one message. Any other exception is a fault of ppvision or of a
+library that it uses: the command line shows its traceback.
 """
 
 import os
@@ -12,7 +12,7 @@ from difflib import get_close_matches
 
 
 class PpvisionError(Exception):
-    """Something that a user can mend."""
+    """An error that a user can correct."""
 
 
 class InputError(PpvisionError, ValueError):
@@ -28,7 +28,7 @@ class ConfigError(PpvisionError, ValueError):
 
 
 class DataError(PpvisionError, ValueError):
-    """A data set, a list or a picture is not what training, prediction or conversion needs."""
+    """A data set, a list or an image is not what training, prediction or conversion needs."""
 
 
 class WeightsError(PpvisionError, ValueError):
@@ -64,35 +64,35 @@ class DivergenceError(PpvisionError, FloatingPointError):
 
 
 class LibraryError(PpvisionError, RuntimeError):
-    """PaddleSeg or PaddleDetection raised while it built or ran what a configuration names; the
-    cause is attached."""
+    """PaddleSeg or PaddleDetection raised an error while it built or ran a component of a
+    configuration; the cause is attached."""
 
 
-_SHOWN = 80  # letters of a value in a message: one line of a terminal
+_SHOWN = 80  # characters of a value in a message: one line of a terminal
 _LEVELS = 4  # of containers in containers
 
 
 def shorten(value: object) -> str:
-    """A user's value as a message shows it: as `repr`, but at most 80 letters, whatever it is."""
+    """Return the text of a user's value for a message: its `repr`, at most 80 characters long."""
     text = _show(value, _SHOWN, _LEVELS)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def shorten_text(text: str, room: int = 1000) -> str:
-    """A message of a library, without its middle where it is longer than `room` letters."""
+    """Return a message of a library, without its middle if it is longer than `room` characters."""
     half = (room - 5) // 2
     return text if len(text) <= room else f"{text[:half]} ... {text[-half:]}"
 
 
 def show_path(path: str | os.PathLike[str]) -> str:
-    """A path as a message shows it: bytes that are no text and characters that would control a
-    terminal or begin a line are written out."""
+    """Return the text of a path for a message. Bytes that are not text, and characters that would
+    control a terminal or begin a line, are escaped."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def suggest_nearest(name: str, known: Iterable[object]) -> str:
-    """`Did you mean ...?` for the closest of `known`, or all of them."""
+    """Return `Did you mean ...?` with the closest names of `known`, or list all of them."""
     names = sorted(map(str, known))  # a user's own keys may be numbers
     close = get_close_matches(str(name), names, n=3, cutoff=0.5)
     if close:
@@ -101,9 +101,10 @@ def suggest_nearest(name: str, known: Iterable[object]) -> str:
 
 
 def _show(value: object, room: int, levels: int) -> str:
-    """`repr`, at a cost that does not grow with the value; text beyond `room` may be left out."""
+    """Return `repr` at a cost that does not grow with the value; text beyond `room` may be
+    omitted."""
     if isinstance(value, str | bytes | bytearray):
-        return repr(value[: room + 1])  # a letter more than fits shows that there are more
+        return repr(value[: room + 1])  # one character more than fits shows that the text is longer
     if isinstance(value, int) and value.bit_length() > 4 * _SHOWN:
         # Python refuses to write integers of more than 4300 digits.
         return f"<an integer of {int(value.bit_length() * 0.30103) + 1} digits>"
@@ -111,7 +112,7 @@ def _show(value: object, room: int, levels: int) -> str:
         return _show_container(value, room, levels)
     try:
         return repr(value)
-    except Exception:  # of an object that is not ours
+    except Exception:  # an object of other code may raise anything
         return f"<a {type(value).__name__}>"
 
 

@@ -1,8 +1,8 @@
-"""How ppvision writes: complete, or not there; and never two processes into one place.
+"""Write files and folders completely or not at all, and by one process at a time.
 
-A file or folder gets its final name once its content is complete and on the disk. Until then it
-stands beside it under a name that says so (`NAME.partial`, `.NAME.ppvision-partial`). What a killed
-process leaves there blocks nobody: locks belong to processes, and end with them.
+A file or folder gets its final name once its content is complete and on the disk. Until then it is
+next to its final place, under a temporary name (`NAME.partial`, `.NAME.ppvision-partial`). The
+remains of a killed process block no other process, because a lock ends with its process.
 """
 
 import contextlib
@@ -35,7 +35,8 @@ from ppvision.errors import (
 
 
 def compute_sha256(path: Path) -> str:
-    """Of a file, in hexadecimal digits. (`hashlib.file_digest` needs Python 3.11.)"""
+    """Return the sha256 of a file in hexadecimal digits. (`hashlib.file_digest` needs Python
+    3.11.)"""
     digest, piece = hashlib.sha256(), bytearray(1 << 20)
     with path.open("rb") as file:
         while count := file.readinto(piece):
@@ -51,7 +52,7 @@ _lock_descriptors: set[int] = set()
 
 
 def _forget_locks_in_child() -> None:
-    """Close the copies of the parent's locks, which stay with the parent."""
+    """Close this process's copies of the parent's locks; the parent keeps its locks."""
     while _lock_descriptors:
         os.close(_lock_descriptors.pop())
 
@@ -61,13 +62,13 @@ os.register_at_fork(after_in_child=_forget_locks_in_child)
 
 @contextmanager
 def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) -> Iterator[None]:
-    """Hold a folder, made where it is not there, against every other process.
+    """Lock a folder against every other process; make it if it does not exist.
 
-    The lock leaves no file behind, ends with the process however that ends, and is not inherited
-    by child processes.
+    The lock leaves no file behind. It ends with the process, however the process ends. Child
+    processes do not inherit it.
 
     Args:
-        folder: to be held.
+        folder: the folder to lock.
         busy: message of the error when another process holds it.
         named: the flag that the folder comes from and the path to show, for the error when it
             cannot be made; None leaves the system's error as it is.
@@ -82,7 +83,7 @@ def lock_folder(folder: Path, busy: str, named: tuple[str, Path] | None = None) 
     try:
         yield
     finally:
-        if handle in _lock_descriptors:  # not in a child that was forked inside the block
+        if handle in _lock_descriptors:  # not true in a child that was forked inside the block
             _lock_descriptors.remove(handle)
             os.close(handle)
 
@@ -93,16 +94,17 @@ def _open_and_lock(folder: Path, busy: str) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # its last holder removed it just now
+        except FileNotFoundError:  # the last process that locked it removed it just now
             continue
-        except OSError:  # too many open files, for one
+        except OSError:  # for example too many open files
             if not was_there:
-                with contextlib.suppress(OSError):  # somebody has written into it
+                with contextlib.suppress(OSError):  # another program has written into it
                     folder.rmdir()
             raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A holder that ended may have removed or renamed it before we got the lock.
+            # The process that held the lock may have removed or renamed the folder before we got
+            # the lock.
             if os.path.samestat(os.fstat(handle), os.stat(folder)):
                 return handle
         except BlockingIOError as error:
@@ -116,11 +118,11 @@ def _open_and_lock(folder: Path, busy: str) -> int:
         os.close(handle)
 
 
-# Seconds after which nobody writes on at a partial file: one that is written is touched all along.
+# A partial file is abandoned if nobody wrote to it for this many seconds.
 ABANDONED_AFTER = 3600
-# What a partial file is called: after the file, the process and the thread.
+# The name of a partial file contains the file, the process and the thread.
 _PARTIAL = re.compile(r".\.\d+-[0-9a-f]+\.partial$", re.DOTALL)
-# The folder in which another is made, by the other's name.
+# The name of the work folder, from the name of the folder to be made.
 _WORK = re.compile(r"\.(.+)\.ppvision-partial", re.DOTALL)
 NAME_BYTES = 255  # of a file's name, on the usual file systems
 
@@ -131,15 +133,15 @@ NAME_BYTES = 255  # of a file's name, on the usual file systems
 def replace_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
     """Yield a path next to `path`; the file that the block writes there takes the name `path`.
 
-    It is synced first, so that a loss of power leaves the old file or the new one. After an error
-    nothing is left of it.
+    It is synced first, so that after a power loss either the old or the new file is there. After an
+    error the partial file is removed.
 
     Args:
         path: the new file; its folder is there.
-        sweep: whether to look for what killed writers of `path` have left, which lists its folder.
-            False for many files in one folder, which is locked and was swept by `remove_partials`.
+        sweep: whether to remove files that killed writers of `path` have left; this lists the
+            folder. Pass False for many files in one locked folder, after `remove_partials`.
     """
-    # Two processes or threads may write the same file of a cache: each has a name of its own.
+    # Two processes or threads may write the same file of a cache: each uses its own name.
     end = f".{os.getpid()}-{threading.get_ident():x}.partial"
     partial = path.with_name(_shorten(path.name, NAME_BYTES - len(end)) + end)
     if sweep:
@@ -155,23 +157,24 @@ def replace_file(path: Path, *, sweep: bool = True) -> Iterator[Path]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what processes that were killed while they wrote `path` have left."""
+    """Remove partial files of processes that were killed while they wrote `path`."""
     latest = time.time() - ABANDONED_AFTER
     for partial in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        with contextlib.suppress(FileNotFoundError):  # another writer removed it just now
+        with contextlib.suppress(FileNotFoundError):  # another process removed it just now
             if partial.stat().st_mtime < latest:
                 partial.unlink()
 
 
 def _shorten(name: str, count: int) -> str:
-    """The first characters of a name, at most `count` bytes of them."""
+    """Return the start of a name: whole characters, at most `count` bytes."""
     while len(os.fsencode(name)) > count:
         name = name[:-1]
     return name
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers have left in a folder and below it. The caller holds its lock."""
+    """Remove partial files of killed writers in a folder and below it. The caller holds the
+    lock."""
     for path in folder.rglob("*.partial"):
         if _PARTIAL.search(path.name):
             path.unlink(missing_ok=True)
@@ -189,7 +192,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` outlast a loss of power."""
+    """Make renames inside `folder` survive a power loss."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -198,7 +201,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """Bring the files of a folder to the disk, which may only then say that it is full."""
+    """Write the files of a folder to the disk. A full disk may be reported only then."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -218,13 +221,13 @@ _DISK_ERRORS = {*_NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 
 @contextmanager
 def name_storage_errors(target: Path, folder: Path) -> Iterator[None]:
-    """Errors of the disk inside the block as a `StorageError` that names `target`.
+    """Raise errors of the disk inside the block as a `StorageError` that names `target`.
 
-    Libraries report a full disk as an error of their own, or not at all until what they wrote is
-    read. So when anything fails, the disk is asked whether it takes more.
+    Libraries report a full disk as some other error, or only when the file is read later. So after
+    any error, a test write shows whether the disk is full.
 
     Args:
-        target: what is being made, for the message.
+        target: the file or folder that the block makes, for the message.
         folder: where the block writes.
 
     Raises:
@@ -242,8 +245,8 @@ def name_storage_errors(target: Path, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def name_flag_errors(flag: str, folder: Path) -> Iterator[None]:
-    """Errors of the system inside the block, which makes a folder, as a `StorageError` that says
-    which flag named it.
+    """Raise errors of the system inside the block, which makes a folder, as a `StorageError` that
+    says which flag named the folder.
 
     Raises:
         StorageError: the cause is attached.
@@ -263,8 +266,8 @@ def name_flag_errors(flag: str, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def name_read_errors(path: str | Path) -> Iterator[None]:
-    """Errors of the system inside the block, which reads a file or folder, as a `StorageError` that
-    names the file.
+    """Raise errors of the system inside the block, which reads a file or folder, as a
+    `StorageError` that names the file.
 
     Raises:
         StorageError: no right to read it, too many open files, a device that failed; the cause is
@@ -282,14 +285,14 @@ def name_read_errors(path: str | Path) -> Iterator[None]:
 
 
 def check_room(target: Path, folder: Path) -> None:
-    """Raise `StorageError` where the disk of `folder` takes no more: what a library wrote there for
-    `target` may be cut off without an error."""
+    """Raise `StorageError` if the disk of `folder` is full: the output of a library for `target`
+    may then be incomplete without an error."""
     if (number := _find_no_room(folder)) is not None:
         raise make_storage_error(number, target)
 
 
 def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
-    """The system's number where the disk is the cause of an error in a block that writes `folder`,
+    """Return the system's error number if the disk caused an error in a block that writes `folder`,
     or None."""
     if (number := find_disk_error(error)) is not None:
         return number
@@ -305,7 +308,7 @@ def _number_of_disk_error(error: Exception, folder: Path) -> int | None:
 
 
 def find_disk_error(error: BaseException | None) -> int | None:
-    """The system's number of an error of the disk among an exception and its causes, or None."""
+    """Return the system's number of a disk error among an exception and its causes, or None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -316,9 +319,10 @@ def find_disk_error(error: BaseException | None) -> int | None:
 
 
 def make_storage_error(number: int, target: Path) -> StorageError:
-    """The error of a disk that refused to write `target`; `number` is the system's (`errno`).
+    """Return the error for a disk that refused to write `target`; `number` is the system's
+    (`errno`).
 
-    What lies in a work folder is named by the folder that is made there, which the user knows.
+    For a file in a work folder the message names the final folder, which the user knows.
     """
     for path in (target, *target.parents):
         if made := _WORK.fullmatch(path.name):
@@ -328,13 +332,13 @@ def make_storage_error(number: int, target: Path) -> StorageError:
     return StorageError(number, f"could not write {target} ({os.strerror(number)}){advice}.")
 
 
-# Bytes. Where something has failed and not even these fit, the disk is the cause: a library that
-# writes a file at once leaves it empty, and the room as it was.
+# Bytes. If something has failed and not even these fit, the disk is the cause: a library that
+# writes a file in one piece leaves it empty, and the free space unchanged.
 _LITTLE_ROOM = 2**20
 
 
 def _find_no_room(folder: Path, size: int = 2**16) -> int | None:
-    """The number of the error that `size` more bytes in `folder` meet, or None."""
+    """Return the number of the error when `size` more bytes are written in `folder`, or None."""
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         with contextlib.suppress(OSError):
@@ -359,7 +363,8 @@ def _find_no_room(folder: Path, size: int = 2**16) -> int | None:
 
 
 def resolve_new_folder(value: object, argument: str = "folder") -> Path:
-    """The path of a folder to be made, without links and `..`; `argument` is its name in errors.
+    """Return the path of a folder to be made, without links and `..`; `argument` is its name in
+    errors.
 
     Raises:
         InputTypeError: no path.
@@ -370,7 +375,7 @@ def resolve_new_folder(value: object, argument: str = "folder") -> Path:
     with name_flag_errors(argument, folder):
         try:
             folder = folder.resolve()
-        except RuntimeError as error:  # Python 3.11's of links that lead to each other
+        except RuntimeError as error:  # Python 3.11 raises it for links that lead to each other
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP)) from error
     if not folder.name:
         raise InputError(
@@ -379,7 +384,7 @@ def resolve_new_folder(value: object, argument: str = "folder") -> Path:
     return folder
 
 
-_OLD = "old"  # where an earlier folder stands between the two renames that replace it
+_OLD = "old"  # name of the earlier folder between the two renames that replace it
 
 
 @contextmanager
@@ -393,9 +398,9 @@ def replace_folder(
 
     Args:
         folder: the new folder; resolved.
-        may_be_replaced: of a folder that is there already.
-        ours: what such a folder holds, for the error: "an earlier export".
-        flag: what names the folder, for the error when it cannot be made.
+        may_be_replaced: whether an existing folder may be replaced.
+        ours: what a replaceable folder contains, for the error: "an earlier export".
+        flag: the flag that names the folder, for the error when it cannot be made.
 
     Raises:
         FolderInUseError: the folder is there, and is not to be replaced; or another process is
@@ -404,7 +409,8 @@ def replace_folder(
     """
     work = folder.with_name(f".{folder.name}.ppvision-partial")
     if os.path.islink(work) or (os.path.exists(work) and not os.path.isdir(work)):
-        # Through a link somebody else's files would be removed as what a killed process has left.
+        # Through a link, another program's files would be removed as the remains of a killed
+        # process.
         raise FolderInUseError(
             f"{flag}: expected nothing but a folder of ours at {work}, got a link or a file. "
             "Remove it, or name another folder."
@@ -412,14 +418,14 @@ def replace_folder(
     if os.path.ismount(folder):
         raise StorageError(
             f"{flag}: expected a folder that can be renamed, got {folder}, where a disk is mounted."
-            " Name a folder inside of it."
+            " Name a folder inside it."
         )
     busy = f"folder: another process is writing {folder}. Wait for it, or name another folder."
     with name_storage_errors(folder, work), lock_folder(work, busy, (flag, folder)):
         _empty_work(work, folder)
         try:
             check_replaceable(folder, may_be_replaced, ours)
-            # Here again: once the work folder is emptied, the disk has room.
+            # Checked here again: when the work folder is empty, the disk has room.
             with name_storage_errors(folder, work):
                 final = work / "final"
                 final.mkdir()
@@ -438,8 +444,8 @@ _AT_CURRENT_FOLDER, _RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 
 
 def _exchange(new: Path, folder: Path) -> bool:
-    """Let two folders change places in one step, so that a kill finds the old or the new one under
-    the name; False where `folder` is not there, or the file system cannot."""
+    """Exchange two folders in one step, so that after a kill either the old or the new one has the
+    name. Return False if `folder` does not exist or the file system cannot do it."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None or not folder.exists():
         return False
@@ -459,7 +465,7 @@ def check_replaceable(folder: Path, may_be_replaced: Callable[[Path], bool], our
 
 
 def _empty_work(work: Path, folder: Path) -> None:
-    """Empty a work folder. What it holds because it was to be replaced goes back."""
+    """Empty a work folder. If it contains the folder that was being replaced, move that back."""
     old = work / _OLD
     if old.exists() and not folder.exists():
         old.replace(folder)
@@ -494,8 +500,8 @@ def create_folder(output: str | Path) -> Iterator[Path]:
 
 
 def find_cache_folder() -> Path:
-    """`$PPVISION_CACHE`, or `ppvision` in the user's cache folder (`$XDG_CACHE_HOME`, by default
-    `~/.cache`); it may not be there yet."""
+    """Return `$PPVISION_CACHE`, or `ppvision` in the user's cache folder (`$XDG_CACHE_HOME`, by
+    default `~/.cache`). The folder may not exist yet."""
     own = os.environ.get("PPVISION_CACHE")
     if own:
         return Path(own)

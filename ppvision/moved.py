@@ -1,6 +1,6 @@
 """Modules that have moved: their earlier names still import, with a DeprecationWarning.
 
-One table, for the names that README, docs and scripts of version 0.1.0 show.
+The table has the names that README, docs and scripts of version 0.1.0 show.
 """
 
 import importlib
@@ -36,12 +36,12 @@ class _MovedModules(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # It ran under the name that it has now, and keeps that name's spec: the import system has
-        # just given it ours.
+        # The module ran under its new name, and keeps the spec of that name: the import system has
+        # just set ours.
         module.__spec__ = module.__spec__.loader_state
 
 
 def keep_earlier_names() -> None:
-    """Let the earlier names import; once, however often it is called."""
+    """Make the earlier names importable. Further calls have no effect."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.append(_MovedModules())

@@ -1,7 +1,7 @@
-"""Asking servers: http and https, with bounds on what an answer may cost.
+"""Send requests to http and https servers, with limits on their answers.
 
-Redirects are followed by hand: `requests` reads the body of each, however long, and goes from
-https to http without a word.
+This module follows redirects itself: `requests` reads the body of each, however long, and silently
+goes from https to http.
 """
 
 import errno
@@ -14,47 +14,47 @@ from urllib.parse import urljoin, urlsplit
 
 from ppvision.errors import MissingPackageError, PpvisionError, StorageError, shorten_text
 
-if TYPE_CHECKING:  # only addresses need it: the extra `remote`
+if TYPE_CHECKING:  # only URLs need it: the extra `remote`
     import requests
 
-TIMEOUTS = (10.0, 30.0)  # seconds: to connect, and between two pieces of an answer
+TIMEOUTS = (10.0, 30.0)  # seconds to connect, and between two parts of an answer
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 1 << 18
 
 
 class RequestError(PpvisionError, ValueError):
-    """A server that does not give what it should."""
+    """A server gives a wrong answer."""
 
 
 class NoAnswerError(RequestError):
-    """A server that does not answer, or whose answer breaks off."""
+    """A server does not answer, or its answer is incomplete."""
 
 
 @contextmanager
 def open_answer(
     method: str, url: str, shown: str, headers: dict[str, str] | None = None
 ) -> "Iterator[requests.Response]":
-    """Ask a server; the body is not read yet, and comes as it is stored.
+    """Send a request; the body is not read yet, and is not decompressed.
 
     Args:
         method: GET or HEAD.
         url: http or https.
-        shown: the address in messages.
-        headers: sent along.
+        shown: the URL in messages.
+        headers: headers of the request.
 
     Yields:
-        The answer, whatever its status; no redirect.
+        The answer with any status, but not a redirect.
 
     Raises:
-        NoAnswerError: no answer.
-        RequestError: an address, an answer or a redirect that is not taken: to plain http from
-            https, to another scheme, or one of more than 5.
+        NoAnswerError: the server does not answer.
+        RequestError: a URL, an answer or a redirect is refused: from https to plain http, to
+            another scheme, or after more than 5 redirects.
         MissingPackageError: `requests` is not installed.
     """
     with _open_session() as session:
-        # A compressed answer has neither the number of bytes that is known of a file, nor ranges
-        # of them; and a small one can become any number of bytes.
+        # A compressed answer does not have the known size of a file, and no ranges; and a small one
+        # can expand to any size.
         session.headers["Accept-Encoding"] = "identity"
         for _ in range(MAX_REDIRECTS + 1):
             with _ask(session, method, url, shown, headers) as answer:
@@ -86,9 +86,9 @@ def _open_session() -> "requests.Session":
 
 
 def _follow(url: str, location: str, shown: str) -> str:
-    """The address of a redirect."""
+    """Return the URL of a redirect."""
     try:
-        # HTTP's headers are latin-1; addresses in them are UTF-8 where servers do not quote them.
+        # HTTP's headers are latin-1; URLs in them are UTF-8 if servers do not quote them.
         target = urljoin(url, location.encode("latin-1").decode("utf-8"))
         scheme = urlsplit(target).scheme
     except ValueError as error:
@@ -109,7 +109,7 @@ def _follow(url: str, location: str, shown: str) -> str:
 def _ask(
     session: "requests.Session", method: str, url: str, shown: str, headers: dict[str, str] | None
 ) -> "requests.Response":
-    """Send a request; the exceptions of `requests` become ours."""
+    """Send a request; convert the exceptions of `requests` to ours."""
     import requests
 
     try:
@@ -131,11 +131,11 @@ def _ask(
 
 
 def read_pieces(answer: "requests.Response", shown: str) -> Iterator[bytes]:
-    """The body, as it comes. (`iter_content` waits for whole pieces, and loses one that the
-    connection breaks in.)
+    """Yield parts of the body as they arrive. (`iter_content` waits for whole parts, and loses a
+    part if the connection breaks in it.)
 
     Raises:
-        NoAnswerError: it ends too early.
+        NoAnswerError: the body ends too early.
     """
     import urllib3
 
@@ -147,7 +147,7 @@ def read_pieces(answer: "requests.Response", shown: str) -> Iterator[bytes]:
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost reason, without the addresses and objects that urllib3 wraps it in."""
+    """Return the innermost reason, without the URLs and objects that urllib3 adds."""
     while error.args and isinstance(error.args[-1], BaseException):
         error = error.args[-1]
     text = str(getattr(error, "reason", None) or error)
@@ -155,16 +155,17 @@ def _cause(error: BaseException) -> str:
 
 
 def download_file(url: str, target: Path, limit: int) -> None:
-    """Write what is at an address to a file.
+    """Download a URL to a file.
 
     Args:
         url: http or https.
         target: the file.
-        limit: most bytes of it.
+        limit: largest number of bytes.
 
     Raises:
-        RequestError: no such file, or more than `limit` bytes; `NoAnswerError` without an answer.
-        StorageError: no room.
+        RequestError: there is no such file, or it has more than `limit` bytes; `NoAnswerError`
+            without an answer.
+        StorageError: there is no disk space.
     """
     shown = shorten_text(url.partition("?")[0], 200)
     with open_answer("GET", url, shown) as answer:

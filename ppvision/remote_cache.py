@@ -1,8 +1,8 @@
-"""Files over HTTP, kept in the cache folder.
+"""Download files over HTTP into the cache folder.
 
-A file of known sha256 is loaded once (`RemoteFolder`): what a broken connection has left goes on
-where it stopped, and what comes out has that sha256, or it does not come out. A file of which
-nothing is known is loaded whole (`fetch_file`), and stays if the caller finds it good.
+A file with known sha256 is downloaded once (`RemoteFolder`): after a broken connection the download
+continues where it stopped, and the result has that sha256 or is not used. Other files are
+downloaded whole (`fetch_file`), and stay if the caller accepts them.
 """
 
 import errno
@@ -28,46 +28,47 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ppvision")
 
-ATTEMPTS = 5  # connections for one file, while each brings more of it
+ATTEMPTS = 5  # connections for one file, while each one gives more bytes
 
 
 class FetchError(RequestError):
-    """A server that does not give what it should; `status` is that of its answer, if any."""
+    """A server gives a wrong answer; `status` is that of the answer, if there is one."""
 
     status: int | None = None
 
 
 class UnreachableError(FetchError):
-    """A server that does not answer, or has a fault of its own: what is in the cache may do."""
+    """A server does not answer, or has an internal error: cached files may be sufficient."""
 
 
 class _BrokenError(Exception):
-    """An answer that ended too early; the rest can be asked for."""
+    """An answer ended too early; the rest can be requested."""
 
 
 def is_url(path_or_url: object) -> bool:
-    """Whether this is an address, of whatever scheme."""
+    """Whether this is a URL of any scheme."""
     return isinstance(path_or_url, str) and bool(re.match(r"[A-Za-z][\w+.-]*://", path_or_url))
 
 
 def find_cached_folder(room: str, url: str) -> Path:
-    """Where the cache keeps what is at an address: `<room>/<hash of the address>` in
-    `find_cache_folder()`; it may not be there yet."""
+    """Return the place of a URL in the cache: `<room>/<hash of the URL>` in `find_cache_folder()`.
+    It may not exist yet."""
     return find_cache_folder() / room / hashlib.sha256(url.encode()).hexdigest()[:32]
 
 
 def fetch_file(url: str, target: Path, limit: int, accept: Callable[[Path], None]) -> None:
-    """Load a file of which only the address is known.
+    """Download a file of which only the URL is known.
 
     Args:
         url: http or https.
         target: its place in the cache; the folder is made.
-        limit: most bytes of it.
-        accept: told the loaded file before it takes its name; may change it, or raise.
+        limit: largest number of bytes.
+        accept: function that is called with the downloaded file before it gets its name; it may
+            change the file, or raise.
 
     Raises:
-        RequestError: no such file, or more than `limit` bytes.
-        StorageError: no room.
+        RequestError: there is no such file, or it has more than `limit` bytes.
+        StorageError: there is no disk space.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(target) as partial:
@@ -79,18 +80,19 @@ class RemoteFolder:
     """A folder on a server, and its copy in the cache.
 
     Args:
-        url: http or https; of the folder. A query (`?token=...`) goes with every file.
+        url: URL of the folder, http or https. A query (`?token=...`) is sent for every file.
 
     Attributes:
         folder: the copy, see `find_cached_folder`.
-        shown: the address without user name, password and query, for messages.
+        shown: the URL without user name, password and query, for messages.
 
     Raises:
-        FetchError: another scheme, or no host.
+        FetchError: the URL has another scheme, or no host.
     """
 
-    # Of the class: the cache's room, and what is raised for an answer that is wrong or missing.
-    room: ClassVar[str] = "layered"  # earlier versions kept all of them there
+    # Attributes of the class: the sub-folder of the cache, and the errors for a wrong or missing
+    # answer.
+    room: ClassVar[str] = "layered"  # earlier versions kept all files there
     refused: ClassVar[type[FetchError]] = FetchError
     unreachable: ClassVar[type[UnreachableError]] = UnreachableError
 
@@ -119,7 +121,7 @@ class RemoteFolder:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the copy against other processes; wait for one that holds it."""
+        """Lock the copy against other processes; wait if another process has locked it."""
         with name_flag_errors("PPVISION_CACHE", self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
@@ -135,11 +137,12 @@ class RemoteFolder:
 
     @property
     def previous(self) -> Path:
-        """A complete set of files of before, while a newer one is being fetched."""
+        """Return the folder of the earlier complete set of files while a newer set is
+        downloaded."""
         return self.folder / "previous"
 
     def set_aside(self, names: Iterable[str]) -> None:
-        """Keep files as `previous`, from where they are taken again if they are still the same."""
+        """Keep files as `previous`; they are taken from there if they are still the same."""
         work = self.folder / "previous.partial"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
@@ -150,7 +153,7 @@ class RemoteFolder:
         work.replace(self.previous)
 
     def tidy(self, files: Mapping[str, tuple[int, str]]) -> None:
-        """Remove `previous`, and files in the copy that are not these any more.
+        """Remove `previous`, and files in the copy that differ from these.
 
         Args:
             files: bytes and sha256 by name.
@@ -161,13 +164,13 @@ class RemoteFolder:
                 (self.folder / name).unlink(missing_ok=True)
 
     def read(self, name: str, limit: int) -> bytes:
-        """A small file, into memory.
+        """Download a small file into memory.
 
         Raises:
-            UnreachableError: no answer, or a fault of the server's.
-            FetchError: another answer than the file, or more than `limit` bytes.
+            UnreachableError: the server does not answer, or has an internal error.
+            FetchError: the answer is not the file, or has more than `limit` bytes.
         """
-        data = bytearray()  # `bytes` would be copied for each of many small pieces
+        data = bytearray()  # `bytes` would be copied for each of many small parts
         with self._answer("GET", name) as answer:
             try:
                 for piece in read_pieces(answer, self._shown(name)):
@@ -185,7 +188,7 @@ class RemoteFolder:
         """Whether the server has a file.
 
         Raises:
-            FetchError: neither yes nor no.
+            FetchError: the answer is unclear.
         """
         try:
             with self._answer("HEAD", name):
@@ -193,15 +196,15 @@ class RemoteFolder:
         except FetchError as error:
             if error.status in (403, 404, 410):
                 return False
-            if error.status in (405, 501):  # no HEAD here: it may be, which loading will tell
+            if error.status in (405, 501):  # the server has no HEAD: the download will tell
                 return True
             raise
 
     def length(self, name: str) -> int:
-        """A file's bytes, as the server announces them.
+        """Return the size of a file as the server announces it.
 
         Raises:
-            FetchError: it does not.
+            FetchError: the server does not announce it.
         """
         with self._answer("HEAD", name) as answer:
             length = answer.headers.get("Content-Length", "")
@@ -213,17 +216,17 @@ class RemoteFolder:
         return int(length)
 
     def fetch(self, name: str, size: int, sha256: str) -> None:
-        """Have a file in the copy: nothing is loaded if it is there already.
+        """Make sure that a file is in the copy; it is not downloaded if it exists already.
 
         Args:
-            name: of the file.
-            size: its bytes.
-            sha256: of them.
+            name: name of the file.
+            size: number of its bytes.
+            sha256: its sha256.
 
         Raises:
-            UnreachableError: no answer, a fault of the server's, or a connection that broke and
-                could not be taken up. What has come is kept for the next time.
-            FetchError: another file than expected.
+            UnreachableError: the server does not answer, has an internal error, or a broken
+                connection could not be continued. The downloaded part is kept for the next call.
+            FetchError: the file is not the expected one.
             OSError: the disk is full, for one.
         """
         target = self.folder / name
@@ -232,7 +235,7 @@ class RemoteFolder:
         if _is(self.previous / name, size, sha256):
             shutil.copy2(self.previous / name, target)
             return
-        # The name has the sha256: what was loaded of another version is not gone on with.
+        # The name has the sha256, so that a partial file of another version is not continued.
         partial = self.folder / f"{name}.{sha256[:16]}.partial"
         for old in self.folder.glob(f"{name}.*.partial*"):
             if not old.name.startswith(partial.name):
@@ -261,7 +264,7 @@ class RemoteFolder:
         _drop(partial)
 
     def _load(self, name: str, partial: Path, size: int) -> bool:
-        """Load a file, over as many connections as it takes; whether it came in parts."""
+        """Download a file over as many connections as needed; return whether it came in parts."""
         free = shutil.disk_usage(self.folder).free
         there = partial.stat().st_size if partial.exists() else 0
         if size - there > free:
@@ -281,7 +284,7 @@ class RemoteFolder:
         raise AssertionError("the last attempt returns or raises")
 
     def _receive(self, name: str, partial: Path, size: int) -> None:
-        """Load a file, or what is missing of it, over one connection."""
+        """Download a file, or its missing part, over one connection."""
         start = partial.stat().st_size if partial.exists() else 0
         if start == size:
             return
@@ -290,13 +293,13 @@ class RemoteFolder:
             start = 0
         with self._answer("GET", name, _range_headers(partial, start)) as answer:
             if answer.status_code == 200:
-                start = 0  # asked for all, or the server ignores ranges or has another file now
+                start = 0  # all was requested, or the server ignores ranges or has another file now
             if not start or _goes_on(answer, start, size):
                 self._check_length(answer, name, size - start)
                 _validator(partial).write_text(_validator_of(answer), encoding="ascii")
                 self._write(answer, name, partial, start, size)
                 return
-        _drop(partial)  # no such range
+        _drop(partial)  # the server does not have this range
         self._receive(name, partial, size)
 
     def _check_length(self, answer: "requests.Response", name: str, expected: int) -> None:
@@ -311,7 +314,7 @@ class RemoteFolder:
     def _write(
         self, answer: "requests.Response", name: str, partial: Path, start: int, size: int
     ) -> None:
-        """Write an answer's body after the first `start` bytes of a partial file."""
+        """Append an answer's body to the first `start` bytes of a partial file."""
         progress = ProgressLine(name, size, "B", start=start)
         there = start
         with progress, partial.open("ab" if start else "wb") as file:
@@ -331,7 +334,8 @@ class RemoteFolder:
     def _answer(
         self, method: str, name: str, headers: dict[str, str] | None = None
     ) -> "Iterator[requests.Response]":
-        """An answer whose body is not read yet, of status 200 (with a range also 206, 416)."""
+        """Request a file; the body is not read yet. The status is 200 (with a range also 206,
+        416)."""
         shown, known = self._shown(name), (200, 206, 416) if headers else (200,)
         try:
             with open_answer(method, self._url(name), shown, headers) as answer:
@@ -347,20 +351,20 @@ class RemoteFolder:
                 yield answer
         except NoAnswerError as error:
             raise self.unreachable(str(error)) from error
-        except FetchError:  # of ours
+        except FetchError:  # an error of ours
             raise
         except RequestError as error:
             raise self.refused(str(error)) from error
 
 
 def _validator(partial: Path) -> Path:
-    """Where the ETag or date of what a partial file is of stands."""
+    """Return the file with the ETag or date of a partial file."""
     return partial.with_name(partial.name + ".validator")
 
 
 def _validator_of(answer: "requests.Response") -> str:
     etag = answer.headers.get("ETag", "")
-    if etag.startswith("W/"):  # a weak one does not say that bytes are the same
+    if etag.startswith("W/"):  # a weak ETag does not mean that bytes are equal
         etag = ""
     text = etag or answer.headers.get("Last-Modified", "")
     return text if text.isascii() and text.isprintable() else ""
@@ -377,13 +381,13 @@ def _range_headers(partial: Path, start: int) -> dict[str, str] | None:
 
 
 def _goes_on(answer: "requests.Response", start: int, size: int) -> bool:
-    """Whether an answer is the rest from `start`."""
+    """Whether an answer contains the rest from `start`."""
     found = answer.headers.get("Content-Range", "")
     return answer.status_code == 206 and found == f"bytes {start}-{size - 1}/{size}"
 
 
 def _is(path: Path, size: int, sha256: str) -> bool:
-    """Whether a file is there with these bytes."""
+    """Whether a file exists with these bytes."""
     return path.is_file() and path.stat().st_size == size and compute_sha256(path) == sha256
 
 

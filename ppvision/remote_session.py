@@ -1,6 +1,6 @@
-"""HTTP sessions with bounds that `requests` does not have by itself (`ppvision.remote`).
+"""HTTP sessions with limits that `requests` does not have (`ppvision.remote`).
 
-A module of its own, because the rest of the package works where `requests` is not installed.
+This is a separate module, because the rest of the package works without `requests`.
 """
 
 import http.client
@@ -13,17 +13,17 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from ppvision.errors import InputError
 
-MAX_INTERIM = 10  # answers "100 Continue" before the one that counts; servers send one at most
+MAX_INTERIM = 10  # answers "100 Continue" before the real one; servers send at most one
 
 
 class _Answer(http.client.HTTPResponse):
-    """Skips a few answers "100 Continue" only: Python's own class skips any number of them."""
+    """Skips only a few answers "100 Continue"; Python's own class skips any number of them."""
 
     _interim = 0
 
     def _read_status(self) -> tuple[str, int, str]:
-        # Not a public method; without it `begin` would have to be written again.
-        # `test_remote.py` fails where a later Python has none.
+        # Not a public method; otherwise `begin` would have to be rewritten. `test_remote.py` fails
+        # if a later Python does not have it.
         if self._interim > MAX_INTERIM:
             raise InputError(f"more than {MAX_INTERIM} times the word to wait (100 Continue)")
         self._interim += 1
@@ -48,13 +48,13 @@ class _Adapter(HTTPAdapter):
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> urllib3.ProxyManager:
         manager = super().proxy_manager_for(*arguments, **options)
-        if type(manager) is urllib3.ProxyManager:  # one for SOCKS has connections of its own
+        if type(manager) is urllib3.ProxyManager:  # a manager for SOCKS has its own connections
             manager.pool_classes_by_scheme = _POOLS
         return manager
 
 
 class BoundedSession(requests.Session):
-    """Leaves redirects alone: even when told not to follow them, `requests` reads their bodies."""
+    """Ignores redirects: even if it must not follow them, `requests` reads their bodies."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,15 +1,16 @@
-"""The header of a safetensors file, looked at before anything reads it."""
+"""Check the header of a safetensors file before anything reads it."""
 
-# 10,000 tensors take 1 MB. Read, a header takes about ten times as much memory.
+# The header of 10,000 tensors has 1 MB; in memory it takes about ten times as much.
 _MAX_HEADER_BYTES = 16 << 20
 
 
 def header_fits(start: bytes, size: int) -> bool:
-    """Whether the header of a safetensors file lies in it and is no larger than any that we write.
+    """Whether the header of a safetensors file is inside the file and within the size that we
+    write.
 
     Args:
-        start: its first bytes, 8 at least.
-        size: its bytes.
+        start: first bytes of the file, at least 8.
+        size: number of bytes of the file.
     """
     header = int.from_bytes(start[:8], "little")
     return len(start) >= 8 and header <= min(size - 8, _MAX_HEADER_BYTES)

@@ -1,7 +1,7 @@
-"""YAML as configurations have it: read safely, with the place of every key, and written again.
+"""Read YAML of configurations safely, with the place of every key, and write it.
 
-Safe means that a file makes plain values only, and no more of them than it has letters for: sizes
-are bounded before anything is made, also of what aliases repeat.
+Safe means that a file creates only plain values, and not more than its size allows: sizes, also of
+repetitions by aliases, are checked before values are created.
 """
 
 import math
@@ -15,30 +15,30 @@ from ppvision.errors import shorten, shorten_text
 
 # The longest config of PaddleDetection has 0.01 MB; names of 21,841 classes take 0.4 MB.
 MAX_BYTES = 1 << 20
-MAX_VALUES = 60_000  # PyYAML takes 600 bytes for each: 36 MB
+MAX_VALUES = 60_000  # PyYAML needs 600 bytes for each: 36 MB
 MAX_DEPTH = 50
-_MAX_NUMBER = 64  # letters
-_MAX_KEY = 200  # letters; it stands in messages
-_INTEGERS = 1 << 63  # beyond them no framework reads one
+_MAX_NUMBER = 64  # characters
+_MAX_KEY = 200  # characters; keys occur in messages
+_INTEGERS = 1 << 63  # frameworks do not read larger integers
 
 
 class Located(dict):
-    """A mapping that knows where each of its keys was written: `where[key]` is `file:line`."""
+    """A mapping that knows the place of each key: `where[key]` is `file:line`."""
 
     def __init__(self, content: dict, where: dict[object, str]) -> None:
         super().__init__(content)
         self.where = where
 
     def place(self, key: object) -> str:
-        """` (file:line)` of a key, or nothing where it is not known."""
+        """Return ` (file:line)` of a key, or an empty text if it is not known."""
         return f" ({self.where[key]})" if key in self.where else ""
 
 
 class Tagged(Located):
-    """A mapping that describes an object of PaddleDetection's: `!COCODataSet {...}`.
+    """A mapping that describes an object of PaddleDetection: `!COCODataSet {...}`.
 
     Attributes:
-        tag: without the exclamation mark.
+        tag: the tag without the exclamation mark.
         place_of_tag: `file:line`.
     """
 
@@ -48,7 +48,7 @@ class Tagged(Located):
 
 
 def drop_places(node: object) -> Any:
-    """The same without the places: dictionaries and lists as libraries expect them. Tags stay."""
+    """Return the content without places: dictionaries and lists for libraries. Tags stay."""
     if isinstance(node, Tagged):
         return Tagged(node.tag, node.place_of_tag, Located(drop_places(dict(node)), {}))
     if isinstance(node, dict):
@@ -61,11 +61,11 @@ def _refuse(node: yaml.Node, text: str) -> yaml.constructor.ConstructorError:
 
 
 class BoundedLoader(yaml.SafeLoader):
-    """PyYAML's SafeLoader with bounds on size, number and depth of values, on what aliases make of
-    them, and on numbers.
+    """PyYAML's SafeLoader with limits on size, number and depth of values (also by aliases), and on
+    numbers.
 
     Raises:
-        yaml.YAMLError: a bound is passed, or a value that does not fit its tag.
+        yaml.YAMLError: a limit is exceeded, or a value does not fit its tag.
     """
 
     def __init__(self, stream: IO[str] | str) -> None:
@@ -73,7 +73,7 @@ class BoundedLoader(yaml.SafeLoader):
         if len(text) > MAX_BYTES:
             raise yaml.YAMLError(f"expected at most {MAX_BYTES} bytes, got more")
         super().__init__(text)
-        self.name = getattr(stream, "name", self.name)  # in places
+        self.name = getattr(stream, "name", self.name)  # the name for places
         self._values = self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
@@ -92,7 +92,9 @@ class BoundedLoader(yaml.SafeLoader):
         self._depth -= 1
         is_key = isinstance(parent, yaml.MappingNode) and index is None
         if is_key and isinstance(node, yaml.ScalarNode) and len(node.value) > _MAX_KEY:
-            raise _refuse(node, f"expected a key of at most {_MAX_KEY} letters, got a longer one")
+            raise _refuse(
+                node, f"expected a key of at most {_MAX_KEY} characters, got a longer one"
+            )
         return node
 
     def compose_document(self) -> yaml.Node:
@@ -106,13 +108,14 @@ class BoundedLoader(yaml.SafeLoader):
         kind = node.tag.rpartition(":")[2]
         if kind in ("int", "float") and len(node.value) > _MAX_NUMBER:
             raise _refuse(
-                node, f"expected a number of at most {_MAX_NUMBER} letters, got {len(node.value)}"
+                node,
+                f"expected a number of at most {_MAX_NUMBER} characters, got {len(node.value)}",
             )
         try:
             value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             text = f"expected a value of {node.tag}, got {shorten(node.value)}"
-            raise _refuse(node, text) from error  # a date without a 13th month, `!!int x`
+            raise _refuse(node, text) from error  # `2001-99-99`, or `!!int x`
         if isinstance(value, int) and not -_INTEGERS <= value < _INTEGERS:
             raise _refuse(node, f"expected an integer of 64 bits, got {shorten(value)}")
         if isinstance(value, float) and math.isinf(value) and "inf" not in node.value.lower():
@@ -121,10 +124,10 @@ class BoundedLoader(yaml.SafeLoader):
 
 
 def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """The values below a node, those of its aliases counted at each place.
+    """Count the values below a node; those of aliases count at each place.
 
     Args:
-        known: counts by the node's id; None while they are being made.
+        known: counts by the node's id; None while a node is counted.
     """
     if id(node) not in known:
         known[id(node)] = None
@@ -136,17 +139,18 @@ def _count_values(node: yaml.Node, known: dict[int, int | None]) -> int:
             raise _refuse(node, f"expected at most {MAX_VALUES} values, its aliases make more")
         known[id(node)] = count
     elif known[id(node)] is None:
-        raise _refuse(node, "expected values that end, got an alias of what it stands in")
+        raise _refuse(node, "expected values that end, got an alias of a value that contains it")
     return known[id(node)]
 
 
 class _Loader(BoundedLoader):
-    """A tag that would make a Python object is refused. Mappings are `Located`, a key may stand
-    only once, and `1e-3` is a number (YAML 1.1 takes it for text, since it has no dot)."""
+    """The loader for configurations. It refuses tags for Python objects. Mappings are `Located`, a
+    key may occur only once, and `1e-3` is a number (in YAML 1.1 it is text, because it has no
+    dot)."""
 
 
 def _add_numbers(kind: type[yaml.SafeLoader] | type[yaml.SafeDumper]) -> None:
-    """`1e-3`. A dumper puts texts that look like it in quotes."""
+    """Resolve `1e-3` as a number. A dumper quotes texts that look like it."""
     number = re.compile(r"[-+]?[0-9]+[eE][-+]?[0-9]+$")
     kind.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
 
@@ -174,7 +178,7 @@ def _construct_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Locat
 
 def _construct_tagged(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Tagged:
     if len(tag) > _MAX_KEY:
-        raise _refuse(node, f"expected a tag of at most {_MAX_KEY} letters, got a longer one")
+        raise _refuse(node, f"expected a tag of at most {_MAX_KEY} characters, got a longer one")
     if not isinstance(node, yaml.MappingNode):
         raise _refuse(node, f"expected keys and values behind !{tag}")
     place = f"{node.start_mark.name}:{node.start_mark.line + 1}"
@@ -186,7 +190,7 @@ _Loader.add_multi_constructor("!", _construct_tagged)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads."""
+    """Writes YAML for `_Loader`."""
 
 
 _add_numbers(_Dumper)
@@ -198,19 +202,19 @@ _Dumper.add_representer(
 
 
 def format_yaml(content: dict) -> str:
-    """A config as YAML, tags and all."""
+    """Return a config as YAML, with its tags."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _ShortDumper(_Dumper):
-    """Writes a repeated value again, without an alias."""
+    """Write a repeated value again, without an alias."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def format_short_yaml(content: dict) -> str:
-    """Plain values as YAML without aliases, with lists and mappings of single values on one
+    """Return plain values as YAML without aliases; lists and mappings of single values are on one
     line."""
     return yaml.dump(
         content,
@@ -225,8 +229,8 @@ def load_yaml(text: str, name: str) -> object:
     """Read one YAML document; `name` is used in places and errors.
 
     Raises:
-        yaml.YAMLError: not YAML, a Python object, a key written twice, or larger than a document of
-            ours is (`BoundedLoader`). Its text is short.
+        yaml.YAMLError: the text is not YAML, has a Python object or a key twice, or is larger than
+            our documents (`BoundedLoader`). The message is short.
     """
     try:
         loader = _Loader(text)
@@ -240,7 +244,7 @@ def load_yaml(text: str, name: str) -> object:
 
 
 def find_tagged(node: object) -> Tagged | None:
-    """The first tag in a document."""
+    """Return the first tag in a document."""
     if isinstance(node, Tagged):
         return node
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()

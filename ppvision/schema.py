@@ -1,8 +1,8 @@
-"""One checker for the formats that are ours: `deploy.yaml`, `slim_config`, configurations of
-classification, options of training.
+"""One checker for our own formats: `deploy.yaml`, `slim_config`, configurations of classification,
+options of training.
 
-A format is a dataclass. The annotation of a field says what its value may be; a field with a
-default may be left out:
+A format is a dataclass. The annotation of a field states its possible values; a field with a
+default may be omitted:
 
     @dataclass(frozen=True, kw_only=True)
     class Schedule:
@@ -12,10 +12,10 @@ default may be left out:
 
     schedule = build(Schedule, load_yaml(text, "job.yml"), "lr_scheduler")
 
-`bool`, `str`, `Any`, `Literal`, `X | None`, `list[X]`, `dict[K, V]` and other such dataclasses need
-no more than the annotation; a range is in `Annotated`. A value is never converted: `true` is no
-number, and `1` is no text. An error says where the value is (its path, and file and line where
-the mapping is `Located`), what was expected and what was found, and names the nearest valid key.
+For `bool`, `str`, `Any`, `Literal`, `X | None`, `list[X]`, `dict[K, V]` and other such dataclasses
+the annotation is enough; a range is in `Annotated`. A value is never converted: `true` is not a
+number, and `1` is not text. An error names the place of the value (its path, and file and line if
+the mapping is `Located`), what was expected and what was found, and the nearest valid key.
 """
 
 import re
@@ -38,9 +38,9 @@ from typing import (
 
 from ppvision.errors import InputError, shorten, suggest_nearest
 
-_KEY = 60  # letters of a key in a path
+_KEY = 60  # characters of a key in a path
 
-# The default of a key that may be left out, but not be null as `X | None` may.
+# The default of a key that may be omitted, but not be null like `X | None`.
 LEFT_OUT: Any = None
 
 T = TypeVar("T")
@@ -50,31 +50,31 @@ class Place(NamedTuple):
     """Position of a value in a file.
 
     Attributes:
-        path: the keys that lead to it, with dots between; empty for the whole document.
-        line: `file:line` of the last of these keys that has one; empty where none has.
+        path: the keys that lead to it, separated by dots; empty for the whole document.
+        line: `file:line` of the last of these keys that has one; empty if none has.
     """
 
     path: str = ""
     line: str = ""
 
     def inside(self, owner: object, key: object) -> "Place":
-        """The place of an entry of the mapping or list `owner`, which is here."""
+        """Return the place of an entry of the mapping or list `owner` at this place."""
         name = key[:_KEY] if isinstance(key, str) else shorten(key)
         return Place(f"{self.path}.{name}" if self.path else name, self.line_of(owner, key))
 
     def line_of(self, owner: object, key: object) -> str:
-        """`file:line` of a key of the mapping `owner`, which is here."""
-        # `safe_yaml.Located` has `where`. It is not imported: PyYAML would come with it.
+        """Return `file:line` of a key of the mapping `owner` at this place."""
+        # `safe_yaml.Located` has `where`. It is not imported, because this would import PyYAML.
         return getattr(owner, "where", {}).get(key, self.line)
 
 
-# Takes a value and its place; returns the value, lists and mappings as new ones, or raises
+# Takes a value and its place; returns the value (lists and mappings are copied), or raises
 # `SchemaError`.
 Check = Callable[[Any, Place], Any]
 
 
 class SchemaError(InputError):
-    """A value that its format does not take.
+    """A value is not valid in its format.
 
     Attributes:
         line: `file:line`, or empty.
@@ -86,13 +86,13 @@ class SchemaError(InputError):
 
     @property
     def sentence(self) -> str:
-        """The message with a mark at its end."""
+        """Return the message with a mark at its end."""
         text = str(self)
         return text if text.endswith((".", "?")) else f"{text}."
 
 
 def refuse(value: object, place: Place, expected: str) -> SchemaError:
-    """The error for a value."""
+    """Return the error for a value."""
     return SchemaError(place, f"expected {expected}, got {shorten(value)}")
 
 
@@ -100,38 +100,38 @@ def refuse(value: object, place: Place, expected: str) -> SchemaError:
 
 
 def build(kind: type[T], content: object, path: str = "", line: str = "") -> T:
-    """A dataclass from keys and values.
+    """Build a dataclass from keys and values.
 
     Args:
         kind: the dataclass.
         content: a mapping, with or without places.
-        path: of the mapping in its document, for messages.
+        path: path of the mapping in its document, for messages.
         line: `file:line` of the mapping, or empty.
 
     Raises:
-        SchemaError: a key that is not known or not there, a value of another type or out of range.
+        SchemaError: a key is unknown or missing, or a value has another type or is out of range.
     """
     return check_of(kind)(content, Place(path, line))
 
 
 def check_values(instance: object) -> None:
-    """Raise `SchemaError` for a field of a dataclass that does not hold what it says."""
+    """Raise `SchemaError` if a field of a dataclass does not have a valid value."""
     for name, check in collect_checks(type(instance)).items():
         check(getattr(instance, name), Place(name))
 
 
 @cache
 def collect_checks(kind: type) -> dict[str, Check]:
-    """The check of each field of a dataclass, by its name."""
+    """Return the check of each field of a dataclass, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {entry.name: check_of(hints[entry.name]) for entry in fields(kind)}
 
 
 def check_of(annotation: Any) -> Check:
-    """The check that an annotation asks for.
+    """Return the check for an annotation.
 
     Raises:
-        TypeError: one that says too little, such as `int`, whose range is open.
+        TypeError: the annotation is not enough, such as `int` without a range.
     """
     origin, parts = get_origin(annotation), get_args(annotation)
     count = Count()
@@ -178,7 +178,7 @@ def _fields_of(kind: type) -> Check:
 
 
 def check_keys(value: Mapping, known: Iterable[str], place: Place) -> None:
-    """Raise `SchemaError` for a key of a mapping that is none of `known`."""
+    """Raise `SchemaError` for a key of a mapping that is not in `known`."""
     for key in value:
         if key not in known:
             raise SchemaError(
@@ -192,10 +192,10 @@ def check_keys(value: Mapping, known: Iterable[str], place: Place) -> None:
 
 @dataclass(frozen=True)
 class Count:
-    """How many values a list or mapping has, both ends included.
+    """The number of values of a list or mapping, both limits included.
 
     Attributes:
-        described: of the whole, for messages.
+        described: description of the whole, for messages.
     """
 
     least: int = 0
@@ -209,7 +209,7 @@ class Count:
 
 
 def optional(check: Check) -> Check:
-    """Null, or what another check takes."""
+    """Make a check that accepts null, or what another check accepts."""
     return lambda value, place: None if value is None else check(value, place)
 
 
@@ -236,8 +236,8 @@ def _mapping_of(key: Check, check: Check, count: Count) -> Check:
 
 
 def plain_mapping(most: int, depth: int) -> Check:
-    """Keys and values as YAML holds them without Python objects, of at most `most` values in
-    `depth` levels."""
+    """Make a check for plain YAML values without Python objects: at most `most` values in `depth`
+    levels."""
 
     def check(value: Any, place: Place) -> Any:
         left = most
@@ -266,24 +266,24 @@ def plain_mapping(most: int, depth: int) -> Check:
 
 
 def take_any(value: Any, place: Place) -> Any:
-    """Whatever it is: someone else checks it."""
+    """Accept any value; other code checks it."""
     return value
 
 
 def flag(value: Any, place: Place) -> bool:
-    """True or false."""
+    """Accept true or false."""
     if not isinstance(value, bool):
         raise refuse(value, place, "true or false")
     return value
 
 
 def number(lowest: float, highest: float = inf, kinds: Any = (int, float)) -> Check:
-    """A finite number in a range, both ends included."""
+    """Make a check for a finite number in a range, both limits included."""
     limits = f"from {lowest} to {highest}" if highest < inf else f"of at least {lowest}"
     expected = f"a {'whole ' if kinds is int else ''}number {limits}"
 
     def check(value: Any, place: Place) -> Any:
-        # NaN compares with nothing.
+        # Comparisons with NaN are false.
         fits = _is_number(value, kinds) and lowest <= value <= highest and value != inf
         if not fits:
             raise refuse(value, place, expected)
@@ -293,12 +293,12 @@ def number(lowest: float, highest: float = inf, kinds: Any = (int, float)) -> Ch
 
 
 def whole(lowest: int, highest: float = inf) -> Check:
-    """A whole number in a range, both ends included."""
+    """Make a check for a whole number in a range, both limits included."""
     return number(lowest, highest, int)
 
 
 def between(low: float, high: float = inf) -> Check:
-    """A finite number in a range without its ends."""
+    """Make a check for a finite number in a range without its limits."""
     expected = f"a finite number above {low}" + (f" and below {high}" if high < inf else "")
 
     def check(value: Any, place: Place) -> float:
@@ -314,8 +314,9 @@ def _is_number(value: object, kinds: Any) -> bool:
 
 
 def text(longest: float = inf, pattern: str = "", described: str = "text") -> Check:
-    """Text of at most `longest` letters that matches a regular expression as a whole."""
-    limit = f" of at most {longest} letters" if longest < inf else ""
+    """Make a check for text of at most `longest` characters that fully matches a regular
+    expression."""
+    limit = f" of at most {longest} characters" if longest < inf else ""
 
     def check(value: Any, place: Place) -> str:
         if not isinstance(value, str) or len(value) > longest:
@@ -328,13 +329,13 @@ def text(longest: float = inf, pattern: str = "", described: str = "text") -> Ch
 
 
 def one_of(*known: str | int) -> Check:
-    """One of a few values, of its type."""
+    """Make a check for one of a few values, of the same type."""
 
     def check(value: Any, place: Place) -> Any:
         if any(type(value) is type(k) and value == k for k in known):
             return value
         hint = suggest_nearest(value[:_KEY], known) if isinstance(value, str) else ""
-        hint = f". {hint}" if hint.startswith("Did") else ""  # all of them are named anyway
+        hint = f". {hint}" if hint.startswith("Did") else ""  # all values are named anyway
         listed = ", ".join(map(str, known))
         raise SchemaError(place, f"expected one of {listed}, got {shorten(value)}{hint}")
 

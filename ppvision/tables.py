@@ -1,14 +1,14 @@
-"""Tables of text: aligned columns, for whoever prints scores, sizes or times."""
+"""Tables of text with aligned columns, for scores, sizes and times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from numbers import Integral, Real
 
-TERMINAL_COLUMNS = 80  # what a terminal has unless somebody widens it
+TERMINAL_COLUMNS = 80  # default width of a terminal
 
 
 def format_table(rows: Iterable[Iterable[object]], align: str = "<") -> str:
-    """Rows of cells as aligned columns with two spaces between.
+    """Format rows of cells as aligned columns with two spaces between.
 
         print(format_table([("class", "IoU"), ("road", 0.51), ("sky", math.nan)], "<>"))
 
@@ -17,9 +17,9 @@ def format_table(rows: Iterable[Iterable[object]], align: str = "<") -> str:
         sky         -
 
     Args:
-        rows: all of the same length; usually the first names the columns. Numbers that are not
-            whole are shown with four digits, None and NaN as `-`, everything else as `str`.
-        align: `<` (left) or `>` (right) for each column; the last holds for all that follow.
+        rows: rows of the same length; usually the first has the names of the columns. Numbers that
+            are not whole are shown with four digits, None and NaN as `-`, other values as `str`.
+        align: `<` (left) or `>` (right) for each column; the last applies to all further columns.
     """
     cells = [[_show(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -31,7 +31,7 @@ def format_table(rows: Iterable[Iterable[object]], align: str = "<") -> str:
 
 
 def format_records(records: Sequence[Mapping[str, object]]) -> str:
-    """Records with the same keys as a table under these keys, all columns to the right."""
+    """Format records with the same keys as a table; all columns are aligned to the right."""
     return format_table([records[0], *(record.values() for record in records)], ">")
 
 

@@ -1,10 +1,10 @@
-"""A table of exported folders by the bits of their weights and by arithmetic.
+"""Print a table of exported folders by the bits of their weights and by arithmetic.
 
     python scripts/arithmetic_table.py FLOAT INT8 [WIDTH ...]
 
 FLOAT is an export without integers, INT8 one of the same model with `--int8`, each WIDTH a folder
-of `export --bits ... --int8`. Scores and milliseconds (one thread, OpenVINO) are those that the
-exports wrote into `deploy.yaml`.
+of `export --bits ... --int8`. Scores and milliseconds (one thread, OpenVINO) come from
+`deploy.yaml`.
 """
 
 import sys
@@ -15,7 +15,7 @@ from ppvision.tables import format_records
 
 
 def make_rows(as_float: Manifest, as_int8: Manifest, widths: list[Manifest]) -> list[dict]:
-    """A row for the float export, one for the integers of the same model, two for each width."""
+    """Return one row for the float export, one for the same model in integers, two per width."""
     checked = as_int8.int8
     rows = [_row(as_float, "float32", checked), _row(as_int8, "int8", checked)]
     for manifest in widths:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Look at runs in a browser:  bash scripts/dashboard.sh RUN_FOLDER...
+# Show runs in a browser:  bash scripts/dashboard.sh RUN_FOLDER...
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

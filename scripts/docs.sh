@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the site of docs/ into output/site:  bash scripts/docs.sh [flags of `mkdocs build`]
-# A warning is an error. mkdocs gets an environment of its own, output/docs-venv.
+# A warning is an error. mkdocs has a separate environment, output/docs-venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=output/docs-venv

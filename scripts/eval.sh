@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Score a model:  bash scripts/eval.sh CONFIG --model_path FILE | --model_dir FOLDER [flags of `ppvision eval`]
+# Evaluate a model:  bash scripts/eval.sh CONFIG --model_path FILE | --model_dir FOLDER [flags of `ppvision eval`]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

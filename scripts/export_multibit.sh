@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a model to one folder for every bit-width:
+# Export a model to one folder per bit-width:
 #   bash scripts/export_multibit.sh CONFIG MODEL [--bits 8 6 4 3 2] [flags of `ppvision export`]
 # MODEL: a checkpoint of once-QAT, a layered model (folder or URL), or float weights together with
 # --slim_config. Prints and writes a table: bits, bytes, score, error, latency, load time.

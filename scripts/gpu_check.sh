@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What works on this machine's GPU, in one table: training in bfloat16, going on from a checkpoint,
-# export, prediction and evaluation on the GPU, and TensorRT where it is. Under four minutes is the
-# aim. Nobody has run it on a GPU yet.
+# Print a table of what works on this machine's GPU: training in bfloat16, continuing from a
+# checkpoint, export, prediction and evaluation on the GPU, and TensorRT if it is installed. The aim
+# is less than four minutes. Nobody has run it on a GPU yet.
 #
 #   REQUIREMENTS=requirements-gpu.txt bash scripts/gpu_check.sh
-#   DEVICE=cpu bash scripts/gpu_check.sh       the same rows in float32 on a CPU: tries this script
+#   DEVICE=cpu bash scripts/gpu_check.sh       the same rows in float32 on a CPU: a test of this script
 set -euo pipefail
 device="${DEVICE:-gpu}"
 precision=bf16

@@ -6,7 +6,7 @@
 #   bash scripts/lock_requirements.sh              keeps every pin that still fits
 #   bash scripts/lock_requirements.sh --upgrade    takes the newest versions that fit
 #
-# Arguments go to `uv pip compile`. uv is installed into a temporary folder, at the version
+# Arguments are passed to `uv pip compile`. uv is installed into a temporary folder, at the version
 # below, so that the same inputs give the same file.
 set -euo pipefail
 
@@ -14,7 +14,7 @@ readonly uv_version=0.13.9
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 cd "$root"
 
-# Inside the project, so that the last step is a rename on one file system.
+# The folder is inside the project, so that the last step is a rename on one file system.
 work="$(mktemp -d "$root/.lock.XXXXXX")"
 trap 'rm -rf "$work"' EXIT
 

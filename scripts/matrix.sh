@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The versions that ppvision is for, as far as this machine has their Python (`python3.X` on PATH, or
-# pyenv's): `scripts/wheel_check.sh` for each, in a fresh environment. Prints the table of
-# docs/install.md; what went wrong goes to stderr. 2 to 5 minutes for each line.
+# Runs `scripts/wheel_check.sh` in a fresh environment for each supported version whose Python this
+# machine has (`python3.X` on PATH, or in pyenv). Prints the table of docs/install.md; errors go to
+# stderr. Each line takes 2 to 5 minutes.
 #
 #   bash scripts/test.sh --matrix                      all
 #   bash scripts/test.sh --matrix 3.12 3.10:3.3.1      these: a Python, a Python with a Paddle

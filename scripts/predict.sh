@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Predict pictures with an exported model:  bash scripts/predict.sh MODEL_DIR IMAGE [flags of `ppvision predict`]
+# Predict images with an exported model:  bash scripts/predict.sh MODEL_DIR IMAGE [flags of `ppvision predict`]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# The main job, end to end, on a fresh machine:  bash scripts/quickstart.sh [--verbose] [FOLDER]
+# Run the whole main job on a fresh machine:  bash scripts/quickstart.sh [--verbose] [FOLDER]
 #
 # Set-up; digit-scenes; pale_nano under PaddleSeg's SegFormer head, fine-tuned from the zoo's own
 # small weights; scored on the val split; exported; run by Paddle Inference on held-out scenes and
 # on a real photograph; exported in 8-bit integers. Then a short once-QAT of that model, packed as
 # layers of bits and exported at 8, 4 and 2 bits, with products in float and in integers. FOLDER
-# (default output/quickstart) holds all that it makes; a second run takes up what is there already.
-# Fails below 0.30 mIoU.
+# (default output/quickstart) has all results; a second run continues with them. The script fails if
+# the mIoU is below 0.30.
 #
-# Shows the steps, a progress line each, and the result. What the verbs print is kept in FOLDER/*.txt,
-# what libraries print while training in FOLDER/run/log.txt; --verbose shows both.
+# It shows the steps, one progress line per step, and the result. The output of the verbs is in
+# FOLDER/*.txt, and that of libraries during the training is in FOLDER/run/log.txt; --verbose shows
+# both.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ppvision_root"
@@ -25,7 +26,7 @@ paths=(train_dataset.dataset_root="$data" train_dataset.train_path="$data/train.
 
 number=0
 step() { number=$((number + 1)) && printf '%s/11 %s\n' "$number" "$*"; }
-# ppvision, whose results go into a file of $out, and with --verbose to the terminal too.
+# Run ppvision; its results go into a file of $out, and with --verbose also to the terminal.
 run_to() {
     local file=$out/$1 code=0
     shift
@@ -71,7 +72,7 @@ photograph=$(python -c 'import sklearn.datasets as d; print(d.__path__[0])')/ima
 run_to photograph.txt predict --model_dir "$model" --image_path "$photograph" \
     --save_dir "$pictures/photograph"
 
-step "latency: eager against exported, one picture of 112 x 112"
+step "latency: eager against exported, one image of 112 x 112"
 run_to latency.txt bench --config "$config" --model_path "$best" --model_dir "$model" "$model-112" \
     --size 112 112 --opts "${paths[@]}"
 
@@ -97,9 +98,9 @@ cat <<END
 
 pictures        $pictures
 VisualDL        $run/vdl    (bash scripts/dashboard.sh $run)
-exported model  $model    (any size; $model-112: one picture of 112 x 112, faster)
+exported model  $model    (any size; $model-112: one image of 112 x 112, faster)
 latency         $out/latency.txt
-integers        $model-int8    (one picture of 112 x 112; docs/integers.md)
+integers        $model-int8    (one image of 112 x 112; docs/integers.md)
 all widths      $layers    (layers of bits); $model-bits/w8 w4 w2; table: $out/widths.txt
 logs            $run/log.txt, $run-once/log.txt
 mIoU            $before before, $after after, $exported exported

@@ -21,16 +21,16 @@ from ppvision.cli import build_parser
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 NOTE = "`python scripts/reference_pages.py` writes this page from the code."
-WIDTH = 100  # letters of a line of prose
+WIDTH = 100  # characters of a line of prose
 
 
 def _prose(text: str) -> str:
-    """A paragraph in lines."""
+    """Wrap a paragraph."""
     return textwrap.fill(text, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n"
 
 
 def cli_page() -> str:
-    """The help of every verb."""
+    """Return the page with the help of every verb."""
     parser = build_parser()
     (verbs,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = [
@@ -43,7 +43,7 @@ def cli_page() -> str:
 
 
 def python_page() -> str:
-    """Names, signatures and docstrings of the public Python functions."""
+    """Return the page with names, signatures and docstrings of the public Python functions."""
     parts = [
         "# Reference: Python\n",
         _prose(f"{NOTE} Everything here is a name of `import ppvision`."),
@@ -72,7 +72,7 @@ def _described(name: str, found: object, level: str) -> str:
 
 
 def _wrapped(signature: str) -> str:
-    """A signature with one parameter a line where it is long."""
+    """Format a signature; a long one has one parameter per line."""
     if len(signature) < 80:
         return signature
     parameters, depth = [""], 0
@@ -87,7 +87,7 @@ def _wrapped(signature: str) -> str:
 
 
 def config_page() -> str:
-    """The keys of configs, from the docstrings of the modules that read them."""
+    """Return the page with the keys of configs, from docstrings of the modules that read them."""
     parts = [
         "# Reference: config keys\n",
         _prose(NOTE),
@@ -122,7 +122,7 @@ def _docstring(module: str) -> str:
 
 
 def _as_markdown(text: str) -> str:
-    """Indented blocks as YAML."""
+    """Mark indented blocks as YAML."""
     block = re.compile(r"(?:^    .*\n?|^\n(?=    ))+", re.MULTILINE)
 
     def fenced(found: re.Match) -> str:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What must hold before a release; changes nothing:  bash scripts/release_check.sh
+# Check the conditions for a release; changes nothing:  bash scripts/release_check.sh
 #   version, changelog and citation agree; nothing is uncommitted; docs/results.md is up to date;
 #   the wheel has the code, configs, weights and licence, and nothing else; a fresh environment
 #   trains, exports and predicts with it (scripts/wheel_check.sh).

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 # Makes .venv in the project's root: Python, every package that is pinned for it, ppvision.
 #
-#   bash scripts/setup.sh                                      the first time a few minutes, then at once
-#   source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"           the same from another script, after which
+#   bash scripts/setup.sh                                      a few minutes the first time, then at once
+#   source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"           the same from another script; afterwards
 #                                                              `python` and `ppvision` are those of .venv
 #   REQUIREMENTS=requirements-gpu.txt bash scripts/setup.sh    see the head of that file
 #   PYTHON=python3.12 bash scripts/setup.sh                    another Python than 3.11: 3.10, 3.12, 3.13
 #   VENV=.venv-3.12 PYTHON=... bash scripts/setup.sh           another folder than .venv
 #
-# .venv/ppvision-setup holds one line: the requirements file, and a hash of all that went into the
-# installation, or the word `unfinished` while one runs. An unfinished .venv is made anew, since
-# pip takes a half-copied package for an installed one.
+# .venv/ppvision-setup has one line: the requirements file, and a hash of all inputs of the
+# installation, or the word `unfinished` while it runs. An unfinished .venv is made again, because
+# pip treats a half-copied package as installed.
 set -euo pipefail
 
 ppvision_setup() (
@@ -146,8 +146,8 @@ ppvision_root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 ppvision_setup "$ppvision_root"
 export PATH="$ppvision_root/.venv/bin:$PATH"
 
-# On AMD processors Paddle's MKL picks its slow generic kernels unless told what the processor has
-# (docs/design.md has the measurement). MKL reads this once, before Paddle starts.
+# On AMD processors Paddle's MKL uses slow generic kernels unless this variable names the features of
+# the processor (docs/design.md has the measurement). MKL reads it once, before Paddle starts.
 if grep -q AuthenticAMD /proc/cpuinfo && [ -z "${MKL_DEBUG_CPU_TYPE:-}" ]; then
   MKL_DEBUG_CPU_TYPE="$(python -c "import os
 from ppvision.environment import prefer_fast_mkl

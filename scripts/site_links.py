@@ -10,5 +10,5 @@ _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(?:README|CONTRIBUTING|benchmark
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """The page's text for the site."""
+    """Return the page's text for the site."""
     return _OUTSIDE.sub(r"\1", markdown)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Set-up, linter, formatter, type checker, tests; the last lines are pytest's summary.
+# Run set-up, linter, formatter, type checker and tests; the last lines are pytest's summary.
 #
-#   bash scripts/test.sh                      what runs everywhere
+#   bash scripts/test.sh                      the tests that run everywhere
 #   bash scripts/test.sh --all                also the tests that need nginx and Chromium, which
 #                                             are installed with apt-get when run as root
 #   bash scripts/test.sh [--all] -k doctor    other arguments go to pytest
@@ -38,6 +38,6 @@ python -m ruff format --check --quiet . || {
   exit 1
 }
 python -m mypy --no-error-summary  # the public modules: [tool.mypy] in pyproject.toml
-# Two processes: most tests keep one core busy. Those of a file stay together, for their fixtures;
-# the files keep the order of tests/conftest.py, which has the long ones first.
+# Two processes, because most tests use one core. Tests of a file stay together, for their fixtures;
+# files have the order of tests/conftest.py, with the long ones first.
 exec python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 "${select[@]}" "$@"

@@ -2,10 +2,10 @@
 # Train a model:  bash scripts/train.sh CONFIG [flags of `ppvision train`]
 #   NPROC=2 bash scripts/train.sh CONFIG ...     data-parallel, 2 processes
 #   NNODES=2 MASTER=10.0.0.1:6170 NODE_RANK=0 NPROC=8 bash scripts/train.sh CONFIG ...
-#       on 2 machines, this one the first; MASTER is an address or name and a free port of the first
+#       on 2 machines, this is the first; MASTER is the address or name of the first, and a free port of it
 #   MAX_RESTART=3 NPROC=2 ... bash scripts/train.sh CONFIG ...
-#       goes on from the newest checkpoint, up to 3 times, after a process has failed
-# Scores while it trains (--do_eval) and records for VisualDL (--use_vdl).
+#       continues from the newest checkpoint, up to 3 times, after a process has failed
+# It evaluates during the training (--do_eval) and writes records for VisualDL (--use_vdl).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

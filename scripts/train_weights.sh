@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# One piece of a long training:  bash scripts/train_weights.sh CONFIG [flags of `ppvision train`]
-#   PPVISION_RUNS=DIR   needed: folder of the runs, outside of the checkout; this one is DIR/NAME
-#   NAME=...            of the run; default: the config's
-#   PIECE=2h            the most that one piece takes
-# Trains on one core and goes on from the newest checkpoint. Repeat the command until it exits with 0:
-# 75 says that the piece's time is over. Two runs at once, one per core, use two cores best.
+# Run one piece of a long training:  bash scripts/train_weights.sh CONFIG [flags of `ppvision train`]
+#   PPVISION_RUNS=DIR   needed: folder of the runs, outside the checkout; this run is DIR/NAME
+#   NAME=...            name of the run; default: that of the config
+#   PIECE=2h            time limit of one piece
+# It trains on one core and continues from the newest checkpoint. Repeat the command until it exits
+# with 0: 75 means that the time of the piece is over. Two runs at once, one per core, use two cores
+# best.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -13,7 +14,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 config=$1
 shift
 name=${NAME:-$(basename "${config%.*}")}
-# SIGTERM lets the step end and writes a checkpoint.
+# After SIGTERM the step ends and a checkpoint is written.
 code=0
 OMP_NUM_THREADS=1 timeout --signal=TERM --kill-after=10m "${PIECE:-2h}" \
     python -m ppvision train --config "$config" --save_dir "$PPVISION_RUNS/$name" --resume auto \

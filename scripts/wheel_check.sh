@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the wheel, installs it with what it declares into a fresh environment, and works there:
-# trains a classifier for two steps, exports it, predicts a picture with it and with the zoo's model.
+# Builds the wheel and installs it with its requirements into a fresh environment. There it trains a
+# classifier for two steps, exports it, and predicts an image with it and with the zoo's model.
 #
 #   bash scripts/wheel_check.sh                         with python3
-#   PYTHON=python3.12 bash scripts/wheel_check.sh       with another one, 3.10 to 3.13
+#   PYTHON=python3.12 bash scripts/wheel_check.sh       with another Python, 3.10 to 3.13
 #   PADDLE=3.3.1 bash scripts/wheel_check.sh            with this version of paddlepaddle
 #   EXTRAS=onnx,remote bash scripts/wheel_check.sh      with optional parts
 set -euo pipefail
@@ -12,7 +12,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-# A build leaves folders where it runs, so it runs on a copy.
+# A build leaves folders behind, so it runs on a copy.
 mkdir "$work/source"
 tar -C "$root" --exclude='./.*' --exclude=./output --exclude=./data -cf - . | tar -C "$work/source" -xf -
 "${PYTHON:-python3}" -m venv "$work/venv"

@@ -1,4 +1,4 @@
-"""Whether a wheel has what the project has: scripts/release_check.sh runs this.
+"""Check that a wheel has the files of the project; scripts/release_check.sh runs this.
 
 python scripts/wheel_contents.py dist/ppvision-0.1.0-py3-none-any.whl
 """
@@ -13,7 +13,7 @@ PACKAGED_CONFIGS = "ppvision/configs"
 
 
 def expected() -> set[str]:
-    """What git has of the package, and the configs where the package keeps them."""
+    """Return the files of the package in git, and the configs at their place in the package."""
     listed = subprocess.run(
         ["git", "ls-files", "ppvision", "configs"],
         cwd=ROOT,

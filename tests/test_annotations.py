@@ -270,7 +270,7 @@ HANDLED = {
     "picture ids from 0": (_picture_ids(0, 1), "", ()),
     "negative picture ids": (_picture_ids(-5, -1), "", ()),
     "large picture ids": (_picture_ids(2**52, 3), "", ()),
-    "picture ids as text": (_names_as_ids, "2 picture ids are text", ()),
+    "image ids as text": (_names_as_ids, "2 image ids are text", ()),
     "floats": (_floats, "", ()),
     "no iscrowd": (_drop("annotations", "iscrowd"), "4 annotations have no iscrowd", ()),
     "no area": (_drop("annotations", "area"), "4 annotations have no area", ()),
@@ -281,7 +281,7 @@ HANDLED = {
     "all zero box": (_extra(bbox=[0, 0, 0, 0], area=0), "1 boxes have no area", ()),
     "no area in a good box": (_set("annotations", 3, area=0), "1 boxes have no area", (3,)),
     "tracks": (_each("track_id", [1, "x", None, 2**40]), "3 annotations have a track_id", ()),
-    "leftovers": (_leftover, "1 pictures are what tools leave behind", ()),
+    "leftovers": (_leftover, "1 images are what tools leave behind", ()),
     "windows": (_windows, "", ()),
     "unused keys": (_each("keypoints", [[], None, "x", [1, 2, 0]]), "", ()),
     "bytes that are no UTF-8": (None, "", ()),
@@ -317,7 +317,7 @@ def _written(root: Path, name: str) -> None:
 
 
 # A box detector takes all of them; with masks by default those that change what is left.
-WITH_MASKS = ("ids from 0", "strange ids", "crowd", "flat box", "leftovers", "picture ids as text")
+WITH_MASKS = ("ids from 0", "strange ids", "crowd", "flat box", "leftovers", "image ids as text")
 CASES = [pytest.param(name, "YOLOv3", id=name) for name in HANDLED]
 CASES += [
     pytest.param(
@@ -566,16 +566,16 @@ REFUSED = {
     "size of text": (_set("images", 0, width="64"), "images[0] width '64'"),
     "size of halves": (_set("images", 0, width=63.5), "images[0] width 63.5"),
     "no size": (_drop("images", "height", 1), "images[0]: height"),
-    "file of nothing": (_set("images", 0, file_name=""), "pictures missing"),
-    "file with a zero": (_set("images", 0, file_name="a\0b"), "pictures missing"),
-    "file of a kilometre": (_set("images", 0, file_name="x" * 10**5), "pictures missing"),
+    "file of nothing": (_set("images", 0, file_name=""), "images missing"),
+    "file with a zero": (_set("images", 0, file_name="a\0b"), "images missing"),
+    "file of a kilometre": (_set("images", 0, file_name="x" * 10**5), "images missing"),
     "iscrowd as text": (_set("annotations", 0, iscrowd="0"), "annotations[0] iscrowd '0'"),
     "area as text": (_set("annotations", 0, area="9"), "annotations[0] area '9'"),
     "area of nothing": (_set("annotations", 0, area=float("nan")), "annotations[0] area nan"),
     "all ignored": (_each("ignore", [1] * 4), "objects ignored"),
     "no categories": (lambda content: content.pop("categories"), "'categories'"),
     "no annotations": (lambda content: content.pop("annotations"), "'annotations'"),
-    "no pictures": (lambda content: content.update(images=[], annotations=[]), "pictures none"),
+    "no images": (lambda content: content.update(images=[], annotations=[]), "images none"),
     "a list of text": (lambda content: content.update(images=["a"]), "'images'"),
 }
 
@@ -814,7 +814,7 @@ def test_pictures_without_objects(voc):
         (lambda root: (root / "labels.txt").write_text("cat\ncat\n"), "labels.txt twice 'cat'"),
         (lambda root: (root / "labels.txt").write_text("cat\n"), "labels.txt 2 1"),
         (lambda root: (root / "labels.txt").write_bytes(b"caf\xe9\ncat"), "labels.txt UTF-8"),
-        (lambda root: (root / "list.txt").write_text("\n\n"), "list.txt pictures"),
+        (lambda root: (root / "list.txt").write_text("\n\n"), "list.txt images"),
         (lambda root: (root / "list.txt").write_text("images/a.png"), "1"),
         (lambda root: _write_xml(root, voc_text()), None),
         (lambda root: _write_xml(root, voc_text(voc_object("cow", BOXES[0]))), "b.xml 0 'cow'"),
@@ -859,7 +859,7 @@ def test_what_deserves_a_look_is_in_the_log(voc, caplog):
     with (voc / "list.txt").open("a") as file:
         file.write("images/a.png xml/a.xml\n")
     check_voc("x", voc / "list.txt", voc, voc / "labels.txt", 2)
-    for token in ("1 lines repeat", "1 pictures have no <object>", "every object is difficult"):
+    for token in ("1 lines repeat", "1 images have no <object>", "every object is difficult"):
         assert token in caplog.text
 
 

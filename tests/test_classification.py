@@ -75,7 +75,7 @@ def test_a_list_gives_the_same_as_folders(crops, tmp_path):
 @pytest.mark.parametrize(
     ("text", "tokens"),
     [
-        ("train/digit 0/0.png\n", "list.txt:1: `picture class-number`"),
+        ("train/digit 0/0.png\n", "list.txt:1: `image class-number`"),
         ("a.png 1\nb.png -1\n", "list.txt:2:"),
         ("a.png one\n", "list.txt:1: 'a.png one'"),
         ("\n", "list.txt none"),
@@ -600,4 +600,4 @@ def test_a_model_without_its_data_set(classification_file, crops, tmp_path, caps
     assert len(json.loads((out / "predictions.json").read_text())) == 7
     assert "numbers are used instead" in capsys.readouterr().err
     assert ppvision("eval", *common, layers) == 1
-    assert "expected a folder of pictures" in capsys.readouterr().err
+    assert "expected a folder of images" in capsys.readouterr().err

@@ -113,7 +113,7 @@ def test_every_example_runs(outputs):
 def test_results_on_stdout_and_the_log_on_stderr(outputs, verb):
     result = {
         "data": r"data/digit_scenes: 11 classes; train 12 scenes, \d+ digits; val 4 scenes.*\n$",
-        "check": r"(?s)train_dataset: 12 pictures\n.*56x56 \(12\)\nclass.*val_dataset: 4 pictures",
+        "check": r"(?s)train_dataset: 12 images\n.*56x56 \(12\)\nclass.*val_dataset: 4 images",
         "train": r"run folder output/mine; best score [\d.]+ at step \d, model \S+\n$",
         "eval": r"(?s) +Boundary .*class +IoU.*\nmIoU [\d.]+ .*\nBoundaryIoU .*\nTrimapIoU .*\n$",
         "export": r"exported model: \S+/inference/mine\n$",
@@ -251,7 +251,7 @@ def test_scores_of_a_detector():
 def test_check_counts_pictures(classification_file, capsys):
     assert cli.run(["check", "-c", str(classification_file()), "--part", "val_dataset"]) == 0
     shown = capsys.readouterr().out
-    assert "val_dataset: 21 pictures\nwidth x height (pictures): 28x28 (21)\n" in shown
+    assert "val_dataset: 21 images\nwidth x height (images): 28x28 (21)\n" in shown
     assert re.search(r"digit 2 +7 +33\.33%", shown)
     assert "train_dataset" not in shown
 
@@ -262,7 +262,7 @@ def test_check_counts_objects(scenes, tmp_path, capsys):
     shown = capsys.readouterr().out
     truth = json.loads((scenes / "annotations" / "instances_train.json").read_text())
     counts = Counter(item["category_id"] for item in truth["annotations"])
-    assert "train_dataset: 12 pictures" in shown
+    assert "train_dataset: 12 images" in shown
     for category in truth["categories"]:
         assert re.search(rf"\n{category['name']} +{counts[category['id']]} ", shown)
 

@@ -199,7 +199,7 @@ def test_format_that_opencv_does_not_read(root):
     (root / "train.txt").write_text(text.replace("images/2.jpg", "images/2.pcx"))
     message = failure(root)
     assert "image does not decode (1)" in message
-    assert "2.pcx: does not decode (not a picture of a known format). Expected JPEG" in message
+    assert "2.pcx: does not decode (not an image of a known format). Expected JPEG" in message
 
 
 def test_sizes_differ(root):

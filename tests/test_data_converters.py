@@ -281,7 +281,7 @@ def break_nuclei(source: Path, fault: str) -> str:
         return "images/b.png: 8 PNG, grey, 16 bits"
     if fault == "not a picture":
         instances.write_text("no")
-        return "instances/b.png: decode (not picture"
+        return "instances/b.png: decode (not image"
     if fault == "other size":
         save(instances, NUCLEI[:-1])
         return "instances/b.png: size, 24 20, 19"
@@ -638,8 +638,8 @@ def test_leftovers_of_tools_are_left_out_of_every_set(
         with caplog.at_level(logging.INFO, logger="ppvision"):
             assert convert(source, tmp_path / f"again{number}") == clean
         assert count_files(tmp_path / f"again{number}") == count_files(tmp_path / f"clean{number}")
-    assert f"{small_pictures}: files and folders left out" in caplog.text
-    assert f"{stage1}: files and folders left out" in caplog.text
+    assert f"{small_pictures}: files and folders omitted" in caplog.text
+    assert f"{stage1}: files and folders omitted" in caplog.text
 
 
 def test_leftovers_in_a_tar_file(small_pictures, tmp_path):

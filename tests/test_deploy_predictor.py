@@ -273,7 +273,7 @@ def test_files_that_are_no_pictures(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.png"):
         predictor(tmp_path / "missing.png")
     (tmp_path / "text.png").write_text("not a picture")
-    with raises_naming(ValueError, "text.png", "picture"):
+    with raises_naming(ValueError, "text.png", "image"):
         predictor(tmp_path / "text.png")
     with pytest.raises(FileNotFoundError):
         predictor(tmp_path)

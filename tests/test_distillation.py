@@ -184,7 +184,7 @@ def test_answers_are_those_of_the_whole_picture_and_its_mirror(crops, five_class
     assert np.abs(expected[:, 0] - expected[:, 1]).max() > 0.1  # a mirror is something else
     assert np.ptp(expected, axis=0).max() > 0.5  # and so are the pictures
     right = (expected[:, 0].argmax(1) == np.repeat([0, 1, 2], 12)).mean()
-    assert f"first of 3 for {right:.1%} of 36 pictures" in caplog.text
+    assert f"first of 3 for {right:.1%} of 36 images" in caplog.text
 
 
 def test_a_wide_teacher_sees_the_whole_picture(crops, five_classes, eager):

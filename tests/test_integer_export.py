@@ -382,7 +382,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
     ("changed", "tokens"),
     [
         ({}, "int8: calibration --calibration"),
-        ({"calibration": []}, "calibration: picture none"),
+        ({"calibration": []}, "calibration: image none"),
         (
             {"calibration": "PICTURES", "input_shape": [1, 3, None, None]},
             "input_shape height width",
@@ -441,7 +441,7 @@ def _nothing(path):
 @pytest.mark.parametrize(
     ("make", "tokens"),
     [
-        (_nothing, "calibration: pictures none"),
+        (_nothing, "calibration: images none"),
         (_a_text, "0.png decode"),
         (_half_a_picture, "0.png cut"),
         (_sixteen_bits, "max_value"),

@@ -185,7 +185,7 @@ def test_layers_can_stay_in_float(caplog):
     with caplog.at_level("INFO", "ppvision"):
         quantized = quantize_to_integers(model, shows()[0], keep_float=["head", "stem"])
     assert "as asked for: stem, head" in caplog.text
-    assert "no picture reaches them: auxiliary" in caplog.text
+    assert "no image reaches them: auxiliary" in caplog.text
     assert type(quantized.head) is nn.Linear
     assert type(quantized.stem) is nn.Conv2D
     assert isinstance(quantized.up, IntegerLayer)
@@ -196,7 +196,7 @@ def test_layers_can_stay_in_float(caplog):
 def test_no_picture_and_no_layer_are_refused():
     model = Small()
     model.eval()
-    with raises_naming(InputError, "calibration:", "picture", "none"):
+    with raises_naming(InputError, "calibration:", "image", "none"):
         quantize_to_integers(model, [])
     with raises_naming(InputError, "model:", "layers", "none"):
         quantize_to_integers(nn.ReLU(), shows()[0])

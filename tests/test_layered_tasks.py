@@ -359,7 +359,7 @@ def test_ptq_with_activations(tmp_path, crops, capsys):
     assert ppvision(*pack) == 1
     assert "quantise them as they are with --ptq" in capsys.readouterr().err
     assert ppvision(*pack, "--ptq") == 1
-    assert "expected a folder of pictures" in capsys.readouterr().err
+    assert "expected a folder of images" in capsys.readouterr().err
     assert not out.exists()
     assert ppvision(*pack, "--ptq", "--calibration", crops / "val" / "digit 0") == 0
     state = load_layered(out).state

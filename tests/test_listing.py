@@ -72,7 +72,7 @@ def test_leftovers_are_no_samples(root, caplog):
     assert found.samples == [(root / "cat" / "0.png", 0), (root / "dog" / "0.png", 1)]
     (line,) = messages(caplog)
     # Ten in each class (a folder counts once) and three beside them.
-    assert f"{root}: files and folders left out: 23 hidden" in line
+    assert f"{root}: files and folders omitted: 23 hidden" in line
     assert ".ipynb_checkpoints" in line
 
 
@@ -136,7 +136,7 @@ def test_other_files_are_counted_in_one_line(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="ppvision"):
         assert find_pictures(tmp_path) == [tmp_path / "a.png"]
     (line,) = messages(caplog)
-    assert "4 with another suffix than pictures (2 x .heic, 1 x " in line
+    assert "4 with another suffix than images (2 x .heic, 1 x " in line
 
 
 def test_what_is_no_regular_file(tmp_path):

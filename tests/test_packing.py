@@ -96,7 +96,7 @@ def test_the_folder_and_the_pictures_are_named(tmp_path, crops, weights_of_resne
     job, weights = weights_of_resnet
     (tmp_path / "empty").mkdir()
     for folder, tokens in (
-        (tmp_path / "empty", "--calibration: pictures, empty"),
+        (tmp_path / "empty", "--calibration: images, empty"),
         (tmp_path / "missing", "--calibration: file folder, missing"),
     ):
         with raises_naming((ValueError, FileNotFoundError), *tokens.split()):

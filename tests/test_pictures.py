@@ -503,7 +503,7 @@ def test_a_png_with_too_few_rows():
     ("content", "tokens"),
     [
         (b"", "empty"),
-        (b"not a picture", "picture"),
+        (b"not a picture", "image"),
         (b"%PDF-1.7" + bytes(99), "JPEG, PNG, TIFF"),
         (b"\x89PNG\r\n\x1a\n", "cut"),
         (b"\xff\xd8\xff", "cut"),

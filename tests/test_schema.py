@@ -75,7 +75,11 @@ def test_values_defaults_and_inner_dataclasses():
         ("name: a\ninner:\n- 1\n", "2", "top.inner: expected keys and values, got [1]"),
         ("name: a\nsizes: []\n", "2", "top.sizes: expected a list of 1 to 3 entries, got []"),
         ("name: a\nsizes:\n- 1\n- 1.0\n", "2", "top.sizes.1: expected a whole number of at least"),
-        ("name: a\nrules:\n  abcde: {}\n", "3", "expected text of at most 4 letters, got 'abcde'"),
+        (
+            "name: a\nrules:\n  abcde: {}\n",
+            "3",
+            "expected text of at most 4 characters, got 'abcde'",
+        ),
         ("name: a\nrules:\n  abc:\n    shape: linear\n", "3", "top.rules.abc: expected width, got"),
         (
             "name: a\ninner: {width: 1, shape: cosin}\n",

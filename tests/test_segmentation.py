@@ -311,7 +311,7 @@ def test_predict_names_what_does_not_decode_and_goes_on(exported, scenes, tmp_pa
 def test_lists_of_pictures(tmp_path):
     with pytest.raises(FileNotFoundError, match="--image_path"):
         list_images(tmp_path / "absent")
-    with raises_naming(ValueError, "--image_path:", "pictures,", "none"):
+    with raises_naming(ValueError, "--image_path:", "images,", "none"):
         list_images(tmp_path)
     (tmp_path / "deep").mkdir()
     for name in ("a.JPG", "deep/b.png", "notes.md"):

@@ -289,7 +289,7 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
                 lambda shape=shape: SemanticDifferenceConv2D(2, 2, similarity="cosine")(
                     paddle.rand([2, 2, 3, 3]), paddle.rand(shape)
                 ),
-                "guidance: [B, C, h, w] pictures",
+                "guidance: [B, C, h, w] images",
             )
             for shape in ([2, 3, 3], [1, 2, 3, 3], [3, 2, 3, 3])
         ),

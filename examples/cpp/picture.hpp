@@ -1,4 +1,4 @@
-// From a file to the network's input, as deploy.yaml says: Resize and Normalize of PaddleSeg.
+// Prepare the network's input from a file by deploy.yaml: Resize and Normalize of PaddleSeg.
 #pragma once
 #include <opencv2/imgcodecs.hpp>
 #include <opencv2/imgproc.hpp>
@@ -7,22 +7,22 @@
 #include <vector>
 #include <yaml-cpp/yaml.h>
 
-// [H, W, 3], RGB, uint8.
+// Read an image: [H, W, 3], RGB, uint8.
 inline cv::Mat read_picture(const std::string& path) {
   cv::Mat picture = cv::imread(path, cv::IMREAD_COLOR);
-  if (picture.empty()) throw std::runtime_error(path + ": expected a picture");
+  if (picture.empty()) throw std::runtime_error(path + ": expected an image");
   cv::cvtColor(picture, picture, cv::COLOR_BGR2RGB);
   return picture;
 }
 
-// Numbers of an option; PaddleSeg's default for mean and std, 0.5, where there are none.
+// Numbers of an option; if there are none, 0.5, PaddleSeg's default for mean and std.
 inline std::vector<double> read_numbers(const YAML::Node& option) {
   if (!option || option.IsNull()) return {0.5};
   if (option.IsScalar()) return {option.as<double>()};
   return option.as<std::vector<double>>();
 }
 
-// [H', W', 3], float32. Throws for a transform that this example does not have.
+// Apply the transforms: [H', W', 3], float32. Throws for a transform that this example does not have.
 inline cv::Mat transform(cv::Mat picture, const YAML::Node& steps) {
   picture.convertTo(picture, CV_32F);  // sizes change in float32, as in training
   for (const auto& step : steps) {
@@ -49,7 +49,7 @@ inline cv::Mat transform(cv::Mat picture, const YAML::Node& steps) {
   return picture;
 }
 
-// Channels first, into memory for 3 * H * W numbers.
+// Copy channels first into memory for 3 * H * W numbers.
 inline void write_planes(const cv::Mat& picture, float* memory) {
   for (int c = 0; c < 3; ++c) {
     cv::Mat plane(picture.size(), CV_32F, memory + c * picture.total());
@@ -57,7 +57,7 @@ inline void write_planes(const cv::Mat& picture, float* memory) {
   }
 }
 
-// Classes [H', W'], int32, as a grey picture of the first picture's size, value = class.
+// Write classes [H', W'], int32, as a grey image of the input image's size; value = class.
 inline void write_labels(int* classes, cv::Size computed, cv::Size wanted, const std::string& path) {
   cv::Mat labels;
   cv::Mat(computed, CV_32S, classes).convertTo(labels, CV_8U);

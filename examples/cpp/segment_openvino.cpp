@@ -1,8 +1,8 @@
-// Labels of a picture, by an exported segmentation model in OpenVINO.
+// Predict the labels of an image by an exported segmentation model in OpenVINO.
 //
-//   segment_openvino FOLDER PICTURE LABELS.png
+//   segment_openvino FOLDER IMAGE LABELS.png
 //
-// FOLDER is one of `ppvision export`: at a fixed size (--input_shape 1 3 H W), or as ONNX at any.
+// FOLDER is from `ppvision export`, with a fixed size (--input_shape 1 3 H W), or as ONNX of any size.
 #include <iostream>
 #include <openvino/openvino.hpp>
 
@@ -16,12 +16,12 @@ static void run(const std::string& folder, const std::string& file, const std::s
   const cv::Mat picture = read_picture(file);
   const cv::Mat x = transform(picture.clone(), manifest["transforms"]);
 
-  // OpenVINO reads Paddle's earlier format, which stands beside model.json; or ONNX.
+  // OpenVINO reads Paddle's earlier format, which is next to model.json, or ONNX.
   std::string program = manifest["program"].as<std::string>();
   if (manifest["format"].as<std::string>() == "paddle")
     program.replace(program.rfind('.'), std::string::npos, ".pdmodel");
   ov::Core core;
-  // By itself OpenVINO computes in bfloat16 where the processor has it, and other labels come out.
+  // By default OpenVINO computes in bfloat16 if the processor has it, which changes labels.
   ov::CompiledModel model = core.compile_model(folder + "/" + program, "CPU",
                                                ov::hint::inference_precision(ov::element::f32));
   ov::InferRequest request = model.create_infer_request();
@@ -37,7 +37,7 @@ static void run(const std::string& folder, const std::string& file, const std::s
 
 int main(int argc, char** argv) {
   if (argc != 4) {
-    std::cerr << "usage: segment_openvino FOLDER PICTURE LABELS.png\n";
+    std::cerr << "usage: segment_openvino FOLDER IMAGE LABELS.png\n";
     return 2;
   }
   try {

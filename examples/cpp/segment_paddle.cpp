@@ -1,9 +1,9 @@
-// Labels of a picture, by an exported segmentation model in Paddle Inference.
+// Predict the labels of an image by an exported segmentation model in Paddle Inference.
 //
-//   segment_paddle FOLDER PICTURE LABELS.png
+//   segment_paddle FOLDER IMAGE LABELS.png
 //
-// Not run: Paddle's wheels have no headers of Paddle Inference. Its C++ library, which this needs,
-// is built from Paddle's source or downloaded from Paddle.
+// Not run, because Paddle's wheels have no headers of Paddle Inference. This program needs its C++
+// library: build it from Paddle's source or download it from Paddle.
 #include <iostream>
 #include <paddle_inference_api.h>
 
@@ -39,7 +39,7 @@ static void run(const std::string& folder, const std::string& file, const std::s
 
 int main(int argc, char** argv) {
   if (argc != 4) {
-    std::cerr << "usage: segment_paddle FOLDER PICTURE LABELS.png\n";
+    std::cerr << "usage: segment_paddle FOLDER IMAGE LABELS.png\n";
     return 2;
   }
   try {

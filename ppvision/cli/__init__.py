@@ -1,7 +1,7 @@
-"""The command line: verbs to functions, nothing else.
+"""The command line: it maps verbs to functions, nothing else.
 
-A verb is a module here: `add` has its options, `run` is what it does. `options` has what several
-verbs take, `opening` what they open.
+Each verb is a module in this package: `add` adds its options, `run` runs it. `options` has the
+options of several verbs; `opening` opens devices and jobs.
 """
 
 import argparse
@@ -35,14 +35,14 @@ from ppvision.errors import EngineError, LibraryError, PpvisionError, shorten_te
 # In the order of the help.
 VERBS = (doctor, list_zoo, configs, data, check, train, evaluate, predict, export, pack, bench)
 VERBS += (dashboard,)
-# What a verb imports as it begins: without one of them the installation is incomplete.
+# Packages that a verb imports when it starts: without one of them the installation is incomplete.
 PACKAGES = ("paddle", "cv2", "numpy", "yaml", "tqdm", "safetensors", "paddleseg", "ppdet")
 
 
 def run(argv: list[str]) -> int:
     """Run one command; returns the exit code: 0, 1 for a failure, 2 for wrong usage."""
     _prepare_streams()
-    # Paddle's BatchNorm says so in every training run; nobody can act on it.
+    # Paddle's BatchNorm logs this in every training run; users can do nothing about it.
     warnings.filterwarnings("ignore", message="When training, we now always track global mean")
     args = build_parser().parse_args(argv)
     with Console(args.name_of_verb, verbose=args.verbose) as console:
@@ -54,16 +54,16 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
     before = os.environ.get(MAX_PIXELS)
     try:
         if limit is not None:
-            os.environ[MAX_PIXELS] = str(limit)  # where processes that read data find it as well
-        read_max_pixels()  # says what is wrong with the variable, once for all pictures
+            os.environ[MAX_PIXELS] = str(limit)  # processes that read data find it there as well
+        read_max_pixels()  # reports a wrong value of the variable once, not for each image
         return args.verb(args) or 0
     except BrokenPipeError:
-        # Who reads our output has gone (`ppvision list | head -1`). Python would say so once more
-        # as it flushes the stream at its end.
+        # The reader of our output has ended (`ppvision list | head -1`). Python would report this a
+        # second time when it flushes the stream at its end.
         drop_stream(console.out)
         return 128 + signal.SIGPIPE
     except PpvisionError as error:
-        # What a library said may help; and a run that had begun has a log to look into.
+        # The messages of a library may help, and a run that has begun has a log.
         if isinstance(error, LibraryError | EngineError) or not console.is_temporary:
             console.tell_tail()
         return _show_failure(error, str(error))
@@ -91,7 +91,7 @@ def _run_verb(args: argparse.Namespace, console: Console) -> int:
 
 
 def _prepare_streams() -> None:
-    """Make every text printable, on streams that are there."""
+    """Make every text printable, and replace streams that are closed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             # Started with the stream closed (`>&-`): libraries write to it all the same, and the
@@ -99,16 +99,17 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            # A name that the terminal cannot show, such as one that is not UTF-8, must not end us.
+            # A name that the terminal cannot show, such as one that is not UTF-8, must not end the
+            # command.
             stream.reconfigure(errors="backslashreplace")
 
 
-_MAX_MESSAGE = 20_000  # letters; a report of a data set has a few thousand
+_MAX_MESSAGE = 20_000  # characters; a report of a data set has a few thousand
 
 
 def _show_failure(error: Exception, text: str) -> int:
-    """Show what a user or the system has to mend as one message; PPVISION_TRACEBACK=1 shows the
-    traceback as well."""
+    """Show an error that a user can correct as one message; PPVISION_TRACEBACK=1 also shows the
+    traceback."""
     if os.environ.get("PPVISION_TRACEBACK"):
         _show_traceback(error)
     message = f"ppvision: {shorten_text(text, _MAX_MESSAGE)}"
@@ -118,7 +119,7 @@ def _show_failure(error: Exception, text: str) -> int:
 
 
 def _show_fault(error: Exception, console: Console) -> int:
-    """Show what no user can mend, with the end of the log, its traceback and what to do with it."""
+    """Show an error that no user can correct: the end of the log, the traceback and advice."""
     console.tell_tail()
     _show_traceback(error)
     message = (

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _describe_data(summary: dict) -> str:
-    """What a converter made, in one line; `dataset.json` has all of it."""
+    """Describe in one line what a converter made; `dataset.json` has all of it."""
     parts = [f"{len(summary['classes'])} classes"]
     for part in ("train", "val"):
         counts = summary.get(part, {}).items()

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_scores(card) -> str:
-    """The column of the table. `--json` and `model_card` have the whole sentence."""
+    """Return the text for the table's column. `--json` and `model_card` have the whole sentence."""
     if any(weights.short_score for weights in card.weights.values()):
         return "see weights"
     return shorten_text(card.measured, 40)

@@ -1,4 +1,4 @@
-"""What verbs open: the device, and the job of a config."""
+"""Open the device and the job of a config for a verb."""
 
 import argparse
 import functools
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_job(args: argparse.Namespace, **overrides: object) -> "Job":
-    """The job of `--config`, with what the command line says over it."""
+    """Return the job of `--config`; options of the command line have priority over the config."""
     from ppvision import tasks
 
     return tasks.open_job(
@@ -29,7 +29,7 @@ def open_job(args: argparse.Namespace, **overrides: object) -> "Job":
 
 
 def device_kind(device: str) -> str:
-    """cpu or gpu."""
+    """Return "cpu" or "gpu"."""
     return device.split(":")[0]
 
 
@@ -37,7 +37,7 @@ def set_device(device: str) -> None:
     """Let Paddle compute on `--device`.
 
     Raises:
-        InputError: there is no such device here.
+        InputError: this machine has no such device.
     """
     import paddle
 
@@ -56,12 +56,12 @@ def set_device(device: str) -> None:
         raise InputError(f"--device {device}: Paddle cannot use it ({text}).") from error
 
 
-@functools.cache  # a second call would drop the handlers that a verb has set since
+@functools.cache  # a second call would remove the handlers that a verb has set since the first
 def drop_paddles_signal_handler() -> None:
-    """Let SIGTERM do again what it did before Paddle was imported.
+    """Restore the handling of SIGTERM from before Paddle's import.
 
     Paddle's handler allocates memory to print a traceback. A signal that comes inside an
-    allocation then hangs the process for ever.
+    allocation then hangs the process forever.
     """
     import paddle
 
@@ -71,14 +71,14 @@ def drop_paddles_signal_handler() -> None:
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block by an exception, so that what is unfinished is removed."""
+    """SIGTERM and SIGHUP end the block by an exception, so that unfinished files are removed."""
     drop_paddles_signal_handler()
 
     def end(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)  # a second one ends at once
         raise SystemExit(128 + number)
 
-    # Not those that are ignored (nohup) or that a program around us handles.
+    # Not signals that are ignored (nohup) or that the calling program handles.
     numbers = [
         number
         for number in (signal.SIGTERM, signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""What several verbs take, and how help is shown."""
+"""Options that several verbs share, and the format of the help."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ppvision.data.limits import DEFAULT_MAX_PIXELS, MAX_PIXELS
 from ppvision.errors import InputError, shorten
 from ppvision.precision import LONG_SPELLINGS, PRECISIONS
 
-# What `add_subparsers` gives.
+# The type that `add_subparsers` returns.
 Verbs = argparse._SubParsersAction
 
 EXAMPLE_CONFIG = "configs/segmentation/segformer_pale_nano_digit_scenes.yml"
@@ -22,14 +22,15 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return text
         if action.default == []:  # a flag that may be repeated
             return text
-        # A list of the command line's words, None among them, as they would be typed.
+        # The words of a list, also None, as a user types them on the command line.
         default = action.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
         return f"{text} (default: {shown})".lstrip()
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes whole flags only, and begins its help with what the command does."""
+    """A parser that accepts only whole flags and starts its help with a description of the
+    command."""
 
     def __init__(self, **options) -> None:
         super().__init__(**options, allow_abbrev=False, formatter_class=_HelpFormatter)
@@ -43,7 +44,7 @@ class Parser(argparse.ArgumentParser):
 def add_verb(
     verbs: Verbs, name: str, short: str, sentence: str, example: str
 ) -> argparse.ArgumentParser:
-    """A verb with what every help has: a sentence, an example, the defaults."""
+    """Add a verb whose help has a sentence, an example and the defaults."""
     verb = verbs.add_parser(
         name,
         help=short,
@@ -141,7 +142,7 @@ def add_json(verb: argparse.ArgumentParser) -> None:
 
 
 def parse_size(text: str) -> int | None:
-    """A length in pixels, or None / -1 for one that is not fixed."""
+    """Return a length in pixels, or None if the text is None or -1 (not fixed)."""
     if text.lower() in ("none", "-1"):
         return None
     try:

@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _find_layered(source: str) -> str | Path:
-    """A folder or address as it is; for a name of the zoo, the folder of its weights."""
+    """Return a folder or URL unchanged; for a name from the zoo, return the folder of its
+    weights."""
     from ppvision.zoo.cards import find_card
 
     card = None if Path(source).exists() else find_card(source)

@@ -59,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _one_line(text: str) -> str:
-    """Text that may hold a file's name, of which no character controls the terminal."""
+    """Return text, possibly with a file name, without characters that control the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]:
-    """Predict until `stopped()`; a line for every picture that failed."""
+    """Predict until `stopped()`; write a line for every image that failed."""
     where = args.image_path, args.save_dir
     if args.config and not args.model_dir:
         check_precision_flag(args)
@@ -86,7 +86,7 @@ def _predict(args: argparse.Namespace, stopped: Callable[[], bool]) -> list[str]
 
 
 def _exported(args: argparse.Namespace) -> dict[str, object]:
-    """What `Predictor` runs without a config: `--model_dir`, or a whole model of the zoo."""
+    """Return what `Predictor` runs without a config: `--model_dir`, or a whole model of the zoo."""
     if args.model_dir:
         if args.bits is not None:
             raise InputError("--bits: an exported folder has one width. Pass --model_path.")

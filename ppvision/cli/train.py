@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> int | None:
             skip_check=args.skip_check,
         )
     except TrainingStopped as stop:
-        for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ranks that are ending
+        for number in STOP_SIGNALS:  # Paddle's launcher repeats its signal to ending ranks
             signal.signal(number, signal.SIG_IGN)
         tell_last(f"ppvision: {stop}" if paddle.distributed.get_rank() == 0 else "")
         return 128 + stop.signal_number

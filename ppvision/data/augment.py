@@ -1,4 +1,4 @@
-"""Augmentation of classified pictures, where `paddle.vision.transforms` has none.
+"""Augmentations for classification that `paddle.vision.transforms` does not have.
 
 Random numbers come from Python's `random` and NumPy's global generator, which the engine seeds for
 every sample; a batch is mixed right after its last sample was read, from the same generators.
@@ -65,13 +65,14 @@ def _brightness(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
 
 
 def _away_from(other: np.ndarray | np.float32, image: np.ndarray, factor: float) -> np.ndarray:
-    """`other` at factor 0, `image` at 1, beyond it above."""
+    """Blend: factor 0 gives `other`, 1 gives `image`, larger factors go beyond `image`."""
     mixed = other + (image.astype(np.float32) - other) * factor
     return mixed.round().clip(0, 255).astype(np.uint8)
 
 
 def _contrast(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
-    # Paddle's own takes another mean than Pillow, which the papers used: up to 19 levels apart.
+    # Paddle's own uses another mean than Pillow, which the papers used: up to 19 grey levels of
+    # difference.
     mean = np.round(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean(dtype=np.float32))
     return _away_from(mean, image, 1 + strength * MAX_ENHANCEMENT)
 
@@ -113,7 +114,7 @@ def _identity(image: np.ndarray, strength: float, fill: int) -> np.ndarray:
     return image
 
 
-# Operations whose strength goes either way, -1 to 1; and those with a strength of 0 to 1 or none.
+# Operations whose strength has a sign, -1 to 1; then operations with a strength of 0 to 1 or none.
 SIGNED: dict[str, Operation] = {
     "rotate": _rotate,
     "shear_x": _shear_x,
@@ -136,21 +137,21 @@ UNSIGNED: dict[str, Operation] = {
 
 
 class RandAugment:
-    """`num_ops` random operations of one strength.
+    """Apply `num_ops` random operations of one strength.
 
     Args:
-        num_ops: operations a picture. Default 2.
+        num_ops: operations per image. Default 2.
         magnitude: strength, 0 to 10. Default 9.
         magnitude_std: its spread (normal). Default 0.5, as in the recipes of Swin and CSWin.
-        fill: grey level of what comes in from outside. Default 128.
+        fill: grey level of pixels that come from outside the image. Default 128.
 
     Shapes: `[H, W, 3]` uint8 RGB -> the same.
 
     Raises:
         ValueError: a value out of its range.
 
-    Source: Cubuk et al., "RandAugment", 2020. The greatest strengths follow the paper's lists; the
-    choice of `invert` and of signs is ours.
+    Source: Cubuk et al., "RandAugment", 2020. The maximum strengths follow the paper's lists; we
+        chose `invert` and the signs.
     """
 
     def __init__(
@@ -181,13 +182,13 @@ class RandAugment:
 
 
 class RandomErasing:
-    """Replace a random rectangle by normal noise, for pictures that are normalised already.
+    """Replace a random rectangle by normal noise, in images that are normalised already.
 
     `paddle.vision` has one, but its noise is meant for 0 to 255.
 
     Args:
-        prob: share of the pictures. Default 0.25.
-        scale: smallest and largest area, as a share of the picture. Default (0.02, 1 / 3).
+        prob: fraction of the images. Default 0.25.
+        scale: smallest and largest area, as a fraction of the image. Default (0.02, 1 / 3).
         ratio: smallest height / width; the largest is its inverse. Default 0.3.
 
     Shapes: `[H, W, 3]` float -> the same.
@@ -214,13 +215,13 @@ class RandomErasing:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         if not np.issubdtype(image.dtype, np.floating):
             raise InputError(
-                f"RandomErasing: expected a normalised picture, got {image.dtype}. Put it after "
+                f"RandomErasing: expected a normalised image, got {image.dtype}. Put it after "
                 "Normalize."
             )
         if random.random() >= self.prob:
             return image
         height, width = image.shape[:2]
-        for _ in range(10):  # a rectangle may not fit: try again, as the paper does
+        for _ in range(10):  # the rectangle may not fit: try again, as in the paper
             area = random.uniform(*self.scale) * height * width
             ratio = math.exp(random.uniform(math.log(self.ratio), -math.log(self.ratio)))
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -232,19 +233,20 @@ class RandomErasing:
         return image
 
 
-# A teacher's answer is of the whole picture: with less than this share of it, what the student sees
-# need not show what the teacher saw. The number is our choice.
+# A teacher's answer is for the whole image. In less than this fraction of it, the student may not
+# see what the teacher saw. We chose the number.
 KEPT_AREA = 0.7
 
 
 class RecordedFlip:
-    """`paddle.vision.transforms.RandomHorizontalFlip`, with the same draws, that says what it did.
+    """`paddle.vision.transforms.RandomHorizontalFlip` with the same random draws; it records what
+    it did.
 
     Args:
-        prob: share of the pictures. Default 0.5.
+        prob: fraction of the images. Default 0.5.
 
     Attributes:
-        flipped: whether the last picture was mirrored.
+        flipped: whether the last image was mirrored.
     """
 
     def __init__(self, prob: float = 0.5) -> None:
@@ -257,10 +259,11 @@ class RecordedFlip:
 
 
 class RandomLargeCrop(vision.RandomResizedCrop):
-    """`paddle.vision.transforms.RandomResizedCrop`, with the same draws, that keeps `KEPT_AREA` of
-    pictures of any shape: where no crop of the wanted shape is large enough, the whole picture.
+    """`paddle.vision.transforms.RandomResizedCrop` with the same random draws; it keeps `KEPT_AREA`
+    of images of any shape. If no crop of the wanted shape is large enough, it keeps the whole
+    image.
 
-    Paddle falls back on the middle of a picture that is wide or high, whatever that leaves out.
+    Paddle takes the middle of a wide or high image in this case, however much this cuts off.
     """
 
     def _dynamic_get_param(self, image: np.ndarray, attempts: int = 10) -> tuple[int, ...]:
@@ -273,17 +276,18 @@ class RandomLargeCrop(vision.RandomResizedCrop):
 
 
 class FittingCrop(vision.RandomCrop):
-    """Paddle's RandomCrop, which says of a picture that is too small what is wrong with it.
+    """Paddle's RandomCrop, with an error that explains what is wrong with an image that is too
+    small.
 
     Raises:
-        InputError: when called with a picture, with its padding, smaller than `size`.
+        InputError: when called with an image, with its padding, smaller than `size`.
     """
 
     def _get_param(self, image: np.ndarray, output_size: tuple[int, int]) -> tuple[int, ...]:
         height, width = image.shape[:2]
         if height < output_size[0] or width < output_size[1]:
             raise InputError(
-                f"RandomCrop: expected a picture of at least {output_size[1]} x {output_size[0]}, "
+                f"RandomCrop: expected an image of at least {output_size[1]} x {output_size[0]}, "
                 f"got {width} x {height}, padding included. Put a Resize before it, or set "
                 "pad_if_needed: true."
             )
@@ -291,16 +295,16 @@ class FittingCrop(vision.RandomCrop):
 
 
 class CheckedCrop:
-    """RandomCrop or CenterCrop that refuses to leave out more than `KEPT_AREA` allows.
+    """RandomCrop or CenterCrop that refuses to cut off more than `KEPT_AREA` allows.
 
     Args:
         crop: the transform.
         name: for the error.
-        size: height and width of what it cuts out.
-        padding: pixels that it adds around the picture first.
+        size: height and width of the crop.
+        padding: pixels that it adds around the image first.
 
     Raises:
-        InputError: when called with a picture of which too little would be left.
+        InputError: when called with an image of which too little would be left.
     """
 
     def __init__(self, crop: Callable, name: str, size: tuple[int, int], padding: int = 0) -> None:
@@ -310,7 +314,7 @@ class CheckedCrop:
         self.padding = padding
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        # At worst the cut begins where the padding does.
+        # In the worst case the crop begins where the padding begins.
         kept = math.prod(
             min(side, max(0, cut - self.padding)) / side
             for side, cut in zip(image.shape[:2], self.size, strict=True)
@@ -318,27 +322,27 @@ class CheckedCrop:
         if kept < KEPT_AREA:
             height, width = image.shape[:2]
             raise InputError(
-                f"{self.name}: keeps {kept:.2f} of a picture of {width} x {height}. With a "
+                f"{self.name}: keeps {kept:.2f} of an image of {width} x {height}. With a "
                 f"teacher, random crops must keep at least {KEPT_AREA} of the area, because its "
-                "answer is for the whole picture. First resize to slightly more than the crop."
+                "answer is for the whole image. First resize to slightly more than the crop."
             )
         return self.crop(image)
 
 
 class MixBatch:
-    """Put samples together, with mixup or CutMix of the batch with itself, and smooth the targets.
+    """Collate samples, with mixup or CutMix inside the batch, and smooth the targets.
 
     Args:
         num_classes: K.
         mixup: alpha of mixup's beta distribution; 0 never mixes. Default 0.
         cutmix: alpha of CutMix's; 0 never cuts. Default 0.
-        label_smoothing: share of a target spread evenly over all classes. Default 0.
+        label_smoothing: fraction of a target that is spread evenly over all classes. Default 0.
         temperature: of a teacher's answers. Default 1.
 
-    Of the two, one is drawn for every batch, with equal odds when both are on. Shapes: samples
+    If both are on, one of the two is drawn for every batch, with equal probability. Shapes: samples
     `([3, H, W] float32, class number)` -> `[B, 3, H, W]` and targets `[B, K]`, both float32.
-    Samples that have a teacher's answer as well, `[K]` logits, give its shares `[B, K]` at the
-    temperature too: softened first, then mixed as the targets are.
+    Samples with a teacher's answer, `[K]` logits, also give the teacher's probabilities `[B, K]` at
+    the temperature: first softened, then mixed like the targets.
 
     Raises:
         ValueError: a value out of its range.
@@ -383,8 +387,8 @@ class MixBatch:
         return images, *(shares.astype(np.float32) for shares in wanted)
 
     def _mix(self, images: np.ndarray) -> tuple[np.ndarray, float]:
-        """The pictures and the share of each that is its own; the rest is of its partner, the
-        picture at the same place from the end."""
+        """Return the mixed images and the fraction of each that is its own. The rest comes from its
+        partner, the image at the same place from the end."""
         kept = float(np.random.beta(self.mixup, self.mixup))
         return (images * kept + images[::-1] * (1 - kept)).astype(np.float32), kept
 
@@ -397,12 +401,12 @@ class MixBatch:
         left, right = max(column - half_width, 0), min(column + half_width, width)
         mixed = images.copy()
         mixed[:, :, top:bottom, left:right] = images[::-1, :, top:bottom, left:right]
-        # What is left after clipping at the border, as in the paper's code.
+        # The fraction after clipping at the border, as in the paper's code.
         return mixed, 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def _soften(logits: np.ndarray, temperature: float) -> np.ndarray:
-    """Shares `[B, K]` of the classes at a temperature."""
+    """Return the probabilities `[B, K]` of the classes at a temperature."""
     scaled = logits.astype(np.float64) / temperature
     powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""Pictures with one class each, from folders or from a list file."""
+"""Images with one class each, from folders or from a list file."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -19,24 +19,24 @@ from ppvision.data.listing import (
 from ppvision.data.text import read_lines, read_names, shorten
 from ppvision.errors import DataError
 
-# A number that is far beyond any data set would name as many classes as it says.
+# Class numbers are below this. A much larger one would create that many class names.
 MOST_CLASSES = 2**18
 _CLASS_LINE = re.compile(r"(?P<name>.*[^ \t])[ \t]+(?P<label>[0-9]{1,9})", re.DOTALL)
 
 
 class ClassFolders(paddle.io.Dataset):
-    """Pictures and class numbers.
+    """Images and class numbers.
 
     Args:
         root: a folder with one sub-folder per class, in the order of their sorted names; or the
             folder that the paths of `list_path` start from. It may be a zip file (`train.zip`), or
-            a folder in one (`data.zip//train`): pictures are read in place.
+            a folder in one (`data.zip//train`): images are read in place.
         transforms: applied in turn to a `[H, W, 3]` uint8 RGB array; the last one gives
             `[H', W', 3]`, which becomes `[3, H', W']` float32.
-        list_path: a file with `picture class-number` lines, instead of sub-folders. If its folder
+        list_path: a file with `image class-number` lines, instead of sub-folders. If its folder
             has a file `classes.txt` with one name per line, the classes get these names.
-        num_classes: classes that the model tells apart, or None.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`. Default None:
+        num_classes: number of classes of the model, or None.
+        max_value: of images of more than 8 bits per channel; see `read_picture`. Default None:
             they are refused.
         class_path: a file that gives the order of the classes: a line per class, its folder and,
             after a space or tab, the name to show (`n01443537 goldfish`). With `list_path` the
@@ -48,8 +48,8 @@ class ClassFolders(paddle.io.Dataset):
         folders: names of the class folders, in the order of the classes; empty with a list.
 
     Raises:
-        DataError: no such folder or list, no picture, a class without one, a line that is not
-            `picture number`, a class out of range, or classes that differ from `class_path`.
+        DataError: no such folder or list, no image, a class without one, a line that is not
+            `image number`, a class out of range, or classes that differ from `class_path`.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ClassFolders(paddle.io.Dataset):
             self.samples, self.classes = self._from_list(Path(list_path), Path(names_path))
         if num_classes is None:
             return
-        # A folder that is missing would renumber the classes after it.
+        # A missing folder would change the numbers of the classes after it.
         wrong = len(self.classes) != num_classes if list_path is None else None
         if wrong or len(self.classes) > num_classes:
-            advice = "Set num_classes of the model, or complete the folders (without pictures of "
+            advice = "Set num_classes of the model, or complete the folders (without images of "
             advice += "a class use a list file)."
             if isinstance(self.root, ZipPath) and len(self.classes) == 1:
                 inner = self.root / self.classes[0]
@@ -98,23 +98,23 @@ class ClassFolders(paddle.io.Dataset):
         empty = [name for name, found in folders.items() if not found]
         if not samples:
             raise DataError(
-                f"root: expected pictures in {self.root}/CLASS/, found none "
+                f"root: expected images in {self.root}/CLASS/, found none "
                 f"({', '.join(sorted(READABLE_SUFFIXES))}). Is it the folder above the classes?"
             )
         if empty:
             raise DataError(
-                f"root: found no picture in {len(empty)} of the {len(folders)} class folders of "
+                f"root: found no image in {len(empty)} of the {len(folders)} class folders of "
                 f"{self.root}: {', '.join(empty[:10])}. Fill or remove them: every folder is a "
                 "class."
             )
         return samples, list(folders)
 
     def _reorder(self, class_path: Path) -> None:
-        """Number the classes as `class_path` lists them."""
+        """Number the classes in the order of `class_path`."""
         places = {folder: number for number, folder in enumerate(self.folders)}
         order, names = [], []
         for number, line in read_lines(class_path):
-            # A folder's name may hold spaces: it may be the whole line.
+            # A folder's name may contain spaces: it may be the whole line.
             folder, *name = [line] if line in places else line.split(None, 1)
             if folder not in places or folder in order:
                 found = "is listed twice" if folder in order else f"is not in {self.root}"
@@ -132,7 +132,7 @@ class ClassFolders(paddle.io.Dataset):
             )
         numbers = {places[folder]: number for number, folder in enumerate(order)}
         self.samples = [(path, numbers[label]) for path, label in self.samples]
-        self.samples.sort(key=lambda sample: sample[1])  # stable: pictures keep their order
+        self.samples.sort(key=lambda sample: sample[1])  # a stable sort: images keep their order
         self.folders, self.classes = order, names
 
     def _from_list(
@@ -146,21 +146,21 @@ class ClassFolders(paddle.io.Dataset):
             found = _CLASS_LINE.fullmatch(line)
             if found is None or int(found["label"]) >= MOST_CLASSES:
                 raise DataError(
-                    f"{list_path}:{number}: expected `picture class-number` with a number below "
+                    f"{list_path}:{number}: expected `image class-number` with a number below "
                     f"{MOST_CLASSES}, got {shorten(line)}."
                 )
             if is_leftover(found["name"]):
                 left_out.leftovers[Path(found["name"]).name] += 1
                 continue
             name = found["name"]
-            if isinstance(self.root, Path):  # the file may be there under another spelling
+            if isinstance(self.root, Path):  # the file may exist under another spelling
                 name = locate(self.root, name)
             samples.append((self.root / name, int(found["label"])))
         left_out.log(list_path)
         if repeated := len(samples) - len(set(samples)):
             log_once(f"{list_path}: {repeated} lines repeat an earlier one")
         if not samples:
-            raise DataError(f"{list_path}: expected `picture class-number` lines, found none.")
+            raise DataError(f"{list_path}: expected `image class-number` lines, found none.")
         count = 1 + max(label for _, label in samples)
         if not names_path.is_file():
             return samples, [str(index) for index in range(count)]
@@ -185,7 +185,7 @@ class ClassFolders(paddle.io.Dataset):
 
 
 def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder, both sorted; what is left out is counted in the log."""
+    """Return the images of each class folder, both sorted. The log counts omitted files."""
     left_out = LeftOut()
     folders = []
     for path in sorted(root.iterdir()):

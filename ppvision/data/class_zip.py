@@ -1,8 +1,8 @@
 """Class folders inside a zip file, read in place.
 
-A data set of many small pictures is quicker to copy, and kinder to a file system, as one file. The
-zip is never unpacked: a picture's bytes are read from their place, by `pread`, so that threads and
-forked workers can share one open file.
+A data set of many small images is faster to copy as one file, and takes fewer resources of a file
+system. The zip is never unpacked: `pread` reads an image's bytes from their place, so that threads
+and forked workers can share one open file.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ from ppvision.errors import DataError
 
 logger = logging.getLogger("ppvision")
 
-# Bytes of one picture file. A zip of 1 MB can claim petabytes; no picture that people train on
-# comes near 256 MiB.
+# Bytes of one image file. A zip of 1 MB can claim petabytes; training images are much smaller than
+# 256 MiB.
 MAX_FILE_BYTES = 2**28
 SHOWN = 10  # problems that an error lists
 CHECKS_VERSION = 2  # raise it when `check_zip` changes, so that stored verdicts are not used
@@ -84,7 +84,7 @@ class PictureZip:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
         weakref.finalize(self, os.close, self._descriptor)
         self._size = os.fstat(self._descriptor).st_size
-        for info in infos:  # of a name that is there twice the last one counts, as for unzip
+        for info in infos:  # if a name occurs twice, the last entry counts, as in unzip
             name = _file_name(info)
             if name.endswith("/"):
                 self.folders.append(name.rstrip("/"))
@@ -109,15 +109,15 @@ class PictureZip:
         if entry is None:
             raise DataError(f"{shown}: no such file in the zip. Check the path and the list.")
         if entry.encrypted:
-            raise DataError(f"{shown}: is encrypted. Pack the pictures without a password.")
+            raise DataError(f"{shown}: is encrypted. Pack the images without a password.")
         if entry.method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise DataError(
                 f"{shown}: expected a stored or deflated file, got method {entry.method}. Pack the "
-                "pictures again (`zip -r`)."
+                "images again (`zip -r`)."
             )
         if max(entry.bytes, entry.stored_bytes) > MAX_FILE_BYTES:
             raise DataError(
-                f"{shown}: expected a picture file of at most {MAX_FILE_BYTES} bytes, got "
+                f"{shown}: expected an image file of at most {MAX_FILE_BYTES} bytes, got "
                 f"{entry.bytes}. Remove it from the zip."
             )
         damaged = f"{shown}: is damaged ({{}}). Copy the zip again from its source."
@@ -126,12 +126,12 @@ class PictureZip:
             raise DataError(damaged.format("no header where the directory says"))
         _, *lengths = _LOCAL_HEADER.unpack(header)
         start = entry.header + _LOCAL_HEADER.size + sum(lengths)
-        if start + entry.stored_bytes > self._size:  # before memory is taken for it
+        if start + entry.stored_bytes > self._size:  # before memory is allocated for it
             raise DataError(damaged.format("cut short"))
         content = os.pread(self._descriptor, entry.stored_bytes, start)
         if entry.method == zipfile.ZIP_DEFLATED:
             try:
-                # One byte more than announced: then it is seen that there is more.
+                # Read one byte more than announced, to find out whether there is more.
                 content = zlib.decompressobj(-15).decompress(content, entry.bytes + 1)
             except zlib.error as error:
                 raise DataError(damaged.format(error)) from error
@@ -141,16 +141,16 @@ class PictureZip:
 
 
 def _file_name(info: zipfile.ZipInfo) -> str:
-    """The name as a file system of Linux would give it after unpacking."""
+    """Return the name that the file would have on Linux after unpacking."""
     if info.flag_bits & _UTF8_NAME:
         return info.filename
-    # Without the flag `zipfile` takes bytes for code page 437. They are whatever the machine that
-    # packed them used: mostly UTF-8.
+    # Without the flag, `zipfile` decodes the bytes as code page 437. Their real encoding depends on
+    # the machine that packed them; it is mostly UTF-8.
     return os.fsdecode(info.orig_filename.encode("cp437"))
 
 
 def make_printable(name: str) -> str:
-    """A name that need not be UTF-8, as text that can be written anywhere."""
+    """Return a name, which may not be UTF-8, as text that can be printed anywhere."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -168,14 +168,14 @@ class ZipPath:
         return f"{self.archive.path}: {make_printable(self.name)}"
 
     def read_bytes(self) -> bytes:
-        """The content of the file; see `PictureZip.read`."""
+        """Return the content of the file; see `PictureZip.read`."""
         return self.archive.read(self.name)
 
     def pictures_by_class(self) -> dict[str, list["ZipPath"]]:
-        """The pictures below each folder of this one, both in the order of `sorted` paths; folders
-        without a picture have an empty list.
+        """Return the images below each sub-folder, both in the order of `sorted` paths. A folder
+        without an image has an empty list.
 
-        What tools leave behind (hidden files and folders, `__MACOSX`) is left out.
+        Files that tools leave behind (hidden files and folders, `__MACOSX`) are omitted.
 
         Raises:
             DataError: no such folder in the zip.
@@ -210,7 +210,7 @@ class ZipPath:
                 f"none. The zip has at its top: {shown}."
             )
         if left_out:
-            logger.info(f"{self}: {left_out} files left out that are no pictures")
+            logger.info(f"{self}: {left_out} files omitted that are not images")
         return {
             make_printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
             for name in sorted(found)
@@ -218,8 +218,8 @@ class ZipPath:
 
 
 def split_zip(root: str | Path) -> tuple[Path, str] | None:
-    """The zip file and the folder in it that `root` names (`train.zip`, `data.zip//train`); None
-    where it names no zip file."""
+    """Return the zip file and the folder in it that `root` names (`train.zip`, `data.zip//train`),
+    or None if it does not name a zip file."""
     root = Path(root)
     for path in (root, *root.parents):
         if path.suffix.lower() == ".zip" and path.is_file():
@@ -229,7 +229,7 @@ def split_zip(root: str | Path) -> tuple[Path, str] | None:
 
 
 def open_root(root: str | Path) -> Path | ZipPath:
-    """A folder of pictures, on disk or in a zip.
+    """Return a folder of images, on disk or in a zip.
 
     Raises:
         DataError: no such folder, or a zip that does not read.
@@ -239,24 +239,24 @@ def open_root(root: str | Path) -> Path | ZipPath:
         path, inner = found
         return ZipPath(PictureZip(path), inner)
     if not Path(root).is_dir():
-        raise DataError(f"root: expected a folder of pictures or a zip file, found none at {root}.")
+        raise DataError(f"root: expected a folder of images or a zip file, found none at {root}.")
     return Path(root)
 
 
 def has_root(root: str | Path) -> bool:
-    """Whether the folder or the zip file is there."""
+    """Whether the folder or the zip file exists."""
     return Path(root).is_dir() or split_zip(root) is not None
 
 
 def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarray:
-    """A picture of a data set: `[H, W, 3]` uint8 RGB.
+    """Read an image of a data set: `[H, W, 3]` uint8 RGB.
 
     Args:
         path: on disk or in a zip.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Raises:
-        DataError: not a picture, or one that does not decode.
+        DataError: not an image, or one that does not decode.
     """
     if isinstance(path, ZipPath):
         return read_picture(path.read_bytes(), str(path), max_value=max_value)
@@ -264,26 +264,26 @@ def read_sample(path: Path | ZipPath, max_value: int | None = None) -> np.ndarra
 
 
 def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None) -> dict:
-    """Decode every picture, in several threads; raise one error that lists what is wrong.
+    """Decode every image, in several threads; raise one error that lists what is wrong.
 
     The verdict on a zip without problems is kept in the cache folder, until the zip's size or time
-    or the pictures change.
+    or the images change.
 
     Args:
         name: how errors call the set.
         paths: of one zip.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
         `images` (how many) and `sizes` (images by "WIDTHxHEIGHT").
 
     Raises:
-        DataError: pictures that do not decode: the first ten, and how many there are.
+        DataError: images that do not decode: the first ten, and how many there are.
     """
     archive = paths[0].archive
     status = archive.path.stat()
     file = [str(archive.path.resolve()), status.st_size, status.st_mtime_ns]
-    how = [CHECKS_VERSION, max_value, read_max_pixels()]  # that decide what is refused
+    how = [CHECKS_VERSION, max_value, read_max_pixels()]  # settings that decide what is refused
     settings = json.dumps([how, *file, [path.name for path in paths]])
     verdict = find_verdict_file(hashlib.sha256(settings.encode()))
     if (known := read_verdict(verdict, {"images": 0, "sizes": {}})) is not None:
@@ -293,7 +293,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
         return known
 
     def look_at(path: ZipPath) -> tuple[str | None, str | None]:
-        """What is wrong with a picture, or its size."""
+        """Return the problem of an image, or its size."""
         try:
             height, width = read_sample(path, max_value).shape[:2]
         except DataError as error:
@@ -308,7 +308,7 @@ def check_zip(name: str, paths: Sequence[ZipPath], max_value: int | None = None)
             raise
     found = [text for text, _ in looked if text is not None]
     if found:
-        lines = [f"{name}: {len(found)} of {len(paths)} pictures cannot be read.", *found[:SHOWN]]
+        lines = [f"{name}: {len(found)} of {len(paths)} images cannot be read.", *found[:SHOWN]]
         if len(found) > SHOWN:
             lines.append(f"and {len(found) - SHOWN} more")
         raise DataError("\n    ".join(lines))

@@ -1,9 +1,9 @@
-"""Reading a COCO annotation file so that every later reader takes it the same way.
+"""Read a COCO annotation file so that all later readers interpret it in the same way.
 
-PaddleDetection and pycocotools read the same file by rules of their own: pycocotools takes the
-annotation id 0 for "no match", PaddleDetection leaves a flat box out of training that pycocotools
-counts in an evaluation. `read_coco` gives the content that both take alike, and says what it
-changed. The file itself is not touched.
+PaddleDetection and pycocotools read the same file by different rules: pycocotools treats the
+annotation id 0 as "no match"; PaddleDetection omits a flat box from training that pycocotools
+counts in an evaluation. `read_coco` gives content that both interpret in the same way, and says
+what it changed. The file itself does not change.
 """
 
 import math
@@ -20,27 +20,29 @@ from ppvision.data.text import cut_text, read_json, shorten
 from ppvision.errors import DataError, InputError
 
 _SHOWN = 10  # problems of one kind that are named
-_LARGEST_ID = 2**53  # NumPy makes floats of numbers of 64 bits and of others
-# Pixels. float32, in which PaddleDetection holds boxes, has every whole number up to here.
+_LARGEST_ID = 2**53  # NumPy converts a mix of 64-bit and other numbers to floats
+# Pixels. PaddleDetection stores boxes in float32, which represents every whole number up to this
+# one.
 _LARGEST_EDGE = 2**24
 _FORMAT = "entries are not as COCO's format has them"
 _NO_MASK = "masks are no list of polygons [x, y, x, y, x, y, ...] and no run lengths"
-_FEW_POINTS = "polygons have fewer than three points and are left out"
-_NO_PIXEL = "objects have no pixel of a mask and are left out"
-# Pixels. pycocotools walks along every edge: one of 2**24 takes seconds and gigabytes.
+_FEW_POINTS = "polygons have fewer than three points and are omitted"
+_NO_PIXEL = "objects have no pixel of a mask and are omitted"
+# Pixels. pycocotools follows every edge pixel by pixel: an edge of 2**24 takes seconds and
+# gigabytes.
 _LONGEST_WALK = 2**16
 
 
 @dataclass
 class CocoFile:
-    """What an annotation file holds.
+    """The content of an annotation file.
 
     Attributes:
-        content: `images`, `annotations` and `categories` as evaluators take them.
-        problems: what is wrong; a kind in a line.
-        notes: what was changed or deserves a look; a kind in a line.
+        content: `images`, `annotations` and `categories` in the form for evaluators.
+        problems: the problems, one line per kind.
+        notes: changes and unusual entries, one line per kind.
         changed: whether `content` differs from the file.
-        objects: annotations that training learns and an evaluation counts.
+        objects: number of annotations that training learns and an evaluation counts.
     """
 
     content: dict
@@ -54,7 +56,7 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
     """Read an annotation file.
 
     Changed in memory: annotation ids that an evaluator reserves or that do not identify become 1,
-    2, ...; picture ids that are text become numbers; a missing `iscrowd` is 0 and a missing `area`
+    2, ...; image ids that are text become numbers; a missing `iscrowd` is 0 and a missing `area`
     that of the box; whole numbers written as floats become whole; file names get the spelling under
     which the file is there; polygons of fewer than three points go; and objects that cannot be
     learned (no area, with `masks` no pixel of a mask) go from training and evaluation alike.
@@ -62,8 +64,8 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
     Args:
         path: the JSON file.
         images: the folder that its `file_name`s are in.
-        masks: whether every object needs a mask. Default False: a mask that is no mask is dropped,
-            and the box stays.
+        masks: whether every object needs a mask. Default False: an invalid mask is dropped, and the
+            box stays.
 
     Raises:
         DataError: not JSON, or without lists of `images` and `categories`.
@@ -72,14 +74,13 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
     for key in ("categories", "images"):
         _require_list(path, read, key)
     found = CocoFile({**read})
-    if "annotations" not in read:  # PaddleDetection takes such a file for pictures alone
+    if "annotations" not in read:  # PaddleDetection would see no objects
         found.problems.append("expected a list 'annotations', as COCO's format has it, got none")
         return found
     _require_list(path, read, "annotations")
     _Reader(found, Path(images), masks).read()
     for key in ("images", "annotations", "categories"):
-        # Entries that need no change are the very objects that were read. Equal ones are not
-        # enough: 1.0 equals 1.
+        # Entries without a change are identical objects, not only equal ones: 1.0 equals 1.
         before, after = read[key], found.content[key]
         same = len(before) == len(after) and all(map(operator.is_, before, after))
         found.changed |= not same
@@ -87,7 +88,7 @@ def read_coco(path: str | Path, images: str | Path, *, masks: bool = False) -> C
 
 
 def read_category_names(path: str | Path) -> list[str]:
-    """Names of the classes of an annotation file, in the order of their numbers.
+    """Return the names of the classes of an annotation file, in the order of their numbers.
 
     Raises:
         DataError: not JSON, or without categories.
@@ -104,25 +105,25 @@ def _require_list(path: str | Path, content: object, key: str) -> None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number; True and False are none."""
+    """Whether a value is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:
-    """Whether a value is a number that float64 holds."""
+    """Whether a value is a number that float64 can represent."""
     if isinstance(value, float):
         return math.isfinite(value)
     return is_whole(value) and abs(value) < 2**1000
 
 
 def find_repeated(values: Iterable[Hashable]) -> list[str]:
-    """What is there more than once, as text."""
+    """Return the entries that occur more than once, as text."""
     return [shorten(value) for value, count in Counter(values).items() if count > 1]
 
 
 def list_problems(what: str, found: list[str]) -> list[str]:
-    """Problems of one kind as a line of a report: their number and the first of them; nothing for
-    none."""
+    """Return problems of one kind as a line of a report: their number and the first of them.
+    Without problems, return nothing."""
     if not found:
         return []
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
@@ -130,7 +131,7 @@ def list_problems(what: str, found: list[str]) -> list[str]:
 
 
 def _as_whole(value: object) -> object:
-    """A whole number for one that is written as a float; anything else as it is."""
+    """Return a whole number for one that is written as a float; return other values unchanged."""
     is_integral = isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST_ID
     return int(value) if is_integral else value
 
@@ -156,14 +157,14 @@ class _Reader:
 
     Args:
         file: to be completed.
-        images: folder of the pictures.
+        images: folder of the images.
         masks: whether every object needs one.
     """
 
     def __init__(self, file: CocoFile, images: Path, masks: bool) -> None:
         self.file, self.images, self.masks = file, images, masks
         self.wrong: defaultdict[str, list[str]] = defaultdict(list)  # by kind
-        self.counts: Counter[str] = Counter()  # what was changed, in words
+        self.counts: Counter[str] = Counter()  # the changes, in words
 
     def read(self) -> None:
         content = self.file.content
@@ -179,7 +180,7 @@ class _Reader:
             problems += list_problems(what, found)
         self.file.notes += [f"{count} {what}" for what, count in self.counts.items() if count]
         if not content["images"]:
-            problems.append("expected pictures, got none")
+            problems.append("expected images, got none")
         if not problems and not self.file.objects:
             what = "crowds, ignored ones and boxes without an area alone"
             problems.append(f"expected objects, got {what if content['annotations'] else 'none'}")
@@ -187,7 +188,7 @@ class _Reader:
     def _require(
         self, where: str, entry: dict, needed: dict[str, tuple[Callable[[object], bool], str]]
     ) -> bool:
-        """Whether an entry has what it needs; what is wrong goes into the report."""
+        """Whether an entry has the values that it needs. Problems are added to the report."""
         if missing := [name for name in needed if name not in entry]:
             self.wrong[_FORMAT].append(
                 f"{where}: expected {', '.join(needed)}, got no {', '.join(missing)}"
@@ -202,7 +203,7 @@ class _Reader:
         return not faults
 
     def _changed(self, entry: dict, values: dict[str, object]) -> dict:
-        """The entry with these values; the very same one where it has them already."""
+        """Return the entry with these values; the same object if it has them already."""
         same = all(
             key in entry and type(entry[key]) is type(value) and entry[key] == value
             for key, value in values.items()
@@ -226,10 +227,11 @@ class _Reader:
     def _read_images(
         self, entries: list[dict]
     ) -> tuple[list[dict], dict[Hashable, int], dict[int, tuple[int, int]]]:
-        """The entries, their ids by those in the file, and their sizes (width, height) by id."""
+        """Return the entries, their new ids by the ids of the file, and their sizes (width, height)
+        by id."""
         names = all(_is_text(entry.get("id")) for entry in entries) and bool(entries)
         if names:
-            self.counts["picture ids are text and get numbers"] = len(entries)
+            self.counts["image ids are text and get numbers"] = len(entries)
         side = _is_side, "a whole number above 0"
         needed = {
             "id": (_is_id, "a whole number"),
@@ -252,7 +254,7 @@ class _Reader:
                 self.wrong["image ids are there twice"].append(shorten(key))
             ids[key] = changed["id"]
             if is_leftover(changed["file_name"]):
-                self.counts["pictures are what tools leave behind and are left out"] += 1
+                self.counts["images are what tools leave behind and are omitted"] += 1
                 sizes[changed["id"]] = None
                 continue
             located = locate(self.images, changed["file_name"])
@@ -261,8 +263,8 @@ class _Reader:
         return kept, ids, sizes
 
     def _number(self, entries: list[dict]) -> list[dict]:
-        """Annotation ids of their own: pycocotools takes 0 for "no match", and an annotation for
-        an earlier one of the same id."""
+        """Give annotations new ids if needed: pycocotools treats 0 as "no match", and confuses
+        annotations with the same id."""
         wrong, seen = 0, set()
         for entry in entries:
             number = entry.get("id")
@@ -285,7 +287,7 @@ class _Reader:
         sizes: dict[int, tuple[int, int] | None],
         categories: dict[int, str],
     ) -> dict | None:
-        """One annotation as later readers take it, or None to leave it out."""
+        """Return one annotation in the form for later readers, or None to omit it."""
         where = f"annotations[{number}]"
         name = f"annotation {shorten(entry.get('id', number))}"
         values = {}
@@ -303,7 +305,7 @@ class _Reader:
             self.counts["annotations have no area, taken as that of their box"] += 1
             values["area"] = box[2] * box[3] if is_box else 0
         if not _is_int32(entry.get("track_id", 0)):
-            self.counts["annotations have a track_id that is no whole number, left out"] += 1
+            self.counts["annotations have a track_id that is not a whole number, omitted"] += 1
             entry = {key: value for key, value in entry.items() if key != "track_id"}
         changed = self._changed(entry, values)
         needed = {
@@ -317,12 +319,12 @@ class _Reader:
             return changed
         picture = entry["image_id"]
         if isinstance(picture, bool) or picture not in ids:
-            kind = "annotations belong to no picture"
+            kind = "annotations belong to no image"
             self.wrong[kind].append(f"{name}: image_id {shorten(picture)}")
             return changed
         changed = self._changed(changed, {"image_id": ids[picture]})
         size = sizes[ids[picture]]
-        if size is None:  # of a picture that is left out
+        if size is None:  # its image is omitted
             return None
         if changed["category_id"] not in categories:
             kind = "annotations have a category that is not there"
@@ -331,19 +333,19 @@ class _Reader:
             self.wrong["boxes are not [x, y, width, height]"].append(f"{name}: {shorten(box)}")
             return changed
         if _lies_outside(box, size):
-            kind = "boxes lie outside of their picture"
+            kind = "boxes lie outside their image"
             self.wrong[kind].append(f"{name}: {box} in {size[0]}x{size[1]}")
             return changed
         changed = self._read_mask(name, changed, size)
         if changed is None:
             return None
-        # pycocotools would count what PaddleDetection never trains on.
+        # pycocotools would count objects on which PaddleDetection never trains.
         left, top, width, height = box
         if not (changed["area"] > 0 and has_area(left, top, left + width, top + height)):
-            self.counts["boxes have no area and are left out"] += 1
+            self.counts["boxes have no area and are omitted"] += 1
             return None
         beyond = box[0] < 0 or box[1] < 0 or box[0] + box[2] > size[0] or box[1] + box[3] > size[1]
-        self.counts["boxes reach beyond their picture"] += beyond
+        self.counts["boxes extend beyond their image"] += beyond
         ignored = bool(changed.get("ignore"))
         self.counts["annotations say `ignore`: training leaves them out, scores count them"] += (
             ignored
@@ -352,11 +354,12 @@ class _Reader:
         return changed
 
     def _read_mask(self, name: str, entry: dict, size: tuple[int, int]) -> dict | None:
-        """The annotation with those of its polygons that are some, or None where masks are needed
-        and its own has no pixel."""
+        """Return the annotation with its valid polygons, or None if masks are needed and its mask
+        has no pixel."""
         mask = entry.get("segmentation")
         if not self.masks:
-            # PaddleDetection's reader loses its place at an empty mask, and with it other boxes.
+            # At an empty mask, PaddleDetection's reader loses its place, and with it other boxes
+            # are lost.
             if "segmentation" in entry and not _is_filled(mask):
                 return {key: value for key, value in entry.items() if key != "segmentation"}
             return entry
@@ -384,11 +387,11 @@ def _is_filled(mask: object) -> bool:
 
 
 def has_area(left: float, top: float, right: float, bottom: float) -> bool:
-    """Whether a box has an area in float32 and three decimals, in which PaddleDetection holds it.
+    """Whether a box has an area in float32 with three decimals, the form in PaddleDetection.
 
-    A box without a width makes losses that are not finite.
+    A box without a width causes losses that are not finite.
     """
-    if right - left >= 2 and bottom - top >= 2:  # more than any rounding of an edge
+    if right - left >= 2 and bottom - top >= 2:  # larger than any rounding of an edge
         return True
     edges = np.float32([round(float(edge), 3) for edge in (left, top, right, bottom)])
     return bool(edges[2] > edges[0] and edges[3] > edges[1])
@@ -405,7 +408,7 @@ def _lies_outside(box: list[float], size: tuple[int, int]) -> bool:
 
 
 def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
-    """What is wrong with a `segmentation` of a picture of `(width, height)`, or None."""
+    """Return the problem of a `segmentation` for an image of `(width, height)`, or None."""
     if isinstance(mask, list):
         for polygon in mask:
             if not isinstance(polygon, list):
@@ -421,7 +424,7 @@ def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
     counts = mask["counts"]
     if isinstance(counts, list):
         fits = all(is_whole(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
-        return None if fits else "run lengths that do not fill the picture"
+        return None if fits else "run lengths that do not fill the image"
     if not isinstance(counts, str):
         return f"run lengths {shorten(counts)}"
     try:
@@ -432,7 +435,7 @@ def find_mask_fault(mask: object, size: tuple[int, int]) -> str | None:
 
 
 def _has_pixels(mask: list | dict, size: tuple[int, int]) -> bool:
-    """Whether a `segmentation` without a fault sets a pixel of a picture of `(width, height)`."""
+    """Whether a `segmentation` without a fault sets a pixel of an image of `(width, height)`."""
     if isinstance(mask, list):
         return any(_fills_pixels(polygon, size) for polygon in mask)
     counts = mask["counts"]
@@ -440,27 +443,29 @@ def _has_pixels(mask: list | dict, size: tuple[int, int]) -> bool:
 
 
 def _fills_pixels(polygon: list[float], size: tuple[int, int]) -> bool:
-    # Here alone: the package is there where PaddleDetection is, which has the mask heads.
+    # Imported here only: the package is installed with PaddleDetection, which has the mask heads.
     from pycocotools import mask as mask_utils
 
     width, height = size
     across, down = polygon[::2], polygon[1::2]
     left, right, top, bottom = min(across), max(across), min(down), max(down)
-    # One pixel more than the picture: pycocotools rounds corners to a fifth of one.
+    # One pixel more than the image: pycocotools rounds corners to a fifth of a pixel.
     if right < -1 or left > width + 1 or bottom < -1 or top > height + 1:
         return False
     if max(-left, right, -top, bottom) > _LONGEST_WALK:
         return True
-    # No area by the corners says whether there are pixels: a polygon that goes round twice has
-    # twice its area and none, a bow tie has no area and many, a sliver passes between the pixels'
-    # centres at any length. Drawing one takes some 20 to 70 microseconds.
+    # The area between the corners does not say whether there are pixels: a polygon that goes around
+    # twice has twice its area and no pixel, a bow tie has no area and many pixels, and a thin
+    # polygon of any length passes between the centres of pixels. Drawing a polygon takes about 20
+    # to 70 microseconds.
     (runs,) = mask_utils.frPyObjects([polygon], height, width)
     return bool(mask_utils.area(runs))
 
 
 def expand_run_lengths(text: str) -> list[int]:
-    """COCO's compressed run lengths: digits of five bits, the lowest first, of which the sixth bit
-    says that more follow; from the third one on, differences to the one before the last.
+    """Decode COCO's compressed run lengths. They are digits of five bits, the lowest first; the
+    sixth bit says that more digits follow. From the third number on, each is the difference from
+    the number two places before.
 
     Raises:
         ValueError: the text ends inside a number, has other characters, or a length that is
@@ -475,7 +480,7 @@ def expand_run_lengths(text: str) -> list[int]:
         number |= (digit & 31) << shift
         shift += 5
         if digit & 32:
-            if shift > 30:  # pycocotools holds 32 bits; a number without end would take for ever
+            if shift > 30:  # pycocotools uses 32 bits; an endless number would take forever
                 raise InputError(text[:20])
             continue
         if digit & 16:

@@ -1,17 +1,18 @@
-"""How large a picture may be. Imports nothing, since the command line starts with it."""
+"""The largest size of an image. This module imports nothing, because the command line starts with
+it."""
 
 import os
 
 from ppvision.errors import ConfigError
 
 MAX_PIXELS = "PPVISION_MAX_PIXELS"  # the environment variable that raises the limit
-# Of one picture. 0.8 GB as RGB: more than any camera's or aerial tile's, less than a small PNG can
-# unfold to.
+# Pixels of one image. 0.8 GB as RGB: more than images of cameras or aerial tiles have, and less
+# than a small PNG can decode to.
 DEFAULT_MAX_PIXELS = 2**28
 
 
 def read_max_pixels() -> int:
-    """The most pixels of a picture that is read: `PPVISION_MAX_PIXELS`, or 2^28.
+    """Return the largest number of pixels of an image: `PPVISION_MAX_PIXELS`, or 2^28.
 
     Raises:
         ConfigError: the variable is no whole number above 0.

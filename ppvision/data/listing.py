@@ -1,4 +1,4 @@
-"""Which files of a folder or a list are pictures, and how their results are called."""
+"""Find the images of a folder or a list, and the names of their results."""
 
 import logging
 import os
@@ -15,28 +15,28 @@ from ppvision.errors import DataError, InputError, MissingFileError
 
 logger = logging.getLogger("ppvision")
 
-# Picture files as users name them, found in a folder without regard to case.
+# Suffixes of image files; upper and lower case are equal.
 READABLE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".webp", ".tif"}
 READABLE_SUFFIXES |= {".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".pbm", ".pnm"}
 
-SEPARATORS = " \t,"  # between a picture and its label in a list file
+SEPARATORS = " \t,"  # between an image and its label in a list file
 
-# What notebooks, desktops, archives and network drives put next to pictures, in small letters.
+# Names that notebooks, desktops, archives and network drives put next to images, in lower case.
 _LEFTOVERS = {".ipynb_checkpoints", "__macosx", ".ds_store", "thumbs.db", "ehthumbs.db", "@eadir"}
 _LEFTOVERS |= {"desktop.ini", "$recycle.bin", "#recycle", "system volume information", ".git"}
 _SHOWN = 5  # kinds of files that a line of the log names
 
 
 def is_leftover(name: str | PurePath) -> bool:
-    """Whether a relative path leads to what tools leave behind, such as `.ipynb_checkpoints`, or to
-    macOS's `._NAME` files."""
+    """Whether a relative path leads to files that tools leave behind, such as `.ipynb_checkpoints`
+    or macOS's `._NAME` files."""
     parts = PurePath(name).parts
     return any(part.startswith("._") or part.lower() in _LEFTOVERS for part in parts)
 
 
 def holds_only(folder: Path, known: Collection[str], needed: str) -> bool:
-    """Whether a folder is empty, or holds the file `needed` and nothing but files of `known` names;
-    what tools leave in folders does not count."""
+    """Whether a folder is empty, or contains the file `needed` and otherwise only files of `known`
+    names. Files that tools leave in folders do not count."""
     if not folder.is_dir():
         return False
     present = [path for path in folder.iterdir() if not is_leftover(path.name)]
@@ -47,14 +47,14 @@ def holds_only(folder: Path, known: Collection[str], needed: str) -> bool:
 
 @dataclass
 class LeftOut:
-    """Counts what a search leaves out."""
+    """Counts the files that a search omits."""
 
     leftovers: Counter[str] = field(default_factory=Counter)  # by name
     others: Counter[str] = field(default_factory=Counter)  # by suffix
     unreadable: list[str] = field(default_factory=list)  # folders
 
     def log(self, where: str | Path) -> None:
-        """Say it in one line of the log; nothing where nothing was left out."""
+        """Log the counts in one line; log nothing if nothing was omitted."""
         parts = []
         if self.leftovers:
             parts.append(
@@ -63,11 +63,11 @@ class LeftOut:
             )
         if self.others:
             parts.append(
-                f"{self.others.total()} with another suffix than pictures "
+                f"{self.others.total()} with another suffix than images "
                 f"({_list_kinds(self.others)})"
             )
         if parts:
-            log_once(f"{where}: files and folders left out: {', '.join(parts)}")
+            log_once(f"{where}: files and folders omitted: {', '.join(parts)}")
         if self.unreadable:
             shown = ", ".join(map(cut_text, self.unreadable[:_SHOWN]))
             logger.warning(
@@ -84,23 +84,24 @@ _logged: set[str] = set()
 
 
 def log_once(message: str) -> None:
-    """Log what was left out or changed; a second reading of the same file does not repeat it."""
+    """Log omissions and changes. A second reading of the same file does not repeat them."""
     if message not in _logged:
         _logged.add(message)
         logger.info(message)
 
 
 def find_pictures(folder: str | Path, left_out: LeftOut | None = None) -> list[Path]:
-    """The pictures of a folder and all folders below it, sorted, found by their suffix.
+    """Return the images of a folder and of all folders below it, sorted. They are found by their
+    suffix.
 
-    Hidden files and folders and what tools leave behind are left out. Symbolic links are followed;
-    a folder that several links lead to is searched once, under its own name where it is below
-    `folder`, and links to a folder above are not followed.
+    Hidden files and folders, and files that tools leave behind, are omitted. Symbolic links are
+    followed. A folder that several links lead to is searched once, under its own name if it is
+    below `folder`. Links to a folder above are not followed.
 
     Args:
         folder: where to search; it must exist.
-        left_out: counts what is left out, for a caller that searches several folders. Default None:
-            one line of the log says it.
+        left_out: counts omitted files, for a caller that searches several folders. Default None:
+            one line of the log reports them.
     """
     folder = Path(folder)
     counts = LeftOut() if left_out is None else left_out
@@ -116,7 +117,7 @@ def find_pictures(folder: str | Path, left_out: LeftOut | None = None) -> list[P
         for here, folders, files in os.walk(waiting.pop(0), onerror=refused):
             try:
                 identity = _identity(here)
-            except OSError as error:  # a path that is too long, a folder that has just gone
+            except OSError as error:  # a path that is too long, a folder that was just removed
                 refused(error)
                 folders.clear()
                 continue
@@ -153,8 +154,8 @@ def _is_picture(here: str, name: str, counts: LeftOut) -> bool:
     if suffix not in READABLE_SUFFIXES:
         counts.others[suffix or "no suffix"] += 1
         return False
-    # A link that leads nowhere is kept: its picture is missing, which has to be said. A pipe is
-    # not: reading it would wait for ever.
+    # A broken link is kept, so that the missing image is reported. A pipe is not kept: reading it
+    # would wait forever.
     try:
         is_file = stat.S_ISREG(os.stat(os.path.join(here, name)).st_mode)
     except OSError:
@@ -165,9 +166,9 @@ def _is_picture(here: str, name: str, counts: LeftOut) -> bool:
 
 
 def locate(root: str | Path, name: str) -> str:
-    """The spelling of a relative name under which its file is there, or the name as it is.
+    """Return the spelling of a relative name under which the file exists, or the name unchanged.
 
-    Tools on Windows write `images\\1.png`; macOS stores accents as letters of their own.
+    Tools on Windows write `images\\1.png`; macOS stores accents as separate characters.
     """
     if os.path.isfile(os.path.join(root, name)):
         return name
@@ -181,10 +182,10 @@ def locate(root: str | Path, name: str) -> str:
 def read_pairs(
     list_file: str | Path, root: str | Path, separator: str = " ", need_labels: bool = True
 ) -> tuple[list[tuple[str, Path, Path | None]], list[tuple[str, str]]]:
-    """The pictures and labels of a PaddleSeg list: what the check looks at is what training reads.
+    """Return the images and labels of a PaddleSeg list. Check and training use the same function.
 
-    Lines that name what tools leave behind are left out; they and lines that are there twice are
-    counted in the log.
+    Lines for files that tools leave behind are omitted. The log counts them, and lines that occur
+    twice.
 
     Args:
         list_file: one `image<separator>label` per line; see `read_list`.
@@ -223,24 +224,24 @@ def read_pairs(
 
 
 def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tuple[Path, str]]:
-    """Pictures of a flag's path, each with the name of its result.
+    """Return the images of a flag's path, each with the name of its result.
 
     Args:
-        image_path: a picture, a folder (searched deeply, see `find_pictures`), or a list file: one
-            picture a line, relative to the list; what follows a space, tab or comma, such as a
-            label, is left out (see `list_labels`).
+        image_path: an image, a folder (with its sub-folders, see `find_pictures`), or a list file:
+            one image per line, relative to the list. Text after a space, tab or comma, such as a
+            label, is ignored (see `list_labels`).
         flag: for messages.
 
     Returns:
-        `(path, name)` pairs. Names are relative, without `..`, and differ: pictures that would
-        share one (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
+        `(path, name)` pairs. Names are relative, without `..`, and all different: images that would
+        share a name (`a.jpg`, `a.png`) keep their suffix in it, then get a number.
 
     Raises:
         FileNotFoundError: no such path.
-        ValueError: no picture in it.
+        ValueError: no image in it.
     """
     path = Path(image_path)
-    # An empty path would be the current folder: a variable of a script that is not set.
+    # An empty path, for example from an unset variable in a script, would mean the current folder.
     if not str(image_path) or not os.path.exists(path):
         raise MissingFileError(
             f"{flag}: expected a file or folder, found none at {cut_text(str(image_path))!r}."
@@ -252,12 +253,13 @@ def list_images(image_path: str | Path, flag: str = "--image_path") -> list[tupl
     else:
         found = [(path.parent / name, Path(name)) for name, _ in _listed(path, flag)]
     if not found:
-        raise InputError(f"{flag}: expected pictures, found none in {path}.")
+        raise InputError(f"{flag}: expected images, found none in {path}.")
     return list(zip([p for p, _ in found], name_results([n for _, n in found]), strict=True))
 
 
 def list_labels(image_path: str | Path) -> dict[Path, Path]:
-    """The label of each image of a list file, by path of the image; empty for other paths."""
+    """Return the label of each image of a list file, by path of the image; empty for other
+    paths."""
     path = Path(image_path)
     if path.is_dir() or path.suffix.lower() in READABLE_SUFFIXES:
         return {}
@@ -266,19 +268,19 @@ def list_labels(image_path: str | Path) -> dict[Path, Path]:
 
 
 def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
-    """Picture and label, or an empty label, of every line of a list file."""
+    """Return image and label (or an empty label) of every line of a list file."""
     try:
         lines = read_lines(list_path, file_names=True)
     except DataError as error:
         raise InputError(
-            f"{flag}: expected a picture, a folder or a text file, got {list_path} ({error})."
+            f"{flag}: expected an image, a folder or a text file, got {list_path} ({error})."
         ) from error
     left_out = LeftOut()
     found = []
     for _, line in lines:
         name = _picture_of(list_path, line)
         label = line[len(name) :].strip(SEPARATORS)
-        if not name:  # separators alone
+        if not name:  # only separators
             continue
         if is_leftover(name):
             left_out.leftovers[PurePath(name).name] += 1
@@ -290,8 +292,8 @@ def _listed(list_path: Path, flag: str) -> list[tuple[str, str]]:
 
 
 def _picture_of(list_path: Path, line: str) -> str:
-    """The picture of a list's line: all of it, or the text before a label; names may hold
-    separators."""
+    """Return the image of a list's line: the whole line, or the text before a label. Names may
+    contain separators."""
     for name in (line, *(line.rpartition(separator)[0] for separator in SEPARATORS)):
         if name and os.path.isfile(list_path.parent / locate(list_path.parent, name)):
             return name
@@ -299,7 +301,8 @@ def _picture_of(list_path: Path, line: str) -> str:
 
 
 def name_results(names: list[Path]) -> list[str]:
-    """Names of results, relative, without suffix and `..`, all different: see `list_images`."""
+    """Return names of results, relative, without suffix and `..`, all different: see
+    `list_images`."""
     inside = [Path(*(part for part in n.parts if part not in (n.anchor, "..", "."))) for n in names]
     inside = [name if name.name else Path("picture") for name in inside]  # `..` alone, `/`
     stems = Counter(map(_without_suffix, inside))
@@ -318,5 +321,5 @@ def name_results(names: list[Path]) -> list[str]:
 
 
 def _without_suffix(name: Path) -> str:
-    # What is left of `...png` would lead to the folder above.
+    # The rest of `...png` would lead to the folder above.
     return str(name) if name.stem in (".", "..") else str(name.with_suffix(""))

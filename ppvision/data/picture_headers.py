@@ -1,8 +1,8 @@
-"""What the first bytes of a picture file say: format, size, bits per channel and orientation.
+"""Read format, size, bits per channel and orientation from the first bytes of an image file.
 
-Decoders are asked for pixels only. Whether a file may be decoded (its size, its depth), and which
-size a reader has to expect, is decided here, from the format's own specification, so that a check
-and a training cannot differ. The orientation counts where `cv2.imread` obeys it: the Exif block of
+Decoders only give pixels. This module decides whether a file may be decoded (its size, its depth),
+and which size a reader has to expect. It follows the specification of each format, so that a check
+and a training cannot differ. The orientation counts if `cv2.imread` uses it: the Exif block of
 JPEG, PNG and WebP, and TIFF's own tag. XMP does not count.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from ppvision.errors import DataError
 
-# What `read_picture` accepts, as messages name it.
+# The formats that `read_picture` accepts, for messages.
 FORMATS = "JPEG, PNG, BMP, WebP, TIFF, GIF, JPEG 2000, PNM, AVIF"
 
 EXIF_ORIENTATION = 0x0112  # also TIFF's tag
@@ -23,25 +23,25 @@ _EXIF = b"Exif\0\0"
 
 
 class Bytes(Protocol):
-    """What is read here: `bytes`, or a file that gives slices as `bytes` does."""
+    """The input of this module: `bytes`, or a file that gives slices like `bytes`."""
 
     def __getitem__(self, place: slice) -> bytes: ...
 
     def __len__(self) -> int: ...
 
 
-class Header(NamedTuple):  # is made for every picture; a frozen dataclass takes 4 times as long
-    """A picture before it is decoded.
+class Header(NamedTuple):  # made for every image; a frozen dataclass is 4 times slower
+    """An image before it is decoded.
 
     Attributes:
         format: JPEG, PNG, BMP, WebP, TIFF, GIF, JPEG 2000, PNM or AVIF.
         width, height: pixels as they are stored.
-        bits: of a channel.
+        bits: bits per channel.
         kind: "grey", "palette" or "colour" (grey with transparency counts as colour).
         values: "unsigned", "signed" or "float".
-        orientation: 1 to 8 as in Exif; 1 where there is none that counts.
-        samples: of a TIFF whose samples are its pixels, how Pillow calls them: "RGB", "L" (grey) or
-            "L;I" (grey, 0 is white). Otherwise empty.
+        orientation: 1 to 8 as in Exif; 1 if there is none that counts.
+        samples: for a TIFF whose samples are its pixels, Pillow's name for them: "RGB", "L" (grey)
+            or "L;I" (grey, 0 is white). Otherwise empty.
     """
 
     format: str
@@ -55,30 +55,30 @@ class Header(NamedTuple):  # is made for every picture; a frozen dataclass takes
 
     @property
     def deep(self) -> bool:
-        """Whether 8 bits do not hold its values."""
+        """Whether its values need more than 8 bits."""
         return self.bits > 8 or self.values != "unsigned"
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width as it is read, turned upright."""
+        """Height and width after the orientation is applied."""
         turned = self.orientation in QUARTER_TURNS
         return (self.width, self.height) if turned else (self.height, self.width)
 
 
 class _Damaged(Exception):
-    """The text says how."""
+    """A damaged file; the text describes the damage."""
 
 
 def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Header:
-    """Read the header of a picture of any of the `FORMATS`, whatever its name ends with.
+    """Read the header of an image of any of the `FORMATS`, whatever its suffix.
 
     Args:
         content: the file.
-        name: what errors call it.
-        to_the_end: go through all markers of a JPEG, not only to its first scan. libjpeg fills
-            what it misses with grey and only prints a warning. Found here: a file without an end
-            marker, markers that a scan cannot hold, and restart markers that are lost or out of
-            order. A flipped bit that still decodes cannot be known: JPEG has no checksum.
+        name: its name in errors.
+        to_the_end: read all markers of a JPEG, not only those before its first scan. libjpeg fills
+            missing data with grey and only prints a warning. This finds a file without an end
+            marker, markers that a scan cannot contain, and restart markers that are lost or out of
+            order. It cannot find a flipped bit that still decodes: JPEG has no checksum.
 
     Raises:
         DataError: empty, another format, cut off or damaged inside its header (with `to_the_end`
@@ -98,13 +98,13 @@ def read_header(content: Bytes, name: str, *, to_the_end: bool = False) -> Heade
             raise make_damage_error(name, f"a size of {header.width} x {header.height}")
         return header
     raise DataError(
-        f"{name}: does not decode (not a picture of a known format). Expected {FORMATS}: save it "
+        f"{name}: does not decode (not an image of a known format). Expected {FORMATS}: save it "
         "as one of them, or remove it."
     )
 
 
 def make_damage_error(name: str, reason: str) -> DataError:
-    """The error for a picture that is cut off or damaged."""
+    """Return the error for an image that is cut off or damaged."""
     return DataError(f"{name}: does not decode ({reason}). Copy it again, or remove it.")
 
 
@@ -113,9 +113,10 @@ def _numbers(layout: str, content: Bytes, at: int) -> tuple[int, ...]:
 
 
 def _exif_orientation(block: bytes) -> int:
-    """The orientation that OpenCV takes from a TIFF block inside a picture; 1 for none.
+    """Return the orientation that OpenCV reads from a TIFF block inside an image; 1 if there is
+    none.
 
-    OpenCV reads 16 bits whatever type the entry says, and the first entry counts.
+    OpenCV reads 16 bits, whatever the type of the entry, and the first entry counts.
     """
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     try:
@@ -127,7 +128,7 @@ def _exif_orientation(block: bytes) -> int:
             tag, _, _, value = _numbers(f"{order}HHIH", block, at + 2 + 12 * entry)
             if tag == EXIF_ORIENTATION:
                 return value if value in range(1, 9) else 1
-    except struct.error:  # it ends inside the list
+    except struct.error:  # the block ends inside the list
         pass
     return 1
 
@@ -138,16 +139,16 @@ _START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _LOSSLESS = {0xC3, 0xC7, 0xCB, 0xCF}
 _RESTARTS = range(0xD0, 0xD8)
 _SCAN, _END, _RESTART_INTERVAL, _APP1 = 0xDA, 0xD9, 0xDD, 0xE1
-# What ends coded pixels: 0xFF with neither a stuffed zero nor padding after it.
+# The end of coded pixels: 0xFF with neither a stuffed zero nor padding after it.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-# What else may be before, between and after scans; half of all segments are tables.
+# Other markers that may be before, between and after scans; half of all segments are tables.
 _TABLES = {0xC4, 0xCC, 0xDB}
 _MARKERS = {*_TABLES, 0xDC, 0xFE, *range(0xE0, 0xF0), _SCAN, _END}
 
 
 @dataclass(slots=True)
 class _Frame:
-    """What a JPEG's start of frame says."""
+    """The content of a JPEG's start of frame."""
 
     marker: int
     bits: int
@@ -156,7 +157,7 @@ class _Frame:
     sampling: dict[int, tuple[int, int]]  # component -> horizontal, vertical
 
     def units(self, components: bytes) -> int:
-        """Minimum coded units of a scan of these components."""
+        """Return the number of minimum coded units of a scan of these components."""
         widest = max(h for h, _ in self.sampling.values())
         tallest = max(v for _, v in self.sampling.values())
         if len(components) > 1:
@@ -168,8 +169,8 @@ class _Frame:
 
 
 def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, int]]:
-    """`(marker, begin, end)` of the payload of each segment from `at` to the next scan or the end
-    of the picture, which come last."""
+    """Yield `(marker, begin, end)` of the payload of each segment from `at` to the next scan or the
+    end of the image, which is the last one."""
     size = len(content)
     while True:
         head = content[at : at + 4]
@@ -187,7 +188,7 @@ def _jpeg_segments(content: Bytes, at: int) -> Iterator[tuple[int, int, int]]:
         length = head[2] << 8 | head[3] if len(head) == 4 else 0
         begin, at = at + 4, at + 2 + length
         if length < 2 or at > size:
-            raise _Damaged("cut off inside of a segment")
+            raise _Damaged("cut off inside a segment")
         yield marker, begin, at
         if marker == _SCAN:
             return
@@ -207,7 +208,7 @@ def _read_frame(marker: int, payload: bytes) -> _Frame:
 
 def _parse_jpeg(content: Bytes, to_the_end: bool) -> Header:
     first, frame, orientation, interval, at = None, None, 1, 0, 2
-    at_first = True  # before the first scan, where the Exif block counts
+    at_first = True  # before the first scan, the Exif block counts
     while True:
         for marker, begin, end in _jpeg_segments(content, at):
             at = end
@@ -234,7 +235,7 @@ def _parse_jpeg(content: Bytes, to_the_end: bool) -> Header:
 
 
 def _end_of_scan(content: bytes, frame: _Frame, interval: int, scan: bytes, at: int) -> int:
-    """Position of the marker after the coded pixels from `at`."""
+    """Return the position of the marker after the coded pixels from `at`."""
     count = 0
     for found in _MARKER.finditer(content, at):
         at = found.start()
@@ -246,12 +247,12 @@ def _end_of_scan(content: bytes, frame: _Frame, interval: int, scan: bytes, at: 
         count += 1
     else:
         raise _Damaged("cut off: it has no end marker")
-    if frame.marker in _LOSSLESS:  # whose units are pixels
+    if frame.marker in _LOSSLESS:  # units are pixels there
         return at
     expected = 0
     if interval:
         expected = -(-frame.units(scan[1 : 1 + 2 * scan[0] : 2]) // interval) - 1
-    # Encoders may write one more after the last interval.
+    # Encoders may write one more restart marker after the last interval.
     if count not in (expected, expected + bool(interval)):
         raise _Damaged(f"{count} restart markers where {expected} belong")
     return at
@@ -264,7 +265,8 @@ _PNG_KINDS = {0: "grey", 2: "colour", 3: "palette", 4: "colour", 6: "colour"}
 
 
 def read_png_chunks(content: Bytes) -> Iterator[tuple[bytes, int, int]]:
-    """`(type, start, end)` of each chunk's data, to the last one, IEND; four bytes of CRC follow.
+    """Yield `(type, start, end)` of each chunk's data up to the last chunk, IEND. Four bytes of CRC
+    follow each.
 
     Raises:
         _Damaged: the file ends before.
@@ -277,7 +279,7 @@ def read_png_chunks(content: Bytes) -> Iterator[tuple[bytes, int, int]]:
         length, kind = struct.unpack(">I4s", head)
         end = at + 8 + length
         if end + 4 > len(content):
-            raise _Damaged(f"cut off inside of {kind!r:.12}")
+            raise _Damaged(f"cut off inside {kind!r:.12}")
         yield kind, at + 8, end
         if kind == b"IEND":
             return
@@ -310,15 +312,15 @@ _READ_TAGS = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, E
 _READ_TAGS |= {_SAMPLES, _PLANES, _SAMPLE_FORMAT}
 _MIN_IS_WHITE, _MIN_IS_BLACK, _RGB, _RGB_PALETTE = 0, 1, 2, 3
 _SAMPLE_FORMATS = {1: "unsigned", 2: "signed", 4: "unsigned"}  # 4: undefined; the rest are floats
-# None, LZW, deflate (two numbers) and PackBits give back the samples that were packed.
+# Lossless compressions: none, LZW, deflate (two numbers) and PackBits.
 _LOSSLESS_PACKING = {1, 5, 8, 32946, 32773}
 _NO_TAG = ((), 0)
-# (samples, photometric interpretation) of the pictures whose samples of 8 bits are their pixels.
+# (samples, photometric interpretation) of the images whose samples of 8 bits are their pixels.
 _PLAIN_SAMPLES = {(3, _RGB): "RGB", (1, _MIN_IS_BLACK): "L", (1, _MIN_IS_WHITE): "L;I"}
 
 
 def read_tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
-    """The first page's tags that are read here: values, and the place of the first of them.
+    """Return the needed tags of the first page: their values, and the place of the first value.
 
     Raises:
         struct.error: the file ends before.
@@ -333,7 +335,7 @@ def read_tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
         (at,) = struct.unpack_from(number, start, 8)
     (count,) = _numbers(f"{order}Q" if big else f"{order}H", content, at)
     at += 8 if big else 2
-    count = min(count, 4096)  # more than any page has; a damaged count is huge
+    count = min(count, 4096)  # more than any page has; the count of a damaged file can be huge
     table = content[at : at + count * (4 + 2 * word)]
     tags: dict[int, tuple[tuple[int, ...], int]] = {}
     whole = len(table) // (4 + 2 * word)
@@ -342,9 +344,9 @@ def read_tiff_tags(content: Bytes) -> dict[int, tuple[tuple[int, ...], int]]:
         if tag not in _READ_TAGS or kind not in _TIFF_TYPES or tag in tags:
             continue
         code, length = _TIFF_TYPES[kind]
-        values = min(values, 8)  # of a damaged count the first are enough
+        values = min(values, 8)  # a damaged count can be huge; the first values are enough
         begin = at + index * (4 + 2 * word) + 4 + word
-        if values == 1 and length <= word:  # nearly all of them
+        if values == 1 and length <= word:  # true for nearly all entries
             tags[tag] = (int.from_bytes(inline[:length], endian),), begin
             continue
         layout = f"{order}{values}{code}"
@@ -402,10 +404,10 @@ def _parse_bmp(content: Bytes, start: bytes) -> Header | None:
     if start[:2] != b"BM":
         return None
     (size,) = struct.unpack_from("<I", start, 14)
-    # The short header is of OS/2.
+    # OS/2 writes the short header.
     layout = "<HHHH" if size == 12 else "<iiHH"
     width, height, _, bits = struct.unpack_from(layout, start, 18)
-    # A negative height: the first row is the upper one. 16 bits are three channels of 5.
+    # A negative height means that the first row is the top row. 16 bits are three channels of 5.
     return Header("BMP", width, abs(height), min(bits, 8), "palette" if bits <= 8 else "colour")
 
 
@@ -425,7 +427,7 @@ def _parse_webp(content: Bytes, start: bytes) -> Header | None:
             orientation = _exif_orientation(block)
         at += 8 + length_of_chunk + length_of_chunk % 2
     if size is None:
-        raise _Damaged("no picture in it")
+        raise _Damaged("no image in it")
     return Header("WebP", *size, orientation=orientation)
 
 
@@ -469,7 +471,7 @@ def _parse_jpeg2000(content: Bytes, start: bytes) -> Header | None:
 
 
 def _box(content: Bytes, kind: bytes, at: int, end: int) -> tuple[int, int]:
-    """Begin and end of the data of the first box of a kind, of JPEG 2000's and AVIF's."""
+    """Return begin and end of the data of the first box of a kind in JPEG 2000 or AVIF."""
     while at + 8 <= end:
         length, found = _numbers(">I4s", content, at)
         begin = at + 8
@@ -498,7 +500,7 @@ def _parse_pnm(content: Bytes, start: bytes) -> Header | None:
     highest = 1 if bilevel else words[2]
     if not 0 < highest < 65536:
         raise _Damaged(f"a highest value of {highest}")
-    # OpenCV reads a highest value below 255 as it is, without scaling it.
+    # OpenCV does not scale values if the highest value is below 255.
     bits = 1 if bilevel else 8 if highest < 256 else 16
     return Header("PNM", words[0], words[1], bits, "colour" if start[1:2] in b"36" else "grey")
 
@@ -520,7 +522,7 @@ def _parse_avif(content: Bytes, start: bytes) -> Header | None:
             (flags,) = content[begin + 10 : begin + 11]
             bits = max(bits, (12 if flags & 0x20 else 10) if flags & 0x40 else 8)
         begin += length
-    # The whole picture, where there are tiles or a thumbnail as well.
+    # The size of the whole image; there may also be tiles or a thumbnail.
     width, height = max(sizes, key=lambda size: size[0] * size[1])
     return Header("AVIF", width, height, bits)
 

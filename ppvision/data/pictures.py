@@ -1,12 +1,12 @@
-"""One reader of pictures for everybody: check, training, evaluation, prediction and export.
+"""The one reader of images for check, training, evaluation, prediction and export.
 
 A file is read once, as bytes (OpenCV ends the process on a name that is not UTF-8). Its header and
-its structure are looked at, and then it is decoded, once: a JPEG by libjpeg, whose warnings count,
-a TIFF by libtiff, whose errors count, a plain BMP here, the rest by OpenCV. Of an intact picture of
-8 bits the pixels are those of `cv2.imread`. What is cut off, visibly damaged, deeper than 8 bits or
-larger than the limit is a `DataError` with the file's name.
+structure are checked. Then it is decoded once: a JPEG by libjpeg, whose warnings count as errors; a
+TIFF by libtiff, whose errors count; a plain BMP by this module; other formats by OpenCV. The pixels
+of an intact 8-bit image equal those of `cv2.imread`. A file that is cut off, visibly damaged,
+deeper than 8 bits or larger than the limit raises a `DataError` with the file's name.
 
-There is no state here: any number of threads and processes may read at once.
+The module has no state: any number of threads and processes may read at the same time.
 """
 
 import contextlib
@@ -35,50 +35,51 @@ from ppvision.errors import DataError, InputError, MissingFileError, shorten, sh
 
 Source = str | os.PathLike | bytes
 
-# OpenCV's own limit, which only the environment raises, before OpenCV is imported.
+# OpenCV's own limit. Only an environment variable, set before OpenCV is imported, raises it.
 _OPENCV_PIXELS, _OPENCV_VARIABLE = 2**30, "OPENCV_IO_MAX_IMAGE_PIXELS"
-# No picture needs more: four channels of 32 bits, without compression.
+# Bytes per pixel; no image needs more: four channels of 32 bits, without compression.
 _BYTES_PER_PIXEL = 16
-_READ_AT_ONCE = 2**26  # bytes; of larger files the header is looked at first
-# Of larger BMPs a part at a time is read: a second buffer of the picture's size costs more time
-# than the decoding. A part of this size stays in the processor's cache until it is converted.
+_READ_AT_ONCE = 2**26  # bytes; for larger files the header is read first
+# Larger BMPs are read in parts: a second buffer of the image's size costs more time than the
+# decoding. A part of this size stays in the processor's cache until it is converted.
 _PART = 2**17  # bytes
-_PILLOW_PART = 2**16  # bytes, below the size from which malloc asks the system each time
+_PILLOW_PART = 2**16  # bytes; malloc asks the system each time for larger blocks
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 
 
 class MissingPictureError(DataError, MissingFileError):
-    """No regular file of that name; also a FileNotFoundError."""
+    """There is no regular file of that name; also a FileNotFoundError."""
 
 
 class DepthError(DataError):
-    """A picture of more than 8 bits per channel, and no `max_value` to scale it by."""
+    """An image has more than 8 bits per channel, and there is no `max_value` to scale it."""
 
 
 class IndexMapError(DataError):
-    """A label map that has colours instead of class numbers."""
+    """A label map has colours instead of class numbers."""
 
 
 def read_picture(
     source: Source, name: str | None = None, *, max_value: int | None = None
 ) -> np.ndarray:
-    """Read a picture as `[H, W, 3]` uint8 RGB.
+    """Read an image as `[H, W, 3]` uint8 RGB.
 
-    Grey is repeated, transparency is dropped, the Exif orientation is applied; of animations and
-    files of several pages the first picture counts. All as in `cv2.imread`.
+    Grey is repeated for the three channels, transparency is dropped, and the Exif orientation is
+    applied. In animations and files of several pages the first image counts. All of this is as in
+    `cv2.imread`.
 
     Args:
         source: a path (of any bytes), or the content of a file.
-        name: what errors call it. Default: the path.
-        max_value: the value that becomes 255 in pictures of more than 8 bits per channel, such as
-            4095 for 12 bits. Pictures of 8 bits are taken as they are. Default None: deeper
-            pictures are refused.
+        name: its name in errors. Default: the path.
+        max_value: the value that becomes 255 in images of more than 8 bits per channel, such as
+            4095 for 12 bits. Images of 8 bits are not changed. Default None: deeper images are
+            refused.
 
     Raises:
         DataError: no such file (`MissingPictureError`) or no right to read it, not a regular file,
-            not a picture, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
+            not an image, cut off or damaged, larger than the limit (`read_max_pixels`), deeper
             than 8 bits without `max_value` (`DepthError`), or with values above it. Damage that
-            still decodes, such as a flipped bit inside a JPEG, cannot be known.
+            still decodes, such as a flipped bit inside a JPEG, cannot be detected.
         ConfigError: `PPVISION_MAX_PIXELS` is no whole number above 0.
     """
     return read_like_opencv(source, cv2.IMREAD_COLOR_RGB, name, max_value=max_value)
@@ -106,7 +107,7 @@ def read_like_opencv(
             raise DepthError(
                 f"{name}: expected 8 bits per channel, got {describe(header)}. Set max_value of "
                 "the data set to the value that means white (4095 for 12 bits), or scale the "
-                "picture to 8 bits."
+                "image to 8 bits."
             )
         else:
             pixels = _scaled_pixels(content, header, flags, name, max_value)
@@ -116,10 +117,10 @@ def read_like_opencv(
 
 
 def read_label(source: Source, name: str | None = None) -> np.ndarray:
-    """Read a label map as `[H, W]` whole numbers: of a palette its indices, of grey its values.
+    """Read a label map as `[H, W]` whole numbers: the indices of a palette, or the values of grey.
 
-    As PIL reads them: they are not turned (but TIFF's are), 2 and 4 bits of grey are scaled to 8.
-    Single bits are 0 and 1.
+    The result is that of PIL: maps are not rotated (except TIFF), and 2 and 4 bits of grey are
+    scaled to 8. Single bits are 0 and 1.
 
     Args:
         source, name: see `read_picture`.
@@ -150,10 +151,10 @@ def read_label(source: Source, name: str | None = None) -> np.ndarray:
 
 
 def read_picture_size(source: Source, name: str | None = None) -> tuple[int, int]:
-    """Height and width of what `read_picture` would give, from the header alone.
+    """Return height and width of the result of `read_picture`, from the header only.
 
     Raises:
-        DataError: no such file, or not a picture.
+        DataError: no such file, or not an image.
     """
     name = _shown(source, name)
     with _opened(source, name) as file:
@@ -161,18 +162,18 @@ def read_picture_size(source: Source, name: str | None = None) -> tuple[int, int
 
 
 def describe(header: Header) -> str:
-    """A picture's format, channels and depth in words."""
+    """Describe an image's format, channels and depth in words."""
     form = "" if header.values == "unsigned" else f" ({header.values})"
     return f"{header.format}, {header.kind}, {header.bits} bit{'s' * (header.bits != 1)}{form}"
 
 
 def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
-    """Values from 0 to `max_value` as uint8 from 0 to 255, rounded to the nearest.
+    """Scale values from 0 to `max_value` to uint8 from 0 to 255, rounded to the nearest.
 
     Args:
         values: any shape, of any number type.
-        max_value: what becomes 255.
-        name: of the picture, for the error.
+        max_value: the value that becomes 255.
+        name: of the image, for the error.
 
     Raises:
         InputError: `max_value` is no whole number above 0.
@@ -181,12 +182,12 @@ def scale_to_bytes(values: np.ndarray, max_value: int, name: str) -> np.ndarray:
     if isinstance(max_value, bool) or not isinstance(max_value, int) or max_value < 1:
         raise InputError(f"max_value: expected a whole number above 0, got {shorten(max_value)}.")
     lowest, highest = values.min(), values.max()
-    if not 0 <= lowest <= highest <= max_value:  # NaN compares as false
+    if not 0 <= lowest <= highest <= max_value:  # comparisons with NaN are false
         raise DataError(
             f"{name}: expected values from 0 to max_value = {max_value}, got {lowest} to {highest}."
-            " Set max_value to the highest value that this kind of picture can have."
+            " Set max_value to the highest value that this kind of image can have."
         )
-    if values.dtype == np.uint16:  # a table is several times as quick
+    if values.dtype == np.uint16:  # a table is several times as fast
         return _to_bytes(np.arange(int(highest) + 1), max_value)[values]
     return _to_bytes(values, max_value)
 
@@ -199,7 +200,7 @@ def _to_bytes(values: np.ndarray, max_value: int) -> np.ndarray:
 
 
 def _shown(source: Source, name: str | None) -> str:
-    """The name for messages."""
+    """Return the name for messages."""
     if name is None:
         if isinstance(source, bytes):
             return "picture"
@@ -208,14 +209,14 @@ def _shown(source: Source, name: str | None) -> str:
 
 
 class _Reading:
-    """An open regular file, of which slices are read as from `bytes`."""
+    """An open regular file that gives slices like `bytes`."""
 
     def __init__(self, path: str | os.PathLike, name: str) -> None:
         try:
-            found = os.stat(path)  # before it is opened: opening a device can do something
+            found = os.stat(path)  # before opening: opening a device can have effects
             regular = stat.S_ISREG(found.st_mode)
-            # A pipe that takes its place in the meantime is not waited for, and cannot be read at
-            # a place. A file that grows in the meantime counts as cut off.
+            # If a pipe replaces the file in the meantime, this does not wait for it, and reading at
+            # a place fails. A file that grows in the meantime counts as cut off.
             self._file = os.open(path, _OPEN_FLAGS) if regular else None
         except (FileNotFoundError, NotADirectoryError) as error:
             raise MissingPictureError(
@@ -226,7 +227,7 @@ class _Reading:
             raise DataError(f"{name}: cannot be opened ({reason}). Check its rights.") from error
         if self._file is None:
             raise MissingPictureError(
-                f"{name}: expected a picture, got {_kind_of_file(found.st_mode)}."
+                f"{name}: expected an image, got {_kind_of_file(found.st_mode)}."
             )
         self._size, self._name = found.st_size, name
 
@@ -269,9 +270,9 @@ def _kind_of_file(mode: int) -> str:
 
 
 def _load(file: Bytes, name: str) -> tuple[Bytes, Header]:
-    """The content of a file that may be decoded, and its header.
+    """Return the content of a file that may be decoded, and its header.
 
-    The content is `bytes`, but of a large BMP the file itself.
+    The content is `bytes`; for a large BMP it is the file itself.
     """
     if len(file) > _PART and file[:2] == b"BM":
         return file, _allowed_header(file, name)
@@ -300,7 +301,7 @@ def _allowed_header(content: Bytes, name: str, *, to_the_end: bool = False) -> H
         )
     if len(content) > _BYTES_PER_PIXEL * limit:
         raise DataError(
-            f"{name}: a file of {len(content)} bytes, more than a picture of {limit} pixels needs. "
+            f"{name}: a file of {len(content)} bytes, more than an image of {limit} pixels needs. "
             f"{advice}."
         )
     return header
@@ -310,11 +311,11 @@ _ANIMATION = {b"acTL", b"fcTL", b"fdAT"}  # a PNG's chunks of further frames
 
 
 def _check_png(content: bytes, name: str) -> bytes:
-    """Every chunk to the last one is there and has the checksum that it says.
+    """Check that every chunk exists, up to the last one, and has the right checksum.
 
     Returns:
-        The file without an animation: from memory, OpenCV decodes the first frame instead of a
-        picture that is no frame, which it decodes from a file.
+        The file without an animation. If a PNG's main image is not a frame, OpenCV decodes that
+        image from a file, but the first frame from memory.
     """
     view = memoryview(content)
     kept, animated = [view[:8]], False
@@ -334,17 +335,18 @@ def _check_png(content: bytes, name: str) -> bytes:
 
 
 def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
-    """A TIFF's pixels as OpenCV gives them, decoded once; None for a kind that is left to OpenCV.
+    """Return a TIFF's pixels as OpenCV gives them, decoded once; None for a kind that OpenCV
+    decodes.
 
-    OpenCV goes on after libtiff's errors. Pillow's decoder (the same library) stops at them.
-    `Image.open` is not needed for it, and takes longer than a small picture's decoding.
+    OpenCV continues after libtiff's errors. Pillow's decoder (the same library) stops at them.
+    `Image.open` is not needed here, and takes longer than decoding a small image.
     """
     grey = header.samples != "RGB"
     as_it_is = flags == cv2.IMREAD_UNCHANGED
     wants_grey = not as_it_is and not flags & (cv2.IMREAD_COLOR | cv2.IMREAD_COLOR_RGB)
     if not header.samples or (not grey and (wants_grey or as_it_is)):
         return None
-    options = header.samples, False, 0  # samples, a file's descriptor, the place of the first page
+    options = header.samples, False, 0  # samples, file descriptor, place of the first page
     size = header.width, header.height
     try:
         picture = Image.frombytes("L" if grey else "RGB", size, content, "libtiff", options)
@@ -352,7 +354,7 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
         raise make_damage_error(
             name, "libtiff: what is packed in it is cut off or damaged"
         ) from error
-    except (OSError, TypeError):  # a Pillow without libtiff, or whose decoder has other options
+    except (OSError, TypeError):  # this Pillow has no libtiff, or its decoder has other options
         return None
     pixels = _turn(_pixels_of(picture), header.orientation)
     if grey and not as_it_is and not wants_grey:
@@ -363,10 +365,10 @@ def _decode_tiff(content: bytes, flags: int, name: str, header: Header) -> np.nd
 
 
 def _pixels_of(picture: Image.Image) -> np.ndarray:
-    """`np.array(picture)`, in a third of its time for large pictures.
+    """Return `np.array(picture)`, in a third of its time for large images.
 
-    Pillow copies a picture twice for it, and numpy once more. Some rows at a time they stay in the
-    processor's cache.
+    For `np.array`, Pillow copies an image twice, and NumPy once more. A few rows at a time stay in
+    the processor's cache.
     """
     width, height = picture.size
     bands = len(picture.getbands())
@@ -381,18 +383,18 @@ def _pixels_of(picture: Image.Image) -> np.ndarray:
 
 
 def _check_packed_tiff(content: bytes, name: str) -> None:
-    """Let libtiff say whether what is packed in a TIFF of another kind is whole.
+    """Let libtiff check whether the packed data of another kind of TIFF are complete.
 
-    Of plain TIFFs, whose bytes are the pixels, nothing could be said, so they are not decoded here.
+    Plain TIFFs, whose bytes are the pixels, have nothing to check, so they are not decoded here.
     """
-    from PIL import TiffImagePlugin  # few programs meet such a picture, and it takes long to import
+    from PIL import TiffImagePlugin  # such images are rare, and this import is slow
 
     try:
         with TiffImagePlugin.TiffImageFile(io.BytesIO(content)) as picture:
             if picture.info.get("compression", "raw") != "raw":
                 picture.load()
     except (SyntaxError, KeyError):
-        return  # of a kind that PIL does not know; OpenCV may
+        return  # PIL does not know this kind; OpenCV may
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{name}: Pillow, which checks TIFFs of this kind, does not decode as many pixels. "
@@ -403,9 +405,10 @@ def _check_packed_tiff(content: bytes, name: str) -> None:
 
 
 def _decode_bmp(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
-    """The pixels of a BMP of 24 bits without compression; None for a kind that is left to OpenCV.
+    """Return the pixels of a BMP of 24 bits without compression; None for a kind that OpenCV
+    decodes.
 
-    They lie in the file as they are, so that no part of it is copied more than once.
+    The file contains the pixels unchanged, so that no part is copied more than once.
     """
     rgb = flags & cv2.IMREAD_COLOR_RGB
     start = content[:34]
@@ -437,16 +440,16 @@ def _decode_bmp(content: Bytes, flags: int, name: str, header: Header) -> np.nda
     return pixels
 
 
-# What libjpeg says where a file is not whole; anything else that `simplejpeg` raises is of a kind
-# that it does not know and OpenCV may.
+# libjpeg's messages for an incomplete file. Other errors of `simplejpeg` mean a kind of file that
+# it does not know; OpenCV may know it.
 _JPEG_DAMAGE = ("Corrupt JPEG", "Premature end", "Inconsistent progression", "Invalid")
 
 
 def _decode_jpeg(content: bytes, flags: int, name: str, header: Header) -> np.ndarray | None:
-    """A JPEG's pixels as OpenCV gives them, to the bit; None for a kind that is left to OpenCV.
+    """Return a JPEG's pixels, bit-identical to OpenCV's; None for a kind that OpenCV decodes.
 
-    libjpeg fills what it misses with grey and warns. OpenCV only prints the warning;
-    `simplejpeg` (the same library) raises it.
+    libjpeg fills missing data with grey and warns. OpenCV only prints the warning; `simplejpeg`
+    (the same library) raises it.
     """
     as_it_is = flags == cv2.IMREAD_UNCHANGED
     if as_it_is:
@@ -467,7 +470,7 @@ def _decode_jpeg(content: bytes, flags: int, name: str, header: Header) -> np.nd
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels `[H, W, ...]` upright, by their Exif orientation."""
+    """Rotate pixels `[H, W, ...]` upright by their Exif orientation."""
     if orientation in QUARTER_TURNS:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -478,7 +481,7 @@ def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray:
-    """Pixels as OpenCV gives them for `flags`, of the depth that they have."""
+    """Decode pixels with OpenCV for `flags`, at their own depth."""
     pixels = None
     if header.format == "BMP":
         if len(content) > _PART:
@@ -492,8 +495,8 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
         pixels = _decode_jpeg(content, flags, name, header)
     if pixels is not None:
         return pixels
-    # Of TIFF and BMP OpenCV makes RGB in place, which takes four times as long as into new memory;
-    # of AVIF with transparency it gives BGR for RGB (4.14).
+    # For TIFF and BMP, OpenCV makes RGB in place, which takes four times as long as into new
+    # memory. For AVIF with transparency it gives BGR instead of RGB (4.14).
     swapped = ("TIFF", "BMP", "AVIF")
     reorder = header.format in swapped and flags > 0 and flags & cv2.IMREAD_COLOR_RGB
     if reorder:
@@ -512,11 +515,11 @@ def _decode(content: Bytes, flags: int, name: str, header: Header) -> np.ndarray
 def _scaled_pixels(
     content: bytes, header: Header, flags: int, name: str, max_value: int
 ) -> np.ndarray:
-    # OpenCV 4.14 writes nonsense where it is asked for the RGB of a TIFF of 16 bits.
+    # OpenCV 4.14 gives wrong pixels for the RGB of a TIFF of 16 bits.
     reorder = header.format == "TIFF" and flags & cv2.IMREAD_COLOR_RGB
     if reorder:
         flags = flags & ~cv2.IMREAD_COLOR_RGB | cv2.IMREAD_COLOR
-    # TIFF's grey of 32 bits has no three channels in OpenCV; they are made below.
+    # OpenCV does not give three channels for TIFF's grey of 32 bits; they are made below.
     as_it_is = header.format == "TIFF" and header.kind == "grey"
     wanted = cv2.IMREAD_UNCHANGED if as_it_is else flags | cv2.IMREAD_ANYDEPTH
     pixels = _decode(content, wanted, name, header)
@@ -533,7 +536,7 @@ def _scaled_pixels(
 
 
 def _check_size(pixels: np.ndarray, expected: tuple[int, int], name: str) -> None:
-    """Header and pixels agree, so that a check which read the header alone holds."""
+    """Check that header and pixels agree, so that checks of the header only are valid."""
     height, width = pixels.shape[:2]
     if (height, width) != expected:
         raise make_damage_error(
@@ -543,8 +546,8 @@ def _check_size(pixels: np.ndarray, expected: tuple[int, int], name: str) -> Non
 
 
 # -- palettes --------------------------------------------------------------------------------------
-# OpenCV gives colours, a label needs their numbers. So each colour is replaced by its number as a
-# grey before decoding.
+# OpenCV gives colours, but a label needs their numbers. So before decoding, each colour of the
+# palette is replaced by a grey with its number.
 
 
 def _palette_indices(content: bytes, header: Header, name: str) -> np.ndarray:
@@ -554,13 +557,13 @@ def _palette_indices(content: bytes, header: Header, name: str) -> np.ndarray:
         raise make_damage_error(name, "a palette that is cut off") from error
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     greys = cv2.extractChannel(_decode(content, flags, name, header), 0)
-    if header.format == "TIFF" and header.bits < 8:  # grey of few bits was scaled to 8
+    if header.format == "TIFF" and header.bits < 8:  # grey with fewer bits was scaled to 8
         greys //= 255 // (2**header.bits - 1)
     return greys
 
 
 def _greys(count: int, layout: str = "ggg") -> bytes:
-    """A palette in which colour i is the grey i."""
+    """Return a palette in which colour i is the grey i."""
     return bytes(i if entry == "g" else 0 for i in range(count) for entry in layout)
 
 
@@ -568,7 +571,7 @@ def _png_with_greys(content: bytes) -> bytes:
     parts = [content[:8]]
     for kind, begin, end in read_png_chunks(content):
         if kind == b"PLTE":
-            data = kind + _greys(2 ** min(8, content[24]))  # as many as its bits can name
+            data = kind + _greys(2 ** min(8, content[24]))  # as many as its bits can address
             parts += [struct.pack(">I", len(data) - 4), data, struct.pack(">I", zlib.crc32(data))]
         elif kind in (b"IHDR", b"IDAT", b"IEND"):
             parts.append(content[begin - 8 : end + 4])
@@ -594,7 +597,7 @@ def _gif_with_greys(content: bytes) -> bytes:
     result = bytearray(content)
 
     def fill(flags: int, at: int) -> int:
-        """Overwrite a colour table, where there is one; returns where it ends."""
+        """Overwrite a colour table if there is one; return its end."""
         if not flags & 0x80:
             return at
         greys = _greys(2 << (flags & 7))
@@ -602,7 +605,7 @@ def _gif_with_greys(content: bytes) -> bytes:
         return at + len(greys)
 
     at = fill(content[10], 13)
-    while content[at] == 0x21:  # extensions before the first picture
+    while content[at] == 0x21:  # extensions before the first image
         if content[at + 1] == 0xF9:
             result[at + 3] &= 0xFE  # no colour is transparent
         at += 2

@@ -1,9 +1,9 @@
-"""Reading text files as people's tools write them: the one reader of lists, class files, JSON, XML.
+"""Read text files as common tools write them: the one reader of lists, class files, JSON, XML.
 
 UTF-8 with or without a byte order mark, UTF-16 and UTF-32 with one, and the line ends of every
 system. Bytes of a file's name that are not UTF-8 are kept (`surrogateescape`), so that the name
-still leads to the file. In names of classes they are an error, because class names are written
-into models, reports and JSON.
+still finds the file. In names of classes they are an error, because class names are written into
+models, reports and JSON.
 """
 
 import codecs
@@ -17,7 +17,7 @@ from xml.parsers import expat
 
 from ppvision.errors import DataError, InputError
 
-# The longer marks first: UTF-32's begins with UTF-16's.
+# Longer marks first: UTF-32's mark begins with UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -26,29 +26,30 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _MARK = "\ufeff"
-# Marks inside a file come from files that were put together, the other from web pages.
+# Marks inside a file come from concatenated files; the other character comes from web pages.
 _UNSEEN = f"{_MARK}\u200b"
 _DOS_END = "\x1a"  # Ctrl-Z: the end of a text file for DOS
-_LINE_END = re.compile(r"\r\n|\r|\n")  # not those of `splitlines`, which names of files may hold
+_LINE_END = re.compile(r"\r\n|\r|\n")  # `splitlines` has more, which names of files may contain
 _XML_DEPTH = 100  # annotations have five levels
 
-_LONGEST_TEXT = 400  # letters
+_LONGEST_TEXT = 400  # characters
 _shortened = reprlib.Repr()
 _shortened.maxstring = _shortened.maxother = _shortened.maxlong = 60
 
 
 def shorten(value: object) -> str:
-    """`repr` of a value that a file holds, at most some 60 characters of each part of it."""
+    """Return `repr` of a value from a file, with at most about 60 characters of each part."""
     return _shortened.repr(value)
 
 
 def cut_text(text: str) -> str:
-    """What a message shows of a text from a file: a path of any depth, but not a whole file."""
+    """Shorten a text from a file for a message: enough for a path of any depth, but not a whole
+    file."""
     return text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]}..."
 
 
 def read_text(path: str | Path, *, file_names: bool = False) -> str:
-    """A text file without its byte order mark, and without the Ctrl-Z that ends files of DOS.
+    """Read a text file without its byte order mark, and without the Ctrl-Z that ends files of DOS.
 
     Args:
         path: the file.
@@ -74,7 +75,8 @@ def read_text(path: str | Path, *, file_names: bool = False) -> str:
 
 
 def _without_dos_end(text: str) -> str:
-    """A text without a Ctrl-Z at its end, and the line ends that tools have added after it."""
+    """Return a text without a Ctrl-Z at its end, and without line ends that tools added after
+    it."""
     kept = text.rstrip(f"{_DOS_END}\r\n")
     ends, _, _ = text[len(kept) :].partition(_DOS_END)
     return kept + ends
@@ -90,8 +92,8 @@ def _read_bytes(path: str | Path) -> bytes:
 
 
 def is_plain_utf8(path: str | Path) -> bool:
-    """Whether every reader of UTF-8 reads a file as it is: no byte order mark, no other bytes, no
-    Ctrl-Z at the end.
+    """Whether every reader of UTF-8 reads the same text from a file: no byte order mark, no invalid
+    bytes, no Ctrl-Z at the end.
 
     Raises:
         DataError: it cannot be opened.
@@ -110,7 +112,8 @@ def is_plain_utf8(path: str | Path) -> bool:
 
 
 def open_lines(path: str | Path, mode: str = "r") -> io.StringIO:
-    """`open` for other packages' readers of lists: the lines of `read_lines`, opened to be read.
+    """A replacement of `open` for other packages' readers of lists: it gives the lines of
+    `read_lines`.
 
     Raises:
         DataError: as `read_text`.
@@ -122,8 +125,8 @@ def open_lines(path: str | Path, mode: str = "r") -> io.StringIO:
 
 
 def read_lines(path: str | Path, *, file_names: bool = False) -> list[tuple[int, str]]:
-    """Number (from 1) and text of every line that is not blank, without blanks around it;
-    what cannot be seen, as a zero-width space, is a blank.
+    """Return number (from 1) and text of every line that is not blank, without blanks around it.
+    Invisible characters, such as a zero-width space, count as blanks.
 
     Raises:
         DataError: as `read_text`.
@@ -134,10 +137,10 @@ def read_lines(path: str | Path, *, file_names: bool = False) -> list[tuple[int,
 
 
 def read_list(path: str | Path, separator: str = " ") -> list[tuple[int, list[str]]]:
-    """The lines of a list file that are not blank: number (from 1) and fields of each.
+    """Return the lines of a list file that are not blank: number (from 1) and fields of each.
 
-    Where the separator is the blank, fields are what tabs separate in a line with a tab, and what
-    any number of blanks separates in other lines.
+    If the separator is the blank, tabs separate the fields of a line with a tab, and any number of
+    blanks separates the fields of other lines.
 
     Raises:
         DataError: no such file, or not text.
@@ -150,24 +153,24 @@ def read_list(path: str | Path, separator: str = " ") -> list[tuple[int, list[st
 
 
 def split_fields(line: str, separator: str = " ") -> list[str]:
-    """The fields of one line; see `read_list`."""
+    """Return the fields of one line; see `read_list`."""
     if separator != " ":
         return [_strip(field) for field in line.split(separator)]
     if "\t" in line:
         return [field for field in map(_strip, line.split("\t")) if field]
-    # Names may hold other blanks, such as U+3000 and the one that macOS puts before "PM".
+    # Names may contain other blanks, such as U+3000 and the one that macOS writes before "PM".
     return [field for field in (part.strip(_UNSEEN) for part in line.split(" ")) if field]
 
 
 def _strip(field: str) -> str:
-    """A field without blanks and what cannot be seen around it, in any order."""
+    """Return a field without blanks and invisible characters around it."""
     while field != (stripped := field.strip().strip(_UNSEEN)):
         field = stripped
     return field
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Names of classes, one a line; blank lines do not count.
+    """Return names of classes, one per line; blank lines do not count.
 
     Raises:
         DataError: no such file, or not UTF-8 text.
@@ -176,7 +179,7 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def read_json(path: str | Path) -> object:
-    """The content of a JSON file.
+    """Return the content of a JSON file.
 
     Raises:
         DataError: no such file, not JSON, or nested too deeply.
@@ -190,12 +193,12 @@ def read_json(path: str | Path) -> object:
 
 
 def read_xml(path: str | Path) -> ElementTree.Element:
-    """The root of an XML file; tags are without their namespace.
+    """Return the root of an XML file; tags have no namespace.
 
-    Every encoding that Python knows may be declared (expat knows five). What it does not decode
-    becomes U+FFFD: paths and notes in other encodings do no harm. Entities are not expanded: a
-    file that defines some is refused, because a kilobyte of them can become gigabytes. So is one
-    whose text uses some of a DTD, which is not read.
+    The file may declare every encoding that Python knows (expat knows five). Bytes that cannot be
+    decoded become U+FFFD, so that paths and notes in other encodings do no harm. Entities are not
+    expanded: a file that defines entities is refused, because a kilobyte of them can become
+    gigabytes. A file that uses entities of a DTD is refused too, because the DTD is not read.
 
     Raises:
         DataError: no such file, not XML, nested too deeply, or with entities other than XML's five.
@@ -208,7 +211,7 @@ def read_xml(path: str | Path) -> ElementTree.Element:
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         nonlocal depth
-        # Of these expat says nothing when they are in an attribute, and leaves them out.
+        # If these are in an attribute, expat omits them silently.
         if has_dtd and attributes and (name := _find_entity(data, parser.CurrentByteIndex)):
             refuse_unknown(name)
         depth += 1
@@ -241,7 +244,7 @@ def read_xml(path: str | Path) -> ElementTree.Element:
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = refuse_entity
-    # With a DTD that is not read, expat leaves out what is not defined and says nothing.
+    # With a DTD that is not read, expat silently omits undefined entities.
     parser.SkippedEntityHandler = refuse_unknown
     try:
         parser.Parse(data, True)
@@ -255,13 +258,14 @@ _ENTITY = re.compile(rb"&(?!(?:lt|gt|amp|quot|apos);)([^#;]*);")
 
 
 def _find_entity(data: bytes, place: int) -> str:
-    """The name of an entity other than XML's five in the tag at a place; empty for none."""
+    """Return the name of an entity other than XML's five in the tag at a place; empty if there is
+    none."""
     tag = _TAG.match(data, place)
     found = _ENTITY.search(tag[0]) if tag else None
     return found[1].decode("utf-8", "replace") if found else ""
 
 
-# Python's own codecs for text: a few raise, or take for ever, on what is not theirs.
+# Python's codecs for text. A few raise, or take very long, on bytes of other encodings.
 _NO_ENCODINGS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}
 _DECLARED = re.compile(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{1,40})["']""", re.ASCII)
 
@@ -276,11 +280,12 @@ def _decode_xml(data: bytes) -> str:
         except LookupError:
             encoding = "utf-8"
         else:
-            # A declaration that can be read as ASCII is not in UTF-16: a tool wrote it from text
-            # in memory. The codecs that are not for text (`zlib`) would expand a bomb.
+            # If the declaration can be read as ASCII, the file is not in UTF-16: a tool wrote the
+            # declaration from text in memory. Codecs that are not for text (`zlib`) would expand a
+            # bomb.
             wide = codec.name.startswith(("utf-16", "utf-32"))
             if wide or not codec._is_text_encoding or codec.name in _NO_ENCODINGS:
                 encoding = "utf-8"
-    # Blank lines before the declaration are against the rules, and common.
+    # Blank lines before the declaration are not allowed, but common.
     text = data.decode(encoding, "replace").lstrip(f"{_MARK} \t\r\n")
     return _without_dos_end(text)

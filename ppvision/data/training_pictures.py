@@ -1,4 +1,4 @@
-"""Class folders as training reads them: pictures that grow with the epochs, a teacher's answers."""
+"""Class folders for training: images that grow with the epochs, and a teacher's answers."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,16 +10,16 @@ from ppvision.data.class_folders import ClassFolders
 
 
 class TrainingPictures(ClassFolders):
-    """`ClassFolders` whose pictures may have another size in each epoch, and a teacher's answers.
+    """`ClassFolders` whose images may have another size in each epoch, and a teacher's answers.
 
     Args:
-        side_at: side in pixels of the pictures of an epoch (from 0), to which they are resized
+        side_at: side in pixels of the images of an epoch (from 0), to which they are resized
             after all transforms; None leaves them as the transforms give them. Default None.
         **options: of `ClassFolders`.
 
     Attributes:
-        answers: `[N, 2, K]` logits of each whole picture and of its left-right mirror; a sample is
-            then `(picture, class number, logits [K] float32)`. Default None.
+        answers: `[N, 2, K]` logits of each whole image and of its left-right mirror; a sample is
+            then `(image, class number, logits [K] float32)`. Default None.
     """
 
     def __init__(self, *, side_at: Callable[[int], int] | None = None, **options: object) -> None:
@@ -32,7 +32,7 @@ class TrainingPictures(ClassFolders):
         ]
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the size of an epoch; the engine calls it before every sample."""
+        """Set the size of an epoch; the engine calls it before every sample."""
         if self._side_at is not None:
             self._side = self._side_at(epoch)
 
@@ -50,7 +50,7 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
     """`[3, H, W]` -> `[3, side, side]`."""
     if image.shape[1:] == (side, side):
         return image
-    # The mean over an area where the picture shrinks: linear interpolation would alias.
+    # If the image shrinks, take the mean over areas: linear interpolation would alias.
     shrinks = side < min(image.shape[1:])
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     resized = cv2.resize(image.transpose(1, 2, 0), (side, side), interpolation=interpolation)

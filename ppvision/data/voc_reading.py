@@ -1,4 +1,4 @@
-"""Reading Pascal VOC lists and annotations: what the check looks at is what training reads."""
+"""Read Pascal VOC lists and annotations. Check and training use the same functions."""
 
 import math
 import os
@@ -13,14 +13,14 @@ from ppvision.data.listing import LeftOut, is_leftover, locate
 from ppvision.data.text import read_list, read_xml, shorten
 from ppvision.errors import DataError
 
-_MOST = 2**31  # pixels; more than any picture has
+_MOST = 2**31  # pixels; more than any image has
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _YES, _NO = {"true", "yes"}, {"", "false", "no", "unspecified", "none"}
 
 
 @dataclass
 class VocObject:
-    """One object inside its picture."""
+    """One object inside its image."""
 
     class_id: int
     box: tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -29,7 +29,7 @@ class VocObject:
 
 @dataclass
 class VocPicture:
-    """One line of the list. Objects without an area inside the picture are left out."""
+    """One line of the list. Objects without an area inside the image are omitted."""
 
     image: Path
     width: float
@@ -39,12 +39,12 @@ class VocPicture:
 
 @dataclass
 class VocFiles:
-    """What a list and its XML files hold.
+    """The content of a list and its XML files.
 
     Attributes:
-        pictures: those whose XML file can be read.
-        problems: what is wrong; a kind in a line.
-        notes: what was taken in another way than it is written; a kind in a line.
+        pictures: the images whose XML file can be read.
+        problems: the problems, one line per kind.
+        notes: entries that were read in another way than they are written, one line per kind.
     """
 
     pictures: list[VocPicture]
@@ -53,14 +53,15 @@ class VocFiles:
 
 
 def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) -> VocFiles:
-    """Read a list of pictures and XML files, and all that it names.
+    """Read a list of images and XML files, and all files that it names.
 
-    `difficult` may be a number, true, false, yes, no, Unspecified, empty or missing: what says
-    neither yes nor a number other than 0 is 0.
+    `difficult` may be a number, true, false, yes, no, Unspecified, empty or missing. It is 0 unless
+    it says yes or true, or is a number other than 0.
 
     Args:
-        annotations: the list, a picture and its XML file a line, with blanks or a tab between them.
-        folder: that both are in.
+        annotations: the list, with an image and its XML file per line, separated by blanks or a
+            tab.
+        folder: the folder of both.
         names: of the classes, in the order of their numbers.
 
     Raises:
@@ -93,7 +94,7 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
             continue
         pictures.append(picture)
         counts["lines repeat an earlier one"] += words[0] in seen
-        counts["pictures have no <object>"] += not objects
+        counts["images have no <object>"] += not objects
         seen.add(words[0])
         for place, item in enumerate(objects):
             where = f"{xml}, object {place}"
@@ -107,7 +108,7 @@ def read_voc(annotations: str | Path, folder: str | Path, names: Sequence[str]) 
     return VocFiles(pictures, problems, notes)
 
 
-_LINES = "lines are no picture and XML file"
+_LINES = "lines are no image and XML file"
 _MISSING = "files are missing"
 _BROKEN = "XML files have no size or boxes that can be read"
 _UNKNOWN = "objects have a class that is not in the label_list"
@@ -143,10 +144,10 @@ def _read_object(
     counts[
         "objects have no `difficult`, or one that is not 0 or 1: taken as 0 or 1"
     ] += not is_plain
-    # As PaddleDetection cuts a box at its picture's edge.
+    # PaddleDetection cuts a box at its image's edge in the same way.
     box = max(left, 0), max(top, 0), min(right, picture.width - 1), min(bottom, picture.height - 1)
     if not has_area(*box):
-        counts["boxes have no area inside of their picture and are left out"] += 1
+        counts["boxes have no area inside their image and are omitted"] += 1
     elif name in numbers:
         picture.objects.append(VocObject(numbers[name], box, bool(is_difficult)))
 
@@ -157,14 +158,14 @@ def _read_number(item: ElementTree.Element, path: str) -> float:
         number = float(text or "")
     except ValueError:
         number = math.nan
-    if not abs(number) <= _MOST:  # nor is it infinite, or not a number
+    if not abs(number) <= _MOST:  # also true for infinity and NaN
         raise DataError(f"{path}: expected a number of pixels, got {shorten(text)}")
     return number
 
 
 def _read_difficult(text: str | None) -> tuple[bool | None, bool]:
-    """Whether an object is difficult (None where nobody can tell), and whether it says so by 0 or
-    1."""
+    """Return whether an object is difficult (None if this is unclear), and whether it is written as
+    0 or 1."""
     word = (text or "").strip().lower()
     if word in ("0", "1"):
         return word == "1", True

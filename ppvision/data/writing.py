@@ -1,4 +1,4 @@
-"""How every data writer leaves a folder: complete, or not there."""
+"""Write the files of a data set."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write `[H, W]` or `[H, W, 3]` (RGB) uint8 as PNG or JPEG (quality 95), by the suffix.
 
-    `cv2.imwrite` only returns False when a disk is full; here the system's error is raised.
+    If a disk is full, `cv2.imwrite` only returns False; this function raises the system's error.
     """
     if picture.ndim == 3:
         picture = np.ascontiguousarray(picture[:, :, ::-1])  # OpenCV's order is BGR

@@ -1,4 +1,5 @@
-"""Export to Paddle Inference and ONNX, compared with eager mode inside, and prediction from it."""
+"""Export to Paddle Inference and ONNX with a comparison to eager mode, and prediction from
+exports."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ __all__ = [
     "register_transform",
 ]
 
-# Of no use to a program that predicts, so imported by whoever asks for them.
+# A program that only predicts does not need these, so they are imported on request.
 _LATER = {
     "ParityError": "ppvision.deploy.verify.parity",
     "export_model": "ppvision.deploy.write.export",

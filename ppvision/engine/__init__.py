@@ -1,1 +1,1 @@
-"""Training: one loop, what it keeps on disk, and what it shows."""
+"""Training: one loop, its files on disk, and its displays."""

@@ -1,4 +1,4 @@
-"""What happens after a training step: log lines, numbers and pictures for people."""
+"""Callbacks after a training step: log lines, numbers and images."""
 
 import logging
 from collections.abc import Callable
@@ -13,29 +13,29 @@ logger = logging.getLogger("ppvision")
 
 
 class Callback:
-    """Told about a run; every method may be left out. Rank 0 alone has callbacks."""
+    """Gets events of a run; every method is optional. Only rank 0 has callbacks."""
 
     def on_begin(self, step: int) -> None:
-        """Once, before the first step; `step` are done already."""
+        """Called once, before the first step; `step` steps are done already."""
 
     def on_step(self, step: int) -> None:
-        """After every step."""
+        """Called after every step."""
 
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
-        """Every `log_iters` steps; `numbers` by tag: means since the last line."""
+        """Called every `log_iters` steps; `numbers` by tag are means since the last line."""
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> None:
-        """After every evaluation; `scores` by tag."""
+        """Called after every evaluation with `scores` by tag."""
 
     def on_save(self, step: int) -> None:
-        """After every checkpoint, before the evaluation that belongs to it."""
+        """Called after every checkpoint, before its evaluation."""
 
     def on_end(self) -> None:
-        """Once, also when the run stops with an error."""
+        """Called once at the end, also if the run stops with an error."""
 
 
 class ProgressLog(Callback):
-    """One progress line with the newest loss and score; all numbers in the log.
+    """Shows a progress line with the newest loss and score, and writes all numbers to the log.
 
     Args:
         total: steps of the run.
@@ -45,7 +45,7 @@ class ProgressLog(Callback):
     def __init__(self, total: int, batch_size: int) -> None:
         self.total = total
         self.batch_size = batch_size
-        # Where the log is shown, its lines say all that this one would.
+        # If the log is shown, it contains everything that this line would show.
         self._line = ProgressLine("train", total, "step", hidden=is_verbose())
         self._loss, self._score = "", ""
 
@@ -59,7 +59,7 @@ class ProgressLog(Callback):
     def on_log(self, step: int, numbers: dict[str, float]) -> None:
         cost = numbers["Train/batch_cost"]
         minutes, seconds = divmod(round((self.total - step) * cost), 60)
-        left = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"  # hours go beyond 24
+        left = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"  # hours may exceed 24
         logger.info(
             f"[TRAIN] iter: {step}/{self.total}, loss: {numbers['Train/loss']:.4f}, "
             f"lr: {numbers['Train/lr']:.6f}, batch_cost: {cost:.4f} s, "
@@ -86,12 +86,13 @@ class ProgressLog(Callback):
 
 
 class DashboardLog(Callback):
-    """The same numbers in `metrics.csv` and VisualDL; pictures of fixed validation samples.
+    """Writes the same numbers to `metrics.csv` and VisualDL, and images of fixed validation
+    samples.
 
     Args:
-        dashboard: where they go.
-        pictures: gives panels `[H, W, 3]` uint8 RGB by name, or None for no pictures.
-        weights: whose distributions to show at every checkpoint, or None for no histograms.
+        dashboard: the dashboard that gets them.
+        pictures: function that gives panels `[H, W, 3]` uint8 RGB by name, or None for no images.
+        weights: model whose weights get a histogram at every checkpoint, or None for no histograms.
     """
 
     def __init__(

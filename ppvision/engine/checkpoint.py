@@ -1,4 +1,4 @@
-"""Checkpoints: complete or not there, and without pickle.
+"""Write and read checkpoints: each is complete or does not exist, and contains no pickle.
 
 checkpoints/step_N/
     model.safetensors       every parameter and statistic
@@ -36,16 +36,16 @@ from ppvision.zoo.weights import assign_weights, read_weights, save_weights
 
 
 class CheckpointError(PpvisionError, ValueError):
-    """A checkpoint that is incomplete, damaged or of another model."""
+    """A checkpoint is incomplete, damaged or of another model."""
 
 
 @dataclass
 class Progress:
     """Progress of a run, without its arrays.
 
-    After `step` steps, `batch` batches of epoch `epoch` (from 0) are done. What follows a
-    checkpoint (evaluation, pictures) last came to its end at step `evaluated`. `sums` of
-    the last `summed` steps wait for the next log line.
+    After `step` steps, `batch` batches of epoch `epoch` (from 0) are done. The work after a
+    checkpoint (evaluation, images) was last completed at step `evaluated`. `sums` of the last
+    `summed` steps are for the next log line.
     """
 
     step: int = 0
@@ -69,7 +69,8 @@ def collect_arrays(layer: nn.Layer) -> dict[str, np.ndarray]:
 def _optimizer_arrays(
     model: nn.Layer, optimizer: paddle.optimizer.Optimizer
 ) -> dict[str, np.ndarray]:
-    """Moments under `sublayer.path|moment`: Paddle's own keys hold process-wide counters."""
+    """Return moments with keys `sublayer.path|moment`, because Paddle's own keys contain
+    process-wide counters."""
     paths = {p.name: path for path, p in model.named_parameters()}
     arrays = {}
     for key, value in optimizer.state_dict().items():
@@ -99,13 +100,13 @@ def save_checkpoint(
 
     Args:
         folder: the run's `checkpoints`.
-        model, optimizer, progress, ema: what a resume needs.
+        model, optimizer, progress, ema: the state that a resume needs.
         keep: checkpoints to keep, at least 1; None keeps all.
-        config: written next to them.
+        config: the config, written to the same folder.
 
     Raises:
-        OSError: the disk is full, for one, or there is a checkpoint of this step (see `set_aside`);
-            nothing of the new checkpoint is left, and the older ones are as they were.
+        OSError: for example, the disk is full, or there is a checkpoint of this step (see
+            `set_aside`). The new checkpoint is removed, and older ones do not change.
     """
     final = folder / f"step_{progress.step}"
     partial = folder / f".step_{progress.step}.partial"
@@ -160,26 +161,27 @@ def _digest(state: dict) -> str:
 
 
 def update_progress(path: Path, progress: Progress) -> None:
-    """Write the progress of a checkpoint again, such as the score of an evaluation since."""
+    """Update the progress of a checkpoint, for example with the score of a later evaluation."""
     state = json.loads((path / "state.json").read_text(encoding="utf-8"))
     _write_state(path, state["files"], state["optimizer"], progress)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints of a run, oldest first."""
+    """Return the checkpoints of a run, oldest first."""
     found = [p for p in folder.glob("step_*") if re.fullmatch(r"step_\d+", p.name)]
     return sorted(found, key=lambda path: int(path.name[5:]))
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
-    """Move the checkpoints after `step` to `folder/abandoned`: a run that goes on from an older one
-    takes another way, and `--resume auto` must not come back to them.
+    """Move the checkpoints after `step` to `folder/abandoned`: a run that continues from an older
+    checkpoint gives other weights, and `--resume auto` must not return to the later ones.
 
     Returns:
-        Where they are now: `step_40`, or `step_40.2`, ... where one was abandoned before.
+        Their new paths: `step_40`, or `step_40.2`, ... if one was abandoned before.
     """
     moved = []
-    # The newest first: what is left after a kill in between are the checkpoints of one way.
+    # The newest first: after a kill during the moves, the remaining checkpoints belong to one
+    # course of training.
     for path in reversed(list_checkpoints(folder)):
         if int(path.name[5:]) > step:
             aside = folder / "abandoned"
@@ -208,7 +210,7 @@ def _read_state(path: Path) -> dict:
 
 
 def _newest_intact(folder: Path, before: Path) -> Path | None:
-    """The newest checkpoint older than `before` that is complete and as it was written."""
+    """Return the newest checkpoint older than `before` that is complete and unchanged."""
     older = [path for path in list_checkpoints(folder) if path != before]
     if re.fullmatch(r"step_\d+", before.name):
         older = [path for path in older if int(path.name[5:]) < int(before.name[5:])]
@@ -222,10 +224,10 @@ def _newest_intact(folder: Path, before: Path) -> Path | None:
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `--resume` means: `auto` takes the newest, None when there is none.
+    """Return the checkpoint for `--resume`: `auto` means the newest, or None if there is none.
 
     Raises:
-        FileNotFoundError: a path that is not there.
+        FileNotFoundError: the path does not exist.
     """
     if resume == "auto":
         found = list_checkpoints(folder)
@@ -241,7 +243,7 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def read_config(path: Path) -> dict:
-    """The config that a checkpoint was written under; empty where it has none."""
+    """Return the config of a checkpoint; empty if it has none."""
     file = path / "config.yml"
     return (
         drop_places(load_yaml(file.read_text(encoding="utf-8"), str(file))) if file.exists() else {}
@@ -251,10 +253,10 @@ def read_config(path: Path) -> dict:
 def load_checkpoint(
     path: Path, model: nn.Layer, optimizer: paddle.optimizer.Optimizer, ema: nn.Layer | None
 ) -> Progress:
-    """Put a checkpoint into a model, its optimizer and its averaged copy.
+    """Load a checkpoint into a model, its optimizer and its averaged copy.
 
     Raises:
-        CheckpointError: damaged, or of another model or optimizer.
+        CheckpointError: the checkpoint is damaged, or of another model or optimizer.
     """
     try:
         state = _read_state(path)
@@ -290,7 +292,7 @@ def load_checkpoint(
     if state["schedule"]:
         moments["LR_Scheduler"] = state["schedule"]
     with warnings.catch_warnings():
-        # Paddle says this of every LinearWarmup, whose inner schedule it restores afterwards.
+        # Paddle warns so for every LinearWarmup, whose inner schedule it restores afterwards.
         warnings.filterwarnings("ignore", message="There are some unused values in state_dict")
         optimizer.set_state_dict(moments)
     known = Progress.__dataclass_fields__

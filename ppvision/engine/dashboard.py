@@ -1,4 +1,4 @@
-"""What a run shows: VisualDL for people with a browser, `metrics.csv` for those without."""
+"""Write the records of a run: for VisualDL, which needs a browser, and to `metrics.csv`."""
 
 import argparse
 import csv
@@ -36,16 +36,16 @@ HISTOGRAM_BUCKETS = 30
 
 
 class Dashboard:
-    """Writes a run's numbers and pictures; a resumed run drops what came after its checkpoint.
+    """Writes a run's numbers and images. A resumed run drops records after its checkpoint.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         use_vdl: also write a VisualDL record (one file; the server shows only the newest of a
             folder).
         use_tensorboard: also write records for TensorBoard.
-        start_step: what an earlier run from here recorded after this step is dropped.
-        evaluated: as `start_step`, for everything but the tags `Train/...`: an evaluation that was
-            cut short is done again. Default: `start_step`.
+        start_step: records of an earlier run after this step are dropped.
+        evaluated: like `start_step`, for all tags except `Train/...`: an interrupted evaluation is
+            repeated. Default: `start_step`.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Dashboard:
         use_tensorboard: bool = False,
     ) -> None:
         evaluated = start_step if evaluated is None else evaluated
-        # Before any file is open: a package may be missing.
+        # Before any file is opened, because a package may be missing.
         vdl = _vdl_records() if use_vdl else None
         tensorboard = _tensorboard_records() if use_tensorboard else None
 
@@ -93,7 +93,7 @@ class Dashboard:
             self._tensorboard.image(tag, image, step)
 
     def histogram(self, tag: str, values: np.ndarray, step: int) -> None:
-        """The distribution of any number of values."""
+        """Write a histogram of any number of values."""
         if self._vdl is not None:
             self._vdl.add_histogram(_shown(tag), values.ravel(), step, buckets=HISTOGRAM_BUCKETS)
         if self._tensorboard is not None:
@@ -106,8 +106,8 @@ class Dashboard:
             self._tensorboard.text(tag, text)
 
     def settings(self, values: dict[str, float | int | str], scores: list[str]) -> None:
-        """The run's row of the page that compares settings: `values`, and the last point of each
-        scalar in `scores`."""
+        """Write the run's row for the page that compares settings: `values`, and the last point of
+        each scalar in `scores`."""
         if self._vdl is not None:
             self._vdl.add_hparams(values, scores)
         if self._tensorboard is not None:
@@ -129,12 +129,12 @@ class Dashboard:
 
 
 def _shown(tag: str) -> str:
-    """VisualDL's page cannot ask for a tag with a percent sign."""
+    """Replace percent signs, because VisualDL's page cannot request a tag that contains one."""
     return tag.replace("%", "percent")
 
 
 def _vdl_records() -> ModuleType:
-    """`ppvision.engine.vdl_records`, whose package is not part of the core.
+    """Import `ppvision.engine.vdl_records`, whose package is not part of the core.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -151,7 +151,7 @@ def _vdl_records() -> ModuleType:
 
 
 def _tensorboard_records() -> ModuleType:
-    """The module `tensorboard_records`, whose package is not part of the core.
+    """Import the module `tensorboard_records`, whose package is not part of the core.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -168,15 +168,15 @@ def _tensorboard_records() -> ModuleType:
 
 
 def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
-    """Rows for VisualDL's page that compares settings; see `vdl_records.write_comparison`."""
+    """Write rows for VisualDL's page that compares settings; see `vdl_records.write_comparison`."""
     _vdl_records().write_comparison(folder, rows)
 
 
 def find_vdl_folders(runs: list[Path]) -> list[Path]:
-    """The VisualDL folders of runs.
+    """Return the VisualDL folders of runs.
 
     Raises:
-        FileNotFoundError: a run without one.
+        FileNotFoundError: a run has none.
     """
     folders = []
     for run in runs:
@@ -191,14 +191,15 @@ def find_vdl_folders(runs: list[Path]) -> list[Path]:
 
 
 def find_free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
-    """A port that no program listens on.
+    """Return a port on which no program listens.
 
     Args:
         host: to listen on.
-        first: the port to begin with; the next ones are tried after it. Default: any.
+        first: first port to try; then the next ones are tried. Default: any.
 
     Raises:
-        InputError: no address of this machine, no right to take the port, or 100 ports taken.
+        InputError: the host is not an address of this machine, the port needs other rights, or 100
+            ports are in use.
     """
     ports = [0] if first is None else range(first, min(first + _PORTS, 65536))
     for port in ports:
@@ -207,7 +208,7 @@ def find_free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
                 host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
             )[0]
             with socket.socket(family, kind) as probe:
-                # A port that a program has just given back is free, as it is for VisualDL.
+                # A port that a program has just closed counts as free, as for VisualDL.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 probe.listen(1)
@@ -225,7 +226,7 @@ def find_free_port(host: str = "127.0.0.1", first: int | None = None) -> int:
     )
 
 
-_PORTS = 100  # tried one after another
+_PORTS = 100  # number of ports that are tried
 _START_SECONDS = 60
 
 
@@ -249,20 +250,20 @@ def main() -> None:
 
 
 def serve_runs(runs: list[Path], host: str, port: int | None, public_path: str) -> int:
-    """Show runs in VisualDL until it ends or is stopped.
+    """Show runs in VisualDL until VisualDL ends or is stopped.
 
     Args:
-        runs: their folders.
+        runs: folders of the runs.
         host, port: where to listen; None for any free port.
-        public_path: of the pages.
+        public_path: path of the pages.
 
     Returns:
         VisualDL's exit code.
 
     Raises:
-        PpvisionError: a folder without a record, or no address to listen at.
+        PpvisionError: a folder has no record, or no address is free.
     """
-    _vdl_records()  # the server is of the same package
+    _vdl_records()  # the server is in the same package
     folders = find_vdl_folders(runs)
     free = find_free_port(host, port)
     if port not in (None, free):
@@ -271,12 +272,13 @@ def serve_runs(runs: list[Path], host: str, port: int | None, public_path: str) 
 
 
 def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
-    """Run VisualDL until it ends or a signal ends us; it never outlives us.
+    """Run VisualDL until it ends or a signal ends this process; it never runs longer than this
+    process.
 
     Raises:
-        EngineError: another program answers at its address, or nobody does.
+        EngineError: another program answers at its address, or no program does.
     """
-    # VisualDL calls a run by the path that it is given: `RUN/vdl`, from where the runs lie.
+    # VisualDL names a run by its given path: `RUN/vdl`, relative to the folder of the runs.
     folders = [folder.resolve() for folder in folders]
     base = os.path.commonpath([folder.parent.parent for folder in folders])
     names = [os.path.relpath(folder, base) for folder in folders]
@@ -285,7 +287,7 @@ def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with subprocess.Popen(command, cwd=base) as server:
         try:
-            # Without a port VisualDL would not end: it waits for an answer at its address.
+            # Without a port VisualDL would not end, because it waits for an answer at its address.
             if _wait_for_answer(server, host, port):
                 shown = f"[{host}]" if ":" in host else host
                 where = "" if public_path == "/app" else public_path
@@ -300,8 +302,8 @@ def _serve(folders: list[Path], host: str, port: int, public_path: str) -> int:
 
 
 def _wait_for_answer(server: subprocess.Popen, host: str, port: int) -> bool:
-    """Whether VisualDL answers; False when it has ended."""
-    # What listens everywhere is asked here.
+    """Whether VisualDL answers; False if it has ended."""
+    # A server that listens on all addresses is asked on this one.
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     end = time.monotonic() + _START_SECONDS
     while server.poll() is None:

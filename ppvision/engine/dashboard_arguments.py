@@ -1,6 +1,6 @@
-"""What `ppvision dashboard` and `python -m ppvision.dashboard` take.
+"""Arguments of `ppvision dashboard` and `python -m ppvision.dashboard`.
 
-Apart from the dashboard itself, whose libraries take seconds to import."""
+They are separate from the dashboard, whose libraries take seconds to import."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ from ppvision.errors import shorten
 
 
 def add_dashboard_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add run folders, and where their pages are shown."""
+    """Add the run folders and the address of their pages."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")
     parser.add_argument(
         "--host",

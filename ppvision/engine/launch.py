@@ -1,15 +1,16 @@
-"""`python -m ppvision.engine.launch`: Paddle's launcher, which hands signals on to its ranks.
+"""`python -m ppvision.engine.launch`: Paddle's launcher, which also passes signals to its ranks.
 
-By itself Paddle's launcher of CPU processes leaves its ranks behind when it is signalled or killed:
-they go on training. The one of GPU processes gives them 30 seconds, and ends with another code
-than 128 + signal. Arguments are those of `paddle.distributed.launch`.
+If Paddle's own launcher of CPU processes gets a signal or is killed, its ranks continue training.
+The launcher of GPU processes gives them 30 seconds, and ends with another code than 128 + signal.
+Arguments are those of `paddle.distributed.launch`.
 
 `--max_restart N` (default: 0) starts the training again, with `--resume auto`, up to N times after
-one of its processes has failed, or one on another machine, which ends them all. Paddle has an
-argument of this name, which does something only with a master at `etcd://`, and does not get ours.
+a process on this or another machine has failed, which ends all processes. Paddle has an argument of
+this name, which has an effect only with a master at `etcd://`; it does not get ours.
 
-`--master HOST:PORT` takes a host's name too. Paddle compares the host as text with this machine's
-IP address to know whether it is the master: with a name no machine is, and all wait for ever.
+`--master HOST:PORT` also accepts the name of a host. Paddle finds the master by comparing the host,
+as text, with this machine's IP address: with a name, no machine is the master, and all wait
+forever.
 """
 
 import contextlib
@@ -32,24 +33,24 @@ from ppvision.engine.stopping import STOP_SIGNALS
 _MAX_RESTART = "--max_restart"
 _RESUME = ["--resume", "auto"]
 _MASTER = "--master"
-_KNOWN_AFTER = 300  # seconds in which a name must be known: DNS may learn of a Pod after its start
+_KNOWN_AFTER = 300  # seconds until a name must be known: DNS may know a Pod only after its start
 _ASK_EVERY = 2  # seconds
-# Codes of ranks after which no other attempt helps: 2 is wrong usage, the others say that the
-# training was asked to stop, on this machine or on another one.
+# Exit codes of ranks after which another attempt does not help: 2 is wrong usage; the others mean
+# that the training was asked to stop, on this or another machine.
 _FINAL = {2, *(128 + number for number in STOP_SIGNALS)}
 _first_signal = 0
 
 
 def _children() -> Iterator[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended just now
-            fields = path.read_text().rpartition(")")[2].split()  # after the program's name
+        with contextlib.suppress(OSError):  # the process has ended just now
+            fields = path.read_text().rpartition(")")[2].split()  # fields after the program
             if int(fields[1]) == os.getpid():
                 yield int(path.parent.name)
 
 
 def _hand_on(number: int, _: FrameType | None) -> None:
-    """Ranks stop together after a step; the launcher ends when it sees that they have."""
+    """Pass a signal to the ranks. They stop together after a step, and then the launcher ends."""
     global _first_signal
     _first_signal = _first_signal or number
     for child in _children():
@@ -58,7 +59,7 @@ def _hand_on(number: int, _: FrameType | None) -> None:
 
 
 def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
-    """The word after `name`, or None where it is not there, and the words without both."""
+    """Return the word after `name` (None if it is missing), and the other words."""
     if name not in words:
         return None, words
     place = words.index(name)
@@ -66,7 +67,7 @@ def take_option(words: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def resolve_master(words: list[str]) -> list[str]:
-    """The words with the IP address of the master in place of its name.
+    """Replace the name of the master by its IP address.
 
     Raises:
         OSError: the name has no address after `_KNOWN_AFTER` seconds.
@@ -96,14 +97,14 @@ def _split_master(word: str) -> list[str]:
 
 
 def _launch() -> int:
-    """Paddle's launcher; returns its exit code."""
+    """Run Paddle's launcher; return its exit code."""
     try:
         launch()
     except SystemExit as end:
         return end.code or 0
     except Exception:
-        # The thread of its key-value server would keep this process, and the others that wait
-        # for it, for ever.
+        # The thread of its key-value server would keep this process alive forever, and with it the
+        # processes that wait for it.
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
@@ -115,22 +116,22 @@ def main() -> None:
     left = int(restarts or 0)
     given = words
     if "--nnodes" in words:
-        # Paddle's launcher of several machines does not know this option: it would take its value
-        # for the program. It hands this variable on, which the ranks read.
+        # Paddle's launcher of several machines does not know this option: it would read its value
+        # as the program. It passes on this variable, which the ranks read.
         backend, words = take_option(words, "--backend")
         if backend is not None:
             os.environ["PADDLE_DISTRI_BACKEND"] = backend
     try:
-        # Before our handlers are set: a signal ends this wait. `given` keeps the name: a Pod that
-        # starts again has another address.
+        # Before our handlers are set, so that a signal ends this wait. `given` keeps the name,
+        # because a Pod that starts again has another address.
         sys.argv[1:] = resolve_master(words)
     except OSError as error:
         sys.exit(str(error))
     os.environ[LAUNCHER] = str(os.getpid())
     for number in STOP_SIGNALS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` leaves it
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` sets it to be ignored
             signal.signal(number, _hand_on)
-    # It would set handlers of its own.
+    # The launcher would set its own handlers.
     ControllerBase.signal_handler = lambda self, number, frame: _hand_on(number, frame)
     code = _launch()
     if code and _first_signal:
@@ -144,7 +145,7 @@ def main() -> None:
         )
         if given[-2:] != _RESUME:
             given = [*given, *_RESUME]
-        # A new process: Paddle's launcher leaves threads and settings behind in this one.
+        # A new process, because Paddle's launcher leaves threads and settings behind in this one.
         again = ["-m", "ppvision.engine.launch", _MAX_RESTART, str(left - 1), *given]
         os.execv(sys.executable, [sys.executable, *again])
     sys.exit(code)

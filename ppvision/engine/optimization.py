@@ -1,4 +1,4 @@
-"""Parameter groups and learning rates of the usual vision recipes."""
+"""Parameter groups and learning rates of common vision recipes."""
 
 import paddle
 from paddle import nn
@@ -9,13 +9,14 @@ from ppvision.errors import InputError, shorten
 def make_parameter_groups(
     model: nn.Layer, weight_decay: float, layer_decay: float | None = None
 ) -> list[dict]:
-    """Groups for a Paddle optimiser: no decay on norms and biases, a rate that falls with depth.
+    """Make groups for a Paddle optimiser: no decay on norms and biases, lower rates for earlier
+    layers.
 
     Args:
-        model: any model. Its `no_weight_decay()` and `layer_groups()` are asked where it has them,
-            as every model of the zoo does; layer-wise decay needs the latter.
-        weight_decay: of everything with two axes or more that the model does not exclude. What has
-            one axis (norms, biases) has none.
+        model: any model. Its `no_weight_decay()` and `layer_groups()` are used if it has them, like
+            every model of the zoo. Layer-wise decay needs the second.
+        weight_decay: decay of parameters with two or more axes that the model does not exclude.
+            Parameters with one axis (norms, biases) have none.
         layer_decay: factor of the learning rate from one group of layers to the one before it, in
             (0, 1], or None for one rate. The head has the full rate, the stem the lowest.
 
@@ -24,7 +25,7 @@ def make_parameter_groups(
         of the optimiser's).
 
     Raises:
-        ValueError: a value out of its range, or layer-wise decay of a model without groups.
+        ValueError: a value out of its range, or layer-wise decay for a model without groups.
 
     Source of layer-wise decay: BEiT (Bao et al., 2022); numbered as CSWin does.
     """
@@ -50,7 +51,7 @@ def make_parameter_groups(
 
 
 def _steps_from_the_head(model: nn.Layer) -> dict[str, int]:
-    """How many groups of layers lie between each parameter and the head."""
+    """Return the number of layer groups between each parameter and the head."""
     if not hasattr(model, "layer_groups"):
         raise InputError(
             "optimizer: layer_decay needs a model with layer_groups, as those of the zoo have, got "
@@ -68,10 +69,11 @@ def make_cosine_schedule(
     warmup_start_lr: float = 0.0,
     end_lr: float = 0.0,
 ) -> paddle.optimizer.lr.LRScheduler:
-    """A cosine from `learning_rate` to `end_lr`, after a linear rise over `warmup` steps.
+    """Make a cosine schedule from `learning_rate` to `end_lr`, after a linear warm-up of `warmup`
+    steps.
 
     Raises:
-        ValueError: warm-up as long as the training, or rates out of order.
+        ValueError: the warm-up is as long as the training, or rates are out of order.
     """
     if not 0 <= warmup < iters:
         raise InputError(

@@ -1,4 +1,4 @@
-"""What the processes (ranks) of one training tell each other."""
+"""Communication between the processes (ranks) of one training."""
 
 import hashlib
 import os
@@ -18,30 +18,31 @@ Answer = TypeVar("Answer")
 
 
 class RankLostError(PpvisionError, RuntimeError):
-    """Another process of the training, or the way to it, is gone."""
+    """Another process of the training has ended, or the connection to it is lost."""
 
 
-_CHUNK = 1 << 26  # bytes of a file that are sent at once
+_CHUNK = 1 << 26  # bytes of a file per message
 
 
 def _gather(value: object) -> list:
-    """The value of each rank; pickled by Paddle, between the processes of one training only."""
+    """Return the value of each rank. Paddle pickles it, only between the processes of one
+    training."""
     values: list = []
     paddle.distributed.all_gather_object(values, value)
     return values
 
 
 def on_one_machine() -> bool:
-    """Whether all ranks are here, and so get a signal to the launcher."""
+    """Whether all ranks are on this machine, so that a signal to the launcher reaches all."""
     return os.environ.get("PADDLE_NNODES", "1") == "1"  # set by Paddle's launcher
 
 
 def ask_first(question: Callable[[], Answer]) -> Answer:
-    """What rank 0 answers, on every rank. Other ranks do not ask: they may be on a machine that
-    lacks the files.
+    """Return rank 0's answer on every rank. Other ranks do not ask, because the files may be
+    missing on their machine.
 
     Raises:
-        PpvisionError: that of rank 0, on every rank.
+        PpvisionError: the error of rank 0, on every rank.
     """
     if paddle.distributed.get_world_size() == 1:
         return question()
@@ -58,12 +59,12 @@ def ask_first(question: Callable[[], Answer]) -> Answer:
 
 
 def is_lost_rank(error: Exception) -> bool:
-    """Whether gloo says that the connection to another process has ended."""
+    """Whether gloo reports that the connection to another process has ended."""
     return isinstance(error, RuntimeError) and "gloo/transport" in str(error)
 
 
 def average_over_ranks(numbers: dict[str, float]) -> dict[str, float]:
-    """The means over all ranks; every rank calls it with the same names."""
+    """Return the means over all ranks; every rank calls it with the same names."""
     total = paddle.to_tensor(list(numbers.values()), "float64")
     paddle.distributed.all_reduce(total)
     means = (total / paddle.distributed.get_world_size()).tolist()
@@ -71,8 +72,8 @@ def average_over_ranks(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def _norm_statistics(model: nn.Layer) -> list[Tensor]:
-    """Running means and variances: of BatchNorm, which Paddle keeps as parameters, and of each
-    trained width (`w4_mean`), which are buffers."""
+    """Return running means and variances: those of BatchNorm, which Paddle keeps as parameters, and
+    those of each trained width (`w4_mean`), which are buffers."""
     return [
         tensor
         for layer in model.sublayers(include_self=True)
@@ -84,11 +85,11 @@ def _norm_statistics(model: nn.Layer) -> list[Tensor]:
 
 @paddle.no_grad()
 def average_statistics(*models: nn.Layer) -> None:
-    """Give BatchNorm's running statistics of all ranks their mean, on every rank.
+    """Set BatchNorm's running statistics to the mean over all ranks, on every rank.
 
-    Without SyncBatchNorm each rank normalises by its own batch, and its running variance is the
-    mean of the variances of such batches. The mean over ranks is the same over more batches, and
-    does not contain the variance between batches, by which no rank normalised.
+    Without SyncBatchNorm each rank normalises with its own batch, and its running variance is the
+    mean of the variances of such batches. The mean over ranks is the same mean over more batches.
+    It does not contain the variance between batches, which no rank used.
     """
     tensors = [tensor for model in models for tensor in _norm_statistics(model)]
     if not tensors:
@@ -104,12 +105,12 @@ def average_statistics(*models: nn.Layer) -> None:
 
 @contextmanager
 def reach_folder(folder: Path, record: str) -> Iterator[Path]:
-    """A folder of rank 0, for every rank: itself where it is on the rank's own file system as
-    well, otherwise a copy, which goes at the end.
+    """Give every rank a folder of rank 0: the folder itself if the rank's file system has it,
+    otherwise a copy, which is removed at the end.
 
     Args:
-        folder: flat, as rank 0 names it; every rank calls it.
-        record: name of the file in it by which two folders are told apart.
+        folder: path of the folder on rank 0, without sub-folders; every rank calls this function.
+        record: name of the file that identifies the folder.
     """
     if paddle.distributed.get_world_size() == 1:
         yield folder
@@ -126,7 +127,7 @@ def reach_folder(folder: Path, record: str) -> Iterator[Path]:
 
 
 def _send_files(folder: Path, target: Path, write: bool) -> None:
-    """From rank 0 to all others; those that `write` keep them."""
+    """Send files from rank 0 to all others; ranks with `write` keep them."""
     first = paddle.distributed.get_rank() == 0
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())} if first else {}
     for name, size in _gather(sizes)[0].items():

@@ -1,5 +1,5 @@
-"""Processes that read data: none outlives the process that started it, none takes a signal that
-is meant for that process."""
+"""Processes that read data. None runs longer than the process that started it, and none reacts to a
+signal for that process."""
 
 import contextlib
 import ctypes
@@ -32,38 +32,39 @@ from ppvision.errors import PpvisionError, shorten_text
 
 Sample = TypeVar("Sample")
 
-# Seconds to wait for readers that are asked to end, before they are killed (processes) or left
-# alone (the thread that reads where there are no processes).
+# Seconds to wait for readers that were asked to end. Then processes are killed, and a reading
+# thread (without processes) is left to itself.
 PATIENCE = 1.0
 
 _BEGAN = time.time()
 
-# Wakes the main thread of a worker whose parent is gone; a worker has no other use for it.
+# Wakes the main thread of a worker whose parent has ended; a worker does not use it otherwise.
 _PARENT_ENDED = signal.SIGUSR2
 
-_CLOCK_TICK = 0.1  # seconds; files get the time of the kernel's last tick, up to 10 ms ago
+_CLOCK_TICK = 0.1  # seconds; times of files are those of the kernel's last tick, up to 10 ms ago
 
-# What the queue of a `BatchReader` holds in addition to batches.
+# Entries of the queue of a `BatchReader` other than batches.
 _END, _WOKEN = object(), object()
 
 
 class ReaderError(PpvisionError, RuntimeError):
-    """A process that reads data ended, or could not be started."""
+    """A process that reads data has ended, or could not be started."""
 
 
 # -- inside a worker ----------------------------------------------------------------------------
 
 
 def _protect_worker(_: int = 0) -> None:
-    """To be called first in a process that reads data.
+    """Prepare a process that reads data; call this first in it.
 
-    Ctrl-C, a closed terminal and a cluster's manager signal the whole group. The process that
-    trains decides then, and stops its readers itself.
+    Ctrl-C, a closed terminal and a cluster's manager signal the whole process group. The training
+    process decides what to do, and stops its readers itself.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # blocked by `_started_workers`
-    # Whichever comes first when the parent is gone: this thread, or the end of Paddle's own loop.
+    # If the parent has ended, this thread or Paddle's own loop ends the worker, depending on which
+    # is first.
     parent, began = os.getppid(), time.time()
     signal.signal(_PARENT_ENDED, lambda *_: _end_orphan(began))
     util.Finalize(None, _free_memory_of_orphan, args=(parent, began), exitpriority=0)
@@ -72,8 +73,8 @@ def _protect_worker(_: int = 0) -> None:
 
 def _end_with_parent(began: float) -> None:
     multiprocessing.parent_process().join()
-    # The main thread ends the process: it cannot put a further batch into shared memory after the
-    # last look there. It does not answer while it waits in C, where it makes no batch either.
+    # The main thread ends the process, so that it cannot put another batch into shared memory after
+    # the last check there. While it waits in C, it does not react, but it also makes no batch.
     signal.pthread_kill(threading.main_thread().ident, _PARENT_ENDED)
     time.sleep(PATIENCE)
     _end_orphan(began)
@@ -90,16 +91,17 @@ def _free_memory_of_orphan(parent: int, began: float) -> None:
 
 
 def _free_shared_memory(worker: int, began: float) -> None:
-    """Remove the batches that a worker of Paddle's loader has put into shared memory, and that
-    nobody will take. They would stay until the machine restarts.
+    """Remove batches that a worker of Paddle's loader has put into shared memory and no process
+    will read. They would stay until the machine restarts.
 
     Args:
-        worker: its process id.
-        began: when it, or the process that started it, began.
+        worker: process id of the worker.
+        began: start time of the worker, or of the process that started it.
     """
     for path in Path("/dev/shm").glob(f"paddle_{worker}_*"):
         with contextlib.suppress(OSError):
-            # Older ones may be of a container that shares the memory, and counts its own processes.
+            # Older ones may belong to another container that shares the memory and has its own
+            # process ids.
             if path.stat().st_mtime >= began - _CLOCK_TICK:
                 path.unlink()
 
@@ -111,8 +113,8 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def end_with_launcher() -> None:
     """Let this process be killed when `ppvision.engine.launch`, which started it, is killed.
 
-    Each rank has a session of its own. Without this, the ranks would train on and hold the run's
-    folder.
+    Each rank has its own session. Without this, the ranks would continue to train and keep the
+    run's folder locked.
     """
     if os.environ.get(LAUNCHER) == str(os.getppid()):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -123,9 +125,9 @@ def end_with_launcher() -> None:
 
 @dataclass(frozen=True)
 class _Empty:
-    """Stands for an array without a number in it, such as the boxes of a picture without objects.
+    """Represents an array without elements, such as the boxes of an image without objects.
 
-    Paddle's loader ends with an error at one from a worker ("Tensor holds no memory").
+    Paddle's loader fails for such an array from a worker ("Tensor holds no memory").
     """
 
     shape: tuple[int, ...]
@@ -133,7 +135,7 @@ class _Empty:
 
 
 def _replace_in(batch: object, replace: Callable[[object], object]) -> object:
-    """A batch with each of its entries replaced, at any depth."""
+    """Replace each entry of a batch, at any depth."""
     if isinstance(batch, Mapping):
         return {key: _replace_in(value, replace) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
@@ -157,17 +159,18 @@ def _collate_packed(collate: Callable[[list], object], samples: list) -> object:
 
 
 class BatchReader:
-    """The batches of a `paddle.io.DataLoader`; a context manager that leaves no worker behind.
+    """Gives the batches of a `paddle.io.DataLoader`; a context manager that leaves no worker
+    behind.
 
-    Paddle waits for a batch in C++, where Python handles no signal. Here a thread waits there, one
-    batch at a time, and the caller waits in Python.
+    Paddle waits for a batch in C++, where Python cannot handle signals. Here a thread waits in C++,
+    one batch at a time, and the caller waits in Python.
 
     Args:
-        dataset, batch_sampler, collate_fn: as `paddle.io.DataLoader` takes them.
+        dataset, batch_sampler, collate_fn: as in `paddle.io.DataLoader`.
         num_workers: processes that read; 0 reads in a thread of this process.
 
     Raises:
-        ReaderError: a worker could not be started, or has ended by itself.
+        ReaderError: a worker could not be started, or has ended unexpectedly.
     """
 
     def __init__(
@@ -188,7 +191,8 @@ class BatchReader:
         self._num_workers = num_workers
         self._workers: list[BaseProcess] = []
         self._wanted: queue.SimpleQueue = queue.SimpleQueue()
-        # Its `put` may interrupt a `get` or `put` of the same thread, as a signal handler does.
+        # Its `put` may interrupt a `get` or `put` of the same thread, for example in a signal
+        # handler.
         self._found: queue.SimpleQueue = queue.SimpleQueue()
         self._iterator = None
 
@@ -201,13 +205,13 @@ class BatchReader:
         return self
 
     def _read(self, device: str) -> None:
-        paddle.set_device(device)  # of this thread; batches are copied there
+        paddle.set_device(device)  # the device of this thread; batches are copied there
         while self._wanted.get():
             try:
                 found = _replace_in(next(self._iterator), _unpack_empty)
             except StopIteration:
                 found = _END
-            except BaseException as error:  # raised where the batch is waited for
+            except BaseException as error:  # raised again in the thread that waits for the batch
                 found = _Failure(error)
             self._found.put(found)
 
@@ -222,7 +226,7 @@ class BatchReader:
             yield found
 
     def wake(self) -> None:
-        """End the iteration now, even while it waits; for a signal handler."""
+        """End the iteration now, even while it waits. It is for a signal handler."""
         self._found.put(_WOKEN)
 
     def __exit__(
@@ -232,25 +236,26 @@ class BatchReader:
             self._end(error)
 
     def _end(self, error: BaseException | None) -> None:
-        # Paddle's loader raises these. Looked at before we end the workers ourselves.
+        # Paddle's loader raises these. They are checked before we end the workers.
         code = _code_of_ended(self._workers) if isinstance(error, SystemError | RuntimeError) else 0
         self._wanted.put(False)
         if self._workers:
-            # Asks them to end; after it, Paddle no longer takes their end for a failure. The thread
-            # may do the same at the same moment, and one of the two then finds nothing to close.
+            # This asks the workers to end; afterwards Paddle does not treat their end as a failure.
+            # The thread may do the same at the same time; then one of the two finds nothing to
+            # close.
             with contextlib.suppress(Exception):
                 self._iterator._try_shutdown_all(PATIENCE)
             _end_workers(self._workers)
         else:
             self._thread.join(PATIENCE)
-            if self._thread.is_alive():  # inside a sample that takes longer
-                self._iterator._shutdown = True  # else Paddle waits for it without end
+            if self._thread.is_alive():  # it is still reading a sample
+                self._iterator._shutdown = True  # otherwise Paddle waits for it forever
         if code and not isinstance(error, PpvisionError):
             raise _worker_ended(code) from error
 
 
 class _Failure:
-    """An exception on its way from the thread to whoever waits for a batch."""
+    """An exception on its way from the thread to the caller that waits for a batch."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -258,12 +263,13 @@ class _Failure:
 
 @contextlib.contextmanager
 def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
-    """Add the processes that are started inside to `workers`; end them if the block raises."""
+    """Add the processes that are started in the block to `workers`; end them if the block
+    raises."""
     before = multiprocessing.active_children()
-    # Until a worker can ignore them, a signal would end it. Here it comes a moment later.
+    # A signal would end a worker before it can ignore signals. So signals are delayed here.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    # A worker must not collect what is garbage here: to destroy the queue of an earlier loader of
-    # Paddle's, it would wait for ever for a thread that only this process has.
+    # A worker must not collect this process's garbage: to destroy the queue of an earlier Paddle
+    # loader, it would wait forever for a thread that exists only in this process.
     frozen_before = gc.get_freeze_count()
     gc.freeze()
     try:
@@ -277,7 +283,7 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
             ) from error
         raise
     finally:
-        if not frozen_before:  # else somebody meant it to stay so
+        if not frozen_before:  # otherwise the caller froze it on purpose
             gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     workers += [child for child in multiprocessing.active_children() if child not in before]
@@ -285,20 +291,20 @@ def _started_workers(workers: list[BaseProcess]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deaf_to_children() -> Iterator[None]:
-    """Let nothing be raised when a child ends.
+    """Raise nothing when a child process ends.
 
-    Once a worker has failed, Paddle's handler of SIGCHLD raises at the end of every other one,
-    wherever the main thread is: in the middle of ending them, some would be left, and Python waits
-    for its children at its own end.
+    After a worker has failed, Paddle's handler of SIGCHLD raises at the end of every other worker,
+    wherever the main thread is. An error while we end the workers would leave some of them, and
+    Python waits for its children at its end.
     """
-    if threading.current_thread() is not threading.main_thread():  # the handler raises in that one
+    if threading.current_thread() is not threading.main_thread():  # it raises in the main one
         yield
         return
     before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: not one of Python's
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)  # None: not set in Python
 
 
 def _end_workers(workers: Sequence[BaseProcess]) -> None:
@@ -311,9 +317,9 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
-    """The exit code of a worker that has failed, or 0. A process that is about to end closes its
-    pipes first, by which it is noticed, so this waits a moment."""
-    until = time.monotonic() + 5 * PATIENCE  # on a busy machine a second was not enough
+    """Return the exit code of a worker that has failed, or 0. An ending process closes its pipes
+    first, which is how the failure is noticed, so this waits a moment."""
+    until = time.monotonic() + 5 * PATIENCE  # on a busy machine one second was not enough
     while workers:
         code = next((worker.exitcode for worker in workers if worker.exitcode), 0)
         if code or time.monotonic() > until:
@@ -323,7 +329,7 @@ def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
 
 
 def _worker_ended(code: int) -> ReaderError:
-    """What is known of a worker that ended by itself, from its exit code."""
+    """Describe a worker that ended unexpectedly, by its exit code."""
     if code == -signal.SIGBUS:
         why = f"was stopped by SIGBUS: the shared memory is too small. {_shared_memory()}"
     elif code == -signal.SIGKILL:
@@ -352,7 +358,7 @@ def _shared_memory() -> str:
 
 # -- samples for an evaluation ---------------------------------------------------------------------
 
-_read: Callable[[int], object] | None = None  # in a worker
+_read: Callable[[int], object] | None = None  # set in a worker
 
 
 def _begin_worker(read: Callable[[int], object]) -> None:
@@ -367,7 +373,7 @@ def _read_in_worker(index: int) -> object:
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # it would break the pool on its way
+        except Exception:  # an exception from a worker would break the pool
             text = shorten_text(str(error))
             raise ReaderError(f"{type(error).__name__}: {text}") from None
         raise
@@ -377,13 +383,13 @@ def _read_in_worker(index: int) -> object:
 def read_in_order(
     read: Callable[[int], Sample], indices: Sequence[int], num_workers: int
 ) -> Iterator[Iterator[Sample]]:
-    """Give `read(index)` for each index, in their order; the workers end with the block.
+    """Give `read(index)` for each index, in order; the workers end with the block.
 
     Args:
-        read: gives what can be pickled, such as NumPy arrays. It runs in forked processes, which
-            see its objects as they are now.
-        indices: what to read.
-        num_workers: processes that read ahead; 0 reads here, when a sample is asked for.
+        read: function that gives values that can be pickled, such as NumPy arrays. It runs in
+            forked processes, which see its objects in their current state.
+        indices: the indices to read.
+        num_workers: processes that read ahead; 0 reads in this process on demand.
 
     Yields:
         An iterator over the samples. It raises what `read` raises, and `ReaderError` where a worker
@@ -404,12 +410,12 @@ def _read_ahead(
     with _started_workers(workers):
         pool = ProcessPoolExecutor(
             num_workers,
-            # Forked, because data sets need not be picklable.
+            # Forked, because data sets may not be picklable.
             mp_context=multiprocessing.get_context("fork"),
             initializer=_begin_worker,
             initargs=(read,),
         )
-        waiting = deque([pool.submit(_read_in_worker, first)])  # starts them all
+        waiting = deque([pool.submit(_read_in_worker, first)])  # the first task starts all of them
     try:
         for index in others:
             waiting.append(pool.submit(_read_in_worker, index))

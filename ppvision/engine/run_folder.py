@@ -1,4 +1,4 @@
-"""A run's folder, `--save_dir`."""
+"""The folder of a run, `--save_dir`."""
 
 import csv
 from collections.abc import Iterator
@@ -47,14 +47,13 @@ class RunFolder:
         return self.root / "best_model" / "model.pdparams"
 
     def check_new(self, resume: bool) -> None:
-        """Raise before anything is written if a new run would meet an older one.
+        """Raise, before anything is written, if the folder of a new run contains an older run.
 
-        What a run leaves that ended before its first checkpoint is no run to go on from, and is
+        Files of a run that ended before its first checkpoint do not count as a run and are
         replaced.
 
         Raises:
-            FolderInUseError: the folder holds files and the run is not to be resumed, or it is a
-                file.
+            FolderInUseError: the folder contains files and the run is not resumed, or it is a file.
         """
         self._check_no_file()
         if not resume and self.root.exists() and not self._holds_a_start_only():
@@ -70,10 +69,10 @@ class RunFolder:
             )
 
     def _holds_a_start_only(self) -> bool:
-        """Whether there is nothing but what a run writes before its first checkpoint."""
+        """Whether the folder has only files that a run writes before its first checkpoint."""
         paths = self.config, self.metrics, self.log, self.vdl, self.tensorboard, self.checkpoints
         before = {path.name for path in paths}
-        # A killed run may have left a partial file of one of them, and of its first checkpoint.
+        # A killed run may have left partial files of these, and of its first checkpoint.
         found = {path.name for path in self.root.iterdir() if path.suffix != ".partial"}
         if not found <= before:
             return False
@@ -83,15 +82,15 @@ class RunFolder:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Hold the folder, made where it is not there, against a second run in it.
+        """Lock the folder against a second run; make it if it does not exist.
 
-        Inside, the same object may be asked again. A folder that was made and is still empty when
-        the block raises goes again.
+        Inside the block, the same object may lock it again. If the folder was made here and is
+        still empty when the block raises, it is removed.
 
         Raises:
-            FolderInUseError: another process, or another object of this one, holds it; or it is a
-                file.
-            StorageError: it cannot be made.
+            FolderInUseError: another process, or another object in this process, has locked it; or
+                it is a file.
+            StorageError: the folder cannot be made.
         """
         if self._holders:
             yield
@@ -101,7 +100,7 @@ class RunFolder:
             "name another folder (--save_dir)."
         )
         named = "save_dir", self.root
-        with name_flag_errors(*named):  # the system may refuse to look for it: a name too long
+        with name_flag_errors(*named):  # looking it up may fail: a name too long
             self._check_no_file()
             made = not self.root.exists()
         with lock_folder(self.root, busy, named):
@@ -110,7 +109,7 @@ class RunFolder:
                 yield
             except BaseException:
                 if made:
-                    with suppress(OSError):  # it is not empty
+                    with suppress(OSError):  # the folder is not empty
                         self.root.rmdir()
                 raise
             finally:
@@ -127,13 +126,13 @@ class RunFolder:
             write_text(self.config, format_yaml(config))
 
 
-# How a run is run, without effect on what it computes (`iters` stands in the config as well).
+# Options of a run that do not change its numbers (`iters` is also in the config).
 _NO_DIFFERENCE = {f"run.{key}" for key in ("log_iters", "save_interval", "keep_checkpoint_max")}
 _NO_DIFFERENCE |= {f"run.{key}" for key in ("num_workers", "resume", "iters", "batch_size")}
 
 
 def list_config_differences(before: dict, now: dict, where: str = "") -> list[str]:
-    """One line `a.b: old -> new` for every value that differs and matters to the numbers."""
+    """Return one line `a.b: old -> new` for every changed value that affects the numbers."""
     lines = []
     for key in [*before, *(k for k in now if k not in before)]:
         path = f"{where}.{key}" if where else str(key)
@@ -148,7 +147,8 @@ def list_config_differences(before: dict, now: dict, where: str = "") -> list[st
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows `(step, tag, value)` of a `metrics.csv`; a line cut short at its end is left out."""
+    """Return the rows `(step, tag, value)` of a `metrics.csv`; an incomplete last line is
+    omitted."""
     if not path.exists():
         return []
     rows = []
@@ -157,5 +157,5 @@ def read_metrics(path: Path) -> list[tuple[int, str, float]]:
             try:
                 rows.append((int(row["step"]), row["tag"], float(row["value"])))
             except (TypeError, ValueError):
-                break  # the last line of a run that was killed while writing it
+                break  # the last line of a killed run may be incomplete
     return rows

@@ -1,9 +1,9 @@
-"""Randomness that a resumed run can repeat.
+"""Seeds with which a resumed run repeats its random numbers.
 
-The data loader reads ahead, so the global generators' state at a checkpoint says nothing about
-which samples were drawn. Every sample is therefore seeded from (seed, epoch, index) and every batch
-of a step from (seed, batch, rank). What mixes the samples of a batch (mixup) draws while it is put
-together, right after its last sample, and so repeats as well.
+The data loader reads ahead, so the state of the global generators at a checkpoint does not tell
+which samples were drawn. Therefore every sample is seeded from (seed, epoch, index), and every
+batch of a step from (seed, batch, rank). Functions that mix the samples of a batch (mixup) draw
+when the batch is collated, directly after its last sample, and so repeat as well.
 """
 
 import random
@@ -18,7 +18,7 @@ from ppvision.forms.paddle_private import collate_samples
 
 
 def derive_seed(*numbers: int) -> int:
-    """A 32-bit seed from any numbers; close numbers give unrelated seeds."""
+    """Return a 32-bit seed from any numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -28,7 +28,7 @@ def seed_batch(seed: int, batch: int, rank: int = 0) -> None:
 
 
 def sample_name(dataset: paddle.io.Dataset, index: int) -> str:
-    """What a person finds sample `index` by: its file, or its number where there is none.
+    """Return a name of sample `index` for messages: its file, or its number if it has no file.
 
     The file is the first entry of `dataset.file_list[index]` (PaddleSeg) or of
     `dataset.samples[index]`.
@@ -42,22 +42,22 @@ UNREADABLE = "ppvision: unreadable sample"
 
 @dataclass(frozen=True)
 class UnreadableSample:
-    """Stands for a sample that raised while it was read.
+    """Represents a sample that raised while it was read.
 
-    Paddle's loader hangs for ever when a sample raises in the thread that reads ahead, so the error
-    travels as a value, and the trainer raises it.
+    Paddle's loader hangs forever if a sample raises in the thread that reads ahead. So the error is
+    passed as a value, and the trainer raises it.
     """
 
     message: str
 
 
 def collate(samples: list, batched: Callable[[list], object] = collate_samples) -> object:
-    """A batch of samples; one unreadable sample, or samples that do not fit together, make the
-    batch `{UNREADABLE: message}`.
+    """Collate samples to a batch. If a sample is unreadable, or samples do not fit together, the
+    batch is `{UNREADABLE: message}`.
 
     Args:
-        samples: of one batch.
-        batched: what puts them together. Default: Paddle's own batching.
+        samples: samples of one batch.
+        batched: function that collates them. Default: Paddle's own.
     """
     problem = next((s.message for s in samples if isinstance(s, UnreadableSample)), None)
     if problem is None:
@@ -66,7 +66,7 @@ def collate(samples: list, batched: Callable[[list], object] = collate_samples) 
             problem = _find_strange_array(batch)
             if problem is None:
                 return batch
-        except Exception as error:  # whatever a function of the user's may raise
+        except Exception as error:  # a function of the user may raise anything
             shapes = sorted({str(list(array.shape)) for s in samples for array in _arrays(s)})
             problem = (
                 f"train_dataset: the samples of a batch do not fit together: "
@@ -74,18 +74,18 @@ def collate(samples: list, batched: Callable[[list], object] = collate_samples) 
                 f"{shorten_text(', '.join(shapes))}. Bring all to one size (Resize, or a crop with "
                 "padding, last among the transforms)."
             )
-    # The loader wants an array in every batch.
+    # The loader needs an array in every batch.
     return {UNREADABLE: problem, "none": np.zeros(1, np.float32)}
 
 
-# What Paddle's loader makes tensors of.
+# Types that Paddle's loader converts to tensors.
 _TYPES = "bool, float16, float32, float64, int8, int16, int32, int64, uint8, uint16"
 _DTYPES = {np.dtype(name) for name in _TYPES.split(", ")}
 
 
 def _find_strange_array(batch: object) -> str | None:
-    """What is wrong with an array that Paddle's loader cannot hand on; it would end without a
-    word of it."""
+    """Describe an array that Paddle's loader cannot pass on; the loader itself would end without a
+    message."""
     if isinstance(batch, np.ndarray) and batch.dtype not in _DTYPES:
         return (
             f"train_dataset: a sample holds an array of type {batch.dtype}, shape "
@@ -104,10 +104,10 @@ def _arrays(sample: object) -> list[np.ndarray]:
 
 
 class SeededDataset(paddle.io.Dataset):
-    """A data set whose samples do not depend on when, or in which process, they are read.
+    """A data set whose samples do not depend on the time or the process in which they are read.
 
-    It is indexed by `(epoch, index)`, as `SeededBatches` hands them out. A data set with a method
-    `set_epoch` is told the epoch before each sample.
+    It is indexed by `(epoch, index)`, the entries of `SeededBatches`. If the data set has a method
+    `set_epoch`, it is called with the epoch before each sample.
     """
 
     def __init__(self, dataset: paddle.io.Dataset, seed: int) -> None:
@@ -124,7 +124,7 @@ class SeededDataset(paddle.io.Dataset):
             self.dataset.set_epoch(epoch)
         try:
             return self.dataset[index]
-        except Exception as error:  # whatever a data set or transform may raise
+        except Exception as error:  # a data set or transform may raise anything
             return UnreadableSample(
                 f"train_dataset: sample {index} ({sample_name(self.dataset, index)}) could not be "
                 f"read: {type(error).__name__}: {shorten_text(str(error))}"
@@ -135,22 +135,22 @@ class SeededDataset(paddle.io.Dataset):
 
 
 def count_batches_per_epoch(samples: int, batch_size: int, ranks: int) -> int:
-    """Batches of one rank in one pass over the data.
+    """Return the number of batches of one rank in one pass over the data.
 
-    As `paddle.io.DistributedBatchSampler` counts them: ranks that lack a sample take one from the
-    front, and a short last batch is dropped.
+    The data are divided as in `paddle.io.DistributedBatchSampler`: ranks that lack a sample take
+    one from the start, and an incomplete last batch is dropped.
     """
     return -(-samples // ranks) // batch_size
 
 
 class SeededBatches(paddle.io.BatchSampler):
-    """The batches `start` to `stop` of one rank, over as many epochs as that takes.
+    """The batches `start` to `stop` of one rank, over as many epochs as needed.
 
-    The order is that of `paddle.io.DistributedBatchSampler` (shuffled, short last batch dropped),
-    which PaddleSeg uses: with seed 0 both give the same batches.
+    The order is that of `paddle.io.DistributedBatchSampler` (shuffled, incomplete last batch
+    dropped), which PaddleSeg uses: with seed 0 both give the same batches.
 
     Raises:
-        ValueError: fewer samples than one batch on every rank needs.
+        ValueError: there are fewer samples than one batch on every rank needs.
     """
 
     def __init__(

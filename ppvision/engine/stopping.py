@@ -11,24 +11,24 @@ from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# Seconds after the first signal in which others count as the same request. `timeout` signals a
-# process and then its group, and Ctrl-C may come from the terminal and from a parent that hands it
-# on.
+# Signals within this many seconds after the first one count as the same request. `timeout` signals
+# a process and then its group, and Ctrl-C may come from the terminal and from a parent that passes
+# it on.
 SAME_REQUEST = 0.25
-# Of several ranks: Paddle's launchers signal them up to three times within a second.
+# For several ranks: Paddle's launchers signal them up to three times within a second.
 SAME_REQUEST_OF_RANKS = 2.0
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A signal ended training; nothing that was trained is lost.
+    """A signal ended the training; no training step is lost.
 
-    It is a `KeyboardInterrupt`, so that `except Exception` around several runs does not take it
-    for a failure of one of them.
+    It is a `KeyboardInterrupt`, so that `except Exception` around several runs does not treat it as
+    a failure of one run.
 
     Attributes:
         signal_number: SIGINT, SIGTERM or SIGHUP.
         step: the last complete step.
-        checkpoint: the folder to go on from, or None before the first complete step.
+        checkpoint: the folder to continue from, or None before the first complete step.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: Path | None) -> None:
@@ -44,19 +44,19 @@ class TrainingStopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Inside of `with`, notes SIGINT, SIGTERM and SIGHUP instead of ending the process.
+    """Records SIGINT, SIGTERM and SIGHUP during the block; they do not end the process.
 
     A second signal, at least `same_request` seconds after the first, ends the process at once.
 
-    Only the main thread may change what signals do; in another thread this changes nothing. A
-    signal that is ignored stays so (`nohup`, `command &` in a script), and one that the program
-    handles itself stays with the program.
+    Only the main thread may change the handling of signals; in another thread this has no effect.
+    An ignored signal stays ignored (`nohup`, `command &` in a script), and a signal that the
+    program handles itself keeps its handler.
 
     Args:
-        same_request: seconds.
+        same_request: see above, in seconds.
 
     Attributes:
-        number: of the first signal; 0 as long as none has come.
+        number: number of the first signal; 0 before the first one.
     """
 
     def __init__(self, same_request: float = SAME_REQUEST) -> None:
@@ -80,15 +80,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def call(self, on_request: Callable[[], None]) -> None:
-        """Call it when the first signal comes, or now if that has come; maybe twice."""
+        """Call a function when the first signal comes, or now if it has already come. It may be
+        called twice."""
         self._on_request = on_request
         if self.number:
             on_request()
 
     @contextlib.contextmanager
     def interrupt_at_once(self, interruption: Callable[[], BaseException]) -> Iterator[None]:
-        """A signal does not wait for the end of this block, but raises `interruption()` in it; one
-        that has come before raises it at once."""
+        """In this block a signal raises `interruption()`. If a signal came earlier, it is raised
+        immediately."""
         self._interruption = interruption
         try:
             if self.number:
@@ -99,7 +100,7 @@ class StopRequest:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a data-reading process that has just been forked; the trainer will stop it
+            return  # this is a data-reading process that was just forked; the trainer will stop it
         if self.number == 0:
             self.number, self._time = number, time.monotonic()
             if self._on_request is not None:

@@ -1,4 +1,4 @@
-"""TensorBoard's record files: the one module that writes them, and needs tensorboardX."""
+"""Write TensorBoard's record files. Only this module needs tensorboardX."""
 
 import time
 from pathlib import Path
@@ -8,16 +8,16 @@ from tensorboardX import SummaryWriter
 
 
 class TensorBoardRecords:
-    """What `Dashboard` is told, for TensorBoard.
+    """Writes the numbers and images of `Dashboard` for TensorBoard.
 
     Args:
-        folder: of the records; each start of a run adds a file.
-        start_step: TensorBoard drops what an earlier file of the folder has after this step.
+        folder: folder of the records; each start of a run adds a file.
+        start_step: TensorBoard drops records of earlier files after this step.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
         purge = start_step + 1 if folder.exists() else None
-        # Names count seconds: a resume within one second would write over the file before it.
+        # Default names count seconds: a resume within one second would overwrite the previous file.
         suffix = f".{time.time_ns()}"
         self._writer = SummaryWriter(str(folder), purge_step=purge, filename_suffix=suffix)
 
@@ -35,7 +35,8 @@ class TensorBoardRecords:
         self._writer.add_text(tag, text, 0)
 
     def settings(self, values: dict[str, float | int | str]) -> None:
-        """As a table: the page of hyperparameters would need the scores, which come later."""
+        """Write settings as a table: the page of hyperparameters would need the scores, which come
+        later."""
         rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
         self._writer.add_text("settings", f"| setting | value |\n|---|---|\n{rows}", 0)
 

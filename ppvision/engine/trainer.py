@@ -69,23 +69,23 @@ logger = logging.getLogger("ppvision")
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
-# As PaddleSeg's train(): additions and norms in half precision, interpolation in float32.
+# As in PaddleSeg's train(): additions and norms in half precision, interpolation in float32.
 _AMP_WHITE = {"elementwise_add", "batch_norm", "sync_batch_norm"}
 _AMP_BLACK = {"bilinear_interp_v2"}
 
-# `(network, batch) -> losses`, whose sum counts.
+# `(network, batch) -> losses`; their sum is minimised.
 ForwardPass = Callable[[nn.Layer, object], Sequence[Tensor]]
 
-_ONLY = ""  # the name of a forward pass that has no other beside it
+_ONLY = ""  # the name of a forward pass if it is the only one
 
-# Logged as they are; of the others the mean since the last line.
+# Logged unchanged; for other numbers, the mean since the last line is logged.
 _LATEST = ("Train/lr", "Train/grad_norm")
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or the user's share of it
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's quota, is full
 
 
 class DataReadError(PpvisionError, RuntimeError):
-    """A sample that could not be read while training."""
+    """A sample could not be read during the training."""
 
 
 @dataclass(frozen=True)
@@ -132,28 +132,28 @@ class TrainOptions:
 
 
 class Trainer:
-    """Trains a model, evaluates it now and then, and keeps what a resume needs.
+    """Trains a model, evaluates it at intervals, and writes checkpoints for a resume.
 
-    Building one changes no file: what `options.resume` names is read, and `fit` does the rest.
+    The constructor changes no file: it only reads the checkpoint of `options.resume`. `fit` does
+    the rest.
 
     Args:
         model: the network, without any data-parallel wrapper.
-        optimizer: over its parameters.
+        optimizer: optimizer of its parameters.
         dataset: training samples.
         compute_losses: one forward pass, or several by name. Several run one after another, each
-            with its own backward pass, so that memory holds one at a time; the mean of their losses
-            is minimised, and each is logged as `Train/loss_<name>`.
+            with its own backward pass, so that memory contains one at a time. The mean of their
+            losses is minimised, and each is logged as `Train/loss_<name>`.
         evaluate: `(model) -> scores by tag`, the first of which decides the best model; None for no
             evaluation. Every rank calls it.
-        folder: the run's.
+        folder: the run's folder.
         options: see `TrainOptions`.
-        config: what the run was configured with; kept in every checkpoint, and compared with it at
-            a resume.
-        batched: puts samples together. Default: Paddle's own batching.
-        before_step: told the number of each step, from 1, before it is made.
+        config: config of the run. Every checkpoint contains it, and a resume compares it.
+        batched: function that collates samples. Default: Paddle's own.
+        before_step: function that is called before each step with its number, from 1.
 
     Raises:
-        ValueError: too few samples for one batch, or clipping asked for twice.
+        ValueError: there are too few samples for one batch, or two options clip the gradient.
         CheckpointError: see `load_checkpoint`.
     """
 
@@ -193,11 +193,11 @@ class Trainer:
         self.ranks = paddle.distributed.get_world_size()
         self.ema = deepcopy(model) if options.use_ema else None
         self.progress = Progress()
-        self._saved_step = -1  # of the newest checkpoint in this folder
+        self._saved_step = -1  # step of the newest checkpoint in this folder
         self._found: list[Path] | None = None  # checkpoints in the folder at a resume
-        self._kept_step = 0  # later ones are of another way that the run took before
+        self._kept_step = 0  # later checkpoints belong to an abandoned course of the run
         self._stop = StopRequest()
-        self._agreed_signal = 0  # that stops all ranks after this step
+        self._agreed_signal = 0  # the signal that stops all ranks after this step
         self.scaler = paddle.amp.GradScaler(
             enable=options.precision == "fp16", init_loss_scaling=1024
         )
@@ -207,7 +207,7 @@ class Trainer:
         self._tell_of_other_data()
 
     def _batches(self, start: int, stop: int) -> SeededBatches:
-        """The batches of steps `start` to `stop`."""
+        """Return the batches of steps `start` to `stop`."""
         options, k = self.options, self.options.accumulate
         return SeededBatches(self.dataset, options.batch_size, options.seed, start * k, stop * k)
 
@@ -230,16 +230,16 @@ class Trainer:
         self._tell_of_another_config(before)
 
     def _find_checkpoint(self, resume: str) -> tuple[Path | None, bool]:
-        """The checkpoint to go on from, and whether it is one of this folder."""
+        """Return the checkpoint to continue from, and whether it is in this folder."""
         checkpoints = self.folder.checkpoints
         path = find_checkpoint(checkpoints, resume)
         return path, path is not None and path.parent.resolve() == checkpoints.resolve()
 
     def _set_later_ones_aside(self) -> None:
-        """Take the way on from the checkpoint that was read; the folder is held.
+        """Continue from the checkpoint that was read; the folder is locked.
 
         Raises:
-            FolderInUseError: the checkpoints are no longer those that there were then.
+            FolderInUseError: the checkpoints have changed since then.
         """
         if self._found is None:
             return
@@ -249,9 +249,9 @@ class Trainer:
                 "began. Start again."
             )
         if self.progress.step >= self.options.iters:
-            return  # no step is made that could lead another way
+            return  # no further step will be made
         moved = set_aside(self.folder.checkpoints, self._kept_step)
-        self._found = None  # once for each trainer
+        self._found = None  # only once per trainer
         if moved:
             logger.info(
                 f"resume: later checkpoints are set aside: {', '.join(map(str, moved))}; "
@@ -297,23 +297,23 @@ class Trainer:
         """Train to the last step.
 
         SIGINT, SIGTERM and SIGHUP end training after the current step; a second signal ends the
-        process at once (one within `SAME_REQUEST` seconds counts as the first). This is so in the
-        main thread only, and only for signals that the program neither ignores nor handles itself.
-        Afterwards signals do what they did before.
+        process at once (one within `SAME_REQUEST` seconds counts as the first). This applies in the
+        main thread only, and only to signals that the program neither ignores nor handles itself.
+        Afterwards the earlier handling of signals is restored.
 
         Returns:
-            The best score and its step, among others.
+            The progress, with the best score and its step.
 
         Raises:
             TrainingStopped: a signal came, and a checkpoint of the last complete step is written.
-                An evaluation that it met is done again at a resume.
-            FloatingPointError: the loss or the gradient is not finite; a checkpoint of the moment
+                A resume repeats an evaluation that it interrupted.
+            FloatingPointError: the loss or the gradient is not finite. A checkpoint of the state
                 before is written, and the message names it and the batch's files.
             DataReadError: a sample could not be read; the message names it.
             ReaderError: a process that reads data has ended.
             FolderInUseError: another process trains in the folder.
-            StorageError: a checkpoint, a picture or a number could not be written; the message
-                names the checkpoint to go on from.
+            StorageError: a checkpoint, an image or a number could not be written; the message
+                names the checkpoint to continue from.
             RankLostError: another process of the training has ended (seen with gloo).
         """
         self._stop = StopRequest(SAME_REQUEST if self.ranks == 1 else SAME_REQUEST_OF_RANKS)
@@ -326,13 +326,13 @@ class Trainer:
                 with cpu_training(*models), self._stop:
                     self._fit()
             except BaseException as error:
-                # A full disk fails again when files are closed: the first error is the one to show.
+                # A full disk causes another error when files are closed: the first error is shown.
                 with contextlib.suppress(OSError):
                     self._end()
                 if isinstance(error, OSError) and not isinstance(error, FolderInUseError):
                     raise StorageError(error.errno, self._with_advice(error)) from error
                 if isinstance(error, Exception) and self.ranks > 1 and self._stop.number:
-                    # Another rank stopped first, in an evaluation, and this one waited for it.
+                    # Another rank stopped first, in an evaluation, while this one waited for it.
                     raise self._stopped() from error
                 if isinstance(error, Exception) and is_lost_rank(error):
                     raise RankLostError(
@@ -373,14 +373,14 @@ class Trainer:
             partial(collate, batched=self.batched),
         )
         with reader:
-            if self.ranks == 1:  # several have to agree on a step, and wait for the batch
+            if self.ranks == 1:  # several ranks agree on a step, and wait for the batch
                 self._stop.call(reader.wake)
             self._take_steps(network, reader)
         if self.progress.step < options.iters:
             self._save_and_stop()
 
     def _take_steps(self, network: nn.Layer, reader: BatchReader) -> None:
-        """To the last one, or to the moment of a signal."""
+        """Train to the last step, or until a signal."""
         options = self.options
         waiting, read = [], 0.0
         clock = began = time.perf_counter()
@@ -408,7 +408,7 @@ class Trainer:
 
     @property
     def _stop_signal(self) -> int:
-        """That stops the run after this step, on all ranks alike; 0 for none."""
+        """Return the signal that stops the run after this step, equal on all ranks; 0 for none."""
         return self._agreed_signal if self.ranks > 1 else self._stop.number
 
     def _save_and_stop(self) -> None:
@@ -416,7 +416,7 @@ class Trainer:
             self._save(self.options.keep_checkpoint_max)
             self._tell("on_save", self.progress.step)
         if self.ranks > 1:
-            paddle.distributed.barrier()  # the launcher stops rank 0 as soon as another one ends
+            paddle.distributed.barrier()  # the launcher stops rank 0 when another rank ends
         raise self._stopped()
 
     def _stopped(self) -> TrainingStopped:
@@ -428,7 +428,7 @@ class Trainer:
         return self.progress.step % interval == 0 or self.progress.step == self.options.iters
 
     def _log(self, numbers: dict[str, float]) -> None:
-        """Every `log_iters` steps tell the callbacks the means since the last time."""
+        """Every `log_iters` steps, give the callbacks the means since the last time."""
         progress = self.progress
         latest = {tag: numbers.pop(tag) for tag in _LATEST if tag in numbers}
         for tag, value in numbers.items():
@@ -446,7 +446,7 @@ class Trainer:
 
     def _step(self, network: nn.Layer, batches: list) -> dict[str, float]:
         """Forward and backward over the batches, then one update."""
-        self.model.train()  # evaluation and pictures leave it in evaluation mode
+        self.model.train()  # evaluation and images have set evaluation mode
         if self.before_step is not None:
             self.before_step(self.progress.step)
         statistics = [tensor.clone() for tensor in _statistics(self.model)]
@@ -458,7 +458,7 @@ class Trainer:
         for k, batch in enumerate(batches):
             number = (self.progress.step - 1) * len(batches) + k
             for name, forward in passes.items():
-                seed_batch(self.options.seed, number, self.rank)  # alike for all passes
+                seed_batch(self.options.seed, number, self.rank)  # equal for all passes
                 last = k == len(batches) - 1 and name == next(reversed(passes))
                 with self._gradients_exchanged(network, last):
                     losses = self._forward(network, batch, forward)
@@ -471,7 +471,7 @@ class Trainer:
                     numbers[tag] = numbers.get(tag, 0.0) + part / len(batches)
         norm = self._clip()
         numbers["Train/grad_norm"] = norm
-        if not self.scaler.is_enable():  # which skips a step that overflows and lowers the scale
+        if not self.scaler.is_enable():  # it skips a step that overflows
             self._check_finite("gradient norm", norm, statistics)
         numbers["Train/lr"] = self.optimizer.get_lr()
         self._update(loss)
@@ -491,15 +491,15 @@ class Trainer:
 
     @staticmethod
     def _gradients_exchanged(network: nn.Layer, last: bool) -> contextlib.AbstractContextManager:
-        """Data-parallel gradients are exchanged once a step, in its last backward pass."""
+        """Exchange data-parallel gradients once per step, in its last backward pass."""
         if last or not isinstance(network, paddle.DataParallel):
             return contextlib.nullcontext()
         return network.no_sync()
 
     def _clip(self) -> float:
-        """Bound the gradient; returns its global norm before.
+        """Clip the gradient; return its global norm before clipping.
 
-        The norm is taken at every step: a NaN can pass through ReLU and leave the loss finite.
+        The norm is computed at every step, because a ReLU can hide a NaN from the loss.
         """
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -532,9 +532,9 @@ class Trainer:
                 average.set_value(source[name])
 
     def _check_finite(self, what: str, value: float, statistics: list[Tensor]) -> None:
-        """Stop all ranks together if the number is not finite on one of them: keep the state before
-        this step, then raise with all that helps to find the cause. Ranks also agree here on a
-        signal that one of them has got."""
+        """Stop all ranks together if the number is not finite on one of them: save the state before
+        this step, then raise an error with the details that help to find the cause. Here the ranks
+        also agree on a signal that one of them received."""
         step = self.progress.step
         report = None
         if not math.isfinite(value):
@@ -554,7 +554,7 @@ class Trainer:
             return
         state = self._state_before(step, statistics)
         if self.ranks > 1:
-            paddle.distributed.barrier()  # the launcher stops rank 0 as soon as another one ends
+            paddle.distributed.barrier()  # the launcher stops rank 0 when another rank ends
         names = "\n  ".join(name for _, names in found for name in names)
         raise DivergenceError(
             f"{what}: expected a finite number, got {found[0][0]} at step {step}, learning rate "
@@ -563,13 +563,13 @@ class Trainer:
         )
 
     def _state_before(self, step: int, statistics: list[Tensor]) -> str:
-        """Save what there was before `step`; says where."""
+        """Save the state before `step`; return a text that says where."""
         self.model.clear_gradients()
         for tensor, before in zip(_statistics(self.model), statistics, strict=True):
-            tensor.set_value(before)  # the forward pass has put its numbers into BatchNorm's
+            tensor.set_value(before)  # the forward pass has changed BatchNorm's statistics
         self.progress.step = step - 1
         finite = all(bool(paddle.isfinite(p).all()) for p in self.model.parameters())
-        if self.ranks > 1:  # BatchNorm's statistics differ, and all ranks have to save, or none
+        if self.ranks > 1:  # BatchNorm's statistics differ, and either all ranks save or none
             finite = average_over_ranks({"finite": float(finite)})["finite"] == 1
         if not finite:
             return "The weights before it are not finite either: go on from an older checkpoint."
@@ -580,14 +580,14 @@ class Trainer:
     # -- scores and checkpoints ----------------------------------------------------------------
 
     def _save_and_evaluate(self) -> None:
-        # Saved first: an evaluation that fails must not cost the steps before it.
+        # Saved first, so that a failing evaluation does not lose the steps before it.
         path = self._save(self.options.keep_checkpoint_max)
         self._tell("on_save", self.progress.step)
         if self.ranks > 1 and self._agreed_signal:
             self._save_and_stop()
         if self.evaluate is not None:
-            # It may take long, and a resume does it again. Ranks on another machine do not get the
-            # signal; they agree on it in the next step.
+            # An evaluation may take long, and a resume repeats it. Ranks on another machine do not
+            # get the signal; they agree on it in the next step.
             here = on_one_machine()
             with self._stop.interrupt_at_once(self._stopped) if here else contextlib.nullcontext():
                 self._evaluate()
@@ -624,14 +624,14 @@ class Trainer:
         self._tell("on_evaluate", step, scores)
 
     def _save(self, keep: int | None = None) -> Path | None:
-        """Rank 0 writes a checkpoint, unless there is one of this very step; `keep` as
+        """Write a checkpoint on rank 0, unless there is one of this step; `keep` as in
         `save_checkpoint`."""
         progress = self.progress
         if self._saved_step != progress.step and self.ranks > 1:
-            # All ranks go on with what is saved, as they do after a resume.
+            # All ranks continue with what is saved, as they do after a resume.
             average_statistics(self.model, *([] if self.ema is None else [self.ema]))
             if progress.sums:
-                # What waits for the next log line is that of all ranks: each takes it up at a
+                # The numbers for the next log line are those of all ranks: each rank gets them at a
                 # resume.
                 progress.sums = average_over_ranks(progress.sums)
         known, self._saved_step = self._saved_step == progress.step, progress.step
@@ -673,7 +673,8 @@ class Trainer:
 
 
 def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float]:
-    """What is logged beside the loss: that of one pass of several, or each of several losses."""
+    """Return the losses to log in addition to the total: of each pass, or each of several
+    losses."""
     if name != _ONLY:
         return {f"Train/loss_{name}": value}
     if len(losses) == 1:
@@ -682,7 +683,7 @@ def _parts(name: str, value: float, losses: Sequence[Tensor]) -> dict[str, float
 
 
 def _not_averaged(model: nn.Layer) -> set[str]:
-    """Tensors that layers say are set rather than learned (`not_averaged`)."""
+    """Return tensors that layers set and do not learn (`not_averaged`)."""
     return {
         f"{path}.{name}"
         for path, layer in model.named_sublayers()
@@ -691,8 +692,8 @@ def _not_averaged(model: nn.Layer) -> set[str]:
 
 
 def _statistics(model: nn.Layer) -> list[Tensor]:
-    """What a forward pass changes: buffers, and BatchNorm's statistics, which Paddle keeps as
-    parameters."""
+    """Return the tensors that a forward pass changes: buffers, and BatchNorm's statistics, which
+    Paddle keeps as parameters."""
     kept = ("_mean", "_variance")
     layers = [layer._parameters for layer in model.sublayers()]
     return [*model.buffers(), *(held[name] for held in layers for name in kept if name in held)]

@@ -1,4 +1,4 @@
-"""VisualDL's record files: the one module that writes and reads them, and needs its package."""
+"""Write and read VisualDL's record files. Only this module needs its package."""
 
 import contextlib
 import io
@@ -16,45 +16,46 @@ from ppvision.errors import StorageError
 
 
 def open_records(folder: Path, kept: Callable[[int, str], bool]) -> LogWriter:
-    """A writer into one new record file that takes over what is kept of the one before it.
+    """Open a writer for a new record file, which first gets the kept records of the previous file.
 
     Raises:
-        OSError: no room for the new file; the old one is as it was.
+        OSError: there is no space for the new file; the old one does not change.
     """
     aside = folder / "unfinished"
-    if aside.exists():  # of a run killed in the lines below
+    if aside.exists():  # from a run that was killed in the lines below
         shutil.rmtree(aside)
     earlier = sorted(folder.glob("vdlrecords.*"))
-    # Only the newest: it took over what the others held, and should have replaced them.
+    # Only the newest file: it contains the records of the others, and should have replaced them.
     records = [
         record
         for path in earlier[-1:]
         for record in _points(path)
         if all(kept(value.id, value.tag) for value in record.values)
     ]
-    # Its own default name counts seconds: a resume within one second would add to the old file.
+    # VisualDL's default name counts seconds: a resume within one second would append to the old
+    # file.
     name = f"vdlrecords.{time.time_ns()}.log"
     copy = LogWriter(logdir=str(aside), file_name=name)
     for record in records:
         copy._get_file_writer().add_record(record)
     copy.close()
     if records:
-        # VisualDL prints its write errors and goes on.
+        # VisualDL prints its write errors and continues.
         if len(_points(aside / name)) != len(records):
             raise StorageError(f"dashboard: could not write {aside / name}: is the disk full?")
         (aside / name).rename(folder / name)
     shutil.rmtree(aside)
     for path in earlier:
         path.unlink()
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that the file exists
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that the file exists
         writer = LogWriter(logdir=str(folder), file_name=name)
         writer._get_file_writer()
     return writer
 
 
 def _points(path: Path) -> list[record_pb2.Record]:
-    """The records of a file, up to the first one that a killed run has cut short; without texts and
-    settings, which every start of a run writes again."""
+    """Return the records of a file up to the first incomplete one (of a killed run), without texts
+    and settings, which every start of a run writes again."""
     records = []
     for data in RecordReader(str(path)).get_all():
         try:
@@ -67,12 +68,12 @@ def _points(path: Path) -> list[record_pb2.Record]:
 
 
 def write_comparison(folder: Path, rows: dict[str, dict[str, object]]) -> None:
-    """Rows for VisualDL's page that compares settings, instead of what stood there.
+    """Write rows for VisualDL's page that compares settings; they replace earlier rows.
 
     Args:
         folder: gets a sub-folder for each row.
-        rows: by name; the first column of each is its setting, the others that are numbers are what
-            came of it.
+        rows: rows by name. The first column of each is its setting; other columns with numbers are
+            its results.
     """
     shutil.rmtree(folder, ignore_errors=True)
     for name, row in rows.items():

@@ -1,1 +1,1 @@
-"""The same layers in another order of the same arithmetic: for graphs and for CPU training."""
+"""The same layers with the same arithmetic in another order, for graphs and for CPU training."""

@@ -1,13 +1,13 @@
-"""PS-Attention of one branch, for graphs that read height or width from their input.
+"""One branch of PS-Attention, for graphs that read height or width from their input.
 
-There the map is padded to multiples of the pale size, and padded keys are masked, as in the layer
-that is trained (`ppvision.nn.pale_attention`). Added to the scores, as there, the mask would come
-between the two products, and Paddle Inference would not take the attention for one operator
-(`self_dp_attention`, of processors with AVX-512) but hold the T x T scores, which are most of the
-time and of the memory of a large picture.
+In such graphs the map is padded to multiples of the pale size, and padded keys are masked, as in
+the trained layer (`ppvision.nn.pale_attention`). The trained layer adds the mask to the scores,
+between the two products. Paddle Inference would then not use one operator for the attention
+(`self_dp_attention`, for processors with AVX-512). It would store the T x T scores, which take most
+of the time and memory for a large image.
 
-So the mask is part of the product: each head has a channel more, in which a query is 1, a key 0, or
-`MASKED_SCORE` where it is padding, and a value 0. That adds to each score what the mask would.
+So the mask is part of the product: each head has one more channel, in which a query is 1, a key is
+0, or `MASKED_SCORE` in the padding, and a value is 0. This adds the mask to each score.
 """
 
 import numpy as np
@@ -20,16 +20,16 @@ from ppvision.nn.pale_attention import MASKED_SCORE
 
 
 def make_masks(real: Tensor, heads: int) -> Tensor:
-    """The further channel of each head.
+    """Make the additional channel of each head.
 
     Args:
-        real: `[B, 1, H, W]`, 1 inside the picture and 0 in its padding.
-        heads: of a branch.
+        real: `[B, 1, H, W]`, 1 inside the image and 0 in its padding.
+        heads: heads of a branch.
 
     Returns:
-        `[B, 3 heads, H, W]`, of queries, keys and values.
+        `[B, 3 heads, H, W]`: for queries, keys and values.
     """
-    # A convolution: oneDNN multiplies and adds a tensor of few channels many times slower.
+    # A convolution, because oneDNN multiplies and adds a tensor of few channels many times slower.
     weight, bias = np.zeros([3, heads], np.float32), np.zeros([3, heads], np.float32)
     bias[0] = 1.0
     weight[1], bias[1] = -MASKED_SCORE, MASKED_SCORE
@@ -46,15 +46,15 @@ def masked_attention(
     height: int | Tensor,
     width: int | Tensor,
 ) -> Tensor:
-    """Attention in groups of interlaced rows, or columns.
+    """Compute attention in groups of interlaced rows or columns.
 
     Args:
         qkv: `[B, 3D, H, W]`, query (times the scale), key and value one after another.
         mask: `[B, 3 heads, H, W]`, from `make_masks`.
-        heads: that share D channels.
-        size: rows (columns) of a group.
+        heads: heads that share the D channels.
+        size: rows (columns) per group.
         rows: whether rows are grouped.
-        height, width: H and W; the one that is grouped is a multiple of `size`.
+        height, width: H and W; the grouped one is a multiple of `size`.
 
     Returns:
         `[B, D, H, W]`.

@@ -1,7 +1,7 @@
-"""Quicker training on a CPU: other kernels for the layers of a model while it trains.
+"""Faster training on a CPU: the layers of a model use other kernels while it trains.
 
-The numbers stay the same but for rounding; `docs/performance.md` has what each brings. All are our
-choice. On other devices nothing changes.
+The numbers are the same except for rounding; `docs/performance.md` has the gain of each change. We
+chose all of them. On other devices nothing changes.
 """
 
 import ctypes
@@ -20,24 +20,24 @@ from ppvision.nn import ChannelLayerNorm, PaleAttention
 from ppvision.nn.layers import is_depthwise, is_pointwise
 from ppvision.nn.pale_attention import SeparableConv
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-_KEPT_BYTES = 2**30  # the most that either takes
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+_KEPT_BYTES = 2**30  # the largest value of both
 
-SMALL_MAP = 64  # pixels up to which a depthwise convolution is a product of matrices
+SMALL_MAP = 64  # up to this many pixels a depthwise convolution is a matrix product
 
 
 @contextmanager
 def cpu_training(model: nn.Layer, *others: nn.Layer) -> Iterator[None]:
-    """Models train quicker inside, where the current device is the CPU; afterwards their layers are
-    as they were, whatever was raised.
+    """Make models train faster in the block if the current device is the CPU. Afterwards their
+    layers are restored, also after an error.
 
     Args:
-        model: the one that trains.
+        model: the model that trains.
         *others: models that run meanwhile, such as its running average.
 
-    Layers of other models stay as they are. Two changes are the whole process's, and change no
-    number: transpositions (`contiguous_transpositions`) as long as any training is inside, and the
-    allocator (`keep_freed_memory`) from then on.
+    Layers of other models do not change. Two changes apply to the whole process and change no
+    number: transpositions (`contiguous_transpositions`) while any training is in such a block, and
+    the allocator (`keep_freed_memory`) from then on.
     """
     with ExitStack() as stack:
         if paddle.get_device() == "cpu":
@@ -52,15 +52,15 @@ def cpu_training(model: nn.Layer, *others: nn.Layer) -> Iterator[None]:
 
 _STRIDES = "FLAGS_use_stride_kernel"
 _counting = threading.Lock()
-_inside = 0  # how many times `contiguous_transpositions` is entered; the last one sets back
+_inside = 0  # how many blocks of `contiguous_transpositions` are open; the last one restores
 _set_by_user: dict[str, bool] = {}
 
 
 @contextmanager
 def contiguous_transpositions() -> Iterator[None]:
-    """Transpositions write their result at once, in the whole process.
+    """Make transpositions write their result immediately, in the whole process.
 
-    By default they are views, and whichever kernel reads one first copies it, element by element
+    By default they are views. The next kernel that reads a view copies it first, element by element
     on a single core.
     """
     global _inside, _set_by_user
@@ -79,31 +79,32 @@ def contiguous_transpositions() -> Iterator[None]:
 
 
 def quick_convolutions(model: nn.Layer) -> AbstractContextManager[None]:
-    """A model's `nn.Conv2D` layers in eager mode with quicker biases, pointwise kernels, and
-    depthwise 3x3 ones on small maps."""
+    """Give a model's `nn.Conv2D` layers faster biases, pointwise kernels, and depthwise 3x3 kernels
+    on small maps, in eager mode."""
     return _as_quicker(model, nn.Conv2D, _QuickConv2D)
 
 
 def quick_norms(model: nn.Layer) -> AbstractContextManager[None]:
-    """A model's `ChannelLayerNorm` layers in eager mode by the kernels of BatchNorm, whose gradient
-    takes a tenth of the time of LayerNorm's."""
+    """Compute a model's `ChannelLayerNorm` layers by the kernels of BatchNorm in eager mode. Their
+    gradient takes a tenth of the time of LayerNorm's."""
     return _as_quicker(model, ChannelLayerNorm, _QuickChannelNorm)
 
 
 def shared_projections(model: nn.Layer) -> AbstractContextManager[None]:
-    """A model's `PaleAttention` layers in eager mode with the three depthwise convolutions of q, k
-    and v as one.
+    """Compute the three depthwise convolutions for q, k and v of a model's `PaleAttention` layers
+    as one, in eager mode.
 
-    Paddle copies the map into columns for each convolution, and adds the gradient up from columns.
+    Paddle copies the map into columns for each convolution, and sums the gradient from columns.
     """
     return _as_quicker(model, PaleAttention, _QuickPaleAttention)
 
 
 @contextmanager
 def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) -> Iterator[None]:
-    """Every layer of `kind` in a model, itself included, becomes one of `quicker`, a subclass.
+    """Turn every layer of `kind` in a model, including the model itself, into one of `quicker`, a
+    subclass.
 
-    The object stays, with its weights, hooks and whoever refers to it.
+    The object stays the same, with its weights, hooks and references to it.
     """
     changed = []
     for layer in model.sublayers(include_self=True):
@@ -120,16 +121,17 @@ def _as_quicker(model: nn.Layer, kind: type[nn.Layer], quicker: type[nn.Layer]) 
 
 @functools.cache
 def _mixed(own: type[nn.Layer], quicker: type[nn.Layer]) -> type[nn.Layer]:
-    """A class of our own or of others, such as a quantised convolution, whose `super()` leads to
-    `quicker` instead of Paddle's."""
-    # Paddle's tracing takes `super()` for `super(self.__class__, self)`: that of the class made
-    # here would be `own` again, and so without end.
+    """Derive a class from another class, such as a quantised convolution, so that its `super()`
+    finds `quicker` instead of Paddle's class."""
+    # Paddle's tracing replaces `super()` by `super(self.__class__, self)`: in the class made here
+    # this would be `own` again, an endless recursion.
     members = {"__module__": own.__module__, "__class__": property(lambda layer: own)}
     return type(own.__name__, (own, quicker), members)
 
 
 def _become(layer: nn.Layer, kind: type[nn.Layer]) -> None:
-    vars(object)["__class__"].__set__(layer, kind)  # not Paddle's `__setattr__`, nor that property
+    # Neither Paddle's `__setattr__` nor the property of a class from `_mixed`.
+    vars(object)["__class__"].__set__(layer, kind)
 
 
 class _QuickConv2D(nn.Conv2D):
@@ -157,12 +159,12 @@ class _QuickPaleAttention(PaleAttention):
 def _convolve(
     layer: nn.Conv2D, x: Tensor, paddles: Callable[[nn.Conv2D, Tensor], Tensor]
 ) -> Tensor:
-    """What `layer` gives for `x`, by its own `forward` wherever that is as quick."""
+    """Compute `layer(x)`, by the layer's own `forward` if that is as fast."""
     plain = layer._data_format == "NCHW" and layer._padding_mode == "zeros"
     if not plain or x.ndim != 4 or x.shape[1] != layer._in_channels or 0 in x.shape:
         return paddles(layer, x)
     small = x.dtype == paddle.float32 and x.shape[2] * x.shape[3] <= SMALL_MAP
-    # `layer.weight` is asked for once: a quantised layer computes it then.
+    # Read `layer.weight` once, because a quantised layer computes it at each access.
     if is_pointwise(layer):
         out = _pointwise(x, layer.weight)
     elif small and is_depthwise(layer):
@@ -176,20 +178,22 @@ def _convolve(
 
 
 def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
-    """`[B, C, H, W]`; over its four axes the sum and its gradient take several times as long."""
+    """Add a bias to `[B, C, H, W]`; over four axes the sum and its gradient take several times as
+    long."""
     batch, channels = x.shape[:2]
     return (x.reshape([batch, channels, -1]) + bias.reshape([-1, 1])).reshape(x.shape)
 
 
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, C, H, W]` -> `[B, out, H, W]`. Paddle copies the map, and its gradient, into columns."""
+    """Compute `[B, C, H, W]` -> `[B, out, H, W]`. Paddle copies the map, and its gradient, into
+    columns."""
     batch, channels, height, width = x.shape
     out = paddle.matmul(weight.reshape([-1, channels]), x.reshape([batch, channels, -1]))
     return out.reshape([batch, -1, height, width])
 
 
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """`[B, C, H, W]` -> the same: a product of matrices for each channel."""
+    """Compute `[B, C, H, W]` -> the same, as a matrix product per channel."""
     batch, channels, height, width = x.shape
     pixels = height * width
     matrices = paddle.matmul(weight.reshape([channels, 9]), _taps(height, width))
@@ -202,7 +206,8 @@ def _depthwise(x: Tensor, weight: Tensor) -> Tensor:
 
 @functools.cache
 def _taps(height: int, width: int) -> Tensor:
-    """`[9, HW*HW]`: entry (t, p*HW + q) is 1 where pixel p is tap t of a 3x3 kernel around q."""
+    """Return `[9, HW*HW]`: entry (t, p*HW + q) is 1 if pixel p is tap t of a 3x3 kernel around
+    q."""
     taps = np.zeros((3, 3, height, width, height, width), np.float32)
     for i, j in np.ndindex(3, 3):
         for y, x in np.ndindex(height, width):
@@ -215,12 +220,12 @@ def _taps(height: int, width: int) -> Tensor:
 def _channel_norm(
     layer: ChannelLayerNorm, x: Tensor, own: Callable[[ChannelLayerNorm, Tensor], Tensor]
 ) -> Tensor:
-    """`[B, C, H, W]` -> the same: BatchNorm with each pixel as a channel, then one that norms
-    nothing, for weight and bias."""
+    """Compute `[B, C, H, W]` -> the same: BatchNorm with each pixel as a channel, then a BatchNorm
+    without normalisation for weight and bias."""
     plain = x.ndim == 4 and x.shape[1:2] == layer._normalized_shape and 0 not in x.shape
-    plain = plain and x.shape[1] > 1  # BatchNorm lets a single element through as it is
-    known = x.dtype in (paddle.float32, paddle.float64)  # to BatchNorm on a CPU
-    # BatchNorm has no gradient for its bias, nor an error, where its weight needs none.
+    plain = plain and x.shape[1] > 1  # BatchNorm does not normalise a single element
+    known = x.dtype in (paddle.float32, paddle.float64)  # types of BatchNorm on a CPU
+    # If its weight needs no gradient, BatchNorm gives none for its bias either, without an error.
     trained = all(p is not None and not p.stop_gradient for p in (layer.weight, layer.bias))
     if not (plain and known and trained and paddle.is_grad_enabled()):
         return own(layer, x)
@@ -236,7 +241,7 @@ def _channel_norm(
 
 
 def _standard(channels: int, dtype: paddle.dtype) -> tuple[Tensor, Tensor]:
-    """Mean 0 and variance 1 for BatchNorm, `[channels]` each."""
+    """Return mean 0 and variance 1 for BatchNorm, `[channels]` each."""
     return paddle.zeros([channels], dtype), paddle.ones([channels], dtype)
 
 
@@ -244,7 +249,7 @@ def _standard(channels: int, dtype: paddle.dtype) -> tuple[Tensor, Tensor]:
 def _project(
     layer: PaleAttention, x: Tensor, own: Callable[[PaleAttention, Tensor], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """`[B, C, H, W]` -> query, key and value, each the same."""
+    """Compute `[B, C, H, W]` -> query, key and value, each of the same shape."""
     parts = (layer.query, layer.key, layer.value)
     if not all(_is_separable(part) for part in parts):
         return own(layer, x)
@@ -256,8 +261,8 @@ def _project(
 
 
 def _is_separable(part: nn.Layer) -> bool:
-    """Whether `part` begins with a depthwise convolution that nobody replaced, as quantisation
-    does, or hooked."""
+    """Whether `part` begins with a depthwise convolution that was not replaced (as by quantisation)
+    and has no hooks."""
     if type(part) is not SeparableConv or type(part[0]) not in (nn.Conv2D, _QuickConv2D):
         return False
     layers = (part, part[0])
@@ -266,10 +271,10 @@ def _is_separable(part: nn.Layer) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what is freed: the next tensor then needs no new pages.
+    """Let the allocator keep freed memory, so that the next tensor needs no new pages.
 
-    Holds for the rest of the process. Does nothing where the user has set one of glibc's `MALLOC_`
-    variables, or where there is no glibc.
+    This applies to the rest of the process. It has no effect if the user has set one of glibc's
+    `MALLOC_` variables, or if there is no glibc.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return

@@ -1,11 +1,11 @@
-"""SDN's semantic difference convolution in fewer operations: the form that exported graphs hold.
+"""SDN's semantic difference convolution in fewer operations: the form in exported graphs.
 
-In the layer that is trained (`ppvision.nn.semantic_diffusion`) every map of edges is made of slices
-and enters the sum by two 1x1 convolutions, about a hundred small operations. Paddle Inference pays
-for their number. Here the differences towards one neighbour are a depthwise convolution of -1 and
-1, of both maps at once, and one convolution takes a map of edges in both of its places
-(`docs/performance.md` has what that brings). On the diagonals half of its kernel is zeros, which
-cost less than operations do.
+In the trained layer (`ppvision.nn.semantic_diffusion`) every map of edges is made of slices and
+enters the sum by two 1x1 convolutions: about a hundred small operations. In Paddle Inference their
+number costs time. Here one depthwise convolution with -1 and 1 gives the differences to one
+neighbour, for both maps at once, and one convolution uses a map of edges in both of its places
+(`docs/performance.md` has the gain). On the diagonals half of its kernel is zeros, which cost less
+than operations.
 """
 
 from collections.abc import Callable
@@ -28,13 +28,15 @@ from ppvision.nn.semantic_diffusion import (
 
 
 def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
-    """The model with `SemanticDifferenceConv2D` in the form for graphs, and as it was afterwards.
+    """Put `SemanticDifferenceConv2D` of a model into the form for graphs during the block, and
+    restore it.
 
     Args:
         model: in evaluation mode.
 
-    A layer keeps its form whose similarity is cosine (which looks at both ends in many operations)
-    or none (one convolution in a graph anyway), that rounds activations or that was changed.
+    A layer keeps its form if its similarity is cosine (which needs both pixels in many operations)
+    or none (which is one convolution in a graph anyway), if it rounds activations, or if it was
+    changed.
     """
     return use_form(model, _form)
 
@@ -49,9 +51,9 @@ class GraphSemanticDifference(nn.Layer):
     """`SemanticDifferenceConv2D` in evaluation mode, for a graph.
 
     Args:
-        layer: whose weights it computes with.
+        layer: the layer with the weights.
 
-    Shapes: as of the layer.
+    Shapes: those of the layer.
     """
 
     def __init__(self, layer: SemanticDifferenceConv2D) -> None:
@@ -73,13 +75,14 @@ def sum_of_differences(
     similarity: Callable[[Tensor], Tensor] | None,
     groups: int,
 ) -> Tensor:
-    """The sum over neighbours of `ppvision.nn.semantic_diffusion`.
+    """Compute the sum over neighbours of `ppvision.nn.semantic_diffusion`.
 
     Args:
-        u, v: features `[B, C, H, W]`, and guidance: as many channels, or any for a product.
+        u, v: features `[B, C, H, W]`, and guidance with as many channels (any number for a
+            product).
         weight: `[O, C/groups, 3, 3]`.
-        similarity: of a difference of the guidance; None for the product of both ends.
-        groups: of the convolution.
+        similarity: function of a difference of the guidance; None for the product of both pixels.
+        groups: groups of the convolution.
 
     Returns:
         `[B, O, H, W]`.
@@ -106,8 +109,8 @@ def sum_of_differences(
 
 
 def _difference_kernel(direction: tuple[int, int]) -> np.ndarray:
-    """`[1, 1, rows, columns]`: -1 at p, 1 at q = p + direction, and as many zeros as cut the border
-    of a map off along an axis that both share."""
+    """Return `[1, 1, rows, columns]`: -1 at p, 1 at q = p + direction, and enough zeros to cut off
+    the border of a map along an axis that both share."""
     kernel = np.zeros([1, 1, *(2 if step else 3 for step in direction)], np.float32)
     for sign, end in zip((-1, 1), _ends(direction), strict=True):
         row, column = (at if step else 1 for at, step in zip(end, direction, strict=True))
@@ -116,7 +119,8 @@ def _difference_kernel(direction: tuple[int, int]) -> np.ndarray:
 
 
 def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
-    """The kernel `[O, C/groups, 1 + |dy|, 1 + |dx|]` of a map of edges, of both of its `taps`."""
+    """Return the kernel `[O, C/groups, 1 + |dy|, 1 + |dx|]` for a map of edges, with both of its
+    `taps`."""
     size = [1 + abs(step) for step in direction]
     places = np.zeros([3, 3, *size], np.float32)
     for (sign, tap, _, _), at in zip(taps(direction), _ends(direction)[::-1], strict=True):
@@ -128,6 +132,6 @@ def _both_taps(weight: Tensor, direction: tuple[int, int]) -> Tensor:
 
 
 def _ends(direction: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Row and column of p, and of q, in the smallest window that holds both."""
+    """Return row and column of p and of q in the smallest window that contains both."""
     dy, dx = direction
     return (int(dy < 0), int(dx < 0)), (int(dy > 0), int(dx > 0))

@@ -1,12 +1,12 @@
-"""Tracing in Paddle's earlier program format (`model.pdmodel`), the only one OpenVINO reads.
+"""Trace models in Paddle's earlier program format (`model.pdmodel`), the only one that OpenVINO
+reads.
 
-Paddle 3.2 moved a closed list of functions to C++ (`matmul`, `sigmoid`, `maximum` ...), where they
-lost that format. OpenVINO's reader of Paddle's programs lacks further operators (`prelu`, `unbind`
-...), and computes one of them wrongly in some cases. `STAND_INS` has a function for each of these,
-made of operators that OpenVINO knows.
-While a model is traced they take the place of Paddle's functions, wherever these are named: in
-Paddle itself, in PaddleSeg, PaddleDetection, our modules and the user's, and as methods of a traced
-tensor.
+Paddle 3.2 moved some functions to C++ (`matmul`, `sigmoid`, `maximum` ...), where they no longer
+support this format. OpenVINO's reader of Paddle's programs also lacks operators (`prelu`, `unbind`
+...), and computes one of them wrongly in some cases. `STAND_INS` has a replacement for each of these
+functions, made of operators that OpenVINO knows. While a model is traced, they replace Paddle's
+functions wherever a module has them: Paddle itself, PaddleSeg, PaddleDetection, our modules and the
+user's. They also replace methods of a traced tensor.
 """
 
 import functools
@@ -28,14 +28,14 @@ from ppvision.forms.paddle_private import find_private
 Variable = find_private("Variable")  # a tensor in a program of the earlier format
 _C_OPS = find_private("_C_ops")  # the functions that Paddle moved to C++
 
-# Tracing changes the whole process, so that one thread does it at a time.
+# Tracing changes the whole process, so only one thread may trace at a time.
 _tracing = threading.RLock()
 _depth = 0
 
 
 def in_earlier_format() -> bool:
-    """Whether operators are now put into a program of the earlier format: inside
-    `earlier_format`, while a model is traced and not run."""
+    """Whether operators are now added to a program of the earlier format. This is true inside
+    `earlier_format` while a model is traced, not while it runs."""
     return _depth > 0 and not paddle.in_dynamic_mode()
 
 
@@ -46,14 +46,14 @@ def append_operator(
     out: str = "Out",
     **attributes: object,
 ) -> Tensor:
-    """Put an operator into the program that is traced (`in_earlier_format`).
+    """Add an operator to the program that is traced (`in_earlier_format`).
 
     Args:
-        kind: the operator, as the earlier format calls it ("matmul_v2").
+        kind: name of the operator in the earlier format ("matmul_v2").
         inputs: slot -> tensor.
-        dtype: of the output. Default None: that of the first input.
+        dtype: type of the output. Default None: that of the first input.
         out: slot of the output.
-        attributes: of the operator.
+        attributes: attributes of the operator.
 
     Returns:
         The output; Paddle infers its shape.
@@ -68,12 +68,12 @@ def append_operator(
 
 @contextmanager
 def earlier_format() -> Iterator[None]:
-    """Inside, `paddle.jit.to_static` traces any model into a program of the earlier format.
+    """Let `paddle.jit.to_static` trace models into programs of the earlier format in the block.
 
-    Everything is as before afterwards, after an exception too. Inside of itself it changes nothing
-    more. The change is of the whole process, like Paddle's own switch of formats: another thread
-    that enters waits until this one has left. Threads that compute eagerly meanwhile get Paddle's
-    own functions, since a stand-in hands on to these unless a program is traced; but, as with any
+    Afterwards everything is restored, also after an exception. A nested block changes nothing more.
+    The change affects the whole process, like Paddle's own switch of formats: another thread that
+    enters waits until this one has left. Threads that compute in eager mode use Paddle's own
+    functions, because a replacement calls these unless a program is traced. But, as with any
     tracing in Paddle, no other thread may compute while a model is traced.
     """
     global _depth
@@ -94,7 +94,7 @@ def earlier_format() -> Iterator[None]:
 
 
 def _put_in(changed: list[tuple[Any, str, object]]) -> None:
-    """Put the stand-ins in, and note each holder, name and value of before in `changed`."""
+    """Install the replacements, and store each holder, name and earlier value in `changed`."""
 
     def change(holder: Any, name: str, value: object) -> None:
         changed.append((holder, name, vars(holder)[name]))
@@ -113,7 +113,7 @@ def _put_in(changed: list[tuple[Any, str, object]]) -> None:
         if callable(method):  # `Variable.shape` is a property
             change(Variable, name, _with_original(method, stand_in))
     for module in list(sys.modules.values()):
-        # What runs eagerly calls the functions in C++.
+        # Code in eager mode calls the functions in C++.
         if isinstance(module, ModuleType) and module is not _C_OPS:
             for name, value in list(vars(module).items()):
                 if id(value) in table:
@@ -125,13 +125,13 @@ def _put_in(changed: list[tuple[Any, str, object]]) -> None:
     change(_C_OPS, "multiclass_nms3", _with_original(nms, _multiclass_nms))
 
 
-# What Paddle 3.2 calls the arguments as well.
+# Other names of the arguments in Paddle 3.2.
 _ALIASES = {"input": "x", "other": "y", "dim": "axis"}
 
 
 def _with_original(original: Any, stand_in: Callable) -> Callable:
-    """`stand_in` while a program is traced, where it does not give NotImplemented; or else
-    `original`."""
+    """Make a function that calls `stand_in` while a program is traced, and `original` otherwise or
+    if the result is NotImplemented."""
 
     def choose(*args: Any, **kwargs: Any) -> Any:
         if in_earlier_format():
@@ -147,8 +147,8 @@ def _with_original(original: Any, stand_in: Callable) -> Callable:
 
 
 def _with_promotion(original: Callable) -> Callable:
-    """An operator of `Variable` that takes whole numbers together with fractions, as Paddle's
-    tensors do but the earlier format does not."""
+    """Make an operator of `Variable` that accepts whole numbers together with floats, like Paddle's
+    tensors and unlike the earlier format."""
 
     def combine(x: Tensor, y: object) -> object:
         if in_earlier_format():
@@ -306,7 +306,7 @@ def _isnan(x: Tensor, name: str | None = None) -> Tensor:
 
 
 def _isfinite(x: Tensor, name: str | None = None) -> Tensor:
-    nothing = x - x  # not a number for one that is not finite
+    nothing = x - x  # NaN if x is not finite
     return nothing == nothing
 
 
@@ -383,14 +383,15 @@ def _convolution(
 
 
 def _constant_of(value: int | list[int], name: str) -> Any:
-    """An attribute of the constant that stands for numbers, such as `reshape`."""
+    """Return an attribute of the constant that represents numbers, such as `reshape`."""
     if name.startswith("__"):
         raise AttributeError(name)
     return getattr(paddle.to_tensor(value, "int32"), name)
 
 
 class _Size(int):
-    """A number instead of a tensor `[]` of one size; so are those that are made of it."""
+    """A number instead of a tensor `[]` with one size. Numbers computed from it have this type
+    too."""
 
     def astype(self, dtype: Any) -> Any:
         return self if "int" in str(dtype) else paddle.full([], int(self), dtype)
@@ -414,8 +415,8 @@ for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "floordiv", "rfloordi
 
 
 class _Sizes(list):
-    """Numbers instead of the tensor that `paddle.shape` gives: arithmetic is by entry, and
-    methods of a tensor give a constant."""
+    """Numbers instead of the tensor of `paddle.shape`: arithmetic is per entry, and methods of a
+    tensor give a constant."""
 
     def astype(self, dtype: Any) -> Any:
         return self if "int" in str(dtype) else paddle.to_tensor(list(self), dtype)
@@ -444,7 +445,7 @@ class _Sizes(list):
 
 
 def _shape(x: Tensor, name: str | None = None) -> Any:
-    """Numbers where they are known: loops over a tensor become loops of Python."""
+    """Return numbers if they are known: loops over a tensor become loops of Python."""
     sizes = list(x.shape)
     return _Sizes(map(_Size, sizes)) if all(n >= 0 for n in sizes) else NotImplemented
 
@@ -529,7 +530,7 @@ def _std(
 
 
 def _einsum(equation: str, *operands: Tensor) -> Any:
-    """Of two tensors without repeated letters: `"bnd,bmd->bnm"`."""
+    """Einsum of two tensors without repeated letters: `"bnd,bmd->bnm"`."""
     left, arrow, result = equation.replace(" ", "").partition("->")
     letters = left.split(",")
     unlike = all(len(set(term)) == len(term) for term in (*letters, result))
@@ -638,7 +639,7 @@ def _unfold(
     dilations: Any = 1,
     name: str | None = None,
 ) -> Tensor:
-    """A depthwise convolution that picks each place of the window."""
+    """Unfold by a depthwise convolution that selects each place of the window."""
     kernel = [kernel_sizes] * 2 if isinstance(kernel_sizes, int) else list(kernel_sizes)
     channels, places = x.shape[1], math.prod(kernel)
     picks = np.eye(places, dtype="float32").reshape(places, 1, *kernel)
@@ -665,10 +666,10 @@ def _masked_fill(x: Tensor, mask: Tensor, value: Any, name: str | None = None) -
     return paddle.where(mask, value.astype(x.dtype), x)
 
 
-# A function of Paddle's, by its name below `paddle`, and what stands for it. Functions without a
-# dot are methods of tensors as well.
+# Paddle's functions, by name below `paddle`, and their replacements. Functions without a dot are
+# also methods of tensors.
 STAND_INS: dict[str, Callable[..., Any]] = {
-    # Moved to C++; the operator has another name in the earlier format, or the same.
+    # Moved to C++. The operator has the same or another name in the earlier format.
     "matmul": _matmul,
     "bmm": _bmm,
     "multiply": _binary("elementwise_mul"),
@@ -694,7 +695,7 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "roll": _roll,
     "tril": _triangle(lower=True),
     "triu": _triangle(lower=False),
-    # Moved too, and OpenVINO lacks the operator.
+    # Also moved, and OpenVINO lacks the operator.
     "isfinite": _isfinite,
     "isinf": _isinf,
     "isnan": _isnan,
@@ -735,7 +736,8 @@ STAND_INS: dict[str, Callable[..., Any]] = {
     "nn.functional.conv._conv_nd": _convolution,
 }
 
-# What Paddle 3.3 moved to C++ as well. Earlier ones put their own operators into a program.
+# Functions that Paddle 3.3 also moved to C++. Earlier versions add their own operators to a
+# program.
 if tuple(map(int, paddle.__version__.split(".")[:2])) >= (3, 3):
     STAND_INS |= {
         "argmax": _argmax,

@@ -1,4 +1,4 @@
-"""What the forms for graphs share: layers that give way to others while a graph is traced."""
+"""Functions that the forms for graphs share: they replace layers while a graph is traced."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +13,14 @@ from ppvision.quant.store.state import walk_layers
 
 # "This axis keeps its size", of a reshape that follows a transposition. oneDNN's pass
 # `operator_reshape_onednn_fuse_pass` (Paddle 3.2) gives the two, as one operator, the wrong type,
-# which fails where a concatenation follows. It leaves shapes with a 0 alone. Our `Predictor` turns
-# the pass off; PaddleX and the clients of PaddleSeg do not.
+# which fails where a concatenation follows. It does not change shapes with a 0. Our `Predictor`
+# disables the pass; PaddleX and the clients of PaddleSeg do not.
 KEPT = 0
 
 
 @contextmanager
 def use_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> Iterator[None]:
-    """The model with some of its layers replaced, and as it was afterwards.
+    """Replace some layers of a model during the block, and restore them afterwards.
 
     Args:
         model: in evaluation mode.
@@ -39,9 +39,9 @@ def use_form(model: nn.Layer, form: Callable[[nn.Layer], nn.Layer | None]) -> It
 
 
 def is_untouched(layer: nn.Layer, kind: type[nn.Layer], *, rounding: bool = False) -> bool:
-    """Whether a layer computes what `kind` says, with a float weight or packed codes and on its
-    input as it comes (with `rounding` also on its rounded input): no subclass, no hooks, no
-    `forward` of its own."""
+    """Whether a layer computes exactly what `kind` does, with a float weight or packed codes, on
+    its unchanged input (with `rounding` also on its rounded input): it is no subclass, and has no
+    hooks and no own `forward`."""
     found, activation = type(layer), None
     if isinstance(layer, PackedLayer):
         found, activation = layer.kind, layer.activation
@@ -51,7 +51,7 @@ def is_untouched(layer: nn.Layer, kind: type[nn.Layer], *, rounding: bool = Fals
 
 
 def is_plain_conv(layer: nn.Layer, *, rounding: bool = False) -> bool:
-    """Whether a layer is an untouched convolution of channels-first maps, padded with zeros."""
+    """Whether a layer is an unchanged convolution of channels-first maps, padded with zeros."""
     if not is_untouched(layer, nn.Conv2D, rounding=rounding):
         return False
     return layer._data_format == "NCHW" and layer._padding_mode == "zeros"
@@ -64,8 +64,8 @@ def is_plain_linear(layer: nn.Layer, *, rounding: bool = False) -> bool:
 
 
 def fold_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
-    """What N norms of C channels, in evaluation mode, multiply by, and add: `[N C]` each."""
-    # Few operations on weights: when the graph is loaded, each is folded by itself.
+    """Return factors and summands of N norms of C channels in evaluation mode: `[N C]` each."""
+    # Few operations on weights, because each is folded separately when the graph is loaded.
     names = ("weight", "bias", "_mean", "_variance")
     joined = [paddle.concat([getattr(norm, name) for norm in norms]) for name in names]
     weight, bias, mean, variance = joined
@@ -74,12 +74,12 @@ def fold_norms(norms: Sequence[nn.BatchNorm2D]) -> tuple[Tensor, Tensor]:
 
 
 def attend_within_groups(tokens: Tensor, shape: Sequence[int | Tensor]) -> Tensor:
-    """Attention among the T tokens of each group, written such that Paddle Inference takes it for
+    """Compute attention among the T tokens of each group, in a form for which Paddle Inference uses
     one operator; the scale is in the query.
 
     Args:
         tokens: `[G, T, 3, heads, d]`, of query, key and value.
-        shape: of the result, whose memory is `[G, T, heads, d]`.
+        shape: shape of the result, whose memory is `[G, T, heads, d]`.
     """
     tokens = tokens.transpose([2, 0, 3, 1, 4])
     query, key, value = tokens[0], tokens[1], tokens[2]  # [G, heads, T, d] each

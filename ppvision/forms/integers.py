@@ -1,9 +1,9 @@
-"""Layers that hold integers, in the form that runs in integers: graphs of the earlier format.
+"""Layers with integers in the form that runs in integers: graphs of the earlier format.
 
 OpenVINO folds `quantize_linear` and `dequantize_linear` of an input, and codes times scales of a
-weight, into the product between them and runs that in 8-bit integers. It takes scales that are
-computed from stored tensors, but zero points only as stored tensors: a computed one gives wrong
-numbers without a word (Paddle 3.2.2, OpenVINO 2025.0).
+weight, into the product between them and runs that in 8-bit integers. It accepts scales that are
+computed from stored tensors, but zero points only as stored tensors: a computed zero point silently
+gives wrong numbers (Paddle 3.2.2, OpenVINO 2025.0).
 """
 
 from contextlib import AbstractContextManager
@@ -20,9 +20,10 @@ _ATTRIBUTES = {"bit_length": 8, "is_test": True, "only_observer": False}
 
 
 def integer_form(model: nn.Layer) -> AbstractContextManager[None]:
-    """The model with its integer layers in the form for graphs of the earlier format, and as it was
-    afterwards. Enter it after the forms of whole blocks, whose layers it changes as well."""
-    made: dict[IntegerRounding, GraphRounding] = {}  # layers that share a rounding share its form
+    """Put the integer layers of a model into the form for graphs of the earlier format during the
+    block, and restore them. Enter it after the forms of whole blocks, because it also changes their
+    layers."""
+    made: dict[IntegerRounding, GraphRounding] = {}  # forms by rounding: layers may share one
 
     def form(layer: nn.Layer) -> nn.Layer | None:
         if isinstance(layer, PackedLayer) and isinstance(layer.activation, IntegerRounding):
@@ -36,7 +37,7 @@ def integer_form(model: nn.Layer) -> AbstractContextManager[None]:
 
 
 class _GraphLayer:
-    """The part of a packed layer's form that is the same for all."""
+    """The common part of the forms of packed layers."""
 
     def __init__(self, layer: PackedLayer, rounding: "GraphRounding") -> None:
         nn.Layer.__init__(self)
@@ -45,8 +46,8 @@ class _GraphLayer:
 
     @property
     def weight(self) -> Tensor:
-        # OpenVINO takes int8 codes, made float, times a scale for the weight of an integer product.
-        # `dequantize_linear` says the same in four times as many operators.
+        # OpenVINO recognises int8 codes, converted to float, times a scale as the weight of an
+        # integer product. `dequantize_linear` needs four times as many operators for the same.
         codes, scale = self.integer_weight()
         return codes.astype("float32") * scale
 
@@ -55,7 +56,7 @@ class GraphRounding(nn.Layer):
     """`IntegerRounding` in a graph of the earlier format.
 
     Args:
-        rounding: whose stored tensors it reads.
+        rounding: the rounding with the stored tensors.
     """
 
     def __init__(self, rounding: IntegerRounding) -> None:
@@ -67,14 +68,15 @@ class GraphRounding(nn.Layer):
         ends = {"Scale": rounding.scale, "ZeroPoint": rounding.zero}
         how = {"dtype": "float32", "out": "Y", "quant_axis": -1, **_ATTRIBUTES}
         if (limits := rounding.limits) is not None:
-            # In front: between the two operators OpenVINO 2025.0 takes codes for others.
+            # Before both operators: between them, OpenVINO 2025.0 gives wrong codes.
             x = paddle.clip(x, *limits)
         codes = append_operator("quantize_linear", {"X": x, **ends}, round_type=0, **how)
         return append_operator("dequantize_linear", {"X": codes, **ends}, **how)
 
 
 def float_form(model: nn.Layer) -> AbstractContextManager[None]:
-    """The model with the same weights and no rounding: what its integers are timed against."""
+    """Remove the rounding and keep the weights: the time of the integers is compared with this
+    model."""
     return use_form(model, _float)
 
 

@@ -1,10 +1,9 @@
-"""Layers that hold integers, in the form for a converter that does not know them: with marks.
+"""Layers with integers in the form for a converter that does not know integers: with marks.
 
-paddle2onnx changes graphs that are quantised by rules of its own (it takes the quantisation out,
-and puts it in again elsewhere). So it gets a graph in float: a weight is its float tensor, and an
-input is multiplied by a tensor in the place where it is to be rounded. The converter keeps the
-names of tensors; by these, what is meant is put in afterwards
-(`ppvision.deploy.write.onnx_integers`).
+paddle2onnx changes quantised graphs by its own rules (it removes the quantisation, and adds it
+again in other places). So it gets a graph in float: a weight is its float tensor, and an input is
+multiplied by a tensor at the place of its rounding. The converter keeps the names of tensors. By
+these names, the integers are added afterwards (`ppvision.deploy.write.onnx_integers`).
 """
 
 from collections.abc import Iterator
@@ -25,12 +24,12 @@ INT8_HIGH = 127
 
 @dataclass(frozen=True)
 class MarkedRounding:
-    """How an input is rounded: `step (clip(round(x / step) + zero, -128, 127) - zero)`.
+    """The rounding of an input: `step (clip(round(x / step) + zero, -128, 127) - zero)`.
 
     Attributes:
         step: float32 above 0.
         zero: int8, the zero point.
-        clip: the lowest and highest value that the input keeps before that; None: all.
+        clip: lowest and highest value of the input before rounding; None: no limits.
     """
 
     step: np.float32
@@ -40,11 +39,11 @@ class MarkedRounding:
 
 @dataclass
 class Marks:
-    """The meaning of the tensors of a graph, by their names in it.
+    """The meaning of the tensors of a graph, by name.
 
     Attributes:
-        weights: of float weights.
-        roundings: of tensors `[1]` that an input is multiplied by.
+        weights: the marks of float weights.
+        roundings: the marks of tensors `[1]` by which an input is multiplied.
     """
 
     weights: dict[str, IntegerWeight] = field(default_factory=dict)
@@ -53,11 +52,11 @@ class Marks:
 
 @contextmanager
 def marked_form(model: nn.Layer) -> Iterator[Marks]:
-    """The model with its integer layers in the form for the converter, and as it was afterwards.
-    Enter it after the forms of whole blocks, whose layers it changes as well.
+    """Put the integer layers of a model into the form for the converter during the block, and
+    restore them. Enter it after the forms of whole blocks, because it also changes their layers.
 
     Yields:
-        The marks, complete from the beginning.
+        The marks; they are complete from the beginning.
     """
     marks = Marks()
 
@@ -72,7 +71,7 @@ def marked_form(model: nn.Layer) -> Iterator[Marks]:
 
 
 class _MarkedLayer:
-    """The part of a packed layer's form that is the same for all."""
+    """The common part of the forms of packed layers."""
 
     def __init__(self, layer: PackedLayer, marks: Marks) -> None:
         nn.Layer.__init__(self)
@@ -88,7 +87,7 @@ class _MarkedLayer:
 
 
 class _Mark(nn.Layer):
-    """Multiplies by a tensor whose name says what is meant."""
+    """Multiplies by a tensor whose name is the mark."""
 
     def __init__(self, mark: Tensor) -> None:
         super().__init__()
@@ -110,5 +109,5 @@ def _rounding(rounding: IntegerRounding) -> MarkedRounding:
     low, high = rounding.low - zero, rounding.high - zero
     clip = None if rounding.limits is None else tuple(map(np.float32, rounding.limits))
     if low >= INT8_LOW and high <= INT8_HIGH:
-        zero = 0  # TensorRT takes no other; the codes fit, since the others are clipped off
+        zero = 0  # TensorRT accepts no other; the codes fit, because other codes are clipped
     return MarkedRounding(step, zero, clip)

@@ -1,10 +1,10 @@
-"""Every private part of Paddle that ppvision uses: the one place to mend when Paddle moves one.
+"""Every private part of Paddle that ppvision uses. If Paddle moves one, change it here only.
 
-Functions and classes of Paddle's own modules are found when they are asked for, so that an import
-of ppvision breaks on none of them, and the error names what moved. Attributes of Paddle's layers,
-optimizers and quantisation are read where they are needed, since a wrapper around each would say
-less than its name; `ATTRIBUTES` lists all of them, and `OVERRIDDEN` the methods that classes of
-ours override. `tests/test_paddle_private.py` tries each entry of all three.
+Functions and classes of Paddle's own modules are looked up on use, so that a missing one does not
+break the import of ppvision, and the error names it. Attributes of Paddle's layers, optimizers and
+quantisation are read where they are needed, because a wrapper would be less clear than the name;
+`ATTRIBUTES` lists all of them. `OVERRIDDEN` lists the methods that our classes override.
+`tests/test_paddle_private.py` tests each entry of all three.
 """
 
 import functools
@@ -26,7 +26,7 @@ from ppvision.errors import EngineError
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-# Where each was and is, the newest place last; `module:attribute`.
+# Earlier and current places of each, the newest last: `module:attribute`.
 PLACES = {
     "parameter_recorder": (
         "paddle.jit.pir_dy2static:parameter_recorder",  # 3.2
@@ -46,7 +46,7 @@ PLACES = {
     "default_collate_fn": ("paddle.io.dataloader.collate:default_collate_fn",),
 }
 
-# Attributes of objects, by the class that has them.
+# Attributes of objects, by class.
 ATTRIBUTES = {
     "nn.Layer": (
         "_buffers",
@@ -91,8 +91,8 @@ ATTRIBUTES = {
     "io.dataloader.dataloader_iter._DataLoaderIterMultiProcess": ("_try_shutdown_all",),
 }
 
-# Methods that classes of ours override, by the class that has them, `module:class`. Where Paddle
-# renames one, nothing fails: ours is just never called.
+# Methods that our classes override, by Paddle's class, `module:class`. If Paddle renames one,
+# nothing fails, but ours is never called.
 OVERRIDDEN = {
     "paddle.quantization.factory:ClassWithArguments": ("_get_class",),
     "paddle.vision.transforms.transforms:RandomCrop": ("_get_param",),
@@ -103,10 +103,10 @@ OVERRIDDEN = {
 
 @functools.cache
 def find_private(name: str) -> Any:
-    """What `PLACES` has under a name, from the first of its places that this Paddle has.
+    """Return the object of a name in `PLACES`, from the first place that this Paddle has.
 
     Raises:
-        EngineError: none has it.
+        EngineError: no place has it.
     """
     for place in PLACES[name]:
         module, _, attribute = place.partition(":")
@@ -128,29 +128,29 @@ def find_private(name: str) -> Any:
 
 
 def collate_samples(samples: list) -> Any:
-    """A batch of samples, as Paddle's loaders make it where they are given no function."""
+    """Collate a batch of samples with the default function of Paddle's loaders."""
     return find_private("default_collate_fn")(samples)
 
 
 def trace_tables() -> list[dict]:
-    """What Paddle notes of programs while it traces them, by the program's hash."""
+    """Return Paddle's notes on programs that it traces, by the program's hash."""
     recorder = find_private("parameter_recorder")
     parameters, inplace = recorder._global_parameter_recorder, recorder._global_inplace_map
     return [parameters.params_dict, parameters.tensor2value, inplace.params_dict]
 
 
 _whole_stack = traceback.extract_stack
-_tracing: set[int] = set()  # threads inside `short_stacks`
+_tracing: set[int] = set()  # threads that are inside `short_stacks`
 
 
 @contextmanager
 def short_stacks() -> Iterator[None]:
-    """Let Paddle note one line of Python for each operator that it traces, in this thread.
+    """Let Paddle store one line of Python for each operator that it traces in this thread.
 
-    It notes the whole stack, for messages of a program that runs in this process, and looks up a
-    line of source for each of its frames (`traceback.extract_stack`): a seventh of an export's
-    time. An exported graph holds none of it: Paddle's writer of `model.json` leaves it out, and so
-    do we in the earlier format.
+    Paddle stores the whole stack, for messages of a program that runs in this process, and looks up
+    a source line for each frame (`traceback.extract_stack`). This takes a seventh of the time of an
+    export. An exported graph does not contain the stack: Paddle's writer of `model.json` omits it,
+    and so do we in the earlier format.
     """
     thread = threading.get_ident()
     if thread in _tracing:
@@ -175,16 +175,17 @@ def _extract_stack(f: FrameType | None = None, limit: int | None = None) -> trac
 
 
 def parse_program(program: bytes) -> "Message":
-    """The description (`ProgramDesc`) in a serialised program of the earlier format."""
+    """Return the description (`ProgramDesc`) in a serialised program of the earlier format."""
     return find_private("framework_pb2").ProgramDesc.FromString(program)
 
 
 def read_parameters(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill tensors from a graph's file of parameters, which has them in the order of their names.
+    """Fill tensors from a graph's file of parameters, which are in the order of their names.
 
     Args:
         path: `model.pdiparams`.
-        tensors: one for each parameter, by name; of any shape and type, which become the file's.
+        tensors: one tensor per parameter, by name. Shapes and types may differ; they become those
+            of the file.
     """
     names = sorted(tensors)
     load = find_private("load_combine_func")
@@ -192,7 +193,7 @@ def read_parameters(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_parameters(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a graph's parameters, by name, as Paddle Inference reads them."""
+    """Write a graph's parameters by name in the form for Paddle Inference."""
     names = sorted(tensors)
     find_private("save_combine_func")(_held(tensors, names), names, str(path), True, False, False)
 
@@ -204,14 +205,16 @@ def _held(tensors: Mapping[str, Tensor], names: Sequence[str]) -> list[object]:
 def select_boxes(
     boxes: Tensor, scores: Tensor, counts: Tensor | None, *options: object
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator of non-maximum suppression itself: rows, their places, and rows per picture.
+    """Call the operator of non-maximum suppression; it gives rows, their places, and rows per
+    image.
 
     Args:
         boxes: `[B, N, 4]`, or `[N, classes, 4]` with `counts`.
         scores: `[B, classes, N]`, or `[N, classes]` with `counts`.
-        counts: boxes of each picture, `[B]`, or None.
+        counts: number of boxes per image, `[B]`, or None.
         *options: `score_threshold, nms_top_k, keep_top_k, nms_threshold, normalized, nms_eta,
             background_label`.
     """
-    # Not from the cache: while a program of the earlier format is traced, a stand-in is there.
+    # Not from the cache: while a program of the earlier format is traced, a replacement is
+    # installed.
     return find_private.__wrapped__("multiclass_nms3")(boxes, scores, counts, *options)

@@ -1,21 +1,20 @@
-"""PS-Attention in another order of the same arithmetic: the form that exported graphs hold.
+"""PS-Attention with the same arithmetic in another order: the form in exported graphs.
 
-The layer that is trained (`ppvision.nn.pale_attention`) is channel-first, pads maps to multiples of
-the pale size and masks what it padded. In a graph this is quicker on a CPU (`docs/performance.md`
-has every step's measurement), here for sizes that are known:
+The trained layer (`ppvision.nn.pale_attention`) is channel-first, pads maps to multiples of the
+pale size and masks the padding. In a graph this form is faster on a CPU (`docs/performance.md` has
+the measurement of each step). It is for known sizes:
 
-- nothing is padded: with padded keys masked and padded queries cut off, only the pixels of the
-  picture count, so that the first groups of rows have a row more than the others;
+- nothing is padded: with masked padded keys and cut padded queries, only the pixels of the image
+  count. So the first groups of rows have one row more than the others;
 - query, key and value are one depthwise convolution, with BatchNorm folded into it, and two grouped
-  pointwise ones, for the rows' half of the channels and for the columns';
+  pointwise convolutions, one for the channels of the rows and one for those of the columns;
 - 1 / sqrt(d) is in the query's weights;
-- groups are token-last, `[G, T, 3, heads, d]`, written such that Paddle Inference takes the whole
-  attention for one operator (`self_dp_attention`, of processors with AVX-512), which holds no
-  T x T scores.
+- groups are token-last, `[G, T, 3, heads, d]`, in a form for which Paddle Inference uses one
+  operator for the whole attention (`self_dp_attention`, for processors with AVX-512), which does
+  not store T x T scores.
 
-For other sizes see `ppvision.forms.any_size`. Weights stay as they are, under their own
-names: they are arranged by operations of the graph, which Paddle Inference folds once, when it
-loads.
+For other sizes see `ppvision.forms.any_size`. Weights keep their values and names. Operations of
+the graph rearrange them, and Paddle Inference folds these operations once, when it loads the graph.
 """
 
 from collections.abc import Sequence
@@ -42,13 +41,13 @@ from ppvision.nn.pale_attention import SeparableConv, crop_to, pad_bottom_right,
 
 
 def pale_form(model: nn.Layer) -> AbstractContextManager[None]:
-    """The model with `PaleAttention` in the form for graphs, and as it was afterwards.
+    """Put `PaleAttention` of a model into the form for graphs during the block, and restore it.
 
     Args:
         model: in evaluation mode.
 
-    A layer of other arithmetic keeps its form: one whose padding takes part in the attention, one
-    that is quantised and rounds activations, a subclass, one with hooks or other parts.
+    A layer with other arithmetic keeps its form: if its padding takes part in the attention, if it
+    is quantised and rounds activations, if it is a subclass, or if it has hooks or other parts.
     """
     return use_form(model, _form)
 
@@ -59,8 +58,8 @@ def _form(layer: nn.Layer) -> "GraphPaleAttention | None":
 
 
 def fits(attention: PaleAttention, *, rounding: bool = False) -> bool:
-    """Whether nothing of a layer is other than `PaleAttention` made it, but for its weights, and
-    with `rounding` for the rounded inputs of its convolutions."""
+    """Whether a layer is unchanged since `PaleAttention` made it, except for its weights, and with
+    `rounding` except for the rounded inputs of its convolutions."""
     projections = (attention.query, attention.key, attention.value)
     return (
         is_untouched(attention, PaleAttention)
@@ -90,7 +89,7 @@ class GraphPaleAttention(nn.Layer):
     """`PaleAttention` in evaluation mode, for a graph.
 
     Args:
-        attention: whose weights it computes with.
+        attention: the layer with the weights.
 
     Shapes: `[B, C, H, W]` -> the same.
     """
@@ -116,7 +115,7 @@ class GraphPaleAttention(nn.Layer):
 
     @paddle.jit.not_to_static
     def _attend_at_any_size(self, x: Tensor) -> Tensor:
-        """With sizes that are read from the map: it is padded and masked after all."""
+        """Compute with sizes that are read from the map; then the map is padded and masked."""
         height, width = (n if n > 0 else paddle.shape(x)[2 + i] for i, n in enumerate(x.shape[2:]))
         rows, columns = self.attention.pale_size
         pads = padding_to(height, rows), padding_to(width, columns)
@@ -134,7 +133,8 @@ class GraphPaleAttention(nn.Layer):
         return self.attention.project(out)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """q, k and v, `[B, 3C/2, H, W]`: of the half that attends in rows, and of the other."""
+        """Return q, k and v, `[B, 3C/2, H, W]`: for the half that attends in rows, and for the
+        other half."""
         channels = x.shape[1]
         parts = [getattr(self.attention, name) for name in ("query", "key", "value")]
         convolutions, norms, pointwise = zip(*parts, strict=True)
@@ -156,8 +156,8 @@ class GraphPaleAttention(nn.Layer):
 
 
 def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
-    """Of q's (times the scale), k's and v's `[C, ...]` the rows' halves together, and the
-    columns': `[3C/2, ...]` each."""
+    """Split `[C, ...]` of q (times the scale), k and v: return the halves for rows together, and
+    those for columns, `[3C/2, ...]` each."""
     query, key, value = qkv
     channels, *rest = query.shape
     split = paddle.stack([query * scale, key, value]).reshape([3, 2, channels // 2, *rest])
@@ -165,17 +165,17 @@ def _halves(qkv: Sequence[Tensor], scale: float) -> list[Tensor]:
 
 
 def to_groups(qkv: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
-    """The tokens of each group of interlaced rows, or columns.
+    """Return the tokens of each group of interlaced rows or columns.
 
     Args:
         qkv: `[B, 3D, H, W]`.
-        pale_size: rows (columns) of a group, at most.
+        pale_size: largest number of rows (columns) per group.
         rows: whether rows are grouped.
 
     Returns:
-        `[B, G, s, O, 3D]`, O the pixels of a line: G groups of s lines each. One such tensor, or,
-        where the number of lines is no multiple of the number of groups, two: the groups that have
-        a line more, then the others.
+        `[B, G, s, O, 3D]`, where O is the number of pixels of a line: G groups of s lines each.
+        This is one tensor. If the number of lines is not a multiple of the number of groups, there
+        are two: the groups with one more line, then the others.
     """
     _, channels, height, width = qkv.shape
     length, other = (height, width) if rows else (width, height)
@@ -195,7 +195,7 @@ def to_groups(qkv: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
 
 
 def grouped_attention(groups: Tensor, num_heads: int) -> Tensor:
-    """Attention among the tokens of each group; the scale is in the query.
+    """Compute attention among the tokens of each group; the scale is in the query.
 
     Shapes: `[B, G, s, O, 3D]`, channels of q, k and v one after another -> `[B, G, s, O, D]`.
     """
@@ -206,7 +206,7 @@ def grouped_attention(groups: Tensor, num_heads: int) -> Tensor:
 
 
 def from_groups(sets: Sequence[Tensor], height: int, width: int, rows: bool) -> Tensor:
-    """Lines back in their places: the inverse of `to_groups`, for any number of channels.
+    """Put lines back in their places: the inverse of `to_groups`, for any number of channels.
 
     Returns:
         `[B, D, H, W]`.

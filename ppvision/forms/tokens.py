@@ -1,19 +1,19 @@
-"""Pale blocks in another order of the same arithmetic: the form that OpenVINO runs quickest.
+"""Pale blocks with the same arithmetic in another order: the form that OpenVINO runs fastest.
 
-The block that is trained (`ppvision.models.pale_transformer`) is channel-first. Here everything but
-the depthwise convolutions works on tokens `[B, HW, C]`: LayerNorm and the pointwise layers then
-need no transposition, and each group's heads are one batch of matrix products, which OpenVINO
-(`ppvision.deploy.write.openvino`) takes for attention. Nothing is padded: with padded keys masked
-and padded queries cut off, only the pixels of the picture count, so that the first groups of rows
-(or columns) have a line more than the others.
+The trained block (`ppvision.models.pale_transformer`) is channel-first. Here everything except the
+depthwise convolutions works on tokens `[B, HW, C]`. LayerNorm and the pointwise layers then need no
+transposition, and the heads of each group are one batch of matrix products, which OpenVINO
+(`ppvision.deploy.write.openvino`) recognises as attention. Nothing is padded: with masked padded
+keys and cut padded queries, only the pixels of the image count. So the first groups of rows (or
+columns) have one line more than the others.
 
-Layers in integers round their input. Here that happens before the input is rearranged and not right
-in front of the layer: OpenVINO then rounds at the end of the operator before, moves bytes in place
-of floats, and has a third of the operators to compile (`docs/notes/engines.md`). Rounding element
-by element gives the same before and after.
+Layers in integers round their input. Here the rounding is before the input is rearranged, and not
+directly before the layer. OpenVINO then rounds at the end of the previous operator, moves bytes
+instead of floats, and has a third of the operators to compile (`docs/notes/engines.md`). Rounding
+per element gives the same result before and after.
 
-`docs/performance.md` has what the order brings. Where a size is not known, the block keeps its
-own form.
+`docs/performance.md` has the gain of this order. If a size is not known, the block keeps its own
+form.
 """
 
 from collections.abc import Sequence
@@ -36,19 +36,19 @@ from ppvision.nn import ChannelLayerNorm, DropPath
 
 
 def token_form(model: nn.Layer) -> AbstractContextManager[None]:
-    """The model with its Pale blocks in the form for tokens, and as it was afterwards.
+    """Put the Pale blocks of a model into the form for tokens during the block, and restore them.
 
     Args:
         model: in evaluation mode.
 
-    A block of other arithmetic keeps its form: whose padding takes part in the attention, whose
-    layers have quanters, a subclass, one with hooks or other parts.
+    A block with other arithmetic keeps its form: if its padding takes part in the attention, if its
+    layers have quanters, if it is a subclass, or if it has hooks or other parts.
     """
     return use_form(model, _form)
 
 
 def count_changed_blocks(model: nn.Layer) -> int:
-    """How many Pale blocks of a model keep their form."""
+    """Count the Pale blocks of a model that keep their form."""
     blocks = [layer for layer in model.sublayers() if isinstance(layer, PaleBlock)]
     return sum(not _fits(block) for block in blocks)
 
@@ -58,7 +58,7 @@ def _form(layer: nn.Layer) -> "TokenPaleBlock | None":
 
 
 def _fits(block: PaleBlock) -> bool:
-    """Whether nothing of a block is other than `PaleBlock` made it, but for its weights."""
+    """Whether a block is unchanged since `PaleBlock` made it, except for its weights."""
     return (
         is_untouched(block, PaleBlock)
         and is_plain_conv(block.position, rounding=True)
@@ -83,8 +83,7 @@ class TokenPaleBlock(nn.Layer):
     """`PaleBlock` in evaluation mode, for a graph.
 
     Args:
-        block: whose weights it computes with, and which it becomes where a size of its input is not
-            known.
+        block: the block with the weights; it is used if a size of the input is not known.
 
     Shapes: `[B, C, H, W]` -> the same; any B, known H and W.
     """
@@ -114,12 +113,12 @@ class TokenPaleBlock(nn.Layer):
         return to_map(tokens + _pointwise(hidden, block.mlp[2]), height, width)
 
     def _attend(self, tokens: Tensor, height: int, width: int) -> Tensor:
-        """PS-Attention of tokens `[B, HW, C]`, as the same."""
+        """Compute PS-Attention of tokens `[B, HW, C]` -> the same."""
         attention = self.block.attention
         channels = tokens.shape[2]
         heads, half = attention.num_heads // 2, channels // 2
         scale = (channels // attention.num_heads) ** -0.5
-        projected, maps = [], {}  # maps by their rounding: once for layers that share it
+        projected, maps = [], {}  # maps by rounding: layers that share one use the same map
         for name in ("query", "key", "value"):
             depthwise, norm, pointwise = getattr(attention, name)
             if (rounding := _rounding(depthwise)) not in maps:
@@ -127,8 +126,8 @@ class TokenPaleBlock(nn.Layer):
             x = _round(norm(_convolve(maps[rounding], depthwise)), pointwise)
             factor = scale if name == "query" else 1.0
             z = _pointwise(to_tokens(x), pointwise, factor)
-            # Heads first, then the two halves of them: halves of the channels would keep OpenVINO
-            # from scaling the sums of integers, and adding the bias, inside of the product.
+            # Heads first, then their two halves: with halves of the channels, OpenVINO would not
+            # scale the sums of integers and add the bias inside the product.
             z = z.reshape([-1, height, width, 2 * heads, half // heads])
             projected.append([_part(z, 3, 0, heads), _part(z, 3, heads, 2 * heads)])
         branches = []
@@ -154,17 +153,17 @@ def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 def to_token_groups(x: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
-    """Lines that attend to each other, side by side.
+    """Group lines that attend to each other.
 
     Args:
         x: `[B, H, W, heads, d]`.
-        pale_size: lines of a group, at most.
+        pale_size: largest number of lines per group.
         rows: whether lines are rows.
 
     Returns:
         `[B, s, G, W, heads, d]` for rows, `[B, H, s, G, heads, d]` for columns: G groups of s lines
-        each. One such tensor, or, where the number of lines is no multiple of the number of groups,
-        two: the groups that have a line more, then the others.
+        each. This is one tensor. If the number of lines is not a multiple of the number of groups,
+        there are two: the groups with one more line, then the others.
     """
     axis = 1 if rows else 2
     length = x.shape[axis]
@@ -181,7 +180,7 @@ def to_token_groups(x: Tensor, pale_size: int, rows: bool) -> list[Tensor]:
 
 
 def from_token_groups(sets: Sequence[Tensor], rows: bool) -> Tensor:
-    """Lines back in their places, `[B, H, W, heads, d]`: the inverse of `to_token_groups`."""
+    """Put lines back in their places, `[B, H, W, heads, d]`: the inverse of `to_token_groups`."""
     axis = 1 if rows else 2
     shared = sets[0]
     if len(sets) == 2:
@@ -199,8 +198,8 @@ def from_token_groups(sets: Sequence[Tensor], rows: bool) -> Tensor:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, rows: bool, following: nn.Layer
 ) -> Tensor:
-    """Attention among the tokens of each group, in the layout of `to_token_groups`, rounded as
-    input of the layer `following`; the scale is in the query."""
+    """Compute attention among the tokens of each group, in the layout of `to_token_groups`, rounded
+    as input of the layer `following`; the scale is in the query."""
     # Groups and heads to the front, then the two axes of a group's tokens, then d.
     order = [0, 2, 4, 1, 3, 5] if rows else [0, 3, 4, 1, 2, 5]
     back = [0, 3, 1, 4, 2, 5] if rows else [0, 3, 4, 1, 2, 5]
@@ -222,25 +221,25 @@ def _layer_norm(tokens: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 
 def _rounding(layer: nn.Layer) -> nn.Layer | None:
-    """How a layer in integers rounds its input; None in float."""
+    """Return the rounding of a layer's input; None for a layer in float."""
     return getattr(layer, "activation", None)
 
 
 def _round(x: Tensor, layer: nn.Layer) -> Tensor:
-    """What becomes the input of a layer, rounded as the layer does; in float as it is."""
+    """Round the input of a layer like the layer; for a layer in float, return it unchanged."""
     rounding = _rounding(layer)
     return x if rounding is None else rounding(x)
 
 
 def _convolve(x: Tensor, layer: nn.Conv2D) -> Tensor:
-    """A convolution of a map `[B, C, H, W]` that is rounded already."""
+    """Apply a convolution to a map `[B, C, H, W]` that is rounded already."""
     how = layer._stride, layer._updated_padding, layer._dilation, layer._groups
     return F.conv2d(x, layer.weight, layer.bias, *how)
 
 
 def _pointwise(tokens: Tensor, layer: nn.Conv2D, factor: float = 1.0) -> Tensor:
-    """A 1x1 convolution of tokens `[B, N, C]` that are rounded already, its result times
-    `factor`."""
+    """Apply a 1x1 convolution to tokens `[B, N, C]` that are rounded already; multiply the result
+    by `factor`."""
     weight, bias = layer.weight.reshape(layer.weight.shape[:2]), layer.bias  # [C', C], [C']
     if factor != 1.0:
         weight, bias = weight * factor, bias * factor

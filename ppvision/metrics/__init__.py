@@ -1,4 +1,4 @@
-"""Scores that say how well boundaries are met."""
+"""Scores for the accuracy of boundaries."""
 
 from ppvision.metrics.boundary import BoundaryFScore, BoundaryIoU, TrimapIoU
 

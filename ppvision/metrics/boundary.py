@@ -1,16 +1,16 @@
 """Boundary metrics of segmentation: Boundary IoU, boundary F-score, trimap IoU.
 
 All three count pixels per class over the whole set and divide once at the end; the mean is over the
-classes that occur. Papers that average over pictures instead get other numbers.
+classes that occur. Papers that average over images get other numbers.
 
-A class ends where a pixel of another class lies within reach. Whether it does is one question to
-the whole map, not one per class: the largest and the smallest class within the window, two filters
-of OpenCV's, tell if there is another. Ignored pixels are no class at all (our choice): they count
-in no sum, whatever is predicted there, and a class does not end at them. Where labels separate all
-classes by a strip of ignored pixels (PASCAL VOC), F-score and trimap IoU therefore find no true
-boundary: trimap IoU is nan, F nan or, of classes with a predicted boundary, 0. Boundary IoU looks
-across the strip. An `ignore_index` among the classes takes
-that class out of the scores (nan): predicting it elsewhere is an error of the class that is there.
+A class ends at a pixel if another class is within reach. One test of the whole map finds this for
+all classes: two filters of OpenCV give the largest and the smallest class within the window.
+Ignored pixels have no class (we chose this): they count in no sum, whatever is predicted there, and
+a class does not end at them. If labels separate all classes by a strip of ignored pixels (PASCAL
+VOC), F-score and trimap IoU therefore find no true boundary: trimap IoU is nan; F is nan, or 0 for
+classes with a predicted boundary. Boundary IoU looks across the strip. A class whose number is the
+`ignore_index` is not scored (nan). Predicting it where another class is true is an error of that
+class.
 """
 
 from abc import ABC, abstractmethod
@@ -22,23 +22,25 @@ import numpy as np
 from ppvision.errors import InputError, shorten
 
 _NONE = -1  # class of pixels that do not count
-MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters know no wider integers
-WIDEST_DISC = 16  # pixels up to which a filter is quicker than a distance transform
-LOOKED_AT_ONCE = 2**14  # pixels, by the search for the nearest boundary; our choice
+MOST_CLASSES = np.iinfo(np.int16).max  # OpenCV's filters accept no wider integers
+WIDEST_DISC = 16  # pixels up to which a filter is faster than a distance transform
+LOOKED_AT_ONCE = (
+    2**14
+)  # pixels that the search for the nearest boundary tests together; we chose it
 
 
 def boundary_depth(height: int, width: int, dilation_ratio: float = 0.02) -> int:
-    """How many pixels deep a boundary counts in Boundary IoU, for a picture of this size."""
+    """Return the depth in pixels of a boundary in Boundary IoU, for an image of this size."""
     return max(1, round(dilation_ratio * float(np.hypot(height, width))))
 
 
 def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.ndarray:
-    """Pixels with one of another class in the square of `2 * reach + 1` around them, `[H, W]` bool.
+    """Find pixels with another class in the square of `2 * reach + 1` around them, `[H, W]` bool.
 
     Args:
-        classes: `[H, W]` int16, -1 where ignored (false there, and no other class).
+        classes: `[H, W]` int16, -1 for ignored pixels (false there, and not another class).
         reach: in pixels.
-        beyond_edge: whether what lies outside of the picture is another class.
+        beyond_edge: whether the outside of the image counts as another class.
     """
     kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
     high = np.iinfo(np.int16).max
@@ -53,15 +55,15 @@ def other_class_near(classes: np.ndarray, reach: int, beyond_edge: bool) -> np.n
 
 
 def _is_count(value: object) -> bool:
-    """A whole number of at least 1, NumPy's too."""
+    """Return a whole number of at least 1; NumPy's are accepted too."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 class _CountedPerClass(ABC):
-    """What the metrics share: checked input, counts per class, a mean over classes that occur.
+    """Base of the metrics: checked input, counts per class, a mean over classes that occur.
 
     Attributes:
-        counts: whole numbers that add up over pictures (and over processes).
+        counts: whole numbers that add up over images (and over processes).
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -77,12 +79,12 @@ class _CountedPerClass(ABC):
         self.counts: np.ndarray = np.zeros(0, np.int64)
 
     def update(self, pred: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture or a batch; nothing of it where an error is raised.
+        """Add one image or a batch; after an error nothing of it is added.
 
         Args:
             pred: predicted classes, `[H, W]`, `[B, H, W]` or `[B, 1, H, W]` integers, or a mask of
                 bool for classes 0 and 1 (array or tensor).
-            label: true classes, in one of the same forms; `ignore_index` where unknown.
+            label: true classes, in one of the same forms; `ignore_index` for unknown pixels.
 
         Raises:
             ValueError: other shapes or types, or a class out of range.
@@ -101,21 +103,21 @@ class _CountedPerClass(ABC):
             self._count(one_pred, one_label)
 
     def _checked(self, classes: np.ndarray, ignored: np.ndarray, name: str) -> np.ndarray:
-        """`[B, H, W]` int16 with -1 where ignored."""
+        """Return `[B, H, W]` int16 with -1 for ignored pixels."""
         if classes.dtype.kind not in "iub":
             raise InputError(
                 f"{name}: expected whole numbers, got {classes.dtype}. Take the argmax of "
                 "probabilities, or astype(int) of class numbers."
             )
         if classes.min() < 0 or classes.max() >= self.num_classes:
-            seen = classes[~ignored]  # the others may be anything
+            seen = classes[~ignored]  # ignored pixels may have any value
             if seen.size and (seen.min() < 0 or seen.max() >= self.num_classes):
                 raise InputError(
                     f"{name}: expected classes from 0 to {self.num_classes - 1} (in the label also "
                     f"{self.ignore_index}), got {int(seen.min())} to {int(seen.max())}."
                 )
-        # Written once, in the few bytes that OpenCV's filters take: three metrics do this to each
-        # map, and wider copies took longer than all that they count.
+        # Made once, in the narrow type of OpenCV's filters: three metrics do this for each map, and
+        # wider copies took longer than the counting.
         small = classes.astype(np.int16)
         np.copyto(small, _NONE, where=ignored)
         return small
@@ -134,16 +136,16 @@ class _CountedPerClass(ABC):
 
     @abstractmethod
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture, `[H, W]` each, to `counts`."""
+        """Add one image, `[H, W]` each, to `counts`."""
 
     @abstractmethod
     def compute(self) -> dict[str, float | np.ndarray]:
-        """The scores so far: the mean by name, and under `class_<name>` one number per class, nan
-        for a class that did not occur (all nan before the first picture)."""
+        """Return the scores so far: the mean by name, and under `class_<name>` one number per
+        class, nan for a class that did not occur (all nan before the first image)."""
 
 
 def _as_batch(classes: np.ndarray) -> np.ndarray:
-    """`[H, W]` or `[B, 1, H, W]` as `[B, H, W]`; anything else as it is."""
+    """Return `[H, W]` or `[B, 1, H, W]` as `[B, H, W]`, and other shapes unchanged."""
     if classes.ndim == 4 and classes.shape[1] == 1:
         return classes[:, 0]
     return classes[None] if classes.ndim == 2 else classes
@@ -154,16 +156,16 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 
 
 class BoundaryIoU(_CountedPerClass):
-    """IoU of the pixels along the inside of each class's boundary.
+    """IoU of the pixels along the inner side of each class's boundary.
 
     Args:
         num_classes: classes, from 0 on.
         ignore_index: label of pixels that do not count. Default 255, which is ignored even where it
             is one of more than 255 classes: name another one then.
-        dilation_ratio: depth of the boundary as a share of the picture's diagonal. Default 0.02.
+        dilation_ratio: depth of the boundary as a fraction of the image's diagonal. Default 0.02.
 
-    The boundary of a mask is what an erosion takes off it: 3x3, `max(1, round(0.02 * diagonal))`
-    times, with nothing beyond the picture's edge, so that the edge is a boundary too.
+    The boundary of a mask is the part that an erosion removes: 3x3, `max(1, round(0.02 *
+    diagonal))` times, with zeros beyond the image's edge, so that the edge is a boundary too.
 
     Source: Cheng et al., "Boundary IoU", CVPR 2021, arXiv 2103.16562; per class over the whole set.
     """
@@ -177,7 +179,7 @@ class BoundaryIoU(_CountedPerClass):
                 f"dilation_ratio: expected it in (0, 1), got {shorten(dilation_ratio)}."
             )
         self.dilation_ratio = dilation_ratio
-        self.counts = np.zeros((3, num_classes), np.int64)  # both, of pred, of label
+        self.counts = np.zeros((3, num_classes), np.int64)  # in both, in pred, in label
 
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
         depth = boundary_depth(label.shape[0], label.shape[1], self.dilation_ratio)
@@ -198,14 +200,14 @@ class BoundaryIoU(_CountedPerClass):
 def _squares_to_class(
     classes: np.ndarray, wanted: np.ndarray, row: np.ndarray, column: np.ndarray
 ) -> np.ndarray:
-    """The squared distance from each place to the next pixel of the class that is wanted there.
+    """Return the squared distance from each place to the nearest pixel of the wanted class.
 
     Args:
         classes: `[H, W]`.
         wanted, row, column: `[N]` each.
 
     Returns:
-        `[N]` int64, beyond the map where that class does not occur.
+        `[N]` int64; larger than the map if that class does not occur.
     """
     squares = np.full(len(wanted), np.iinfo(np.int64).max)
     for one in np.unique(wanted):
@@ -219,7 +221,7 @@ def _squares_to_class(
 
 
 class BoundaryFScore(_CountedPerClass):
-    """F-score of boundary pixels, found again within a tolerance.
+    """F-score of boundary pixels that are found within a tolerance.
 
     Args:
         num_classes: classes, from 0 on.
@@ -227,12 +229,13 @@ class BoundaryFScore(_CountedPerClass):
             is one of more than 255 classes: name another one then.
         tolerances: Euclidean, in pixels. Default 3, 5 and 9.
 
-    A boundary pixel of a class has another class among its eight neighbours; the picture's edge is
-    no boundary. Precision is the share of predicted ones with a true one of the same class within
-    the tolerance, recall the reverse, each over the whole set, F their harmonic mean.
+    A boundary pixel of a class has another class among its eight neighbours; the image's edge is
+    not a boundary. Precision is the fraction of predicted boundary pixels with a true one of the
+    same class within the tolerance. Recall is the reverse. Both are over the whole set, and F is
+    their harmonic mean.
 
     Source: Csurka et al., "What is a good evaluation measure for semantic segmentation?", BMVC
-    2013, who average over pictures; counting over the set, and the tolerances, are our choice.
+    2013, who average over images. We chose counting over the set, and the tolerances.
     """
 
     def __init__(
@@ -249,7 +252,7 @@ class BoundaryFScore(_CountedPerClass):
                 f"{shorten(tolerances)}. Write (3,) for one of 3."
             )
         self.tolerances = tuple(tolerances)
-        # Boundary pixels of pred and of label, then those found again, per tolerance.
+        # Boundary pixels of pred and of label, then those that are found, per tolerance.
         self.counts = np.zeros((2, 1 + len(tolerances), num_classes), np.int64)
         reach = max(tolerances)
         rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
@@ -271,12 +274,13 @@ class BoundaryFScore(_CountedPerClass):
                 self.counts[side, number] += self._per_class(found)
 
     def _nearest(self, mine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of every pixel of `mine`: its class, and the squared distance to the next pixel of that
-        class in `other` (beyond every tolerance where there is none).
+        """Return for every pixel of `mine` its class, and the squared distance to the nearest pixel
+        of that class in `other` (beyond every tolerance if there is none).
 
-        Offset by offset, nearest first, for the pixels that are not found yet: most are after a
-        few. Once that has looked at as many pixels as a distance transform of the map per class
-        would, the transforms take over: about twice the work of the better way at most.
+        The search tries one offset after another, nearest first, for the pixels that are not found
+        yet; most are found after a few. When it has tested as many pixels as a distance transform
+        per class would, the transforms are used. The work is at most about twice that of the better
+        method.
         """
         reach = max(self.tolerances)
         padded = np.pad(other, reach, constant_values=_NONE)
@@ -284,7 +288,7 @@ class BoundaryFScore(_CountedPerClass):
         row, column = np.divmod(pixels, mine.shape[1])
         classes = mine.ravel()[pixels]
         squares = np.full(len(classes), reach**2 + 1, np.int64)
-        left, wanted = np.arange(len(classes)), classes  # those not found yet
+        left, wanted = np.arange(len(classes)), classes  # pixels that are not found yet
         looked_at, enough = 0, np.count_nonzero(self._per_class(classes)) * mine.size
         places = (row + reach) * padded.shape[1] + column + reach
         flat = padded.ravel()
@@ -292,8 +296,8 @@ class BoundaryFScore(_CountedPerClass):
         offsets = down * padded.shape[1] + right
         start = 0
         while len(left) and start < len(offsets):
-            # Several offsets at once where few pixels are left: NumPy takes longer to be called
-            # than to look at them.
+            # Several offsets at once if few pixels are left, because a call of NumPy then takes
+            # longer than its work.
             here = slice(start, start + max(1, LOOKED_AT_ONCE // len(left)))
             hits = flat.take(places[:, None] + offsets[here]) == wanted[:, None]  # [left, offsets]
             found = hits.any(axis=1)
@@ -311,7 +315,7 @@ class BoundaryFScore(_CountedPerClass):
         for tolerance, of_pred, of_label in zip(
             self.tolerances, found_pred, found_label, strict=True
         ):
-            # 2PR / (P + R); 0 where only one of the two has a boundary.
+            # 2PR / (P + R); 0 if only one of the two has a boundary.
             precision = of_pred / np.maximum(1, all_pred)
             recall = of_label / np.maximum(1, all_label)
             f_score = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
@@ -321,7 +325,7 @@ class BoundaryFScore(_CountedPerClass):
 
 
 def _within(boundary: np.ndarray, distance: int) -> np.ndarray:
-    """Pixels `[H, W]` with one of `boundary` within a Euclidean distance."""
+    """Find pixels `[H, W]` with one of `boundary` within a Euclidean distance."""
     if distance <= WIDEST_DISC:
         rows, columns = np.ogrid[-distance : distance + 1, -distance : distance + 1]
         disc = (rows**2 + columns**2 <= distance**2).astype(np.uint8)
@@ -342,10 +346,11 @@ class TrimapIoU(_CountedPerClass):
         width: Euclidean distance from a boundary pixel up to which a pixel counts, on both sides.
             Default 5.
 
-    A boundary pixel has another class among its eight neighbours; the picture's edge is none.
+    A boundary pixel has another class among its eight neighbours; the image's edge is not a
+    boundary.
 
     Source: Kohli et al., "Robust Higher Order Potentials for Enforcing Label Consistency", CVPR
-    2008 (the trimap); the default width is our choice.
+    2008 (the trimap). We chose the default width.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255, width: int = 5) -> None:
@@ -355,7 +360,7 @@ class TrimapIoU(_CountedPerClass):
                 f"width: expected a whole number of pixels from 1 on, got {shorten(width)}."
             )
         self.width = width
-        self.counts = np.zeros((3, num_classes), np.int64)  # right, predicted, true
+        self.counts = np.zeros((3, num_classes), np.int64)  # correct, predicted, true
 
     def _count(self, pred: np.ndarray, label: np.ndarray) -> None:
         boundary = other_class_near(label, 1, beyond_edge=False)

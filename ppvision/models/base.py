@@ -1,4 +1,4 @@
-"""What every model of the zoo can do, whatever its paper: the face that PyTorch's timm made usual.
+"""The common interface of all models of the zoo. It follows PyTorch's timm.
 
 A model names its stages once (`ZooModel.declare`); feature maps, a new head, frozen stages, groups
 of layers for an optimiser and recomputation follow from that.
@@ -26,10 +26,10 @@ class Stage:
     """A part of a network after which a feature map can be taken.
 
     Attributes:
-        channels: of the map.
-        stride: pixels of the picture for each of its own, on both axes.
-        groups: the stage's layers in their order, each a tuple of paths that belong together (the
-            layers of one block); optimisers give each of them a learning rate.
+        channels: channels of the map.
+        stride: number of pixels of the image per pixel of the map, on both axes.
+        groups: the stage's layers in order, as tuples of paths that belong together (the layers of
+            one block); optimisers give each group a learning rate.
     """
 
     channels: int
@@ -69,21 +69,21 @@ class ZooModel(nn.Layer):
             `create_model` sets it.
     """
 
-    # Of the class: the convolution that sees the picture, the Linear of the classes, and the
-    # layers before the first stage.
+    # Attributes of the class: the convolution that reads the image, the Linear of the classes, and
+    # the layers before the first stage.
     first_conv: ClassVar[str]
     classifier: ClassVar[str]
     stem_layers: ClassVar[tuple[str, ...]]
-    # What may follow the stages, in a classifier or in a pyramid.
+    # Layers that may follow the stages, in a classifier or in a pyramid.
     behind_stages: ClassVar[tuple[str, ...]]
-    # Of weights that a PyTorch port wrote: patterns of names and their replacements.
+    # For weights of a PyTorch port: patterns of names and their replacements.
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     pretrained_cfg: "PretrainedConfig | None" = None
 
     if TYPE_CHECKING:
-        # nn.Layer says that it has every attribute, since parameters and sublayers become some. Of
-        # a model of the zoo a misspelt method would then pass.
+        # nn.Layer declares every attribute, because parameters and sublayers become attributes. A
+        # type checker would then accept a misspelt method of a model.
         __getattr__: Any
 
     def declare(
@@ -97,20 +97,20 @@ class ZooModel(nn.Layer):
         out_indices: Sequence[int] | None,
         recompute: bool,
     ) -> int:
-        """Check the options that all models share and set what they say.
+        """Check the options that all models share, and set the attributes.
 
         Args:
-            stages: all of the network's.
+            stages: all stages of the network.
             num_classes: outputs of the head, 0 for none.
-            num_features: channels before the head; None for those of the last stage.
-            in_channels: channels of the picture.
+            num_features: channels before the head; None: those of the last stage.
+            in_channels: channels of the image.
             features_only: return feature maps instead of logits.
             out_indices: which ones, from the finest; negative numbers count from the last. None for
                 all.
             recompute: see `set_grad_checkpointing`.
 
         Returns:
-            How many stages are to be built: later ones than the last map needs are left out.
+            The number of stages to build: stages after the last needed map are omitted.
 
         Raises:
             ValueError: a number out of its range, or `out_indices` without `features_only`.
@@ -150,11 +150,11 @@ class ZooModel(nn.Layer):
         raise NotImplementedError
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """What the head is given: `[B, num_features, H / s, W / s]`."""
+        """Return the input of the head: `[B, num_features, H / s, W / s]`."""
         return self.forward_stages(x)[-1]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """From `forward_features` to logits.
+        """Compute the logits from `forward_features`.
 
         Args:
             x: `[B, num_features, H', W']`.
@@ -185,9 +185,9 @@ class ZooModel(nn.Layer):
         return self.forward_head(self.forward_features(x))
 
     def run_block(self, block: nn.Layer, x: Tensor) -> Tensor:
-        """A block, whose activations are computed again in the backward pass if that is wanted."""
-        # A block after frozen ones runs as it is: recompute takes an input without a gradient as
-        # the sign that the block needs none, and its parameters would not be trained.
+        """Run a block; if wanted, its activations are computed again in the backward pass."""
+        # A block after frozen blocks runs without recompute: recompute would take an input without
+        # a gradient to mean that the block needs none, and would not train its parameters.
         if self.recompute and self.training and not x.stop_gradient:
             return paddle.distributed.fleet.utils.recompute(_run_twice(block), x)
         return block(x)
@@ -195,7 +195,7 @@ class ZooModel(nn.Layer):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Compute the activations inside blocks again in the backward pass: do not keep them.
 
-        This needs less memory and about a third more time.
+        This needs less memory, but runs the forward pass of the blocks twice.
 
         Raises:
             TypeError: the value is not True or False.
@@ -206,10 +206,11 @@ class ZooModel(nn.Layer):
 
     @staticmethod
     def init_weights(layer: nn.Layer) -> None:
-        """Fresh weights of one layer, where the model's differ from Paddle's own."""
+        """Initialise the weights of one layer if the model's initial values differ from
+        Paddle's."""
 
     def make_head(self, num_classes: int) -> nn.Layer:
-        """A Linear, or for 0 classes a layer that does nothing."""
+        """Make a Linear, or for 0 classes a layer that does nothing."""
         return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
     def reset_classifier(self, num_classes: int) -> None:
@@ -232,14 +233,14 @@ class ZooModel(nn.Layer):
         head.apply(self.init_weights)
         self.num_classes = num_classes
         setattr(self, self.classifier, head)
-        if self.pretrained_cfg is not None:  # a fresh head has no names for its classes
+        if self.pretrained_cfg is not None:  # a new head has no names of classes
             self.pretrained_cfg = replace(self.pretrained_cfg, num_classes=num_classes, classes=())
 
     # -- optimisers and fine-tuning ----------------------------------------------------------------
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay is to leave alone: norms and biases."""
-        # Paddle counts BatchNorm's running statistics among the parameters; nothing trains them.
+        """Return the names of parameters without weight decay: norms and biases."""
+        # Paddle counts BatchNorm's running statistics as parameters; they are not trained.
         return {
             name
             for name, p in self.named_parameters()
@@ -247,8 +248,8 @@ class ZooModel(nn.Layer):
         }
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from the picture to the classes: the stem, each block, and last
-        what follows the stages (norms, head)."""
+        """Return names of parameters in groups, from the image to the classes: the stem, each
+        block, and the layers after the stages (norms, head)."""
         paths = [self.stem_layers, *(group for stage in self._declared for group in stage.groups)]
         groups: list[list[str]] = [[] for _ in range(len(paths) + 1)]
         for name, _ in self.named_parameters():
@@ -257,17 +258,17 @@ class ZooModel(nn.Layer):
         return groups
 
     def paths_not_built(self) -> list[str]:
-        """Of layers that the whole network has instead of those after the stages, or in
-        stages that `out_indices` leaves out."""
+        """Return paths of layers that only the whole network has: those after the stages, or in
+        stages that `out_indices` excludes."""
         unbuilt = [path for stage in self._left_out for group in stage.groups for path in group]
         return [*self.behind_stages, *unbuilt]
 
     def freeze(self, stages: int) -> None:
         """Freeze the first stages while the rest is trained.
 
-        Their parameters get no gradient, their BatchNorms use and keep the running statistics, and
-        dropout and stochastic depth are off in them. Frozen stages stay frozen: a second call can
-        only freeze more.
+        Their parameters get no gradient. Their BatchNorms use the running statistics and do not
+        change them. Dropout and stochastic depth are off in them. Frozen stages stay frozen: a
+        second call can only freeze more.
 
         Args:
             stages: -1 for none, 0 for the stem, k for the stem and the first k stages.
@@ -296,7 +297,7 @@ class ZooModel(nn.Layer):
                     layer.drop_prob = 0.0
 
     def freeze_norms(self) -> None:
-        """Let every BatchNorm use and keep its running statistics in training.
+        """Let every BatchNorm use its running statistics in training without changing them.
 
         This is for batches that are too small for their own statistics. Weights and biases are
         still trained."""
@@ -305,7 +306,7 @@ class ZooModel(nn.Layer):
 
 
 def check_rate(name: str, rate: object) -> None:
-    """Raise `InputError` unless this is a share of what may be dropped."""
+    """Raise `InputError` unless this is a valid probability of dropping."""
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise InputError(
             f"{name}: expected a number of at least 0 and below 1, got {shorten(rate)}."
@@ -313,7 +314,7 @@ def check_rate(name: str, rate: object) -> None:
 
 
 def _as_count(name: str, value: object, least: int) -> int:
-    """A whole number, also one of NumPy's."""
+    """Return a whole number; NumPy's are accepted too."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(
             f"{name}: expected a whole number of at least {least}, got {shorten(value)}."
@@ -343,13 +344,14 @@ def _is_below(name: str, paths: Sequence[str]) -> bool:
 
 
 def _rest_norm(layer: nn.Layer) -> None:
-    # Not its `training`: the train() of a model around this one sets that of every layer.
+    # Not `training`: the train() of a model around this one sets that of every layer.
     if isinstance(layer, nn.BatchNorm2D):
         layer._use_global_stats = True
 
 
 def _run_twice(block: nn.Layer) -> Callable[[Tensor], Tensor]:
-    """`block` for recompute: its second run leaves BatchNorm's running statistics alone."""
+    """Wrap `block` for recompute, so that its second run does not change BatchNorm's running
+    statistics."""
     runs = 0
 
     def run(x: Tensor) -> Tensor:
@@ -360,7 +362,7 @@ def _run_twice(block: nn.Layer) -> Callable[[Tensor], Tensor]:
         norms = [layer for layer in block.sublayers() if isinstance(layer, nn.BatchNorm2D)]
         momenta = [norm._momentum for norm in norms]
         for norm in norms:
-            norm._momentum = 1.0  # keep all of the running statistic
+            norm._momentum = 1.0  # no change of the running statistics
         try:
             return block(x)
         finally:

@@ -3,10 +3,10 @@
 Source: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML
 2019, arXiv 1905.11946 (blocks: table 1); the Lite form by its authors' code
 (https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite): width and depth
-of a variant, dropout, a stem of 32 and a top of 1280 channels that no variant scales, first and
-last stage never repeated more often.
+of a variant, dropout, a stem of 32 and a top of 1280 channels that no variant scales, and no more
+repeats of the first and last stage.
 
-    variant              width  depth  picture  dropout   parameters   multiply-adds
+    variant              width  depth  image  dropout   parameters   multiply-adds
     efficientnet_lite0    1.0    1.0    224      0.2        4,652,008    385,187,552 at 224
     efficientnet_lite2    1.1    1.2    260      0.3        6,092,072    859,736,272 at 260
 
@@ -35,22 +35,22 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-# The stages after which a map of stride 4, 8, 16 and 32 is taken: the last of each size.
+# The stages that give the maps of stride 4, 8, 16 and 32: the last of each size.
 _MAPS = (1, 2, 4, 6)
 
 
 @dataclass(frozen=True)
 class LiteConfig:
-    """What tells one variant from another."""
+    """The values of one variant."""
 
-    width: float  # of the channels of blocks
-    depth: float  # of the blocks in a stage
-    drop_rate: float  # of features before the head
+    width: float  # factor of the channels of blocks
+    depth: float  # factor of the number of blocks in a stage
+    drop_rate: float  # dropout of the features before the head
     drop_path_rate: float = 0.2  # of the last block; rises linearly from 0
 
     @property
     def blocks(self) -> tuple[tuple[int, int, int, int, int], ...]:
-        """Stage, kernel, stride, expansion, channels of each block."""
+        """Return stage, kernel, stride, expansion and channels of each block."""
         found = []
         for stage, (repeats, kernel, stride, expansion, channels) in enumerate(_STAGES):
             ends = stage in (0, len(_STAGES) - 1)
@@ -62,7 +62,7 @@ class LiteConfig:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The four parts that end in a feature map."""
+        """Return the four parts that end in a feature map."""
         parts, stride, start = [], 2, 0
         for last in _MAPS:
             own = [i for i, block in enumerate(self.blocks) if start <= block[0] <= last]
@@ -80,7 +80,7 @@ VARIANTS = {
 
 
 def _round_channels(channels: float) -> int:
-    """To a multiple of 8, but not by more than a tenth downwards."""
+    """Round to a multiple of 8, but not down by more than a tenth."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -95,8 +95,8 @@ class ConvNorm(nn.Layer):
         self, inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: bool
     ) -> None:
         super().__init__()
-        # "SAME" is TensorFlow's padding. At stride 1 it is the usual one, as numbers, by which
-        # exports and quantisation know a layer.
+        # "SAME" is TensorFlow's padding. At stride 1 it equals the usual padding, which is given as
+        # numbers, because exports and quantisation recognise layers by it.
         padding = "SAME" if stride > 1 else kernel // 2
         self.conv = nn.Conv2D(
             inputs, outputs, kernel, stride, padding, groups=groups, bias_attr=False
@@ -110,8 +110,8 @@ class ConvNorm(nn.Layer):
 
 
 class InvertedResidual(nn.Layer):
-    """Expand, filter each channel by itself, project; with a residual connection where input and
-    output have one shape. `[B, I, H, W]` -> `[B, O, ceil(H / stride), ceil(W / stride)]`."""
+    """Expand, filter each channel separately, project; with a residual connection if input and
+    output have the same shape. `[B, I, H, W]` -> `[B, O, ceil(H / stride), ceil(W / stride)]`."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, drop_path: float
@@ -148,7 +148,7 @@ class EfficientNetLite(ZooModel):
     classifier = "head"
     stem_layers = ("stem",)
     behind_stages = ("top", "head")
-    # Names of github.com/lukemelas/EfficientNet-PyTorch, which the ports of the Lite form have too.
+    # Names of github.com/lukemelas/EfficientNet-PyTorch, which the ports of the Lite form also use.
     torch_names = (
         (r"^_conv_stem\.", "stem.conv."),
         (r"^_bn0\.", "stem.norm."),

@@ -1,9 +1,9 @@
 """Pale Transformer: a four-stage backbone whose attention is pale-shaped.
 
-Source: Wu, Wu, Tan, Guo, AAAI 2022, arXiv 2112.14000. No code was ever released. The widths, depths
-and pale sizes below are the only ones that give the published sizes and costs (`docs/pale.md`
-derives them); heads, drop path and initial values are our choice. `pale_nano` is ours: the same
-design, small enough to train on two CPU cores.
+Source: Wu, Wu, Tan, Guo, AAAI 2022, arXiv 2112.14000. The authors did not release their code. The
+    widths, depths and pale sizes below are the only ones that give the published sizes and costs
+    (`docs/pale.md` derives them). We chose heads, drop path and initial values. `pale_nano` is
+    ours: the same design, small enough to train on two CPU cores.
 
     variant     C    depths      heads       parameters   multiply-adds at 224
     pale_nano   32   1, 2, 2, 1   2, 2, 4, 8     1,978,600      428,131,840
@@ -11,8 +11,8 @@ design, small enough to train on two CPU cores.
     pale_small  96   2, 2, 16, 2  2, 4, 8, 16   48,308,200    8,977,204,224
     pale_base   128  2, 2, 16, 2  4, 8, 16, 32  85,324,776   15,534,108,672
 
-Parameters are the trainable ones with 1000 classes; Paddle's `parameters()` also holds BatchNorm's
-running statistics.
+Parameters are the trainable ones with 1000 classes; Paddle's `parameters()` also contains
+BatchNorm's running statistics.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ STRIDES = (4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class PaleConfig:
-    """What tells one variant from another."""
+    """The values of one variant."""
 
     channels: int  # C of the first stage; the others have 2C, 4C, 8C
     depths: tuple[int, int, int, int]
@@ -44,8 +44,8 @@ class PaleConfig:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What a stage's first block gets is merged for it, so the two belong together. (The first
-        merge is the stem.)"""
+        """Return the groups of a stage. The patch merging before a stage belongs to its first
+        block. (The first merging is the stem.)"""
         found = []
         for stage, channels in enumerate(self.stage_channels):
             groups = [[f"stages.{stage}.{block}"] for block in range(self.depths[stage])]
@@ -121,8 +121,8 @@ class PaleBlock(nn.Layer):
 
 
 def _init_weights(layer: nn.Layer) -> None:
-    """Our choice, after Swin and CSWin: truncated normal (0.02) for pointwise layers; convolutions
-    that look around keep their variance (Kaiming)."""
+    """Initialise like Swin and CSWin (we chose this): truncated normal (0.02) for pointwise layers;
+    larger convolutions keep the variance (Kaiming)."""
     if isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2D) and layer._kernel_size == [1, 1]
     ):
@@ -139,7 +139,7 @@ class PaleTransformer(ZooModel):
     """The backbone, with a classification head or as a feature pyramid.
 
     Args:
-        config: widths, depths, heads (`VARIANTS` holds the named ones).
+        config: widths, depths, heads (`VARIANTS` has the named ones).
         num_classes: outputs of the head; 0: no head. Default 1000.
         features_only: return feature maps, without a head. Default False.
         out_indices: feature maps to return, counted from the finest; None: all four.
@@ -149,7 +149,7 @@ class PaleTransformer(ZooModel):
         mask_padding: see `PaleAttention`.
         fused: see `PaleAttention`.
         recompute: compute the activations inside blocks again in the backward pass. This needs less
-            memory and about a third more time. Default False.
+            memory, but runs the forward pass of the blocks twice. Default False.
 
     Shapes: images `[B, in_channels, H, W]`, any H and W of at least 1 -> logits
     `[B, num_classes]`, or with `features_only` a list of `[B, C_i, ceil(H / s), ceil(W / s)]` at
@@ -221,7 +221,7 @@ class PaleTransformer(ZooModel):
             )
             previous = channels
         if features_only:
-            # By the stage's number, so that weights of the whole pyramid fit a part of it.
+            # Named by the stage's number, so that weights of the whole pyramid fit a part of it.
             self.feature_norms = nn.LayerDict(
                 {
                     str(i): ChannelLayerNorm(c)

@@ -2,9 +2,9 @@
 
 Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv
 1512.03385. CIFAR's (section 4.2): 3 x 3 stem, three stages of basic blocks, 6n + 2 layers; its
-shortcuts are the paper's option A: where a stage halves the map, every second pixel, and zeros for
-the channels that are new; no parameters. ImageNet's (table 1) have option B, a 1 x 1 convolution,
-and their stride in the 3 x 3 convolution of a bottleneck, as in Paddle's and PyTorch's.
+shortcuts are the paper's option A: if a stage halves the map, they take every second pixel, and
+zeros for new channels, without parameters. ImageNet's (table 1) have option B, a 1 x 1 convolution.
+Their stride is in the 3 x 3 convolution of a bottleneck, as in Paddle and PyTorch.
 """
 
 from collections.abc import Sequence
@@ -44,19 +44,19 @@ class BasicBlock(nn.Layer):
 
     def shortcut(self, x: Tensor) -> Tensor:
         if self.stride > 1:
-            x = F.max_pool2d(x, 1, self.stride)  # every second pixel, in an operator ONNX has
+            x = F.max_pool2d(x, 1, self.stride)  # every second pixel, by an operator of ONNX
         if self.new_channels:
-            # Not F.pad: Paddle Inference's oneDNN kernel of it for channels corrupts memory.
+            # Not F.pad: its oneDNN kernel for channels corrupts memory in Paddle Inference.
             x = paddle.concat([x, paddle.zeros_like(x[:, : self.new_channels])], axis=1)
         return x
 
 
 class CifarResNet(ZooModel):
-    """ResNet for small pictures. `[B, in_channels, H, W]` -> `[B, num_classes]`, or with
+    """ResNet for small images. `[B, in_channels, H, W]` -> `[B, num_classes]`, or with
     `features_only` maps of 16, 32 and 64 channels at strides 1, 2 and 4.
 
     Args:
-        blocks: of each stage; 3 makes ResNet-20.
+        blocks: number of blocks per stage; 3 makes ResNet-20.
         num_classes, in_channels, features_only, out_indices, recompute: see `ZooModel.declare`.
 
     Raises:
@@ -114,15 +114,15 @@ class CifarResNet(ZooModel):
 
 
 class ImageNetResNet(ZooModel):
-    """ResNet for pictures of about 224 x 224. `[B, in_channels, H, W]` -> `[B, num_classes]`, or
+    """ResNet for images of about 224 x 224. `[B, in_channels, H, W]` -> `[B, num_classes]`, or
     with `features_only` maps at strides 4, 8, 16, 32.
 
     Blocks and names of parameters are those of `paddle.vision.models.ResNet`, whose published
-    weights fit; PyTorch's (torchvision, timm) fit by `create_model(..., pretrained=FILE)`.
+    weights fit. PyTorch's weights (torchvision, timm) fit by `create_model(..., pretrained=FILE)`.
 
     Args:
         block: `BasicBlock` or `BottleneckBlock` of `paddle.vision.models.resnet`.
-        depths: blocks of each stage.
+        depths: number of blocks per stage.
         num_classes, in_channels, features_only, out_indices, recompute: see `ZooModel.declare`.
 
     Raises:

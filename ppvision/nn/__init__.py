@@ -1,4 +1,4 @@
-"""Operators in pure Paddle: they know no framework above them."""
+"""Operators in pure Paddle, independent of PaddleSeg and PaddleDetection."""
 
 from ppvision.nn.flops import FLOP_COUNTERS
 from ppvision.nn.layers import ChannelLayerNorm, DropPath

@@ -1,4 +1,4 @@
-"""Small layers that Paddle does not have, shared by every model of the zoo."""
+"""Small layers that Paddle does not have, for all models of the zoo."""
 
 import paddle
 from paddle import Tensor, nn
@@ -40,14 +40,14 @@ class DropPath(nn.Layer):
 
 
 def is_pointwise(layer: nn.Conv2D) -> bool:
-    """Whether a convolution of zero padding is 1x1, at stride 1 and over all channels."""
+    """Whether a convolution with zero padding is 1x1, with stride 1 and over all channels."""
     sizes = (layer._kernel_size, layer._stride, layer._updated_padding)
     return layer._groups == 1 and sizes == ([1, 1], [1, 1], [0, 0])
 
 
 def is_depthwise(layer: nn.Conv2D) -> bool:
-    """Whether a convolution of zero padding is 3x3, for each channel by itself, and keeps the
-    size of its map."""
+    """Whether a convolution with zero padding is 3x3 and depthwise, and keeps the size of its
+    map."""
     sizes = (layer._kernel_size, layer._stride, layer._updated_padding, layer._dilation)
     channels = (layer._in_channels, layer._out_channels)
     return {*channels} == {layer._groups} and sizes == ([3, 3], [1, 1], [1, 1], [1, 1])

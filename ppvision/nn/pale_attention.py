@@ -1,14 +1,14 @@
 """PS-Attention: self-attention inside pale-shaped regions, in its parallel form.
 
 Source: Wu, Wu, Tan, Guo, "Pale Transformer: A General Vision Transformer Backbone with Pale-Shaped
-Attention", AAAI 2022, arXiv 2112.14000. The paper states what a pale is, the parallel form and the
-separable convolutions for query, key and value; equally spaced rows, all channels read before the
-halves are split, and padding on both axes follow from its published sizes and costs; masking the
-padded keys is our choice.
+Attention", AAAI 2022, arXiv 2112.14000. The paper states the definition of a pale, the parallel
+form and the separable convolutions for query, key and value. Its published sizes and costs imply
+equally spaced rows, reading all channels before the halves are split, and padding on both axes. We
+chose to mask the padded keys.
 
-Everything stays channel-first. Grouping rows then moves whole rows in memory, heads are a free
-reshape of the channels, and each product transposes an operand inside its matrix multiplication,
-so that a block needs no six-dimensional transposition.
+Everything is channel-first. Grouping rows then moves whole rows in memory, heads are a reshape of
+the channels without cost, and each product transposes an operand inside its matrix multiplication.
+So a block needs no six-dimensional transposition.
 """
 
 import paddle
@@ -18,8 +18,8 @@ from paddle import Tensor, nn
 from ppvision.arguments import check_flag
 from ppvision.errors import InputError, shorten
 
-# Added to the score of a padded key. exp(-1e4) is zero in float32, and the number itself is
-# representable in float16, so the same constant serves AMP.
+# Added to the score of a padded key. exp(-1e4) is zero in float32, and float16 can represent the
+# number, so the same constant works with AMP.
 MASKED_SCORE = -1e4
 
 _HEIGHT, _WIDTH = 2, 3
@@ -47,13 +47,14 @@ def _checked_pale_size(pale_size: int) -> int:
 
 
 def padding_to(length: int | Tensor, multiple: int) -> int | Tensor:
-    """How much `length` lacks to the next multiple; arithmetic that also traces for tensors."""
-    # As whole-number division alone, which OpenVINO folds as it should.
+    """Return the difference of `length` to the next multiple; the arithmetic also works for traced
+    tensors."""
+    # Only whole-number division, which OpenVINO folds correctly.
     return (length + multiple - 1) // multiple * multiple - length
 
 
-# Helpers that ask whether a size is a number or a tensor (an exported graph's own input size) stay
-# plain Python: to_static would make both answers branches of the graph, which differ in type.
+# Helpers that test whether a size is a number or a tensor (an input size of an exported graph) stay
+# plain Python: to_static would make both cases branches of the graph, which differ in type.
 @paddle.jit.not_to_static
 def pad_bottom_right(x: Tensor, pad_height: int | Tensor, pad_width: int | Tensor) -> Tensor:
     """Zero-pad `[B, C, H, W]` at the bottom and on the right."""
@@ -73,7 +74,7 @@ def _int_vector(items: list[int | Tensor]) -> Tensor:
 
 
 def pale_partition(x: Tensor, pale_size: int, axis: int) -> Tensor:
-    """Gather the rows (or columns) of each pale: every `N`-th one, `N = ceil(length / pale_size)`.
+    """Gather the rows (or columns) of each pale: every `N`-th row, `N = ceil(length / pale_size)`.
 
     Row group `g` holds rows `g, g + N, g + 2N, ...`: interlaced rows, equally spaced (a group of
     contiguous rows would be a stripe of CSWin). A length that `pale_size` does not divide is padded
@@ -157,7 +158,7 @@ def _from_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: 
 @paddle.jit.not_to_static
 def _check_groups(groups: Tensor, pale_size: int, axis: int, height: int, width: int) -> None:
     if not (isinstance(height, int) and isinstance(width, int)):
-        return  # sizes known only when the exported graph runs
+        return  # sizes are known only when the exported graph runs
     length, other = (height, width) if axis == _HEIGHT else (width, height)
     count = -(-length // pale_size)
     rows, _, tokens = groups.shape
@@ -220,7 +221,7 @@ def grouped_attention(
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         out = out.transpose([0, 2, 3, 1])  # [G, heads, d, T]
     else:
-        # The scale goes onto the query: d * T numbers instead of the T * T scores.
+        # Scale the query: d * T numbers instead of the T * T scores.
         scores = paddle.matmul(query * head_dim**-0.5, key, transpose_x=True)  # [G, heads, T, T]
         if bias is not None:
             scores = scores + bias
@@ -230,7 +231,7 @@ def grouped_attention(
 
 
 def device_has_fused_attention() -> bool:
-    """Whether Paddle's fused attention is a gain here: on CUDA devices (flash attention)."""
+    """Whether Paddle's fused attention is faster here: on CUDA devices (flash attention)."""
     return paddle.is_compiled_with_cuda() and paddle.get_device().startswith("gpu")
 
 
@@ -251,7 +252,7 @@ class SeparableConv(nn.Sequential):
 class AttentionProducts(nn.Layer):
     """`grouped_attention` as a layer without parameters.
 
-    Tools that count or profile a network by its layers then see it.
+    Tools that count or profile the layers of a network can then see it.
 
     Args:
         num_heads: see `grouped_attention`.
@@ -335,7 +336,7 @@ class PaleAttention(nn.Layer):
         self.query = SeparableConv(channels)
         self.key = SeparableConv(channels)
         self.value = SeparableConv(channels)
-        self.products = AttentionProducts(num_heads // 2)  # of one branch
+        self.products = AttentionProducts(num_heads // 2)  # the heads of one branch
         self.project = nn.Conv2D(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -355,7 +356,7 @@ class PaleAttention(nn.Layer):
 
         projected = self._projections(x)  # [B, C, H', W'] each
         half = projected[0].shape[1] // 2
-        # Not sliced twice: then the gradient would be two maps padded with zeros, and their sum.
+        # Not sliced twice: the gradient would then be the sum of two maps padded with zeros.
         halves = zip(  # noqa: B905
             *(t.reshape([-1, 2, half, padded_height, padded_width]).unbind(1) for t in projected)
         )  # [B, C/2, H', W'] of q, k and v: first the rows', then the columns'

@@ -3,19 +3,19 @@
 Source: Tan, Wu, Pi, "Semantic Diffusion Network for Semantic Segmentation", NeurIPS 2022, arXiv
 2302.02057. The paper states the diffusion guided by semantics, its approximation by a semantic
 difference convolution followed by a fusion, the bilinear enlargement of the guidance, and where the
-guidance comes from (the next level, or a strided convolution of the feature itself). The similarity
-functions, the projection of the guidance, replicate padding and the zero start are our choice, and
-so are guidance by a head of its own (class scores, boundaries), several steps and the equal plain
-convolution, which are there to compare with.
+guidance comes from (the next level, or a strided convolution of the feature itself). We chose the
+similarity functions, the projection of the guidance, replicate padding and the start at zero. For
+comparisons we added guidance by a separate head (class scores, boundaries), several steps and the
+plain convolution of equal size.
 
     Y[p, o] = sum over q in the 3x3 neighbourhood of p, over channels c, of
               W[o, c, q - p] * S_c(V_p, V_q) * (U_q[c] - U_p[c])
     SDN(U, V) = U + Conv1x1(concat[U, ReLU(BatchNorm(Y))])
 
-The convolution never unfolds its input nine times. Similarity is symmetric and a difference changes
-its sign with its direction, so the weighted differences towards two opposite neighbours are one map
-of edges: four maps (right, down and the two diagonals) instead of nine, each used twice, a pixel
-apart. Training keeps none of them: the backward pass computes them again, one at a time.
+The convolution does not unfold its input nine times. Similarity is symmetric, and a difference
+changes its sign with its direction. So the weighted differences to two opposite neighbours are one
+map of edges: four maps (right, down and the two diagonals) instead of nine, each used twice, one
+pixel apart. Training stores none of them: the backward pass computes them again, one at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,11 +67,12 @@ def _cosine(near: Tensor, far: Tensor) -> Tensor:
 
 
 def _direction(v: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each vector with one more component, the root of `_EPSILON`: length 1, [B, C, H, W] and
-    [B, 1, H, W]. Two zero vectors so have one direction, and a zero and a long one are orthogonal.
+    """Normalise each vector with one more component, the root of `_EPSILON`, to length 1: [B, C, H,
+    W] and [B, 1, H, W]. So two zero vectors have the same direction, and a zero vector and a long
+    one are orthogonal.
     """
     # In units of the largest component, so that squares do not overflow. (Not v / largest: Paddle's
-    # oneDNN gets that wrong on odd sizes.)
+    # oneDNN computes that wrongly for odd sizes.)
     largest = paddle.clip(paddle.amax(v.abs(), axis=1, keepdim=True).detach(), min=1.0)
     unit = paddle.reciprocal(largest)
     v, rest = v * unit, _EPSILON**0.5 * unit
@@ -96,22 +97,23 @@ SIMILARITIES: dict[str, Similarity | None] = {
     "product": _product,
     "none": None,
 }
-_OF_VECTORS = ("cosine", "product")  # of guidance of any number of channels, without a lambda
+_OF_VECTORS = ("cosine", "product")  # any number of guidance channels, no lambda
 _WITHOUT_SCALE = (*_OF_VECTORS, "none")
 
 # -- neighbours ------------------------------------------------------------------------------------
 
-# One of each two opposite directions, (rows down, columns right).
+# One of each pair of opposite directions, (rows down, columns right).
 DIRECTIONS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _LOW_PRECISION = (paddle.float16, paddle.bfloat16)
 
 
 @paddle.jit.not_to_static
 def _window(x: Tensor, rows: slice, columns: slice) -> Tensor:
-    """`x[:, :, rows, columns]` of `[B, C, H, W]`, as memory of its own."""
+    """Return `x[:, :, rows, columns]` of `[B, C, H, W]` in new memory."""
     if not paddle.in_dynamic_mode():
         return x[:, :, rows, columns]
-    # Eager slices are views, which the next operation copies tens of times slower than `crop` does.
+    # Slices in eager mode are views. The next operation copies them tens of times slower than
+    # `crop`.
     top, bottom, _ = rows.indices(x.shape[2])
     left, right, _ = columns.indices(x.shape[3])
     return paddle.crop(x, [*x.shape[:2], bottom - top, right - left], [0, 0, top, left])
@@ -129,18 +131,18 @@ def replicate(x: Tensor) -> Tensor:
 
 
 def _starts(step: int) -> slice:
-    """Along a bordered axis: where the edges start that touch the map in either of their ends."""
+    """Along an axis with border: the range of starts of edges with at least one end in the map."""
     return slice(0 if step > 0 else 1, None if step < 0 else -1)
 
 
 def _ahead(step: int) -> slice:
-    """Along an axis of a map of edges: those that start at the pixels of the map."""
+    """Along an axis of a map of edges: the range of edges that start at the pixels of the map."""
     return (slice(None, -1), slice(None), slice(1, None))[step + 1]
 
 
 def ends_of_edges(x: Tensor, direction: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A map with its border at p, and at q = p + direction, over all p such that p or q is in the
-    map: `[B, C, H+2, W+2]` -> twice `[B, C, H+|dy|, W+|dx|]`."""
+    """Return a map with its border at p, and at q = p + direction, for all p such that p or q is in
+    the map: `[B, C, H+2, W+2]` -> twice `[B, C, H+|dy|, W+|dx|]`."""
     dy, dx = direction
     return _window(x, _starts(dy), _starts(dx)), _window(x, _starts(-dy), _starts(-dx))
 
@@ -148,7 +150,8 @@ def ends_of_edges(x: Tensor, direction: tuple[int, int]) -> tuple[Tensor, Tensor
 def _edges(
     u: Tensor, v: Tensor | None, direction: tuple[int, int], similarity: Similarity | None
 ) -> Tensor:
-    """`S(V_p, V_q) * (U_q - U_p)` for q = p + direction, over all p such that p or q is in the map.
+    """Compute `S(V_p, V_q) * (U_q - U_p)` for q = p + direction, for all p such that p or q is in
+    the map.
 
     Shapes: u and v with their border `[B, C, H+2, W+2]` -> `[B, C, H+|dy|, W+|dx|]`.
     """
@@ -160,11 +163,12 @@ def _edges(
 
 
 def taps(direction: tuple[int, int]) -> tuple[tuple[int, tuple[int, int], slice, slice], ...]:
-    """How a map of edges enters the sum: (sign, place in the 3x3 kernel, rows, columns), twice."""
+    """Return the two uses of a map of edges in the sum: (sign, place in the 3x3 kernel, rows,
+    columns)."""
     dy, dx = direction
     return (
-        (1, (1 + dy, 1 + dx), _ahead(dy), _ahead(dx)),  # p's neighbour ahead
-        (-1, (1 - dy, 1 - dx), _ahead(-dy), _ahead(-dx)),  # p is the neighbour's neighbour ahead
+        (1, (1 + dy, 1 + dx), _ahead(dy), _ahead(dx)),  # the next neighbour of p
+        (-1, (1 - dy, 1 - dx), _ahead(-dy), _ahead(-dx)),  # p is its next neighbour
     )
 
 
@@ -186,7 +190,7 @@ def _sum_of_differences(
         parts = []
         for _, (row, column), rows, columns in taps(direction):
             kernel = weight[:, :, row : row + 1, column : column + 1]  # [O, C/groups, 1, 1]
-            # Cut before it is rounded: `crop` has no kernel for half precision.
+            # Cut before rounding, because `crop` has no kernel for half precision.
             part = _window(edges, rows, columns).astype(dtype)  # [B, C, H, W]
             parts.append(F.conv2d(part, kernel, groups=groups))
         ahead, behind = parts  # [B, O, H, W]
@@ -195,9 +199,10 @@ def _sum_of_differences(
 
 
 def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
-    """The sum without similarity as one convolution, whose centre takes away what the others add.
+    """Compute the sum without similarity as one convolution, whose centre subtracts the sum of the
+    other taps.
 
-    The same but for rounding: a constant u gives nearly nothing, not nothing.
+    The result is the same except for rounding: a constant u gives nearly zero, not exactly zero.
     """
     centre = np.zeros([1, 1, 3, 3], np.float32)
     centre[..., 1, 1] = 1.0
@@ -208,15 +213,16 @@ def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def _bordered(x: Tensor) -> Tensor:
-    """With a border, and in float32 under AMP: squares of differences overflow float16."""
+    """Add a border; convert to float32 under AMP, because squares of differences overflow
+    float16."""
     return replicate(x.astype("float32") if x.dtype in _LOW_PRECISION else x)
 
 
 class _SemanticDifference(PyLayer):
-    """`_sum_of_differences` that keeps nothing but its inputs for the backward pass.
+    """`_sum_of_differences` that stores only its inputs for the backward pass.
 
-    Paddle's PyLayer sets limits: `paddle.grad` for some of the inputs only is refused, and a second
-    backward pass over a graph that was kept crashes Paddle 3.2.
+    Paddle's PyLayer has limits: `paddle.grad` for only some of the inputs is refused, and a second
+    backward pass over a retained graph crashes Paddle 3.2.
     """
 
     @staticmethod
@@ -246,7 +252,7 @@ class _SemanticDifference(PyLayer):
         with paddle.enable_grad():
             bordered = [None if x is None else _bordered(x) for x in leaves]
         maps = u, v = [_leaf(x) for x in bordered]
-        weight_grads = [paddle.zeros_like(kernels[0])] * 9  # the centre's stays zero
+        weight_grads = [paddle.zeros_like(kernels[0])] * 9  # the gradient of the centre stays zero
 
         for direction in DIRECTIONS:
             with paddle.enable_grad():
@@ -263,14 +269,15 @@ class _SemanticDifference(PyLayer):
                 back = back.reshape([batch, groups * channels, height, width])
                 top, left = rows.start or 0, columns.start or 0
                 bottom, right = rows_of_edges - height - top, columns_of_edges - width - left
-                # All eight numbers: Paddle's padding of two axes alone is twenty times slower.
+                # All eight numbers, because Paddle's padding of only two axes is twenty times
+                # slower.
                 edges_grad += sign * F.pad(back, [0, 0, 0, 0, top, bottom, left, right])
             if not edges.stop_gradient:
                 # Adds to the gradients of `maps`. (paddle.grad inside paddle.grad crashes.)
                 edges.backward(edges_grad.astype(edges.dtype))
 
         for x, map_ in zip(bordered, maps, strict=True):
-            # None: v where there is no similarity
+            # None: v without similarity
             if x is not None and map_ is not None and map_.grad is not None:
                 x.backward(map_.grad)
         weight_grad = None
@@ -281,7 +288,7 @@ class _SemanticDifference(PyLayer):
 
 
 def _leaf(x: Tensor | None) -> Tensor | None:
-    """The same numbers, as the start of a new graph; constant where x is."""
+    """Return the same numbers as the start of a new graph; constant if x is constant."""
     if x is None:
         return None
     leaf = x.detach()
@@ -292,21 +299,21 @@ def _leaf(x: Tensor | None) -> Tensor | None:
 def semantic_difference(
     u: Tensor, v: Tensor | None, weight: Tensor, similarity: str, groups: int = 1
 ) -> Tensor:
-    """The sum over neighbours of the module's docstring.
+    """Compute the sum over neighbours in the module's docstring.
 
     Args:
         u: features `[B, C, H, W]`.
         v: guidance `[B, C, H, W]` in units of lambda; any number of channels for `cosine` and
             `product`, None for `none`.
-        weight: `[O, C/groups, 3, 3]`, row and column of q - p from -1 to 1. The centre counts for
-            nothing.
+        weight: `[O, C/groups, 3, 3]`, row and column of q - p from -1 to 1. The centre has no
+            effect.
         similarity: a name of `SIMILARITIES`.
-        groups: as of `paddle.nn.functional.conv2d`. Default 1.
+        groups: as in `paddle.nn.functional.conv2d`. Default 1.
 
     Returns:
         `[B, O, H, W]` in u's type; differences and similarities are computed in float32 under AMP.
-        Exactly zero where u is constant; in a traced graph without similarity, zero up to rounding,
-        since there it is one convolution.
+        Exactly zero if u is constant. In a traced graph without similarity it is zero up to
+        rounding, because there it is one convolution.
 
     Raises:
         ValueError: an unknown similarity.
@@ -315,7 +322,7 @@ def semantic_difference(
     of = SIMILARITIES[similarity]
     if of is None and not paddle.in_dynamic_mode():
         return _central_difference(u, weight, groups)
-    # In a graph that is traced or not trained there is nothing to keep; nor of a batch of none.
+    # A graph that is traced or not trained needs no stored inputs, and neither does an empty batch.
     if paddle.in_dynamic_mode() and paddle.is_grad_enabled() and u.shape[0]:
         return _SemanticDifference.apply(u, v, weight, of, groups)
     return _sum_of_differences(u, v, weight, of, groups)
@@ -332,11 +339,11 @@ def _check_counts(**counts: object) -> None:
             )
 
 
-@paddle.jit.not_to_static  # which would make tensors of the sizes of a graph
+@paddle.jit.not_to_static  # it would turn the sizes of a graph into tensors
 def _check_guidance(v: Tensor, u: Tensor) -> None:
     if len(v.shape) != 4 or (v.shape[0] != u.shape[0] and -1 not in (v.shape[0], u.shape[0])):
         raise InputError(
-            f"guidance: expected [B, C, h, w] for as many pictures as u {list(u.shape)}, got "
+            f"guidance: expected [B, C, h, w] for as many images as u {list(u.shape)}, got "
             f"{list(v.shape)}."
         )
 
@@ -413,7 +420,7 @@ class SemanticDifferenceConv2D(nn.Layer):
         return semantic_difference(u, guidance, self.weight, self.similarity, self.groups)
 
     def guidance(self, u: Tensor, v: Tensor | None) -> Tensor | None:
-        """`v` in units of lambda and at the size of `u`; None for similarity `none`."""
+        """Return `v` in units of lambda and at the size of `u`; None for similarity `none`."""
         _check_channels("feature", u, self.in_channels)
         if self.similarity == "none":
             return None
@@ -441,7 +448,7 @@ class SemanticDifferenceConv2D(nn.Layer):
 
 @paddle.jit.not_to_static
 def _enlarged(v: Tensor, u: Tensor) -> Tensor:
-    """`v` at the height and width of `u`."""
+    """Return `v` at the height and width of `u`."""
     if paddle.in_dynamic_mode():
         size = u.shape[2:]
         return v if v.shape[2:] == size else F.interpolate(v, size, mode="bilinear")
@@ -451,13 +458,14 @@ def _enlarged(v: Tensor, u: Tensor) -> Tensor:
 
 
 class PlainConv2D(nn.Conv2D):
-    """A 3x3 convolution with the face of `SemanticDifferenceConv2D`; the guidance is not used."""
+    """A 3x3 convolution with the interface of `SemanticDifferenceConv2D`; it ignores the
+    guidance."""
 
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
         return super().forward(u)
 
 
-WIDEST = 512  # channels that a semantic difference convolution takes by itself
+WIDEST = 512  # largest default number of channels of a semantic difference convolution
 OPERATORS = ("difference", "convolution")
 
 
@@ -538,7 +546,7 @@ class SemanticDiffusion(nn.Layer):
         )
 
     def _make_guide(self, width: int) -> nn.Layer | None:
-        """From what guides to the guidance; None where there is none to make."""
+        """Make the layer that computes the guidance from its source; None if there is none."""
         similarity = self.difference.similarity
         if similarity == "product" and self.guidance_channels is None:
             raise InputError(
@@ -561,11 +569,11 @@ class SemanticDiffusion(nn.Layer):
         )
 
     def _equal_width(self, width: int) -> int:
-        """Outputs of a plain convolution, with BatchNorm and fusion of so many, that make up for
-        the parameters of SDN."""
+        """Return the number of outputs of a plain convolution with as many parameters as SDN (with
+        BatchNorm and fusion)."""
         replaced = [self.difference] if self.guide is None else [self.difference, self.guide]
         trained = sum(p.size for x in replaced for p in x.parameters() if not p.stop_gradient)
-        trained += 2 * width + width * self.channels  # BatchNorm, and y's part of the fusion
+        trained += 2 * width + width * self.channels  # BatchNorm, and the part of the fusion for y
         return round(trained / (9 * width + 2 + self.channels))
 
     def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
@@ -616,12 +624,12 @@ class GuidanceHead(nn.Layer):
 
 
 def guidance_of(logits: Tensor, guidance: str) -> Tensor:
-    """What similarity `product` takes, in float32.
+    """Return the guidance for similarity `product`, in float32.
 
     Args:
         logits: `[B, K, H, W]` of a `GuidanceHead`.
-        guidance: `classes`: roots of the classes' probabilities; `boundary`: the probability of
-            being none.
+        guidance: `classes`: roots of the classes' probabilities; `boundary`: the probability of not
+            being a boundary.
     """
     logits = logits.astype("float32")
     if guidance == "classes":
@@ -694,7 +702,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         self.feat_channels = list(feat_channels)
         self.guidance = guidance
         self.logits: list[Tensor] = []
-        channels = [*feat_channels[1:], None]  # of the guidance of each level
+        channels = [*feat_channels[1:], None]  # channels of the guidance of each level
         if guidance not in GUIDANCES:
             raise InputError(
                 f"guidance: expected one of {', '.join(GUIDANCES)}, got {shorten(guidance)}."

@@ -1,4 +1,4 @@
-"""Adapters to PaddleSeg, PaddleDetection and PaddleSlim; each is imported by its own name.
+"""Adapters to PaddleSeg, PaddleDetection and PaddleSlim. Import each by its own name.
 
 Importing this package imports none of them.
 """

@@ -1,8 +1,8 @@
 """PaddleSeg's and PaddleDetection's code under `ppvision`: its errors, and how it loads weights.
 
-Their components load `pretrained` by `paddle.load`, which runs what a pickle names; they fetch
-addresses unasked, and run some texts of a config as code. In `load_safely` they read by our reader,
-fetch on request only, and take such texts for names. Their own tools keep their loaders.
+Their components load `pretrained` by `paddle.load`, which executes code in a pickle. They download
+from URLs without asking, and execute some texts of a config as code. In `load_safely` they use our
+reader, download on request only, and treat such texts as names. Their own tools keep their loaders.
 """
 
 import contextlib
@@ -42,13 +42,13 @@ _LIBRARIES = {"paddleseg": "PaddleSeg", "ppdet": "PaddleDetection", "pycocotools
 
 @contextlib.contextmanager
 def wrap_errors(what: str) -> Iterator[None]:
-    """Raise what PaddleSeg or PaddleDetection raise in the block as `LibraryError`, with its cause.
+    """Raise errors of PaddleSeg or PaddleDetection in the block as `LibraryError`, with the cause.
 
-    What our own code raises, even when they call it, is not wrapped; nor is what the system refuses
-    (`OSError` with a number).
+    Errors of our own code are not wrapped, even if these libraries call it; errors of the system
+    (`OSError` with a number) are not wrapped either.
 
     Args:
-        what: text before the message, what was done.
+        what: text before the message that says what was done.
     """
     try:
         yield
@@ -71,25 +71,27 @@ def wrap_errors(what: str) -> Iterator[None]:
 
 
 def _unwrap(error: Exception) -> Exception:
-    """What PaddleSeg's builder puts its `Tried to create ...` around, ours among it."""
+    """Return the original of an error that PaddleSeg's builder wraps in `Tried to create ...`; it
+    may be our error."""
     while isinstance(error.__context__, Exception) and _module(error) == "paddleseg.cvlibs.builder":
         error = error.__context__
     return error
 
 
 def _module(error: Exception) -> str:
-    """Where an error was raised."""
+    """Return the name of the module where an error was raised."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals.get("__name__", "")
 
 
 def _find_library(error: Exception) -> str | None:
-    """Whose code raised an error, by the innermost frame that is theirs or ours; None for ours."""
+    """Return the library whose code raised an error, by the innermost frame of theirs or ours; None
+    for ours."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         module = frame.f_globals.get("__name__", "")
         package = module.partition(".")[0]
-        if module.startswith("ppvision.plugins.shims"):  # stand for functions of theirs
+        if module.startswith("ppvision.plugins.shims"):  # they replace functions of the libraries
             continue
         if package == "ppvision":
             return None
@@ -101,14 +103,14 @@ def _find_library(error: Exception) -> str | None:
 # -- weights ---------------------------------------------------------------------------------------
 
 _SAID = "expected the name of a layer or function of Paddle's or its toolkits'"
-_searched = 0  # modules that there were when names were last put in
+_searched = 0  # number of modules when names were last installed
 
 
 def _restrict_eval() -> None:
-    """Let components look up names where they would run code.
+    """Let components look up names instead of executing code.
 
-    Some pass a text of the config (`norm_layer`, `act_fn`, `block_fn`) to `eval`. In the modules of
-    PaddleSeg and PaddleDetection that word now finds names alone.
+    Some components pass a text of the config (`norm_layer`, `act_fn`, `block_fn`) to `eval`. In the
+    modules of PaddleSeg and PaddleDetection `eval` now only looks up names.
     """
     global _searched
     if len(sys.modules) == _searched:
@@ -120,12 +122,13 @@ def _restrict_eval() -> None:
 
 
 def _look_up(text: object, *_: object) -> object:
-    """What a dotted name means where this is called; with `()` after it, an object of the class.
+    """Return the object of a dotted name in the calling module; with `()` after it, an object of
+    the class.
 
     Raises:
-        ConfigError: anything else than a name, or the name of something that builds no layer.
+        ConfigError: the text is not a name, or names something that builds no layer.
     """
-    pattern = r"([A-Za-z]\w*)((?:\.[A-Za-z]\w*)*)(\(\))?"  # none that begins with an underscore
+    pattern = r"([A-Za-z]\w*)((?:\.[A-Za-z]\w*)*)(\(\))?"  # no name that begins with an underscore
     found = re.fullmatch(pattern, text, re.ASCII) if isinstance(text, str) else None
     if found is None:
         raise ConfigError(f"config: {_SAID}, got {shorten(text)}, which would run code.")
@@ -143,20 +146,20 @@ def _look_up(text: object, *_: object) -> object:
     return value() if called else value
 
 
-_lock = threading.RLock()  # the names below belong to the whole process
+_lock = threading.RLock()  # the names below are global to the process
 
 
 @contextlib.contextmanager
 def load_safely(allow_download: bool) -> Iterator[None]:
-    """Read the weights that components load in the block by `read_weights`, and fetch those at an
-    address only if it is allowed. Data sets are never fetched, and texts of a config not run.
+    """Let components in the block read weights by `read_weights`, and download them only if it is
+    allowed. Data sets are never downloaded, and texts of a config are not executed.
 
-    Other threads are not affected, but wait where they come here too.
+    Other threads are not affected, but wait if they also enter this block.
 
     Raises:
-        MissingFileError: PaddleSeg's component names a file that is not there.
-        WeightsError: weights that do not read, or an address without `allow_download`.
-        DataError: a data set that would be fetched.
+        MissingFileError: PaddleSeg's component names a file that does not exist.
+        WeightsError: the weights cannot be read, or are at a URL without `allow_download`.
+        DataError: a data set would be downloaded.
     """
     _restrict_eval()
     owner = threading.get_ident()
@@ -181,7 +184,7 @@ def load_safely(allow_download: bool) -> Iterator[None]:
             ("ppdet.utils.checkpoint", "get_weights_path", fetch),
             ("ppdet.utils.download", "_download", _refuse_data),
         ):
-            found = sys.modules.get(module)  # of a framework that is in use
+            found = sys.modules.get(module)  # only if the framework is in use
             if found is not None:
                 original = getattr(found, name)
                 setattr(found, name, replace(original, ours))
@@ -195,7 +198,8 @@ def load_safely(allow_download: bool) -> Iterator[None]:
 
 
 def _checking_file(load: Callable) -> Callable:
-    """PaddleSeg's `load_pretrained_model`, which calls a missing file a missing directory."""
+    """Replaces PaddleSeg's `load_pretrained_model`, whose error calls a missing file a missing
+    directory."""
 
     def call(model: object, pretrained_model: Any) -> object:
         is_path = isinstance(pretrained_model, str) and not urlparse(pretrained_model).netloc
@@ -211,7 +215,7 @@ def _checking_file(load: Callable) -> Callable:
 
 
 def _load(path: object, **options: object) -> dict[str, Tensor]:
-    """`paddle.load` of weights."""
+    """Replaces `paddle.load` for weights."""
     if not isinstance(path, str | Path):
         raise WeightsError(f"weights: expected a path, got {shorten(path)}.")
     return {name: paddle.to_tensor(array) for name, array in read_weights(path).items()}

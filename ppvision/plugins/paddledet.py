@@ -1,5 +1,5 @@
-"""PaddleDetection: importing this module adds the zoo's backbones and SDN, repairs what is broken,
-and makes the reading of configurations safe.
+"""PaddleDetection: the import of this module adds the zoo's backbones and SDN, repairs faults, and
+makes reading of configurations safe.
 
 Afterwards every model of the zoo (`ppvision list`) is a backbone like any other:
 
@@ -12,14 +12,14 @@ Afterwards every model of the zoo (`ppvision list`) is a backbone like any other
     SemanticDiffusionBackbone: {backbone: ResNet, levels: [0, 1, 2, 3]}
 
 PaddleDetection reads configurations, `-o` options and its compression files with a loader that
-runs whatever a file names (`!!python/object/apply:os.system`). Afterwards it knows plain values
-and PaddleDetection's own tags (`!LinearWarmup {...}`), and refuses the rest. `!Callable`, which
-calls any function by its name, is refused as well.
+executes any function that a file names (`!!python/object/apply:os.system`). After the import it
+accepts only plain values and PaddleDetection's own tags (`!LinearWarmup {...}`). It also refuses
+`!Callable`, which calls any function by its name.
 
-Lists, class files, JSON and XML are read by `ppvision.data`, which takes them as people's tools
-write them (`ppvision.plugins.paddledet_data`).
-Pictures are read by `ppvision.data.pictures`: what is cut off or damaged is an error that names the
-file. A data set whose pictures have more than 8 bits per channel says what white is:
+`ppvision.data` reads lists, class files, JSON and XML in the forms that common tools write
+(`ppvision.plugins.paddledet_data`). `ppvision.data.pictures` reads images: a file that is cut off
+or damaged is an error with its name. A data set whose images have more than 8 bits per channel
+states the value of white:
 
     TrainDataset: !COCODataSet {max_value: 4095, ...}
 """
@@ -32,8 +32,8 @@ import io
 from ppvision.errors import MissingPackageError, shorten
 
 try:
-    with contextlib.redirect_stdout(io.StringIO()):  # it asks for numba, which tracking alone needs
-        for _package in ("ppdet.metrics", "ppdet.modeling"):  # which register their components
+    with contextlib.redirect_stdout(io.StringIO()):  # it asks for numba, which only tracking needs
+        for _package in ("ppdet.metrics", "ppdet.modeling"):  # they register components
             importlib.import_module(_package)
     from ppdet import slim
     from ppdet.core import workspace
@@ -66,7 +66,7 @@ from ppvision.zoo.factory import create_model, find_model_signature
 from ppvision.zoo.registry import follow_models
 
 _REFUSED = "!Callable"
-# PaddleDetection makes every map, of which it takes some; it calls out_indices return_idx.
+# PaddleDetection computes all maps and takes some of them; its name for out_indices is return_idx.
 _NOT_OF_A_BACKBONE = ("num_classes", "features_only", "out_indices")
 
 
@@ -75,7 +75,7 @@ class _Loader(BoundedLoader):
 
 
 def _registered(loader: yaml.SafeLoader, suffix: str, node: yaml.Node) -> object:
-    # PaddleDetection's `serializable` enters every class's constructor into YAML's own loader.
+    # PaddleDetection's `serializable` adds the constructor of every class to YAML's own loader.
     known = yaml.Loader.yaml_constructors.get(f"!{suffix}")
     if known is None or f"!{suffix}" == _REFUSED:
         raise yaml.constructor.ConstructorError(
@@ -97,7 +97,7 @@ def load_yaml(stream: IO[str] | str) -> object:
 
 
 class _SafeYaml:
-    """YAML as PaddleDetection's modules see it: `yaml.Loader` is the safe one."""
+    """The module `yaml` for PaddleDetection's modules: its `yaml.Loader` is the safe one."""
 
     Loader = _Loader
 
@@ -105,25 +105,25 @@ class _SafeYaml:
         return getattr(yaml, name)
 
 
-# The name `yaml` inside these modules alone; YAML itself stays as it is for everyone else.
+# Only the name `yaml` inside these modules; YAML itself does not change for other code.
 for _module in (workspace, cli, slim):
     _module.yaml = _SafeYaml()
 
 
 class _ZooBackbone(nn.Layer):
-    """A model of the zoo as a backbone of PaddleDetection's: some of its feature maps.
+    """A model of the zoo as a backbone of PaddleDetection: some of its feature maps.
 
     Args:
         return_idx: numbers of the feature maps, from the finest. Default None: all.
-        out_indices: the same, by the name that `create_model` and PaddleSeg have for it.
-        options: those of `create_model`, but for the head's.
+        out_indices: the same, with the name of `create_model` and PaddleSeg.
+        options: those of `create_model`, except those of the head.
 
     Attributes:
-        out_shape: channels and stride of each.
+        out_shape: channels and stride of each map.
 
     Raises:
-        ValueError: an argument out of range, weights that do not fit, or both names at once.
-        FileNotFoundError: no such weights.
+        ValueError: an argument is out of range, weights do not fit, or both names are used.
+        FileNotFoundError: the weights do not exist.
     """
 
     def __init__(
@@ -162,11 +162,11 @@ class _ZooBackbone(nn.Layer):
 
 
 def _backbone(name: str) -> type[_ZooBackbone]:
-    """A class of its own for a model: PaddleDetection goes by the names of classes, and by what
-    their constructors take."""
+    """Make a class for a model, because PaddleDetection identifies components by the names of
+    classes and the arguments of their constructors."""
     own = inspect.signature(_ZooBackbone.__init__).parameters
     options = [
-        p.replace(kind=p.POSITIONAL_OR_KEYWORD)  # it does not look at others
+        p.replace(kind=p.POSITIONAL_OR_KEYWORD)  # PaddleDetection ignores other parameters
         for p in find_model_signature(name).parameters.values()
         if p.name not in _NOT_OF_A_BACKBONE
     ]
@@ -181,7 +181,7 @@ def _backbone(name: str) -> type[_ZooBackbone]:
 
 
 class SemanticDiffusionBackbone(nn.Layer):
-    """SDN after a backbone of PaddleDetection's: its feature maps, sharper at class boundaries.
+    """SDN after a backbone of PaddleDetection: its feature maps, sharper at class boundaries.
 
     Args:
         backbone: a registered backbone; a config gives its name.
@@ -229,15 +229,15 @@ class SemanticDiffusionBackbone(nn.Layer):
 
 
 def _decode(self: operators.Decode, sample: dict, context: object = None) -> dict:
-    """PaddleDetection's `Decode.apply`, with our reader.
+    """Replaces PaddleDetection's `Decode.apply`, with our reader.
 
-    The original hands on whatever does not decode, as bytes, and fails on their shape.
+    The original passes on files that do not decode, as bytes, and fails at their shape.
     """
     max_value = sample.pop(reading.MAX_VALUE, None)
     path = sample.get("im_file")
     if "image" not in sample:
         sample["image"] = read_picture(sample.pop("im_file"), max_value=max_value)
-    elif not isinstance(sample["image"], np.ndarray):  # the bytes of a file
+    elif not isinstance(sample["image"], np.ndarray):  # bytes of a file
         sample["image"] = read_picture(bytes(sample["image"]), path, max_value=max_value)
     image = sample["image"]
     if sample.get("keep_ori_im"):
@@ -245,7 +245,7 @@ def _decode(self: operators.Decode, sample: dict, context: object = None) -> dic
     for key, found in zip("hw", image.shape, strict=False):
         if sample.get(key, found) != found:
             operators.logger.warning(
-                f"{path}: the annotations say {key} = {sample[key]}, the picture has {found}"
+                f"{path}: the annotations say {key} = {sample[key]}, the image has {found}"
             )
         sample[key] = found
     sample["im_shape"] = np.array(image.shape[:2], dtype=np.float32)
@@ -254,7 +254,7 @@ def _decode(self: operators.Decode, sample: dict, context: object = None) -> dic
 
 
 def _name_file(apply: Callable) -> Callable:
-    """Errors of an operator that decodes bytes say which file these are of."""
+    """Add the name of the file to errors of an operator that decodes bytes."""
 
     @functools.wraps(apply)
     def named(self: object, sample: dict, context: object = None) -> dict:
@@ -273,7 +273,7 @@ def _keep_max_value(dataset: datasets.DetDataset, max_value: int) -> None:
 
 
 def _say_max_value(parse: Callable) -> Callable:
-    """Every record of a data set says its `max_value` to `Decode`."""
+    """Add the data set's `max_value` for `Decode` to every record."""
 
     @functools.wraps(parse)
     def parse_dataset(self: datasets.DetDataset, *args: object, **kwargs: object) -> None:
@@ -301,7 +301,7 @@ def _read_strictly() -> None:
     ):
         if not hasattr(getattr(operator, method), "names_file"):
             setattr(operator, method, _name_file(getattr(operator, method)))
-    datasets.DetDataset.max_value = None  # until the configuration says it
+    datasets.DetDataset.max_value = None  # until the configuration sets it
     for dataset in _all_below(datasets.DetDataset):
         reading.accept_max_value(dataset, _keep_max_value)
         parse = vars(dataset).get("parse_dataset")
@@ -320,12 +320,12 @@ def _register(component: type[nn.Layer]) -> type[nn.Layer]:
             f"PaddleDetection component {shorten(name)}: expected a free name, but {owner} has "
             "registered it. Import only one of the two."
         )
-    return component  # imported before, and reloaded now
+    return component  # it was imported before and is reloaded now
 
 
 def _register_model(name: str) -> None:
-    """A model of the zoo as a backbone and, as PaddleDetection looks for it, as an attribute of
-    this module."""
+    """Register a model of the zoo as a backbone, and make it an attribute of this module, where
+    PaddleDetection looks for it."""
     if "features_only" in find_model_signature(name).parameters:
         globals()[name] = _register(_backbone(name))
 
@@ -334,6 +334,6 @@ follow_models(_register_model)
 SemanticDiffusionBackbone = _register(SemanticDiffusionBackbone)
 shims.apply(shims.PADDLEDET_SHIMS)
 paddledet_data.read_alike()
-_read_strictly()  # after the line above, whose data sets it gives `max_value`
+_read_strictly()  # after the line above, because it adds `max_value` to those data sets
 
 __all__ = ["SemanticDiffusionBackbone", "load_yaml"]

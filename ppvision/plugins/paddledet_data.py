@@ -1,10 +1,10 @@
-"""PaddleDetection's data sets read annotations by `ppvision.data`: what the check looks at is what
-they read, and what the metrics read.
+"""Make PaddleDetection's data sets read annotations by `ppvision.data`, so that check, data sets
+and metrics read the same.
 
-`COCODataSet` gets the path of a copy where `ppvision.data.coco_reading` changes something, such as
-the annotation id 0, which pycocotools takes for "no match"; pycocotools then evaluates the same
-copy. `VOCDataSet` gets its records from `ppvision.data.voc_reading`, and VOC's metric a copy of the
-label list.
+If `ppvision.data.coco_reading` changes something, such as the annotation id 0, which pycocotools
+treats as "no match", `COCODataSet` gets the path of a changed copy. pycocotools then evaluates the
+same copy. `VOCDataSet` gets its records from `ppvision.data.voc_reading`, and VOC's metric gets a
+copy of the label list.
 """
 
 import atexit
@@ -36,8 +36,8 @@ _OURS = "reads_by_ppvision"  # marks a method that is replaced already
 def read_alike() -> None:
     """Make PaddleDetection's COCO and VOC data sets read annotations by `ppvision.data`.
 
-    A COCO data set whose attribute `needs_masks` is true, or whose `data_fields` have `gt_poly`,
-    leaves out objects without a mask.
+    A COCO data set omits objects without a mask if its attribute `needs_masks` is true or its
+    `data_fields` contain `gt_poly`.
     """
     for component in (COCODataSet, SemiCOCODataSet, SlicedCOCODataSet):
         if not hasattr(component.parse_dataset, _OURS):
@@ -64,7 +64,7 @@ def _parse_copy_by(parse: Callable) -> Callable:
 
 @functools.cache
 def _copy_of_coco(path: str, images: str, masks: bool, changes: tuple[int, int]) -> str:
-    """The annotation file that later readers take; `changes` are its size and time."""
+    """Return the annotation file for later readers; `changes` are its size and time."""
     found = read_coco(path, images, masks=masks)
     if not found.changed and path.endswith(".json") and is_plain_utf8(path):
         return path
@@ -85,11 +85,11 @@ def _write_copy(name: str, text: str) -> str:
 
 @functools.cache
 def _temporary_folder() -> str:
-    """A folder for this process; it goes with it."""
+    """Return a folder for this process; it is removed when the process ends."""
     folder, owner = tempfile.mkdtemp(prefix="ppvision-"), os.getpid()
 
     def remove() -> None:
-        if os.getpid() == owner:  # not in a worker that was forked
+        if os.getpid() == owner:  # not in a forked worker
             shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(remove)
@@ -97,17 +97,17 @@ def _temporary_folder() -> str:
 
 
 def _parse_voc(self: VOCDataSet) -> None:
-    """`VOCDataSet.parse_dataset` on what `read_voc` reads.
+    """Replaces `VOCDataSet.parse_dataset`; it uses the result of `read_voc`.
 
-    As there, pictures that are missing are left out. Two things differ: a picture whose boxes all
-    have no area counts as one without objects, and pictures are numbered by their place, not by the
-    XML's `id`, which tools leave at 0.
+    As in the original, missing images are omitted. There are two differences: an image whose boxes
+    all have no area counts as an image without objects, and images are numbered by their place, not
+    by the XML's `id`, which tools often leave at 0.
     """
     names = list(pascalvoc_label())
     if self.label_list:
         labels = os.path.join(self.dataset_dir, self.label_list)
         names = read_names(labels)
-        # What VOC's metric reads.
+        # VOC's metric reads this.
         self.label_list = _write_copy("labels.txt", "".join(f"{name}\n" for name in names))
     annotations = os.path.join(self.dataset_dir, self.anno_path)
     found = read_voc(annotations, os.path.join(self.dataset_dir, self.image_dir), names)
@@ -117,7 +117,7 @@ def _parse_voc(self: VOCDataSet) -> None:
     if self.sample_num > 0:
         pictures = pictures[: self.sample_num]
     if not pictures:
-        raise DataError(f"{annotations}: expected pictures with XML files, found none.")
+        raise DataError(f"{annotations}: expected images with XML files, found none.")
     made = [_make_record(number, p, self.data_fields) for number, p in enumerate(pictures)]
     records = [r for r, picture in zip(made, pictures, strict=True) if picture.objects]
     if self.allow_empty:
@@ -128,7 +128,7 @@ def _parse_voc(self: VOCDataSet) -> None:
 
 
 def _make_record(number: int, picture: VocPicture, fields: list[str]) -> dict[str, object]:
-    """One of PaddleDetection's records: what `fields` names, and the picture's file and size."""
+    """Make a record for PaddleDetection: the entries of `fields`, and the image's file and size."""
     objects = picture.objects
     values = {
         "gt_class": np.array([[item.class_id] for item in objects], np.int32).reshape(-1, 1),

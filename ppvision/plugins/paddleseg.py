@@ -1,7 +1,7 @@
-"""PaddleSeg: importing this module adds the zoo's backbones and repairs what is broken.
+"""PaddleSeg: the import of this module adds the zoo's backbones and repairs faults.
 
 Afterwards every model of the zoo (`ppvision list`) is a backbone like any other, for PaddleSeg's
-own tools as well as for Python; one that is registered later becomes one at once:
+own tools and in Python. A model that is registered later also becomes a backbone:
 
     model:
       type: UPerNet
@@ -15,15 +15,15 @@ own tools as well as for Python; one that is registered later becomes one at onc
       type: SemanticDiffusionBackbone
       backbone: {type: ResNet50_vd, output_stride: 8}
 
-and the shims of `ppvision.plugins.shims` are in force where this Paddle needs them. Lists of
-pictures are read as training under `ppvision` reads them (`ppvision.plugins.paddleseg_data`).
-What `ppvision.deploy.register_transform` registers is a transform of PaddleSeg's configs as well.
-Pictures and label maps are read by `ppvision.data.pictures`: what is cut off or damaged is an error
-that names the file. A data set whose pictures have more than 8 bits per channel says what white is:
+The shims of `ppvision.plugins.shims` are applied if this Paddle needs them. Lists of images are
+read as in a training with `ppvision` (`ppvision.plugins.paddleseg_data`). A transform of
+`ppvision.deploy.register_transform` is also a transform of PaddleSeg's configs.
+`ppvision.data.pictures` reads images and label maps: a file that is cut off or damaged is an error
+with its name. A data set whose images have more than 8 bits per channel states the value of white:
 
     train_dataset: {type: Dataset, max_value: 4095, ...}
 
-Importing it again, or reloading it, changes nothing.
+A second import or a reload changes nothing.
 """
 
 from ppvision.errors import MissingPackageError, shorten
@@ -67,8 +67,8 @@ def _backbone(name: str) -> Callable[..., nn.Layer]:
     build.__doc__ = f"""{name} as a PaddleSeg backbone: its feature maps, from the finest.
 
     Args:
-        **options: those of `create_model({name!r}, ...)`, but for the head's. PaddleSeg's builder
-            reads their names from the signature.
+        **options: those of `create_model({name!r}, ...)`, except those of the head. PaddleSeg's
+            builder reads their names from the signature.
 
     Returns:
         The model, with `feat_channels`.
@@ -177,7 +177,7 @@ def add_guidance_logits(model: nn.Layer) -> None:
         size = inputs[0].shape[2:]
         found = [logits for pyramid in pyramids for logits in pyramid.logits]
         for pyramid in pyramids:
-            pyramid.logits = []  # what belongs to a step is not copied with the model
+            pyramid.logits = []  # values of a step are not copied with the model
         return [*outputs, *(F.interpolate(x, size, mode="bilinear") for x in found)]
 
     if any(pyramid.guidance != "next_level" for pyramid in pyramids):
@@ -185,8 +185,8 @@ def add_guidance_logits(model: nn.Layer) -> None:
 
 
 def _hand_on(build: Callable[[object, dict], object]) -> Callable:
-    """PaddleSeg builds the inner backbone first and sets `in_channels` at the outer one only; and a
-    backbone does not know the classes of its model."""
+    """Pass `in_channels` and the classes to the inner backbone: PaddleSeg builds it first and sets
+    `in_channels` only for the outer one, and a backbone does not know the classes of its model."""
 
     def is_sdn(cfg: object) -> bool:
         return isinstance(cfg, dict) and cfg.get("type") == SemanticDiffusionBackbone.__name__
@@ -209,7 +209,8 @@ def _hand_on(build: Callable[[object, dict], object]) -> Callable:
 
 
 def _read_first(compose: Callable[[object, dict], dict]) -> Callable[[object, dict], dict]:
-    """PaddleSeg's `Compose` reads what is still a path, after us."""
+    """Replaces the reading in PaddleSeg's `Compose`, which reads only entries that are still
+    paths."""
 
     @functools.wraps(compose)
     def __call__(self: object, data: dict) -> dict:
@@ -230,11 +231,11 @@ def _keep_max_value(dataset: object, max_value: int) -> None:
 
 def _read_strictly() -> None:
     if not hasattr(Compose.__call__, "reads_first"):
-        Compose.max_value = None  # until a data set says it
+        Compose.max_value = None  # until a data set sets it
         Compose.__call__ = _read_first(Compose.__call__)
     reading.read_strictly(ade, eg1800, supervisely, labels=True)
     for dataset in manager.DATASETS.components_dict.values():
-        # These two read by themselves, and have pictures of 8 bits.
+        # These two read images themselves, and have images of 8 bits.
         if dataset.__module__ not in (eg1800.__name__, supervisely.__name__):
             reading.accept_max_value(dataset, _keep_max_value)
 
@@ -253,13 +254,13 @@ def _register(component: Callable[..., nn.Layer]) -> Callable[..., nn.Layer]:
 
 
 def _register_model(name: str) -> None:
-    """A model of the zoo as a backbone and as an attribute of this module."""
+    """Register a model of the zoo as a backbone, and make it an attribute of this module."""
     if "features_only" in find_model_signature(name).parameters:
         globals()[name] = _register(_backbone(name))
 
 
 class _Deployed:
-    """A transform of deployment that a user registered, on PaddleSeg's dictionary."""
+    """Applies a registered transform to PaddleSeg's dictionary."""
 
     def __init__(self, transform: Callable) -> None:
         self.transform = transform
@@ -270,7 +271,7 @@ class _Deployed:
 
 
 def _register_transform(name: str) -> None:
-    """A transform of `ppvision.deploy.register_transform` among PaddleSeg's."""
+    """Add a transform of `ppvision.deploy.register_transform` to PaddleSeg's transforms."""
 
     @functools.wraps(deployed.KNOWN[name], updated=())
     def build(**options: object) -> _Deployed:

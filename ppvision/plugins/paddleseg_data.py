@@ -1,7 +1,7 @@
-"""PaddleSeg's data sets read lists by `ppvision.data`: what the check looks at is what they read.
+"""Make PaddleSeg's data sets read lists by `ppvision.data`, so that the check reads the same.
 
-PaddleSeg opens a list as UTF-8 and splits every line at the one separator: a byte order mark
-becomes part of the first name, an empty line and a second blank are errors, and names that are not
+PaddleSeg opens a list as UTF-8 and splits every line at one separator. There a byte order mark
+becomes part of the first name, an empty line or a second blank is an error, and names that are not
 UTF-8 cannot be read.
 """
 
@@ -27,7 +27,7 @@ def read_alike() -> None:
         if not hasattr(component.__init__, _OURS):
             component.__init__ = replace(component.__init__)
             setattr(component.__init__, _OURS, True)
-    # The name `open` inside PaddleSeg's modules for data sets with lists of their own.
+    # The name `open` inside PaddleSeg's modules, for data sets that read their own lists.
     for component in vars(datasets).values():
         if inspect.ismodule(component) and component.__name__.startswith(datasets.__name__):
             component.open = open_lines
@@ -44,7 +44,7 @@ def _read_pairs_after(init: Callable) -> Callable:
         mode = str(given["mode"]).lower()
         path = given.get(f"{mode}_path")
         if path is None or not Path(path).is_file():
-            init(*bound.args, **bound.kwargs)  # says what is missing
+            init(*bound.args, **bound.kwargs)  # its error says what is missing
             return
         given[f"{mode}_path"] = os.devnull  # a list without a line
         init(*bound.args, **bound.kwargs)
@@ -65,7 +65,7 @@ def _read_pairs_after(init: Callable) -> Callable:
 
 
 def _drop_leftovers_after(init: Callable) -> Callable:
-    """ADE20K takes every file of a folder for a picture."""
+    """Filter files, because ADE20K treats every file of a folder as an image."""
 
     @functools.wraps(init)
     def __init__(self: ADE20K, *args: object, **kwargs: object) -> None:

@@ -112,8 +112,8 @@ class LayeredQAT(SlimQAT):
                 yield single.weight
 
     def _analysis_model(self, model: nn.Layer, inputs: object | None) -> object:
-        """The traced graph, where constraints need it: without touching statistics, and leaving no
-        hooks behind when PaddleSlim's tracer does not understand the model."""
+        """Trace the graph if constraints need it. Statistics do not change, and no hooks stay if
+        PaddleSlim's tracer does not understand the model."""
         if not self._config.constraints:
             return None
         from paddleslim.core.graph_tracer import _remove_call_hook
@@ -141,7 +141,7 @@ class LayeredQAT(SlimQAT):
 
 
 def _names_of_shared(model: nn.Layer) -> list[list[str]]:
-    """Of each layer with a weight that is in several places, all of its paths."""
+    """Return all paths of each layer with a weight that is in several places."""
     places: dict[int, list[str]] = {}
     for path, parent in model.named_sublayers(include_self=True):
         for name, layer in parent._sub_layers.items():
@@ -151,7 +151,7 @@ def _names_of_shared(model: nn.Layer) -> list[list[str]]:
 
 
 def _check_shared(shared: list[list[str]], in_float: Sequence[str]) -> None:
-    """PaddleSlim replaces a layer in one of its places only."""
+    """Refuse layers in several places, because PaddleSlim replaces a layer in only one of them."""
     for names in shared:
         if 0 < len(set(names) & set(in_float)) < len(names):
             raise InputError(
@@ -165,9 +165,9 @@ def _has_quanter(layer: nn.Layer) -> bool:
 
 
 def _in_float(model: nn.Layer) -> Iterator[tuple[str, nn.Layer]]:
-    """Layers with a weight that has no quanter, and norms without statistics for each width."""
+    """Yield layers with a weight without a quanter, and norms without statistics per width."""
     for path, _, _, layer in walk_layers(model):
-        # nn.BatchNorm is Paddle's older one.
+        # nn.BatchNorm is Paddle's older class.
         norm = isinstance(layer, (find_private("_BatchNormBase"), nn.BatchNorm))
         weights = [p for p in layer._parameters.values() if p is not None and p.ndim > 1]
         ours = LayeredLayer | LayeredNorm | LayeredWeightQuanterLayer
@@ -247,7 +247,7 @@ def slim_quant_config(
         config.add_layer_config(layer, activation=activation, weight=weight)
         if path in ends and weight.kwargs["min_bits"] < MAX_BITS:
             logger.warning(
-                f"quantization: {path} reads the picture or gives the result; a rule under layers "
+                f"quantization: {path} reads the image or gives the result; a rule under layers "
                 "gives it another width than 8 bits"
             )
     for norm in NORMS:
@@ -256,7 +256,7 @@ def slim_quant_config(
 
 
 def _most_specific(layers: Mapping[str, Mapping], path: str, otherwise: dict) -> dict:
-    """The rule for a path; a pattern holds for a layer and for what is inside it."""
+    """Return the rule for a path; a pattern applies to a layer and to all layers inside it."""
     found = [p for p in layers if fnmatch.fnmatch(path, p) or fnmatch.fnmatch(path, f"{p}.*")]
     if not found:
         return otherwise
@@ -271,7 +271,8 @@ def _factories_of(
     steps: str,
     path: str,
 ) -> tuple[LayeredWeightQuanter, LayeredActivationQuanter | None] | None:
-    """Weight and activation quanter by a rule, or None for a layer that stays in float."""
+    """Make the quanters of weight and activation by a rule; None for a layer that stays in
+    float."""
     unknown = [key for key in rule if key not in _RULE_KEYS]
     switches = [rule[key] for key in ("activations", "float") if key in rule]
     unknown += [s for s in switches if not isinstance(s, bool) and s != MAX_BITS]

@@ -1,9 +1,9 @@
-"""Our reader of pictures in the frameworks' own data sets and transforms.
+"""Put our reader of images into the frameworks' own data sets and transforms.
 
 PaddleSeg and PaddleDetection call OpenCV and PIL by the names `cv2` and `Image` inside their
-modules. OpenCV fills what is cut off with grey and cuts 16 bits to 8, PIL fills it too once
-`ppdet.engine` is imported, and both say nothing. So these names get stand-ins in the modules that
-read, and `max_value` becomes an argument of the data sets.
+modules. OpenCV fills missing data with grey and reduces 16 bits to 8. PIL also fills missing data
+after `ppdet.engine` is imported. Both do this silently. So these names are replaced in the modules
+that read, and `max_value` becomes an argument of the data sets.
 """
 
 import functools
@@ -17,11 +17,11 @@ import numpy as np
 from ppvision.data.pictures import read_label, read_like_opencv
 from ppvision.errors import InputError, shorten
 
-MAX_VALUE = "max_value"  # of data sets: see `ppvision.data.pictures.read_picture`
+MAX_VALUE = "max_value"  # argument of data sets: see `ppvision.data.pictures.read_picture`
 
 
 class _StrictCv2:
-    """`cv2`, of which `imread` and `imdecode` are our reader."""
+    """`cv2` with our reader as `imread` and `imdecode`."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(cv2, name)
@@ -36,7 +36,7 @@ class _StrictCv2:
 
 
 class _StrictImage:
-    """`PIL.Image` as modules use it that read label maps alone: `np.asarray(Image.open(path))`."""
+    """`PIL.Image` for modules that only read label maps: `np.asarray(Image.open(path))`."""
 
     @staticmethod
     def open(path: str) -> np.ndarray:
@@ -44,8 +44,8 @@ class _StrictImage:
 
 
 def read_strictly(*modules: ModuleType, labels: bool = False) -> None:
-    """Let modules of a framework find our reader under the names of OpenCV and, for `labels`,
-    PIL; in these modules alone."""
+    """Let modules of a framework find our reader under the names of OpenCV and, for `labels`, of
+    PIL. Only these modules are affected."""
     for module in modules:
         if hasattr(module, "cv2"):
             module.cv2 = _StrictCv2()
@@ -57,8 +57,8 @@ def accept_max_value(dataset: type, keep: Callable[[object, int], None]) -> None
     """Give a class of data sets the argument `max_value`.
 
     Args:
-        dataset: the class; what it has inherited is left alone.
-        keep: is called with the new object and the value, where one is given.
+        dataset: the class; its inherited parts are not changed.
+        keep: function that is called with the new object and the value, if there is one.
     """
     build = vars(dataset).get("__init__")
     if build is None or getattr(build, "accepts_max_value", False):
@@ -81,7 +81,7 @@ def accept_max_value(dataset: type, keep: Callable[[object, int], None]) -> None
     added = inspect.Parameter(
         MAX_VALUE, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=int | None
     )
-    # The checks of configurations look arguments up here.
+    # The checks of configurations look up arguments here.
     __init__.__signature__ = signature.replace(parameters=[*parameters, added, *rest])
     __init__.accepts_max_value = True
     dataset.__init__ = __init__

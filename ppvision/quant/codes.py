@@ -2,18 +2,18 @@
 
 Source: "Vertical Layering of Quantized Neural Networks for Heterogeneous Inference", Wu, He, Tan,
 Qi, Huang, TPAMI 2023, arXiv 2212.05326: a weight is a group of bits, and each dropped bit is a
-layer to be added again. That a cascade of floors is what makes one bit a layer exact is derived;
-signed codes without a zero are our choice.
+layer that can be added again. We derived that a cascade of floors makes one bit per layer exact. We
+chose signed codes without a zero.
 
     q_8 = clip(floor(w / s_8), -128, 127)        codes at the highest width
     q_k = q_8 >> (8 - k)                         those of width k: the k first of their 8 bits
     w_k = s_k (q_k + 1/2),  s_k = s_8 2^(8 - k)  the middle of the cell that q_k stands for
 
-A step of 0 stands for weights that are all zero, and gives zeros back.
+A step of 0 represents weights that are all zero, and gives zeros.
 
-Bits are kept in planes. A plane holds one bit of every code, eight to a byte, the first code in the
-highest bit; the planes of a code come sign first. So the planes of a narrow code are the first ones
-of a wide one, and going one bit up adds one plane, whatever the widths.
+Bits are stored in planes. A plane contains one bit of every code, eight per byte, the first code in
+the highest bit. The plane of the sign is first. So the planes of a narrow code are the first planes
+of a wide one, and one more bit adds one plane, for all widths.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ import numpy as np
 from ppvision.errors import InputError, shorten
 
 MAX_BITS = 8
-FLOAT_BITS = 32  # what a model without quantisation is said to have
+FLOAT_BITS = 32  # the width of a model without quantisation
 
 
 def code_range(bits: int) -> tuple[int, int]:
-    """The lowest and highest code of a width: -2^(bits-1), 2^(bits-1) - 1."""
+    """Return the lowest and highest code of a width: -2^(bits-1), 2^(bits-1) - 1."""
     check_bits("bits", bits)
     return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
@@ -57,15 +57,15 @@ def quantize_codes(
     if not np.isfinite(weight).all():
         raise InputError("weight: expected finite numbers, got nan or infinity. Train them again.")
     step = _aligned_step(step, weight.shape, axis)
-    # A quotient is rounded, in float64 too, and may reach a border that the weight lies below of.
-    # `floor_divide` takes the exact remainder away first.
+    # A quotient is rounded, in float64 too, and may reach a border although the weight is below it.
+    # `floor_divide` subtracts the exact remainder first.
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         cells = np.floor_divide(weight.astype(np.float64), step)
     return np.where(step > 0, np.clip(cells, low, high), 0).astype(np.int8)
 
 
 def _aligned_step(step: np.ndarray | float, shape: tuple[int, ...], axis: int | None) -> np.ndarray:
-    """The steps in float64, shaped to be multiplied with an array of `shape`."""
+    """Return the steps in float64, in a shape that multiplies an array of `shape`."""
     step = np.asarray(step, np.float64)
     if axis is not None and not -len(shape) <= axis < len(shape):
         raise InputError(f"axis: expected one of the {len(shape)} of {list(shape)}, got {axis}.")
@@ -168,7 +168,7 @@ def join_planes(basic: np.ndarray, planes: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def count_plane_bytes(count: int) -> int:
-    """Bytes of one plane of `count` codes."""
+    """Return the number of bytes of one plane of `count` codes."""
     return -(-count // 8)
 
 
@@ -214,7 +214,7 @@ def unpack_codes(packed: np.ndarray, count: int) -> np.ndarray:
             f"{packed.shape[1]}."
         )
     codes = np.zeros(count, np.int8)
-    for number, plane in enumerate(packed):  # one after another: eight bytes a code are too many
+    for number, plane in enumerate(packed):  # one after another: eight bytes per code are too many
         bits = np.unpackbits(plane).view(np.int8)  # [8 * bytes]
         if bits[count:].any():
             raise InputError("packed: expected zeros after the last code, got others.")
@@ -242,10 +242,10 @@ def _check_narrower(bits: int, top_bits: int) -> None:
 
 
 def check_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The codes as int8.
+    """Return the codes as int8.
 
     Raises:
-        ValueError: not whole numbers, or outside the width.
+        ValueError: they are not whole numbers, or outside the width.
     """
     low, high = code_range(bits)
     codes = np.asarray(codes)

@@ -19,12 +19,12 @@ import numpy as np
 
 from ppvision.errors import InputError
 
-WEIGHT_LIMIT = 127  # the largest code of a weight; -128 is left out, so that signs are alike
-LAYERED_BITS = 7  # of a layered weight, at most, whose cell centres 8-bit integers can hold
-CODES = 256  # of an activation
+WEIGHT_LIMIT = 127  # the largest code of a weight; -128 is not used, so that both signs are equal
+LAYERED_BITS = 7  # the largest width of a layered weight whose cell centres fit 8-bit integers
+CODES = 256  # number of codes of an activation
 INT8_LOW = -128
 
-# Scales and steps that are tried, as fractions of the one that clips nothing.
+# Scales and steps that are tried, as fractions of the one without clipping.
 _FRACTIONS = np.linspace(0.5, 1.0, 26, dtype=np.float32)
 
 
@@ -34,7 +34,7 @@ class IntegerWeight:
 
     Attributes:
         codes: int8, of the weight's shape, -127 to 127.
-        scale: float32 `[channels]`: value of a code of 1; 0 for a channel of zeros.
+        scale: float32 `[channels]`: the value of code 1; 0 for a channel of zeros.
         axis: of the channels.
     """
 
@@ -43,13 +43,13 @@ class IntegerWeight:
     axis: int
 
     def dequantize(self) -> np.ndarray:
-        """float32, of the weight's shape."""
+        """Return the weight in float32, in its shape."""
         return self.codes * align(self.scale, self.codes.ndim, self.axis)
 
 
 @dataclass(frozen=True)
 class IntegerActivation:
-    """How the input of a layer is rounded to 256 codes: `step clip(round(x / step), low, high)`.
+    """The rounding of a layer's input to 256 codes: `step clip(round(x / step), low, high)`.
 
     Attributes:
         step: float32 above 0.
@@ -61,19 +61,20 @@ class IntegerActivation:
 
     @property
     def high(self) -> int:
-        """The highest code."""
+        """Return the highest code."""
         return self.low + CODES - 1
 
 
 def align(values: np.ndarray, ndim: int, axis: int) -> np.ndarray:
-    """`[channels]` with the axes of an array that has its channels on `axis`."""
+    """Reshape `[channels]` to the axes of an array with its channels on `axis`."""
     shape = [1] * ndim
     shape[axis] = -1
     return values.reshape(shape)
 
 
 def quantize_weight(weight: np.ndarray, axis: int) -> IntegerWeight:
-    """Round a weight to 8-bit integers, a scale per channel with the lowest squared error.
+    """Round a weight to 8-bit integers, with the scale per channel that has the lowest squared
+    error.
 
     Args:
         weight: finite floats of any shape.
@@ -92,9 +93,9 @@ def quantize_weight(weight: np.ndarray, axis: int) -> IntegerWeight:
     for place, fraction in enumerate(_FRACTIONS):
         scale = (unit * fraction)[:, None]
         codes = np.clip(np.rint(rows / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT)
-        # float64, since squares of large weights overflow in float32.
+        # float64, because squares of large weights overflow in float32.
         errors[place] = np.square(rows - codes * scale, dtype=np.float64).sum(axis=1)
-    # Of equal errors the scale that clips nothing.
+    # For equal errors, the scale without clipping.
     best = len(_FRACTIONS) - 1 - errors[::-1].argmin(axis=0)
     scale = np.where(whole > 0, unit * _FRACTIONS[best], 0).astype(np.float32)
     divisor = align(np.where(scale > 0, scale, 1), weight.ndim, axis)

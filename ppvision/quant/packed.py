@@ -1,13 +1,13 @@
-"""Layers that hold packed codes: the model at one width, ready to export.
+"""Layers with packed codes: the model at one width, for export.
 
-In an exported graph the codes are bytes, unpacked by a handful of operations that Paddle Inference
-folds into a float weight once, when it loads. A shared table tells the eight bits of a byte in each
-plane, with what they are worth:
+In an exported graph the codes are bytes. A few operations unpack them, and Paddle Inference folds
+these operations into a float weight once, when it loads the graph. A shared table has the values of
+the eight bits of a byte in each plane:
 
     w = step (sum over planes p of table[256 p + byte] + 1/2)
 
-Source: layered codes, see `ppvision.quant.codes`; unpacking by a table is our choice: shifts and
-masks of integers are several times slower to fold.
+Source: layered codes, see `ppvision.quant.codes`. We chose unpacking by a table: folding shifts and
+    masks of integers is several times slower.
 """
 
 import copy
@@ -51,14 +51,14 @@ from ppvision.quant.train.quanters import (
 
 
 class _Tables:
-    """What the layers of a model share in a graph."""
+    """Tables that the layers of a model share in a graph."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, bits: int) -> tuple[Tensor, Tensor]:
-        """int8 `[256 * bits, 8]`, what each bit of a byte is worth in each plane; and int32
-        `[bits, 1]`, where each plane begins in it."""
+        """Make int8 `[256 * bits, 8]`, the value of each bit of a byte in each plane; and int32
+        `[bits, 1]`, the start of each plane in it."""
         if bits not in self._known:
             byte = np.arange(256, dtype=np.uint8)[:, None]  # [256, 1]
             ones = np.unpackbits(byte, axis=1).astype(np.int64)  # [256, 8]
@@ -74,17 +74,18 @@ _PACKED_NAMES = ("unpacked", "packed", "codes", "cell", "table", "starts")
 
 
 class PackedLayer:
-    """The part of a packed layer that is the same for all; comes before the class that it changes.
+    """The common part of packed layers; it comes before the class that it changes.
 
     Args:
-        layer: to be replaced, in float or with quanters.
-        weight: at its width.
-        activation: how its input is rounded, or None.
-        tables: shared by the layers of a model; None puts the float weight into a graph, not codes.
+        layer: the layer to replace, in float or with quanters.
+        weight: the weight at its width.
+        activation: the rounding of its input, or None.
+        tables: tables that the layers of a model share; None: a graph gets the float weight, not
+            codes.
 
     Attributes:
-        model_bits: width of the model that the layer is in, 32 where a graph gets float weights.
-        axis: of the weight's channels.
+        model_bits: width of the layer's model; 32 if a graph gets float weights.
+        axis: axis of the weight's channels.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class PackedLayer:
             self._hold(weight, tables)
 
     def _hold(self, weight: LayeredWeight, tables: _Tables) -> None:
-        """Keep what a graph makes the weight of."""
+        """Store the tensors from which a graph computes the weight."""
         table, starts = tables.of(weight.held_bits)
         cell = align(weight.cell(), len(self._shape), self.axis)
         self.register_buffer("packed", paddle.to_tensor(weight.pack()))
@@ -118,7 +119,7 @@ class PackedLayer:
 
     @property
     def kind(self) -> type[nn.Layer]:
-        """The class of the float layer."""
+        """Return the class of the float layer."""
         return type(self).__bases__[1]
 
     @property
@@ -128,7 +129,7 @@ class PackedLayer:
         return (self._codes_in_graph() + 0.5) * self.cell
 
     def in_float(self) -> nn.Layer:
-        """The float layer with the same weight, without rounding."""
+        """Return the float layer with the same weight, without rounding."""
         layer = object.__new__(self.kind)
         nn.Layer.__init__(layer)
         become(layer, self)
@@ -138,13 +139,13 @@ class PackedLayer:
         return layer
 
     def integer_weight(self) -> tuple[Tensor, Tensor]:
-        """In a graph: int8 codes of the weight's shape, and what a code of 1 stands for, float32
+        """In a graph, return int8 codes of the weight's shape, and the value of code 1: float32
         with as many axes, channels on `axis`."""
         codes = 2.0 * self._codes_in_graph() + 1.0  # cell centres at half the scale
         return codes.astype("int8"), 0.5 * self.cell
 
     def _codes_in_graph(self) -> Tensor:
-        """Float codes of the weight's shape, unpacked by operations of a graph."""
+        """Return float codes of the weight's shape, unpacked by operations of a graph."""
         bytes_ = self.packed.astype("int32") + self.starts  # [bits, bytes]
         worth = F.embedding(bytes_, self.table.astype("float32"))  # [bits, bytes, 8]
         codes = worth.sum(axis=0)  # [bytes, 8]
@@ -153,7 +154,7 @@ class PackedLayer:
             codes = codes.reshape([-1])[:count]
         return codes.reshape(self._shape)
 
-    @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
+    @paddle.jit.not_to_static  # it would replace `super()` by that of the object's own class
     def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
         if self.activation is not None:
             x = self.activation(x)
@@ -180,7 +181,7 @@ class IntegerLayer(PackedLayer):
 
 @functools.cache
 def _packed(kind: type[nn.Layer], form: type[PackedLayer] = PackedLayer) -> type[nn.Layer]:
-    """The packed form of a float layer's class, or of the class of the layered one in its place."""
+    """Return the packed form of the class of a float layer or of its layered replacement."""
     if issubclass(kind, LayeredLayer):
         order = kind.__mro__
         kind = order[order.index(LayeredLayer) + 1]
@@ -192,11 +193,11 @@ _FLOAT_NORMS = {layered: kind for kind, layered in NORMS.items()}
 
 
 class FixedActivation(nn.Layer):
-    """Rounds to the codes of one width; the form of `LayeredActivationQuanter` for export.
+    """Rounds to the codes of one width: the form of `LayeredActivationQuanter` for export.
 
     Args:
         activation: steps and widths.
-        bits: of the model.
+        bits: width of the model.
     """
 
     def __init__(self, activation: LayeredActivation, bits: int) -> None:
@@ -210,23 +211,23 @@ class FixedActivation(nn.Layer):
 
 
 class IntegerRounding(nn.Layer):
-    """Rounds to 256 codes; holds what a graph in integers wants stored.
+    """Rounds to 256 codes, and contains the stored tensors of a graph in integers.
 
     Args:
         activation: step and lowest code.
-        clip: the lowest and highest code that count, for fewer than 8 bits. Default None: all 256.
+        clip: lowest and highest valid code, for fewer than 8 bits. Default None: all 256.
 
     Attributes:
-        scale: `[1]`, 127 steps: the magnitude that `quantize_linear` asks for.
+        scale: `[1]`, 127 steps: the magnitude for `quantize_linear`.
         zero: `[1]`, the code of 0 as an 8-bit integer (the zero point).
         low, high: the lowest and highest code as 8-bit integers.
-        limits: what they stand for, where fewer than 256 codes count; None: all do.
+        limits: the values of `clip` if fewer than 256 codes are valid; None: all are.
     """
 
     def __init__(self, activation: IntegerActivation, clip: tuple[int, int] | None = None) -> None:
         super().__init__()
         low, high = clip or (activation.low, activation.high)
-        zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes that of int8
+        zero = INT8_LOW - activation.low  # the lowest of the 256 codes becomes the lowest of int8
         step = activation.step
         self.low, self.high = low + zero, high + zero
         self.limits = None if high - low == CODES - 1 else (low * step, high * step)
@@ -251,20 +252,21 @@ def pack_model(
     """Put a width's weights into a model, in place.
 
     Args:
-        model: in float or with quanters, of the architecture that the state comes from.
-        state: of the model.
+        model: a model in float or with quanters, of the same architecture as the state.
+        state: state of the model.
         bits: width.
-        codes: whether a graph traced from it holds packed codes (default), or float weights of the
-            same values.
-        integers: whether products can run in integers: activations round to codes of 8 bits, and
-            weights have at most 7 (`ppvision.quant.integers`).
+        codes: whether a graph traced from it contains packed codes (default), or float weights with
+            the same values.
+        integers: whether products can run in integers: activations are rounded to 8-bit codes, and
+            weights have at most 7 bits (`ppvision.quant.integers`).
 
     Returns:
-        The model, in evaluation mode. Its float tensors are the state's as well.
+        The model, in evaluation mode. Its float tensors are those of the state too.
 
     Raises:
-        ValueError: a width that is not there; a layer or tensor that the model has not, or that has
-            another type or shape; `integers` of a state without activations.
+        ValueError: the state does not have the width; the model does not have a layer or tensor, or
+            has it with another type or shape; or `integers` is used for a state without
+            activations.
     """
     state.check_bits(bits)
     if integers and not state.activations:
@@ -280,7 +282,7 @@ def pack_model(
             weight, activation = waiting.pop(path).at(bits), activations.pop(path, None)
             if isinstance(activation, IntegerRounding):
                 weight = weight.at_width(min(weight.held_bits, LAYERED_BITS))
-            if isinstance(layer, PackedLayer):  # under another path as well
+            if isinstance(layer, PackedLayer):  # already packed under another path
                 continue
             own = layer._parameters.get("weight")
             if own is None or list(own.shape) != list(weight.codes.shape):
@@ -308,11 +310,11 @@ def pack_model(
 def _roundings(
     activations: Mapping[str, LayeredActivation], bits: int, integers: bool
 ) -> dict[str, nn.Layer]:
-    """How the inputs of layers are rounded at a width, by the layers' paths.
+    """Return the rounding of the layers' inputs at a width, by path.
 
-    Inputs that get the same codes share one rounding. So layers that read the same map can round it
-    once (`ppvision.forms.tokens`), and the graph that does has the same stored tensors as one that
-    does not.
+    Inputs with the same codes share one rounding. So layers that read the same map can round it
+    once (`ppvision.forms.tokens`), and a graph with shared rounding has the same stored tensors as
+    one without.
     """
     make = _integer_rounding if integers else FixedActivation
     made: dict[tuple[float, int, bool], nn.Layer] = {}
@@ -326,8 +328,8 @@ def _roundings(
 
 
 def _integer_rounding(activation: LayeredActivation, bits: int) -> IntegerRounding:
-    """`FixedActivation`, to codes of 8 bits whatever its width: the steps are the same, and codes
-    that the width does not have are clipped off."""
+    """Make a `FixedActivation` with 8-bit codes for any width: the steps are the same, and codes
+    that the width does not have are clipped."""
     step, width = activation.at(bits)
     low, high = rounding_range(width, activation.signed)
     window = IntegerActivation(step, INT8_LOW if activation.signed else 0)
@@ -339,18 +341,18 @@ def copy_with_integers(
     weights: Mapping[str, IntegerWeight],
     activations: Mapping[str, IntegerActivation],
 ) -> nn.Layer:
-    """A copy of a float model whose layers multiply 8-bit integers.
+    """Copy a float model so that its layers multiply 8-bit integers.
 
     Args:
-        model: in float.
-        weights: by the path of their layer.
-        activations: of the layers' inputs, by the same paths.
+        model: a model in float.
+        weights: weights by the path of their layer.
+        activations: roundings of the layers' inputs, by the same paths.
 
     Returns:
         The copy, in evaluation mode.
     """
     copied, tables = copy.deepcopy(model), _Tables()
-    # As in `_roundings`: layers that read the same map have the same codes.
+    # As in `_roundings`: layers that read the same map share the codes.
     roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
     for path, parent, name, layer in walk_layers(copied):
         if path in weights and not isinstance(layer, PackedLayer):
@@ -363,13 +365,14 @@ def copy_with_integers(
 
 
 def find_packed_bits(model: nn.Layer) -> int:
-    """The width of the codes in a model (its layers may have others by rules); 32 without any."""
+    """Return the width of the codes in a model (rules may give layers other widths); 32 without
+    codes."""
     packed = (layer for layer in model.sublayers() if isinstance(layer, PackedLayer))
     return next((layer.model_bits for layer in packed), FLOAT_BITS)
 
 
 def copy_packed(model: nn.Layer, bits: int) -> nn.Layer:
-    """`pack_model` of a copy of a model with quanters."""
+    """Apply `pack_model` to a copy of a model with quanters."""
     widths = {
         k for layer in model.sublayers() if isinstance(layer, LayeredNorm) for k in layer.trained
     }
@@ -381,7 +384,7 @@ def copy_packed(model: nn.Layer, bits: int) -> nn.Layer:
 
 
 def _plain_norm(layer: LayeredNorm) -> nn.Layer:
-    """The BatchNorm that a layered one replaced."""
+    """Return the BatchNorm that a layered one replaced."""
     norm = object.__new__(_FLOAT_NORMS[type(layer)])
     nn.Layer.__init__(norm)
     become(norm, layer)
@@ -390,7 +393,7 @@ def _plain_norm(layer: LayeredNorm) -> nn.Layer:
 
 
 def _assign(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
-    """Float tensors into a packed model; every one of them, and no other."""
+    """Put float tensors into a packed model: all of them, and no others."""
     own = {k: v for k, v in model.state_dict().items() if not _is_packed(model, k)}
     wrong = [k for k in own.keys() | arrays.keys() if k not in own or k not in arrays]
     wrong += [k for k in own.keys() & arrays.keys() if list(own[k].shape) != list(arrays[k].shape)]
@@ -404,7 +407,7 @@ def _assign(model: nn.Layer, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _is_packed(model: nn.Layer, name: str) -> bool:
-    """Whether a tensor belongs to unpacking."""
+    """Whether a tensor belongs to the unpacking of codes."""
     path, _, last = name.rpartition(".")
     layer = model
     for part in path.split(".") if path else []:

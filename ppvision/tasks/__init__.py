@@ -18,8 +18,8 @@ from ppvision.tasks.job import Job, apply_overrides
 from ppvision.tasks.multibit.job import MultiBitJob
 from ppvision.tasks.multibit.slim_config import read_slim_config
 
-# Where the class of each task is. Only that of the config is imported: PaddleSeg and
-# PaddleDetection may not be installed.
+# The place of the class of each task. Only the class for the config is imported, because PaddleSeg
+# and PaddleDetection may not be installed.
 JOBS = {
     "classification": "ppvision.tasks.classification.job:Classification",
     "segmentation": "ppvision.tasks.segmentation.job:Segmentation",
@@ -40,17 +40,17 @@ def open_job(
     Args:
         config_path: YAML, or the name of a packaged config (`ppvision configs`).
         options: `--opts` entries, `a.b=value`.
-        slim_config: a file that says how to quantise (`ppvision.tasks.multibit.slim_config`); its
-            keys go instead of the config's own `slim_config`.
-        allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
-            components where the config gives an address.
+        slim_config: a file that describes the quantisation (`ppvision.tasks.multibit.slim_config`);
+            its keys replace the config's own `slim_config`.
+        allow_download: download `pretrained` weights of PaddleSeg's and PaddleDetection's
+            components if the config gives a URL.
         **overrides: `batch_size, iters, epochs, learning_rate`; None keeps the config's.
 
     Returns:
-        The task's job; with a `slim_config` a `MultiBitJob` around it.
+        The job of the task; with a `slim_config`, a `MultiBitJob` around it.
 
     Raises:
-        ConfigError: a config that does not read, or that names something unknown.
+        ConfigError: the config cannot be read, or names something unknown.
         MissingPackageError: the package that the task needs is not installed.
     """
     config_path = find_config(config_path)

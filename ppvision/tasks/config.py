@@ -1,4 +1,4 @@
-"""Reading configurations: safely, and stopping at the first wrong name."""
+"""Read configurations safely, and stop at the first wrong name."""
 
 import contextlib
 import importlib
@@ -16,7 +16,7 @@ from ppvision.errors import ConfigError, DataError, shorten, shorten_text, sugge
 from ppvision.safe_yaml import MAX_BYTES, Located, find_tagged, load_yaml
 from ppvision.schema import Check, Place, SchemaError, build, collect_checks
 
-_MAX_FILES = 100  # of one config: files of `_base_` that name each other can multiply
+_MAX_FILES = 100  # files per config, because files of `_base_` can name each other
 
 ENGINE_CHECKS = collect_checks(TrainOptions)
 
@@ -24,20 +24,20 @@ T = TypeVar("T")
 
 
 def read_yaml(path: str | Path) -> Located:
-    """Read one YAML file and the files of its `_base_` (in PaddleDetection `_BASE_`), safely.
+    """Read one YAML file and the files of its `_base_` (in PaddleDetection `_BASE_`) safely.
 
     Returns:
         The merged content; every mapping knows the file and line of its keys.
 
     Raises:
-        ConfigError: no such file, not YAML, a tag that is not safe, a key that is written twice,
-            not a mapping, or a `_base_` that leads back to itself.
+        ConfigError: the file does not exist, is not YAML or not a mapping, has an unsafe tag or a
+            key twice, or its `_base_` leads back to itself.
     """
     return _read(Path(path), (), [])
 
 
 def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
-    """One file on its bases; `chain` led to it, `read` are all files so far."""
+    """Merge one file with its bases; `chain` led to it, `read` are all files so far."""
     shown = path
     if "\0" in str(path):
         raise ConfigError(f"config: expected a path, got a null byte in {shorten(str(path))}.")
@@ -70,14 +70,14 @@ def _read(path: Path, chain: tuple[Path, ...], read: list[Path]) -> Located:
     merged = Located({}, {})
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(shown.parent / base, (*chain, path), read))
-    return merge(merged, cast(Located, content))  # as `load_yaml` makes every mapping
+    return merge(merged, cast(Located, content))  # `load_yaml` makes every mapping of this type
 
 
 def _is_file(path: Path) -> bool:
-    """Whether a file is there; a name that the system cannot ask for has none."""
+    """Whether a file exists; a name that the system cannot look up has no file."""
     try:
         return path.is_file()
-    except OSError:  # a part of more than 255 bytes, no rights to a folder
+    except OSError:  # for example a part of more than 255 bytes, or no rights to a folder
         return False
 
 
@@ -89,8 +89,8 @@ def _is_folder(path: Path) -> bool:
 
 
 def merge(base: Located, over: Located) -> Located:
-    """`over` laid upon `base`, key by key; `_inherited_: False` in a mapping, or a tag, replaces it
-    whole."""
+    """Merge `over` into `base`, key by key; `_inherited_: False` in a mapping, or a tag, replaces
+    the whole mapping."""
     over = Located(over, over.where)
     if not over.pop("_inherited_", True):
         return over
@@ -102,10 +102,10 @@ def merge(base: Located, over: Located) -> Located:
 
 
 def apply_options(config: dict, options: list[str]) -> None:
-    """Apply `--opts a.b=value`, in place. Values are YAML; list entries go by number.
+    """Apply `--opts a.b=value` in place. Values are YAML; entries of lists have numbers.
 
     Raises:
-        ConfigError: not `key=value`, or a path that leads nowhere.
+        ConfigError: an option is not `key=value`, or its path does not exist.
     """
     for option in options:
         path, separator, text = option.partition("=")
@@ -119,7 +119,7 @@ def apply_options(config: dict, options: list[str]) -> None:
             ) from error
         *parents, last = path.split(".")
         node: Any = config
-        if parents and parents[0] not in config:  # a part that was left out; its keys are checked
+        if parents and parents[0] not in config:  # an omitted part; its keys are checked
             config[parents[0]] = Located({}, {})
             if isinstance(config, Located):
                 config.where[parents[0]] = f"--opts {shorten_text(option, 80)}"
@@ -152,21 +152,21 @@ def _child(node: Any, key: str, path: str) -> Any:
 
 
 def place_of(node: dict, key: object) -> str:
-    """Where a key was written, ` (file:line)`; empty where that is not known."""
+    """Return the place of a key, ` (file:line)`; empty if it is not known."""
     return node.place(key) if isinstance(node, Located) else ""
 
 
 def build_config(kind: type[T], content: object, where: str = "", line: str = "") -> T:
-    """A part of a config as the dataclass that says what it may be.
+    """Build the dataclass of a part of a config.
 
     Args:
         kind: the dataclass (`ppvision.schema`).
         content: the part.
         where: its path in the config, for messages; empty for the top.
-        line: `file:line` of the part, or empty.
+        line: `file:line` of the part; may be empty.
 
     Raises:
-        ConfigError: a key, type or value that it does not take, with its place.
+        ConfigError: a key, type or value is not valid; the message has its place.
     """
     with _config_errors():
         return build(kind, content, where, line)
@@ -187,13 +187,13 @@ def check_keys(config: dict, known: Iterable[str], where: str = "") -> None:
 def check_number(
     config: dict, key: str, where: str = "", *, low: float, whole: bool = False
 ) -> None:
-    """Raise `ConfigError` for a value that is there and is no number of at least `low`."""
+    """Raise `ConfigError` if a value exists and is not a number of at least `low`."""
     check = schema.whole(int(low)) if whole else schema.number(low)
     _check_entry(check, config, key, where)
 
 
 def check_engine_keys(config: dict) -> None:
-    """Raise `ConfigError` for what the engine reads, where it has another type or range."""
+    """Raise `ConfigError` for a key of the engine with another type or range."""
     for key in ("iters", "batch_size", "accumulate", "seed", "ema_decay", "clip_norm"):
         _check_entry(ENGINE_CHECKS[key], config, key)
 
@@ -214,10 +214,10 @@ def _config_errors() -> Iterator[None]:
 
 
 def find_task(config: dict, known: Collection[str]) -> str:
-    """The config's task; `segmentation` when it names none, as PaddleSeg's own configs.
+    """Return the config's task; `segmentation` if it names none, as in PaddleSeg's own configs.
 
     Args:
-        config: at its top.
+        config: the top level of the config.
         known: names of tasks.
 
     Raises:
@@ -233,7 +233,7 @@ def find_task(config: dict, known: Collection[str]) -> str:
 
 
 def check_untagged(node: object) -> None:
-    """Raise `ConfigError` for a tag, which only PaddleDetection's configs have."""
+    """Raise `ConfigError` for a tag, because only PaddleDetection's configs have tags."""
     tagged = find_tagged(node)
     if tagged is not None:
         raise ConfigError(
@@ -243,10 +243,10 @@ def check_untagged(node: object) -> None:
 
 
 def import_modules(names: str | list[str]) -> None:
-    """Import the modules of a config's `imports`, which register components of their own.
+    """Import the modules of a config's `imports`, which register their own components.
 
     Raises:
-        ConfigError: one that does not import.
+        ConfigError: a module does not import.
     """
     if not isinstance(names, str | list) or not all(isinstance(name, str) for name in names):
         raise ConfigError(
@@ -255,7 +255,7 @@ def import_modules(names: str | list[str]) -> None:
     for name in [names] if isinstance(names, str) else names:
         try:
             importlib.import_module(name)
-        except Exception as error:  # a module of the user's can raise anything
+        except Exception as error:  # a module of the user may raise anything
             raise ConfigError(
                 f"config: imports: {shorten(name)} does not import ({type(error).__name__}: "
                 f"{shorten_text(str(error))}). Put its folder on PYTHONPATH."
@@ -292,8 +292,8 @@ def check_components(node: object, known: Mapping[str, object], where: str = "")
 
 
 def check_texts(component: Callable, options: dict, where: str) -> None:
-    """Raise `ConfigError` for text where a component's default is a number, such as a momentum of
-    `0,9`: Paddle's optimizers find it in their first step."""
+    """Raise `ConfigError` for text if a component's default is a number, such as a momentum of
+    `0,9`: Paddle's optimizers would fail only in their first step."""
     for name, parameter in inspect.signature(component).parameters.items():
         default, value = parameter.default, options.get(name)
         number = isinstance(default, int | float) and not isinstance(default, bool)
@@ -317,7 +317,7 @@ def _check_arguments(component: Any, node: dict, where: str) -> None:
                 )
     check_texts(component, node, where)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return  # passes on what it does not name itself
+        return  # it passes on arguments that it does not name
     names = [p.name for p in parameters]
     for key in node:
         if key != "type" and key not in names:

@@ -1,4 +1,5 @@
-"""`export --int8`: a float model whose deployed graph multiplies integers, and what that costs."""
+"""`export --int8`: export a float model with integer products, and measure the effect on the
+score."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +27,13 @@ def export_integers(
     """Export a model in float with 8-bit weights and activations.
 
     Args:
-        job: of the model.
+        job: job of the model.
         model_path: weights in float.
-        folder: of the export.
-        calibration: a folder or a list file of pictures; None for the config's training set.
-        rule: of the steps of activations; None for the default.
-        keep_float: layers that stay in float: paths, and how many more, those that lose most.
+        folder: folder of the export.
+        calibration: a folder or a list file of images; None for the config's training set.
+        rule: rule for the steps of activations; None for the default.
+        keep_float: layers that stay in float: paths, and the number of further layers (those that
+            lose most).
         evaluate: whether to score float and integers on the val split, and to write both scores
             into `deploy.yaml`.
         input_shape, output_op, model_format, paddlex_name: see `export_model`.
@@ -60,7 +62,7 @@ def export_integers(
     checked = read_manifest(Path(folder)).int8
     runs = checked is not None and checked.engine is not None
     if evaluate and runs:
-        # "int8", not "auto": what integers cost is to be known on every machine.
+        # "int8", not "auto", so that every machine measures the effect of integers.
         scores = [job.evaluate(model), job.evaluate_exported(folder, precision="int8")]
         (tag, as_float), *_ = scores[0].by_tag().items()
         record_scores(Path(folder), tag.rsplit("/", 1)[-1], scores[1].by_tag()[tag], as_float)
@@ -70,8 +72,8 @@ def export_integers(
 def _rows(folder: Path, float_bytes: int) -> list[dict[str, object]]:
     manifest = read_manifest(folder)
     checked = manifest.int8
-    assert checked is not None  # of an export in integers
-    weights = manifest.weights or manifest.program  # ONNX keeps both in one file
+    assert checked is not None  # because the export is in integers
+    weights = manifest.weights or manifest.program  # ONNX has both in one file
     rows: list[dict[str, object]] = [
         {"arithmetic": "float32", "weights_bytes": float_bytes},
         {"arithmetic": "int8", "weights_bytes": manifest.files[weights].bytes},

@@ -1,11 +1,11 @@
-"""The contract of a configured job: what a task says of itself, and what all tasks share.
+"""The contract of a configured job: the interface of a task, and the code that all tasks share.
 
 A task (`segmentation/`, `classification/`, `detection/`) is a subclass of `Job`, in float and
-without widths. `multibit.job.MultiBitJob` wraps one whose config has a `slim_config`. The verbs of
-the command line, `tasks.training` and `multibit` know a job by this contract alone.
+without widths. `multibit.job.MultiBitJob` wraps a job whose config has a `slim_config`. The verbs
+of the command line, `tasks.training` and `multibit` use only this contract.
 
-A part is built at its first use. The order of first uses has no effect on what is built: a part
-depends on the config and on the parts that its definition names, never on which of them exist.
+A part is built at its first use. The order of first uses has no effect on the result: a part
+depends only on the config and on the parts that its definition names.
 """
 
 import copy
@@ -45,33 +45,33 @@ logger = logging.getLogger("ppvision")
 
 
 class Scores(Protocol):
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     def by_tag(self) -> dict[str, float]:
-        """`Evaluate/mIoU`, ...; the first decides which model is the best."""
+        """Return `Evaluate/mIoU`, ...; the first score decides which model is the best."""
 
     def table(self, names: list[str]) -> str:
-        """The scores as text; `names` of the classes, or empty for numbers."""
+        """Format the scores as text; `names` are those of the classes, or empty for numbers."""
 
 
 class Job(ABC):
     """One configured job.
 
     Args:
-        name: of the config.
-        allow_download: fetch the `pretrained` weights of PaddleSeg's and PaddleDetection's
-            components where the config gives an address. Default no.
+        name: name of the config.
+        allow_download: download `pretrained` weights of PaddleSeg's and PaddleDetection's
+            components if the config gives a URL. Default no.
 
     Attributes:
-        name, allow_download: the same.
-        content: the resolved config, plain, as a run folder's config.yml keeps it.
-        task: its name in a config's `task`.
+        name, allow_download: the arguments.
+        content: the resolved config in plain values, as in a run folder's config.yml.
+        task: name of the task in a config's `task`.
         takes_tags: whether its configs may have YAML tags (`!COCODataSet`).
         override_keys: the config's key (`a.b`) of each override that has one: `batch_size`,
             `learning_rate`, `iters`, `epochs`; see `apply_overrides`.
-        evaluation_options: names of what `evaluate` and `evaluate_exported` take beyond the model.
-        score_tags: of an evaluation; the first decides the best model.
-        has_logits: whether a forward pass gives logits, which distillation compares.
+        evaluation_options: names of further arguments of `evaluate` and `evaluate_exported`.
+        score_tags: tags of an evaluation; the first decides the best model.
+        has_logits: whether a forward pass returns logits, which distillation needs.
     """
 
     task: ClassVar[str]
@@ -80,7 +80,7 @@ class Job(ABC):
     evaluation_options: Sequence[str] = ()
     has_logits: bool = True
 
-    if TYPE_CHECKING:  # an attribute or a property, as a task needs
+    if TYPE_CHECKING:  # a task has an attribute or a property
 
         @property
         def content(self) -> dict: ...
@@ -97,26 +97,28 @@ class Job(ABC):
     @property
     @abstractmethod
     def batch_size(self) -> int:
-        """Samples per batch and process."""
+        """Return the number of samples per batch and process."""
 
     @property
     @abstractmethod
     def iters(self) -> int:
-        """Optimiser steps. Where the config counts epochs, the training set is opened."""
+        """Return the number of optimiser steps. If the config counts epochs, the training set is
+        opened."""
 
     @property
     @abstractmethod
     def class_names(self) -> list[str]:
-        """One for each class; empty where the data set is not on disk or does not name them."""
+        """Return one name per class; empty if the data set is not on disk or has no names."""
 
     @property
     @abstractmethod
     def max_value(self) -> int | None:
-        """White in pictures of more than 8 bits per channel; see `read_picture`. None: 8 bits."""
+        """Return the value of white in images of more than 8 bits per channel; see `read_picture`.
+        None: 8 bits."""
 
     @property
     def architecture(self) -> dict[str, object]:
-        """What a layered model says of what it is: task, model, transforms and classes, no
+        """Return the description of a layered model: task, model, transforms and classes, without
         paths."""
         return {
             "task": self.task,
@@ -130,125 +132,127 @@ class Job(ABC):
     @property
     @abstractmethod
     def float_model(self) -> nn.Layer:
-        """The configured model in float; the same object at every call.
+        """Return the configured model in float; the same object at every call.
 
-        Its first weights come from Paddle's random generator at the first call.
+        Its initial weights come from Paddle's random generator at the first call.
         """
 
     @property
     def model(self) -> nn.Layer:
-        """What is trained; the same object at every call. In float: `float_model`."""
+        """Return the trained model; the same object at every call. In float: `float_model`."""
         return self.float_model
 
     @property
     @abstractmethod
     def example(self) -> Tensor | dict[str, Tensor]:
-        """A picture `[1, C, H, W]` as the model takes it, to see which layers run."""
+        """Return an image `[1, C, H, W]` for the model, which shows which layers run."""
 
     @property
     def result_layers(self) -> Sequence[str] | None:
-        """Paths of the layers that give the result. None (default): those that have as many
+        """Return paths of the layers that give the result. None (default): layers with as many
         channels as the model's outputs."""
         return None
 
     @property
     def constant_layers(self) -> Sequence[str]:
-        """Paths of layers whose weights are constants of the architecture. Default: none."""
+        """Return paths of layers whose weights are constants of the architecture. Default: none."""
         return ()
 
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
-        """Weights under the float model's names, and the layers that they have nothing for.
-        Training may start without these."""
+        """Return weights with the float model's names, and the layers without weights. Training may
+        start without these."""
         return arrays, []
 
     def structure(self) -> nn.Layer:
-        """A copy of the float model for `pack_model`: its layers, whatever their weights."""
+        """Return a copy of the float model for `pack_model`: its layers with any weights."""
         return copy.deepcopy(self.float_model)
 
     # -- train ---------------------------------------------------------------------------------
 
     @abstractmethod
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Look at every sample of `train_dataset` / `val_dataset`, the names in `parts`; says what
-        is in each.
+        """Check every sample of `train_dataset` / `val_dataset`, the names in `parts`; return their
+        contents.
 
         Raises:
-            DataError: one report of everything that is wrong.
-            ConfigError: a part that the config does not have.
+            DataError: one report of all problems.
+            ConfigError: the config does not have the part.
         """
 
     @property
     @abstractmethod
     def train_dataset(self) -> paddle.io.Dataset:
-        """Training samples; the same object at every call."""
+        """Return the training samples; the same object at every call."""
 
     @property
     @abstractmethod
     def batched(self) -> Callable[[list], object]:
-        """Puts the samples of a batch together."""
+        """Collate the samples of a batch."""
 
     @abstractmethod
     def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
-        """The config's optimiser and schedule over the parameters of `model`, which has the layers
-        of `float_model`."""
+        """Make the config's optimiser and schedule for the parameters of `model`, which has the
+        layers of `float_model`."""
 
     @cached_property
     def optimizer(self) -> paddle.optimizer.Optimizer:
-        """`make_optimizer` of `model`."""
+        """Return `make_optimizer` for `model`."""
         return self.make_optimizer(self.model)
 
     @abstractmethod
     def forward(self, network: nn.Layer, batch: Any) -> Any:
-        """One forward pass over what `batched` made, as tensors.
+        """Run one forward pass on a batch of `batched`, as tensors.
 
         Args:
             network: `model`, also inside `paddle.DataParallel`.
-            batch: of the pass.
+            batch: batch of the pass.
 
         Returns:
-            Logits `[B, K, ...]`, or a list of them whose first is what `predict` takes. Without
-            `has_logits`, anything that `losses_of` takes.
+            Logits `[B, K, ...]`, or a list of them; `predict` uses the first. Without `has_logits`,
+            any input of `losses_of`.
         """
 
     @abstractmethod
     def losses_of(self, model: nn.Layer, outputs: Any, batch: Any) -> list[Tensor]:
-        """The losses of a forward pass; their sum counts.
+        """Return the losses of a forward pass; their sum is minimised.
 
         Args:
-            model: with the layers of `float_model`; it may compute losses itself.
-            outputs: of `forward`.
-            batch: of the same pass.
+            model: a model with the layers of `float_model`; it may compute losses itself.
+            outputs: the result of `forward`.
+            batch: batch of the same pass.
         """
 
     def losses(self, network: nn.Layer, batch: Any) -> list[Tensor]:
-        """The losses of one forward pass; their sum counts. Arguments as of `forward`."""
+        """Return the losses of one forward pass; their sum is minimised. Arguments as in
+        `forward`."""
         outputs = self.forward(network, batch)
         return self.losses_of(unwrap_parallel(network), outputs, batch)
 
     def make_passes(self) -> ForwardPass | dict[str, ForwardPass]:
-        """The forward passes of a training step; see `engine.trainer.Trainer`. In float: one."""
+        """Return the forward passes of a training step; see `engine.trainer.Trainer`. In float:
+        one."""
         return self.losses
 
     def begin_step(self, seed: int, step: int) -> None:  # noqa: B027  (nothing in float)
         """Called before each training step, with the run's seed and the step from 1."""
 
     def prepare_training(self) -> None:  # noqa: B027  (most tasks need nothing)
-        """What the data need once before the first step, such as a teacher's answers. Called on
-        every rank, after all that can refuse."""
+        """Prepare the data once before the first step, for example with a teacher's answers. It is
+        called on every rank, after all checks."""
 
     # -- evaluate ------------------------------------------------------------------------------
 
     @abstractmethod
     def evaluate(self, model: nn.Layer, *, num_workers: int = 0) -> Scores:
-        """Score a model on the val split, on every rank at once.
+        """Score a model on the val split; every rank calls it.
 
         Args:
-            model: one that `models` gives, or `model`.
-            num_workers: processes that read pictures. Default 0: this one reads.
+            model: a model of `models`, or `model`.
+            num_workers: processes that read images. Default 0: this one reads.
 
-        A task takes its `evaluation_options` as well.
+        A task also accepts its `evaluation_options`.
         """
 
     @abstractmethod
@@ -262,17 +266,18 @@ class Job(ABC):
             device: cpu (default) or gpu.
             precision: see `ppvision.deploy.Predictor`.
 
-        A task takes its `evaluation_options` as well.
+        A task also accepts its `evaluation_options`.
 
         Raises:
-            ConfigError: an export of another task or of other classes.
+            ConfigError: the export has another task or other classes.
         """
 
     def calibration_pictures(self) -> Sequence[Path | ZipPath]:
-        """Pictures of the training set, in its order: what an export in integers is calibrated on.
+        """Return images of the training set, in order, for the calibration of an export in
+        integers.
 
         Raises:
-            ConfigError: a task whose export has no integers.
+            ConfigError: the task has no export in integers.
         """
         raise ConfigError(
             "export --int8: applies to segmentation and classification, got a config of "
@@ -280,32 +285,32 @@ class Job(ABC):
         )
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate`, by tag."""
+        """Return the scores of `evaluate` by tag."""
         return self.evaluate(model, num_workers=num_workers).by_tag()
 
     @abstractmethod
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
-        """Panels `[H, W, 3]` uint8 RGB of fixed validation samples, by name."""
+        """Return panels `[H, W, 3]` uint8 RGB of fixed validation samples, by name."""
 
     # -- predict -------------------------------------------------------------------------------
 
     @abstractmethod
     def predict_image(self, model: nn.Layer, picture: Picture) -> object:
-        """What a model predicts for one picture, as `evaluate` would score it.
+        """Return a model's prediction for one image, the same that `evaluate` would score.
 
         Args:
-            model: one that `models` gives, or `model`.
+            model: a model of `models`, or `model`.
             picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a file that does not read.
+            DataError: the file cannot be read.
         """
 
     @property
     @abstractmethod
     def writer(self) -> Callable[..., list[str]]:
-        """The task's function of `ppvision.tasks.prediction` that writes predictions, with what the
-        config says of it."""
+        """Return the task's function of `ppvision.tasks.prediction` that writes predictions, with
+        options of the config."""
 
     def predict_to_folder(
         self,
@@ -315,14 +320,14 @@ class Job(ABC):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        """Write the predictions of a model for pictures.
+        """Write the predictions of a model for images.
 
         Args:
-            model: one that `models` gives, or `model`.
-            image_path: a picture, a folder or a list file.
-            folder: where results go.
-            stopped: asked before every picture; when true, no further one is predicted. Default:
-                never.
+            model: a model of `models`, or `model`.
+            image_path: an image, a folder or a list file.
+            folder: folder for the results.
+            stopped: function that is called before every image; if it returns true, no further
+                image is predicted. Default: never.
 
         Returns and raises: see `ppvision.tasks.prediction.predict_to_folder`.
         """
@@ -342,11 +347,11 @@ class Job(ABC):
         *,
         stopped: Callable[[], bool] = lambda: False,
     ) -> list[str]:
-        """Write the predictions of an exported folder, which says by itself how it predicts.
+        """Write the predictions of an exported folder, whose deploy.yaml says how it predicts.
 
         Args:
-            predictor: of the folder.
-            image_path, folder, stopped: as of `predict_to_folder`.
+            predictor: predictor of the folder.
+            image_path, folder, stopped: see `predict_to_folder`.
 
         Returns and raises: see `ppvision.tasks.prediction.predict_exported`.
         """
@@ -370,44 +375,45 @@ class Job(ABC):
         """Write a model for deployment, and compare the export with it.
 
         Args:
-            model: one that `load_float` or `pack_model` gives.
-            folder: the export's.
-            input_shape: `[N, C, H, W]`, None for what may change.
+            model: a model of `load_float` or `pack_model`.
+            folder: folder of the export.
+            input_shape: `[N, C, H, W]`, None for sizes that may change.
             output_op: final operator added after the logits; None for the task's own.
             model_format: "paddle" or "onnx".
             bits: width of the model's codes. Default 32: none.
-            integers: how products become 8-bit integers. Default None: they stay in float.
-            paddlex_name: write PaddleX's files too, under this name of its own. Default None: not.
+            integers: options for 8-bit integer products. Default None: products stay in float.
+            paddlex_name: also write PaddleX's files, with this name of PaddleX. Default None: no
+                files for PaddleX.
 
         Returns:
             The folder.
 
         Raises:
-            ConfigError: what the task cannot export.
+            ConfigError: the task cannot export this.
             ParityError: the export gives other numbers than the model.
         """
 
     @property
     @abstractmethod
     def paddlex_name(self) -> str:
-        """The name under which PaddleX reads an export of this model."""
+        """Return the name under which PaddleX reads an export of this model."""
 
     # -- open weights --------------------------------------------------------------------------
 
     def start_from(self, model_path: str | Path) -> None:
-        """Give the model weights to train from.
+        """Give the model initial weights for a training.
 
         Args:
             model_path: a file, a folder or a name of the zoo; see `read_weights`.
 
         Raises:
-            ConfigError: weights of a model with quanters.
+            ConfigError: the weights are those of a model with quanters.
             WeightsError: they do not fit.
         """
         self.start_from_arrays(read_float_weights(model_path), model_path)
 
     def start_from_arrays(self, arrays: Mapping[str, np.ndarray], model_path: str | Path) -> None:
-        """`start_from` for arrays that were read already; `model_path` is for messages."""
+        """Like `start_from`, for arrays that were read already; `model_path` is for messages."""
         arrays, absent = self.fitting(arrays)
         new = [f"{name}.*" for name in absent]
         assign_weights(self.float_model, arrays, str(model_path), allow_missing=new)
@@ -418,7 +424,7 @@ class Job(ABC):
         """Give the float model the weights of a trained one; `model_path` is for messages.
 
         Raises:
-            WeightsError: they do not fit, or lack layers.
+            WeightsError: they do not fit, or layers are missing.
         """
         _, absent = self.fitting(arrays)
         if absent:
@@ -432,21 +438,21 @@ class Job(ABC):
     def models(
         self, model_path: str | Path, bits: Sequence[int] | None = None
     ) -> Iterator[tuple[int, nn.Layer]]:
-        """The model with weights from a file, the zoo or a layered model, at one width after
-        another; each is to be used before the next is asked for.
+        """Yield the model with weights from a file, the zoo or a layered model, at one width after
+        another. Use each before the next is requested.
 
         Args:
             model_path: float weights, or a layered model's folder or URL. A `MultiBitJob` also
-                takes a checkpoint of once-QAT, and quantises float weights as they are.
-            bits: widths. Default None: all that there are.
+                accepts a checkpoint of once-QAT, and quantises float weights without training.
+            bits: widths. Default None: all existing widths.
 
         Yields:
             The width and the model. The width is 32 for a model in float. Without `bits`, a name of
             the zoo gives one model: the highest width of its layered model.
 
         Raises:
-            ConfigError: widths of a model in float.
-            WeightsError, LayeredModelError: they do not fit, or do not read.
+            ConfigError: widths are given for a model in float.
+            WeightsError, LayeredModelError: they do not fit, or cannot be read.
         """
         if bits:
             model_path = _with_widths(model_path)
@@ -465,12 +471,13 @@ class Job(ABC):
         yield width, self.float_model
 
     def load(self, model_path: str | Path, bits: int | None = None) -> nn.Layer:
-        """The model at one width, by default the highest; see `models`."""
+        """Return the model at one width, by default the highest; see `models`."""
         _, model = next(self.models(model_path, None if bits is None else [bits]))
         return model
 
     def load_float(self, model_path: str | Path) -> nn.Layer:
-        """The model for an export without codes: of one with widths the highest, as float weights.
+        """Return the model for an export without codes. If it has widths, the highest is used as
+        float weights.
 
         Raises:
             as `models`.
@@ -481,10 +488,10 @@ class Job(ABC):
         return pack_model(self.structure(), state, state.held_bits, codes=False)
 
     def state(self, model_path: str | Path, bits: int | None = None) -> LayeredState:
-        """The model taken apart into layers of bits; arguments as of `load`.
+        """Return the model split into layers of bits; arguments as in `load`.
 
         Raises:
-            ConfigError: a model in float.
+            ConfigError: the model is in float.
         """
         model_path = _with_widths(model_path)
         if is_layered(model_path):
@@ -497,7 +504,8 @@ class Job(ABC):
 
 
 def _with_widths(model_path: str | Path) -> str | Path:
-    """The layered model of a name in the zoo, or else the given path; an existing file wins."""
+    """Return the layered model of a name in the zoo, or the given path; an existing file has
+    priority."""
     card = None if os.path.exists(model_path) else find_card(str(model_path))
     if card is None or not (card.folder / "manifest.json").is_file():
         return model_path
@@ -505,16 +513,16 @@ def _with_widths(model_path: str | Path) -> str | Path:
 
 
 def _highest_width(model_path: str | Path) -> int:
-    """The width of the weights that `read_weights` gives: 32 for a file in float."""
+    """Return the width of the weights of `read_weights`: 32 for a file in float."""
     folder = _with_widths(model_path)
     return max(describe_layered(folder).bits) if is_layered(folder) else FLOAT_BITS
 
 
 def read_float_weights(model_path: str | Path) -> Mapping[str, np.ndarray]:
-    """`read_weights` for a job in float.
+    """Apply `read_weights` for a job in float.
 
     Raises:
-        ConfigError: weights of a model with quanters.
+        ConfigError: the weights are those of a model with quanters.
     """
     arrays = read_weights(model_path)
     if has_quanters(arrays):
@@ -535,7 +543,7 @@ def apply_overrides(
     iters: int | None = None,
     epochs: int | None = None,
 ) -> dict[str, object]:
-    """Write overrides into a config, before its task sees it.
+    """Write overrides into a config before its task reads it.
 
     Args:
         content: the config; changed in place.
@@ -543,7 +551,7 @@ def apply_overrides(
         batch_size, learning_rate, iters, epochs: None (default) keeps the config's.
 
     Returns:
-        The overrides for which the task's configs have no key, by name. Its constructor takes them.
+        The overrides without a key in the task's configs, by name. The constructor accepts them.
     """
     overrides = {
         "batch_size": batch_size,
@@ -554,7 +562,7 @@ def apply_overrides(
     given = {name: value for name, value in overrides.items() if value is not None}
     lengths = {"iters", "epochs"}
     if lengths <= keys.keys() and lengths & given.keys():
-        # Two keys for one length: a config holds one of them.
+        # Two keys for one length: a config has one of them.
         for name in lengths:
             content.pop(keys[name], None)
         if "epochs" in given:
@@ -566,24 +574,24 @@ def apply_overrides(
         node = content
         for parent in parents:
             node = node.setdefault(parent, Located({}, {}))
-        if isinstance(node, dict):  # else the check of the config says what it is
+        if isinstance(node, dict):  # otherwise the check of the config reports it
             node[last] = value
     return {name: value for name, value in given.items() if name not in keys}
 
 
 def unwrap_parallel(network: nn.Layer) -> nn.Layer:
-    """The model inside a data-parallel wrapper, or the network itself."""
+    """Return the model inside a data-parallel wrapper, or the network itself."""
     return network._layers if isinstance(network, paddle.DataParallel) else network
 
 
 def drop_paths(node: object) -> object:
-    """Part of a config without the weights that training began with."""
+    """Return a part of a config without the initial weights of the training."""
     if isinstance(node, dict):
         return {key: drop_paths(v) for key, v in node.items() if key != "pretrained"}
     return [drop_paths(item) for item in node] if isinstance(node, list) else node
 
 
 def make_example_input(channels: int, side: int) -> Tensor:
-    """A picture of noise `[1, channels, side, side]`."""
+    """Return an image of noise `[1, channels, side, side]`."""
     generator = np.random.default_rng(0)
     return paddle.to_tensor(generator.normal(size=[1, channels, side, side]).astype(np.float32))

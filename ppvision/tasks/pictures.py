@@ -1,4 +1,4 @@
-"""Pictures that show what a segmentation model does."""
+"""Draw results of models: overlays, panels and boxes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +14,15 @@ from ppvision.files import replace_file
 from ppvision.metrics.boundary import boundary_depth, other_class_near
 
 GAP = 4  # pixels of white between the parts of a panel
-CAPTION = 20  # pixels of height of a line of text
-# Class maps: of PNG's nine levels the quickest, and of zlib's strategies the one for runs.
+CAPTION = 20  # height in pixels of a line of text
+# For class maps: the fastest of PNG's nine levels, and zlib's strategy for runs.
 COMPRESSION = {"compress_level": 1, "compress_type": Z_RLE}
 WRONG, WRONG_FAR, IGNORED = (255, 40, 40), (150, 30, 60), (235, 235, 235)
 BOUNDARY = (255, 235, 60)
 
 
 def make_voc_palette() -> np.ndarray:
-    """The 256 colours of PASCAL VOC, `[256, 3]` uint8 RGB: class 0 black."""
+    """Return the 256 colours of PASCAL VOC, `[256, 3]` uint8 RGB; class 0 is black."""
     palette = np.zeros((256, 3), np.uint8)
     for index in range(256):
         for bit in range(8):
@@ -35,19 +35,19 @@ PALETTE = make_voc_palette()
 
 
 def draw_overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 with the classes `[H, W]` coloured over it; 256 colours, which
-    more classes share."""
+    """Draw the classes `[H, W]` in colour over an image `[H, W, 3]` uint8. There are 256 colours;
+    more classes share them."""
     colours = PALETTE.take(label & 255, axis=0)
     return _half_of_each(image, colours)
 
 
 def _half_of_each(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The mean of two pictures of uint8, rounded down."""
-    return (a & b) + ((a ^ b) >> 1)  # what both have, and half of what one has: never above a byte
+    """Return the mean of two uint8 images, rounded down."""
+    return (a & b) + ((a ^ b) >> 1)  # common bits, plus half of the others: fits a byte
 
 
 def find_outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
-    """`[H, W]` bool: a line of one pixel, where the class to the right or below is another one."""
+    """Return `[H, W]` bool: a line of one pixel where the class to the right or below differs."""
     line = np.zeros(label.shape, bool)
     known = label != ignore_index
     line[:, :-1] |= (label[:, :-1] != label[:, 1:]) & known[:, :-1] & known[:, 1:]
@@ -58,8 +58,8 @@ def find_outline(label: np.ndarray, ignore_index: int) -> np.ndarray:
 def draw_errors(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
-    """The picture in grey, the true boundary as a line, over it wrong pixels in red: dark red
-    outside the band that Boundary IoU looks at; ignored ones nearly white."""
+    """Draw the image in grey, the true boundary as a line, and over it wrong pixels in red: dark
+    red outside the band of Boundary IoU. Ignored pixels are nearly white."""
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     shown = np.repeat(grey[..., None] // 2 + 64, 3, axis=2)
     ignored = label == ignore_index
@@ -76,7 +76,7 @@ def draw_errors(
 def draw_panel(
     image: np.ndarray, label: np.ndarray, prediction: np.ndarray, ignore_index: int
 ) -> np.ndarray:
-    """`input | label | prediction | errors` side by side, `[H, 4W + gaps, 3]` uint8 RGB.
+    """Draw `input | label | prediction | errors` next to each other, `[H, 4W + gaps, 3]` uint8 RGB.
 
     The true boundary is drawn over the prediction, and under the errors.
 
@@ -99,18 +99,18 @@ def draw_panel(
 
 
 def join_side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures `[H, W, 3]` of one height in a row, white between them."""
+    """Join images `[H, W, 3]` of one height in a row, with white between them."""
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for picture in pictures for part in (picture, gap)][:-1]
     return np.concatenate(row, axis=1)
 
 
 def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
-    """A picture `[H, W, 3]` uint8 RGB with boxes, masks, classes and scores drawn over it."""
+    """Draw boxes, masks, classes and scores over an image `[H, W, 3]` uint8 RGB."""
     shown = image.copy()
     line = max(1, round(min(image.shape[:2]) / 250))
     size = max(0.35, min(image.shape[:2]) / 900)
-    for place in reversed(range(len(found))):  # the surest on top
+    for place in reversed(range(len(found))):  # the highest score on top
         class_id = int(found.class_ids[place])
         colour = PALETTE[class_id % 255 + 1]
         if found.masks is not None:
@@ -122,7 +122,7 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
         name = str(class_id) if found.names is None else found.names[place]
         text = f"{name} {found.scores[place]:.2f}"
         (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, size, 1)
-        top = max(top, height + below)  # the text stays inside the picture
+        top = max(top, height + below)  # the text stays inside the image
         cv2.rectangle(shown, (left, top - height - below), (left + width, top), ink, -1)
         shade = (0, 0, 0) if colour.astype(int).sum() > 380 else (255, 255, 255)
         place_of_text = (left, top - below // 2)
@@ -133,11 +133,12 @@ def draw_detections(image: np.ndarray, found: Detections) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, side: int, label: str, prediction: str) -> np.ndarray:
-    """A picture with its class above and the predicted one below it, red where they differ.
+    """Draw an image with its class above it and the predicted class below it, in red if they
+    differ.
 
     Args:
         image: `[H, W, 3]` uint8 RGB.
-        side: of the square that the picture is fitted into, in pixels.
+        side: side in pixels of the square into which the image is fitted.
         label, prediction: names of classes.
 
     Returns:
@@ -168,13 +169,13 @@ def save_comparison(
     folder: Path,
     name: str,
 ) -> None:
-    """Write `compared/<name>.png`, the `draw_panel` of a picture whose label is known."""
+    """Write `compared/<name>.png`, the `draw_panel` of an image with a known label."""
     save_picture(draw_panel(image, label, prediction, ignore_index), folder / "compared", name)
 
 
 def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, name: str) -> None:
     """Write `overlay/<name>.png` and the class map `labels/<name>.png`: a palette PNG, or one of 16
-    bits where a class is beyond 255."""
+    bits if a class is above 255."""
     save_picture(draw_overlay(image, prediction), folder / "overlay", name)
     if prediction.max() > 255:
         classes = Image.fromarray(prediction.astype(np.uint16))
@@ -186,8 +187,8 @@ def save_prediction(image: np.ndarray, prediction: np.ndarray, folder: Path, nam
 
 
 def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:
-    """Write a picture `[H, W, 3]` uint8 RGB as `<name>.png`."""
-    # OpenCV writes PNG faster than PIL, by its own choice of a quick compression.
+    """Write an image `[H, W, 3]` uint8 RGB as `<name>.png`."""
+    # OpenCV writes PNG faster than PIL, because it uses a faster compression.
     ordered = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR)
     _, encoded = cv2.imencode(".png", ordered)
     with _new_picture(folder, name) as path:
@@ -196,7 +197,7 @@ def save_picture(picture: np.ndarray, folder: Path, name: str) -> None:
 
 @contextmanager
 def _new_picture(folder: Path, name: str) -> Iterator[Path]:
-    """A path to write `<name>.png` to; it gets its name once it is complete."""
+    """Yield a path for writing `<name>.png`; the file gets its name when it is complete."""
     target = folder / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(target, sweep=False) as path:

@@ -1,8 +1,7 @@
-"""From pictures on disk to pictures of predictions.
+"""Predict images on disk and write the results.
 
-A result folder holds `predictions.json`, which names every picture that was predicted or failed,
-and `overlay/`, `labels/` and `compared/`, whose files appear under their names once they are
-complete.
+A result folder has `predictions.json`, which names every image that was predicted or failed, and
+`overlay/`, `labels/` and `compared/`, whose files get their names when they are complete.
 """
 
 import contextlib
@@ -52,32 +51,33 @@ logger = logging.getLogger("ppvision")
 
 Picture = str | os.PathLike | np.ndarray  # a path, or pixels [H, W, 3] uint8 RGB
 Prediction = np.ndarray | Classification | Detections
-Predict = Callable[[Path, np.ndarray], Prediction]  # of a picture's path and its pixels
+Predict = Callable[[Path, np.ndarray], Prediction]  # arguments: path and pixels of an image
 Write = Callable[[Path, str, np.ndarray, Any], object]  # path, name, pixels, prediction
 
-AHEAD = 4  # pictures that are read before, or written after, the one in the model
-# Bytes of the decoded pictures and predictions that wait, above which no further picture is read:
-# one of 2^28 pixels takes 800 MB, and four of them would wait before and after the model.
+AHEAD = 4  # images that are read before, or written after, the image in the model
+# No further image is read while decoded images and predictions of more bytes than this wait. An
+# image of 2^28 pixels takes 800 MB, and four would wait before and after the model.
 AHEAD_BYTES = 1 << 29
-DRAWN_SCORE = 0.5  # lowest of a found object that is drawn
-CLASSIFIED_SIDE = 224  # pixels of a classified picture as it is shown
+DRAWN_SCORE = 0.5  # lowest score of an object that is drawn
+CLASSIFIED_SIDE = 224  # side in pixels of a classified image in the results
 
 REPORT = "predictions.json"
-RESERVE = ".predictions.json.reserve"  # room for the report while results are written
-RESERVED = 1 << 16  # bytes of it, at least
-RESULT_FOLDERS = ("overlay", "labels", "compared")  # what a result folder may hold
-# Seconds between reports during a run, for one that is killed; where writing one takes long, they
-# are as rare as to take a twentieth of the time.
+RESERVE = ".predictions.json.reserve"  # disk space for the report while results are written
+RESERVED = 1 << 16  # at least this many bytes
+RESULT_FOLDERS = ("overlay", "labels", "compared")  # folders in a result folder
+# Seconds between reports during a run, so that a killed run has one. If writing takes long, reports
+# are so rare that they take a twentieth of the time.
 REPORT_SECONDS, REPORT_SHARE = 60.0, 0.05
-REASON_LENGTH = 500  # characters of an engine's message that are kept
-# Faults of ours or of a library, more likely than errors of an engine: one traceback is logged.
+REASON_LENGTH = 500  # largest number of characters of an engine's message
+# These are more likely faults of ppvision or of a library than errors of an engine: one traceback
+# is logged.
 FAULTS = (AssertionError, AttributeError, LookupError, NameError, TypeError)
-# After these no file can be written any more; other errors may concern one name only.
+# After these errors no file can be written; other errors may concern only one name.
 NO_MORE_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def read_pixels(picture: Picture, max_value: int | None = None) -> np.ndarray:
-    """The pixels `[H, W, 3]` uint8 RGB of a picture that is a path, or pixels already.
+    """Return the pixels `[H, W, 3]` uint8 RGB of a path, or pixels unchanged.
 
     Args:
         picture: see `Picture`.
@@ -101,32 +101,34 @@ def predict_to_folder(
     stopped: Callable[[], bool] = lambda: False,
     max_value: int | None = None,
 ) -> list[str]:
-    """Write overlays, class maps and `predictions.json` for every picture, and comparisons with
+    """Write overlays, class maps and `predictions.json` for every image, and comparisons with
     the labels that a list names: `overlay/`, `labels/` and `compared/<name>.png`.
 
     Args:
         predict: `(path, pixels) -> [H, W]` classes; pixels are `[H, W, 3]` uint8 RGB.
         image_path: see `list_images`.
-        folder: where results go.
-        class_names: for the JSON's shares of pixels; empty for numbers.
+        folder: folder for the results.
+        class_names: names for the fractions of pixels in the JSON; empty for numbers.
         ignore_index: label of pixels that do not count. Default 255; None for no comparisons.
-        num_classes: of the labels, which are compared only if they have no other. Default None:
-            any.
-        stopped: asked before every picture; when true, no further one is predicted. Default: never.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        num_classes: number of classes of the labels; labels with other classes are not compared.
+            Default None: any.
+        stopped: function that is called before every image; if it returns true, no further image is
+            predicted. Default: never.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
-        EngineError: the model failed, and no picture was predicted.
+        EngineError: the model failed, and no image was predicted.
         FolderInUseError: another process predicts into the folder, or files that are not from an
             earlier prediction would be replaced.
-        InputError: no pictures, or a result would replace one of them.
+        InputError: no images, or a result would replace one of them.
         StorageError: the folder cannot be written, or its disk is full.
 
-    All but the errors about the folder itself are raised after `predictions.json` is written. In it
-    every picture that was tried has an entry, by path; that of a failed one is `{"error": ...}`.
+    All errors except those about the folder itself are raised after `predictions.json` is written.
+    Every image that was tried has an entry in it, by path; the entry of a failed image is
+    `{"error": ...}`.
     """
     pictures = list_images(image_path)
     labels = {} if ignore_index is None else list_labels(image_path)
@@ -138,7 +140,7 @@ def predict_to_folder(
                 label = _read_label(labels[path], prediction.shape)
                 _check_range(labels[path], label, ignore_index, num_classes)
                 save_comparison(image, label, prediction, ignore_index, Path(folder), name)
-            except DataError as error:  # it is predicted all the same
+            except DataError as error:  # the image is predicted anyway
                 logger.warning(f"no comparison: {error}")
         counts = np.bincount(prediction.ravel())
         return {
@@ -152,10 +154,10 @@ def predict_to_folder(
 
 
 def _read_label(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The classes `[H, W]` of a label map, numbered as in the file.
+    """Return the classes `[H, W]` of a label map, with the numbers of the file.
 
     Raises:
-        DataError: not a readable map, or one of another size.
+        DataError: the map cannot be read, or has another size.
     """
     label = read_label(path, f"label {path}")
     if label.shape != shape:
@@ -183,8 +185,8 @@ def classify_to_folder(
     stopped: Callable[[], bool] = lambda: False,
     max_value: int | None = None,
 ) -> list[str]:
-    """Write `overlay/<name>.png` with the class below the picture, and `predictions.json`: class,
-    its number, its probability and the five likeliest classes of every picture.
+    """Write `overlay/<name>.png` with the class below the image, and `predictions.json`: class, its
+    number, its probability and the five most probable classes of every image.
 
     Args:
         predict: `(path, pixels) -> Classification`.
@@ -193,7 +195,7 @@ def classify_to_folder(
         stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
         PpvisionError: as `predict_to_folder`.
@@ -225,17 +227,17 @@ def detect_to_folder(
     stopped: Callable[[], bool] = lambda: False,
     max_value: int | None = None,
 ) -> list[str]:
-    """Write `overlay/<name>.png` with what was found, and `predictions.json`: class, score, box
+    """Write `overlay/<name>.png` with the found objects, and `predictions.json`: class, score, box
     (left, top, right, bottom in pixels) and mask (COCO's run lengths) of every object.
 
     Args:
         predict: `(path, pixels) -> Detections`.
         image_path, folder: as `predict_to_folder`.
-        score: lowest of an object that is drawn; the JSON has all. Default 0.5.
+        score: lowest score of an object that is drawn; the JSON has all objects. Default 0.5.
         stopped, max_value: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
         PpvisionError: as `predict_to_folder`.
@@ -249,8 +251,8 @@ def detect_to_folder(
     return _predict_pictures(pictures, predict, write, Path(folder), stopped, max_value)
 
 
-# What writes the predictions of an exported folder, by its task: from its deploy.yaml and the label
-# of pixels that do not count.
+# Functions that write the predictions of an exported folder, by task. They get its deploy.yaml and
+# the label of pixels that do not count.
 WRITERS: dict[str, Callable[[Manifest, int | None], Callable[..., list[str]]]] = {
     "segmentation": lambda manifest, ignore_index: partial(
         predict_to_folder,
@@ -271,20 +273,20 @@ def predict_exported(
     ignore_index: int | None = 255,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[str]:
-    """Write the predictions of an exported folder, as its task has them.
+    """Write the predictions of an exported folder in the form of its task.
 
     Args:
-        predictor: of the folder, whose deploy.yaml says the task and the classes.
+        predictor: predictor of the folder; its deploy.yaml has the task and the classes.
         image_path, folder: as `predict_to_folder`.
-        ignore_index: of a segmentation's labels, which deploy.yaml does not hold; as
+        ignore_index: ignored label of a segmentation, which deploy.yaml does not contain; as
             `predict_to_folder`.
         stopped: as `predict_to_folder`.
 
     Returns:
-        One line for every picture that could not be read, predicted or written.
+        One line for every image that could not be read, predicted or written.
 
     Raises:
-        InputError: a folder of features, which are no predictions.
+        InputError: the folder gives features, which are not predictions.
         PpvisionError: as `predict_to_folder`.
     """
     manifest = predictor.manifest
@@ -312,14 +314,14 @@ def _described(found: Detections, place: int) -> dict[str, object]:
         "box": [round(float(x), 2) for x in found.boxes[place]],
     }
     if found.masks is not None:
-        from pycocotools import mask as mask_utils  # PaddleDetection's, as all of detection
+        from pycocotools import mask as mask_utils  # installed with PaddleDetection
 
         run_lengths = mask_utils.encode(np.asfortranarray(found.masks[place], np.uint8))
         entry["mask"] = {**run_lengths, "counts": run_lengths["counts"].decode()}
     return entry
 
 
-# -- every picture -------------------------------------------------------------------------------
+# -- every image -------------------------------------------------------------------------------
 
 
 def _predict_pictures(
@@ -331,13 +333,13 @@ def _predict_pictures(
     max_value: int | None,
     sources: Sequence[Path] = (),
 ) -> list[str]:
-    """Read, predict and write every picture, and `predictions.json` whatever happens.
+    """Read, predict and write every image, and write `predictions.json` in every case.
 
     Args:
-        pictures: `(path, name)` of each, as `list_images` gives them.
-        predict: gives the prediction of a picture.
-        write: writes the results of a picture; returns its entry in the report.
-        folder: where results go.
+        pictures: `(path, name)` of each image, from `list_images`.
+        predict: function that gives the prediction of an image.
+        write: function that writes the results of an image and returns its entry in the report.
+        folder: folder for the results.
         stopped, max_value: see `predict_to_folder`.
         sources: other files that no result may replace.
 
@@ -358,19 +360,19 @@ def _predict_pictures(
 
 
 class _Outcomes:
-    """What became of every picture. Each place is written by one thread at a time.
+    """The outcome of every image. Each place is written by one thread at a time.
 
     Args:
-        pictures: `(path, name)` of each.
+        pictures: `(path, name)` of each image.
 
     Attributes:
-        model_error: the first that the model raised and a picture alone does not explain.
-        storage_error: after which nothing can be written.
+        model_error: the first error of the model that is not due to a single image.
+        storage_error: an error after which nothing can be written.
     """
 
     def __init__(self, pictures: list[tuple[Path, str]]) -> None:
         self._pictures = pictures
-        self._entries: dict[int, str] = {}  # JSON, by the picture's place
+        self._entries: dict[int, str] = {}  # JSON, by the image's place
         self._reasons: dict[int, str] = {}
         self._fault_shown = False
         self._size = 0
@@ -378,20 +380,20 @@ class _Outcomes:
         self.storage_error: OSError | None = None
 
     def keep(self, place: int, entry: object) -> None:
-        """Keep what the report says of a picture that has results.
+        """Store the report's entry for an image with results.
 
         Raises:
-            EngineError: NaN or infinite scores, for which JSON has no word.
+            EngineError: scores are NaN or infinite, which JSON cannot express.
         """
         try:
             text = json.dumps(entry, indent=2, allow_nan=False)
         except ValueError as error:
             raise EngineError("the model gave scores that are not finite numbers.") from error
         self._entries[place] = text
-        self._size += 2 * len(text) + 2 * len(str(self._pictures[place][0]))  # with its blanks
+        self._size += 2 * len(text) + 2 * len(str(self._pictures[place][0]))  # including blanks
 
     def fail(self, place: int, error: Exception) -> None:
-        """Keep why a picture has no result."""
+        """Store the reason why an image has no result."""
         path = show_path(self._pictures[place][0])
         if isinstance(error, FAULTS) and not self._fault_shown:
             logger.error(f"{path}: unexpected {type(error).__name__}", exc_info=error)
@@ -401,13 +403,13 @@ class _Outcomes:
         self.keep(place, {"error": self._reasons[place]})
 
     def fail_in_model(self, place: int, error: Exception) -> None:
-        """`fail`; an error that is not about the picture is kept as well."""
+        """Call `fail`; an error that is not due to the image is also stored."""
         self.fail(place, error)
         if not isinstance(error, (DataError, InputError)) and self.model_error is None:
             self.model_error = error
 
     def fail_in_writing(self, place: int, error: Exception) -> None:
-        """`fail`; where nothing can be written any more, the rest is not tried."""
+        """Call `fail`; if nothing can be written any more, the other images are not tried."""
         if isinstance(error, EngineError):
             self.fail_in_model(place, error)
             return
@@ -416,8 +418,8 @@ class _Outcomes:
             self.storage_error = error
 
     def release_pictures(self) -> None:
-        """Let go of the pictures that the frames of the kept error hold, where they have returned;
-        their places in the code stay."""
+        """Release the images in the frames of the stored error, for frames that have returned; the
+        traceback keeps their places in the code."""
         error: BaseException | None = self.model_error
         while error is not None:
             traceback.clear_frames(error.__traceback__)
@@ -425,9 +427,9 @@ class _Outcomes:
 
     @property
     def report(self) -> str:
-        """JSON: the entries by the pictures' paths, in their order."""
+        """Return JSON: the entries by the images' paths, in order."""
         paths = {str(self._pictures[k][0]): self._entries[k] for k in sorted(self._entries)}
-        # JSON has no line break inside a string.
+        # JSON has no line break inside a text.
         lines = [
             f"{json.dumps(path)}: {text}".replace("\n", "\n  ") for path, text in paths.items()
         ]
@@ -435,22 +437,22 @@ class _Outcomes:
 
     @property
     def size(self) -> int:
-        """Bytes of the report, roughly."""
+        """Return the approximate number of bytes of the report."""
         return self._size
 
     @property
     def failures(self) -> list[str]:
-        """A line for each picture that failed."""
+        """Return one line per failed image."""
         return [self._reasons[place] for place in sorted(self._reasons)]
 
     @property
     def progress(self) -> str:
-        """How many pictures have results, in words."""
+        """Say in words how many images have results."""
         done = len(self._entries) - len(self._reasons)
-        return f"{done} of {len(self._pictures)} pictures"
+        return f"{done} of {len(self._pictures)} images"
 
     def raise_fatal(self, folder: Path) -> None:
-        """Raise what concerns more than single pictures."""
+        """Raise errors that concern more than single images."""
         if self.storage_error is not None:
             raise StorageError(
                 f"predict: {folder} accepts no more files ({self.storage_error.strerror}): "
@@ -459,18 +461,18 @@ class _Outcomes:
             ) from self.storage_error
         if self.model_error is not None and len(self._reasons) == len(self._entries):
             raise EngineError(
-                f"predict: the model predicted none of {len(self._entries)} pictures; {REPORT} "
+                f"predict: the model predicted none of {len(self._entries)} images; {REPORT} "
                 f"says why for each. First: {_reason(self.model_error)}"
             ) from self.model_error
 
 
 def _reason(error: Exception) -> str:
-    """An error as one line of a report."""
+    """Return an error as one line of a report."""
     if isinstance(error, PpvisionError):
         return str(error)
     if isinstance(error, MemoryError):
         said = f" ({error})" if str(error) else ""
-        return f"not enough memory{said}. Make the picture smaller, or use a larger machine."
+        return f"not enough memory{said}. Make the image smaller, or use a larger machine."
     if isinstance(error, OSError) and error.strerror:
         name = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         return f"{error.strerror}{name}"
@@ -487,10 +489,10 @@ def _remedy(error: OSError) -> str:
 
 
 class _Waiting:
-    """Bytes of what waits before and after the model.
+    """Counts the bytes of images and results that wait before and after the model.
 
     Args:
-        limit: above which `wait` waits.
+        limit: number of bytes above which `wait` waits.
     """
 
     def __init__(self, limit: int) -> None:
@@ -502,16 +504,16 @@ class _Waiting:
         return self._held >= self._limit
 
     def add(self, size: int) -> None:
-        """Count something that waits; negative when it does so no more."""
+        """Add bytes that wait; a negative number removes them."""
         with self._changed:
             self._held += size
             self._changed.notify_all()
 
     def wait(self) -> None:
-        """Wait until there is room.
+        """Wait until the number is below the limit.
 
         Raises:
-            CancelledError: closed.
+            CancelledError: it was closed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._closed or not self.full)
@@ -534,18 +536,18 @@ def _run(
     outcomes: _Outcomes,
     reserve: "_Reserve",
 ) -> None:
-    """Read, predict and write every picture.
+    """Read, predict and write every image.
 
-    The next pictures are read, and the last ones written, while the model works: decoding and
-    compressing take as long as a small model does.
+    While the model works, the next images are read and the last ones are written: decoding and
+    compressing take as long as a small model.
     """
     waiting = _Waiting(AHEAD_BYTES)
     write_report = _RegularReport(folder, outcomes)
 
     def read(path: Path) -> np.ndarray:
         waiting.wait()
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise DataError(f"{path}: expected a picture file, got another kind of file.")
+        if path.exists() and not path.is_file():  # reading a pipe would wait forever
+            raise DataError(f"{path}: expected an image file, got another kind of file.")
         image = read_picture(path, max_value=max_value)
         waiting.add(image.nbytes)
         return image
@@ -555,19 +557,19 @@ def _run(
         try:
             reserve.hold(outcomes.size)
             outcomes.keep(place, write(path, name, image, prediction))
-        except Exception as error:  # of PNG's encoder, the disk, or memory
+        except Exception as error:  # from the PNG encoder, the disk, or memory
             outcomes.fail_in_writing(place, error)
-            for result in _results(folder, name):  # of which some may be complete
+            for result in _results(folder, name):  # some of them may be complete
                 result.unlink(missing_ok=True)
         finally:
             waiting.add(-size)
         write_report()
 
     def handle(place: int, reading: "Future[np.ndarray]") -> Future | None:
-        """Predict a picture and hand it to the writer; no variable keeps it longer than that."""
+        """Predict an image and pass it to the writer; no variable keeps it longer."""
         try:
             image = reading.result()
-        except Exception as error:  # memory, besides what the reader says
+        except Exception as error:  # no memory, or an error of the reader
             outcomes.fail(place, error)
             return None
         size = image.nbytes
@@ -575,7 +577,7 @@ def _run(
             return None
         try:
             prediction = predict(pictures[place][0], image)
-        except Exception as error:  # engines raise every kind; one picture must not cost the others
+        except Exception as error:  # engines raise anything; other images continue
             outcomes.fail_in_model(place, error)
             waiting.add(-size)
             return None
@@ -617,11 +619,11 @@ def _bytes_of(prediction: Prediction) -> int:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Hold the result folder, made where it is not there, against other processes.
+    """Lock the result folder against other processes; make it if it does not exist.
 
     Raises:
         FolderInUseError: another process predicts into it.
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be made.
     """
     busy = f"save_dir: another process is predicting into {folder}. Wait for it, or name another."
     with contextlib.ExitStack() as stack:
@@ -645,13 +647,14 @@ def _explained(folder: Path) -> Iterator[None]:
 
 
 def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[Path]) -> None:
-    """See that results can be written, and remove those of an earlier run that have their names.
+    """Check that results can be written, and remove results of an earlier run with the same names.
 
-    So a file with the name of one of the pictures is always of this run. Files of other names stay.
+    So a file with the name of one of the images is always from this run. Files with other names
+    stay.
 
     Raises:
         FolderInUseError: files that are not from an earlier run would be replaced.
-        InputError: a result would replace one of the pictures or sources.
+        InputError: a result would replace one of the images or sources.
         StorageError: the folder cannot be written.
     """
     earlier = (folder / REPORT).is_file()
@@ -670,7 +673,7 @@ def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[P
             f"without a {REPORT}, where {found[0]} would be replaced. Name another folder."
         )
     with _explained(folder):
-        # An empty report until the end: it shows that the disk takes one, and an earlier one would
+        # An empty report until the end. It shows that the disk accepts one; an earlier report would
         # name results that are removed now.
         write_text(folder / REPORT, "{}\n")
         for result in found:
@@ -689,18 +692,19 @@ def _prepare(folder: Path, pictures: list[tuple[Path, str]], sources: Sequence[P
 
 
 def _results(folder: Path, name: str, kinds: Sequence[str] = RESULT_FOLDERS) -> list[Path]:
-    """The files that a picture's results may be."""
+    """Return the possible files of an image's results."""
     return [folder / kind / f"{name}.png" for kind in kinds]
 
 
 def _check_sources(results: Sequence[Path], sources: Sequence[Path]) -> None:
-    """Raise an `InputError` if a result is one of the sources, or what one of them links to."""
+    """Raise an `InputError` if a result is one of the sources, or the target of a link among
+    them."""
     known = {os.path.realpath(path) for path in sources}
     known |= {os.path.join(os.path.realpath(p.parent), p.name) for p in sources}
     for result in results:
         if os.path.join(os.path.realpath(result.parent), result.name) in known:
             raise InputError(
-                f"save_dir: the result {result} would replace a picture or label that is to be "
+                f"save_dir: the result {result} would replace an image or label that is to be "
                 "read. Name another folder."
             )
 
@@ -714,10 +718,10 @@ def _check_writable(folder: Path) -> None:
 
 
 class _Reserve:
-    """Room on the disk that the report will need when the results have taken all the rest.
+    """Disk space that is reserved for the report, in case the results fill the disk.
 
     Args:
-        path: of the file that takes the room until then.
+        path: path of the file that reserves the space.
     """
 
     def __init__(self, path: Path) -> None:
@@ -732,7 +736,7 @@ class _Reserve:
         self.release()
 
     def hold(self, size: int) -> None:
-        """See that there is room for a report of `size` bytes, and `RESERVED` more.
+        """Make sure that there is space for a report of `size` bytes, and `RESERVED` more.
 
         Raises:
             OSError: the disk is full.
@@ -749,7 +753,7 @@ class _Reserve:
 
 
 class _RegularReport:
-    """Writes the report when called, if the last one is old.
+    """Writes the report when it is called, if the last one is old.
 
     Args:
         folder, outcomes: see `_write_report`.
@@ -763,7 +767,7 @@ class _RegularReport:
         start = time.monotonic()
         if start < self._due:
             return
-        with contextlib.suppress(StorageError):  # the last report says it
+        with contextlib.suppress(StorageError):  # the last report raises it
             _write_report(self._folder, self._outcomes)
         end = time.monotonic()
         self._due = end + max(REPORT_SECONDS, (end - start) / REPORT_SHARE)
@@ -772,8 +776,8 @@ class _RegularReport:
 def _write_report(folder: Path, outcomes: _Outcomes) -> None:
     """Write `predictions.json`.
 
-    Names that are not UTF-8 stand in it as Python's surrogates, escaped: `json.loads` and
-    `os.fsencode` give the file's name back.
+    Names that are not UTF-8 are written as Python's surrogates, escaped: `json.loads` and
+    `os.fsencode` restore the file's name.
     """
     try:
         write_text(folder / REPORT, outcomes.report)

@@ -1,4 +1,4 @@
-"""Scores of every task as plain values, for `ppvision eval --json`."""
+"""Convert scores of every task to plain values, for `ppvision eval --json`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,18 +7,18 @@ import numpy as np
 
 
 def replace_non_finite(value: float) -> float | None:
-    """A number of Python's own, or None for one that JSON does not have (nan, infinity)."""
+    """Return a Python number, or None for a number that JSON does not have (nan, infinity)."""
     return float(value) if math.isfinite(value) else None
 
 
 def make_class_rows(
     columns: Mapping[str, np.ndarray | Sequence[float]], names: Sequence[str]
 ) -> list[dict[str, object]]:
-    """A dictionary for each class.
+    """Return one dictionary per class.
 
     Args:
-        columns: K numbers by score.
-        names: of the K classes, or empty for numbers.
+        columns: K numbers per score.
+        names: names of the K classes, or empty for numbers.
     """
     count = len(next(iter(columns.values())))
     names = list(names) or [str(number) for number in range(count)]

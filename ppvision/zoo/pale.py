@@ -43,5 +43,6 @@ def _card(name: str) -> ModelCard:
 
 
 for _name, _config in VARIANTS.items():
-    # The options of PaleTransformer's constructor are the model's: they are written there only.
+    # The options of the model are those of PaleTransformer's constructor; they are written there
+    # only.
     register_model(_card(_name))(partial(PaleTransformer, _config))

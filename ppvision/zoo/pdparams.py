@@ -1,11 +1,11 @@
-"""Reading `.pdparams`, Paddle's files of weights, without pickle.
+"""Read `.pdparams`, Paddle's files of weights, without pickle.
 
-A `.pdparams` is a pickle: a program for a small stack machine that may call any function. Python's
-unpickler cannot be made safe by refusing functions alone: NumPy's own array builders take sizes
-and types on the file's word (162 bytes crash the process), and a memo index alone makes it allocate
-gigabytes. So this module has its own machine. It knows the operations that `paddle.save` writes
-(protocols 2 to 4, and 5), calls nothing, and builds each array itself, once its type, shape and
-number of bytes agree.
+A `.pdparams` is a pickle: a program for a small stack machine that may call any function. Refusing
+functions does not make Python's unpickler safe: NumPy's own array builders trust the sizes and
+types in the file (162 bytes crash the process), and one memo index can allocate gigabytes. So this
+module has its own machine. It knows the operations that `paddle.save` writes (protocols 2 to 4, and
+5), calls no function, and builds each array itself after checking that type, shape and number of
+bytes agree.
 
 Formats: Lib/pickletools.py of CPython; `ndarray.__reduce__` and `dtype.__reduce__` of NumPy.
 """
@@ -20,7 +20,7 @@ import numpy as np
 
 from ppvision.errors import WeightsError, shorten
 
-# Types of arrays by NumPy's code. Paddle keeps bfloat16 as u2.
+# Types of arrays by NumPy's code. Paddle stores bfloat16 as u2.
 _TYPES = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 _MAX_AXES = 32
 _MAX_SIDE = 1 << 40
@@ -28,7 +28,7 @@ _MAX_SIDE = 1 << 40
 # in all. 300,000 of them are 60 MB; a model of 2,000 tensors takes 60,000.
 _FREE_OPERATIONS = 300_000
 _BYTES_PER_OPERATION = 128
-_MAX_NAME = 100  # letters of a function's name: longer ones are no function of ours
+_MAX_NAME = 100  # characters of a function's name; allowed functions have shorter names
 _MAX_INTEGER = 16  # bytes
 
 
@@ -41,7 +41,7 @@ _MARK = _Mark()
 
 @dataclass(frozen=True)
 class _Function:
-    """What a file may name."""
+    """A function that a file may name."""
 
     name: str
 
@@ -57,7 +57,7 @@ class _Type:
 
 @dataclass
 class _EmptyArray:
-    """What `_reconstruct` makes. Once its state has come, `array` takes its place."""
+    """The result of `_reconstruct`. After its state is read, `array` replaces it."""
 
     array: np.ndarray | None = None
 
@@ -71,9 +71,9 @@ _FUNCTIONS = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _DTYPE,
     ("collections", "OrderedDict"): _ORDERED_DICT,
-    ("_codecs", "encode"): _ENCODE,  # how protocol 2 writes bytes
+    ("_codecs", "encode"): _ENCODE,  # protocol 2 writes bytes in this way
 }
-# NumPy moved them from numpy.core to numpy._core; Python 2 called builtins __builtin__.
+# NumPy moved these from numpy.core to numpy._core; in Python 2 builtins was __builtin__.
 for _package in ("numpy.core", "numpy._core"):
     _FUNCTIONS[f"{_package}.multiarray", "_reconstruct"] = _RECONSTRUCT
     _FUNCTIONS[f"{_package}.multiarray", "scalar"] = _SCALAR
@@ -101,26 +101,26 @@ def _require(fits: bool, expected: str, got: object) -> None:
 
 
 def load_pdparams(data: bytes) -> object:
-    """What a `.pdparams` file holds: arrays, numbers, text, bytes, None, and tuples, lists and
-    dicts of them.
+    """Read the content of a `.pdparams` file: arrays, numbers, text, bytes, None, and tuples, lists
+    and dicts of them.
 
     Args:
-        data: the file. All that is made of it takes at most nine times its bytes, or 64 MiB.
+        data: the content of the file. The result takes at most nine times its bytes, or 64 MiB.
 
     Raises:
-        WeightsError: cut short, damaged, or anything else than the above; the message does not
+        WeightsError: the file is incomplete, damaged, or has other content; the message does not
             name the file.
     """
     return _Machine(data).run()
 
 
 class _Machine:
-    """One run over a file.
+    """One pass over a file.
 
-    Values are `Any`: `_require` says what they are, which a type checker does not follow.
+    Values are `Any`: `_require` checks them, which a type checker does not follow.
 
     Args:
-        data: the file.
+        data: the content of the file.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -129,8 +129,8 @@ class _Machine:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.operations = _FREE_OPERATIONS + len(data) // _BYTES_PER_OPERATION
-        # Bytes that may still be made: protocol 2 makes bytes of text, then an array of them. So
-        # one piece of the file does not become many arrays.
+        # Number of bytes that may still be made: protocol 2 makes bytes from text, then an array
+        # from them. So one part of the file cannot become many arrays.
         self.left = 2 * len(data)
 
     def run(self) -> object:
@@ -161,7 +161,7 @@ class _Machine:
         return self.data[self.place - count : self.place]
 
     def number(self, form: str) -> int:
-        """A number in the file, as `struct` calls its form."""
+        """Read a number; `form` is its format for `struct`."""
         (value,) = struct.unpack(form, self.take(struct.calcsize(form)))
         return value
 
@@ -179,7 +179,7 @@ class _Machine:
                 text = self.text(end - self.place)
                 self.place = end + 1
                 return text
-        raise WeightsError(f"expected a name of at most {_MAX_NAME} letters, got a longer one.")
+        raise WeightsError(f"expected a name of at most {_MAX_NAME} characters, got a longer one.")
 
     # -- the stack ---------------------------------------------------------------------------------
 
@@ -220,14 +220,14 @@ class _Machine:
         self.push(int.from_bytes(self.take(size), "little", signed=True))
 
     def python2_text(self, form: str) -> None:
-        """Text of Python 2, which was bytes: `paddle.load` takes it as latin-1."""
+        """Read text of Python 2, which was bytes: `paddle.load` decodes it as latin-1."""
         self.push(str(self.take(self.number(form)), "latin-1"))
 
     def set_items(self, flat: list[Any]) -> None:
         content = self.top(dict)
         _require(len(flat) % 2 == 0, "keys with values", "a key without")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            # Keys of other types can be nested without end, or made to collide.
+            # Keys of other types can be nested endlessly, or made to collide.
             _require(isinstance(key, str), "text as keys", f"a {type(key).__name__}")
             content[key] = value
 
@@ -256,7 +256,7 @@ class _Machine:
         self.push(found)
 
     def reduce(self) -> None:
-        """What a function makes of its arguments."""
+        """Call a function on its arguments."""
         function, arguments = self.pop_some(2)
         _require(isinstance(function, _Function), "a function", f"a {type(function).__name__}")
         _require(isinstance(arguments, tuple), "arguments", f"a {type(arguments).__name__}")
@@ -268,7 +268,7 @@ class _Machine:
         self.push(make(self, *arguments))
 
     def build(self) -> None:
-        """Give what stands below it its state."""
+        """Set the state of the object below it on the stack."""
         target, state = self.pop_some(2)
         if isinstance(target, _Type):
             self.build_type(target, state)
@@ -293,7 +293,7 @@ class _Machine:
     @staticmethod
     def build_type(target: _Type, state: Any) -> None:
         fits = isinstance(state, tuple) and len(state) == 8 and not target.built
-        # version, order, no fields, size and alignment by the code, no flags
+        # version, order, no fields, size and alignment from the code, no flags
         fits = fits and any(
             _is(state, 3, order, None, None, None, -1, -1, 0) for order in ("<", ">", "|")
         )
@@ -314,9 +314,9 @@ class _Machine:
         return self.array(content, kind, (), "C")
 
     def array(self, content: Any, kind: Any, shape: Any, order: Literal["C", "F"]) -> np.ndarray:
-        """An array of its own, in this machine's byte order."""
+        """Make a separate array in this machine's byte order."""
         _require(isinstance(kind, _Type), "a type of numbers", f"a {type(kind).__name__}")
-        # Python 2 wrote the numbers as text.
+        # Python 2 wrote numbers as text.
         if isinstance(content, str):
             content = self.encode(content, "latin1")
         _require(isinstance(content, memoryview), "bytes", f"a {type(content).__name__}")
@@ -324,7 +324,7 @@ class _Machine:
         fits = fits and all(type(n) is int and 0 <= n < _MAX_SIDE for n in shape)
         _require(fits, "a shape", shape)
         dtype = np.dtype(f"{kind.order}{kind.code}")
-        # Of an empty array too: NumPy takes no shape whose other axes are beyond 2^63.
+        # Also for an empty array: NumPy refuses a shape whose other axes are beyond 2^63.
         fits = math.prod(n for n in shape if n) * dtype.itemsize < 1 << 62
         needed = math.prod(shape) * dtype.itemsize
         fits = fits and needed == len(content)
@@ -349,11 +349,11 @@ class _Machine:
         return content
 
     def make_bytes(self) -> memoryview:
-        """How protocol 2 writes no bytes."""
+        """Make empty bytes, as protocol 2 writes them."""
         return memoryview(b"")
 
     def make_dict(self, pairs: Any = ()) -> dict:
-        """Of nothing, or (Python 2) of a list of pairs."""
+        """Make a dict of nothing, or (Python 2) of a list of pairs."""
         fits = isinstance(pairs, (list, tuple))
         fits = fits and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
         _require(fits, "pairs of key and value", f"a {type(pairs).__name__}")
@@ -363,7 +363,7 @@ class _Machine:
         return self.pop()
 
 
-# Functions: what they make, and of how many arguments.
+# Functions, with their builder and number of arguments.
 _MADE_BY: dict[_Function, tuple[Callable, tuple[int, ...]]] = {
     _RECONSTRUCT: (_Machine.make_array, (3,)),
     _DTYPE: (_Machine.make_type, (3,)),

@@ -1,8 +1,8 @@
-"""Weights for a model of the zoo, wherever they are and whatever else they hold.
+"""Load weights into a model of the zoo, from any source and out of larger models.
 
-`pretrained` is True, a tag, a name of the zoo, a file, or an address with its sha256. What does not
-fit as it is, is made to fit, and the log says so: the backbone is taken out of a whole model, a
-head of other classes starts anew, the first convolution takes other channels.
+`pretrained` is True, a tag, a name of the zoo, a file, or a URL with its sha256. Weights that do
+not fit are adapted, and the log says so: the backbone is taken out of a whole model, a head for
+other classes gets new weights, the first convolution is changed for other channels.
 """
 
 import logging
@@ -44,9 +44,9 @@ class Pretrained:
     """Weights that were found.
 
     Attributes:
-        arrays: by name.
-        source: what to call them.
-        config: how to feed a model with them.
+        arrays: arrays by name.
+        source: name of the source for messages.
+        config: input of a model with these weights.
     """
 
     arrays: dict[str, np.ndarray]
@@ -55,20 +55,21 @@ class Pretrained:
 
 
 def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pretrained:
-    """Read the weights that `create_model(model, pretrained=...)` names.
+    """Read the weights of `create_model(model, pretrained=...)`.
 
     Args:
         model: a model of the zoo.
-        pretrained: True for the default ones; a tag or name of the zoo; a file: `.safetensors`,
+        pretrained: True for the default weights; a tag or name of the zoo; a file: `.safetensors`,
             `.pdparams`, PyTorch's `.pth`, `.pt` or `.bin`, or a layered model's folder; or
-            `https://HOST/PATH/FILE#sha256=HEX`, which is fetched once into the cache folder. A name
-            of the zoo goes before a file.
+            `https://HOST/PATH/FILE#sha256=HEX`, which is downloaded once into the cache folder. A
+            name of the zoo has priority over a file.
 
     Raises:
-        ValueError: no default, no such tag, weights of another model, an address without sha256.
+        ValueError: there are no default weights or no such tag, the weights are of another model,
+            or a URL has no sha256.
         FileNotFoundError: no such file.
-        ImportError: weights of the zoo whose package is not installed.
-        WeightsError: a file that does not read or is another one.
+        ImportError: the package of the zoo's weights is not installed.
+        WeightsError: a file cannot be read, or is another one.
         TypeError: none of these.
     """
     config = model_card(model).config
@@ -80,7 +81,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
             f"{shorten(pretrained)}."
         )
     name = str(check_path(pretrained, "pretrained", "a tag, a file or an address"))
-    name = pretrained if isinstance(pretrained, str) else name  # a path has no `//`
+    name = pretrained if isinstance(pretrained, str) else name  # a path would lose `//`
     card = find_card(f"{model}.{name}") or find_card(name)
     if card is not None:
         if card.model != model:
@@ -102,7 +103,7 @@ def find_pretrained(model: str, pretrained: bool | str | os.PathLike[str]) -> Pr
     arrays = read_pth(path) if path.suffix in _TORCH_SUFFIXES else read_weights(path)
     if digest is None and path.is_file():
         digest = compute_sha256(path)
-    # We cannot know how a file's own pictures were prepared, nor its licence.
+    # We do not know how images were prepared for a file's weights, nor their licence.
     return Pretrained(
         arrays, source, replace(config, licence="unknown", source=source, sha256=digest)
     )
@@ -129,7 +130,7 @@ def _read_card(card: WeightsCard) -> Pretrained:
 
 
 def _fetched(address: str) -> tuple[Path, str, str]:
-    """The copy of a file in the cache, what to call it, and its sha256."""
+    """Return the copy of a file in the cache, its name for messages, and its sha256."""
     url, _, fragment = address.partition("#")
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     name = PurePosixPath(urlsplit(url).path).name
@@ -159,18 +160,18 @@ def _has_sha256(path: Path, digest: str) -> bool:
 
 
 def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> list[str]:
-    """Give a model the weights; it is not touched unless they fit.
+    """Give a model the weights; it does not change unless they fit.
 
     Args:
         net: a model of the zoo.
         found: the weights.
-        keep_head: take over the number of classes of the weights' own head.
+        keep_head: use the number of classes of the weights' own head.
 
     Returns:
         Paths of the layers that start with fresh weights.
 
     Raises:
-        WeightsError: one report of what does not fit.
+        WeightsError: one report of everything that does not fit.
     """
     if not isinstance(net, ZooModel):
         assign_weights(net, found.arrays, found.source)
@@ -189,9 +190,9 @@ def load_pretrained(net: nn.Layer, found: Pretrained, *, keep_head: bool) -> lis
 
 
 def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str) -> None:
-    """Let the first convolution take other channels than RGB, as timm does: one channel gets the
-    sum of the three, so that a grey picture gives what it gave as RGB; more repeat them in turn,
-    scaled by 3 / channels, so that the outputs keep their size."""
+    """Adapt the first convolution to other channels than RGB, like timm: one channel gets the sum
+    of the three, so that a grey image gives the same result as in RGB. More channels repeat the
+    three, scaled by 3 / channels, so that the outputs keep their size."""
     name = f"{net.first_conv}.weight"
     weight, own = arrays.get(name), net.state_dict()[name]
     if weight is None or weight.ndim != 4:
@@ -210,7 +211,8 @@ def _adapt_first_conv(net: ZooModel, arrays: dict[str, np.ndarray], source: str)
 def _match_head(
     net: ZooModel, arrays: dict[str, np.ndarray], source: str, keep_head: bool
 ) -> list[str]:
-    """Settle the classes; returns the paths of the layers that start with fresh weights."""
+    """Adapt the head to the classes; return the paths of the layers that start with fresh
+    weights."""
     weight = arrays.get(f"{net.classifier}.weight")
     classes = None if weight is None or weight.ndim != 2 else weight.shape[1]
     if classes is not None and net.num_classes and classes != net.num_classes:
@@ -223,8 +225,8 @@ def _match_head(
             )
             for name in [n for n in arrays if n.startswith(f"{net.classifier}.")]:
                 del arrays[name]
-    # Whole layers after the stages may be absent: the weights are those of a backbone. A part
-    # of a layer may not.
+    # Whole layers after the stages may be missing, if the weights are those of a backbone. Parts of
+    # a layer may not.
     own = net.state_dict()
     return [
         path

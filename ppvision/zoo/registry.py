@@ -1,11 +1,11 @@
-"""The zoo's register: names to models, each with a card.
+"""The zoo's registry: it maps names to models, each with a card.
 
     @register_model(ModelCard(name="my_net", paper="...", parameters=..., gflops=..., recipe="..."))
     def my_net(*, num_classes=1000, in_channels=3, features_only=False, out_indices=None):
         return MyNet(...)
 
-The model is then one of `create_model`, and with `features_only` a backbone of both plug-ins. Its
-options are those of the function's signature, which is handed on everywhere.
+Then `create_model` knows the model, and if it has `features_only`, both plug-ins have it as a
+backbone. Its options are those of the function's signature, which is used everywhere.
 """
 
 import fnmatch
@@ -27,11 +27,11 @@ _followers: dict[str, Callable[[str], None]] = {}
 
 
 def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
-    """Decorator: enter what builds a model, a function or a `functools.partial` of a class, under
+    """Decorator: register a function or a `functools.partial` of a class that builds a model, under
     `card.name`.
 
     Raises:
-        ValueError: the name is taken by another one.
+        ValueError: another model has this name.
     """
 
     def enter(build: BuildModel) -> BuildModel:
@@ -50,14 +50,14 @@ def register_model(card: ModelCard) -> Callable[[BuildModel], BuildModel]:
 
 
 def _origin(build: BuildModel) -> tuple[str, object]:
-    """What tells a builder from another one, the same after a reload of its module."""
+    """Return an identity of a builder that stays the same after a reload of its module."""
     function, options = (build.func, build.args) if isinstance(build, partial) else (build, ())
     return f"{function.__module__}.{function.__qualname__}", options
 
 
 def follow_models(follow: Callable[[str], None]) -> None:
-    """Call a function with the name of every model, of those that are registered later as well.
-    A module has one such function; that of a reload takes the place of the earlier one."""
+    """Call a function with the name of every model, also of those that are registered later. A
+    module has one such function; after a reload, the new function replaces the earlier one."""
     _followers[follow.__module__] = follow
     for name in list(_MODELS):
         follow(name)
@@ -73,16 +73,16 @@ def _entry(name: str) -> tuple[BuildModel, ModelCard]:
 
 
 def find_builder(name: str) -> BuildModel:
-    """What builds a model.
+    """Return the function that builds a model.
 
     Raises:
-        ValueError: no such model; the message names the closest ones.
+        ValueError: there is no such model; the message names the closest ones.
     """
     return _entry(name)[0]
 
 
 def list_model_parameters(name: str) -> list[inspect.Parameter]:
-    """The options of a model, as its own signature has them."""
+    """Return the options of a model from its signature."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(find_builder(name)).parameters.values()
     return [p for p in parameters if p.kind in kinds]
@@ -115,7 +115,7 @@ def model_card(name: str) -> ModelCard:
     """Return the card of a model: paper, size, recipe, licence, weights and scores.
 
     Raises:
-        ValueError: no such model; the message names the closest ones.
+        ValueError: there is no such model; the message names the closest ones.
     """
     return _entry(name)[1]
 

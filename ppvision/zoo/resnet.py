@@ -1,4 +1,4 @@
-"""ResNets: networks to quantise and to compare with, not ideas of this project."""
+"""ResNets: networks for quantisation and comparisons; they are not ideas of this project."""
 
 from functools import partial
 

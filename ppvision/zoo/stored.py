@@ -1,7 +1,7 @@
-"""Where the zoo's weights are kept, and how they become arrays.
+"""Find the zoo's weights and read them as arrays.
 
-Those that come with ppvision are layered models in the package; others are files of packages that
-the user has installed. The card's sha256 is that of one file, which vouches for the rest.
+Weights in ppvision are layered models in the package; others are files of packages that the user
+has installed. The card's sha256 is that of one file, which identifies the others.
 """
 
 import importlib.metadata
@@ -16,10 +16,10 @@ from ppvision.zoo.torch_files import convert_to_paddle, read_pth
 
 
 def find_stored_file(card: WeightsCard) -> Path:
-    """The file that vouches for weights.
+    """Return the file that identifies weights.
 
     Raises:
-        ImportError: their package is not installed; the message has the pip line.
+        ImportError: their package is not installed; the message has the pip command.
     """
     if not card.package:
         return card.folder / card.file
@@ -35,7 +35,7 @@ def find_stored_file(card: WeightsCard) -> Path:
 
 
 def is_here(card: WeightsCard) -> bool:
-    """Whether weights come with ppvision, or with a package that is installed."""
+    """Whether weights are in ppvision or in an installed package."""
     try:
         return find_stored_file(card).is_file()
     except MissingPackageError:
@@ -43,11 +43,11 @@ def is_here(card: WeightsCard) -> bool:
 
 
 def check_stored(card: WeightsCard) -> Path:
-    """The file that vouches for weights, after a comparison with the card.
+    """Return the file that identifies weights, after a comparison with the card.
 
     Raises:
         ImportError: see `find_stored_file`.
-        WeightsError: it is missing, or has another sha256.
+        WeightsError: the file is missing, or has another sha256.
     """
     path = find_stored_file(card)
     again = f"Install {card.package.partition('==')[0] or 'ppvision'} again."
@@ -59,18 +59,18 @@ def check_stored(card: WeightsCard) -> Path:
 
 
 def read_stored(card: WeightsCard) -> dict[str, np.ndarray]:
-    """Arrays of weights of the zoo by Paddle's names; of a layered model those of its highest
-    width.
+    """Return arrays of weights of the zoo by Paddle's names; for a layered model, those of its
+    highest width.
 
     Raises:
         ImportError: see `find_stored_file`.
-        WeightsError: a file that is missing, damaged or another one.
+        WeightsError: a file is missing, damaged or another one.
     """
     path = check_stored(card)
     if card.package:
         from ppvision.zoo.registry import find_builder
 
-        # The class names what its port calls things; a registered partial has the class.
+        # The class has the names of its PyTorch port; a registered partial has the class.
         built = getattr(find_builder(card.model), "func", None)
         return convert_to_paddle(read_pth(path), getattr(built, "torch_names", ()))
     from ppvision.quant.store.files import LayeredModelError

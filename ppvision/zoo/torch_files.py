@@ -1,8 +1,8 @@
-"""PyTorch's files of weights, read without PyTorch and without running what they name.
+"""Read PyTorch's files of weights without PyTorch and without executing functions that they name.
 
 A `.pth` is a pickle of a dictionary of tensors, with their numbers either after it (before PyTorch
-1.6) or next to it in a zip archive. The pickle is read by Python's own unpickler (the one in C
-allocates by what a file says), limited to the instructions that `torch.save` writes.
+1.6) or next to it in a zip archive. Python's own unpickler reads the pickle (the unpickler in C
+allocates the sizes that a file states). It is limited to the instructions that `torch.save` writes.
 """
 
 import io
@@ -31,7 +31,8 @@ _TYPES = {
     "ByteStorage": "<u1",
     "BoolStorage": "?",
 }
-# Of pickle protocol 2, which torch.save writes: plain values, containers, calls of known functions.
+# Instructions of pickle protocol 2, which torch.save writes: plain values, containers, calls of
+# known functions.
 _INSTRUCTIONS = frozenset(
     (
         *("PROTO", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"),
@@ -45,14 +46,14 @@ _AXES = 8  # more than any weight has
 
 
 class _Storage:
-    """Where the numbers of tensors are: key and type of a storage."""
+    """The place of the numbers of tensors: key and type of a storage."""
 
     def __init__(self, kind: str, key: str) -> None:
         self.kind, self.key = kind, key
 
 
 class _Tensor:
-    """A view of a storage. What `_rebuild_tensor_v2` makes."""
+    """A view of a storage, the result of `_rebuild_tensor_v2`."""
 
     def __init__(
         self, storage: object, offset: object, shape: object, strides: object, *rest: object
@@ -61,16 +62,16 @@ class _Tensor:
 
 
 class _Dictionary(dict[str, Any]):
-    """A state dict; PyTorch hangs `_metadata` onto it, which is left aside."""
+    """A state dict; its attribute `_metadata` of PyTorch is ignored."""
 
-    def __init__(self) -> None:  # torch.save puts the entries in one by one
+    def __init__(self) -> None:  # torch.save adds the entries one by one
         super().__init__()
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
-class _TensorsOnly(pickle._Unpickler):  # the one in Python; see the top
+class _TensorsOnly(pickle._Unpickler):  # the unpickler in Python; see the module's docstring
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     pop_mark: Callable[[], list[Any]]
@@ -116,26 +117,26 @@ def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     """Read the tensors of a PyTorch file.
 
     Args:
-        path: what `torch.save(model.state_dict(), path)` wrote, in either format. A dictionary that
-            holds the tensors under `state_dict` or `model` is taken as well.
+        path: a file of `torch.save(model.state_dict(), path)`, in either format. A dictionary with
+            the tensors under `state_dict` or `model` is accepted too.
 
     Returns:
-        Arrays by name, as PyTorch names and lays them out.
+        Arrays by name, with PyTorch's names and layouts.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: another file, cut short, or one that names more than tensors.
+        WeightsError: the file is another one, is incomplete, or names more than tensors.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingFileError(f"weights: expected a PyTorch file, found none at {path}.")
     with name_read_errors(path):
-        path.open("rb").close()  # here, so that a right that is missing is no damage
+        path.open("rb").close()  # here, so that a missing right is not reported as damage
     try:
         found = _read_zip(path) if zipfile.is_zipfile(path) else _read_old(path)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    except Exception as error:  # a hostile or cut file can raise anything
+    except Exception as error:  # a hostile or incomplete file can raise anything
         raise WeightsError(
             f"{path}: expected tensors as torch.save writes them, got a file that does not read "
             f"({type(error).__name__}). It may be cut short: fetch it again."
@@ -155,9 +156,10 @@ def _unpickle(file: BinaryIO) -> object:
 
 
 def _read_old(path: Path) -> dict[str, np.ndarray]:
-    """Pickles of magic number, version, types, tensors and keys, then storages with their sizes."""
+    """Read pickles of magic number, version, types, tensors and keys, then storages with their
+    sizes."""
     data = path.read_bytes()
-    file = io.BytesIO(data)  # its read() never makes more than there is
+    file = io.BytesIO(data)  # its read() never returns more than there is
     for _ in range(3):
         _unpickle(file)
     tensors, keys = _tensors(_unpickle(file)), _unpickle(file)
@@ -175,7 +177,7 @@ def _read_old(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_zip(path: Path) -> dict[str, np.ndarray]:
-    """`NAME/data.pkl`, and each storage as `NAME/data/KEY`, not compressed."""
+    """Read `NAME/data.pkl`, and each storage as `NAME/data/KEY`, not compressed."""
     with zipfile.ZipFile(path) as archive:
         (pickled,) = [n for n in archive.namelist() if re.fullmatch(r"[^/]+/data\.pkl", n)]
         folder = pickled.removesuffix("data.pkl")
@@ -211,7 +213,7 @@ def _tensors(content: object) -> dict[str, Any]:
 
 
 def _view(name: str, tensor: Any, storages: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The numbers of one tensor; a view that would leave its storage is refused."""
+    """Return the numbers of one tensor; a view beyond its storage is refused."""
     storage = storages[tensor.storage.key]
     sizes, steps, offset = list(tensor.shape), list(tensor.strides), tensor.offset
     whole = all(type(n) is int and n >= 0 for n in [*sizes, *steps, offset])
@@ -220,7 +222,7 @@ def _view(name: str, tensor: Any, storages: Mapping[str, np.ndarray]) -> np.ndar
     last = offset + sum((n - 1) * step for n, step in zip(sizes, steps, strict=True))
     count = int(np.prod(sizes, dtype=object)) if sizes else 1
     if count and (last >= storage.size or count > storage.size):
-        raise WeightsError(f"{name}: expected numbers inside of its storage")
+        raise WeightsError(f"{name}: expected numbers inside its storage")
     # Not copied: many tensors of one storage cost no memory.
     return np.lib.stride_tricks.as_strided(
         storage[offset:], sizes, [step * storage.itemsize for step in steps], writeable=False
@@ -230,10 +232,10 @@ def _view(name: str, tensor: Any, storages: Mapping[str, np.ndarray]) -> np.ndar
 def convert_to_paddle(
     arrays: Mapping[str, np.ndarray], names: Sequence[tuple[str, str]] = ()
 ) -> dict[str, np.ndarray]:
-    """PyTorch's names and layouts as Paddle's.
+    """Convert PyTorch's names and layouts to Paddle's.
 
     Args:
-        arrays: by name.
+        arrays: arrays by name.
         names: patterns of names and their replacements, applied one after another.
 
     Returns:

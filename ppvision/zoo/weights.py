@@ -1,4 +1,4 @@
-"""Reading and writing weights: strict, and without executing anything.
+"""Read and write weights strictly, and without executing anything.
 
 Files are safetensors, or Paddle's `.pdparams`, which is a pickle: it is read without pickle
 (`ppvision.zoo.pdparams`).
@@ -26,22 +26,23 @@ from ppvision.zoo.stored import read_stored
 
 logger = logging.getLogger("ppvision")
 
-RGB = 3  # channels of a picture, unless somebody's weights say otherwise
+RGB = 3  # channels of an image, unless weights have other channels
 _ZIP = b"PK\x03\x04"
-# What paddle.save adds to the arrays: its own names of parameters, and how arrays are put together.
+# Entries that paddle.save adds to the arrays: its own names of parameters, and the parts of large
+# arrays.
 _NAME_TABLE = "StructuredToParameterName@@"
 _IN_PARTS = "UnpackBigParamInfor@@"
 
 
 def read_pdparams(path: str | Path) -> dict[str, np.ndarray]:
-    """Read a `.pdparams` file without executing what it may name.
+    """Read a `.pdparams` file without executing functions that it names.
 
     Returns:
         Arrays by parameter name.
 
     Raises:
         FileNotFoundError: no such file.
-        WeightsError: not a pickle of arrays by name, or cut short.
+        WeightsError: not a pickle of arrays by name, or incomplete.
     """
     return _parse_pdparams(Path(path).read_bytes(), path)
 
@@ -61,7 +62,7 @@ def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
     content.pop(_NAME_TABLE, None)
     arrays = {}
     for name, value in content.items():
-        # Paddle pickles a tensor as (its name, its array).
+        # Paddle pickles a tensor as (name, array).
         if isinstance(value, tuple) and len(value) == 2:
             value = value[1]
         if not isinstance(value, np.ndarray):
@@ -74,13 +75,13 @@ def _parse_pdparams(data: bytes, path: str | Path) -> dict[str, np.ndarray]:
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
-    """Arrays by name from safetensors, `.pdparams`, a layered model's folder (its highest width
-    that is there, as float arrays), or the name of weights in the zoo.
+    """Read arrays by name from safetensors, `.pdparams`, a layered model's folder (its highest
+    existing width, as float arrays), or the name of weights in the zoo.
 
     Raises:
         FileNotFoundError: neither a file nor a name in the zoo.
-        ImportError: weights of the zoo whose package is not installed.
-        WeightsError: a file that does not read, or whose sha256 is not the card's.
+        ImportError: the package of the zoo's weights is not installed.
+        WeightsError: a file cannot be read, or its sha256 differs from the card's.
     """
     expected = "a file or a name of the zoo"
     card = find_card(str(check_path(path, "weights", expected)))
@@ -98,7 +99,7 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise MissingFileError(
             "weights: expected a file or a name of the zoo, got "
-            f"{shorten_text(str(path), 200)!r}. "  # the end of a path says the most
+            f"{shorten_text(str(path), 200)!r}. "  # the end of a path is most informative
             + suggest_nearest(path.name, list_weights_names())
         )
     with path.open("rb") as file:
@@ -133,7 +134,7 @@ def _read_safetensors(path: Path, start: bytes) -> dict[str, np.ndarray]:
 
 
 def save_weights(arrays: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Write arrays by name as safetensors: to a temporary file first, then renamed."""
+    """Write arrays by name as safetensors, first to a temporary file, which is then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, save({k: np.asarray(v, order="C") for k, v in arrays.items()}))
@@ -173,21 +174,21 @@ def load_weights(
 def take_backbone(
     net: ZooModel, arrays: dict[str, np.ndarray], source: str
 ) -> dict[str, np.ndarray]:
-    """The arrays of the model itself out of those of a model that has it inside.
+    """Return the arrays of the model out of those of a model that contains it.
 
-    PaddleSeg calls it `backbone.`, PaddleDetection's have `backbone.net.`, SDN another `backbone.`:
-    it is where the model's first convolution is.
+    PaddleSeg's prefix is `backbone.`, PaddleDetection's is `backbone.net.`, and SDN adds another
+    `backbone.`. The prefix is the place of the model's first convolution.
     """
     first = f"{net.first_conv}.weight"
     if first in arrays:
         return arrays
     prefixes = sorted((n.removesuffix(first) for n in arrays if n.endswith(f".{first}")), key=len)
-    # Many layers of another architecture may be called like our first convolution; the shape tells
-    # which is one.
+    # Several layers of another architecture may have the name of our first convolution; the shape
+    # identifies the right one.
     own = net.state_dict()[first].shape
     fitting = [p for p in prefixes if _may_be(arrays[f"{p}{first}"], own)]
     if not fitting and len(prefixes) != 1:
-        return arrays  # none, or another architecture: the report of what does not fit says so
+        return arrays  # none, or another architecture: the report of the mismatch says so
     prefixes = fitting or prefixes
     if len(prefixes) > 1:
         raise WeightsError(
@@ -204,8 +205,8 @@ def take_backbone(
 
 
 def _may_be(weight: np.ndarray, own: list[int]) -> bool:
-    """Whether this is a first convolution `[out, in, k, k]` of this shape, for RGB or as many
-    channels as the model takes."""
+    """Whether this is a first convolution `[out, in, k, k]` of this shape, for RGB or for the
+    channels of the model."""
     shape = [*weight.shape]
     return shape in (own, [own[0], RGB, *own[2:]])
 
@@ -217,7 +218,7 @@ def assign_weights(
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> None:
-    """`load_weights` for arrays that are read already; `source` names them in errors."""
+    """Apply `load_weights` to arrays that were read already; `source` names them in errors."""
     own = net.state_dict()
 
     def unless(names: list[str], patterns: Sequence[str]) -> list[str]:
@@ -236,7 +237,7 @@ def assign_weights(
         if name in own:
             wanted = own[name].numpy().dtype
             if array.dtype.kind != wanted.kind:
-                # Paddle keeps bfloat16 as uint16, whose numbers mean nothing as they are.
+                # Paddle stores bfloat16 as uint16; its numbers cannot be used directly.
                 hint = " (bfloat16?)" if array.dtype == np.uint16 else ""
                 kinds.append(f"{name}: expected {wanted}, got {array.dtype}{hint}")
                 continue
@@ -266,11 +267,11 @@ def assign_weights(
         if whole:
             prefix = whole[0].removesuffix(missing[0])
             advice = (
-                f"It holds this model inside of another one, under {shorten(prefix)}: "
+                f"It contains this model inside another one, under {shorten(prefix)}: "
                 "create_model(NAME, pretrained=...) takes it out."
             )
         elif shapes and not (missing or unexpected or kinds):
-            # Every layer is there, so this is most often a head for another number of classes.
+            # All layers exist, so this is most often a head for another number of classes.
             advice += (
                 " If only the number of classes differs, give only the backbone these weights: "
                 "`model: {backbone: {pretrained: NAME}}` in a segmentation config."
@@ -284,19 +285,19 @@ def assign_weights(
 def rename_for_sdn(
     model: nn.Layer, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Mapping[str, np.ndarray], list[str]]:
-    """Weights of a model without SDN, under the names that they have in the same model with it.
+    """Rename weights of a model without SDN to the names in the same model with SDN.
 
     Args:
-        model: whose `SemanticDiffusionBackbone` wraps the backbone that the weights are for.
-        arrays: by name; those that hold anything of SDN stay as they are.
+        model: model whose `SemanticDiffusionBackbone` wraps the backbone of the weights.
+        arrays: arrays by name; arrays that contain weights of SDN are not changed.
 
     Returns:
-        The arrays, and the names of the layers that they hold nothing of: SDN's.
+        The arrays, and the names of the layers without weights: those of SDN.
     """
     own, absent = model.state_dict(), []
     for name, layer in model.named_sublayers():
         outer, new = f"{name}.", f"{name}.diffusion"
-        # Not by the wrapper's own class: a reload of this module makes another one.
+        # Not by the wrapper's own class, because a reload of its module makes another class.
         wrapper = isinstance(getattr(layer, "diffusion", None), SemanticDiffusionPyramid)
         if wrapper and not any(key.startswith(f"{new}.") for key in arrays):
             absent.append(new)

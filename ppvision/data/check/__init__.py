@@ -1,1 +1,1 @@
-"""What is wrong with a data set, said before a training starts."""
+"""Find the problems of a data set before a training starts."""

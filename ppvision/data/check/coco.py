@@ -1,4 +1,4 @@
-"""Looking at a COCO annotation file before training, so that all that is wrong is said at once."""
+"""Check a COCO annotation file before training, and report all problems together."""
 
 import logging
 import os
@@ -25,11 +25,10 @@ def check_coco(
     masks: bool = False,
     max_value: int | None = None,
 ) -> DataSummary:
-    """Check an annotation file, and every picture that it names.
+    """Check an annotation file and every image that it names.
 
-    What `ppvision.data.coco_reading` changes in memory is counted in the log, as are classes of one
-    name. Training and evaluation read the changed content, so that nothing else can be wrong with
-    it there.
+    The log counts the changes that `ppvision.data.coco_reading` makes in memory, and classes with
+    the same name. Training and evaluation read the changed content, so they meet no other problem.
 
     Args:
         part: of the config, for messages.
@@ -37,10 +36,10 @@ def check_coco(
         images: the folder that its `file_name`s are in.
         num_classes: of the model.
         masks: whether every object needs one. Default False.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
-        Pictures, and objects of each class, by category id.
+        Images, and objects of each class, by category id.
 
     Raises:
         DataError: one report of everything that is wrong.
@@ -57,7 +56,8 @@ def check_coco(
     entries = [c for c in found.content["categories"] if is_whole(c.get("id"))]
     numbers = [category["id"] for category in entries]
     categories = {c["id"]: c.get("name") for c in entries}
-    # PaddleDetection would count one twice, and give its objects to a class beyond the last.
+    # PaddleDetection would count such a category twice, and give its objects to a class beyond the
+    # last.
     problems += list_problems("category ids are there twice", find_repeated(numbers))
     if len(categories) != num_classes:
         problems.append(
@@ -93,19 +93,19 @@ def _check_images(entries: list[dict], folder: Path, problems: list[str]) -> Non
     for entry in entries:
         name, size = entry.get("file_name"), (entry.get("width"), entry.get("height"))
         if not isinstance(name, str) or not all(map(is_whole, size)):
-            continue  # reported as it was read
+            continue  # reported when it was read
         path = folder / name
         if not os.path.isfile(path):
             missing.append(str(path))
             continue
         other += find_other_size(path, size)
-    problems += list_problems("pictures are missing", missing)
-    problems += list_problems("pictures have another size than the file says", other)
+    problems += list_problems("images are missing", missing)
+    problems += list_problems("images have another size than the file says", other)
 
 
 def find_other_size(path: Path, size: tuple[float, float]) -> list[str]:
-    """What to say of a picture that is not `(width, height)` as it is read; nothing where it is, or
-    does not decode, which another check names."""
+    """Return a message if an image does not have the size `(width, height)`. Return nothing if it
+    has, or if it does not decode, because another check reports that."""
     try:
         height, width = read_picture_size(path)
     except DataError:

@@ -1,10 +1,10 @@
 """Check a segmentation data set before the first step, and name every file that is wrong.
 
-Reads what PaddleSeg's `Dataset` reads under `ppvision`: the same `image label` lines (both call
-`ppvision.data.listing.read_pairs`), and pictures and label maps with the reader that training,
-evaluation and prediction use (`ppvision.data.pictures`), so that what passes here is read there.
-PaddleSeg itself finds most of these faults in the middle of a
-training, as a broadcast error, a loss of NaN or not at all.
+The check reads what PaddleSeg's `Dataset` reads under `ppvision`: the same `image label` lines
+(both call `ppvision.data.listing.read_pairs`), and images and label maps with the reader of
+training, evaluation and prediction (`ppvision.data.pictures`). Files that pass the check can
+therefore be read there. PaddleSeg itself finds most of these faults in the middle of a training, as
+a broadcast error or a loss of NaN, or not at all.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Pair:
-    """One line of the list: what it is called in errors, and its files."""
+    """One line of the list: its name in errors, and its files."""
 
     where: str
     image: Path
@@ -46,8 +46,8 @@ class _Pair:
 
 @dataclass
 class _Finding:
-    """What one pair showed: problems as (kind, text), the image's height and width, and pixels by
-    label value."""
+    """The result of the check of one pair: problems as (kind, text), the image's height and width,
+    and pixels by label value."""
 
     problems: list[tuple[str, str]] = field(default_factory=list)
     size: tuple[int, int] | None = None
@@ -65,7 +65,7 @@ def check_segmentation_list(
 ) -> dict:
     """Check every line and file of a PaddleSeg list; raise one error that groups all problems.
 
-    Every picture is decoded to its end, in several threads. The verdict on a set without problems
+    Every image is decoded to its end, in several threads. The verdict on a set without problems
     is kept in `~/.cache/ppvision/checked` (`PPVISION_CACHE` replaces `~/.cache/ppvision`) and
     holds until the list, an argument, or the size or time of a file changes. With several
     processes call it in one of them.
@@ -86,8 +86,8 @@ def check_segmentation_list(
         of each class over the whole set, a list of length `num_classes`) and `ignored_pixels`.
 
     Raises:
-        DataError: anything that training would stumble over, the first ten of each kind with line
-            number and file, the count of the rest, and what to do.
+        DataError: problems that would disturb a training: the first ten of each kind with line
+            number and file, the number of the others, and what to do.
     """
     list_file, root = Path(list_file), Path(dataset_root)
     if not list_file.is_file() and (root / list_file).is_file():
@@ -113,7 +113,7 @@ def check_pairs(
 ) -> dict:
     """`check_segmentation_list` for a data set that finds its files itself, as ADE20K does.
 
-    What such a set makes of a label's values is its own affair: they are not checked.
+    The values of its labels are not checked, because the data set converts them itself.
 
     Args:
         name: how errors call the set.
@@ -147,7 +147,7 @@ def _checked(
     max_value: int | None,
 ) -> dict:
     count = len(pairs) + len(problems)
-    # Everything that a verdict depends on.
+    # All values that a verdict depends on.
     stamp = _stamp([CHECKS_VERSION, read_max_pixels(), max_value, *settings], pairs)
     example = {
         "images": 0,
@@ -176,7 +176,7 @@ def _checked(
                     height, width = finding.size
                     sizes[f"{width}x{height}"] += 1
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest first
+            pool.shutdown(cancel_futures=True)  # Ctrl-C: do not decode the rest
             raise
     nothing_else = ignore_index != 0 and set(pixels) <= {0, ignore_index}
     if num_classes > 1 and pixels[ignore_index] and nothing_else:
@@ -217,8 +217,8 @@ def _check_pair(
 def _read(
     read: Callable[[Path], np.ndarray], path: Path, what: str, where: str, finding: _Finding
 ) -> np.ndarray | None:
-    """The pixels, or None and a problem."""
-    if not os.path.exists(path):  # (Path's own raises where a folder may not be entered)
+    """Return the pixels, or None and a problem."""
+    if not os.path.exists(path):  # (Path.exists raises if a folder may not be entered)
         finding.problems.append((f"missing {what}", f"{where}: {path}"))
         return None
     try:
@@ -234,7 +234,7 @@ def _read(
 
 
 def _checked_image(pair: _Pair, finding: _Finding, max_value: int | None) -> tuple[int, int] | None:
-    """Height and width of the image as it is read, or None when it is not."""
+    """Return height and width of the image, or None if it cannot be read."""
     read = partial(read_picture, max_value=max_value)
     pixels = _read(read, pair.image, "image", pair.where, finding)
     return None if pixels is None else pixels.shape[:2]
@@ -243,7 +243,7 @@ def _checked_image(pair: _Pair, finding: _Finding, max_value: int | None) -> tup
 def _checked_label(
     pair: _Pair, finding: _Finding, num_classes: int, ignore_index: int
 ) -> np.ndarray | None:
-    """The label map `[H, W]`, or None when it is none."""
+    """Return the label map `[H, W]`, or None if the file is not a label map."""
     label = _read(read_label, pair.label, "label", pair.where, finding)
     if label is None:
         return None
@@ -311,7 +311,7 @@ def _report(
 
 
 def _stamp(settings: list, pairs: list[_Pair]) -> Path:
-    """Where the verdict on exactly these settings and files is kept."""
+    """Return the file of the verdict on exactly these settings and files."""
     digest = hashlib.sha256(json.dumps(settings).encode())
     for pair in pairs:
         for path in (pair.image, pair.label):
@@ -319,7 +319,7 @@ def _stamp(settings: list, pairs: list[_Pair]) -> Path:
                 continue
             try:
                 status = path.stat()
-            except (OSError, ValueError):  # the check will say so
+            except (OSError, ValueError):  # the check will report it
                 continue
             digest.update(os.fsencode(path))
             digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\n".encode())

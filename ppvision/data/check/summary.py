@@ -1,23 +1,23 @@
-"""What is in a data set, found by its check."""
+"""The contents of a data set, as its check found them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ppvision.errors import shorten_text
 
-_SIZES = 5  # of pictures, that the table names
+_SIZES = 5  # number of image sizes in the table
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What is in one part of a data set without faults.
+    """The contents of one part of a data set without problems.
 
     Attributes:
         images: how many.
-        sizes: images by "WIDTHxHEIGHT", the commonest first.
-        counted: what `counts` holds: "pixels", "objects" or "pictures".
-        counts: of each class, in the order of the classes; None where the data set numbers its
-            classes by itself.
+        sizes: number of images by "WIDTHxHEIGHT", the most frequent first.
+        counted: the unit of `counts`: "pixels", "objects" or "pictures".
+        counts: number for each class, in the order of the classes; None if the data set numbers its
+            classes itself.
         names: of the classes, or empty.
         ignored: pixels with the ignored label; 0 for other tasks.
     """
@@ -34,7 +34,7 @@ class DataSummary:
         shown = [f"{size} ({count})" for size, count in list(self.sizes.items())[:_SIZES]]
         if len(self.sizes) > _SIZES:
             shown.append(f"and {len(self.sizes) - _SIZES} other sizes")
-        lines = [f"{self.images} pictures", f"width x height (pictures): {', '.join(shown)}"]
+        lines = [f"{self.images} images", f"width x height (images): {', '.join(shown)}"]
         if self.counts is None:
             return "\n".join(lines)
         names = [shorten_text(str(name), 40) for name in self.names]

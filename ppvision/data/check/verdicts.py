@@ -19,12 +19,12 @@ Verdict = dict[str, Any]
 
 
 def find_verdict_file(digest: "hashlib._Hash") -> Path:
-    """Where the verdict is kept that depends on what `digest` has seen."""
+    """Return the file of the verdict for the values that `digest` has seen."""
     return find_cache_folder() / "checked" / f"{digest.hexdigest()}.json"
 
 
 def read_verdict(path: Path, example: Verdict) -> Verdict | None:
-    """The verdict, or None where there is none that has the keys and types of `example`.
+    """Return the verdict, or None if there is none with the keys and types of `example`.
 
     Args:
         path: see `find_verdict_file`.
@@ -41,7 +41,7 @@ def read_verdict(path: Path, example: Verdict) -> Verdict | None:
 
 
 def write_verdict(path: Path, verdict: Verdict, name: str) -> None:
-    """Keep a verdict; where that fails, the log says so and nothing else happens."""
+    """Keep a verdict. If this fails, the log says so and nothing else happens."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(verdict))

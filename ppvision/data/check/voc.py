@@ -1,4 +1,4 @@
-"""Looking at Pascal VOC annotations before training, so that all that is wrong is said at once."""
+"""Check Pascal VOC annotations before training, and report all problems together."""
 
 import logging
 import os
@@ -24,26 +24,26 @@ def check_voc(
     num_classes: int,
     max_value: int | None = None,
 ) -> DataSummary:
-    """Check a list of pictures and XML files, and all that it names.
+    """Check a list of images and XML files, and all files that it names.
 
-    Boxes without an area inside their picture, which are left out, and forms of `difficult` that
-    are not 0 or 1 are counted in the log.
+    The log counts boxes without an area inside their image, which are omitted, and values of
+    `difficult` that are not 0 or 1.
 
     Args:
         part: of the config, for messages.
-        annotations: the list, a picture and its XML file a line.
-        folder: that both are in.
-        labels: a class a line.
+        annotations: the list, with an image and its XML file per line.
+        folder: the folder of both.
+        labels: a file with one class per line.
         num_classes: of the model.
-        max_value: of pictures of more than 8 bits per channel; see `read_picture`.
+        max_value: of images of more than 8 bits per channel; see `read_picture`.
 
     Returns:
-        Pictures, and objects of each class.
+        Images, and objects of each class.
 
     Raises:
         DataError: one report of everything that is wrong.
     """
-    for file, what in ((annotations, "a list of pictures and XML files"), (labels, "a label_list")):
+    for file, what in ((annotations, "a list of images and XML files"), (labels, "a label_list")):
         if not file.is_file():
             raise DataError(f"{part}: expected {what}, found no file {file}.")
     try:
@@ -62,11 +62,11 @@ def check_voc(
     for picture in found.pictures:
         if os.path.isfile(picture.image):
             other += find_other_size(picture.image, (picture.width, picture.height))
-    problems += list_problems("pictures have another size than their XML file says", other)
+    problems += list_problems("images have another size than their XML file says", other)
     if not found.pictures and not problems:
-        problems.append("expected pictures, got none")
+        problems.append("expected images, got none")
     if not problems and not any(picture.objects for picture in found.pictures):
-        problems.append("expected objects, got none with an area inside of their picture")
+        problems.append("expected objects, got none with an area inside their image")
     if problems:
         raise DataError(f"{part}: {annotations}:\n  " + "\n  ".join(problems))
     if all(item.is_difficult for picture in found.pictures for item in picture.objects):

@@ -1,4 +1,4 @@
-"""Turn data sets that the user has into the formats that ppvision trains on.
+"""Convert data sets of the user into the formats for training with ppvision.
 
 All converters write `classes.txt`, `dataset.json` and the layout of digit-scenes: `images/`,
 `labels/`, `train.txt` and `val.txt` (PaddleSeg), `annotations/instances_*.json` (COCO, file names

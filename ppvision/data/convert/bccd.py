@@ -28,9 +28,9 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says: pictures, of them those without objects (`empty_images`), boxes,
-        boxes that were cut at the picture's border (`cut_boxes`), and those that are dropped:
-        without an area (`flat_boxes`; BCCD has a few), or outside the picture
+        The content of `dataset.json`: the number of images, of images without objects
+        (`empty_images`), of boxes, of boxes that were cut at the image's border (`cut_boxes`), and
+        of dropped boxes: without an area (`flat_boxes`; BCCD has a few), or outside the image
         (`outside_boxes`).
 
     Raises:
@@ -74,7 +74,7 @@ def convert_bccd(source: str | Path, output: str | Path) -> dict:
 
 
 def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
-    """Left, top, right, bottom and category of every object of a VOC file."""
+    """Yield left, top, right, bottom and category of every object of a VOC file."""
     try:
         for item in read_xml(path).findall("object"):
             edges = [round(float(item.findtext(f"bndbox/{key}"))) for key in _EDGES]
@@ -87,7 +87,8 @@ def _voc_boxes(path: Path) -> Iterator[tuple[list[int], int]]:
 
 
 def _cut(edges: list[int], width: int, height: int) -> tuple[list[int] | None, str | None]:
-    """A box `[x, y, width, height]` inside the picture, or None, and what was wrong with it."""
+    """Return a box `[x, y, width, height]` inside the image, or None, and the problem of the
+    box."""
     left, top, right, bottom = edges
     if right <= left or bottom <= top:
         return None, "flat_boxes"

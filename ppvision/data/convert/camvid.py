@@ -49,7 +49,7 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says.
+        The content of `dataset.json`.
 
     Raises:
         FileNotFoundError: no such source.
@@ -77,7 +77,7 @@ def convert_camvid(source: str | Path, output: str | Path) -> dict:
 def _segnet_samples(source: Path, split: str) -> list[Sample]:
     images = find_pictures(source / split) if (source / split).is_dir() else []
     if not images:
-        raise DataError(f"{source / split}: the set is empty: expected pictures, found none.")
+        raise DataError(f"{source / split}: the set is empty: expected images, found none.")
     return [
         Sample(path.stem, path, source / f"{split}annot" / f"{path.stem}.png") for path in images
     ]

@@ -1,4 +1,4 @@
-"""CIFAR-10 as picture files, packed or in class folders: `classes/{train,val}/NAME/*`."""
+"""Convert CIFAR-10 image files, packed or in class folders, to `classes/{train,val}/NAME/*`."""
 
 import bz2
 import gzip
@@ -21,7 +21,7 @@ from ppvision.files import create_folder
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-# CIFAR-10 as pictures has 60,000 of at most 4 kB.
+# CIFAR-10 as images has 60,000 of at most 4 kB.
 _MAX_PICTURE = 16 << 20
 _MAX_MEMBERS = 100_000
 _MAX_BYTES = 4 << 30
@@ -29,7 +29,7 @@ _MAX_HEADERS = 1 << 20  # of one member
 _START = 1 << 16
 _XZ_MEMORY = 128 << 20  # `xz -9` makes files that take 65 MiB
 
-# Path within the source, split, class and content of one picture.
+# Path within the source, split, class and content of one image.
 _Picture = tuple[str, str, str, bytes]
 
 
@@ -38,17 +38,17 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
 
     Args:
         source: a tar file (also gzip, bzip2, xz), a folder that holds one, or a folder with
-            `train/NAME/*` and `test/NAME/*` (or `val/NAME/*`). The test pictures become val.
+            `train/NAME/*` and `test/NAME/*` (or `val/NAME/*`). The test images become val.
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says.
+        The content of `dataset.json`.
 
     Raises:
         FileNotFoundError: no such source.
         FileExistsError: `output` is not empty.
-        DataError: a damaged or cut-off tar file, a tar member that points out of its folder, a
-            picture that does not decode, a class that is unknown or has no picture; names it.
+        DataError: a damaged or cut-off tar file, a tar member that points out of its folder, an
+            image that does not decode, a class that is unknown or has no image; names it.
     """
     source = find_source(source, "cifar10", file_allowed=True)
     if source.is_dir() and not (source / "train").is_dir():
@@ -80,7 +80,7 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
         for split in SPLITS:
             if missing := [name for name in CLASSES if not counts[split][name]]:
                 raise DataError(
-                    f"{source}: expected pictures of ten classes for {split}, found none of "
+                    f"{source}: expected images of ten classes for {split}, found none of "
                     f"{', '.join(missing)}. The source is incomplete: get it again."
                 )
             per_class = {name: counts[split][name] for name in CLASSES}
@@ -92,7 +92,8 @@ def convert_cifar10(source: str | Path, output: str | Path) -> dict:
 def _split_and_class(
     parts: tuple[str, ...], where: str, left_out: LeftOut
 ) -> tuple[str, str] | None:
-    """Split and class of a picture by its path, or None for a file that is no part of the set."""
+    """Return split and class of an image by its path, or None for a file that is not part of the
+    set."""
     # macOS adds `._NAME.jpg` to tar files and `__MACOSX` to zip files.
     if is_leftover(PurePosixPath(*parts)) or (parts[-1:] and parts[-1].startswith(".")):
         left_out.leftovers[parts[-1]] += 1
@@ -124,17 +125,17 @@ def _folder_pictures(source: Path) -> Iterator[_Picture]:
 def _check_size(size: int, where: str) -> None:
     if size > _MAX_PICTURE:
         raise DataError(
-            f"{where}: expected a picture of at most {_MAX_PICTURE} bytes, got {size}. CIFAR-10's "
+            f"{where}: expected an image of at most {_MAX_PICTURE} bytes, got {size}. CIFAR-10's "
             "have 32 x 32 pixels: replace or remove it."
         )
 
 
 class _TarBytes(io.RawIOBase):
-    """What a tar file holds, unpacked, with bounds: `tarfile` reads as much for a name or a header
-    as the file says, and what is packed can be a thousand times as large as it looks.
+    """Reads the content of a tar file with limits. `tarfile` reads a name or a header as long as
+    the file says, and unpacked content can be a thousand times as large as the file.
 
     Args:
-        source: the file, plain or as gzip, bzip2, xz.
+        source: the file, plain or packed with gzip, bzip2 or xz.
     """
 
     def __init__(self, source: Path) -> None:
@@ -150,12 +151,12 @@ class _TarBytes(io.RawIOBase):
             if start.startswith(magic):
                 self._file = unpack(self._source)
         if self._file is not self._source and start.startswith(b"\xfd"):
-            # A file names the memory that it takes to unpack it.
+            # An xz file states the memory that unpacking needs.
             lzma.LZMADecompressor(memlimit=_XZ_MEMORY).decompress(start, max_length=1)
         self._left = 0
 
     def allow(self, count: int) -> None:
-        """Let `count` bytes be read from now on."""
+        """Allow `count` bytes to be read from now on."""
         self._left = count
 
     def readable(self) -> bool:
@@ -192,7 +193,7 @@ class _TarBytes(io.RawIOBase):
 
 
 def _tar_pictures(source: Path) -> Iterator[_Picture]:
-    """Nothing is unpacked under the name that the tar file gives it."""
+    """Yield the members. No file is written under the name in the tar file."""
     try:
         left_out = LeftOut()
         with _TarBytes(source) as unpacked:
@@ -219,7 +220,7 @@ def _tar_pictures(source: Path) -> Iterator[_Picture]:
         raise
     except (
         *(tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError),
-        # What `tarfile` itself raises for headers that are no headers.
+        # Errors that `tarfile` itself raises for invalid headers.
         *(ArithmeticError, LookupError, RecursionError, TypeError, ValueError),
     ) as error:
         raise DataError(
@@ -229,7 +230,7 @@ def _tar_pictures(source: Path) -> Iterator[_Picture]:
 
 
 def _checked_parts(member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
-    """The parts of a member's path; nothing for one that is not a file."""
+    """Return the parts of a member's path; nothing for a member that is not a file."""
     parts = PurePosixPath(member.name).parts
     if member.name.startswith("/") or ".." in parts:
         raise DataError(
@@ -247,7 +248,7 @@ def _checked_parts(member: tarfile.TarInfo, where: str) -> tuple[str, ...]:
 def _check_member(member: tarfile.TarInfo, where: str) -> None:
     if not member.isreg() or member.issparse():
         raise DataError(
-            f"{where}: refused: is a link, a device or a file with holes, not a picture. Get the "
+            f"{where}: refused: is a link, a device or a file with holes, not an image. Get the "
             "file from a source you trust."
         )
     _check_size(member.size, where)

@@ -1,4 +1,4 @@
-"""COCO instance files: run lengths, boxes and annotations from maps of instances."""
+"""Make COCO instance files: run lengths, boxes and annotations from maps of instances."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from ppvision.errors import InputError
 
 
 def encode_rle(mask: np.ndarray) -> dict:
-    """COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
+    """Return COCO's uncompressed run lengths of a mask `[H, W]`: column by column, zeros first."""
     flat = np.asarray(mask, bool).ravel(order="F")
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
@@ -19,10 +19,10 @@ def encode_rle(mask: np.ndarray) -> dict:
 
 
 def find_visible_box(mask: np.ndarray) -> list[int]:
-    """`[x, y, width, height]` in pixels of what is set in a mask `[H, W]`.
+    """Return the box `[x, y, width, height]`, in pixels, of the set pixels of a mask `[H, W]`.
 
     Raises:
-        ValueError: nothing is set.
+        ValueError: no pixel is set.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
@@ -36,7 +36,7 @@ def find_visible_box(mask: np.ndarray) -> list[int]:
 
 
 class CocoInstances:
-    """Collects the pictures and instances of one split."""
+    """Collects the images and instances of one split."""
 
     def __init__(self, categories: dict[int, str]):
         """`categories`: names by category id."""
@@ -45,20 +45,20 @@ class CocoInstances:
         self.annotations: list[dict] = []
 
     def add_image(self, file_name: str, height: int, width: int) -> None:
-        """Add a picture, to which the annotations that follow belong."""
+        """Add an image, to which the annotations that follow belong."""
         image_id = len(self.images) + 1
         self.images.append(
             {"id": image_id, "file_name": file_name, "width": width, "height": height}
         )
 
     def add_mask(self, mask: np.ndarray, category: int) -> list[int]:
-        """Add one instance of the last picture by its mask `[H, W]`; returns its box."""
+        """Add one instance of the last image by its mask `[H, W]`; returns its box."""
         box = find_visible_box(mask)
         self._add(category, box, int(np.count_nonzero(mask)), segmentation=encode_rle(mask))
         return box
 
     def add_box(self, box: list[int], category: int) -> None:
-        """Add one instance of the last picture by its box `[x, y, width, height]` alone."""
+        """Add one instance of the last image by its box `[x, y, width, height]` only."""
         self._add(category, box, box[2] * box[3])
 
     def _add(self, category: int, box: list[int], area: int, **more: dict) -> None:

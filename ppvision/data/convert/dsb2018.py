@@ -22,12 +22,12 @@ from ppvision.data.writing import write_description, write_picture
 from ppvision.errors import DataError, InputError, shorten
 from ppvision.files import create_folder
 
-VAL_EVERY = 5  # stage1_train has no split: one in five pictures, by sorted ID, is val
+VAL_EVERY = 5  # stage1_train has no split: one in five images, by sorted ID, is val
 
 
 @dataclass(frozen=True)
 class _Nuclei:
-    """One picture; its nuclei are numbered in one map, or have one mask each."""
+    """One image; its nuclei are numbered in one map, or have one mask each."""
 
     name: str
     image: Path
@@ -42,14 +42,14 @@ def convert_dsb2018(source: str | Path, output: str | Path, *, border: int = 0) 
         source: either `train.txt` and `val.txt` with `image instances` per line, where an instance
             map is a PNG with one number per nucleus (0 background); or the original
             `stage1_train` with `ID/images/*.png` and one `ID/masks/*.png` per nucleus, of which
-            one picture in five, by sorted ID, becomes val.
+            one image in five, by sorted ID, becomes val.
         output: folder to make; it must not exist or be empty.
         border: 0 for the classes background and nucleus; k for a third class, border, on every
             pixel that has pixels of two different nuclei within k pixels (Euclidean).
 
     Returns:
-        What `dataset.json` says. `dropped_masks` counts masks without a pixel of their own (where
-        masks of the original overlap, the later file has the pixel).
+        The content of `dataset.json`. `dropped_masks` counts masks that keep no pixel (if masks of
+        the original overlap, the pixel belongs to the later file).
 
     Raises:
         FileNotFoundError: no such source.
@@ -96,13 +96,13 @@ def _stage1_pictures(source: Path) -> dict[str, list[_Nuclei]]:
         )
         if len(images) != 1 or not masks:
             raise DataError(
-                f"{folder}: expected one picture in images/ and at least one in masks/, found "
+                f"{folder}: expected one image in images/ and at least one in masks/, found "
                 f"{len(images)} and {len(masks)}. Unpack stage1_train again."
             )
         pictures.append(_Nuclei(folder.name, images[0], masks=tuple(masks)))
     left_out.log(source)
     if len(pictures) < 2:
-        raise DataError(f"{source}: expected at least 2 pictures, found {len(pictures)}.")
+        raise DataError(f"{source}: expected at least 2 images, found {len(pictures)}.")
     return {
         "train": [picture for i, picture in enumerate(pictures) if i % VAL_EVERY],
         "val": pictures[::VAL_EVERY],
@@ -132,7 +132,7 @@ def _write_split(folder: Path, split: str, pictures: list[_Nuclei], border: int)
 
 
 def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
-    """`[H, W]` whole numbers, 0 background, one number per nucleus."""
+    """Return `[H, W]` whole numbers: 0 for background, one number per nucleus."""
     if picture.instance_map is not None:
         return read_map(picture.instance_map, shape)
     instances = np.zeros(shape, np.int32)
@@ -142,17 +142,18 @@ def _read_instances(picture: _Nuclei, shape: tuple[int, int]) -> np.ndarray:
 
 
 def make_nucleus_label(instances: np.ndarray, border: int) -> np.ndarray:
-    """Class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2 border.
+    """Return the class map `[H, W]` uint8 of an instance map `[H, W]`: 0 background, 1 nucleus, 2
+    border.
 
-    A pixel is border when pixels of two different instances lie within `border` pixels of it,
-    itself included; with 0 there is no border class.
+    A pixel is border if pixels of two different instances are within `border` pixels of it, itself
+    included. With 0 there is no border class.
     """
     label = (instances > 0).astype(np.uint8)
     if border:
         offsets = np.arange(-border, border + 1)
         disc = (offsets[:, None] ** 2 + offsets[None, :] ** 2 <= border**2).astype(np.uint8)
-        # The largest and the smallest number within reach: two instances when they differ.
-        # float32 holds numbers up to 2^24, and an infinity for what is no instance.
+        # The largest and the smallest number within reach: if they differ, there are two instances.
+        # float32 represents whole numbers up to 2^24, and infinity for pixels without an instance.
         numbers = instances.astype(np.float32)
         largest = cv2.dilate(numbers, disc)
         smallest = cv2.erode(np.where(numbers > 0, numbers, np.float32(np.inf)), disc)

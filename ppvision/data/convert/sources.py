@@ -1,4 +1,5 @@
-"""What the converters share: reading a source's lists and maps, the layout they write."""
+"""Functions that the converters share: they read a source's lists and maps, and write the
+layout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ SPLITS = ("train", "val")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture of a source and the map that labels it."""
+    """One image of a source and the map that labels it."""
 
     name: str
     image: Path
@@ -24,7 +25,7 @@ class Sample:
 
 
 def find_source(source: str | Path, name: str, file_allowed: bool = False) -> Path:
-    """The source as a path.
+    """Return the source as a path.
 
     Raises:
         FileNotFoundError: no such folder (or file, where one is allowed).
@@ -39,7 +40,8 @@ def find_source(source: str | Path, name: str, file_allowed: bool = False) -> Pa
 
 
 def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and fields of `{split}.txt`, without lines that name what tools leave behind.
+    """Return line numbers and fields of `{split}.txt`, without lines for files that tools leave
+    behind.
 
     Raises:
         DataError: no such list, or nothing in it.
@@ -47,12 +49,12 @@ def read_filled_list(folder: Path, split: str) -> list[tuple[int, list[str]]]:
     path = folder / f"{split}.txt"
     lines = [(number, fields) for number, fields in read_list(path) if not is_leftover(fields[0])]
     if not lines:
-        raise DataError(f"{path}: the set is empty: the list names no picture. Fill it.")
+        raise DataError(f"{path}: the set is empty: the list names no image. Fill it.")
     return lines
 
 
 def list_samples(source: Path, split: str) -> list[Sample]:
-    """The `image label` pairs of a list; a sample's name is its picture's without suffix.
+    """Return the `image label` pairs of a list. A sample's name is the image's name without suffix.
 
     Raises:
         DataError: no such list, nothing in it, another number of fields, a name used twice.
@@ -64,13 +66,13 @@ def list_samples(source: Path, split: str) -> list[Sample]:
             raise DataError(f"{where}: expected `image label`, got {shorten(' '.join(fields))}.")
         image, label = (source / locate(source, name) for name in fields)
         if image.stem in samples:
-            raise DataError(f"{where}: the picture name {image.stem} occurs twice. Rename one.")
+            raise DataError(f"{where}: the image name {image.stem} occurs twice. Rename one.")
         samples[image.stem] = Sample(image.stem, image, label)
     return list(samples.values())
 
 
 def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """A map of whole numbers `[H, W]`, checked to have its picture's size `shape`.
+    """Read a map of whole numbers `[H, W]`, and check that it has its image's size `shape`.
 
     Raises:
         DataError: it does not decode, has several channels or another size.
@@ -78,7 +80,7 @@ def read_map(path: Path, shape: tuple[int, int]) -> np.ndarray:
     pixels = read_label(path)
     if pixels.shape != shape:
         raise DataError(
-            f"{path}: expected the picture's size, {shape[1]} x {shape[0]}, got "
+            f"{path}: expected the image's size, {shape[1]} x {shape[0]}, got "
             f"{pixels.shape[1]} x {pixels.shape[0]}. Make it again at that size."
         )
     return pixels

@@ -1,1 +1,1 @@
-"""What a program that predicts imports: no exporter, no quanter, no training code."""
+"""The modules that a program for prediction imports: no exporter, no quanter, no training code."""

@@ -1,4 +1,4 @@
-"""Latency and memory of exported models, side by side."""
+"""Compare latency and memory of exported models."""
 
 import resource
 import time
@@ -16,7 +16,7 @@ from ppvision.deploy.run.engines import Engine
 from ppvision.deploy.run.predictor import Predictor
 from ppvision.tables import format_table
 
-DEFAULT_SIZE = 224  # pixels, where an export leaves height and width open
+DEFAULT_SIZE = 224  # pixels, for an export of any height and width
 WARM_UP = 3
 
 
@@ -29,8 +29,8 @@ class Latency:
         median, low, high: milliseconds per batch: the median and the 10th and 90th percentile.
         engine: "openvino", "onednn" or "native" of Paddle Inference; None for the eager model and
             ONNX Runtime.
-        bytes: of the weights and the graph; None for the eager model.
-        load_seconds: that opening it took; None for the eager model.
+        bytes: size of the weights and the graph; None for the eager model.
+        load_seconds: time to open the model; None for the eager model.
     """
 
     name: str
@@ -55,14 +55,15 @@ def bench_exported(
 ) -> list[Latency]:
     """Time exported models, and an eager one if given, on the same random input.
 
-    They run in turn in one loop, so that whatever else the machine does meets all of them alike.
+    They run in turn in one loop, so that other load on the machine affects all of them equally.
 
     Args:
         folders: exported folders with the same input channels.
         threads: CPU threads of every exported model. The eager one has those of `OMP_NUM_THREADS`,
             which Paddle reads when it starts.
-        batch: pictures at a time.
-        size: height and width of the input; None for the export's, or 224 where it is open.
+        batch: images at a time.
+        size: height and width of the input; None for those of the export, or 224 if it accepts any
+            size.
         repeats: timed runs of each.
         device: "cpu" or "gpu", of the exported models.
         precision: of the exported models; see `Predictor`.
@@ -77,7 +78,7 @@ def bench_exported(
         predictors[name] = Predictor(name, threads=threads, device=device, precision=precision)
         load_seconds[name] = time.perf_counter() - start
     _, channels, *sides = next(iter(predictors.values())).manifest.input_shape
-    assert channels is not None  # of all four, the one that a `deploy.yaml` never leaves open
+    assert channels is not None  # `deploy.yaml` always states the channels
     height, width = size or [side or DEFAULT_SIZE for side in sides]
     x = np.random.default_rng(0).normal(size=(batch, channels, height, width)).astype(np.float32)
 
@@ -120,7 +121,8 @@ def bench_exported(
 
 
 def format_latencies(rows: Sequence[Latency]) -> str:
-    """The rows as text; the last column is the first row's median over this one's."""
+    """Format the rows as a table; the last column is the first row's median divided by this
+    row's."""
     cells = [
         (
             row.name,
@@ -138,5 +140,5 @@ def format_latencies(rows: Sequence[Latency]) -> str:
 
 
 def measure_peak_memory() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Return the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

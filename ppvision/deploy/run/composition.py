@@ -1,7 +1,7 @@
-"""A float export's graph with the weights of one width of a layered model.
+"""Combine a float export's graph with the weights of one width of a layered model.
 
 Paddle Inference reads weights from a file only (buffers crash it in Paddle 3.2), so the composed
-ones are written to a temporary folder beside a link to the graph.
+ones are written to a temporary folder next to a link to the graph.
 """
 
 import json
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def list_graph_parameters(program: Path) -> list[str]:
-    """Names of the parameters of an exported graph, in the order of its file of weights."""
+    """Return the names of the parameters of an exported graph, in the order of its file of
+    weights."""
     found: list[str] = []
 
     def look(node: object) -> None:
@@ -38,12 +39,12 @@ def list_graph_parameters(program: Path) -> list[str]:
 
 
 def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Path) -> None:
-    """Write a layered model's weights into `work`, beside links to the graphs of a float export.
+    """Write a layered model's weights into `work`, next to links to the graphs of a float export.
 
     Args:
         folder: of the export.
-        manifest: its own.
-        layered: loaded at the width that is wanted.
+        manifest: the manifest of the export.
+        layered: the layered model, loaded at the wanted width.
         work: an empty folder.
 
     Raises:
@@ -74,7 +75,7 @@ def compose(folder: Path, manifest: Manifest, layered: "LayeredModel", work: Pat
     for name in names:
         path = manifest.parameters.get(name)
         if path is None:
-            continue  # a constant of the graph, which no training changes
+            continue  # a constant of the graph, which training does not change
         shape = tensors[name].shape
         if path not in arrays or list(arrays[path].shape) != list(shape):
             wrong.append(f"{path} {list(shape)}")

@@ -1,8 +1,8 @@
-"""What happens to a picture before a detector, without PaddleDetection: numpy and OpenCV.
+"""Transform images for a detector with NumPy and OpenCV, without PaddleDetection.
 
 Names, parameters and results are those of PaddleDetection's operators (the tests compare the
-arrays), so that a `deploy.yaml` can carry the transforms of a configuration as they stand:
-`{Resize: {target_size: [256, 320], keep_ratio: false}}`.
+arrays), so that a `deploy.yaml` can contain the transforms of a configuration unchanged: `{Resize:
+{target_size: [256, 320], keep_ratio: false}}`.
 """
 
 import math
@@ -34,8 +34,8 @@ class Resize:
 
     Args:
         target_size: pixels.
-        keep_ratio: fit the picture inside of it (or of its transpose).
-        interp: OpenCV's number. Default 1, bilinear.
+        keep_ratio: fit the image inside it (or its transpose).
+        interp: OpenCV's number of the interpolation. Default 1, bilinear.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Resize:
             raise InputError(
                 f"Resize: expected interp from 0 to 4 (OpenCV's), got {shorten(interp)}."
             )
-        # PaddleDetection's configurations write 1 and 0 as well.
+        # PaddleDetection's configurations also use 1 and 0.
         if not isinstance(keep_ratio, int) or keep_ratio not in (0, 1):
             raise InputError(
                 f"Resize: expected keep_ratio to be true or false, got {shorten(keep_ratio)}."
@@ -76,7 +76,7 @@ class Resize:
             down, across = self.size[0] / height, self.size[1] / width
         if round(height * down) < 1 or round(width * across) < 1:
             raise InputError(
-                f"picture: {width}x{height} is too narrow to be resized to {self.size[1]}x"
+                f"image: {width}x{height} is too narrow to be resized to {self.size[1]}x"
                 f"{self.size[0]} with its ratio kept. Crop or pad it first."
             )
         check_size(round(width * across), round(height * down), image)
@@ -96,8 +96,8 @@ class Resize:
 
 
 class _ResizeOfPaddleX(Resize):
-    """Goes by whole pixels where the ratio is kept: so do PaddleX's sampling, `im_shape` and
-    `scale_factor`. PaddleDetection goes by the scale before it is rounded."""
+    """With the ratio kept, uses sizes in whole pixels, like PaddleX's sampling, `im_shape` and
+    `scale_factor`. PaddleDetection uses the scale before rounding."""
 
     def _resize(self, inputs: Inputs, down: float, across: float) -> Inputs:
         image = inputs["image"]
@@ -168,11 +168,11 @@ class PadBatch:
     """Zeros at the bottom and on the right, to a multiple of a stride; channels first.
 
     Args:
-        pad_to_stride: pixels; 0 leaves the picture as it is.
+        pad_to_stride: pixels; 0 leaves the image as it is.
     """
 
     def __init__(self, pad_to_stride: int = 0) -> None:
-        # PaddleDetection takes a negative one for none.
+        # PaddleDetection treats a negative stride as none.
         self.stride = check_whole("PadBatch", "pad_to_stride", pad_to_stride, lowest=-MAX_SIDE)
 
     def __call__(self, inputs: Inputs) -> Inputs:
@@ -188,9 +188,9 @@ class PadBatch:
 KNOWN: dict[str, Callable[..., Any]] = {
     known.__name__: known for known in (Resize, NormalizeImage, Permute, PadBatch)
 }
-# What PaddleX 3.7 computes otherwise under the same name.
+# Transforms that PaddleX 3.7 computes in another way under the same name.
 _OF_PADDLEX: dict[str, Callable[..., Any]] = {"Resize": _ResizeOfPaddleX}
-_READING = "Decode"  # the picture is read already
+_READING = "Decode"  # the image is read already
 
 
 class DetectionTransforms:
@@ -198,8 +198,8 @@ class DetectionTransforms:
 
     Args:
         specs: of a reader's `sample_transforms` and `batch_transforms`, one after the other.
-        as_paddlex: compute them as PaddleX 3.7 does with an export for it, whose resized pictures
-            and scales differ where the ratio is kept. Default False.
+        as_paddlex: compute them like PaddleX 3.7 with an export for it: resized images and scales
+            differ if the ratio is kept. Default False.
 
     Raises:
         ValueError: an unknown or random transform, an unknown argument, a value out of range, or
@@ -230,7 +230,7 @@ class DetectionTransforms:
 
     @property
     def normalize(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of `NormalizeImage`, for values in 0..255; 0 and 1 without one."""
+        """Return mean and std of `NormalizeImage` for values in 0..255; 0 and 1 without one."""
         for transform in self.transforms:
             if isinstance(transform, NormalizeImage) and transform.norm_type == "mean_std":
                 scale = 255.0 if transform.is_scale else 1.0
@@ -238,10 +238,10 @@ class DetectionTransforms:
         return np.zeros(3), np.ones(3)
 
     def __call__(self, image: np.ndarray) -> Inputs:
-        """Transform a picture `[H, W, 3]` uint8 RGB.
+        """Transform an image `[H, W, 3]` uint8 RGB.
 
         Returns:
-            The network's inputs of one picture: `image` `[3, H', W']`, `im_shape` `[2]` (height and
+            The network's inputs of one image: `image` `[3, H', W']`, `im_shape` `[2]` (height and
             width after resizing), `scale_factor` `[2]` (by which it was resized), all float32.
         """
         inputs = {
@@ -254,7 +254,7 @@ class DetectionTransforms:
         return inputs | {"image": np.ascontiguousarray(inputs["image"], np.float32)}
 
     def find_output_size(self) -> Size | None:
-        """(height, width) that every picture gets; None where it depends on the picture."""
+        """Return the (height, width) that every image gets; None if it depends on the image."""
         size = None
         for transform in self.transforms:
             if isinstance(transform, Resize):
@@ -269,7 +269,7 @@ class DetectionTransforms:
 def _build(
     spec: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]
 ) -> Callable[[Inputs], Inputs] | None:
-    """A transform; None for reading the picture."""
+    """Make a transform; return None for the one that reads the image."""
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise InputError(f"transforms: expected {{NAME: {{...}}}}, got {shorten(spec)}.")
     ((name, options),) = spec.items()

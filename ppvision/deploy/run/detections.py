@@ -1,4 +1,4 @@
-"""What a detector found in one picture."""
+"""The result of a detector for one image."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Detections:
-    """Objects of one picture, the surest first.
+    """The objects that a detector found in one image, sorted by score, the highest first.
 
     Attributes:
-        boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the picture as it was given.
+        boxes: `[N, 4]` float32: left, top, right, bottom in pixels of the image as it was given.
         scores: `[N]` float32, 0 to 1.
         class_ids: `[N]` int64.
-        names: of the N classes, or None when the model names none.
-        masks: `[N, H, W]` bool at the picture's own size, or None for a detector without.
+        names: names of the N objects' classes, or None if the model has no names.
+        masks: `[N, H, W]` bool at the image's own size, or None for a detector without.
     """
 
     boxes: np.ndarray
@@ -27,11 +27,11 @@ class Detections:
         return len(self.scores)
 
     def above(self, score: float) -> "Detections":
-        """Those of at least this score."""
+        """Return the objects with at least this score."""
         return self._of(self.scores >= score)
 
     def _of(self, kept: np.ndarray) -> "Detections":
-        """By a selection: `[N]` bool, or places in a new order."""
+        """Select objects: by `[N]` bool, or by places in a new order."""
         names = None if self.names is None else [str(n) for n in np.array(self.names)[kept]]
         masks = None if self.masks is None else self.masks[kept]
         return Detections(self.boxes[kept], self.scores[kept], self.class_ids[kept], names, masks)
@@ -40,14 +40,14 @@ class Detections:
 def collect_detections(
     rows: np.ndarray, masks: np.ndarray | None, class_names: list[str]
 ) -> Detections:
-    """From a detector's rows of one picture.
+    """Make the result from a detector's rows for one image.
 
     Args:
-        rows: `[N, 6]` of class, score, left, top, right, bottom. PaddleDetection marks what is no
-            object by class -1, and fills a picture in which nothing was found with a box of score
-            0; both are left out.
-        masks: `[N, H, W]`, 1 inside of the object, or None.
-        class_names: of all classes, or empty.
+        rows: `[N, 6]` of class, score, left, top, right, bottom. PaddleDetection marks rows without
+            an object by class -1, and adds a box of score 0 to an image without objects; both are
+            omitted.
+        masks: `[N, H, W]`, 1 inside the object, or None.
+        class_names: names of all classes, or empty.
     """
     class_ids = rows[:, 0].astype(np.int64)
     names = [class_names[k] if 0 <= k < len(class_names) else str(k) for k in class_ids]

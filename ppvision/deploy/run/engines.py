@@ -1,5 +1,5 @@
-"""What runs an exported graph, behind one `run`: Paddle Inference (OpenVINO, oneDNN or Paddle's own
-kernels), ONNX Runtime."""
+"""Engines that run an exported graph, with one `run` for all: Paddle Inference (OpenVINO, oneDNN or
+Paddle's own kernels) and ONNX Runtime."""
 
 import ctypes
 import json
@@ -21,31 +21,32 @@ from ppvision.arguments import check_choice
 from ppvision.deploy.run.manifest import FILES, ModelFiles
 from ppvision.errors import EngineError, InputError, MissingPackageError, PpvisionError
 
-# Of Paddle Inference, from the quickest on a CPU: OpenVINO's plugin for the whole graph, oneDNN's
-# kernels for its operators, Paddle's own kernels (the only ones on a GPU).
+# Engines of Paddle Inference, from the fastest on a CPU: OpenVINO's plugin for the whole graph,
+# oneDNN's kernels for its operators, Paddle's own kernels (the only ones on a GPU).
 Engine = Literal["openvino", "onednn", "native"]
 
-# Passes of the oneDNN pipeline that Paddle 3 gets wrong or that cost time; the rest is kept.
+# Passes of the oneDNN pipeline that are wrong in Paddle 3 or cost time; the other passes stay.
 ONEDNN_PASSES_OFF = (
     # Fails on the reshapes of attention ("type of outputs must be equal").
     "operator_reshape_onednn_fuse_pass",
-    # Turns Linear into an operator without a oneDNN kernel: half as slow again, unless MKL was told
-    # of AVX-512 (`benchmark/pointwise_layers.py`).
+    # Turns Linear into an operator without a oneDNN kernel. This takes 1.5 times as long, unless
+    # MKL uses AVX-512 (`benchmark/pointwise_layers.py`).
     "matmul_add_act_fuse_pass",
-    # Fold transpositions into products before `self_attention_fuse_pass` looks for both; in today's
-    # form they find nothing (`benchmark/deploy_steps.py`).
+    # Fold transpositions into products before `self_attention_fuse_pass` looks for both; in the
+    # current form they find nothing (`benchmark/deploy_steps.py`).
     "reshape_transpose_matmul_fuse_pass",
     "matmul_transpose_reshape_fuse_pass",
 )
 
-# Pictures of which a backbone of stride 32 leaves one pixel. Where that is enlarged again, oneDNN's
-# kernels in Paddle 3.2 write beyond their memory.
+# The largest side of an image of which a backbone of stride 32 leaves one pixel. If a graph
+# enlarges such a map, oneDNN's kernels in Paddle 3.2 write beyond their memory.
 ONE_PIXEL = 32
 
 Batch = np.ndarray | Mapping[str, np.ndarray]
 
-# Paddle hands every tensor that a run no longer needs to another thread, one by one, which costs a
-# graph of many small operators a tenth of its time. Below this many GB they wait for each other.
+# Paddle gives every tensor that a run no longer needs to another thread, one by one. This takes a
+# tenth of the time of a graph with many small operators. Below this many GB, tensors are collected
+# first.
 _GARBAGE_FLAG, _GARBAGE_GB = "FLAGS_eager_delete_tensor_gb", 0.008
 
 # Memory that the GPU pool reserves at the start, in MB; it grows when needed.
@@ -54,18 +55,18 @@ _GPU_POOL_MB = 256
 
 # -- processes -------------------------------------------------------------------------------------
 
-# The first run of a predictor changes a flag of Paddle, which all predictors share.
+# The first run of a predictor changes a flag of Paddle that all predictors share.
 _first_run = threading.Lock()
 
-# What is open, and in a forked child what was open in the parent.
+# The open runtimes, and in a forked child those that were open in the parent.
 _open_runtimes: weakref.WeakSet["PaddleRuntime | OnnxRuntime"] = weakref.WeakSet()
 
 
 def _leave_engines_to_parent() -> None:
-    """In a forked child: its parent's engines have lost their threads. To run them, or to free
-    them, would wait for these without end, or crash: keep them until the process ends."""
+    """In a forked child, the parent's engines have lost their threads. Running or freeing them
+    would crash or wait for these threads forever, so they are kept until the process ends."""
     global _first_run
-    _first_run = threading.Lock()  # another thread of the parent may have held it
+    _first_run = threading.Lock()  # another thread of the parent may have held the lock
     for runtime in list(_open_runtimes):
         runtime.is_open_here = False
         for engine in runtime.engine_objects():
@@ -92,15 +93,15 @@ class PaddleRuntime:
         weights: its parameters, `model.pdiparams`.
         threads: CPU threads of the kernels. None: Paddle's default.
         device: "cpu" or "gpu" (the first one).
-        engine: "openvino" and "onednn" are for a CPU. What OpenVINO takes, Paddle 3.2 keeps until
-            the process ends, also when the runtime is gone. oneDNN keeps the kernels that it
-            compiled last, 1024 of them unless the environment variable
-            ONEDNN_PRIMITIVE_CACHE_CAPACITY says otherwise: with pictures of ever new sizes, memory
-            rises until that many are held.
+        engine: "openvino" and "onednn" are for a CPU. Paddle 3.2 keeps the memory of OpenVINO until
+            the process ends, even after the runtime is deleted. oneDNN keeps the last 1024 compiled
+            kernels; the environment variable ONEDNN_PRIMITIVE_CACHE_CAPACITY changes this number.
+            With images of always new sizes, memory rises until this number is reached.
         bfloat16: whether OpenVINO computes in bfloat16.
 
-    Several threads may use one runtime: they run one after the other. (A run sets the inputs, runs
-    and reads the outputs of one engine. Paddle's `clone` gives no second one in OpenVINO.)
+    Several threads may use one runtime; their runs follow each other. (A run sets the inputs, runs
+    and reads the outputs of one engine. Paddle's `clone` does not make a second engine in
+    OpenVINO.)
     """
 
     def __init__(
@@ -135,7 +136,8 @@ class PaddleRuntime:
             else:
                 config.disable_onednn()
             if engine == "openvino":
-                # It writes what it compiled, the weights too, to the working directory or here.
+                # OpenVINO writes compiled kernels and weights to the working directory, or to this
+                # folder.
                 config.set_optim_cache_dir(str(cache))
                 kinds = inference.PrecisionType
                 config.enable_openvino_engine(kinds.Bfloat16 if bfloat16 else kinds.Float32)
@@ -153,17 +155,17 @@ class PaddleRuntime:
         ]
 
     def engine_objects(self) -> list[object]:
-        """What holds the engine's threads and memory."""
+        """Return the objects that own the engine's threads and memory."""
         return [self._predictor, *self._inputs.values(), *self._outputs]
 
     def run(self, batch: Batch) -> list[np.ndarray]:
-        """Run a float32 batch `[B, C, H, W]`, or of a detector its inputs by name (those that the
-        graph does not use are left out); the outputs in the graph's order.
+        """Run a float32 batch `[B, C, H, W]`, or a detector's inputs by name (unused inputs are
+        ignored). Return the outputs in the graph's order.
 
         Raises:
             EngineError: the process was forked since the runtime was opened.
         """
-        _check_here(self)  # before the lock, which a thread of the parent may have held
+        _check_here(self)  # before the lock, because a thread of the parent may have held it
         with self._lock:
             for name, handle in self._inputs.items():
                 array = batch if isinstance(batch, np.ndarray) else batch[name]
@@ -209,7 +211,7 @@ class OnnxRuntime:
         has_gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         _check_device(device, has_gpu, "onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors; paddle2onnx leaves unused constants, one line each
+        options.log_severity_level = 3  # errors only: paddle2onnx leaves unused constants
         if threads is not None:
             options.intra_op_num_threads = threads
         if not integers:
@@ -218,7 +220,7 @@ class OnnxRuntime:
         self._session = onnxruntime.InferenceSession(str(model), options, providers=providers)
         nodes = self._session.get_inputs()
         self._inputs = [node.name for node in nodes]
-        # By name; None for a free size, which ONNX Runtime calls by a name.
+        # By name; None for a free size, for which ONNX Runtime has a name.
         self.input_shapes = {
             node.name: [n if isinstance(n, int) else None for n in node.shape] for node in nodes
         }
@@ -226,19 +228,19 @@ class OnnxRuntime:
         _open_runtimes.add(self)
 
     def engine_objects(self) -> list[object]:
-        """As `PaddleRuntime.engine_objects`."""
+        """See `PaddleRuntime.engine_objects`."""
         return [self._session]
 
     def run(self, batch: Batch) -> list[np.ndarray]:
-        """As `PaddleRuntime.run`."""
+        """See `PaddleRuntime.run`."""
         _check_here(self)
         single = isinstance(batch, np.ndarray)
         return self._session.run(None, {n: batch if single else batch[n] for n in self._inputs})
 
 
 def _named_alike(program: Path, weights: Path, work: Path) -> tuple[Path, Path]:
-    """The two files for OpenVINO, which looks for weights by the name of the graph: where the names
-    differ, links in `work`."""
+    """Return the two files for OpenVINO, which finds the weights by the name of the graph. If the
+    names differ, they are links in `work`."""
     if program.stem == weights.stem:
         return program, weights
     links = work / f"model{program.suffix}", work / f"model{weights.suffix}"
@@ -258,8 +260,9 @@ def open_runtime(
     bfloat16: bool = False,
     integers: bool = True,
 ) -> PaddleRuntime | OnnxRuntime:
-    """The runtime of an export's model files; `engine` and `bfloat16` are for format "paddle",
-    `integers` for "onnx", `files` by default those that an export of the format writes."""
+    """Open the runtime for an export's model files. `engine` and `bfloat16` apply to format
+    "paddle", `integers` to "onnx". By default, `files` are those that an export of the format
+    writes."""
     if files is None:
         files = FILES[format]
         files = replace(files, own_for_openvino=(folder / files.raw_program).is_file())
@@ -279,7 +282,7 @@ def open_runtime(
 
 
 def has_openvino() -> bool:
-    """Whether the installed Paddle holds OpenVINO's plugin for CPUs."""
+    """Whether the installed Paddle contains OpenVINO's plugin for CPUs."""
     libraries = Path(paddle.__file__).parent / "libs"
     return any(libraries.glob("*openvino_intel_cpu_plugin*"))
 
@@ -290,10 +293,10 @@ def enlarges(program: Path) -> bool:
 
 
 def read_declared_inputs(program: Path) -> dict[str, list[int | None]]:
-    """Names and shapes of the inputs of a graph for Paddle Inference, None for a free size.
+    """Return names and shapes of the inputs of a graph for Paddle Inference; None for a free size.
 
     Raises:
-        InputError: the file is no such graph.
+        InputError: the file is not such a graph.
     """
     found = {}
     try:
@@ -309,7 +312,7 @@ def read_declared_inputs(program: Path) -> dict[str, list[int | None]]:
 
 
 def name_engine(format: str, engine: Engine) -> str:
-    """What messages call the engine of a format."""
+    """Return the name of a format's engine for messages."""
     if format == "onnx":
         return "ONNX Runtime"
     return {
@@ -321,8 +324,8 @@ def name_engine(format: str, engine: Engine) -> str:
 
 @contextmanager
 def _fewer_deletions() -> Iterator[None]:
-    """Around a predictor's first run, which reads the flag for all of them; a user's own value of
-    it stays."""
+    """Set the flag for a predictor's first run, which reads it for all predictors. A value that the
+    user has set stays."""
     before = paddle.get_flags([_GARBAGE_FLAG])[_GARBAGE_FLAG]
     if before != 0.0 or _GARBAGE_FLAG in os.environ:
         yield
@@ -335,8 +338,8 @@ def _fewer_deletions() -> Iterator[None]:
 
 
 def _give_memory_back() -> None:
-    """Return to the system what loading took and freed: copies of the weights, mostly, which glibc
-    would keep."""
+    """Give memory that loading has freed back to the system: mostly copies of the weights, which
+    glibc would keep."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
@@ -344,8 +347,8 @@ def _give_memory_back() -> None:
 
 @contextmanager
 def fail_as(what: str) -> Iterator[None]:
-    """Errors of a runtime, of whatever type, as an EngineError that begins with `what`; errors of
-    ours stay."""
+    """Raise errors of a runtime, of any type, as an EngineError that begins with `what`. Our own
+    errors are not changed."""
     try:
         yield
     except PpvisionError:
@@ -355,7 +358,8 @@ def fail_as(what: str) -> Iterator[None]:
 
 
 def join_error_lines(error: Exception) -> str:
-    """An error of a runtime, whose messages fill a page, for use inside another message."""
+    """Return the message of a runtime's error, which can fill a page, shortened for use in another
+    message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 

@@ -1,9 +1,9 @@
-"""An engine in a process of its own, whose memory goes back when it is closed.
+"""An engine in a separate process, which frees its memory when it is closed.
 
-Paddle 3.2 keeps what OpenVINO took until the process ends. Here that process is a child, which
+Paddle 3.2 keeps the memory of OpenVINO until the process ends. Here that process is a child: it
 opens the engine, answers runs, and ends with the object that started it.
 
-Arrays pass through pipes as `.npy` data, each behind its length; nothing is unpickled.
+Arrays pass through pipes as `.npy` data, each after its length; nothing is unpickled.
 """
 
 import contextlib
@@ -38,12 +38,12 @@ _SECONDS_TO_END = 10
 
 
 class IsolatedRuntime:
-    """As `PaddleRuntime` or `OnnxRuntime`, in a child process.
+    """Like `PaddleRuntime` or `OnnxRuntime`, but in a child process.
 
     Args:
         folder: of an export.
         format: "paddle" or "onnx".
-        files: names of the model's files in it.
+        files: names of the model's files in the folder.
         threads, device, engine, bfloat16, integers: see `open_runtime`.
 
     Raises:
@@ -81,7 +81,7 @@ class IsolatedRuntime:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        except OSError as error:  # no memory for another process, say
+        except OSError as error:  # for example no memory for another process
             raise EngineError(
                 f"isolate: the engine's process could not be started ({error})."
             ) from error
@@ -89,14 +89,14 @@ class IsolatedRuntime:
         assert process.stdout is not None
         self._process, self._questions, self._answers = process, process.stdin, process.stdout
         try:
-            (said,) = self._receive()  # that it is open
+            (said,) = self._receive()  # the child says that the engine is open
         except EngineError:
             self.close()
             raise
         self.input_shapes = json.loads(said.tobytes())
 
     def engine_objects(self) -> list[object]:
-        """Nothing: the engine is not in this process."""
+        """Return nothing, because the engine is not in this process."""
         return []
 
     def run(self, batch: Batch) -> list[np.ndarray]:
@@ -166,7 +166,7 @@ def serve(how: dict, questions: IO[bytes], answers: IO[bytes]) -> None:
             bfloat16=how["bfloat16"],
             integers=how["integers"],
         )
-    except Exception as error:  # engines raise many kinds
+    except Exception as error:  # engines raise many types of errors
         _send(answers, {"error": np.array(f"{type(error).__name__}: {error}")})
         return
     shapes = json.dumps(getattr(runtime, "input_shapes", {})).encode()
@@ -174,7 +174,7 @@ def serve(how: dict, questions: IO[bytes], answers: IO[bytes]) -> None:
     while True:
         try:
             named = _read(questions)
-        except EOFError:  # the parent has closed, or is gone
+        except EOFError:  # the parent has closed the pipe, or has ended
             return
         batch = named[""] if list(named) == [""] else named
         try:

@@ -1,7 +1,7 @@
-"""`deploy.yaml`: what an exported folder holds, and how it is verified before use.
+"""`deploy.yaml`: it describes the content of an exported folder, which is verified before use.
 
-Every entry has a type and a range, which stand at its field below. docs/deployment.md describes
-them for readers of the file. What is optional is left out of the file where it says nothing.
+Every entry has a type and a range, which its field below states. docs/deployment.md describes the
+entries for readers of the file. Optional entries without information are omitted from the file.
 """
 
 import re
@@ -43,9 +43,9 @@ class ModelFiles:
 
     Attributes:
         program: the graph.
-        weights: its parameters; None where the graph's file holds them (ONNX).
-        own_for_openvino: whether OpenVINO has a graph of its own, that of a detector up to its
-            boxes and scores; false: it runs `earlier_program`.
+        weights: its parameters; None if the graph's file contains them (ONNX).
+        own_for_openvino: whether OpenVINO has its own graph: that of a detector up to boxes and
+            scores. False: it runs `earlier_program`.
     """
 
     program: str
@@ -54,23 +54,23 @@ class ModelFiles:
 
     @property
     def weights_beside(self) -> str:
-        """The file of the parameters, of a format that has one (Paddle's)."""
+        """Return the file of the parameters, for a format that has one (Paddle's)."""
         assert self.weights is not None, f"{self.program} holds its parameters"
         return self.weights
 
     @property
     def earlier_program(self) -> str:
-        """The same graph in the program format of before PIR."""
+        """Return the file of the same graph in the program format before PIR."""
         return str(PurePosixPath(self.program).with_suffix(".pdmodel"))
 
     @property
     def raw_program(self) -> str:
-        """The graph of a detector up to its boxes and scores, in that format."""
+        """Return the file of a detector's graph up to its boxes and scores, in that format."""
         return str(PurePosixPath(self.program).with_suffix(".raw.pdmodel"))
 
     @property
     def openvino_program(self) -> str:
-        """What OpenVINO runs."""
+        """Return the file that OpenVINO runs."""
         return self.raw_program if self.own_for_openvino else self.earlier_program
 
 
@@ -80,7 +80,7 @@ FILES = {
 }
 PADDLEX_FILES = ModelFiles("inference.json", "inference.pdiparams")
 
-# Every file that an export may write, for whoever replaces one.
+# All files that an export may write, for code that replaces an export.
 KNOWN_FILES = frozenset(
     {NAME, "infer_cfg.yml", "inference.yml"}
     | {
@@ -93,12 +93,12 @@ KNOWN_FILES = frozenset(
 
 # -- limits ----------------------------------------------------------------------------------------
 
-# The largest that we know of, 21,841 classes of ImageNet with commas in their names, has 0.9 MB and
-# 66,000 separators. PyYAML takes about 700 bytes of memory and 40 microseconds for each value, of
-# which there are at most as many as separators: 60 MB and 3 seconds.
+# The largest file that we know, 21,841 classes of ImageNet with commas in their names, has 0.9 MB
+# and 66,000 separators. PyYAML takes about 700 bytes of memory and 40 microseconds for each value,
+# of which there are at most as many as separators: 60 MB and 3 seconds.
 MAX_BYTES = 2 * 2**20
 MAX_SEPARATORS = 80_000
-# The last two are not in the brackets, since a set with them takes 10 ms to compile.
+# The last two are not in the brackets, because a set with them takes 10 ms to compile.
 _SEPARATOR = re.compile(r"""[,\[{\n\r\x85]|[-?:](?=\s)|["'\]}]:|\u2028|\u2029""")
 
 _MAX_SIDE = 2**16  # pixels
@@ -176,7 +176,7 @@ Transform = Annotated[dict[str, Any], plain_mapping(256, 4)]
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """Of a file in the folder."""
+    """Size and sha256 of a file in the folder."""
 
     bytes: Annotated[int, whole(0, 2**50)]
     sha256: Annotated[str, text(64, "[0-9a-f]{64}", "64 hexadecimal digits")]
@@ -184,15 +184,16 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionCheck:
-    """What the export found about running in another precision than float32.
+    """The results of the export's check of another precision than float32.
 
     Attributes:
         passed: whether precision='auto' may use it.
-        engine: the one that it was checked in.
-        max_error: of logits (or features), by the rule of parity.
-        equal_labels: fraction of pictures or pixels with the label of eager mode.
-        milliseconds, float_milliseconds: of a run in it and in float32, timed in turn.
-        score, float_score: of the metric `metric`, in it and in float32.
+        engine: the engine of the check.
+        max_error: largest error of logits (or features), by the rule of parity.
+        equal_labels: fraction of images or pixels with the label of eager mode.
+        milliseconds, float_milliseconds: time of a run in this precision and in float32, measured
+            in turn.
+        score, float_score: score of the metric `metric` in this precision and in float32.
     """
 
     passed: bool
@@ -208,11 +209,11 @@ class PrecisionCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Where the steps of 8-bit activations come from.
+    """The source of the steps of 8-bit activations.
 
     Attributes:
-        method: by the smallest error, a percentile, the maximum, or learned in training.
-        pictures: how many were shown; 0 where the steps were learned.
+        method: smallest error, a percentile, the maximum, or learned in training.
+        pictures: number of calibration images; 0 if the steps were learned.
     """
 
     method: Literal["minimum_error", "percentile", "maximum", "learned"]
@@ -221,15 +222,17 @@ class Calibration:
 
 @dataclass(frozen=True, kw_only=True)
 class Nms:
-    """Non-maximum suppression that is not in the graph for OpenVINO but follows it.
+    """Non-maximum suppression after the graph for OpenVINO, which does not contain it.
 
     Attributes:
         score_threshold: boxes below are dropped.
-        iou_threshold: of two boxes of a class that overlap more, the one of lower score is dropped.
-        candidates: boxes of a class that are looked at, those of highest score; null: all.
-        kept: boxes of a picture, those of highest score; null: all.
-        normalized: whether a box's width is right - left; false: one pixel more.
-        background: the class that is left out; null: none.
+        iou_threshold: if two boxes of a class overlap more than this, the one of lower score is
+            dropped.
+        candidates: number of boxes per class that are considered, those of highest score; null:
+            all.
+        kept: number of boxes kept per image, those of highest score; null: all.
+        normalized: whether the width of a box is right - left; false: one pixel more.
+        background: the class that is omitted; null: none.
     """
 
     score_threshold: Share
@@ -242,7 +245,7 @@ class Nms:
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """How a picture that is larger than the input is cut.
+    """How an image that is larger than the input is cut into tiles.
 
     Attributes:
         size: [H, W] of a tile, in pixels.
@@ -261,15 +264,15 @@ class Manifest:
     task: Annotated[str, one_of(*TASKS)]
     format: Annotated[str, one_of(*FORMATS)]
     program: FileName  # the file of the graph
-    # The file of its parameters; null where the graph's file holds them (ONNX).
+    # The file of its parameters; null if the graph's file contains them (ONNX).
     weights: FileName | None
-    # Whether the graph is there in the program format of before PIR as well: the name of `program`
+    # Whether the folder also has the graph in the program format before PIR: the name of `program`
     # with the suffix .pdmodel.
     earlier_format: bool
-    # Whether OpenVINO gave the numbers of eager mode with it; null where it was not tried.
+    # Whether OpenVINO gave the numbers of eager mode with it; null if it was not tried.
     openvino: bool | None
-    onednn: bool | None  # the same of oneDNN; null for ONNX
-    input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null where any size is taken
+    onednn: bool | None  # the same for oneDNN; null for ONNX
+    input_shape: Annotated[list[int | None], _shape]  # [B, C, H, W], null for any size
     # The last operator of the graph; nms may follow the graph for OpenVINO, see `nms`.
     output_op: Annotated[str, one_of(*OUTPUT_OPS)]
     # See ppvision.deploy.run.transforms and ppvision.deploy.run.detection_transforms.
@@ -278,20 +281,20 @@ class Manifest:
     classes: Classes  # empty when not given
     bits: Annotated[int, one_of(*range(1, 9), 32)]  # of the weights
     files: Annotated[dict[FileName, FileEntry], Count(0, 64)]
-    # The largest error of the parity check, of logits or features, and the inputs it was made on.
+    # The largest error of the parity check, for logits or features, and the inputs of the check.
     max_error_to_eager: Error
     checked_shapes: Annotated[list[Size], Count(1, 64)]
     paddle_version: Annotated[str, text(100)]
-    # Of a float export for Paddle Inference: the model's name of each of the graph's parameters.
+    # For a float export for Paddle Inference: the model's name of each parameter of the graph.
     parameters: Annotated[dict[Name, Name], Count(0, _MAX_NAMES)] = field(default_factory=dict)
     # Bits of the inputs of products; null: float.
     activations: Literal[8] | None = None
-    # What follows a detector's graph for OpenVINO; null: there is none.
+    # The NMS after a detector's graph for OpenVINO; null: there is no such graph.
     nms: Nms | None = None
-    # The value of the brightest pixel in pictures of more than 8 bits; null: 255.
+    # The value of the brightest pixel in images of more than 8 bits; null: 255.
     max_value: MaxValue | None = None
 
-    # What later versions write. Reserved, so that the format changes once.
+    # Entries that later versions write. They are reserved, so that the format changes only once.
     # Names of the graph's outputs, in order.
     outputs: Annotated[list[Name], Count(0, 64)] = field(default_factory=list)
     int8: PrecisionCheck | None = None
@@ -299,11 +302,11 @@ class Manifest:
     calibration: Calibration | None = None
     # Names of layers that stay in float in an export with integers.
     keep_float: Annotated[list[Name], Count(0, _MAX_NAMES)] = field(default_factory=list)
-    # Its name in the zoo, and the one that PaddleX knows.
+    # The model's name in the zoo, and its name in PaddleX.
     architecture: Name | None = None
     paddlex_name: Name | None = None
     tile: Tile | None = None
-    # What PaddleSeg's clients read; the only entry that is not ours. Nothing of ours reads it.
+    # The entry for PaddleSeg's clients, the only one that is not ours. ppvision does not read it.
     Deploy: Annotated[dict, plain_mapping(20_000, 8)] | None = None
 
     format_version: Annotated[int, one_of(FORMAT_VERSION)] = FORMAT_VERSION
@@ -315,12 +318,13 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         document = format_manifest(self)
-        parse_manifest(document, NAME)  # what a reader would refuse is not written
+        parse_manifest(document, NAME)  # do not write entries that a reader would refuse
         (folder / NAME).write_text(document, encoding="utf-8")
 
 
 def format_manifest(manifest: Manifest) -> str:
-    """The content of `deploy.yaml`: what must be there, and of the rest what says something."""
+    """Return the content of `deploy.yaml`: required entries, and optional entries that have
+    information."""
     from ppvision.safe_yaml import format_short_yaml  # see parse_manifest
 
     return format_short_yaml(_plain_fields(manifest))
@@ -341,7 +345,7 @@ def _plain_fields(value: Any) -> Any:
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
-    """Bytes and sha256 of files of an export."""
+    """Return bytes and sha256 of files of an export."""
     return {
         name: FileEntry(bytes=(folder / name).stat().st_size, sha256=compute_sha256(folder / name))
         for name in names
@@ -349,7 +353,7 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, FileEntry]:
 
 
 def list_file_names(files: ModelFiles, earlier_format: bool) -> list[str]:
-    """The files of a model in the formats that are there."""
+    """Return the files of a model in the existing formats."""
     names = [files.program, files.weights]
     names += [files.earlier_program] if earlier_format else []
     names += [files.raw_program] if files.own_for_openvino else []
@@ -368,7 +372,8 @@ def read_manifest(folder: Path) -> Manifest:
         MissingFileError: no such folder, no `deploy.yaml`, or a file of the export is missing.
         ManifestError: `deploy.yaml` is not one of ours, an entry has another type or is out of
             range, or a file differs from it in size or sha256.
-        StorageError: no right to read one of them, for one.
+        StorageError: the system refuses to read one of them, for example without the right to read
+            it.
     """
     path = folder / NAME
     with name_read_errors(path):
@@ -410,13 +415,13 @@ def _read_text(path: Path) -> str:
 
 
 def parse_manifest(document: str, name: str) -> Manifest:
-    """`deploy.yaml` from its text; `name` stands in the errors.
+    """Return the content of a `deploy.yaml` from its text; `name` is its name in errors.
 
     Raises:
         ManifestError: it is not one of ours, or an entry has another type or is out of range.
     """
-    # PyYAML takes as long to import as all the rest that a server imports. So it is not imported
-    # before a folder is opened.
+    # The import of PyYAML takes as long as all other imports of a server. So it is imported when a
+    # folder is opened.
     import yaml
 
     from ppvision.safe_yaml import load_yaml
@@ -429,8 +434,8 @@ def parse_manifest(document: str, name: str) -> Manifest:
         )
     try:
         content = load_yaml(document, name)
-    # PyYAML raises most built-in types for what does not fit its tags: `!!int x`, `2001-99-99`,
-    # a thousand brackets.
+    # PyYAML raises many built-in types for values that do not fit their tags: `!!int x`,
+    # `2001-99-99`, a thousand brackets.
     except (
         yaml.YAMLError,
         ValueError,
@@ -470,8 +475,8 @@ def _checked(content: Any) -> Manifest:
 
 
 def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
-    """An earlier document in today's terms: the names of files were fixed, and `openvino` said
-    both that `model.pdmodel` was there and that it may be run."""
+    """Convert a document of version 1 to the current form. There the names of files were fixed, and
+    `openvino` said both that `model.pdmodel` exists and that OpenVINO may run it."""
     later = {"program", "weights", "earlier_format", "activations", "max_value"}
     if mixed := [key for key in content if key in later]:
         raise SchemaError(Place(), f"has {', '.join(mixed)}, which format_version 1 does not know")
@@ -497,7 +502,7 @@ def _from_version_1(content: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _check_together(m: Manifest, content: Mapping[str, Any]) -> None:
-    """What entries say about each other."""
+    """Check the relations between entries."""
     at = partial(Place().inside, content)
     of_program, of_weights = {"paddle": (".json", ".pdiparams"), "onnx": (".onnx", "")}[m.format]
     if not m.program.endswith(of_program):
@@ -541,10 +546,11 @@ def _verify(folder: Path, name: str, expected: FileEntry) -> None:
         raise MissingFileError(
             f"{path}: named in {NAME}, but missing. Copy the whole folder again."
         )
-    # A link may point at another place in the folder (volumes of Kubernetes do), not out of it.
+    # A link may point to another place in the folder (as in volumes of Kubernetes), but not out of
+    # it.
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ManifestError(
-            f"{path}: expected a file inside of the folder, got a link to {path.resolve()}. Copy "
+            f"{path}: expected a file inside the folder, got a link to {path.resolve()}. Copy "
             "the folder with its files in place of links (cp -rL)."
         )
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Non-maximum suppression after a graph that ends before it."""
+"""Non-maximum suppression (NMS) after a graph that ends before it."""
 
 import numpy as np
 import paddle
@@ -10,7 +10,8 @@ from ppvision.forms.paddle_private import select_boxes
 
 
 class RuntimeWithNms:
-    """A `PaddleRuntime` of a graph that gives boxes and scores, as one that gives what NMS keeps.
+    """Wraps a `PaddleRuntime` whose graph gives boxes and scores; this runtime gives the result of
+    NMS.
 
     Args:
         runtime: its outputs are boxes `[B, M, 4]` and scores `[B, C, M]`.
@@ -22,7 +23,8 @@ class RuntimeWithNms:
         self._nms = nms
 
     def run(self, batch: Batch) -> list[np.ndarray]:
-        """As `PaddleRuntime.run`: rows `[N, 6]` of class, score and box, and counts `[B]`."""
+        """Like `PaddleRuntime.run`: return rows `[N, 6]` of class, score and box, and counts
+        `[B]`."""
         boxes, scores = self._runtime.run(batch)
         return suppress(boxes, scores, self._nms)
 
@@ -33,7 +35,7 @@ class RuntimeWithNms:
 
 
 def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray]:
-    """What NMS keeps, by Paddle's own operator, which other graphs hold.
+    """Apply NMS by Paddle's own operator, which other graphs contain.
 
     Args:
         boxes: `[B, M, 4]` of left, top, right, bottom, float32.
@@ -41,7 +43,8 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, nms: Nms) -> list[np.ndarray
         nms: the settings.
 
     Returns:
-        Rows `[N, 6]` of class, score and box, picture by picture, and how many each has, `[B]`.
+        Rows `[N, 6]` of class, score and box, image by image, and the number of rows per image
+        `[B]`.
     """
     no_limit = -1
     rows, _, counts = select_boxes(

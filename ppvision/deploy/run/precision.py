@@ -1,4 +1,4 @@
-"""In which arithmetic an exported model runs: float32, bfloat16 or 8-bit integers."""
+"""Choose the arithmetic in which an exported model runs: float32, bfloat16 or 8-bit integers."""
 
 import os
 from collections.abc import Collection
@@ -11,8 +11,8 @@ from ppvision.precision import LONG_SPELLINGS, PRECISIONS
 
 Precision = Literal["float32", "bfloat16", "int8"]
 
-# oneDNN's names, which OpenVINO's plugin obeys as well, with the flags of /proc/cpuinfo that each
-# leaves out. A name that is not here leaves out nothing.
+# oneDNN's names, which OpenVINO's plugin also uses, with the flags of /proc/cpuinfo that each
+# excludes. Other names exclude nothing.
 _MAX_ISA = "ONEDNN_MAX_CPU_ISA"
 _AMX = frozenset({"amx_int8", "amx_bf16", "amx_tile"})
 _VNNI = frozenset({"avx512_vnni", "avx_vnni"})
@@ -31,7 +31,7 @@ _LEFT_OUT = {
 
 
 def check_precision(value: str) -> str:
-    """One of `PRECISIONS`, of which float32 and bfloat16 may be written fp32 and bf16.
+    """Return one of `PRECISIONS`; float32 and bfloat16 may be written fp32 and bf16.
 
     Raises:
         InputError: another value.
@@ -46,14 +46,16 @@ def check_precision(value: str) -> str:
 
 
 def find_usable_flags() -> frozenset[str]:
-    """Features of the processor that the engines may use, as /proc/cpuinfo calls them."""
+    """Return the features of the processor that the engines may use, with the names of
+    /proc/cpuinfo."""
     limit = os.environ.get(_MAX_ISA, "ALL").upper()
     return frozenset(read_cpu_flags()) - _LEFT_OUT.get(limit, frozenset())
 
 
 def find_integer_unit(flags: Collection[str]) -> str | None:
-    """What multiplies 8-bit integers into 32 bits: "AMX" or "VNNI". None: the processor adds
-    products of 8-bit integers in 16 bits, which saturates, and takes about as long as in float."""
+    """Return the unit that multiplies 8-bit integers into 32 bits: "AMX" or "VNNI". None: the
+    processor adds products of 8-bit integers in 16 bits. This saturates, and is about as slow as
+    float."""
     if "amx_int8" in flags:
         return "AMX"
     return "VNNI" if _VNNI & set(flags) else None
@@ -62,23 +64,23 @@ def find_integer_unit(flags: Collection[str]) -> str | None:
 def choose_precision(
     wanted: str, manifest: Manifest, flags: Collection[str], has_openvino: bool
 ) -> tuple[Precision, str]:
-    """The precision to run a folder in.
+    """Choose the precision in which a folder runs.
 
     Args:
         wanted: one of `PRECISIONS`.
-        manifest: of the folder.
-        flags: of the processor.
-        has_openvino: whether the installed Paddle holds OpenVINO, in which integers and bfloat16
-            run.
+        manifest: manifest of the folder.
+        flags: features of the processor.
+        has_openvino: whether the installed Paddle contains OpenVINO, which runs integers and
+            bfloat16.
 
     Returns:
-        The precision, and why it was chosen (for "auto").
+        The precision, and the reason for the choice (for "auto").
 
     Raises:
-        InputError: `wanted` asks for what the folder or the machine cannot do.
+        InputError: the folder or the machine does not support `wanted`.
     """
     can_openvino = manifest.format == "paddle" and manifest.openvino and has_openvino
-    can_integers = can_openvino or manifest.format == "onnx"  # ONNX Runtime runs them anywhere
+    can_integers = can_openvino or manifest.format == "onnx"  # ONNX Runtime always can
     if wanted == "int8":
         if manifest.activations != 8:
             raise InputError(
@@ -111,7 +113,7 @@ def choose_precision(
 def _auto_of_integers(
     manifest: Manifest, flags: Collection[str], can_integers: bool
 ) -> tuple[Precision, str]:
-    """For a folder with integers: they, or the same codes computed in float."""
+    """Choose for a folder with integers: integers, or the same codes computed in float."""
     unit = find_integer_unit(flags)
     if unit is None:
         return "float32", "the processor has neither VNNI nor AMX: the same codes run in float"
@@ -121,7 +123,7 @@ def _auto_of_integers(
     if checked is not None and not checked.passed:
         return "float32", "the export's check of the integers failed: the same codes run in float"
     if checked is not None and manifest.format == "onnx" and _is_slower(checked):
-        # ONNX Runtime multiplies integers only where the result is rounded right away.
+        # ONNX Runtime multiplies integers only if the result is rounded immediately.
         return "float32", "ONNX Runtime took longer with integers when this was exported"
     return "int8", f"the folder holds integers, and the processor has {unit}"
 

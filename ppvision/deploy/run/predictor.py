@@ -1,4 +1,4 @@
-"""From a picture to a prediction, with an exported folder and nothing of the training code."""
+"""Predict images with an exported folder, without any training code."""
 
 import logging
 import os
@@ -68,40 +68,41 @@ logger = logging.getLogger("ppvision")
 Picture = str | os.PathLike | np.ndarray
 Runtime = PaddleRuntime | OnnxRuntime | IsolatedRuntime | RuntimeWithNms
 
-# What a prediction is depends on the folder, which no type checker reads: `Predictor(folder)` gives
-# Any, and `predictor: Predictor[Detections] = Predictor(folder)` says it.
+# The type of a prediction depends on the folder, which a type checker does not read:
+# `Predictor(folder)` gives Any, and `predictor: Predictor[Detections] = Predictor(folder)` states
+# the type.
 if TYPE_CHECKING:
     from typing_extensions import TypeVar
 
     P = TypeVar("P", default=Any)
-else:  # Python has defaults from 3.13 on
+else:  # Python has defaults of type variables from 3.13 on
     from typing import TypeVar
 
     P = TypeVar("P")
 PictureType = TypeVar("PictureType", bound=Picture)
 
 
-_MAX_THREADS = 1024  # more than any machine has; Paddle and ONNX Runtime start all of them
+_MAX_THREADS = 1024  # more than any machine needs; Paddle and ONNX Runtime would start all of them
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """One picture, ready for the network."""
+    """One image, ready for the network."""
 
-    place: int  # among the pictures that were given
+    place: int  # its number among the given images
     inputs: dict[str, np.ndarray]  # of the graph, without the batch axis
-    steps: list[Step]  # what is to be undone on the prediction
+    steps: list[Step]  # changes of size to undo on the prediction
 
 
 @dataclass
 class _Opened:
-    """The engines of one width, which a call uses from its beginning to its end."""
+    """The engines of one width. A call uses the same ones from its beginning to its end."""
 
     runtime: Runtime
     engine: Engine | None
-    weights: "LayeredModel | None"  # in the place of the folder's
+    weights: "LayeredModel | None"  # instead of the folder's
     precision: Precision
-    without_onednn: Runtime | None = None  # for small pictures; opened when one comes
+    without_onednn: Runtime | None = None  # for small images; opened when the first one comes
     opening: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -203,7 +204,7 @@ class Predictor(Generic[P]):
             )
         self._layered = layered
         self._kept: dict[str, Runtime] = {}  # OpenVINO's, by the sha256 of their weights
-        self._changing = threading.Lock()  # one width after the other
+        self._changing = threading.Lock()  # one change of the width at a time
         self._closed = False
         self._opened: _Opened | None = None
         self._process = os.getpid()
@@ -251,7 +252,7 @@ class Predictor(Generic[P]):
         free, except that of OpenVINO, which the process keeps (docs/performance.md). Later calls
         raise an EngineError.
         """
-        if os.getpid() != self._process:  # the engine is the parent's, and perhaps the lock too
+        if os.getpid() != self._process:  # the engine is the parent's, perhaps the lock too
             return
         with self._changing:
             opened, self._closed, self._opened = self._opened, True, None
@@ -288,7 +289,8 @@ class Predictor(Generic[P]):
         """
         if self._layered is None:
             raise InputError("set_bits: expected a Predictor with a layered model (layered=...).")
-        # Here, since it brings the quanters, which most that predict have no use for.
+        # Imported here, because it imports the quanters, which most programs for prediction do not
+        # need.
         from ppvision.quant.store.model import load_layered
 
         with self._changing:
@@ -298,9 +300,9 @@ class Predictor(Generic[P]):
 
     @contextmanager
     def _model_files(self, weights: "LayeredModel | None") -> Iterator[Path]:
-        """The folder with the export, or with its graph and other weights."""
+        """Yield the folder with the export, or a folder with its graph and other weights."""
         if self._opened is not None:
-            # Since the first look the folder may have become another export, or be gone.
+            # The folder may have changed since it was first read, or may be deleted.
             verify_files(self._folder, self.manifest)
         if weights is None:
             yield self._folder
@@ -331,7 +333,7 @@ class Predictor(Generic[P]):
                 device=self._device,
             )
             if engine == "openvino" and manifest.nms is not None:
-                assert not isinstance(runtime, OnnxRuntime)  # OpenVINO is one of Paddle's
+                assert not isinstance(runtime, OnnxRuntime)  # OpenVINO is in Paddle Inference
                 return RuntimeWithNms(runtime, manifest.nms)
             return runtime
 
@@ -351,7 +353,7 @@ class Predictor(Generic[P]):
         insist: bool,
         precision: Precision = "float32",
     ) -> Runtime | None:
-        """A runtime that has run once, or None and a warning."""
+        """Return a runtime that has run once; or None, with a warning."""
         manifest = self.manifest
         try:
             if engine == "onednn" and manifest.onednn is False:
@@ -359,10 +361,10 @@ class Predictor(Generic[P]):
             smallest = min(manifest.checked_shapes, key=np.prod)
             is_small = engine == "onednn" and max(smallest[2:]) <= ONE_PIXEL
             if is_small and enlarges(folder / manifest.program):
-                raise EngineError(f"its kernels fail on pictures of up to {ONE_PIXEL} pixels")
+                raise EngineError(f"its kernels fail on images of up to {ONE_PIXEL} pixels")
             runtime = self._open_runtime(folder, engine, keep, precision)
             runtime.run(self._task.inputs(np.zeros(smallest, np.float32)))
-        except Exception as error:  # Paddle raises many kinds for what an engine cannot run
+        except Exception as error:  # Paddle raises many types of errors here
             name = {"openvino": "OpenVINO", "onednn": "oneDNN"}[engine]
             reason = f"{manifest.name}: {name} cannot run it here ({join_error_lines(error)})."
             if insist:
@@ -373,7 +375,7 @@ class Predictor(Generic[P]):
         return runtime
 
     def _open(self, weights: "LayeredModel | None") -> _Opened:
-        """Load the model files, in the quickest engine that is wanted and works."""
+        """Load the model files in the fastest allowed engine that works."""
         manifest, wanted = self.manifest, self._use_onednn
         on_cpu = manifest.format == "paddle" and self._device == "cpu"
         runtime: Runtime | None = None
@@ -382,7 +384,7 @@ class Predictor(Generic[P]):
         precision = self._choose_precision()
         in_openvino = on_cpu and wanted is None and manifest.openvino and has_openvino()
         if manifest.activations is not None and precision == "float32":
-            in_openvino = False  # that graph is the one in integers
+            in_openvino = False  # the graph for OpenVINO is the one in integers
         with self._model_files(weights) as folder:
             if in_openvino:
                 insist = self._asked not in ("auto", "float32")
@@ -400,7 +402,7 @@ class Predictor(Generic[P]):
                     runtime = self._open_runtime(folder, "native", keep, precision)
         if manifest.format == "onnx" and isinstance(runtime, (OnnxRuntime, IsolatedRuntime)):
             _check_shapes(runtime.input_shapes, manifest, self._folder)
-        # An export of one size was compared at it.
+        # An export of one size was compared at this size.
         free = name == "onednn" and None in manifest.input_shape[2:]
         self._one_pixel = free and enlarges(self._folder / manifest.program)
         return _Opened(runtime, name, weights, precision)
@@ -420,7 +422,7 @@ class Predictor(Generic[P]):
         return chosen
 
     def _runtime_for(self, opened: _Opened, height: int, width: int) -> Runtime:
-        """Without oneDNN where a feature map that is enlarged may be one pixel."""
+        """Run without oneDNN if a feature map that is enlarged may be one pixel."""
         if not (self._one_pixel and max(height, width) <= ONE_PIXEL):
             return opened.runtime
         with opened.opening:
@@ -475,7 +477,7 @@ class Predictor(Generic[P]):
         if self.manifest.input_shape[1] != 3:
             raise InputError(
                 f"images: this export takes {self.manifest.input_shape[1]} channels, not RGB "
-                "pictures. Prepare the input yourself and call run."
+                "images. Prepare the input yourself and call run."
             )
         batch_size = self.manifest.input_shape[0] or batch_size
         results: dict[int, Prediction] = {}  # by place
@@ -534,7 +536,7 @@ class Predictor(Generic[P]):
                 got = f"{batch.dtype} {list(batch.shape)}"
             raise InputError(
                 f"batch: expected a float32 array {expected} (None: any size), got {got}. "
-                "Set transforms at export so that every picture gets this size."
+                "Set transforms at export so that every image gets this size."
             )
         count, _, height, width = batch.shape
         self._task.check_sizes(sizes, count)
@@ -555,7 +557,7 @@ class Predictor(Generic[P]):
         self, opened: _Opened, group: list[_Prepared], results: dict[int, Prediction]
     ) -> None:
         missing = (self.manifest.input_shape[0] or len(group)) - len(group)
-        # Fill an export's fixed batch; the copies' results are dropped.
+        # Fill an export's fixed batch with copies; their results are dropped.
         filled = group + group[-1:] * missing
         sizes = {
             name: _stacked([prepared.inputs[name] for prepared in filled])
@@ -569,7 +571,7 @@ class Predictor(Generic[P]):
 
 
 def _found(folder: str | Path) -> Path:
-    """The folder, or that of a model of the zoo by this name."""
+    """Return the folder, or the folder of the zoo's model with this name."""
     expected = "an exported folder or the name of a whole model of the zoo"
     path = check_file(folder, "folder", expected)
     if not isinstance(folder, str) or (folder and path.exists()):
@@ -581,7 +583,8 @@ def _found(folder: str | Path) -> Path:
 
     if (composed := compose_zoo_folder(folder)) is not None:
         return composed
-    # A model of the zoo without a tag, as "pale_nano", has several; a misspelt name is near one.
+    # A zoo name without a tag, such as "pale_nano", has several models; a misspelt name is similar
+    # to one.
     names = [name for name, card in ZOO_WEIGHTS.items() if not card.package]
     close = [n for n in names if folder and f"{folder}." in n] or get_close_matches(
         folder, names, 1, 0.8
@@ -593,7 +596,7 @@ def _found(folder: str | Path) -> Path:
 
 
 def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTransforms:
-    # Of a folder that PaddleX reads as well, both give the same.
+    # For a folder that PaddleX also reads, both give the same result.
     as_paddlex = manifest.paddlex_name is not None
     try:
         build = TASKS[manifest.task].build_transforms
@@ -605,8 +608,8 @@ def _transforms_of(manifest: Manifest, folder: Path) -> Transforms | DetectionTr
 def _check_shapes(
     declared: Mapping[str, list[int | None]], manifest: Manifest, folder: Path
 ) -> None:
-    """Raise `ManifestError` unless the graph takes the pictures that `deploy.yaml` says: engines
-    read beyond an input that is smaller than the one they were made for."""
+    """Raise `ManifestError` unless the graph takes images of the size in `deploy.yaml`: engines
+    read beyond the end of an input that is smaller than expected."""
     for shape in declared.values():
         if len(shape) == 4 and shape == manifest.input_shape:
             return
@@ -618,7 +621,7 @@ def _check_shapes(
 
 
 def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
-    """A picture `[H, W, 3]`, uint8, RGB, from a path or an array."""
+    """Return an image `[H, W, 3]`, uint8, RGB, from a path or an array."""
     if isinstance(image, (str, os.PathLike)):
         check_path(image, "image")
         return read_picture(image, max_value=max_value)
@@ -631,11 +634,11 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
         raise InputError(
             f"image: expected a uint8 array [H, W, 3] (RGB, 0..255), got {image.dtype} "
             f"{list(image.shape)}. Drop an alpha channel with image[..., :3], repeat a grey one "
-            "with numpy.stack([image] * 3, axis=-1), pass several pictures as a list. Arrays of "
+            "with numpy.stack([image] * 3, axis=-1), pass several images as a list. Arrays of "
             "uint16 need a max_value in deploy.yaml (that of the training data)."
         )
     count, limit = image.shape[0] * image.shape[1], read_max_pixels()
-    if count > limit:  # as of files: transforms would take many times the array's memory
+    if count > limit:  # the limit of files: transforms need many times this memory
         raise InputError(
             f"image: expected at most {limit} pixels, got {image.shape[1]}x{image.shape[0]}. If it "
             f"is meant to be that large, set {MAX_PIXELS}={count}."
@@ -646,5 +649,5 @@ def _read(image: Picture, max_value: int | None = None) -> np.ndarray:
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """A batch; of one array without a copy."""
+    """Make a batch; one array is not copied."""
     return np.stack(arrays) if len(arrays) > 1 else arrays[0][None]

@@ -1,8 +1,9 @@
-"""What the `task` of a `deploy.yaml` means: what its graph takes and gives, and how that is read.
+"""The meaning of `task` in a `deploy.yaml`: the inputs and outputs of the graph, and how they are
+read.
 
-`TASKS` is the one table. A new task is a subclass of `DeployedTask` and an entry of the table:
-`deploy.yaml` then takes its name, `Predictor` runs it, and exports name its outputs. No other
-module compares names of tasks.
+`TASKS` is the table of all tasks. A new task is a subclass of `DeployedTask` and an entry in this
+table. Then `deploy.yaml` accepts its name, `Predictor` runs it, and exports name its outputs. No
+other module compares names of tasks.
 """
 
 from abc import ABC, abstractmethod
@@ -28,11 +29,11 @@ Specs = Sequence[Mapping[str, Any]]  # the transforms of a `deploy.yaml`
 
 @dataclass(frozen=True)
 class Classification:
-    """The class of one picture."""
+    """The class of one image."""
 
     class_id: int
-    name: str | None  # None when the export names no classes
-    probabilities: np.ndarray | None  # [K], float64; None when the graph gives the class alone
+    name: str | None  # None if the export has no names of classes
+    probabilities: np.ndarray | None  # [K], float64; None if the graph gives only the class
 
 
 Prediction = np.ndarray | Classification | Detections | list[np.ndarray]
@@ -53,32 +54,33 @@ class DeployedTask(ABC):
 
     @abstractmethod
     def name_outputs(self, output_op: str, count: int) -> list[str]:
-        """Names of a graph's `count` outputs, in order."""
+        """Return names of a graph's `count` outputs, in order."""
 
     @abstractmethod
     def build_transforms(
         self, specs: Specs, *, as_paddlex: bool = False
     ) -> Transforms | DetectionTransforms:
-        """The transforms of a `deploy.yaml`; `as_paddlex`: see `Transforms`.
+        """Make the transforms of a `deploy.yaml`; `as_paddlex`: see `Transforms`.
 
         Raises:
-            InputError: one that is unknown, or that does not fit the task.
+            InputError: a transform is unknown, or does not fit the task.
         """
 
     @abstractmethod
     def prepare(
         self, transforms: Callable[[np.ndarray], Any], image: np.ndarray
     ) -> tuple[dict[str, np.ndarray], list[Step]]:
-        """The graph's inputs for one picture, without the batch axis, and the changes of size that
-        are to be undone on the prediction."""
+        """Return the graph's inputs for one image, without the batch axis, and the changes of size
+        to undo on the prediction."""
 
     def check_sizes(self, sizes: object, batch: int) -> None:
-        """Raise `InputError` for sizes of pictures that a graph does not take; None always fits."""
+        """Raise `InputError` for sizes of images that the graph does not accept; None always
+        fits."""
         if sizes is not None:
             raise InputError(f"sizes: expected none for task {self.name}, got {shorten(sizes)}.")
 
     def inputs(self, batch: np.ndarray, sizes: Mapping[str, np.ndarray] | None = None) -> "Batch":
-        """All inputs of the graph for pictures `[B, C, H, W]`."""
+        """Return all inputs of the graph for images `[B, C, H, W]`."""
         return batch
 
     @abstractmethod
@@ -92,19 +94,19 @@ class DeployedTask(ABC):
         steps: Sequence[list[Step]],
         manifest: "Manifest",
     ) -> Sequence[Prediction]:
-        """The predictions for a batch's first pictures, one for each entry of `steps`."""
+        """Return the predictions for the first images of a batch, one for each entry of `steps`."""
 
 
 # -- tasks of models that return tensors -----------------------------------------------------------
 
 
 class TensorTask(DeployedTask):
-    """A task of models that return tensors `[B, ...]`, as `export_model` takes them.
+    """A task of models that return tensors `[B, ...]`, for `export_model`.
 
     Attributes:
-        every_output: whether a graph keeps all outputs of the model; otherwise the first alone.
-        client_op: the `output_op` of the exports that PaddleSeg's own clients can run; None: they
-            run none.
+        every_output: whether a graph keeps all outputs of the model; otherwise only the first.
+        client_op: the `output_op` of exports that PaddleSeg's own clients can run; None: they run
+            no export of this task.
     """
 
     every_output: ClassVar[bool] = False
@@ -137,10 +139,10 @@ class TensorTask(DeployedTask):
     def read_one(
         self, outputs: list[np.ndarray], steps: list[Step], manifest: "Manifest"
     ) -> Prediction:
-        """The prediction for one picture, from the outputs `[1, ...]`."""
+        """Return the prediction for one image from the outputs `[1, ...]`."""
 
     def check_logits(self, logits: np.ndarray, output_op: str, classes: Sequence[str]) -> None:
-        """Raise `InputError` where a model's first output does not fit what an export says."""
+        """Raise `InputError` if a model's first output does not fit the arguments of the export."""
 
 
 class Features(TensorTask):
@@ -161,10 +163,10 @@ class Features(TensorTask):
 
 
 class ClassTask(TensorTask):
-    """A task with one output: the logits of classes, or what `output_op` makes of them.
+    """A task with one output: the logits of classes, or the result of `output_op` on them.
 
     Attributes:
-        logit_axes: of the logits, as errors name them.
+        logit_axes: axes of the logits, for errors.
     """
 
     output_ops = ("argmax", "softmax", "none")
@@ -205,7 +207,7 @@ class ClassTask(TensorTask):
 
 
 class ClassifiedPicture(ClassTask):
-    """One class for a picture."""
+    """One class per image."""
 
     name = "classification"
     logit_axes = "[B, K]"
@@ -227,7 +229,7 @@ class ClassifiedPicture(ClassTask):
 
 
 class Segmentation(ClassTask):
-    """One class for each pixel."""
+    """One class per pixel."""
 
     name = "segmentation"
     logit_axes = "[B, K, H, W]"
@@ -237,7 +239,7 @@ class Segmentation(ClassTask):
         transforms = Transforms(specs, as_paddlex=as_paddlex)
         if any(isinstance(t, CenterCrop) for t in transforms.transforms):
             raise InputError(
-                "transforms: CenterCrop leaves parts of the picture without a class; expected none "
+                "transforms: CenterCrop leaves parts of the image without a class; expected none "
                 f"for {self.name}. Resize or pad instead."
             )
         return transforms
@@ -252,19 +254,19 @@ class Segmentation(ClassTask):
             return classes.astype(label_type)
         scores = output
         if manifest.output_op == "softmax":
-            # Logits but for a number per pixel, which all classes share: after interpolation the
-            # same class is highest as with the logits, and as in PaddleSeg.
+            # These equal the logits up to a number per pixel that all classes share. After
+            # interpolation the same class is highest as with the logits, and as in PaddleSeg.
             scores = np.log(np.maximum(output, np.finfo(np.float32).tiny))
         return _undo(scores, steps, "bilinear")[0].argmax(axis=0).astype(label_type)
 
 
 # -- detectors -------------------------------------------------------------------------------------
 
-_SIZES = ("im_shape", "scale_factor")  # of a detector's inputs
+_SIZES = ("im_shape", "scale_factor")  # inputs of a detector
 
 
 class Detection(DeployedTask):
-    """Objects with their boxes, and masks where the graph has any."""
+    """Objects with their boxes, and masks if the graph has masks."""
 
     name = "detection"
     output_ops = ("nms",)
@@ -278,7 +280,7 @@ class Detection(DeployedTask):
     def prepare(
         self, transforms: Callable[[np.ndarray], Any], image: np.ndarray
     ) -> tuple[dict[str, np.ndarray], list[Step]]:
-        return transforms(image), []  # the graph itself brings boxes back to the picture's size
+        return transforms(image), []  # the graph itself scales boxes to the size of the image
 
     def check_sizes(self, sizes: object, batch: int) -> None:
         fits = sizes is None or (
@@ -334,24 +336,24 @@ class Detection(DeployedTask):
 TASKS: dict[str, DeployedTask] = {
     task.name: task for task in (Segmentation(), ClassifiedPicture(), Features(), Detection())
 }
-# Those that `export_model` writes; a detector has an exporter of its own.
+# The tasks of `export_model`; detectors have their own exporter.
 TENSOR_TASKS = {name: task for name, task in TASKS.items() if isinstance(task, TensorTask)}
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities `[B, K, ...]`, in float64."""
+    """Return probabilities `[B, K, ...]` in float64."""
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     exponents = np.exp(shifted)
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
 def _undo(output: np.ndarray, steps: list[Step], mode: str) -> np.ndarray:
-    """Bring a prediction `[1, C, H', W']` back to the picture's size, as PaddleSeg does."""
+    """Scale a prediction `[1, C, H', W']` back to the image's size, as PaddleSeg does."""
     for step in reversed(steps):
         height, width = step.before
         if step.kind == "padding":
             output = output[:, :, :height, :width]
         elif output.shape[2:] != step.before:
-            # Paddle's own interpolation: OpenCV's rounds differently, which moves borders.
+            # Paddle's own interpolation: OpenCV rounds differently, which moves borders.
             output = F.interpolate(paddle.to_tensor(output), [height, width], mode=mode).numpy()
     return output

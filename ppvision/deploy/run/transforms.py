@@ -1,10 +1,10 @@
-"""What happens to a picture before the network, without PaddleSeg: numpy and OpenCV.
+"""Transform images for a network with NumPy and OpenCV, without PaddleSeg.
 
 The names, parameters and results are those of PaddleSeg's `paddleseg.transforms` and, for
-CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can carry
-the validation transforms of a configuration as they stand. Only transforms that give the same
-result for the same picture are known here; random ones belong to training and are refused by
-name. `register_transform` adds one of yours.
+CenterCrop, of `paddle.vision` (the tests compare the arrays), so that a `deploy.yaml` can contain
+the validation transforms of a configuration unchanged. This module has only transforms that give
+the same result for the same image. Random transforms belong to training and are refused by name.
+`register_transform` adds a transform of your own.
 """
 
 import functools
@@ -30,27 +30,27 @@ _INTERPOLATIONS = {
 }
 
 
-# Of a picture that a transform makes: the longest side and most pixels. 2^28 pixels are 3 GiB in
-# float32; readers of pictures have the same limit.
+# Limits for an image that a transform makes: longest side and number of pixels. 2^28 pixels are 3
+# GiB in float32; readers of images have the same limit.
 MAX_SIDE = 2**16
 MAX_PIXELS = 2**28
 
-# Means, deviations and padding values beyond these are no values of pictures, and overflow float32.
+# Larger means, deviations and padding values do not occur in images, and overflow float32.
 _LARGEST, _SMALLEST = 1e6, 1e-6
 
 
 class Step(NamedTuple):
-    """One change of size, to be undone on the prediction in reverse order."""
+    """One change of size. The changes are undone on the prediction in reverse order."""
 
     kind: str  # "resize", "padding" or "crop" (which cannot be undone)
     before: Size
 
 
 def check_size(width: int, height: int, before: np.ndarray) -> None:
-    """Raise `InputError` where a picture `[H, W, 3]` would be made larger than is sensible."""
+    """Raise `InputError` if an image `[H, W, 3]` would become larger than the limits."""
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise InputError(
-            f"picture: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
+            f"image: {before.shape[1]}x{before.shape[0]} would become {width}x{height}; expected "
             f"at most {MAX_SIDE} pixels per side and {MAX_PIXELS} in all. Ask the transforms for a "
             "smaller size."
         )
@@ -61,7 +61,7 @@ def _resized(
 ) -> np.ndarray:
     if width < 1 or height < 1:
         raise InputError(
-            f"picture: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
+            f"image: {image.shape[1]}x{image.shape[0]} would be resized to {width}x{height}; it "
             "is too narrow for the size that the transforms ask for. Crop or pad it first."
         )
     check_size(width, height, image)
@@ -74,7 +74,7 @@ def _resized_by(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def check_whole(owner: str, name: str, value: object, *, lowest: int = 1) -> int:
-    """A whole number from `lowest` to `MAX_SIDE`; `owner` and `name` stand in the error."""
+    """Return a whole number from `lowest` to `MAX_SIDE`; `owner` and `name` are for the error."""
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= MAX_SIDE:
         raise InputError(
             f"{owner}: expected {name} to be a whole number of at least {lowest} and at most "
@@ -97,10 +97,10 @@ def _width_height(owner: str, value: object) -> tuple[int, int]:
 def check_number(
     owner: str, name: str, value: object, lowest: float = -_LARGEST, highest: float = _LARGEST
 ) -> float:
-    """A finite number in a range; `owner` and `name` stand in the error."""
+    """Return a finite number in a range; `owner` and `name` are for the error."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     number: Any = value if is_number else math.nan
-    if not lowest <= number <= highest:  # NaN compares with nothing
+    if not lowest <= number <= highest:  # comparisons with NaN are false
         raise InputError(
             f"{owner}: expected {name} to be a number from {lowest:g} to {highest:g}, got "
             f"{shorten(value)}."
@@ -109,7 +109,7 @@ def check_number(
 
 
 def check_deviation(owner: str, value: object) -> float:
-    """A number that values are divided by; see `check_number`."""
+    """Return a number that is used as a divisor; see `check_number`."""
     number = check_number(owner, "each value of std", value)
     if abs(number) < _SMALLEST:
         raise InputError(
@@ -119,7 +119,7 @@ def check_deviation(owner: str, value: object) -> float:
 
 
 def check_flag(owner: str, name: str, value: object) -> bool:
-    """True or false; `owner` and `name` stand in the error."""
+    """Return True or False; `owner` and `name` are for the error."""
     if not isinstance(value, bool):
         raise InputError(f"{owner}: expected {name} to be true or false, got {shorten(value)}.")
     return value
@@ -130,8 +130,8 @@ class Resize:
 
     Args:
         target_size: default (512, 512).
-        keep_ratio: fit the picture inside `target_size` (or its transpose) instead. Default False.
-        size_divisor: round the new width and height up to multiples of it. Default None.
+        keep_ratio: fit the image inside `target_size` (or its transpose) instead. Default False.
+        size_divisor: round the new width and height up to multiples of this. Default None.
         interp: NEAREST, LINEAR, CUBIC, AREA or LANCZOS4. Default LINEAR. (RANDOM is refused.)
     """
 
@@ -188,13 +188,13 @@ class ResizeByShort:
     """Resize the shorter side to `short_size`, keeping the aspect ratio.
 
     Args:
-        short_size: new length of the shorter side. (A list, from which PaddleSeg draws one, is
+        short_size: new length of the shorter side. (PaddleSeg draws one from a list; here a list is
             refused.)
-        max_size: where the longer side would exceed it, that side becomes about `max_size` instead.
+        max_size: if the longer side would exceed this, it becomes about `max_size` instead.
             Default: no limit.
 
-    PaddleSeg's object keeps the lowered `short_size` for the pictures that follow; here every
-    picture is treated as by a new one.
+    PaddleSeg's object keeps the lowered `short_size` for later images; here every image is treated
+    as by a new object.
     """
 
     def __init__(self, short_size: int, max_size: float = 1e10) -> None:
@@ -211,7 +211,8 @@ class ResizeByShort:
 
 
 class LimitLong:
-    """Bring the longer side down to `max_long` or up to `min_long`, keeping the aspect ratio."""
+    """Reduce the longer side to `max_long` or enlarge it to `min_long`, keeping the aspect
+    ratio."""
 
     def __init__(self, max_long: int | None = None, min_long: int | None = None) -> None:
         for name, value in (("max_long", max_long), ("min_long", min_long)):
@@ -238,9 +239,9 @@ class Padding:
     """Pad at the bottom and on the right to `target_size` [width, height].
 
     Args:
-        target_size: at least the picture's size.
-        im_padding_value: of the border, in the picture's units at that point. Default 127.5.
-        label_padding_value: for training; without effect here.
+        target_size: at least the image's size.
+        im_padding_value: value of the border, in the image's units at that point. Default 127.5.
+        label_padding_value: for training; no effect here.
     """
 
     def __init__(
@@ -258,7 +259,7 @@ class Padding:
         new_width, new_height = self.target_size
         if new_width < width or new_height < height:
             raise InputError(
-                f"Padding: expected a picture of at most {new_width}x{new_height} (width x "
+                f"Padding: expected an image of at most {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before Padding."
             )
         check_size(new_width, new_height, image)
@@ -289,7 +290,8 @@ class PaddingByAspectRatio:
         label_padding_value: float = 255,
     ) -> None:
         owner = "PaddingByAspectRatio"
-        # A ratio beyond that of the longest side over one pixel pads every picture beyond it.
+        # A ratio above that of the longest side to one pixel pads every image beyond the longest
+        # side.
         self.aspect_ratio = check_number(
             owner, "aspect_ratio", aspect_ratio, 1 / MAX_SIDE, MAX_SIDE
         )
@@ -310,10 +312,11 @@ class PaddingByAspectRatio:
 
 
 class CenterCrop:
-    """Cut out the middle, as `paddle.vision` does. For classification, where nothing is undone.
+    """Cut out the middle, as `paddle.vision` does. It is for classification, which undoes no
+    change.
 
     Args:
-        target_size: [width, height], at most the picture's size.
+        target_size: [width, height], at most the image's size.
     """
 
     def __init__(self, target_size: Sequence[int]) -> None:
@@ -324,7 +327,7 @@ class CenterCrop:
         new_width, new_height = self.target_size
         if new_width > width or new_height > height:
             raise InputError(
-                f"CenterCrop: expected a picture of at least {new_width}x{new_height} (width x "
+                f"CenterCrop: expected an image of at least {new_width}x{new_height} (width x "
                 f"height), got {width}x{height}. Put a resize before CenterCrop."
             )
         top, left = self._start(height - new_height), self._start(width - new_width)
@@ -333,7 +336,7 @@ class CenterCrop:
 
     @staticmethod
     def _start(rest: int) -> int:
-        """Pixels before the middle, of those that are cut off."""
+        """Return how many of the pixels that are cut off are before the middle."""
         return round(rest / 2)
 
 
@@ -347,7 +350,7 @@ class Normalize:
     """`(x / 255 - mean) / std`, per channel or with one value for all.
 
     Args:
-        mean, std: one or three numbers each, for values in [0, 1]. Default 0.5.
+        mean, std: one or three numbers, for values in [0, 1]. Default 0.5.
     """
 
     def __init__(self, mean: Sequence[float] = (0.5,), std: Sequence[float] = (0.5,)) -> None:
@@ -369,8 +372,8 @@ class Normalize:
         return (self._looked_up if image.dtype == np.uint8 else self._computed)(image), None
 
     def _looked_up(self, image: np.ndarray) -> np.ndarray:
-        """What `_computed` gives for a byte: the same numbers in a tenth of the time, and already
-        channel after channel in memory, as the network wants them."""
+        """Look up the result of `_computed` for each byte: the same numbers in a tenth of the time,
+        and already channels-first in memory, as the network needs them."""
         planes = np.empty((3, *image.shape[:2]), np.float32)
         for channel, (plane, of_bytes) in enumerate(zip(planes, self._of_bytes, strict=True)):
             cv2.LUT(cv2.extractChannel(image, channel), of_bytes, dst=plane)
@@ -398,7 +401,7 @@ KNOWN: dict[str, Callable[..., Any]] = {
     )
 }
 
-# What PaddleX 3.7 computes otherwise under the same name.
+# Transforms that PaddleX 3.7 computes in another way under the same name.
 _OF_PADDLEX: dict[str, Callable[..., Any]] = {"CenterCrop": _CenterCropOfPaddleX}
 
 # -- transforms of others --------------------------------------------------------------------------
@@ -410,7 +413,7 @@ T = TypeVar("T", bound=type)
 
 
 def register_transform(transform: T) -> T:
-    """Decorator: enter a transform of your own under the name of its class.
+    """Decorator: register your own transform under the name of its class.
 
         @register_transform
         class Gamma:
@@ -422,17 +425,17 @@ def register_transform(transform: T) -> T:
 
     A config of segmentation or classification may then name it in the transforms of its training
     and validation data, an export writes its name and options into `deploy.yaml`, and `Predictor`
-    applies it. The module that registers it has to be imported before: name it under `imports:` in
-    the config, and import it in the program that opens the export.
+    applies it. Import the module that registers it first: name it under `imports:` in the config,
+    and import it in the program that opens the export.
 
     Args:
-        transform: a class. Its options have to be values that YAML holds. Its objects take a
-            picture `[H, W, 3]`, RGB, float32 (0 to 255 before `Normalize`), and return one of the
-            same size. They have to give the same result for the same picture, and leave the array
-            that they are given as it is.
+        transform: a class. Its options must be values that YAML can store. Its objects take an
+            image `[H, W, 3]`, RGB, float32 (0 to 255 before `Normalize`), and return an image of
+            the same size. They must give the same result for the same image, and must not change
+            the array that they get.
 
     Returns:
-        The class itself.
+        The class.
 
     Raises:
         TypeError: not a class.
@@ -456,7 +459,7 @@ def register_transform(transform: T) -> T:
     try:
         for follow in _followers.values():
             follow(name)
-    except InputError:  # a framework has another transform of this name
+    except InputError:  # a framework has another transform with this name
         if known is None:
             del _registered[name], KNOWN[name]
         raise
@@ -464,20 +467,21 @@ def register_transform(transform: T) -> T:
 
 
 def _origin(transform: Callable[..., Any]) -> str:
-    """What tells a class from another one, the same after a reload of its module."""
+    """Return an identity of a class that stays the same after a reload of its module."""
     return f"{transform.__module__}.{transform.__qualname__}"
 
 
 def follow_transforms(follow: Callable[[str], None]) -> None:
-    """Call a function with the name of every registered transform, of later ones as well. A module
-    has one such function; that of a reload takes the place of the earlier one."""
+    """Call a function with the name of every registered transform, also of later ones. A module has
+    one such function; after a reload, the new function replaces the earlier one."""
     _followers[follow.__module__] = follow
     for name in list(_registered):
         follow(name)
 
 
 class _SameSize:
-    """A registered transform among those of this module: nothing of it is undone later."""
+    """Wraps a registered transform for this module; it changes no size, so nothing is undone
+    later."""
 
     def __init__(self, name: str, transform: Callable[[np.ndarray], np.ndarray]) -> None:
         self._name, self._transform = name, transform
@@ -488,7 +492,7 @@ class _SameSize:
         if shape != image.shape:
             got = type(found).__name__ if shape is None else list(shape)
             raise InputError(
-                f"transforms: expected {self._name} to return a picture {list(image.shape)}, as it "
+                f"transforms: expected {self._name} to return an image {list(image.shape)}, as it "
                 f"was given, got {got}. Change sizes with a transform of ppvision."
             )
         return np.asarray(found, np.float32), None
@@ -498,15 +502,15 @@ class _SameSize:
 
 
 class Transforms:
-    """The transforms of a `deploy.yaml`, ready to use.
+    """The transforms of a `deploy.yaml`.
 
     Args:
         specs: as in a PaddleSeg configuration, for example
             `[{"type": "Resize", "target_size": [512, 512]}, {"type": "Normalize"}]`. An empty list
-            only turns the picture channel-first.
-        as_paddlex: compute them as PaddleX 3.7 does with an export for it: sizes change in bytes,
-            not in float32 (up to half a grey level of difference), and CenterCrop rounds the place
-            of the cut down. Default False.
+            only turns the image channel-first.
+        as_paddlex: compute them like PaddleX 3.7 with an export for it: sizes change in bytes, not
+            in float32 (up to half a grey level of difference), and CenterCrop rounds the place of
+            the cut down. Default False.
 
     Raises:
         ValueError: an unknown or random transform, an unknown parameter, a value out of range.
@@ -522,7 +526,7 @@ class Transforms:
         self._resize_bytes = as_paddlex
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, list[Step]]:
-        """Transform a picture `[H, W, 3]`, RGB, any number type with values in 0..255.
+        """Transform an image `[H, W, 3]`, RGB, any number type with values in 0..255.
 
         Returns:
             The network's input `[3, H', W']`, float32, and the size changes made, in order.
@@ -539,7 +543,7 @@ class Transforms:
         return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32), steps
 
     def find_output_size(self) -> Size | None:
-        """(height, width) that every picture gets; None where it depends on the picture."""
+        """Return the (height, width) that every image gets; None if it depends on the image."""
         size = None
         for transform in self.transforms:
             if isinstance(transform, (Normalize, _SameSize)):
@@ -572,7 +576,7 @@ def _build(
 
 
 def build_known(transform: Callable[..., Any], name: str, options: Mapping[Any, Any]) -> Any:
-    """Make a transform with its options, which may be of any type.
+    """Make a transform with its options; they may be of any type.
 
     Raises:
         InputError: an option that it does not know or needs, or that is out of range.

@@ -1,7 +1,8 @@
-"""Weights of the zoo as a folder that `Predictor` runs.
+"""Make a folder for `Predictor` from weights of the zoo.
 
-The package has a whole model twice over: its graph without weights (`graph/`), and its weights as a
-layered model. The first use puts both together in the cache folder; nothing is traced or exported.
+The package contains a whole model in two parts: its graph without weights (`graph/`), and its
+weights as a layered model. The first use combines both in the cache folder; nothing is traced or
+exported.
 """
 
 import gzip
@@ -29,12 +30,12 @@ from ppvision.zoo.cards import WeightsCard, find_card
 from ppvision.zoo.stored import check_stored, read_stored
 
 GRAPH = "graph"
-PACKED = ".gz"  # of a program: text that gzip makes a tenth of
-_WAIT = 120.0  # seconds for another process that composes the same folder; it takes about one
+PACKED = ".gz"  # suffix of a packed program; gzip reduces this text to a tenth
+_WAIT = 120.0  # seconds to wait for another process, which takes about one
 
 
 def compose_zoo_folder(name: str) -> Path | None:
-    """The exported folder of a whole model of the zoo, composed where it is not there yet.
+    """Return the exported folder of a whole model of the zoo; compose it if it does not exist yet.
 
     Args:
         name: of weights in the zoo.
@@ -43,7 +44,7 @@ def compose_zoo_folder(name: str) -> Path | None:
         A folder inside the cache folder; None for a name that the zoo does not have.
 
     Raises:
-        ValueError: weights without a graph: not those of a whole model.
+        ValueError: the weights have no graph: they are not those of a whole model.
         WeightsError: the package is damaged.
     """
     card = find_card(name)
@@ -70,7 +71,7 @@ def compose_zoo_folder(name: str) -> Path | None:
 
 
 def _key(graph: Path, vouching: Path) -> str:
-    """Of what is composed: another version of the package gets another folder."""
+    """Return a digest of the parts, so that another version of the package gets another folder."""
     digest = hashlib.sha256(vouching.read_bytes())
     for path in sorted(graph.iterdir()):
         digest.update(path.read_bytes())
@@ -80,7 +81,7 @@ def _key(graph: Path, vouching: Path) -> str:
 def _is_whole(folder: Path) -> bool:
     try:
         read_manifest(folder)
-    except PpvisionError:  # not there, or damaged: it is composed again
+    except PpvisionError:  # missing or damaged: it is composed again
         return False
     return True
 

@@ -1,1 +1,1 @@
-"""Whether what was written gives the numbers of the model it came from."""
+"""Check whether an export gives the same numbers as its model."""

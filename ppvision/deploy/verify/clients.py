@@ -1,8 +1,8 @@
-"""An exported graph as other programs run it: those of PaddleSeg, PaddleDetection and PaddleX.
+"""Run an exported graph like the programs of PaddleSeg, PaddleDetection and PaddleX.
 
-They open Paddle Inference with settings of their own, which we cannot change. On a CPU all of them
-leave oneDNN on, with all of its passes, and ask for the memory optimisation, which fails with a
-`model.json` unless the new executor is asked for as well (Paddle 3.2).
+They open Paddle Inference with their own settings, which we cannot change. On a CPU all of them use
+oneDNN with all of its passes, and request the memory optimisation. This optimisation fails with a
+`model.json`, unless the new executor is requested too (Paddle 3.2).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from ppvision.deploy.run.task_table import softmax
 from ppvision.deploy.verify import parity
 from ppvision.errors import EngineError, PpvisionError
 
-# Parts of the names of models that PaddleX runs without oneDNN (its `MKLDNN_BLOCKLIST`).
+# Parts of names of models that PaddleX runs without oneDNN (its `MKLDNN_BLOCKLIST`).
 _WITHOUT_ONEDNN: tuple[str, ...] = ("RCNN", "MaskFormer", "Co-DINO-Swin", "Co-Deformable-DETR-Swin")
 _WITHOUT_ONEDNN += ("Mask-RT-DETR-M", "Mask-RT-DETR-S")
 
@@ -30,13 +30,13 @@ def run_like_clients(
     Args:
         program: `model.pdmodel`.
         weights: its parameters.
-        inputs: batches, or of a detector its inputs by name.
+        inputs: batches, or a detector's inputs by name.
 
     Returns:
-        The outputs for each.
+        The outputs for each input.
 
     Raises:
-        EngineError: it does not load or run.
+        EngineError: the graph does not load or run.
     """
     config = inference.Config(str(program), str(weights))
     return _run(config, inputs, "a client of PaddleSeg or PaddleDetection")
@@ -48,7 +48,7 @@ def run_like_paddlex(folder: Path, inputs: Sequence[Batch], name: str) -> list[l
     Args:
         folder: of the export.
         inputs: as of `run_like_clients`.
-        name: under which PaddleX knows the model.
+        name: the model's name in PaddleX.
 
     Returns and raises: as `run_like_clients`.
     """
@@ -91,7 +91,7 @@ def check_in_paddlex(
     tolerance: float,
     config: Mapping[str, Mapping[str, str]],
 ) -> None:
-    """Compare what PaddleX will run with the model.
+    """Compare the graph, run like PaddleX, with the model.
 
     Args:
         probes: inputs, and the model's logits in eager mode.
@@ -101,7 +101,7 @@ def check_in_paddlex(
         config: `inference.yml`.
 
     Raises:
-        EngineError: it does not run, or gives other numbers; the message says what helps.
+        EngineError: the graph does not run, or gives other numbers; the message gives advice.
     """
     name = config["Global"]["model_name"]
     try:
@@ -117,7 +117,7 @@ def check_in_paddlex(
 
 
 def unfit_for_paddlex(error: PpvisionError, name: str) -> EngineError:
-    """`error`, with what helps."""
+    """Return `error` with advice."""
     advice = "Export with free sizes (--input_shape None 3 None None), or without --for paddlex."
     if not any(part in name for part in _WITHOUT_ONEDNN):
         advice += (

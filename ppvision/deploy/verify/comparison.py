@@ -1,4 +1,4 @@
-"""Running a model and its export side by side, and comparing them by the rule of `parity`."""
+"""Run a model and its export on the same inputs, and compare them by the rule of `parity`."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,23 +24,24 @@ from ppvision.deploy.verify.running import run_eagerly, run_graphs, run_in_openv
 from ppvision.errors import InputError
 from ppvision.quant.packed import FixedActivation, IntegerRounding
 
-_TRIALS = 8  # runs that differ in their last digits, for each probe
+_TRIALS = 8  # runs per probe that differ in their last digits
 Probe = tuple[np.ndarray, list[np.ndarray]]  # an input and the model's outputs in eager mode
 
 
 def make_eager_probes(
     model: nn.Layer, task: str, shape: Sequence[int | None], pipeline: Transforms
 ) -> list[Probe]:
-    """Inputs of the parity check with the model's own outputs, at sizes that the model takes.
+    """Make inputs for the parity check, with the model's own outputs, at sizes that the model
+    accepts.
 
     Args:
         model: in evaluation mode.
-        task: one of `TENSOR_TASKS`; says which outputs are kept.
-        shape: `[B, C, H, W]` of the export, None where any size is taken.
-        pipeline: its `Normalize` gives the pictures the magnitudes that the model will see.
+        task: one of `TENSOR_TASKS`; it decides which outputs are kept.
+        shape: `[B, C, H, W]` of the export, None for any size.
+        pipeline: its `Normalize` gives the images realistic magnitudes.
 
     Raises:
-        ValueError: the model runs at none of the sizes, or gives something else than finite
+        ValueError: the model does not run at any of the sizes, or its outputs are not finite
             numbers in tensors.
     """
     mean, std = np.zeros(1), np.ones(1)
@@ -52,7 +53,7 @@ def make_eager_probes(
         inputs = [x for probed in shapes for x in parity.probe_batches(probed, mean, std)]
         try:
             outputs = [run_eagerly(model, x) for x in inputs]
-        except Exception as error:  # whatever the model raises at a size that it does not take
+        except Exception as error:  # a model may raise anything at a size that it does not accept
             failure = failure or (shapes[0], error)
             continue
         if failure is not None:
@@ -67,7 +68,7 @@ def make_eager_probes(
             for x, output in zip(inputs, outputs, strict=True)
         ]
         return list(zip(inputs, arrays, strict=True))
-    assert failure is not None  # there is at least one set of shapes
+    assert failure is not None  # there is at least one shape
     size, cause = failure
     raise InputError(
         f"model: expected one that runs on inputs of input_shape={shape}, but at every size tried "
@@ -93,14 +94,14 @@ def measure_largest_move(
     outputs_of: Callable[[np.ndarray], list[np.ndarray]],
     probes: Sequence[Probe],
 ) -> float:
-    """How far the outputs of a model that rounds activations move by themselves: the largest
-    `parity.relative_error` over a few runs in which the picture, and then also what each layer
-    rounds, differ by `parity.LAST_DIGITS` of themselves.
+    """Measure how far the outputs of a model with rounded activations move by themselves. This is
+    the largest `parity.relative_error` over a few runs in which the image, and then also the input
+    of each rounding, changes by the fraction `parity.LAST_DIGITS`.
 
     Args:
-        model: with the layers that round.
-        outputs_of: a picture's outputs in eager mode.
-        probes: pictures with their outputs.
+        model: the model with the layers that round.
+        outputs_of: function that gives an image's outputs in eager mode.
+        probes: images with their outputs.
     """
     random = np.random.default_rng(0)
 
@@ -117,7 +118,7 @@ def measure_largest_move(
         return worst
 
     of_picture = largest()
-    # Where the first layer rounds the picture, its last digits go no further.
+    # If the first layer rounds the image, its last digits have no further effect.
     hooks = [
         layer.register_forward_pre_hook(lambda _, inputs: paddle.to_tensor(move(inputs[0].numpy())))
         for layer in model.sublayers(include_self=True)
@@ -131,10 +132,10 @@ def measure_largest_move(
 
 
 def convert_to_arrays(output: Any, task: str, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """A model's outputs for an input of `shape`, those that an export of the task keeps.
+    """Return a model's outputs for an input of `shape`: those that an export of the task keeps.
 
     Raises:
-        InputError: something else than finite numbers in tensors.
+        InputError: the outputs are not finite numbers in tensors.
     """
     tensors = list(output) if isinstance(output, (list, tuple)) else [output]
     if not TENSOR_TASKS[task].every_output:
@@ -167,22 +168,23 @@ def _warn_if_blind(probes: Sequence[Probe], tolerance: float) -> None:
 def compare(
     probes: Sequence[Probe], raw: Path, final: Path, output_op: str, format: str, tolerance: float
 ) -> tuple[float, bool | None]:
-    """Run an export on the probes, in every engine that it is meant for.
+    """Run an export on the probes in every engine for which it is made.
 
     Args:
         probes: from `make_eager_probes`.
         raw: folder with the graph up to the logits (or features).
-        final: folder with the graph to be deployed, `output_op` included; `raw` when that is none.
+        final: folder with the deployed graph, including `output_op`; equal to `raw` if that is
+            none.
         output_op: "argmax", "softmax" or "none".
         format: "paddle" or "onnx".
-        tolerance: the bound of the rule.
+        tolerance: the limit of the rule.
 
     Returns:
-        The largest error of the logits, and whether oneDNN may run it (None for ONNX): not where it
-        fails or gives other numbers, which a warning says.
+        The largest error of the logits, and whether oneDNN may run the export (None for ONNX). It
+        may not if it fails or gives other numbers; a warning says so.
 
     Raises:
-        ParityError: above the bound in any other engine.
+        ParityError: the error in any other engine is above the limit.
         RuntimeError: the graph does not run in any other engine.
     """
     _warn_if_blind(probes, tolerance)
@@ -193,7 +195,7 @@ def compare(
         max(x.shape[2:]) <= ONE_PIXEL for x, _ in probes
     ):
         warnings.warn(
-            "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which pictures "
+            "oneDNN's kernels that enlarge feature maps fail on maps of one pixel, which images "
             f"of up to {ONE_PIXEL}x{ONE_PIXEL} may give. The export runs without oneDNN, which is "
             "slower on a CPU.",
             stacklevel=3,
@@ -202,7 +204,7 @@ def compare(
     try:
         error = _compare(probes, raw, final, output_op, format, tolerance, "onednn")
     except (parity.ParityError, RuntimeError) as failure:
-        # Paddle's oneDNN has kernels with faults: bilinear enlargement with align_corners, NHWC.
+        # Some oneDNN kernels of Paddle have faults: bilinear enlargement with align_corners, NHWC.
         warnings.warn(
             f"{failure} The export runs without oneDNN, which is slower on a CPU.", stacklevel=3
         )
@@ -213,8 +215,8 @@ def compare(
 def compare_openvino(
     probes: Sequence[Probe], raw: Path, final: Path, output_op: str, tolerance: float
 ) -> float:
-    """As `compare`, of the graphs for OpenVINO, which runs in a process of its own: the largest
-    error.
+    """Like `compare`, for the graphs of OpenVINO, which runs in a separate process. Return the
+    largest error.
 
     Raises:
         ParityError: above the bound.

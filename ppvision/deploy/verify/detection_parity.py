@@ -1,14 +1,15 @@
-"""Whether an exported detector finds what the model finds.
+"""Check whether an exported detector finds the same objects as the model.
 
-Before NMS, boxes and scores obey the rule of `ppvision.deploy.verify.parity`. After it, boxes of
-one class are matched at an overlap (IoU) of at least 0.99; one may be missing on either side only
-where a bound of NMS decides: its score is within the tolerance of the lowest that is kept, or it
-overlaps a surer box of its class by what NMS just allows. Masks of matched boxes overlap by 0.99 as
-well, or differ in a pixel or two.
+Before NMS, boxes and scores follow the rule of `ppvision.deploy.verify.parity`. After NMS, boxes of
+one class are matched at an overlap (IoU) of at least 0.99. A box may be missing on one side only if
+a limit of NMS decides: its score is within the tolerance of the lowest score that is kept, or its
+overlap with a box of higher score is close to the limit. Masks of matched boxes also overlap by
+0.99, or differ in one or two pixels.
 
-Some detectors choose boxes by their scores before NMS, or, of two stages, by scores and overlaps,
-so that boxes of nearly the same score may change places. There rows are matched before they are
-compared; of two stages one in a hundred may be a proposal of one side alone.
+Some detectors select boxes by their scores before NMS; two-stage detectors select by scores and
+overlaps. Boxes with nearly the same score may then change places. For these, rows are matched
+before they are compared; in two-stage detectors one proposal in a hundred may exist on one side
+only.
 """
 
 from collections.abc import Sequence
@@ -19,20 +20,20 @@ import numpy as np
 from ppvision.deploy.run.detections import Detections, collect_detections
 from ppvision.deploy.verify.parity import ParityError, relative_error
 
-SAME = 0.99  # overlap of boxes, and of masks, that are taken for the same
+SAME = 0.99  # overlap from which boxes, or masks, count as the same
 FEW_PIXELS = 2
-LOST_PROPOSALS = 0.01  # share of proposals that may differ
-NEAR_BOUND = 0.01  # of an overlap to NMS's own
+LOST_PROPOSALS = 0.01  # fraction of proposals that may differ
+NEAR_BOUND = 0.01  # distance of an overlap to the limit of NMS
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What decides in NMS whether a box is kept.
+    """The limits that decide in NMS whether a box is kept.
 
     Attributes:
-        score: the lowest score that is kept.
-        overlap: with a surer box of the class, at which one is dropped.
-        count: most boxes of a picture; -1 for no limit.
+        score: lowest score that is kept.
+        overlap: overlap with a box of higher score of the class, from which a box is dropped.
+        count: largest number of boxes per image; -1 for no limit.
     """
 
     score: float
@@ -46,8 +47,8 @@ def check_raw(
     """Compare boxes and scores before NMS.
 
     Args:
-        eager, exported: boxes and scores: `[B, M, 4]` and `[B, C, M]`, or of two stages
-            `[M, C, 4]` and `[M, C + 1]`.
+        eager, exported: boxes and scores: `[B, M, 4]` and `[B, C, M]`, or for two stages `[M, C,
+            4]` and `[M, C + 1]`.
         tolerance: the bound.
         where: runtime and input, for the message.
 
@@ -77,7 +78,7 @@ def check_raw(
 
 
 def _rows(outputs: Sequence[np.ndarray], scales: Sequence[float]) -> list[np.ndarray]:
-    """Boxes and scores before NMS as rows `[M, ...]` in units of `scales`, picture by picture; of
+    """Return boxes and scores before NMS as rows `[M, ...]` in units of `scales`, per image; for
     two stages all together."""
     boxes, scores = (part / scale for part, scale in zip(outputs, scales, strict=True))
     if scores.ndim == 2:
@@ -86,8 +87,8 @@ def _rows(outputs: Sequence[np.ndarray], scales: Sequence[float]) -> list[np.nda
 
 
 def _matched(ours: np.ndarray, theirs: np.ndarray, tolerance: float) -> tuple[float, int]:
-    """Largest difference of rows that have a like within the tolerance, and the number of rows on
-    either side that have none."""
+    """Return the largest difference of rows that have a match within the tolerance, and the number
+    of rows on both sides without a match."""
     if not len(ours) or not len(theirs):
         return 0.0, max(len(ours), len(theirs))
     nearest = np.array([np.abs(theirs - row).max(axis=1).min() for row in ours])
@@ -104,7 +105,7 @@ def check_found(
     tolerance: float,
     where: str,
 ) -> int:
-    """Compare what is left after NMS, picture by picture.
+    """Compare the result of NMS, image by image.
 
     Args:
         eager, exported: rows `[N, 6]`, counts `[B]`, and masks `[N, H, W]` where there are any.
@@ -116,7 +117,7 @@ def check_found(
         The number of boxes that were matched.
 
     Raises:
-        ParityError: a box or mask of one side alone.
+        ParityError: a box or mask exists on one side only.
     """
     matched = 0
     for number, (ours, theirs) in enumerate(
@@ -137,7 +138,7 @@ def check_found(
                     continue
                 box = ", ".join(f"{x:.1f}" for x in side.boxes[k])
                 raise ParityError(
-                    f"{where}, picture {number}: class {side.class_ids[k]} at [{box}], score "
+                    f"{where}, image {number}: class {side.class_ids[k]} at [{box}], score "
                     f"{side.scores[k]:.4f}, has no counterpart in the "
                     f"{('exported', 'eager')[place]} model's boxes "
                     f"(overlap {SAME} and a score within {tolerance:.3g}).",
@@ -145,13 +146,13 @@ def check_found(
                     tolerance,
                 )
         if ours.masks is not None:
-            _check_masks(ours, theirs, pairs, tolerance, f"{where}, picture {number}")
+            _check_masks(ours, theirs, pairs, tolerance, f"{where}, image {number}")
         matched += len(pairs)
     return matched
 
 
 def scores_with_nothing(scores: np.ndarray, bounds: Bounds) -> np.ndarray:
-    """Scores before NMS as those of one class more: "nothing here", with NMS's lowest score.
+    """Add one class to scores before NMS: "no object", with NMS's lowest score.
 
     Shapes: `[B, C, M]` -> `[B, C + 1, M]`.
     """
@@ -160,7 +161,7 @@ def scores_with_nothing(scores: np.ndarray, bounds: Bounds) -> np.ndarray:
 
 
 def split_by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
-    """A detector's rows, counts and masks, taken apart by picture."""
+    """Split a detector's rows, counts and masks by image."""
     rows, counts, *masks = outputs
     ends = np.cumsum(counts.reshape(-1))
     return [
@@ -172,7 +173,7 @@ def split_by_picture(outputs: Sequence[np.ndarray]) -> list[Detections]:
 def _pairs(ours: Detections, theirs: Detections, tolerance: float) -> list[tuple[int, int]]:
     free = set(range(len(theirs)))
     pairs = []
-    # Before NMS boxes may differ by so many pixels, which of a small box is much.
+    # Before NMS, boxes may differ by this many pixels, which is much for a small box.
     reach = tolerance * max(1.0, float(np.abs(ours.boxes).max(initial=0)))
     for i in range(len(ours)):
         overlaps = overlap(ours.boxes[i], theirs.boxes)
@@ -207,7 +208,7 @@ def _on_a_bound(found: Detections, place: int, bounds: Bounds, tolerance: float)
 def _dropped_by(
     side: Detections, place: int, other: Detections, excused: set[int], bounds: Bounds
 ) -> bool:
-    """Whether a box of the other side, which a bound has kept there alone, drops this one there."""
+    """Whether a box that a limit has kept only on the other side drops this box there."""
     return any(
         other.class_ids[k] == side.class_ids[place]
         and other.scores[k] >= side.scores[place]
@@ -239,7 +240,8 @@ def _check_masks(
 
 
 def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union of a box `[4]` with boxes `[N, 4]`; the same empty boxes have 1."""
+    """Return the intersection over union of a box `[4]` with boxes `[N, 4]`; equal empty boxes have
+    1."""
     low = np.maximum(box[:2], boxes[:, :2])
     high = np.minimum(box[2:], boxes[:, 2:])
     shared = np.maximum(high - low, 0).prod(axis=1)

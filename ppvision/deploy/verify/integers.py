@@ -1,13 +1,13 @@
-"""Whether a graph in integers computes what the model's integer layers say.
+"""Check whether a graph in integers computes the same as the model's integer layers.
 
-Three things are looked at in every export with integers:
+Every export with integers has three checks:
 
-1. Each product by itself. It is given the codes that it gets in eager mode; what OpenVINO makes of
-   them may differ by `PRODUCT_TOLERANCE` of the largest output: the sums are of integers, only
-   scales and bias are applied in float.
-2. The whole graph, by the rule of `parity` for rounded activations. A value between two codes goes
-   to the other one by an error in its last digit, so that errors spread through many layers.
-3. Labels of the calibration pictures: `EQUAL_LABELS` of them are those of eager mode.
+1. Each product separately. It gets the same codes as in eager mode. OpenVINO's result may differ by
+   `PRODUCT_TOLERANCE` of the largest output: sums are integers, and only scales and bias are
+   applied in float.
+2. The whole graph, by the rule of `parity` for rounded activations. An error in the last digit can
+   move a value between two codes to the other code, so that errors spread through many layers.
+3. Labels of the calibration images: at least the fraction `EQUAL_LABELS` equals eager mode.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ from ppvision.deploy.verify.running import run_eagerly
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.store.state import walk_layers
 
-PRODUCT_TOLERANCE = 1e-5  # of the largest output, of one product
-EQUAL_LABELS = 0.995  # of the pixels (or pictures) that the graph was calibrated on
+PRODUCT_TOLERANCE = 1e-5  # for one product, as a fraction of its largest output
+EQUAL_LABELS = 0.995  # fraction of the pixels (or images) of the calibration
 
 
 class Product(NamedTuple):
     """An integer layer in eager mode.
 
     Attributes:
-        path, layer: where it is, and itself.
-        rounded: its input after rounding.
-        output: what it made of that.
+        path, layer: the layer and its path.
+        rounded: input of the layer after rounding.
+        output: output of the layer for it.
     """
 
     path: str
@@ -43,8 +43,8 @@ class Product(NamedTuple):
 
 
 def capture_products(model: nn.Layer, x: Batch) -> list[Product]:
-    """The integer layers of a model, in evaluation mode, that run on `x` (`[B, C, H, W]`, or a
-    detector's inputs by name) with one input each."""
+    """Return the integer layers of a model, in evaluation mode, that run on `x` (`[B, C, H, W]`, or
+    a detector's inputs by name) and have one input."""
     found: dict[str, Product] = {}
     hooks = []
 
@@ -68,17 +68,17 @@ def capture_products(model: nn.Layer, x: Batch) -> list[Product]:
 
 
 def check_products(products: Sequence[Product], outputs: Sequence[np.ndarray]) -> float:
-    """Compare each integer product with eager mode, on the codes that it gets there.
+    """Compare each integer product with eager mode, on the codes of eager mode.
 
     Args:
-        products: of `capture_products`.
-        outputs: what the graph of them gives (`ppvision.deploy.write.openvino.write_products`).
+        products: the result of `capture_products`.
+        outputs: outputs of their graph (`ppvision.deploy.write.openvino.write_products`).
 
     Returns:
         The largest error, as a fraction of the product's largest output.
 
     Raises:
-        ParityError: above `PRODUCT_TOLERANCE`, with the layer's path.
+        ParityError: an error is above `PRODUCT_TOLERANCE`; the message has the layer's path.
     """
     worst = 0.0
     for (path, layer, _, eager), found in zip(products, outputs, strict=True):
@@ -99,12 +99,12 @@ def check_products(products: Sequence[Product], outputs: Sequence[np.ndarray]) -
 def measure_equal_labels(
     eager: Sequence[np.ndarray], exported: Sequence[np.ndarray], tolerance: float
 ) -> float:
-    """The fraction of labels that agree.
+    """Return the fraction of labels that agree.
 
     Args:
-        eager, exported: logits `[B, K, ...]` of the same pictures.
-        tolerance: labels whose two highest eager logits are closer than this count as equal: which
-            of them is higher is chance.
+        eager, exported: logits `[B, K, ...]` of the same images.
+        tolerance: labels whose two highest eager logits are closer than this count as equal,
+            because chance decides which one is higher.
     """
     agree = count = 0
     for a, b in zip(eager, exported, strict=True):

@@ -1,13 +1,13 @@
-"""Whether an exported graph gives the numbers of the model it came from.
+"""Check whether an exported graph gives the same numbers as its model.
 
 The rule, on logits (or features), before `output_op`: `max|a - b| / max(1, max|a|)` is at most
-1e-3, or 1e-4 for packed codes; `a` is the model in eager mode. A class may differ only where the
-two highest logits are closer than that bound.
+1e-3, or 1e-4 for packed codes; `a` is the model in eager mode. A class may differ only if the two
+highest logits are closer than that limit.
 
-A model that rounds activations is no smooth function: a value between two codes goes to the other
-one by an error in its last digit. Its bound is twice what its own outputs in eager mode move by
-when its input, and what each of its layers rounds, moves by `LAST_DIGITS` of itself, where that is
-more.
+A model that rounds activations is not a smooth function: an error in the last digit can move a
+value between two codes to the other code. If it is larger, its limit is twice the change of its own
+outputs in eager mode when its input, and the input of each rounding, changes by the fraction
+`LAST_DIGITS`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ import numpy as np
 from ppvision.errors import PpvisionError
 
 FLOAT_TOLERANCE = 1e-3
-PACKED_TOLERANCE = 1e-4  # of packed codes against the same width in eager mode
-LAST_DIGITS = 1e-5  # share of a value: an engine's other order of additions, a few layers deep
+PACKED_TOLERANCE = 1e-4  # for packed codes, compared with the same width in eager mode
+LAST_DIGITS = 1e-5  # fraction of a value: another order of additions, a few layers deep
 
-# Two odd sizes where height and width are free: neither is a multiple of a stride or of a pale
-# size. Then sizes for models that insist on multiples of 32, or on more pixels.
+# Two odd sizes if height and width are free: neither is a multiple of a stride or of a pale size.
+# Then sizes for models that need multiples of 32, or more pixels.
 ODD_SIZES = ((97, 131), (112, 137))
 EVEN_SIZES = ((96, 128), (128, 160))
 LARGE_SIZES = ((256, 320), (512, 640))
@@ -33,7 +33,7 @@ class ParityError(PpvisionError, RuntimeError):
 
     Attributes:
         error: the measured `max|a - b| / max(1, max|a|)`; infinite when shapes or classes differ.
-        tolerance: the bound.
+        tolerance: the limit.
     """
 
     def __init__(self, message: str, error: float, tolerance: float) -> None:
@@ -43,7 +43,7 @@ class ParityError(PpvisionError, RuntimeError):
 
 
 def relative_error(eager: np.ndarray, exported: np.ndarray) -> float:
-    """`max|a - b| / max(1, max|a|)`; infinite for other shapes or where not finite."""
+    """Return `max|a - b| / max(1, max|a|)`; infinite if shapes differ or numbers are not finite."""
     if eager.shape != exported.shape:
         return float("inf")
     a, b = eager.astype(np.float64), exported.astype(np.float64)
@@ -60,14 +60,14 @@ def check_close(
 
     Args:
         eager, exported: outputs in the same order.
-        tolerance: the bound.
+        tolerance: the limit.
         where: runtime and input, for the message.
 
     Returns:
         The largest error.
 
     Raises:
-        ParityError: above the bound, other shapes, or another number of outputs.
+        ParityError: the error is above the limit, or shapes or the number of outputs differ.
     """
     if len(eager) != len(exported):
         raise ParityError(
@@ -96,8 +96,8 @@ def check_classes(logits: np.ndarray, classes: np.ndarray, tolerance: float, whe
     """Compare exported classes with the highest of the eager logits `[B, K, ...]`.
 
     Raises:
-        ParityError: they differ where the two highest logits are further apart than
-            `tolerance * max(1, max|logits|)`, or have another shape.
+        ParityError: the classes have another shape, or differ although the two highest logits are
+            further apart than `tolerance * max(1, max|logits|)`.
     """
     expected = logits.argmax(axis=1)
     if expected.shape != classes.shape:
@@ -120,17 +120,17 @@ def check_classes(logits: np.ndarray, classes: np.ndarray, tolerance: float, whe
 
 
 def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, int, int, int]]]:
-    """Sets of inputs to compare on, the most telling first.
+    """Yield sets of input shapes for the comparison, the best test first.
 
-    With a free batch every size is tried with 1 and with 2 pictures. With a free height or width
-    the later sets serve models that do not take the sizes of the earlier ones.
+    With a free batch every size is tried with 1 and with 2 images. With a free height or width,
+    later sets are for models that do not accept the sizes of earlier ones.
     """
     batch, channels, height, width = input_shape
     assert channels is not None  # see `check_shape`
     batches = (1, 2) if batch is None else (batch,)
     seen = []
     for sizes in (ODD_SIZES, EVEN_SIZES, LARGE_SIZES):
-        # The same size twice when both are fixed: one is enough.
+        # Both sets are equal if the size is fixed: one is enough.
         filled = dict.fromkeys((height or h, width or w) for h, w in sizes)
         shapes = [(b, channels, h, w) for h, w in filled for b in batches]
         if shapes not in seen:
@@ -141,15 +141,15 @@ def probe_shapes(input_shape: Sequence[int | None]) -> Iterator[list[tuple[int, 
 def probe_batches(
     shape: tuple[int, int, int, int], mean: np.ndarray, std: np.ndarray
 ) -> list[np.ndarray]:
-    """Float32 inputs of one shape, the same at every call: pictures and noise, in turn.
+    """Make float32 inputs of one shape, the same at every call: images and noise, in turn.
 
-    Pictures are smooth shades, edges and grain in 0..255, normalised by `mean` and `std`, so that
-    they have the magnitudes and the flat regions of photographs; noise is standard normal, so that
-    every pixel differs. A batch of one gives two inputs, one of each kind.
+    Images are smooth shades, edges and grain in 0..255, normalised by `mean` and `std`. They have
+    the magnitudes and the flat regions of photographs. Noise is standard normal, so that every
+    pixel differs. A batch of one gives two inputs, one of each kind.
 
     Args:
         shape: `(B, C, H, W)`.
-        mean, std: of `Normalize`, in 0..255; one number or one per channel.
+        mean, std: those of `Normalize`, in 0..255; one number or one per channel.
     """
     batch, channels, height, width = shape
     random = np.random.default_rng((height, width))

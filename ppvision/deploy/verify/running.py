@@ -1,4 +1,4 @@
-"""Running models in eager mode, and exported graphs here or in a process of its own."""
+"""Run models in eager mode, and exported graphs in this process or in a separate one."""
 
 import io
 import json
@@ -26,16 +26,17 @@ from ppvision.deploy.run.engines import (
 )
 from ppvision.errors import EngineError, PpvisionError
 
-# Seconds for OpenVINO's comparison, to load Paddle included. It compiles the largest networks of
-# benchmark/openvino_networks.py in a tenth of that.
+# Seconds for OpenVINO's comparison, including loading Paddle. The largest networks of
+# benchmark/openvino_networks.py compile in a tenth of this.
 TIME_LIMIT = 300
 
-Outputs = list[list[list[np.ndarray]]]  # of each folder, for each input
+Outputs = list[list[list[np.ndarray]]]  # per folder, per input
 
 
 @paddle.no_grad()
 def run_eagerly(model: nn.Layer, batch: Batch) -> Any:
-    """What a model gives for a batch `[B, C, H, W]`, or a detector for its inputs by name."""
+    """Return a model's outputs for a batch `[B, C, H, W]`, or a detector's for its inputs by
+    name."""
     if isinstance(batch, np.ndarray):
         return model(paddle.to_tensor(batch))
     return model(**{name: paddle.to_tensor(array) for name, array in batch.items()})
@@ -47,13 +48,13 @@ def run_graphs(
     """Run graphs on the same inputs.
 
     Args:
-        folders: with the files of an export of `format`.
+        folders: folders with the files of an export of `format`.
         format: "paddle" or "onnx".
         inputs: see `PaddleRuntime.run`.
-        engine: of format "paddle".
+        engine: engine for format "paddle".
 
     Raises:
-        EngineError: one does not load or does not run.
+        EngineError: a graph does not load or does not run.
     """
     name = name_engine(format, engine)
     with fail_as(f"{name} does not load the exported graph"):
@@ -86,18 +87,18 @@ os._exit(0)
 def run_in_openvino(
     folders: Sequence[Path], inputs: Sequence[Batch], limit: float = TIME_LIMIT
 ) -> Outputs:
-    """`run_graphs` in OpenVINO, in a process of its own.
+    """`run_graphs` in OpenVINO, in a separate process.
 
-    OpenVINO's compiler crashes on some networks. And Paddle keeps what OpenVINO took until the
-    process ends; here that goes back.
+    OpenVINO's compiler crashes on some networks. Paddle also keeps the memory of OpenVINO until the
+    process ends; here the end of the process frees it.
 
     Args:
-        limit: in seconds.
+        limit: time limit in seconds.
 
     Raises:
         EngineError: a graph does not load or run; the process cannot be started, crashed or took
             longer than `limit`.
-        OSError: no room for its temporary folder beside the graphs.
+        OSError: there is no space for its temporary folder next to the graphs.
     """
     answer = _ask_child(folders, {f"{i}": x for i, x in enumerate(inputs)}, limit)
     return [
@@ -113,7 +114,7 @@ def _ask_child(
     folders: Sequence[Path], question: Mapping[str, Batch], limit: float
 ) -> dict[str, np.ndarray]:
     name = name_engine("paddle", "openvino")
-    # A process that is killed leaves its temporary files behind.
+    # A killed process leaves its temporary files behind.
     with tempfile.TemporaryDirectory(dir=folders[0].parent) as scratch:
         try:
             child = subprocess.run(
@@ -127,7 +128,7 @@ def _ask_child(
             )
         except subprocess.TimeoutExpired as error:
             raise EngineError(f"{name} took more than {limit:.0f} s.") from error
-        except OSError as error:  # no memory for another process, say
+        except OSError as error:  # for example no memory for another process
             raise EngineError(
                 f"{name} could not be started ({join_error_lines(error)})."
             ) from error
@@ -142,7 +143,8 @@ def _ask_child(
 def time_in_openvino(
     folders: Sequence[Path], x: Batch, rounds: int, limit: float = TIME_LIMIT
 ) -> list[float]:
-    """Milliseconds of a run of each graph on one thread: the median of `rounds`, run in turn.
+    """Return the milliseconds of a run of each graph on one thread: the median of `rounds`, run in
+    turn.
 
     Raises:
         EngineError, OSError: see `run_in_openvino`.
@@ -152,7 +154,8 @@ def time_in_openvino(
 
 
 def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
-    """The child's side of `run_in_openvino`: from packed inputs to packed outputs or an error."""
+    """Answer in the child of `run_in_openvino`: return packed outputs for packed inputs, or an
+    error."""
     given = _unpack(packed)
     rounds = given.pop("rounds", None)
     inputs: list[Batch] = []
@@ -179,7 +182,7 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
 
 
 def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> list[float]:
-    """As `time_in_openvino`, in this process: of format "paddle" in OpenVINO, of "onnx" in ONNX
+    """Like `time_in_openvino`, but in this process: format "paddle" in OpenVINO, "onnx" in ONNX
     Runtime."""
     with fail_as(f"{name_engine(format, 'openvino')} does not run the exported graph"):
         runtimes = [open_runtime(f, format, engine="openvino", threads=1) for f in folders]
@@ -194,7 +197,7 @@ def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> 
 
 
 def _pack(batches: Mapping[str, Batch]) -> bytes:
-    """As a .npz; the entries of a mapping are named `key.name`."""
+    """Pack as .npz; the entries of a mapping get the name `key.name`."""
     arrays: dict[str, np.ndarray] = {}
     for key, batch in batches.items():
         if isinstance(batch, np.ndarray):

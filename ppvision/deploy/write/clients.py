@@ -1,9 +1,9 @@
-"""What PaddleSeg's and PaddleDetection's own clients need in addition to the graph.
+"""Write the files that PaddleSeg's and PaddleDetection's own clients need in addition to the graph.
 
-`deploy/python/infer.py` and the C++ programs of both read a description: PaddleSeg's the entry
-`Deploy` of `deploy.yaml`, PaddleDetection's `infer_cfg.yml`. On a CPU they cannot run a
-`model.json` (`ppvision.deploy.verify.clients`), but the same graph in the earlier format,
-`model.pdmodel`. It is next to it and uses the same weights.
+`deploy/python/infer.py` and the C++ programs of both read a description: PaddleSeg's read the entry
+`Deploy` of `deploy.yaml`, PaddleDetection's read `infer_cfg.yml`. On a CPU they cannot run a
+`model.json` (`ppvision.deploy.verify.clients`). They can run the same graph in the earlier format,
+`model.pdmodel`, which is in the same folder and uses the same weights.
 """
 
 import logging
@@ -44,7 +44,7 @@ def write_client_program(
         model: in evaluation mode, in the form for graphs of Paddle Inference.
         input_shape: of the graph, `[B, C, H, W]`.
         probes: inputs, and the model's outputs in eager mode.
-        folder: with `model.pdiparams`, and with a `model.pdmodel` where OpenVINO has one.
+        folder: a folder with `model.pdiparams`, and with a `model.pdmodel` if OpenVINO has one.
         tolerance: the bound of `ppvision.deploy.verify.parity`.
 
     Returns:
@@ -78,12 +78,12 @@ def write_client_detector(
     bounds: Bounds,
     tolerance: float,
 ) -> bool:
-    """As `write_client_program`, of a detector: with its NMS.
+    """Like `write_client_program`, for a detector with its NMS.
 
     Args:
         model: a detector as a layer of tensors, in the way that is to be traced.
-        probes: inputs by name, and outputs of which the last two are boxes and scores before NMS.
-        bounds: of its NMS.
+        probes: inputs by name, and outputs; the last two outputs are boxes and scores before NMS.
+        bounds: limits of its NMS.
     """
     try:
         if not (folder / _PROGRAM).is_file():
@@ -114,7 +114,7 @@ def make_deploy_entry(
     input_shape: Sequence[int | None],
     output_op: str,
 ) -> dict[str, object]:
-    """The entry `Deploy` of `deploy.yaml`, as PaddleSeg's `tools/export.py` writes it.
+    """Return the entry `Deploy` of `deploy.yaml` in the form of PaddleSeg's `tools/export.py`.
 
     Args:
         program, weights: names of the files.
@@ -132,8 +132,8 @@ def make_deploy_entry(
     }
 
 
-# By part of an architecture's name: the name that clients go by, and the least number of operators
-# that TensorRT takes together (`ppdet/engine/export_utils.py` of PaddleDetection 2.6).
+# By part of an architecture's name: the name that clients use, and the smallest number of operators
+# that TensorRT runs together (`ppdet/engine/export_utils.py` of PaddleDetection 2.6).
 _ARCHITECTURES = {
     "PPYOLOE": ("PPYOLOE", 3),
     "YOLO": ("YOLO", 3),
@@ -141,7 +141,7 @@ _ARCHITECTURES = {
     "RetinaNet": ("RetinaNet", 40),
     "FCOS": ("FCOS", 16),
 }
-_DRAWN = 0.5  # least score of a box that a client draws, PaddleDetection's default
+_DRAWN = 0.5  # lowest score of a box that a client draws, PaddleDetection's default
 
 
 def make_infer_config(
@@ -152,13 +152,13 @@ def make_infer_config(
     labels: Sequence[str],
     masks: bool,
 ) -> dict[str, Any]:
-    """What PaddleDetection's `infer_cfg.yml` says of a detector.
+    """Return the content of PaddleDetection's `infer_cfg.yml` for a detector.
 
     Args:
-        architecture: PaddleDetection's name of it.
+        architecture: PaddleDetection's name of the architecture.
         metric: COCO or VOC.
-        transforms: of `deploy.yaml`, which are PaddleDetection's.
-        input_shape: of the pictures, `[B, C, H, W]`.
+        transforms: those of `deploy.yaml`, which are PaddleDetection's.
+        input_shape: of the images, `[B, C, H, W]`.
         labels: names of the classes.
         masks: whether the graph gives masks.
     """
@@ -178,10 +178,10 @@ def make_infer_config(
 
 
 def list_preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A reader's transforms as `Preprocess` of `infer_cfg.yml` has them.
+    """Return a reader's transforms in the form of `Preprocess` in `infer_cfg.yml`.
 
-    The clients have no defaults of their own for some arguments, and others than the readers for
-    some; so all are written.
+    For some arguments the clients have no defaults, for others they have other defaults than the
+    readers; so all are written.
     """
     defaults: dict[str, dict[str, Any]] = {
         "Resize": {"interp": 1},
@@ -201,9 +201,9 @@ def list_preprocess_steps(transforms: Sequence[Mapping[str, Any]]) -> list[dict[
             options["target_size"] = [size, size] if isinstance(size, int) else list(size)
             options["keep_ratio"] = bool(options["keep_ratio"])
         if name == "PadBatch":
-            # `PadStride` of the clients; PaddleDetection takes a negative stride for none.
+            # `PadStride` of the clients; PaddleDetection treats a negative stride as none.
             name, options = "PadStride", {"stride": max(0, options.get("pad_to_stride", 0))}
-        if name != "Decode":  # the clients read the picture themselves
+        if name != "Decode":  # the clients read the image themselves
             steps.append({"type": name, **options})
     return steps
 

@@ -1,4 +1,4 @@
-"""From a detector in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
+"""Export a detector to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
 import warnings
@@ -69,32 +69,32 @@ from ppvision.files import replace_folder, sync_files
 from ppvision.quant.packed import FixedActivation, find_packed_bits
 
 RAW = 2  # outputs before NMS: boxes and scores
-_SCALES = ((1.0, 1.0), (0.5, 0.8))  # of the pictures that are compared: height, width
+_SCALES = ((1.0, 1.0), (0.5, 0.8))  # scales of the compared images: height, width
 
 
 class Detector(Protocol):
     """A detector as a layer of tensors (`ppvision.tasks.detection.layer.DetectorLayer`)."""
 
-    model: nn.Layer  # PaddleDetection's
+    model: nn.Layer  # PaddleDetection's model
     bounds: Bounds
 
     def eval(self) -> None:
-        """As of every layer."""
+        """See `paddle.nn.Layer`."""
 
     def with_model(self, model: nn.Layer) -> "Detector":
-        """The same around another model of the architecture."""
+        """Return the same layer around another model of the architecture."""
 
     def choose(self, boxes: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
-        """What its NMS keeps of boxes and scores: rows `[N, 6]` and counts `[B]`."""
+        """Apply its NMS to boxes and scores; return rows `[N, 6]` and counts `[B]`."""
 
     def in_graphs(self) -> AbstractContextManager[None]:
-        """What is to be different while a graph is made of it."""
+        """Return a context for the changes that tracing needs."""
 
     def __call__(
         self, image: paddle.Tensor, im_shape: paddle.Tensor, scale_factor: paddle.Tensor
     ) -> list[paddle.Tensor]:
-        """Rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` where there are
-        any; boxes and scores before NMS."""
+        """Return rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` if there
+        are any, and boxes and scores before NMS."""
 
 
 def export_detector(
@@ -117,22 +117,22 @@ def export_detector(
     calibration_rule: str = DEFAULT_RULE,
     keep_float: Sequence[str] = (),
 ) -> Path:
-    """Write a detector for deployment, NMS inside, after comparing what was written with the model.
+    """Write a detector with its NMS for deployment, and compare the written graph with the model.
 
-    A detector of one stage, at a known height and width and batch 1, gets a graph for OpenVINO too,
-    which ends in boxes and scores: `deploy.yaml` has the NMS that follows it, and `Predictor` runs
-    it.
+    A one-stage detector with a known height and width and batch 1 also gets a graph for OpenVINO,
+    which ends in boxes and scores. `deploy.yaml` describes the NMS after it, and `Predictor` runs
+    this NMS.
 
     Args:
         model: the detector as a layer of tensors.
         folder, input_shape, format, name, bits, max_value, int8, calibration, calibration_rule,
             keep_float: see `ppvision.deploy.export_model`. `int8` is for one stage and batch 1.
-        num_classes: C.
-        transforms: PaddleDetection's, of pictures to be predicted; `Predictor` applies them.
+        num_classes: number of classes C.
+        transforms: PaddleDetection's transforms for prediction; `Predictor` applies them.
         classes: names of the C classes, or empty.
-        architecture, metric: PaddleDetection's names of them, for its clients (`infer_cfg.yml`).
-        paddlex_name: write the folder under PaddleX's names, for PaddleX as well: a name that it
-            knows, such as "PP-YOLOE_plus-S". Default None: under ours.
+        architecture, metric: PaddleDetection's names, for its clients (`infer_cfg.yml`).
+        paddlex_name: name of the model in PaddleX, such as "PP-YOLOE_plus-S". The folder then has
+            the file names of PaddleX, which can run it too. Default None: our own file names.
 
     Returns:
         The folder.
@@ -154,7 +154,7 @@ def export_detector(
     if int8 and shape[0] != 1:
         raise InputError(
             f"int8: expected input_shape with a batch of 1, got {shape[0]}: a detector's graph for "
-            "OpenVINO, which runs the integers, takes one picture at a time."
+            "OpenVINO, which runs the integers, takes one image at a time."
         )
     folder = check_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
@@ -184,7 +184,7 @@ def export_detector(
                 "not know the operators that choose regions."
             )
         specs = json.loads(json.dumps(list(transforms), default=float))
-        labels = classes or [str(k) for k in range(num_classes)]  # clients look each one up
+        labels = classes or [str(k) for k in range(num_classes)]  # clients look up each label
         described = architecture, metric, specs, shape, labels, len(probes[0][1]) - RAW == 3
         paddlex = None
         if paddlex_name is not None:
@@ -209,7 +209,7 @@ def export_detector(
                 bits=bits,
                 max_value=max_value,
             )
-            # How many boxes there are depends on the picture.
+            # The number of boxes depends on the image.
             shapes = [None] * len(kept)
             finish_onnx(model.model, final, outputs=outputs, output_shapes=shapes, metadata=said)
         tolerance = parity.FLOAT_TOLERANCE if bits == 32 else parity.PACKED_TOLERANCE
@@ -278,14 +278,14 @@ Probe = tuple[Inputs, list[np.ndarray]]  # inputs, and the model's outputs in ea
 
 @dataclass(frozen=True)
 class _Rule:
-    """How an engine's outputs are compared with eager mode.
+    """The comparison of an engine's outputs with eager mode.
 
     Attributes:
-        bounds: of NMS.
-        tolerance: of boxes and scores.
-        choose: for a model of integers: the engine's NMS is compared with this one on the engine's
-            own boxes and scores. (Rounded boxes move so far that NMS in eager mode, on its own
-            boxes, may keep others.) None: what is found is compared with what eager mode finds.
+        bounds: limits of NMS.
+        tolerance: limit for boxes and scores.
+        choose: NMS for a model with integers. The engine's NMS is compared with this one on the
+            engine's own boxes and scores. (Rounded boxes move so far that NMS in eager mode may
+            keep other boxes.) None: the found objects are compared with those of eager mode.
     """
 
     bounds: Bounds
@@ -299,7 +299,7 @@ class _Rule:
     def check_found(
         self, eager: list[np.ndarray], raw: list[np.ndarray], found: list[np.ndarray], where: str
     ) -> int:
-        """Compare what NMS leaves; the number of boxes."""
+        """Compare the results of NMS; return the number of boxes."""
         expected = eager[:-RAW] if self.choose is None else self.choose(*raw)
         return check_found(expected, found, self.bounds, self.tolerance, where)
 
@@ -308,7 +308,8 @@ class _Rule:
 def _probes(
     model: Detector, shape: Sequence[int | None], pipeline: DetectionTransforms
 ) -> list[Probe]:
-    """Inputs at sizes that the model takes, multiples of its strides, with its own outputs."""
+    """Make inputs at sizes that the model accepts, multiples of its strides, with its own
+    outputs."""
     mean, std = pipeline.normalize
     failure = None
     for shapes in list(parity.probe_shapes(shape))[-3 if None not in shape[2:] else -2 :]:
@@ -326,7 +327,7 @@ def _probes(
                 )
         try:
             found = [model(**{k: paddle.to_tensor(v) for k, v in x.items()}) for x in inputs]
-        except Exception as error:  # whatever the model raises at a size that it does not take
+        except Exception as error:  # a model may raise anything at a size that it does not accept
             failure = failure or error
             continue
         arrays = [[tensor.numpy() for tensor in outputs] for outputs in found]
@@ -348,7 +349,7 @@ def _rounds(model: nn.Layer) -> bool:
 
 
 def _rounding_error(model: Detector, probes: Sequence[Probe]) -> float:
-    """`measure_largest_move` of boxes and scores."""
+    """Apply `measure_largest_move` to boxes and scores."""
     worst = 0.0
     for inputs, eager in probes:
 
@@ -372,7 +373,7 @@ def _check_integers(
     tolerance: float,
     openvino: bool | None,
 ) -> manifests.PrecisionCheck:
-    """The entry `int8` of `deploy.yaml`."""
+    """Return the entry `int8` of `deploy.yaml`."""
     if not openvino:
         return manifests.PrecisionCheck(passed=False)
     shape = probes[0][0]["image"].shape
@@ -390,9 +391,9 @@ def _check_integers(
 def _compare_engines(
     probes: Sequence[Probe], raw: Path, final: Path, format: str, rule: _Rule
 ) -> tuple[float, bool | None]:
-    """The largest error before NMS, and whether oneDNN may run it (None for ONNX).
+    """Return the largest error before NMS, and whether oneDNN may run the export (None for ONNX).
 
-    The deployed graph, which is a part of the whole one, is run in the engine that it is for.
+    The deployed graph is a part of the whole graph. It runs in the engine for which it is made.
     """
     how = format, rule
     if format == "onnx":
@@ -409,7 +410,7 @@ def _compare_engines(
 
 
 def _has_two_stages(probes: Sequence[Probe]) -> bool:
-    """Whether NMS chooses from boxes of proposals, which are not in order by picture."""
+    """Whether NMS selects from boxes of proposals, which are not in the order of the images."""
     return probes[0][1][-1].ndim == 2
 
 
@@ -423,8 +424,8 @@ def _with_openvino(
     """Write the graph for OpenVINO next to the others, and compare it.
 
     Returns:
-        The largest error, whether OpenVINO may run the export (None where there is nothing to try),
-        and the NMS that follows its graph.
+        The largest error, whether OpenVINO may run the export (None if there is nothing to try),
+        and the NMS after its graph.
     """
     try:
         with model.in_graphs():
@@ -444,10 +445,10 @@ def _with_openvino(
 def _check_in_paddlex(
     probes: Sequence[Probe], final: Path, bounds: Bounds, tolerance: float, name: str
 ) -> None:
-    """Compare what PaddleX will run with the model.
+    """Compare the graph, run like PaddleX, with the model.
 
     Raises:
-        EngineError: it does not run, or finds something else.
+        EngineError: the graph does not run, or finds other objects.
     """
     try:
         found = run_like_paddlex(final, [inputs for inputs, _ in probes], name)
@@ -490,7 +491,7 @@ def _compare(
             boxes += rule.check_found(eager, outputs[-RAW:], found, where)
     if not boxes:
         warnings.warn(
-            "The detector finds nothing in the pictures of the comparison: only boxes and scores "
+            "The detector finds nothing in the images of the comparison: only boxes and scores "
             "before NMS were compared.",
             stacklevel=4,
         )

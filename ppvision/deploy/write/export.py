@@ -1,4 +1,4 @@
-"""From a model in eager mode to a folder that Paddle Inference or ONNX Runtime runs."""
+"""Export a model to a folder that Paddle Inference or ONNX Runtime runs."""
 
 import json
 import logging
@@ -168,7 +168,7 @@ def export_model(
     specs = json.loads(json.dumps(list(transforms), default=float))
     if pipeline.transforms and shape[1] != 3:
         raise InputError(
-            f"input_shape: transforms are for pictures of 3 channels, got {shape[1]}. "
+            f"input_shape: transforms are for images of 3 channels, got {shape[1]}. "
             "Omit them and prepare the input yourself (Predictor.run)."
         )
     check_sizes(shape, pipeline.find_output_size())
@@ -194,7 +194,7 @@ def export_model(
                 lambda image: pipeline(image)[0][None],
                 rule=calibration_rule,
                 keep_float=keep_float,
-                symmetric=format == "onnx",  # TensorRT takes no other
+                symmetric=format == "onnx",  # TensorRT accepts no other
                 max_value=max_value,
             )
             model, bits = integers.model, find_packed_bits(integers.model)
@@ -252,11 +252,11 @@ def export_model(
             check_in_paddlex(probes, final, output_op, tolerance, paddlex)
             files = name_for_paddlex(paddlex, final)
         elif (format, output_op) == ("paddle", kind.client_op) and not int8:
-            # Whatever oneDNN gives: the clients' own run is compared.
+            # Independent of oneDNN's result: the clients' own run is compared.
             with use_graph_forms(model, format):
                 served = write_client_program(model, shape, probes, final, tolerance)
             if served:
-                assert files.weights is not None  # of the format "paddle"
+                assert files.weights is not None  # because the format is "paddle"
                 program = files.earlier_program
                 deploy = make_deploy_entry(program, files.weights, specs, shape, output_op)
         earlier_format = (final / files.earlier_program).is_file()
@@ -297,7 +297,7 @@ def export_model(
 def _output_shapes(
     probes: Sequence[Probe], input_shape: Sequence[int | None], output_op: str
 ) -> list[list[int | str]]:
-    """Of every output of the graph; see `infer_output_shape`."""
+    """Return the shape of every output of the graph; see `infer_output_shape`."""
     inputs = [x.shape for x, _ in probes]
     shapes = [[a.shape for a in arrays] for _, arrays in probes]
     if output_op == "argmax":
@@ -318,9 +318,9 @@ def _with_openvino(
     """Write the graphs for OpenVINO next to the others, and compare them.
 
     Returns:
-        The largest error, and whether OpenVINO may run the export: not where it cannot (it does
-        not know every operator), or gives other numbers, which a warning says; None where there is
-        nothing to try.
+        The largest error, and whether OpenVINO may run the export. It may not if it cannot run it
+        (it does not know every operator) or gives other numbers; a warning says so. None if there
+        is nothing to try.
     """
     every_output = TENSOR_TASKS[task].every_output
     error = None
@@ -347,7 +347,7 @@ def _with_openvino(
 
 
 def _check_output_for_paddlex(task: str, output_op: str) -> None:
-    """Raise `InputError` for an end of the graph that does not go with `paddlex_name`."""
+    """Raise `InputError` if the `output_op` does not fit `paddlex_name`."""
     if output_op != OUTPUT_OPS[task]:
         raise InputError(
             f"output_op: expected {OUTPUT_OPS[task]!r}, which PaddleX takes for {task}, got "
@@ -362,7 +362,7 @@ def check_integer_arguments(
     calibration: object,
     keep_float: object,
 ) -> None:
-    """Raise `InputError` for arguments that do not go together."""
+    """Raise `InputError` for arguments that exclude each other."""
     check_flag(int8, "int8")
     if not int8 and (calibration is not None or keep_float):
         raise InputError("calibration, keep_float: expected int8=True with them.")
@@ -379,7 +379,7 @@ def _check_in_integers(
     openvino: bool | None,
     format: str,
 ) -> manifests.PrecisionCheck:
-    """The entry `int8` of `deploy.yaml`."""
+    """Return the entry `int8` of `deploy.yaml`."""
     if format == "paddle" and not openvino:
         return manifests.PrecisionCheck(passed=False)
     model, shape = integers.model, list(probes[0][0].shape)
@@ -407,15 +407,15 @@ def _check_in_integers(
 
 
 def record_scores(folder: Path, metric: str, score: float, float_score: float) -> None:
-    """Write into `deploy.yaml` what integers cost.
+    """Write the effect of integers on the score into `deploy.yaml`.
 
     Args:
         folder: an export with integers.
-        metric: its name.
-        score, float_score: of the integers, and of the model in float.
+        metric: name of the metric.
+        score, float_score: score of the integers, and of the model in float.
 
     Raises:
-        ValueError: an export in float.
+        ValueError: the export is in float.
     """
     manifest = manifests.read_manifest(folder)
     if manifest.int8 is None:
@@ -430,13 +430,13 @@ def record_scores(folder: Path, metric: str, score: float, float_score: float) -
 
 
 def name_parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> dict[str, str]:
-    """The model's name of each parameter of a float graph, for `Predictor(layered=...)`."""
+    """Return the model's name of each parameter of a float graph, for `Predictor(layered=...)`."""
     if format != "paddle" or bits != 32:
         return {}
     paths = {tensor.name: path for path, tensor in model.state_dict().items()}
     program = folder / manifests.FILES["paddle"].program
     found = {name: paths.get(name) for name in list_graph_parameters(program)}
-    # Float weights made of codes are buffers (`ppvision.quant.packed`).
+    # Float weights that are computed from codes are buffers (`ppvision.quant.packed`).
     return {
         name: f"{path.removesuffix('.unpacked')}.weight" if path.endswith(".unpacked") else path
         for name, path in found.items()
@@ -445,7 +445,7 @@ def name_parameters(model: nn.Layer, folder: Path, format: str, bits: int) -> di
 
 
 def check_shape(input_shape: Sequence[int | None]) -> list[int | None]:
-    """`[B, C, H, W]` as `deploy.yaml` may hold it.
+    """Return `[B, C, H, W]` in the form for `deploy.yaml`.
 
     Raises:
         InputError: another type or size.
@@ -464,11 +464,11 @@ def check_shape(input_shape: Sequence[int | None]) -> list[int | None]:
 
 
 def check_sizes(shape: Sequence[int | None], made: tuple[int, int] | None) -> None:
-    """Raise `InputError` for an export that could take no picture.
+    """Raise `InputError` for an export that could not accept any image.
 
     Args:
         shape: of the export, `[B, C, H, W]`.
-        made: (height, width) that its transforms give every picture; None: it depends.
+        made: (height, width) that its transforms give every image; None if it depends on the image.
     """
     if made is None or all(n in (None, own) for n, own in zip(shape[2:], made, strict=True)):
         return
@@ -477,18 +477,18 @@ def check_sizes(shape: Sequence[int | None], made: tuple[int, int] | None) -> No
     words = " ".join(map(str, wanted))
     raise InputError(
         f"input_shape: expected height and width {height} {width}, which the transforms give every "
-        f"picture, got {shape[2]} {shape[3]}. Pass --input_shape {words} (in Python "
+        f"image, got {shape[2]} {shape[3]}. Pass --input_shape {words} (in Python "
         f"input_shape={wanted}), or change target_size of the transforms. To prepare inputs "
         "yourself (Predictor.run), omit the transforms."
     )
 
 
 def check_folder(folder: str | Path) -> Path:
-    """The folder of an export, resolved.
+    """Return the resolved folder of an export.
 
     Raises:
-        InputTypeError, InputError, StorageError: no path of a folder that can be made; or one that
-            is not UTF-8, which Paddle does not open.
+        InputTypeError, InputError, StorageError: the path is not that of a folder that can be made,
+            or is not UTF-8, which Paddle cannot open.
     """
     path = resolve_new_folder(folder)
     check_utf8(path, "folder")
@@ -496,15 +496,15 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def check_class_names(classes: Sequence[str]) -> list[str]:
-    """Names of classes; numbers become text.
+    """Return names of classes; numbers become text.
 
     Raises:
-        InputTypeError, InputError: no list, or entries that `deploy.yaml` does not hold.
+        InputTypeError, InputError: not a list, or entries that `deploy.yaml` cannot contain.
     """
     if isinstance(classes, bytes) or not isinstance(classes, (Sequence, np.ndarray)):
         raise InputTypeError(f"classes: expected a list of names, got {shorten(classes)}.")
     names = [
-        # Python does not write numbers of more than 4300 digits; no class is called like that.
+        # Python does not write numbers of more than 4300 digits; no class has such a name.
         str(label) if isinstance(label, (int, float, np.number)) and abs(label) < 2**63 else label
         for label in classes
     ]
@@ -513,7 +513,7 @@ def check_class_names(classes: Sequence[str]) -> list[str]:
 
 
 def check_packed(model: nn.Layer, bits: int) -> None:
-    """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without any."""
+    """Raise `ValueError` unless `bits` is the width of the model's codes, or 32 without codes."""
     held = find_packed_bits(model)
     if not isinstance(bits, int) or bits != held:
         raise InputError(
@@ -524,7 +524,7 @@ def check_packed(model: nn.Layer, bits: int) -> None:
 
 @contextmanager
 def use_evaluation_mode(model: nn.Layer) -> Iterator[None]:
-    """Evaluation mode inside, each sublayer's own mode again afterwards."""
+    """Set evaluation mode during the block, and restore the mode of each sublayer afterwards."""
     before = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     model.eval()
     try:
@@ -536,10 +536,11 @@ def use_evaluation_mode(model: nn.Layer) -> Iterator[None]:
 
 @contextmanager
 def use_graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
-    """The model with our layers in the forms for graphs of Paddle Inference or ONNX Runtime.
+    """Put our layers into the forms for graphs of Paddle Inference or ONNX Runtime during the
+    block.
 
-    ONNX Runtime runs attention in the form that is trained as quickly as in the one for tokens, and
-    a fifth quicker than in Paddle's (docs/performance.md).
+    ONNX Runtime runs attention in the trained form as fast as in the form for tokens, and a fifth
+    faster than in the form for Paddle Inference (docs/performance.md).
     """
     with pale_form(model) if format == "paddle" else nullcontext(), difference_form(model):
         yield

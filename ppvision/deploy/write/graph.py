@@ -1,4 +1,4 @@
-"""Tracing a model into a static graph, and writing the graph as a PIR or ONNX file."""
+"""Trace a model into a static graph, and write the graph as a PIR or ONNX file."""
 
 import itertools
 import json
@@ -22,7 +22,8 @@ DETECTOR_INPUTS = ("image", "im_shape", "scale_factor")
 
 
 class ModelGraph(nn.Layer):
-    """The model's outputs and, unless `output_op` is none, the final one after them."""
+    """Returns the model's outputs and, unless `output_op` is none, the result of the final
+    operator."""
 
     def __init__(self, model: nn.Layer, output_op: str, every_output: bool) -> None:
         super().__init__()
@@ -43,14 +44,14 @@ class ModelGraph(nn.Layer):
 
 
 def _final_op(logits: Tensor, output_op: str) -> Tensor:
-    """What a graph makes of its logits, over axis 1: "argmax" (int32) or "softmax"."""
+    """Apply a graph's final operator to its logits, over axis 1: "argmax" (int32) or "softmax"."""
     if output_op == "argmax":
         return paddle.argmax(logits, axis=1, dtype="int32")
     return nn.functional.softmax(logits, axis=1)
 
 
 class _DetectorGraph(nn.Layer):
-    """A detector's outputs, whatever they are."""
+    """Returns all outputs of a detector."""
 
     def __init__(self, model: nn.Layer) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ def trace_detector(model: nn.Layer, input_shape: Sequence[int | None]) -> nn.Lay
 
 
 class Products(nn.Layer):
-    """Parallel layers, each with an input and an output of its own.
+    """Parallel layers; each has its own input and output.
 
     Args:
         layers: with one input and one output.
@@ -130,20 +131,20 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
     recorded = [set(table) for table in trace_tables()]
     try:
         with warnings.catch_warnings(), short_stacks():
-            # ones_like and its kin ask a traced tensor for its device, which it has not.
+            # ones_like and similar functions ask a traced tensor for its device, but it has none.
             warnings.filterwarnings("ignore", message="(Value|Tensor) do not have 'place'")
-            # A detector's `_, x = topk(...)` in one branch alone.
+            # A detector's `_, x = topk(...)` in only one branch.
             warnings.filterwarnings("ignore", message="Return results has maybe unbound local")
             # Paddle's own arange, in the earlier format.
             warnings.filterwarnings("ignore", message=r"The Attr\(force_cpu\) of Op")
             graph.forward.concrete_program  # noqa: B018 (traces, and keeps the result)
     except Exception as error:
-        # Paddle forgets what it has noted of a program once that is complete. Of one that failed it
-        # would hand the notes to whichever later program has the same hash (its address).
+        # Paddle deletes its notes on a program when the program is complete. If tracing fails, a
+        # later program with the same hash (its address) would get the notes.
         for table, known in zip(trace_tables(), recorded, strict=True):
             for key in set(table) - known:
                 del table[key]
-        if (number := find_disk_error(error)) is not None:  # Paddle writes the code that it makes
+        if (number := find_disk_error(error)) is not None:  # Paddle writes generated code to files
             raise make_storage_error(number, Path(tempfile.gettempdir())) from error
         if isinstance(error, OSError) and error.filename is not None:
             raise StorageError(
@@ -160,7 +161,7 @@ def _traced(graph: nn.Layer, specs: list[InputSpec]) -> nn.Layer:
 
 
 def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], format: str) -> None:
-    """Write a traced graph, whole or cut down to some of its outputs.
+    """Write a traced graph, whole or reduced to some of its outputs.
 
     Args:
         graph: from `trace` or `trace_detector`.
@@ -184,8 +185,8 @@ def write_graphs(graph: nn.Layer, parts: Mapping[Path, Sequence[int] | None], fo
 
 
 def slim_program(text: str) -> str:
-    """A program (PIR, as JSON) without what no run reads: the layer that an operator came from, and
-    which outputs take no gradient. That is two fifths of its bytes."""
+    """Remove from a program (PIR, as JSON) what no run reads: the layer of each operator, and which
+    outputs have no gradient. This is two fifths of its bytes."""
     content = json.loads(text)
     for region in content["program"]["regions"]:
         _slim_region(region)
@@ -204,8 +205,8 @@ def _slim_region(region: dict) -> None:
 
 
 def save_graph(graph: nn.Layer, prefix: str, outputs: list | None) -> None:
-    """`paddle.jit.save`, which refuses inputs that the outputs do not need: a detector's sizes may
-    be such."""
+    """Call `paddle.jit.save` without unused inputs, which it refuses: a detector's sizes may be
+    unused."""
     specs = list(graph.forward.function_spec.input_spec)
     for kept in range(len(specs), 0, -1):
         for chosen in itertools.combinations(specs[1:], kept - 1):

@@ -1,5 +1,5 @@
-"""What an export with integers must pass before the folder appears, and what `deploy.yaml` says of
-it. The rules: `ppvision.deploy.verify.integers`."""
+"""Check an export with integers before the folder appears, and write the results into
+`deploy.yaml`. The rules: `ppvision.deploy.verify.integers`."""
 
 import logging
 import warnings
@@ -37,10 +37,10 @@ _ROUNDS = 10  # timed runs of the integers and of float, in turn
 
 
 class _Engine(NamedTuple):
-    """What a format's integers run in.
+    """The engine for the integers of a format.
 
     Attributes:
-        name: in `deploy.yaml`.
+        name: its name in `deploy.yaml`.
         run, time: see `run_in_openvino` and `time_in_openvino`.
         write_products: see `ppvision.deploy.write.openvino.write_products`.
     """
@@ -52,7 +52,7 @@ class _Engine(NamedTuple):
 
 
 _ENGINES = {
-    # By name at the call: tests put others instead of these functions.
+    # Looked up by name at the call, because tests replace these functions.
     "paddle": _Engine(
         "openvino",
         lambda folders, inputs: run_in_openvino(folders, inputs),
@@ -82,19 +82,20 @@ def check_in_integers(
     """Compare an export's integers with eager mode, and time them against float.
 
     Args:
-        integers: the model.
-        raw: folder with the graph of its outputs, for the engine.
-        probes: inputs of the graph's size. The first shows the products by themselves and is timed;
-            all are compared where there are no calibration pictures.
-        outputs_of: the model's outputs in eager mode, in the graph's order.
-        labels_of: of outputs, scores of classes `[B, K, ...]`; None for a model without classes.
+        integers: the model with integers.
+        raw: folder with the graph of the model's outputs, for the engine.
+        probes: inputs of the graph's size. The first is used for the single products and for
+            timing. All are compared if there are no calibration images.
+        outputs_of: function that gives the model's outputs in eager mode, in the graph's order.
+        labels_of: function that gives scores of classes `[B, K, ...]` from outputs; None for a
+            model without classes.
         write_float: writes the same graph in float into a new folder.
-        tolerance: of scores: labels whose two highest are closer count as equal.
-        format: of the graphs: "paddle" runs in OpenVINO, "onnx" in ONNX Runtime.
+        tolerance: labels whose two highest scores are closer than this count as equal.
+        format: format of the graphs: "paddle" runs in OpenVINO, "onnx" in ONNX Runtime.
 
     Returns:
-        What is found. `passed` is False, with a warning, for an engine that fails, a product that
-        differs, or labels of which too few are equal.
+        The results. `passed` is False, with a warning, if an engine fails, a product differs, or
+        too few labels are equal.
     """
     first, engine = probes[0], _ENGINES[format]
     try:
@@ -123,7 +124,7 @@ def check_in_integers(
     passed = share is None or share >= EQUAL_LABELS
     if share is not None and not passed:
         warnings.warn(
-            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration pictures "
+            f"In integers {100 * (1 - share):.2f}% of the labels of the calibration images "
             f"differ from eager mode, allowed are {100 * (1 - EQUAL_LABELS):.1f}%. "
             "precision='auto' therefore does not use the integers of this export.",
             stacklevel=3,
@@ -151,13 +152,13 @@ def _check_products(integers: IntegerModel, x: Batch, folder: Path, engine: "_En
 
 
 def count_pictures(batch: Batch) -> int:
-    """Pictures of a batch, or of a detector's inputs."""
+    """Return the number of images of a batch, or of a detector's inputs."""
     return len(batch if isinstance(batch, np.ndarray) else next(iter(batch.values())))
 
 
 def fill_batches(pictures: Sequence[Batch], batch: int) -> list[Batch]:
-    """Pictures, batches of one, in batches of the graph's size; the last one is filled with copies
-    of its last picture."""
+    """Join batches of one image to batches of the graph's size; fill the last batch with copies of
+    its last image."""
     groups = [list(pictures[k : k + batch]) for k in range(0, len(pictures), batch)]
     return [_joined(group + group[-1:] * (batch - len(group))) for group in groups]
 

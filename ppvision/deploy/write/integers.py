@@ -1,7 +1,7 @@
-"""From a float model to one whose exported graph multiplies 8-bit integers.
+"""Convert a float model into one whose exported graph multiplies 8-bit integers.
 
-`export_model(..., int8=True)` calls this. The calibration pictures pass through the transforms of
-the export, so that the network sees what it will see.
+`export_model(..., int8=True)` calls this. The calibration images pass through the transforms of the
+export, so that the network gets realistic inputs.
 """
 
 import logging
@@ -27,27 +27,28 @@ from ppvision.quant.train.layers import WITH_WEIGHT
 
 logger = logging.getLogger("ppvision")
 
-CALIBRATION_PICTURES = 64  # of those given, spread evenly; more brought nothing in our runs
+CALIBRATION_PICTURES = 64  # number of images used, spread evenly; more gave no gain in our runs
 DEFAULT_RULE = "error"
 
-# How deploy.yaml calls the rules.
+# Names of the rules in deploy.yaml.
 _METHODS: dict[str, Any] = {
     "error": "minimum_error",
     "percentile": "percentile",
     "maximum": "maximum",
 }
-_FEW_VALUES = 1e-6  # a calibration picture whose values spread less is one shade
+_FEW_VALUES = 1e-6  # a calibration image whose values vary less has only one shade
 
 
 @dataclass(frozen=True)
 class IntegerOptions:
-    """How an export gets integers.
+    """The options of an export with integers.
 
     Attributes:
-        calibration: pictures: a folder, a list file, or paths, also in a zip; None for a model with
+        calibration: images: a folder, a list file, or paths (also in a zip); None for a model with
             integer layers.
-        rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: layers that stay in float: paths, and how many more, those that lose most.
+        rule: rule for the steps of activations: "error", "percentile" or "maximum".
+        keep_float: layers that stay in float: paths, and the number of further layers (those that
+            lose most).
     """
 
     calibration: str | Path | Sequence[str | Path | ZipPath] | None = None
@@ -56,7 +57,7 @@ class IntegerOptions:
 
 
 def make_integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
-    """The arguments of `export_model` for these options."""
+    """Return the arguments of `export_model` for these options."""
     if options is None:
         return {}
     return {
@@ -69,13 +70,13 @@ def make_integer_arguments(options: IntegerOptions | None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class IntegerModel:
-    """A model in integers, and what is known of it.
+    """A model in integers, and information about it.
 
     Attributes:
-        model: with integer layers.
-        calibration: for `deploy.yaml`.
-        kept: paths of layers with a weight that stay in float.
-        pictures: what it was calibrated on, a batch of one each, or empty.
+        model: the model with integer layers.
+        calibration: the entry for `deploy.yaml`.
+        kept: paths of layers with a weight in float.
+        pictures: the calibration images, a batch of one each, or empty.
     """
 
     model: nn.Layer
@@ -101,23 +102,24 @@ def convert_to_integers(
     symmetric: bool = False,
     max_value: int | None = None,
 ) -> IntegerModel:
-    """Make a model's products integer, or take one whose products are.
+    """Make a model's products integer, or accept a model whose products are.
 
     Args:
         model: in evaluation mode, in float or with integer layers (`pack_model(integers=True)`).
-        calibration: a folder or a list file of pictures, or a list of paths; None for a model with
+        calibration: a folder or a list file of images, or a list of paths; None for a model with
             integer layers.
         shape: of the export, `[B, C, H, W]`.
-        prepare: what the export's transforms make of a picture `[H, W, 3]`: a batch of one
+        prepare: applies the export's transforms to an image `[H, W, 3]` and gives a batch of one
             (`[1, C, H, W]`, or a detector's inputs by name).
-        run: shows the model, or another of its layers, a batch, and returns the outputs.
-        rule: of the steps of activations, one of "error", "percentile", "maximum".
-        keep_float: layers that stay in float: paths, and how many more, those that lose most.
+        run: runs the model, or a layer, on a batch, and returns the outputs.
+        rule: rule for the steps of activations: "error", "percentile" or "maximum".
+        keep_float: layers that stay in float: paths, and the number of further layers (those that
+            lose most).
         symmetric: see `quantize_to_integers`.
-        max_value: of pictures of more than 8 bits.
+        max_value: of images of more than 8 bits.
 
     Raises:
-        ValueError: no calibration pictures for a float model; a size that is not known; a picture
+        ValueError: no calibration images for a float model; a size that is not known; an image
             that does not get the export's size; weights that are not finite; anything that
             `quantize_to_integers` refuses.
     """
@@ -140,8 +142,8 @@ def convert_to_integers(
     _check_finite(model)
     if calibration is None:
         raise InputError(
-            "int8: expected calibration pictures for a model in float, got none. Pass a folder or "
-            "a list file (calibration=..., --calibration), about 64 pictures like those to predict."
+            "int8: expected calibration images for a model in float, got none. Pass a folder or "
+            "a list file (calibration=..., --calibration), about 64 images like those to predict."
         )
     pictures = _read_pictures(calibration, shape, prepare, max_value)
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
@@ -160,7 +162,7 @@ def convert_to_integers(
 
 
 def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
-    """The paths, and how many more."""
+    """Split the paths and the number of further layers."""
     kept: Any = [keep_float] if type(keep_float) is int else keep_float
     entries = kept if isinstance(kept, (list, tuple)) else [None]
     if any(type(entry) not in (str, int) for entry in entries):
@@ -175,8 +177,8 @@ def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:
 
 
 def _check_finite(model: nn.Layer) -> None:
-    """Raise `InputError` for weights and statistics that are not finite. (A ReLU hides them: it
-    turns NaN into 0.)"""
+    """Raise `InputError` for weights and statistics that are not finite. (A ReLU hides them,
+    because it turns NaN into 0.)"""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(paddle.isfinite(tensor).all()):
             raise InputError(
@@ -194,19 +196,19 @@ def _read_pictures(
     prepare: Callable[[np.ndarray], Batch],
     max_value: int | None,
 ) -> list[Batch]:
-    """At most `CALIBRATION_PICTURES`, transformed, a batch of one each."""
+    """Read and transform at most `CALIBRATION_PICTURES` images, a batch of one each."""
     if shape[1] != 3:
         raise InputError(
-            f"int8: expected an input_shape with 3 channels, as calibration pictures have, got "
+            f"int8: expected an input_shape with 3 channels, as calibration images have, got "
             f"{shape[1]}. A model that was trained with steps of activations (slim_config, "
-            "activations: 8) needs no pictures."
+            "activations: 8) needs no images."
         )
     if isinstance(calibration, (str, Path)):
         paths: list[Path | ZipPath] = [p for p, _ in list_images(calibration, "calibration")]
     else:
         paths = _checked_paths(calibration)
     if not paths:
-        raise InputError("calibration: expected at least one picture, got none.")
+        raise InputError("calibration: expected at least one image, got none.")
     places = np.linspace(0, len(paths) - 1, min(len(paths), CALIBRATION_PICTURES)).astype(int)
     pictures, spread = [], 0.0
     for path in (paths[place] for place in dict.fromkeys(places.tolist())):
@@ -216,14 +218,14 @@ def _read_pictures(
             raise InputError(
                 f"calibration: {path} has {list(image.shape[1:])} after the transforms, expected "
                 f"{list(shape[1:])} as in input_shape. Let the transforms end in that size "
-                "(Resize, or ResizeByShort and CenterCrop), or take pictures of that size."
+                "(Resize, or ResizeByShort and CenterCrop), or take images of that size."
             )
         pictures.append(batch)
         spread = max(spread, float(np.ptp(image)))
     if spread < _FEW_VALUES:
         logger.warning(
-            "calibration: every picture is one single shade: the steps of activations will fit no "
-            "real picture. Use pictures like those to predict."
+            "calibration: every image is one single shade: the steps of activations will fit no "
+            "real image. Use images like those to predict."
         )
     return pictures
 

@@ -1,4 +1,5 @@
-"""paddle2onnx in a process of its own: what it cannot convert ends its process."""
+"""Run paddle2onnx in a separate process, because a model that it cannot convert ends its
+process."""
 
 import importlib.util
 import json
@@ -14,11 +15,11 @@ from pathlib import Path
 from ppvision.errors import EngineError, MissingPackageError
 from ppvision.files import check_room
 
-# LayerNorm is one operator from ONNX opset 17 on.
+# From ONNX opset 17 on, LayerNorm is one operator.
 _OPSET = 17
 
-# The result comes through a pipe: a child whose parent was killed writes nowhere. `os._exit` skips
-# the clean-up of Paddle, which has nothing to do.
+# The result comes through a pipe, so that a child whose parent was killed writes no file.
+# `os._exit` skips Paddle's clean-up, which is not needed.
 _CHILD = """
 import json, os, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -41,13 +42,13 @@ def convert_folders(folders: Sequence[Path], *, any_size: bool) -> None:
     """Replace Paddle's graph in each folder, `model.json` and `model.pdiparams`, by `model.onnx`.
 
     Args:
-        folders: as `paddle.jit.save` wrote them. One process converts them all, since it takes
-            seconds to start.
+        folders: folders that `paddle.jit.save` wrote. One process converts all of them, because it
+            takes seconds to start.
         any_size: whether height or width is free, for the advice in the error.
 
     Raises:
-        EngineError: paddle2onnx cannot convert one; the message names the operator where
-            paddle2onnx does.
+        EngineError: paddle2onnx cannot convert one; the message names the operator if paddle2onnx
+            does.
         MissingPackageError: paddle2onnx is not installed.
     """
     if importlib.util.find_spec("paddle2onnx") is None:
@@ -56,7 +57,7 @@ def convert_folders(folders: Sequence[Path], *, any_size: bool) -> None:
         )
     with (
         tempfile.TemporaryFile() as log,
-        # paddle2onnx leaves its own temporary folder behind when it is aborted.
+        # paddle2onnx leaves its temporary folder behind if it is aborted.
         tempfile.TemporaryDirectory(prefix="ppvision-") as scratch,
     ):
         data, code = _run_child(folders, log.fileno(), scratch)
@@ -84,7 +85,7 @@ def convert_folders(folders: Sequence[Path], *, any_size: bool) -> None:
 
 
 def _run_child(folders: Sequence[Path], log: int, scratch: str) -> tuple[bytes, int]:
-    """What the child sent, and how it ended: 0, an exit code, or a negative signal."""
+    """Return the output of the child, and how it ended: 0, an exit code, or a negative signal."""
     read_end, write_end = os.pipe()
     with open(read_end, "rb") as pipe:
         arguments = [json.dumps(sys.path), str(write_end), str(_OPSET), *map(str, folders)]
@@ -102,20 +103,20 @@ def _run_child(folders: Sequence[Path], log: int, scratch: str) -> tuple[bytes, 
         try:
             return pipe.read(), process.wait()
         finally:
-            if process.poll() is None:  # Ctrl-C, say
+            if process.poll() is None:  # for example after Ctrl-C
                 process.kill()
                 process.wait()
 
 
 def _reason(said: str, code: int) -> str:
-    """What paddle2onnx says is wrong, in one line."""
+    """Return paddle2onnx's error in one line."""
     errors = [
         match[1].strip()
         for line in said.splitlines()
         if (match := re.match(r"\[ERROR\]\[Paddle2ONNX\]\s*(.*)", line))
     ]
     named = [re.sub(r"^\[OP: (?:pd_op\.)?(\S+)\]", r"operator \1:", e) for e in errors]
-    # Last comes a line without content: "There are unsupported features."
+    # The last line has no information: "There are unsupported features."
     if named:
         first = next((text for text in named if text.startswith("operator ")), named[0])
         return f"{first[:300].rstrip('.')}."

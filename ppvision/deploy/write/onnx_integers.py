@@ -5,7 +5,7 @@ The form is the one that ONNX Runtime, OpenVINO and TensorRT turn into integer p
     weight   int8, a scale per output channel, no zero point -> DequantizeLinear -> layer
     input    QuantizeLinear -> DequantizeLinear -> layer, one scale per tensor, int8
 
-Bias, and all else, stays float32.
+Bias and everything else stay in float32.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,18 +23,18 @@ from ppvision.errors import EngineError
 from ppvision.forms.marked_integers import MarkedRounding, Marks, marked_form
 from ppvision.quant.integers import IntegerWeight
 
-if TYPE_CHECKING:  # installed with paddle2onnx, and of no use for other formats
+if TYPE_CHECKING:  # installed with paddle2onnx, and not needed for other formats
     from onnx import GraphProto, NodeProto, TensorProto
 
 
 @contextmanager
 def write_integer_marks(model: nn.Layer, format: str, folders: Iterable[Path]) -> Iterator[None]:
-    """Around the writing of graphs of a model: those of ONNX then hold the integers of its layers.
+    """Put the integers of a model's layers into the ONNX graphs that the block writes.
 
     Args:
         model: in evaluation mode, with integer layers or without.
-        format: of the graphs. Nothing is done for "paddle".
-        folders: that `model.onnx` is written into.
+        format: format of the graphs. For "paddle" nothing is done.
+        folders: folders that get a `model.onnx`.
 
     Raises:
         EngineError: see `quantize_onnx`.
@@ -53,11 +53,11 @@ def quantize_onnx(path: Path, marks: Marks) -> None:
     """Put integers into a graph that paddle2onnx made of a model in `marked_form`.
 
     Args:
-        path: of the graph, opset 13 or newer; replaced.
-        marks: of the form. Those of layers that the graph does not hold are passed over.
+        path: file of the graph, opset 13 or newer; it is replaced.
+        marks: marks of the form. Marks of layers that are not in the graph are ignored.
 
     Raises:
-        EngineError: a mark came out in another form than expected.
+        EngineError: a mark has another form than expected.
     """
     import onnx
 
@@ -75,17 +75,17 @@ def quantize_onnx(path: Path, marks: Marks) -> None:
 
 
 class _Rewritten:
-    """A graph that grows node by node, with integers for what is marked."""
+    """A graph that grows node by node, with integers instead of the marks."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
-        self._rounded: dict[tuple[str, str], str] = {}  # by input and mark: the rounded input
+        self._rounded: dict[tuple[str, str], str] = {}  # rounded inputs, by input and mark
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
         self._held: set[str] = set()
 
     def add(self, node: "NodeProto") -> None:
-        """The next node, in the graph's order."""
+        """Add the next node, in the graph's order."""
         marks = self._marks
         if node.op_type == "Constant" and node.output[0] in marks.weights:
             self._add_weight(node.output[0], marks.weights[node.output[0]])
@@ -98,7 +98,7 @@ class _Rewritten:
             self.nodes.append(node)
 
     def check(self) -> None:
-        """Raise `EngineError` where a node reads a mark that has gone."""
+        """Raise `EngineError` if a node reads a mark that was removed."""
         for node in self.nodes:
             if (mark := _first(node.input, self._marks.roundings)) is not None:
                 raise EngineError(
@@ -108,7 +108,7 @@ class _Rewritten:
                 )
 
     def _add_weight(self, name: str, weight: IntegerWeight) -> None:
-        # A scale of 0 is that of a channel of zeros, and engines divide by scales.
+        # A channel of zeros has a scale of 0, but engines divide by scales.
         dead = weight.scale == 0
         scale = np.where(dead, np.float32(1), weight.scale)
         alive = np.moveaxis(weight.codes, weight.axis, -1) * ~dead
@@ -128,7 +128,7 @@ class _Rewritten:
                 self._hold(f"{mark}.{name}", np.array(value, np.float32))
 
     def _add_rounding(self, x: str, mark: str, output: str) -> None:
-        if (x, mark) in self._rounded:  # layers that read the same map round it alike
+        if (x, mark) in self._rounded:  # layers that read the same map share its rounding
             self._append("Identity", [self._rounded[x, mark]], output)
             return
         self._rounded[x, mark] = output
@@ -159,8 +159,8 @@ def _first(names: Iterable[str], known: Iterable[str]) -> str | None:
 
 
 def _without_identities(graph: "GraphProto") -> "list[NodeProto]":
-    """The nodes without those that change nothing, of which paddle2onnx writes many: engines look
-    for a DequantizeLinear right before its layer. Those that give the graph's outputs stay."""
+    """Remove nodes that change nothing, of which paddle2onnx writes many: engines need a
+    DequantizeLinear directly before its layer. Nodes that give outputs of the graph stay."""
     from onnx import AttributeProto
 
     if any(a.type == AttributeProto.GRAPH for node in graph.node for a in node.attribute):
@@ -181,7 +181,7 @@ def _without_identities(graph: "GraphProto") -> "list[NodeProto]":
 def write_onnx_products(
     layers: Sequence[nn.Layer], shapes: Sequence[Sequence[int]], folder: Path
 ) -> None:
-    """As `ppvision.deploy.write.openvino.write_products`, a graph of ONNX."""
+    """Like `ppvision.deploy.write.openvino.write_products`, but for ONNX."""
     products = Products(layers)
     with write_integer_marks(products, "onnx", [folder]):
         save_graph(trace_products(products, shapes), str(folder / "model"), None)

@@ -1,10 +1,10 @@
-"""Names in an ONNX file, for people and programs that read it.
+"""Give an ONNX file readable names.
 
-paddle2onnx 2.1 calls values `p2o.pd_op.conv2d.3.0` and outputs `fetch_name_0`, keeps parameters as
-nodes (`Constant`), adds a node that does nothing (`Identity`) after every addition, and says
-nothing of the model. Here the parameters become initialisers under the model's own names, nodes are
-called after parameter and operator, outputs after what they are, and the metadata hold what
-`deploy.yaml` holds.
+paddle2onnx 2.1 names values `p2o.pd_op.conv2d.3.0` and outputs `fetch_name_0`, keeps parameters as
+nodes (`Constant`), adds a node without effect (`Identity`) after every addition, and writes no
+metadata. Here the parameters become initialisers with the model's own names, nodes get names from
+parameter and operator, outputs get names by their meaning, and the metadata have the content of
+`deploy.yaml`.
 """
 
 import json
@@ -21,12 +21,13 @@ from ppvision.deploy.run.manifest import FILES
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, ValueInfoProto
 
-# Names of the sizes of a picture that are free, by their place.
+# Names of free sizes of an image, by axis.
 FREE_SIZES = ("batch", "channels", "height", "width")
 
 
 def describe(**entries: object) -> dict[str, str]:
-    """Metadata: entries of `deploy.yaml` that say something, what is no text as JSON."""
+    """Return metadata: entries of `deploy.yaml` with information; values that are not text are
+    JSON."""
     said = {key: value for key, value in entries.items() if value not in (None, [], {})}
     return {key: v if isinstance(v, str) else json.dumps(v) for key, v in said.items()}
 
@@ -36,13 +37,13 @@ def infer_output_shape(
     inputs: Sequence[Sequence[int]],
     found: Sequence[Sequence[int]],
 ) -> list[int | str]:
-    """The shape of an output: a number for what is the same at every size that the graph takes, and
-    for what is not a name, that of the input's size where the two are equal.
+    """Return the shape of an output: a number for a size that is always the same, and a name for a
+    size that changes. If it equals a size of the input, the name is that of the input.
 
     Args:
-        input_shape: of the graph, `[B, C, H, W]`, None for a free one.
-        inputs: shapes that the model ran on.
-        found: the output's shape for each.
+        input_shape: input of the graph, `[B, C, H, W]`, None for a free size.
+        inputs: input shapes with which the model ran.
+        found: shape of the output for each of them.
     """
     free = [place for place, size in enumerate(input_shape) if size is None]
     shape: list[int | str] = []
@@ -63,20 +64,20 @@ def name_onnx(
     output_shapes: Sequence[Sequence[int | str] | None],
     metadata: Mapping[str, str],
 ) -> bytes:
-    """Give an ONNX model its names; what it computes stays as it is.
+    """Give an ONNX model its names; the computation does not change.
 
     Args:
-        data: the model, as a file holds it.
+        data: the content of the model's file.
         parameters: name in the graph -> name in the model.
         outputs: names of its outputs, in order.
-        output_shapes: sizes of each, a name for a free one (`infer_output_shape`); None to leave
-            what the model says.
-        metadata: what it says of itself.
+        output_shapes: sizes of each output, with a name for a free size (`infer_output_shape`);
+            None to keep those of the model.
+        metadata: metadata of the model.
 
     Returns:
         The model.
     """
-    import onnx  # of use to exports alone
+    import onnx  # only exports need it
 
     model = onnx.load_from_string(data)
     graph = model.graph
@@ -106,7 +107,7 @@ def finish_onnx(
     output_shapes: Sequence[Sequence[int | str] | None],
     metadata: Mapping[str, str],
 ) -> None:
-    """`name_onnx` for the `model.onnx` in a folder, with the parameters' names in `model`."""
+    """Apply `name_onnx` to the `model.onnx` in a folder, with the parameters' names of `model`."""
     path = folder / FILES["onnx"].program
     parameters = {tensor.name: name for name, tensor in model.state_dict().items()}
     named = name_onnx(
@@ -120,7 +121,7 @@ def finish_onnx(
 
 
 class _Names:
-    """Names that are all different."""
+    """Gives names that are all different."""
 
     def __init__(self, taken: set[str]) -> None:
         self._taken = taken
@@ -140,7 +141,7 @@ def _reserved(graph: "GraphProto", outputs: Sequence[str]) -> set[str]:
 
 
 def _graphs_inside(node: "NodeProto") -> Iterator["GraphProto"]:
-    """Of a branch or a loop."""
+    """Yield the graphs of a branch or a loop."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
@@ -148,7 +149,7 @@ def _graphs_inside(node: "NodeProto") -> Iterator["GraphProto"]:
 
 
 def _rename(graph: "GraphProto", changed: Mapping[str, str]) -> None:
-    """Call values by other names, wherever they are named."""
+    """Rename values everywhere."""
     for node in graph.node:
         node.input[:] = [changed.get(name, name) for name in node.input]
         node.output[:] = [changed.get(name, name) for name in node.output]
@@ -162,19 +163,19 @@ _OF_INTEGERS = (".codes", ".scale", ".step", ".zero")  # ends of names in `onnx_
 
 
 def _skip_identities(graph: "GraphProto") -> None:
-    """Remove nodes that hand on their input, but for those that give an input of the graph, or a
-    value twice, as an output."""
+    """Remove nodes that return their input unchanged. Nodes stay if they return an input of the
+    graph, or a value a second time, as an output."""
     given = {value.name for value in graph.output}
     made = {name for node in graph.node for name in node.output}
     for node in reversed(graph.node):
         if node.op_type == "Identity" and node.output[0] in given:
             (before,), (after,) = node.input, node.output
             if before in made and before not in given:
-                _rename(graph, {before: after})  # now it hands on itself
+                _rename(graph, {before: after})  # now its input is its own output
                 given.add(before)
     source: dict[str, str] = {}
     kept = []
-    for node in graph.node:  # in the order of their computation
+    for node in graph.node:  # in the order of computation
         if node.op_type == "Identity" and node.input[0] == node.output[0]:
             continue
         if node.op_type == "Identity" and node.output[0] not in given:
@@ -192,7 +193,7 @@ def _replace_nodes(graph: "GraphProto", kept: Sequence["NodeProto"]) -> None:
 
 
 def _take_constants(graph: "GraphProto", parameters: Mapping[str, str], names: _Names) -> None:
-    """Make constants initialisers, under the names of parameters where they are such."""
+    """Turn constants into initialisers, with the names of parameters if they are parameters."""
     kept, changed = [], {}
     for node in graph.node:
         if node.op_type != "Constant" or node.attribute[0].name != "value":
@@ -203,14 +204,14 @@ def _take_constants(graph: "GraphProto", parameters: Mapping[str, str], names: _
         tensor.name = node.output[0]
     _replace_nodes(graph, kept)
     for tensor in graph.initializer:
-        # `onnx_integers` has named what belongs to a layer's integers.
+        # `onnx_integers` has named the tensors of a layer's integers.
         own = tensor.name if tensor.name.endswith(_OF_INTEGERS) else "constant"
         changed[tensor.name] = names.free(parameters.get(tensor.name, own))
     _rename(graph, changed)
 
 
 def _drop_unused(graph: "GraphProto") -> None:
-    """Remove what gives nothing to an output."""
+    """Remove nodes without effect on an output."""
     wanted = {value.name for value in graph.output}
     kept = []
     for node in reversed(graph.node):
@@ -231,9 +232,9 @@ def _read_by(node: "NodeProto") -> set[str]:
 
 
 def _name_nodes(graph: "GraphProto", parameters: set[str], names: _Names) -> None:
-    """`stages.0.norm/Add` for what adds the parameter `stages.0.norm.bias`, `Add_3` for what has no
-    parameter; a node's values are called after it."""
-    # The layer whose parameters a constant value is made of.
+    """Name nodes: `stages.0.norm/Add` for the node that adds the parameter `stages.0.norm.bias`,
+    `Add_3` for a node without a parameter. The values of a node get its name."""
+    # For a constant value: the layer from whose parameters it is computed.
     layers = {
         tensor.name: tensor.name.rpartition(".")[0] if tensor.name in parameters else ""
         for tensor in graph.initializer

@@ -1,14 +1,14 @@
-"""The graph for Paddle Inference's OpenVINO engine, in addition to the one for oneDNN.
+"""Write the graph for Paddle Inference's OpenVINO engine, in addition to the one for oneDNN.
 
-Paddle's wheels for x86 hold OpenVINO's CPU plugin, and Paddle Inference hands a whole graph to it
-(`Config.enable_openvino_engine`). It reads Paddle's earlier program format alone, `model.pdmodel`;
-the weights are those of `model.pdiparams`, byte for byte, packed codes too. So an export holds the
-graph twice and its weights once. (That of a detector holds it three times: OpenVINO's NMS crashes
-on some, so `model.raw.pdmodel` ends before it.)
+Paddle's wheels for x86 contain OpenVINO's CPU plugin, and Paddle Inference gives a whole graph to
+it (`Config.enable_openvino_engine`). It reads only Paddle's earlier program format,
+`model.pdmodel`. The weights are those of `model.pdiparams`, byte for byte, also packed codes. So an
+export contains the graph twice and its weights once. (An export of a detector contains the graph
+three times: OpenVINO's NMS crashes on some detectors, so `model.raw.pdmodel` ends before it.)
 
-Every network gets one whose height and width are known and that can be traced in that format
-(`ppvision.forms.earlier_format`); benchmark/results/openvino_networks.csv says which can. Sizes
-that are read from a tensor cannot be expressed in it. Pale blocks are in the form for tokens
+A network gets such a graph if its height and width are known and it can be traced in that format
+(`ppvision.forms.earlier_format`); benchmark/results/openvino_networks.csv lists such networks. The
+format cannot express sizes that are read from a tensor. Pale blocks are in the form for tokens
 (`ppvision.forms.tokens`).
 """
 
@@ -57,11 +57,12 @@ def write_openvino_programs(
         input_shape: of the graph, `[B, C, H, W]`.
         output_op: "argmax", "softmax" or "none".
         raw: folder with the graph up to the logits (or features).
-        final: folder with the graph to be deployed, `output_op` included; `raw` when that is none.
-        every_output: all that the model gives.
+        final: folder with the deployed graph, including `output_op`; equal to `raw` if that is
+            none.
+        every_output: whether to keep all outputs of the model.
 
     Returns:
-        Whether they were written: not for a free height or width.
+        Whether they were written. They are not for a free height or width.
 
     Raises:
         RuntimeError: the model cannot be traced in the earlier format, its weights come out in
@@ -84,21 +85,21 @@ def write_openvino_programs(
 def write_openvino_detector(
     model: nn.Layer, network: nn.Layer, input_shape: Sequence[int | None], folder: Path
 ) -> Nms | None:
-    """Write `model.raw.pdmodel` of a detector of one stage, up to its boxes and scores, beside the
+    """Write `model.raw.pdmodel` of a one-stage detector, up to its boxes and scores, next to the
     `model.pdiparams` of an export; and `model.pdmodel` with its NMS, for other programs.
 
     Args:
-        model: as of `export_detector`, in the way that is to be traced.
-        network: of PaddleDetection, inside it.
-        input_shape: of the pictures, `[B, C, H, W]`.
-        folder: with the graph to be deployed.
+        model: see `export_detector`; in the state for tracing.
+        network: PaddleDetection's network inside it.
+        input_shape: of the images, `[B, C, H, W]`.
+        folder: folder with the deployed graph.
 
     Returns:
-        The NMS that follows it; None where nothing was written: for a batch that is not 1, or a
-        free height or width.
+        The NMS after it. None if nothing was written: for a batch other than 1, or a free height or
+        width.
 
     Raises:
-        RuntimeError: as of `write_openvino_programs`, or for an NMS of another kind.
+        RuntimeError: see `write_openvino_programs`; or the NMS is of another kind.
     """
     if input_shape[0] != 1 or None in input_shape[2:]:
         return None
@@ -107,7 +108,7 @@ def write_openvino_detector(
         program = graph.forward.concrete_program
         *kept, boxes, scores = program.outputs
         if not any(isinstance(layer, FixedActivation) for layer in network.sublayers()):
-            write_earlier_program(graph, kept, folder)  # other programs do not run integers
+            write_earlier_program(graph, kept, folder)  # because other programs do not run integers
         nms = _find_nms(program.main_program, boxes, scores)
         _write(graph, [boxes, scores], folder, FILES["paddle"].raw_program)
     return nms
@@ -115,14 +116,14 @@ def write_openvino_detector(
 
 @contextmanager
 def _forms(model: nn.Layer) -> Iterator[None]:
-    """Our layers in the forms for this graph. Those of integers come last: they are inside the
-    others as well."""
+    """Put our layers into the forms for this graph. The forms of integers come last, because the
+    other forms contain integer layers too."""
     with token_form(model), difference_form(model), integer_form(model):
         yield
 
 
 def _find_nms(program: paddle.static.Program, boxes: Tensor, scores: Tensor) -> Nms:
-    """The settings of the operator that chooses from boxes and scores."""
+    """Return the settings of the operator that selects from boxes and scores."""
     kinds = [op for op in program.global_block().ops if op.type == "multiclass_nms3"]
     if len(kinds) != 1 or kinds[0].attr("nms_eta") != 1.0:
         raise InputError("expected one NMS of many classes, with a fixed threshold")
@@ -147,21 +148,23 @@ def _as_engine_error() -> Iterator[None]:
     try:
         yield
     except OSError:
-        raise  # a full disk, say, which is no fault of the model
-    except Exception as error:  # whatever tracing raises
+        raise  # for example a full disk, which is not a fault of the model
+    except Exception as error:  # tracing may raise anything
         raise EngineError(f"The model has no graph for OpenVINO ({_reason(error)}).") from error
 
 
 def write_float_program(model: nn.Layer, input_shape: Sequence[int], folder: Path) -> None:
-    """Write a graph of a model with integer layers, up to the logits, that computes in float: what
-    the integers are timed against. `folder` is made, with `model.pdmodel` and its own weights."""
+    """Write a graph of a model with integer layers, up to the logits, that computes in float. The
+    time of the integers is compared with it. `folder` is made, with `model.pdmodel` and its own
+    weights."""
     with float_form(model), token_form(model), difference_form(model), earlier_format():
         graph = trace(model, input_shape, "none", every_output=True)
         paddle.jit.save(graph, str(folder / "model"))
 
 
 def write_float_detector(model: nn.Layer, input_shape: Sequence[int], folder: Path) -> None:
-    """`write_float_program` of a detector (as of `export_detector`), up to its boxes and scores."""
+    """Like `write_float_program` for a detector (see `export_detector`), up to its boxes and
+    scores."""
     with float_form(model), token_form(model), difference_form(model), earlier_format():
         graph = trace_detector(model, input_shape)
         *_, boxes, scores = graph.forward.concrete_program.outputs
@@ -171,15 +174,15 @@ def write_float_detector(model: nn.Layer, input_shape: Sequence[int], folder: Pa
 def write_products(
     layers: Sequence[nn.Layer], shapes: Sequence[Sequence[int]], folder: Path
 ) -> None:
-    """Write a graph in which each integer layer is separate, with an input and an output of its
-    own, in the order given: `x0`, `x1`, and so on."""
+    """Write a graph in which each integer layer is separate, with its own input and output, in the
+    given order: `x0`, `x1`, and so on."""
     products = Products(layers)
     with integer_form(products), earlier_format():
         paddle.jit.save(trace_products(products, shapes), str(folder / "model"))
 
 
 def _reason(error: Exception) -> str:
-    """The end of an error message of tracing, after the lines of code that led there."""
+    """Return the end of an error message of tracing, without the lines of code before it."""
     named = [line for line in str(error).splitlines() if re.match(r"\s*\w+Error: ", line)]
     return named[-1].strip() if named else join_error_lines(error)
 
@@ -208,7 +211,7 @@ def write_earlier_program(
     export.
 
     Args:
-        graph: from `trace` or `trace_detector`, inside `earlier_format`.
+        graph: result of `trace` or `trace_detector` inside `earlier_format`.
         outputs: the outputs to keep; None for all.
         folder: of the export.
         name: of the file. Default `model.pdmodel`.
@@ -234,8 +237,8 @@ def write_earlier_program(
 
 
 # Operators of the earlier format that OpenVINO's reader in Paddle 3.2 does not know. (It only says
-# that it cannot convert the model.) What has a stand-in in `ppvision.forms.earlier_format` is here
-# for the arguments that the stand-in does not take.
+# that it cannot convert the model.) Operators with a replacement in `ppvision.forms.earlier_format`
+# are listed too, for the arguments that the replacement does not take.
 LACKED = frozenset(
     {
         "argsort", "atan", "bitwise_not", "brelu", "celu", "channel_shuffle", "conv3d", "cumprod",
@@ -256,14 +259,14 @@ def check_operators(program: bytes) -> None:
         raise EngineError(f"OpenVINO does not know {', '.join(lacked)}")
 
 
-# Of no use to a run. Several copies of each are held while a program is read, and together they
-# take more memory than many a model's weights.
+# A run does not need these. While a program is read, memory holds several copies of each, and
+# together they take more memory than the weights of many models.
 _IDLE_ATTRIBUTES = {"op_callstack", "op_device", "op_namescope", "op_role", "op_role_var"}
-_IDLE_OUTPUTS = {"XShape"}  # what gradients of reshapes would need
+_IDLE_OUTPUTS = {"XShape"}  # needed only for gradients of reshapes
 
 
 def slim_serialized_program(program: bytes) -> bytes:
-    """A serialised program without idle attributes, idle outputs and empty slots."""
+    """Return a serialised program without idle attributes, idle outputs and empty slots."""
     description = parse_program(program)
     for block in description.blocks:
         used: set[str] = set()
@@ -278,8 +281,8 @@ def slim_serialized_program(program: bytes) -> bytes:
 
 
 def _undilate(op: Message) -> None:
-    """Where the padding is "same" Paddle's convolutions take no notice of a dilation; OpenVINO's
-    do."""
+    """Remove the dilation of convolutions with padding "same": Paddle ignores it there, OpenVINO
+    does not."""
     attributes = {attribute.name: attribute for attribute in op.attrs}
     if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
         dilations = attributes["dilations"].ints
@@ -287,7 +290,7 @@ def _undilate(op: Message) -> None:
 
 
 def _keep(repeated: MutableSequence[Message], wanted: Callable[[Message], object]) -> None:
-    """Remove what is not wanted from a repeated field."""
+    """Remove the unwanted entries of a repeated field."""
     kept = [item for item in repeated if wanted(item)]
     del repeated[:]
     repeated.extend(kept)

@@ -1,8 +1,8 @@
-"""An export for PaddleX 3: its names of files, and `inference.yml`, which it reads.
+"""Write an export for PaddleX 3: its file names, and the file `inference.yml` that it reads.
 
-PaddleX goes by `Global.model_name`, one of the names that it knows. The name says which of its
-readers takes the folder, what it gives the graph and whether oneDNN runs it; not what the network
-is. Written from PaddleX 3.7.2 (`paddlex/modules/*/model_list.py`,
+PaddleX uses `Global.model_name`, one of the names that it knows. The name decides which of its
+readers opens the folder, the inputs of the graph, and whether oneDNN runs it. It does not describe
+the network. This module follows PaddleX 3.7.2 (`paddlex/modules/*/model_list.py`,
 `paddlex/inference/models/*/predictor.py`).
 """
 
@@ -19,7 +19,7 @@ from ppvision.safe_yaml import format_short_yaml
 
 CONFIG = "inference.yml"
 
-# Names by module of PaddleX.
+# Names of models, by module of PaddleX.
 _SEGMENTATION = """
 Deeplabv3-R101 Deeplabv3-R50 Deeplabv3_Plus-R101 Deeplabv3_Plus-R50 MaskFormer_small MaskFormer_tiny
 OCRNet_HRNet-W18 OCRNet_HRNet-W48 PP-LiteSeg-B PP-LiteSeg-T SeaFormer_base SeaFormer_large
@@ -58,7 +58,7 @@ PP-YOLOE_plus-S PP-YOLOE_plus-S_face PP-YOLOE_plus-X PP-YOLOE_plus_SOD-L PP-YOLO
 PP-YOLOE_plus_SOD-largesize-L PicoDet-L PicoDet-M PicoDet-S PicoDet-XS PicoDet_LCNet_x2_5_face
 RT-DETR-H RT-DETR-L RT-DETR-R18 RT-DETR-R50 RT-DETR-X YOLOX-L YOLOX-M YOLOX-N YOLOX-S YOLOX-T
 YOLOX-X YOLOv3-DarkNet53 YOLOv3-MobileNetV3 YOLOv3-ResNet50_vd_DCN
-"""  # without those for pages, whose boxes are sorted out further, and for rotated boxes
+"""  # without models for pages, whose boxes are filtered further, and for rotated boxes
 _MASKS = """
 Cascade-MaskRCNN-ResNet50-FPN Cascade-MaskRCNN-ResNet50-vd-SSLDv2-FPN Mask-RT-DETR-H
 Mask-RT-DETR-L Mask-RT-DETR-M Mask-RT-DETR-S Mask-RT-DETR-X MaskRCNN-ResNeXt101-vd-FPN
@@ -72,10 +72,10 @@ NAMES = {
     "masks": _MASKS.split(),
 }
 
-# Parts of the names of detectors that PaddleX gives `im_shape` as well (`build_to_batch`).
+# Parts of names of detectors to which PaddleX also gives `im_shape` (`build_to_batch`).
 _WITH_SHAPE = ("DETR", "DINO", "RCNN", "YOLOv3", "CenterNet", "BlazeFace")
 
-# The name for an architecture; the first of a task for all others.
+# The name for an architecture. The first name of a task is for all other architectures.
 _DEFAULTS = {
     "segmentation": {
         "SegFormer": "SegFormer-B0",
@@ -94,7 +94,7 @@ _DEFAULTS = {
     "detection": {
         "PPYOLOE": "PP-YOLOE_plus-S",
         "FCOS": "FCOS-ResNet50",
-        "RetinaNet": "FCOS-ResNet50",  # PaddleX has none; it reads both alike
+        "RetinaNet": "FCOS-ResNet50",  # PaddleX has no RetinaNet; it reads both in the same way
         "FasterRCNN": "FasterRCNN-ResNet50",
         "CascadeRCNN": "Cascade-FasterRCNN-ResNet50-FPN",
     },
@@ -106,21 +106,21 @@ _DEFAULTS = {
 
 
 def choose_default_name(kind: str, architecture: str) -> str:
-    """The name under which PaddleX reads an architecture.
+    """Return the name under which PaddleX reads an architecture.
 
     Args:
         kind: segmentation, classification, detection, or masks for detectors with masks.
-        architecture: of PaddleSeg or PaddleDetection, or a model of the zoo.
+        architecture: name in PaddleSeg or PaddleDetection, or a model of the zoo.
     """
     names = _DEFAULTS[kind]
     return names.get(architecture, next(iter(names.values())))
 
 
 def check_name(name: object, kind: str) -> str:
-    """The name, checked.
+    """Check the name and return it.
 
     Raises:
-        InputError: none that PaddleX knows for such a model.
+        InputError: PaddleX does not know the name for such a model.
     """
     if name not in NAMES[kind]:
         raise InputError(
@@ -131,11 +131,11 @@ def check_name(name: object, kind: str) -> str:
 
 
 def check_format(format: str, max_value: int | None) -> None:
-    """Raise `InputError` for arguments of an export that do not go with `paddlex_name`."""
+    """Raise `InputError` for arguments of an export that do not fit `paddlex_name`."""
     if format != "paddle":
         raise InputError(f"paddlex_name: expected format 'paddle' with it, got {shorten(format)}.")
     if max_value is not None:
-        # Its reader is `cv2.imread`, which cuts 16 bits down to the upper 8.
+        # PaddleX reads with `cv2.imread`, which reduces 16 bits to the upper 8.
         raise InputError(
             f"max_value: expected none with paddlex_name, since PaddleX reads 8 bits a channel; "
             f"got {max_value}. Export without --for paddlex."
@@ -143,7 +143,7 @@ def check_format(format: str, max_value: int | None) -> None:
 
 
 def check_inputs(name: str, program: Path) -> None:
-    """Raise `InputError` unless a detector's graph takes what PaddleX gives it."""
+    """Raise `InputError` unless a detector's graph has the inputs that PaddleX gives it."""
     wanted = {"image", "scale_factor"}
     wanted |= {"im_shape"} if any(part in name for part in _WITH_SHAPE) else set()
     taken = set(read_declared_inputs(program))
@@ -165,7 +165,7 @@ def _refuse(what: str, task: str, instead: str) -> InputError:
     )
 
 
-# 1 / (255 * std) = 1: PaddleX always normalises pictures of these tasks, also by nothing.
+# 1 / (255 * std) = 1: PaddleX always normalises images of these tasks; these values have no effect.
 _NO_NORMALIZE = {"mean": [0.0, 0.0, 0.0], "std": [1 / 255] * 3}
 
 
@@ -175,7 +175,7 @@ def _normalize(transform: Mapping[str, Any]) -> dict[str, list[float]]:
     return {key: [float(n) for n in (3 * v if len(v) == 1 else v)] for key, v in given.items()}
 
 
-_INTERPOLATIONS = {"CUBIC": "BICUBIC"}  # where PaddleX calls OpenCV's by another name
+_INTERPOLATIONS = {"CUBIC": "BICUBIC"}  # interpolations with another name in PaddleX than in OpenCV
 
 
 def _interpolation(transform: Mapping[str, Any]) -> str:
@@ -184,7 +184,7 @@ def _interpolation(transform: Mapping[str, Any]) -> str:
 
 
 def _in_order(transforms: Sequence[Mapping[str, Any]], known: Sequence[str], task: str) -> None:
-    """Raise `InputError` unless transforms are among `known`, in this order, once at most each."""
+    """Raise `InputError` unless all transforms are in `known`, in this order, at most once each."""
     kinds = [transform["type"] for transform in transforms]
     for kind in kinds:
         if not any(kind in group.split() for group in known):
@@ -197,10 +197,10 @@ def _in_order(transforms: Sequence[Mapping[str, Any]], known: Sequence[str], tas
 
 
 def segmentation_transforms(transforms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """PaddleSeg's transforms as PaddleX's segmentation has them.
+    """Convert PaddleSeg's transforms to those of PaddleX's segmentation.
 
     Raises:
-        InputError: one that it does not have, or another order than its own.
+        InputError: PaddleX does not have a transform, or has another order.
     """
     _in_order(transforms, ("Resize", "Normalize"), "segmentation")
     steps, norm = [], _NO_NORMALIZE
@@ -208,7 +208,7 @@ def segmentation_transforms(transforms: Sequence[Mapping[str, Any]]) -> list[dic
         if transform["type"] == "Normalize":
             norm = _normalize(transform)
             continue
-        # Everything is written: PaddleX's defaults are others than PaddleSeg's.
+        # All values are written, because PaddleX's defaults differ from PaddleSeg's.
         steps.append(
             {
                 "type": "Resize",
@@ -224,11 +224,11 @@ def segmentation_transforms(transforms: Sequence[Mapping[str, Any]]) -> list[dic
 def classification_transforms(
     transforms: Sequence[Mapping[str, Any]], input_shape: Sequence[int | None]
 ) -> list[dict[str, Any]]:
-    """PaddleSeg's transforms as PaddleX's classification has them, which always resizes.
+    """Convert PaddleSeg's transforms to those of PaddleX's classification, which always resizes.
 
     Raises:
-        InputError: one that it does not have, another order than its own, or no resize with a free
-            height or width.
+        InputError: PaddleX does not have a transform, or has another order; or there is no resize
+            and the height or width is free.
     """
     _in_order(transforms, ("Resize ResizeByShort", "CenterCrop", "Normalize"), "classification")
     by_type = {transform["type"]: transform for transform in transforms}
@@ -264,7 +264,7 @@ def _whole_resize(
 
 
 def _detection_steps(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """`Preprocess` of `infer_cfg.yml` as PaddleX takes it: there `norm_type` none still subtracts
+    """Convert `Preprocess` of `infer_cfg.yml` for PaddleX: there `norm_type` none still subtracts
     the mean and divides by the deviation."""
     found = []
     for step in steps:
@@ -302,7 +302,7 @@ _CONFIGS: dict[str, Callable[..., dict[str, Any]]] = {
     "segmentation": _segmentation_config,
     "classification": _classification_config,
 }
-# What the graph ends in.
+# The final operator of the graph.
 OUTPUT_OPS = {"segmentation": "argmax", "classification": "softmax"}
 
 
@@ -313,18 +313,17 @@ def make_paddlex_config(
     input_shape: Sequence[int | None],
     labels: Sequence[str],
 ) -> dict[str, Any]:
-    """`inference.yml` of a segmentation model or a classifier.
+    """Return `inference.yml` for a segmentation model or a classifier.
 
     Args:
         task: segmentation or classification.
-        name: that PaddleX knows it by.
+        name: the model's name in PaddleX.
         transforms: of `deploy.yaml`, which are PaddleSeg's.
         input_shape: of the graph, `[B, C, H, W]`.
         labels: names of the classes.
 
     Raises:
-        InputError: another task, a name that PaddleX does not know, or a transform that it cannot
-            do.
+        InputError: the task is another one, or PaddleX does not know the name or a transform.
     """
     if task not in _CONFIGS:
         raise InputError(f"paddlex_name: PaddleX has no task like {task}; expected none.")
@@ -340,10 +339,10 @@ def make_paddlex_detector_config(
     labels: Sequence[str],
     masks: bool,
 ) -> dict[str, Any]:
-    """`inference.yml` of a detector; arguments as of `make_infer_config`.
+    """Return `inference.yml` for a detector; arguments as in `make_infer_config`.
 
     Raises:
-        InputError: a name that PaddleX does not know for a detector with, or without, masks.
+        InputError: PaddleX does not know the name for a detector with, or without, masks.
     """
     checked = check_name(name, "masks" if masks else "detection")
     content = make_infer_config(architecture, metric, transforms, input_shape, labels, masks)
@@ -355,7 +354,7 @@ def make_paddlex_detector_config(
 
 
 def name_for_paddlex(content: Mapping[str, object], folder: Path) -> ModelFiles:
-    """Give an export's files PaddleX's names, write `inference.yml` beside them, and return the
+    """Give an export's files PaddleX's names, write `inference.yml` next to them, and return the
     names."""
     ours = FILES["paddle"]
     for old in (ours.program, str(ours.weights), ours.earlier_program, ours.raw_program):

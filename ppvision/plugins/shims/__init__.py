@@ -1,4 +1,4 @@
-"""Repairs of PaddleSeg and PaddleDetection, each put in only where its fault is found."""
+"""Repairs of PaddleSeg and PaddleDetection; each is applied only if its fault is found."""
 
 from ppvision.plugins.shims.mechanism import (
     ConcatShim,

@@ -1,6 +1,6 @@
 """Repairs for code written before Paddle had 0-D tensors and strict type promotion.
 
-PaddleSeg 2.8 and PaddleDetection 2.6 fail in places on Paddle 3, nearly always for one of these
+PaddleSeg 2.8 and PaddleDetection 2.6 fail in some places on Paddle 3, mostly for one of these
 reasons:
 
     mask * coef                a tensor meets one of another type                    TypeError
@@ -8,8 +8,8 @@ reasons:
     losses[0].numpy()[0]       a 0-D array or tensor is indexed                      IndexError
     F.one_hot(label * mask)    class numbers arrive as floats, once the first is repaired
 
-A shim is put in only if a probe, which runs what fails once on a tiny input, meets the fault.
-`remove` takes it out again. There are three kinds:
+A shim is applied only if its probe finds the fault: the probe runs the faulty function once on a
+tiny input. `remove` undoes it. There are three kinds:
 
     Replacement    one function of a module or class makes way for another one
     Shim           one function gets new code in which exactly these operations go through
@@ -38,31 +38,31 @@ from paddle import Tensor
 from ppvision.errors import EngineError
 from ppvision.forms.paddle_private import find_private
 
-# What a probe may raise when the fault is there. Anything else is not ours to hide.
+# Errors of a probe that show the fault. Other errors are not hidden.
 FAULTS = (TypeError, ValueError, IndexError)
 
-# A tensor, eager or of a graph that is being traced for export.
+# A tensor, in eager mode or in a graph that is traced for export.
 _TENSOR = (Tensor, find_private("Value"))
 
 
 def _rank(x: Tensor) -> int:
-    """0 for bool, 1 for integers, 2 for floats, 3 for complex numbers."""
+    """Return 0 for bool, 1 for integers, 2 for floats, 3 for complex numbers."""
     if x.dtype == paddle.bool:
         return 0
     return 3 if paddle.is_complex(x) else 2 if paddle.is_floating_point(x) else 1
 
 
 class Operations:
-    """The operations as the old code means them; each is Paddle's own where Paddle allows it."""
+    """The operations with the meaning of the old code; each is Paddle's own if Paddle allows it."""
 
     @staticmethod
     def arithmetic(name: str, left: object, right: object) -> object:
-        """`left (+ - * /) right`; bool gives way to integer, integer to float, as in NumPy.
+        """Compute `left (+ - * /) right`; bool becomes integer, integer becomes float, as in NumPy.
 
-        `name` is that of the function in `operator`.
+        `name` is the name of the function in `operator`.
 
-        Paddle 2 converted the right operand to the left one's type instead, which cut logarithms to
-        whole numbers in `RelaxBoundaryLoss`; that is not repeated.
+        Paddle 2 converted the right operand to the type of the left one. In `RelaxBoundaryLoss`
+        this cut logarithms to whole numbers; we do not repeat this.
         """
         if isinstance(left, _TENSOR) and isinstance(right, _TENSOR):
             if _rank(left) < _rank(right):
@@ -75,7 +75,7 @@ class Operations:
 
     @staticmethod
     def concat(x: Iterable[Tensor], axis: int = 0, **options: object) -> Tensor:
-        """`paddle.concat`; 0-D tensors count as 1-D ones, integers of two sizes become int64."""
+        """Compute `paddle.concat`; 0-D tensors count as 1-D, integers of two sizes become int64."""
         x = [item.reshape([1]) if item.ndim == 0 else item for item in x]
         if {item.dtype for item in x} == {paddle.int32, paddle.int64}:
             x = [item.astype("int64") for item in x]
@@ -83,14 +83,14 @@ class Operations:
 
     @staticmethod
     def first(x: object) -> object:
-        """`x[0]`; a 0-D tensor or array is its own first element."""
+        """Compute `x[0]`; a 0-D tensor or array is its own first element."""
         if isinstance(x, (*_TENSOR, np.ndarray)) and x.ndim == 0:
             return x
         return x[0]
 
     @staticmethod
     def one_hot(x: Tensor, *args: object, **options: object) -> Tensor:
-        """`F.one_hot`; whole numbers held as floats count as class numbers."""
+        """Compute `F.one_hot`; whole numbers in float type count as class numbers."""
         return F.one_hot(x.astype("int64"), *args, **options)
 
 
@@ -99,7 +99,7 @@ _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "truediv
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Send the faulty kinds of operation of a function through `Operations`."""
+    """Redirects the faulty kinds of operation of a function to `Operations`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -132,10 +132,10 @@ class _Rewriter(ast.NodeTransformer):
 
 
 def repair_code(function: FunctionType) -> CodeType:
-    """The code of `function` with its faulty kinds of operation sent through `Operations`.
+    """Return the code of `function` with its faulty kinds of operation redirected to `Operations`.
 
     Raises:
-        RuntimeError: its source is not at hand, or holds none of the operations.
+        RuntimeError: its source is not available, or contains none of the operations.
     """
     try:
         source = textwrap.dedent(inspect.getsource(function))
@@ -153,7 +153,7 @@ def repair_code(function: FunctionType) -> CodeType:
             f"{function.__module__}.{function.__qualname__} fails on this Paddle in a way that its "
             "shim does not cover. Please report the versions that `ppvision doctor` prints."
         )
-    # Tracebacks, and to_static when it exports, find the repaired source under this name.
+    # Tracebacks, and to_static in an export, find the repaired source under this name.
     name = f"<{function.__module__}.{function.__qualname__}, repaired by ppvision>"
     linecache.cache[name] = (len(repaired), None, repaired.splitlines(keepends=True), name)
     module = compile(repaired, name, "exec")
@@ -163,13 +163,13 @@ def repair_code(function: FunctionType) -> CodeType:
 
 @dataclass(frozen=True)
 class Fault:
-    """Why there is a shim, and until when.
+    """The reason for a shim, and until when it is needed.
 
     Attributes:
         place: `file:line` in the installed package.
-        code: what that line holds.
+        code: the code of that line.
         reason: why it fails.
-        versions: that have the fault, as far as we tried.
+        versions: versions with the fault, as far as we tried.
         until: when the shim can be removed.
     """
 
@@ -186,8 +186,8 @@ class Shim:
 
     Attributes:
         target: `module:function` or `module:Class.method`.
-        probe: runs the target on a tiny input and raises one of `FAULTS` where the fault is there.
-        fault: upstream.
+        probe: runs the target on a tiny input, and raises one of `FAULTS` if the fault exists.
+        fault: the upstream fault.
     """
 
     target: str
@@ -195,16 +195,16 @@ class Shim:
     fault: Fault
 
     def function(self) -> FunctionType:
-        """The function that the shim repairs."""
+        """Return the function that the shim repairs."""
         module, _, name = self.target.partition(":")
         found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
         return inspect.unwrap(found)
 
     def fault_present(self) -> bool:
-        """Whether the target fails as it now is.
+        """Whether the target fails in its current state.
 
-        The user notices nothing of it: what the target warns about is not shown, and the stream of
-        random numbers stays where it was.
+        The user does not notice this test: warnings of the target are not shown, and the state of
+        the random numbers does not change.
         """
         random_state = paddle.get_rng_state()
         try:
@@ -218,7 +218,7 @@ class Shim:
         return False
 
     def put_in(self) -> Callable[[], None]:
-        """Repair; returns what takes the repair out again."""
+        """Repair the target; return a function that undoes the repair."""
         function = self.function()
         code, before = repair_code(function), function.__code__
         function.__globals__[_OPERATIONS] = Operations
@@ -227,7 +227,7 @@ class Shim:
 
 
 class _Paddle:
-    """Paddle, but for `concat`."""
+    """Paddle with another `concat`."""
 
     concat = staticmethod(Operations.concat)
 
@@ -237,7 +237,7 @@ class _Paddle:
 
 @dataclass(frozen=True)
 class ConcatShim(Shim):
-    """`paddle.concat` of 0-D tensors in all modules of a package; `target` is its name."""
+    """Repairs `paddle.concat` of 0-D tensors in all modules of a package; `target` is its name."""
 
     def put_in(self) -> Callable[[], None]:
         modules = [
@@ -258,10 +258,10 @@ class ConcatShim(Shim):
 
 @dataclass(frozen=True)
 class Replacement(Shim):
-    """A function of a module, or a method of one of its classes, that makes way for another.
+    """Replaces a function of a module, or a method of a class, by another one.
 
     Attributes:
-        new: from the old function to the new one.
+        new: makes the new function from the old one.
     """
 
     new: Callable[[Callable], Callable]
@@ -275,11 +275,12 @@ class Replacement(Shim):
         return functools.partial(setattr, owner, name, old)
 
 
-_in_force: dict[str, Callable[[], None]] = {}  # how to take out each shim that is in force
+_in_force: dict[str, Callable[[], None]] = {}  # functions that undo the applied shims
 
 
 def apply(shims: dict[str, Shim]) -> list[str]:
-    """Apply those shims whose fault is present and return their names; twice is as once."""
+    """Apply the shims whose fault is present and return their names; a second call changes
+    nothing."""
     applied = []
     for name, shim in shims.items():
         if name not in _in_force and shim.fault_present():
@@ -289,7 +290,7 @@ def apply(shims: dict[str, Shim]) -> list[str]:
 
 
 def remove(shims: dict[str, Shim]) -> list[str]:
-    """Take out the shims that are in force and return their names."""
+    """Undo the applied shims and return their names."""
     removed = [name for name in shims if name in _in_force]
     for name in reversed(removed):
         _in_force.pop(name)()
@@ -297,5 +298,5 @@ def remove(shims: dict[str, Shim]) -> list[str]:
 
 
 def list_active_shims(shims: dict[str, Shim]) -> list[str]:
-    """Names of the shims in force."""
+    """Return the names of the applied shims."""
     return [name for name in shims if name in _in_force]

@@ -19,8 +19,8 @@ from ppvision.plugins.shims.mechanism import ConcatShim, Fault, Replacement, Shi
 def _fault(
     since: str, mended: str | None, place: str, code: str, reason: str, any_paddle: bool = False
 ) -> Fault:
-    """A fault that PaddleDetection has from one tag to before another, by their sources; None: all
-    that there are, up to the commit 666f597 of its branch develop."""
+    """Describe a fault of PaddleDetection from one tag until before another, by their sources;
+    None: all versions up to the commit 666f597 of its branch develop."""
     ran = "run: 2.6.0 on paddlepaddle 3.2.2 and 3.3.1"
     paddle_3 = "; any paddlepaddle" if any_paddle else ""
     if mended is None:
@@ -38,7 +38,7 @@ _on_any_paddle = partial(_fault, any_paddle=True)
 def _proposals() -> object:
     from ppdet.modeling.proposal_generator.rpn_head import RPNHead
 
-    # The method reads two attributes, and building the whole head takes longer than the probe.
+    # The method reads only two attributes, and building the whole head takes longer than the probe.
     box, one = paddle.zeros([1, 4]), paddle.ones([1])
     head = SimpleNamespace(training=False, export_onnx=False)
     head.test_proposal = lambda **_: (box, one, one, 1)
@@ -93,9 +93,9 @@ def _rasterize(old: Callable) -> Callable:
         if isinstance(segment["counts"], list):
             segment = coco.frPyObjects(segment, *segment["size"])
         left, top, right, bottom = (float(edge) for edge in box)
-        across = max(right - left, 0.1) / resolution  # pixels a cell
+        across = max(right - left, 0.1) / resolution  # pixels per cell
         down = max(bottom - top, 0.1) / resolution
-        # From the middle of a cell to its place in the picture, whose pixel 0 has its middle at 0.
+        # From the centre of a cell to its place in the image; the centre of pixel 0 is at 0.
         place = [
             [across, 0, left + (across - 1) / 2],
             [0, down, top + (down - 1) / 2],
@@ -142,17 +142,18 @@ def _nms(old: Callable) -> Callable:
         out, index, count = select_boxes(bboxes, scores, rois_num, *bounds, background_label)
         return out, count if return_rois_num else None, index if return_index else None
 
-    # Outermost again what it was: Paddle does not look inside of such a function.
+    # Keep the outermost decorator: Paddle does not look inside such a function.
     @paddle.jit.not_to_static
     def choose(*args: object, **kwargs: object) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        # Theirs fits eager mode and graphs of the earlier format, which OpenVINO takes.
+        # PaddleDetection's function works in eager mode and in graphs of the earlier format, for
+        # OpenVINO.
         return (multiclass_nms if paddle.framework.in_pir_mode() else old)(*args, **kwargs)
 
     return choose
 
 
 def _assigned_nothing(name: str) -> Callable[[], object]:
-    """A probe: a batch without objects, for one of PP-YOLOE's assigners."""
+    """Make a probe: a batch without objects, for one of PP-YOLOE's assigners."""
 
     def probe() -> object:
         boxes, none = paddle.zeros([2, 4]), paddle.zeros([1, 0, 4])
@@ -180,7 +181,8 @@ def _assigned_nothing(name: str) -> Callable[[], object]:
 
 
 def _assign(old: Callable) -> Callable:
-    """With the fourth result, which boxes are positive for which anchors, for no boxes as well."""
+    """Return also the fourth result, which boxes are positive for which anchors, for a batch
+    without boxes."""
 
     def forward(self: object, *args: object, **kwargs: object) -> tuple[Tensor, ...]:
         found = old(self, *args, **kwargs)
@@ -192,7 +194,7 @@ def _assign(old: Callable) -> Callable:
     return forward
 
 
-SMALLEST_REGION = 1e-2  # pixels: far below what a feature map tells apart
+SMALLEST_REGION = 1e-2  # pixels: far below the resolution of a feature map
 
 
 def _flat_region() -> object:
@@ -207,8 +209,8 @@ def _flat_region() -> object:
 
 
 def _align(old: Callable) -> Callable:
-    """Regions with a width and a height: of those that have none, such as the proposal that stands
-    for none, Paddle's kernel takes the mean of no points."""
+    """Give regions a width and a height. For a region without them, such as the proposal that
+    represents "no object", Paddle's kernel takes the mean of no points."""
 
     def forward(self: object, feats: list[Tensor], roi: list[Tensor], rois_num: Tensor) -> Tensor:
         regions = [
@@ -232,8 +234,8 @@ def _masks_of_one_of_two() -> object:
 
 
 def _masks(old: Callable) -> Callable:
-    """A mask for each row: also for the row of score 0 that stands for a picture in which nothing
-    was found."""
+    """Give each row a mask, also the row of score 0 that represents an image without found
+    objects."""
 
     def paste(
         self: object, mask_out: Tensor, bboxes: Tensor, bbox_num: Tensor, origin_shape: Tensor
@@ -266,16 +268,17 @@ def _exported_inputs() -> None:
     trainer = importlib.import_module("ppdet.engine.trainer")
     owner = SimpleNamespace(cfg=_Config(TestReader={}), model=_Twice())
     try:
-        with mock.patch.object(trainer, "_dump_infer_config"):  # writes a file
+        with mock.patch.object(trainer, "_dump_infer_config"):  # it writes a file
             found = trainer.Trainer._get_infer_cfg_and_input_spec(owner, "")
-    except RuntimeError as error:  # main_program, of a graph that was not made whole
+    except RuntimeError as error:  # main_program, if the graph is not whole
         raise InputError(str(error)) from error
     if set(found[1][0]) != {"image"}:
         raise InputError("inputs that the graph does not read")
 
 
 def _used_inputs(input_spec: list[dict], program: object, _: object) -> list[dict]:
-    """Those that an operator reads; a graph of Paddle 3 names each in an operator of its own."""
+    """Return the inputs that an operator reads; a graph of Paddle 3 names each input in a separate
+    operator."""
     used = {
         operator.attrs().get("name")
         for operator in program.global_block().ops
@@ -338,7 +341,7 @@ PADDLEDET_SHIMS = {
         ),
     ),
     # 151 lines, and the next has 121, with one sum of int64 and int32 each. Their code is
-    # rewritten, since a new function would be a copy of it.
+    # rewritten, because a new function would be a copy.
     "atss": Shim(
         "ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward",
         _atss,
@@ -361,8 +364,8 @@ PADDLEDET_SHIMS = {
             _MIXED,
         ),
     ),
-    # Pictures in which nothing is found, alone and beside others, and masks as run lengths of
-    # single objects (COCO has them of crowds).
+    # Images in which nothing is found, alone and together with others, and masks as run lengths of
+    # single objects (COCO has them for crowds).
     "masks-of-nothing": Replacement(
         "ppdet.metrics.json_results:strip_mask",
         _masks_of_nothing,
@@ -383,11 +386,11 @@ PADDLEDET_SHIMS = {
             None,
             "ppdet/modeling/post_process.py:225",
             "num_mask = mask_out.shape[0]",
-            "a picture without objects has a row but no mask, so that later ones get others' masks",
+            "an image without objects has a row but no mask, so that later ones get others' masks",
         ),
         _masks,
     ),
-    # Samples without objects, which `allow_empty: true` lets into training.
+    # Samples without objects, which `allow_empty: true` accepts in training.
     "atss-of-nothing": Replacement(
         "ppdet.modeling.assigners.atss_assigner:ATSSAssigner.forward",
         _assigned_nothing("atss"),

@@ -12,8 +12,8 @@ from ppvision.plugins.shims.mechanism import Fault, Replacement, Shim
 
 
 def _fault(since: str, mended: str | None, place: str, code: str, reason: str) -> Fault:
-    """A fault that PaddleSeg has from one tag to before another, by their sources; None: all that
-    there are, up to the commit d7975e7 of its branch develop."""
+    """Describe a fault of PaddleSeg from one tag until before another, by their sources; None: all
+    versions up to the commit d7975e7 of its branch develop."""
     ran = "run: 2.8.0 on paddlepaddle 3.2.2 and 3.3.1"
     if mended is None:
         versions = f"paddleseg {since} and later, up to d7975e7 ({ran})"
@@ -33,7 +33,7 @@ _ZERO_D = "a 0-D tensor or array in the place of one of shape [1]"
 
 
 def _loss(name: str, *inputs: Callable[[], object], **options: object) -> Callable[[], object]:
-    """A probe that computes one of PaddleSeg's losses."""
+    """Make a probe that computes one of PaddleSeg's losses."""
 
     def probe() -> object:
         from paddleseg.cvlibs import manager
@@ -58,7 +58,7 @@ def _calculate_area() -> object:
 
 
 def _scalar_loss_indexed() -> object:
-    # What train() does to the losses it logs; running it whole would write files.
+    # train() does this with the losses that it logs; running all of train() would write files.
     return paddle.zeros([2]).mean().numpy()[0]
 
 
@@ -77,7 +77,7 @@ def _decoupled_warp() -> object:
 def _test_points() -> object:
     from paddleseg.models.pointrend import PointHead, calculate_uncertainty
 
-    # The method reads one attribute, and building the whole head takes longer than the probe.
+    # The method reads only one attribute, and building the whole head takes longer than the probe.
     head = SimpleNamespace(subdivision_num_points=paddle.to_tensor(1, dtype="int32"))
     return PointHead.get_points_test(head, paddle.zeros([1, 2, 2, 2]), calculate_uncertainty)
 
@@ -89,7 +89,7 @@ def _count_areas(_: Callable) -> Callable:
     def calculate_area(
         pred: Tensor, label: Tensor, num_classes: int, ignore_index: int = 255
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels of each class `[num_classes]`: in both, predicted, in the label."""
+        """Return pixels of each class `[num_classes]`: in both, predicted, in the label."""
         pred, label = (x.squeeze(1) if x.ndim == 4 else x for x in (pred, label))
         if pred.shape != label.shape:
             raise InputError(
@@ -107,11 +107,11 @@ def _count_areas(_: Callable) -> Callable:
 
 
 def _warp(_: Callable) -> Callable:
-    # Tracing would look behind the decorator of a replacement, for the old function.
+    # Tracing would find the old function behind the decorator of a replacement.
     @paddle.jit.not_to_static
     def flow_warp(self: object, input: Tensor, flow: Tensor, size: Tensor) -> Tensor:
-        """`input` `[B, C, h, w]` read where `flow` `[B, 2, H, W]`, in pixels, leads; `size` `[2]`
-        is H and W."""
+        """Sample `input` `[B, C, h, w]` at the places of `flow` `[B, 2, H, W]`, in pixels; `size`
+        `[2]` is H and W."""
         height, width = size[0], size[1]
         down = paddle.linspace(-1.0, 1.0, height).reshape([-1, 1]).tile([1, width])
         across = paddle.linspace(-1.0, 1.0, width).reshape([1, -1]).tile([height, 1])
@@ -127,8 +127,8 @@ def _choose_points(_: Callable) -> Callable:
     def get_points_test(
         self: object, seg_logits: Tensor, uncertainty_func: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Places `[B, points]` of the most uncertain pixels, and their middles `[B, points, 2]`
-        from 0 to 1."""
+        """Return places `[B, points]` of the most uncertain pixels, and their centres `[B, points,
+        2]` from 0 to 1."""
         uncertainty = uncertainty_func(seg_logits)  # [B, 1, H, W]
         shape = paddle.shape(uncertainty)
         height, width = shape[2], shape[3]
@@ -146,7 +146,8 @@ def _masked_probabilities(_: Callable) -> Callable:
     def forward_sigmoid(
         self: object, logits_4D: Tensor, labels_4D: Tensor, do_rmi: bool = False
     ) -> Tensor:
-        """The loss of logits `[B, K, H, W]` and labels `[B, H, W]`; both are 0 where ignored."""
+        """Compute the loss of logits `[B, K, H, W]` and labels `[B, H, W]`; both are 0 for ignored
+        pixels."""
         least = 1e-6  # PaddleSeg's _CLIP_MIN
         mask = (labels_4D != self.ignore_index).astype("int64")
         shown = mask.astype(logits_4D.dtype)
@@ -175,13 +176,13 @@ _FILES = "paddleseg/models/losses"
 # Each `Shim` rewrites the code of a function. A new function in its place would be a copy of
 # PaddleSeg's, long as that is, for one expression in its middle.
 PADDLESEG_SHIMS = {
-    # 52 lines with weights, masks and hard pixels; `mask * coef` and `label * mask` fail.
+    # 52 lines for weights, masks and hard pixels; `mask * coef` and `label * mask` fail.
     "cross-entropy": Shim(
         f"{_LOSSES}.cross_entropy_loss:CrossEntropyLoss._post_process_loss",
         _loss("CrossEntropyLoss", _logits(1, 2, 1, 1), _labels(1, 1, 1)),
         _fault("2.2.0", "2.9.1", f"{_FILES}/cross_entropy_loss.py:133", "mask * coef", _MIXED),
     ),
-    # All of training, 339 lines; the line that logs two losses fails.
+    # The whole training, 339 lines; the line that logs two losses fails.
     "train-log": Shim(
         "paddleseg.core.train:train",
         _scalar_loss_indexed,
@@ -195,13 +196,13 @@ PADDLESEG_SHIMS = {
         ),
         _count_areas,
     ),
-    # 41 lines: the masks of logits, labels and of the loss fail, what is between them is theirs.
+    # 41 lines: the masks of logits, labels and of the loss fail, the rest is unchanged.
     "dual-task": Shim(
         f"{_LOSSES}.gscnn_dual_task_loss:DualTaskLoss.forward",
         _loss("DualTaskLoss", _logits(1, 2, 8, 8), _labels(1, 8, 8)),
         _fault("2.0.0", "2.9.1", f"{_FILES}/gscnn_dual_task_loss.py:110", "logit * mask", _MIXED),
     ),
-    # 59 lines that choose hard pixels; one sum in the middle fails.
+    # 59 lines that select hard pixels; one sum in the middle fails.
     "ohem-cross-entropy": Shim(
         f"{_LOSSES}.ohem_cross_entropy_loss:OhemCrossEntropyLoss.forward",
         _loss("OhemCrossEntropyLoss", _logits(1, 2, 2, 2), _labels(1, 2, 2), min_kept=1),
@@ -213,7 +214,7 @@ PADDLESEG_SHIMS = {
             _MIXED,
         ),
     ),
-    # As the one before, 67 lines.
+    # Like the previous one, 67 lines.
     "ohem-edge-attention": Shim(
         f"{_LOSSES}.ohem_edge_attention_loss:OhemEdgeAttentionLoss.forward",
         _loss(

@@ -1,7 +1,7 @@
-"""Integer layers from a trained float model, without training.
+"""Make integer layers from a trained float model, without training.
 
-The steps of the layers' inputs come from pictures that are shown to the model in float
-(calibration). We chose the rule by measurement (`docs/integers.md`).
+The steps of the layers' inputs come from images that pass through the float model (calibration). We
+chose the rule by measurement (`docs/integers.md`).
 """
 
 import logging
@@ -32,13 +32,13 @@ logger = logging.getLogger("ppvision")
 
 Rule = Literal["error", "percentile", "maximum"]
 RULES: tuple[Rule, ...] = ("error", "percentile", "maximum")
-PERCENTILE = 99.99  # of the values, that "percentile" does not clip
+PERCENTILE = 99.99  # percentage of the values that "percentile" does not clip
 
-_KEPT_VALUES = 4096  # of each layer's input and picture, spread evenly
+_KEPT_VALUES = 4096  # values kept per layer and image, spread evenly
 # In a very small range OpenVINO 2025.0 forgets a zero point that is neither 0 nor an end of the
 # codes: sums were wrong with steps of up to 3e-8, and right from 1e-7 on.
 _LEAST_STEP = 1e-6
-_FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range that clips nothing, tried by "error"
+_FRACTIONS = np.linspace(0.3, 1.0, 36)  # of the range without clipping, for "error"
 
 
 def quantize_to_integers(
@@ -50,25 +50,25 @@ def quantize_to_integers(
     most_sensitive: int = 0,
     symmetric: bool = False,
 ) -> nn.Layer:
-    """A copy of a float model whose weighted products are of 8-bit integers.
+    """Copy a float model so that its products with weights are of 8-bit integers.
 
     Args:
-        model: in float, in evaluation mode.
-        shows: each shows the model a picture, or a batch of them.
-        rule: of the steps of activations: "error" takes the range with the lowest squared error,
-            "percentile" clips one value in 10,000, "maximum" clips nothing.
+        model: a model in float, in evaluation mode.
+        shows: functions; each runs the model on an image or a batch.
+        rule: rule for the steps of activations: "error" takes the range with the lowest squared
+            error, "percentile" clips one value in 10,000, "maximum" clips nothing.
         keep_float: paths of layers that stay in float.
-        most_sensitive: how many more stay in float: those that lose most
-            (`ppvision.quant.ptq.sensitivity`), for which `shows` return the outputs.
-        symmetric: whether the codes of activations are as far below zero as above, so that their
-            zero point is 0. Maps without negative values then have half the codes.
+        most_sensitive: number of further layers that stay in float: those that lose most
+            (`ppvision.quant.ptq.sensitivity`). `shows` must then return the outputs.
+        symmetric: whether codes of activations are symmetric around zero, so that their zero point
+            is 0. Maps without negative values then have half of the codes.
 
     Returns:
-        The copy. Layers that no picture reached (auxiliary heads) stay in float.
+        The copy. Layers that no image reached (auxiliary heads) stay in float.
 
     Raises:
-        ValueError: no picture; a model without layers that can be quantised; values that are not
-            finite; a path that is no such layer; a number that leaves no layer.
+        ValueError: there is no image; the model has no layers that can be quantised; values are not
+            finite; a path is not such a layer; or a number leaves no layer.
     """
     layers = {
         path: layer
@@ -81,7 +81,7 @@ def quantize_to_integers(
             f"Known: {', '.join(list(layers)[:8])}, ..."
         )
     if not shows:
-        raise InputError("calibration: expected at least one picture, got none.")
+        raise InputError("calibration: expected at least one image, got none.")
     chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
     seen = observe_inputs(chosen, model, shows)
     activations = {
@@ -95,7 +95,7 @@ def quantize_to_integers(
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
     _tell_kept("as asked for", [path for path in layers if path in keep_float])
-    _tell_kept("since no picture reaches them", [path for path in chosen if path not in weights])
+    _tell_kept("since no image reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
         for path in find_sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
@@ -109,7 +109,7 @@ def _tell_kept(why: str, paths: Sequence[str]) -> None:
 
 @dataclass
 class Observed:
-    """What was seen of a layer's input."""
+    """The observed values of a layer's input."""
 
     low: float = 0.0
     high: float = 0.0
@@ -124,17 +124,17 @@ class Observed:
         self.values.append(flat[:: max(1, flat.size // _KEPT_VALUES)].copy())
 
     def activation(self, rule: Rule, symmetric: bool = False) -> IntegerActivation:
-        """The step and the lowest code by a rule."""
+        """Return the step and the lowest code by a rule."""
         small = self.high - self.low < CODES * _LEAST_STEP
         window = _symmetric_window if symmetric or (small and self.low < 0) else _window
-        if self.high - self.low < np.finfo(np.float32).tiny:  # zeros, or as good as zeros
+        if self.high - self.low < np.finfo(np.float32).tiny:  # zeros, or nearly zeros
             return IntegerActivation(1.0, INT8_LOW if symmetric else 0)
         if rule == "maximum":
             return window(self.low, self.high)
-        values = np.concatenate(self.values).astype(np.float64)  # whose squares do not overflow
+        values = np.concatenate(self.values).astype(np.float64)  # squares do not overflow
         if rule == "percentile":
             low, high = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
-            if low < 0 or high > 0:  # not where all but a few are 0
+            if low < 0 or high > 0:  # not if all but a few are 0
                 return window(min(0.0, float(low)), max(0.0, float(high)))
             return window(self.low, self.high)
         best, least = None, np.inf
@@ -142,26 +142,26 @@ class Observed:
             tried = window(self.low * fraction, self.high * fraction)
             codes = np.clip(np.rint(values / tried.step), tried.low, tried.high)
             error = float(np.square(values - tried.step * codes).mean())
-            if error <= least:  # of equal ones the widest
+            if error <= least:  # for equal errors, the widest range
                 best, least = tried, error
         return best
 
 
 def _window(low: float, high: float) -> IntegerActivation:
-    """256 codes from `low` (at most 0) to `high` (at least 0), one of which is 0."""
+    """Make 256 codes from `low` (at most 0) to `high` (at least 0); one of them is 0."""
     step = (high - low) / (CODES - 1)
     return IntegerActivation(step, round(low / step) if step else 0)
 
 
 def _symmetric_window(low: float, high: float) -> IntegerActivation:
-    """256 codes, -128 to 127, of which the largest magnitude has 127."""
+    """Make 256 codes, -128 to 127; the largest magnitude gets 127."""
     return IntegerActivation(max(-low, high) / WEIGHT_LIMIT, INT8_LOW)
 
 
 def observe_inputs(
     layers: dict[str, nn.Layer], model: nn.Layer, shows: Sequence[Callable[[nn.Layer], object]]
 ) -> dict[str, Observed]:
-    """Show a model pictures, and see what reaches some of its layers."""
+    """Run a model on images, and observe the inputs of some layers."""
     seen = {path: Observed() for path in layers}
 
     def look(path: str) -> Callable[[nn.Layer, tuple], None]:
@@ -170,7 +170,7 @@ def observe_inputs(
             if not np.isfinite(x).all():
                 raise InputError(
                     f"calibration: the input of {path} holds nan or infinity. Check the weights "
-                    "and the pictures."
+                    "and the images."
                 )
             seen[path].add(x)
 

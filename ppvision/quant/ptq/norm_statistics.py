@@ -1,10 +1,10 @@
-"""BatchNorm's statistics computed again, from pictures of any size.
+"""Compute BatchNorm's statistics again, from images of any size.
 
-Rounded weights shift what norms see, so every width wants statistics of its own; where nothing is
-trained they come from pictures that are shown to the model. What a norm sees depends on all norms
-before it. So the pictures pass through the network in step: each waits at every norm until all
-have come there, and goes on with the statistics of them together, as in a batch that is trained on.
-One batch it cannot be, since pictures may differ in size. Our choice.
+Rounded weights change the inputs of norms, so every width needs its own statistics. Without
+training they come from images that pass through the model. The input of a norm depends on all norms
+before it. So the images pass through the network together: each waits at every norm until all have
+arrived, and continues with the statistics of all of them, as in a training batch. They cannot be
+one batch, because images may differ in size. We chose this.
 """
 
 import threading
@@ -15,21 +15,21 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-IN_STEP = 32  # pictures at a time, at most: their maps are all in memory
+IN_STEP = 32  # largest number of images at a time, because all their maps are in memory
 
 
 def estimate_statistics(norms: Sequence[nn.Layer], shows: Sequence[Callable[[], object]]) -> None:
-    """Give norms the mean and variance of all that they see.
+    """Give norms the mean and variance of all their inputs.
 
     Args:
-        norms: BatchNorm layers of a model at one width. One that sees nothing (an auxiliary
-            head's), or a single value for each channel, keeps what it has.
-        shows: each shows one picture to the model, in evaluation mode. They run in threads, one at
-            a time. More than `IN_STEP` pass in groups as equal as can be; their statistics are
-            averaged.
+        norms: BatchNorm layers of a model at one width. A norm without input (in an auxiliary
+            head), or with a single value per channel, keeps its statistics.
+        shows: functions; each runs the model on one image, in evaluation mode. They run in threads,
+            one at a time. More than `IN_STEP` images are split into groups of nearly equal size,
+            and the statistics are averaged.
 
     Raises:
-        what a show raises, the statistics then being partly new.
+        the errors of `shows`; the statistics are then partly new.
     """
     totals: dict[int, _Moments] = {}
     groups = -(-len(shows) // IN_STEP)
@@ -42,12 +42,12 @@ def estimate_statistics(norms: Sequence[nn.Layer], shows: Sequence[Callable[[], 
 
 @dataclass
 class _Moments:
-    """Sums over pictures of the mean and the mean square, `[C]` each, in float64."""
+    """The sums over images of the mean and the mean square, `[C]` each, in float64."""
 
     mean: np.ndarray
     square: np.ndarray
     pictures: int
-    values: int  # of a channel
+    values: int  # per channel
 
     @classmethod
     def of(cls, norm: nn.Layer, x: Tensor) -> "_Moments":
@@ -77,11 +77,11 @@ class _Moments:
 
 
 class _Stopped(Exception):
-    """Ends the other pictures' threads when one has failed."""
+    """Ends the threads of the other images when one has failed."""
 
 
 class _InStep:
-    """One group of pictures on its way through the network.
+    """One group of images on its way through the network.
 
     A thread runs only while it holds the lock of `turn`, so only one does at any time.
     """
@@ -90,9 +90,9 @@ class _InStep:
         self.norms = norms
         self.totals = totals
         self.turn = threading.Condition()
-        self.running = 0  # pictures that are not through yet
+        self.running = 0  # images that have not passed yet
         self.waiting: list[tuple[nn.Layer, _Moments]] = []
-        self.passed = 0  # times that those waiting have been let go
+        self.passed = 0  # number of times that the waiting threads continued
         self.error: BaseException | None = None
 
     def run(self, shows: Sequence[Callable[[], object]]) -> None:
@@ -104,7 +104,7 @@ class _InStep:
                 thread.start()
             for thread in threads:
                 thread.join()
-        except BaseException as error:  # an interrupt
+        except BaseException as error:  # for example an interrupt
             with self.turn:
                 self.error = error
                 self.turn.notify_all()
@@ -132,7 +132,7 @@ class _InStep:
                 self._go_on_if_all_wait()
 
     def _arrive(self, norm: nn.Layer, inputs: tuple) -> None:
-        """Before a norm runs: wait until the others have come to theirs."""
+        """Wait before a norm until all other images have reached it."""
         self.waiting.append((norm, _Moments.of(norm, inputs[0])))
         passed = self.passed
         self._go_on_if_all_wait()

@@ -1,17 +1,17 @@
-"""Which layers lose most in integers, so that they can stay in float.
+"""Find the layers that lose most in integers, so that they can stay in float.
 
-Each layer is put into integers alone, all others in float, and the outputs for a few calibration
-pictures are compared with those of the float model. We chose this over cheaper measures because it
-is what a user wants to know: how far one layer moves the result.
+One layer at a time is in integers, and all others are in float. The outputs for a few calibration
+images are compared with those of the float model. We chose this measure, although others are
+cheaper, because it shows how far one layer moves the result.
 
-- The error of a layer's own output says nothing about what later layers make of it: a norm or a
-  softmax may remove it, and a residual sum may hide it.
-- A product with gradients (as the Hessian-weighted errors of post-training methods) costs fewer
-  passes, but rounding is no small change for just those layers that are looked for.
+- The error of a layer's own output does not show the effect of later layers: a norm or a softmax
+  may remove it, and a residual sum may hide it.
+- A product with gradients (like the Hessian-weighted errors of post-training methods) needs fewer
+  passes, but rounding is not a small change for the layers that we look for.
 
-It costs as many passes as there are layers times `PICTURES`, in eager mode. Errors of several
-layers add up to less or more than their sum; taking the layer out that loses most, one after
-another, would cost N times as many passes, and is not done.
+The number of passes is the number of layers times `PICTURES`, in eager mode. Errors of several
+layers together differ from their sum. Removing the worst layers one after another would need N
+times as many passes, so it is not done.
 """
 
 import logging
@@ -29,7 +29,7 @@ from ppvision.quant.store.state import walk_layers
 
 logger = logging.getLogger("ppvision")
 
-PICTURES = 8  # of those shown, spread evenly
+PICTURES = 8  # number of images used, spread evenly
 
 
 def find_sensitive_layers(
@@ -39,16 +39,16 @@ def find_sensitive_layers(
     shows: Sequence[Callable[[nn.Layer], object]],
     count: int,
 ) -> list[str]:
-    """Paths of the layers that lose most, the worst first; the log says how much.
+    """Return paths of the layers that lose most, the worst first; the log says how much.
 
     Args:
         model: in float, in evaluation mode.
-        weights, activations: of its layers in integers, by path.
-        shows: each shows the model a picture and returns its outputs.
-        count: how many.
+        weights, activations: those of its layers in integers, by path.
+        shows: functions; each runs the model on an image and returns the outputs.
+        count: number of layers.
 
     Raises:
-        ValueError: fewer than 1, or so many that no layer is left; outputs that cannot be compared.
+        ValueError: `count` is below 1 or leaves no layer; or the outputs cannot be compared.
     """
     if not 1 <= count < len(weights):
         raise InputError(
@@ -72,18 +72,18 @@ def measure_layer_errors(
     activations: Mapping[str, IntegerActivation],
     shows: Sequence[Callable[[nn.Layer], object]],
 ) -> dict[str, float]:
-    """How far the outputs move while one layer alone is in integers: root of the mean square, as a
-    fraction of that of the outputs in float.
+    """Measure how far the outputs move while only one layer is in integers: root of the mean
+    square, as a fraction of that of the outputs in float.
 
     Args:
-        model, weights, activations, shows: as of `find_sensitive_layers`.
+        model, weights, activations, shows: see `find_sensitive_layers`.
 
     Returns:
         The error by path.
     """
     places = np.linspace(0, len(shows) - 1, min(len(shows), PICTURES)).astype(int)
     shows = [shows[place] for place in dict.fromkeys(places.tolist())]
-    # In the copy every layer is the model's own, but for the one that is looked at.
+    # In the copy every layer is the model's own, except the tested one.
     copied = copy_with_integers(model, weights, activations)
     in_float = {path: layer for path, _, _, layer in walk_layers(model)}
     found = [
@@ -116,7 +116,7 @@ def measure_layer_errors(
 
 @paddle.no_grad()
 def _outputs(show: Callable[[nn.Layer], object], model: nn.Layer) -> np.ndarray:
-    """All numbers that a model gives, float64, in one row."""
+    """Return all output numbers of a model in one row, in float64."""
     tensors = _tensors(show(model))
     return np.concatenate([t.numpy().astype(np.float64).reshape(-1) for t in tensors])
 

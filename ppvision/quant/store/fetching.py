@@ -1,17 +1,17 @@
-"""A layered model on a server: which files it has and whether they fit together is for
-`ppvision.quant.store.model`; they come over `ppvision.remote_cache`, and errors are a layered
-model's."""
+"""Fetch a layered model from a server. `ppvision.quant.store.model` decides which files it has and
+whether they fit together; `ppvision.remote_cache` downloads them; errors are those of a layered
+model."""
 
 from ppvision import remote_cache
 from ppvision.quant.store.files import LayeredModelError
 
 
 class FetchError(remote_cache.FetchError, LayeredModelError):
-    """A server that does not give what it should; `status` is that of its answer, if any."""
+    """A server gives a wrong answer; `status` is that of the answer, if there is one."""
 
 
 class UnreachableError(remote_cache.UnreachableError, FetchError):
-    """A server that does not answer, or has a fault of its own: what is in the cache may do."""
+    """A server does not answer, or has an internal error: cached files may be sufficient."""
 
 
 class Remote(remote_cache.RemoteFolder):

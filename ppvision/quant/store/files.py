@@ -1,6 +1,6 @@
-"""The form of a layered model: its manifest, and what tensors its files hold.
+"""The format of a layered model: its manifest, and the tensors in its files.
 
-Source: layers of bits, arXiv 2212.05326 (see `ppvision.quant.codes`); the files are our choice.
+Source: layers of bits, arXiv 2212.05326 (see `ppvision.quant.codes`). We chose the files.
 
 manifest.json       what the tensors mean; bytes and sha256 of every file
 w2.safetensors      the basic layer, here of a model whose lowest width is 2:
@@ -13,8 +13,8 @@ w2.safetensors      the basic layer, here of a model whose lowest width is 2:
 w3.safetensors ...  one enhance layer each: codes/PATH, uint8 [1, ceil(count / 8)], the next plane
                     of every weight that grows from 2 bits to 3
 
-Nothing here is trusted: all that a file says is compared with what the manifest says, and the
-manifest with itself, before anything is made of it.
+No file is trusted: the content of each file is compared with the manifest, and the entries of the
+manifest with each other, before they are used.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from ppvision.safe_tensors import header_fits
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-MAX_MANIFEST_BYTES = 8 << 20  # 1000 layers are 0.2 MB; in memory JSON takes much more
+MAX_MANIFEST_BYTES = 8 << 20  # 1000 layers are 0.2 MB; JSON needs much more in memory
 _AGAIN = "Copy or fetch it again, or pack the model again."
 _TYPES = tuple(map(np.dtype, ("f8", "f4", "f2", "i8", "i4", "i2", "i1")))
 _TYPES += tuple(map(np.dtype, ("u8", "u4", "u2", "u1", "?")))
@@ -46,11 +46,11 @@ _KEYS = ("format_version", "sha256", "bits", "lowest", "highest", *_PARTS)
 
 
 class LayeredModelError(PpvisionError, ValueError):
-    """A layered model that is incomplete, damaged, of another version, or not one at all."""
+    """A layered model is incomplete, damaged, of another version, or not a layered model."""
 
 
 def name_file(bits: int) -> str:
-    """Of the layer that makes a model `bits` wide."""
+    """Return the file name of the layer that makes a model `bits` wide."""
     return f"w{bits}.safetensors"
 
 
@@ -63,9 +63,10 @@ class FileEntry:
 
     Attributes:
         bytes: its size.
-        sha256: of its bytes.
-        content: sha256 of the tensors in it, of those in the files before it, and of what the
-            manifest says about them (`compute_content_digest`): files and manifest belong together.
+        sha256: sha256 of its bytes.
+        content: sha256 of its tensors, of those in the files before it, and of their description in
+            the manifest (`compute_content_digest`). It shows that files and manifest belong
+            together.
     """
 
     bytes: int
@@ -75,7 +76,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class WeightEntry:
-    """A weight's shape, and the fields of `LayeredWeight`; `scales`: whether there are any."""
+    """A weight's shape, and the fields of `LayeredWeight`; `scales`: whether there are scales."""
 
     shape: tuple[int, ...]
     axis: int
@@ -85,7 +86,7 @@ class WeightEntry:
     scales: bool
 
     def width(self, bits: int) -> int:
-        """The layer's width while the model is at `bits`."""
+        """Return the layer's width if the model is at `bits`."""
         return min(max(bits, self.low_bits), self.top_bits)
 
     @property
@@ -122,11 +123,11 @@ class Manifest:
         return self.bits[0]
 
     def names(self, bits: int) -> list[str]:
-        """The files of a precision, in the order that they are read in."""
+        """Return the files of a precision, in reading order."""
         return [name_file(k) for k in range(self.lowest, bits + 1)]
 
     def structure(self) -> dict[str, Any]:
-        """The meaning of the tensors, as the file contains it."""
+        """Return the meaning of the tensors, in the form of the file."""
         return {
             "format_version": FORMAT_VERSION,
             "bits": self.bits,
@@ -137,10 +138,10 @@ class Manifest:
         }
 
     def encode(self) -> bytes:
-        """The file.
+        """Return the content of the file.
 
         Raises:
-            LayeredModelError: it would be larger than a reader takes.
+            LayeredModelError: it would be larger than a reader accepts.
         """
         content = {
             **self.structure(),
@@ -158,7 +159,7 @@ class Manifest:
 
 
 def compute_digest(content: object) -> str:
-    """sha256 of a value as canonical JSON: sorted keys, no spaces, ASCII."""
+    """Return the sha256 of a value as canonical JSON: sorted keys, no spaces, ASCII."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -169,15 +170,15 @@ def _require(fits: bool, where: str, expected: str, got: object) -> None:
 
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
-    """Read a manifest and check it by itself.
+    """Read a manifest and check its entries.
 
     Args:
-        data: the file.
+        data: the content of the file.
         where: its name in errors.
 
     Raises:
-        LayeredModelError: not a manifest, of another version, changed since it was written, or one
-            that contradicts itself.
+        LayeredModelError: not a manifest, of another version, changed since it was written, or
+            contradictory.
     """
     _require(len(data) <= MAX_MANIFEST_BYTES, where, f"at most {MAX_MANIFEST_BYTES} bytes", "more")
     content = _parse_json(data, where)
@@ -208,7 +209,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     )
 
 
-# A value of JSON takes up to 72 bytes of memory; one of a manifest is 10 bytes long.
+# A JSON value takes up to 72 bytes of memory; a value of a manifest is 10 bytes long.
 _FREE_VALUES = 100_000
 _BYTES_PER_VALUE = 8
 
@@ -237,7 +238,7 @@ def _parse_json(data: bytes, where: str) -> object:
             parse_float=number,
             parse_constant=number,
         )
-        json.dumps(content, ensure_ascii=False).encode("utf-8")  # JSON can spell half a letter
+        json.dumps(content, ensure_ascii=False).encode("utf-8")  # JSON can contain half a character
     except (ValueError, RecursionError) as error:
         raise LayeredModelError(
             f"{where}: expected JSON, got a file that does not read "
@@ -277,7 +278,7 @@ def _weight_entry(content: object, where: str) -> WeightEntry:
     _require(isinstance(content, dict), where, "keys and values", content)
     _require_keys(content, list(WeightEntry.__dataclass_fields__), where)
     shape, top = content["shape"], content["top_bits"]
-    # Beyond its own size a shape is checked against the planes, which are there.
+    # In addition, a shape is compared with the planes, whose size is known.
     fits = isinstance(shape, list) and 1 <= len(shape) <= 8
     fits = fits and all(type(n) is int and 1 <= n < 1 << 40 for n in shape)
     _require(fits, f"{where}: shape", "1 to 8 whole numbers above 0", shape)
@@ -319,10 +320,10 @@ def _file_entry(content: object, where: str) -> FileEntry:
 
 
 def describe_state(state: LayeredState, config: Mapping[str, Any]) -> Manifest:
-    """The manifest of a state, without its files.
+    """Make the manifest of a state, without its files.
 
     Raises:
-        LayeredModelError: a field of the state that no reader would take.
+        LayeredModelError: a reader would refuse a field of the state.
     """
     weights = {
         path: {
@@ -354,7 +355,7 @@ def describe_state(state: LayeredState, config: Mapping[str, Any]) -> Manifest:
 
 
 def split_layers(state: LayeredState) -> list[dict[str, np.ndarray]]:
-    """The tensors of every file, from the lowest width of the model to the highest."""
+    """Return the tensors of every file, from the lowest width of the model to the highest."""
     lowest, highest = state.bits[-1], state.bits[0]
     layers: list[dict[str, np.ndarray]] = [{} for _ in range(lowest, highest + 1)]
     for path, weight in state.weights.items():
@@ -372,12 +373,12 @@ def split_layers(state: LayeredState) -> list[dict[str, np.ndarray]]:
         )
     layers[0] |= _split_steps(state) | _split_statistics(state)
     layers[0] |= {f"float/{name}": array for name, array in state.floats.items()}
-    # `ascontiguousarray` would give an array of no axes one.
+    # `ascontiguousarray` would add an axis to an array without axes.
     return [{k: np.asarray(array, order="C") for k, array in layer.items()} for layer in layers]
 
 
 def _spoilt(*parts: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the tensors that hold nan."""
+    """Return names of tensors that contain nan."""
     return [
         name
         for part in parts
@@ -387,7 +388,7 @@ def _spoilt(*parts: Mapping[str, np.ndarray]) -> list[str]:
 
 
 def _split_steps(state: LayeredState) -> dict[str, np.ndarray]:
-    """Steps and scales, all of a kind in one tensor."""
+    """Join steps and scales, all of one kind in one tensor."""
     weights = [state.weights[path] for path in sorted(state.weights)]
     activations = [state.activations[path] for path in sorted(state.activations)]
     channels = [w.codes.shape[w.axis] for w in weights]
@@ -410,7 +411,7 @@ def _split_steps(state: LayeredState) -> dict[str, np.ndarray]:
 
 
 def _split_statistics(state: LayeredState) -> dict[str, np.ndarray]:
-    """Each statistic of all widths in one tensor."""
+    """Join each statistic of all widths in one tensor."""
     forms = {
         bits: {name: (array.dtype, array.shape) for name, array in arrays.items()}
         for bits, arrays in state.statistics.items()
@@ -427,11 +428,12 @@ def _split_statistics(state: LayeredState) -> dict[str, np.ndarray]:
 
 
 def compute_content_digest(below: str, tensors: Mapping[str, np.ndarray]) -> str:
-    """`FileEntry.content` of a file.
+    """Compute `FileEntry.content` of a file.
 
     Args:
-        below: that of the file before it; for the first file, the digest of `Manifest.structure`.
-        tensors: in the file.
+        below: the digest of the file before it; for the first file, the digest of
+            `Manifest.structure`.
+        tensors: tensors in the file.
     """
     found = hashlib.sha256(below.encode())
     for name in sorted(tensors):
@@ -446,10 +448,10 @@ def compute_content_digest(below: str, tensors: Mapping[str, np.ndarray]) -> str
 
 
 def parse_tensors(data: bytes, where: str) -> dict[str, np.ndarray]:
-    """The tensors of a file.
+    """Return the tensors of a file.
 
     Raises:
-        LayeredModelError: not safetensors, or of a type that NumPy has not.
+        LayeredModelError: not safetensors, or of a type that NumPy does not have.
     """
     _require(header_fits(data[:8], len(data)), where, "a header that fits the file", data[:8])
     try:
@@ -462,7 +464,7 @@ def parse_tensors(data: bytes, where: str) -> dict[str, np.ndarray]:
 
 
 class _Taken:
-    """The tensors of a file, taken out one after another."""
+    """The tensors of a file. They are taken out one after another."""
 
     def __init__(self, tensors: Mapping[str, np.ndarray], where: str) -> None:
         self.left, self.where = dict(tensors), where
@@ -477,7 +479,7 @@ class _Taken:
         return found
 
     def steps(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        """One tensor as those of each path: finite numbers of at least 0."""
+        """Split one tensor into those of each path: finite numbers of at least 0."""
         flat = self.take(name, "float32", (sum(map(math.prod, shapes.values())),))
         start, parts = 0, {}
         for path in sorted(shapes):
@@ -500,16 +502,16 @@ class _Taken:
 def join_layers(
     manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folder: str
 ) -> LayeredState:
-    """Make a state of the tensors of the first files.
+    """Make a state from the tensors of the first files.
 
     Args:
-        manifest: what they mean.
+        manifest: the manifest that describes them.
         layers: the tensors of each file, from the model's lowest width up; at least one.
-        folder: what the files are in, for errors.
+        folder: folder of the files, for errors.
 
     Raises:
-        LayeredModelError: a tensor that is missing, too many, of a type or shape that the manifest
-            does not say, or that holds what it may not.
+        LayeredModelError: a tensor is missing, not in the manifest, of another type or shape, or
+            has invalid values.
     """
     held = manifest.lowest + len(layers) - 1
     taken = [
@@ -531,7 +533,7 @@ def join_layers(
 
 def _weights(manifest: Manifest, taken: list[_Taken]) -> dict[str, LayeredWeight]:
     entries, basic = manifest.weights, taken[0]
-    # Before anything is made by the sizes that the manifest says.
+    # Before memory is allocated for the sizes in the manifest.
     packed = {path: _planes(path, entry, manifest, taken) for path, entry in entries.items()}
     channels = {path: entry.shape[entry.axis] for path, entry in entries.items()}
     steps = basic.steps("steps", {path: (n,) for path, n in channels.items()})
@@ -564,7 +566,7 @@ def _weights(manifest: Manifest, taken: list[_Taken]) -> dict[str, LayeredWeight
 
 
 def _planes(path: str, entry: WeightEntry, manifest: Manifest, taken: list[_Taken]) -> np.ndarray:
-    """uint8 `[bits, bytes]`: what the files hold of a weight."""
+    """Return uint8 `[bits, bytes]`: the planes of a weight in the files."""
     name, size = f"codes/{path}", count_plane_bytes(entry.count)
     planes = [taken[0].take(name, "uint8", (entry.width(manifest.lowest), size))]
     for below, layer in enumerate(taken[1:], manifest.lowest):
@@ -576,7 +578,7 @@ def _planes(path: str, entry: WeightEntry, manifest: Manifest, taken: list[_Take
 def _activations(manifest: Manifest, basic: _Taken) -> dict[str, LayeredActivation]:
     entries = manifest.activations
     steps = basic.steps("inputs", {path: (len(e.widths),) for path, e in entries.items()})
-    for path, step in steps.items():  # unlike a weight's they are divided by
+    for path, step in steps.items():  # unlike steps of weights, these are divisors
         where = f"{basic.where}: inputs of {shorten(path)}"
         _require(bool((step > 0).all()), where, "steps above 0", "0")
     return {
@@ -601,7 +603,7 @@ def _check_names(
     statistics: Mapping[str, np.ndarray],
     where: str,
 ) -> None:
-    """One tensor a name; of types that every tool reads."""
+    """Check that there is one tensor per name, of a type that every tool reads."""
     names = [*(f"{path}.weight" for path in weights), *floats, *statistics]
     twice = [name for name, times in Counter(names).items() if times > 1]
     _require(not twice, where, "every tensor once", twice)

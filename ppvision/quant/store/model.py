@@ -1,8 +1,9 @@
-"""One stored model for every width: written as layers, read as far as needed.
+"""One stored model for every width: it is written as layers and read as far as needed.
 
-Source: arXiv 2212.05326: the narrowest codes are the basic layer, each further bit an enhance
-layer. `ppvision.quant.store.files` says what the files hold. Precision k is the manifest and the
-files up to `wK`: a device loads what it can use, and later only the next layer.
+Source: arXiv 2212.05326: the narrowest codes are the basic layer, and each further bit is an
+    enhancement layer. `ppvision.quant.store.files` describes the files. Precision k consists of the
+    manifest and the files up to `wK`: a device loads what it can use, and later only the next
+    layer.
 """
 
 import hashlib
@@ -92,19 +93,19 @@ def save_layered(
     check_output(folder)
     manifest = describe_state(state, _plain(config))
     layers = split_layers(state)
-    join_layers(manifest, layers, str(folder))  # what a reader would refuse is not written
+    join_layers(manifest, layers, str(folder))  # do not write what a reader would refuse
     with replace_folder(folder, _is_layered, _OURS) as work:
         _write(manifest, layers, work / "final")
     return folder
 
 
 def check_output(folder: str | Path) -> None:
-    """Raise `FileExistsError` for a folder that `save_layered` would not replace."""
+    """Raise `FileExistsError` for a folder that `save_layered` does not replace."""
     check_replaceable(resolve_new_folder(folder), _is_layered, _OURS)
 
 
 def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredState:
-    """The model's state, complete at all of the widths."""
+    """Return the model's state, complete at all widths."""
     if isinstance(model, LayeredState):
         if tuple(model.bits) != bits or model.held_bits < bits[0]:
             raise InputError(
@@ -136,7 +137,7 @@ def _state_of(model: nn.Layer | LayeredState, bits: tuple[int, ...]) -> LayeredS
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config as it comes back from JSON."""
+    """Return a config after a round trip through JSON."""
     if not isinstance(config, Mapping):
         raise InputError(f"config: expected a dict, got {type(config).__name__}.")
     _check_plain(config, "config")
@@ -148,7 +149,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_plain(value: object, where: str) -> None:
-    """JSON would write a key of another type as text, and read it as such."""
+    """Check keys, because JSON writes a key of another type as text."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -179,7 +180,7 @@ def _write(manifest: Manifest, layers: Sequence[Mapping[str, np.ndarray]], folde
 
 
 def _is_layered(folder: Path) -> bool:
-    """Whether a folder is empty or a layered model and nothing else."""
+    """Whether a folder is empty or contains only a layered model."""
     return holds_only(folder, [MANIFEST, *map(name_file, range(1, 9))], MANIFEST)
 
 
@@ -205,7 +206,7 @@ class LayeredModel:
 
     @cached_property
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The float model's tensors at `bits`, by its names."""
+        """Return the float model's tensors at `bits`, by its names."""
         return self.state.state_dict(self.bits)
 
     @cached_property
@@ -261,7 +262,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _read(path: Path, limit: int) -> bytes:
-    """A file's bytes, or the first that are more than `limit`."""
+    """Return a file's bytes; if there are more than `limit`, the first `limit` + 1."""
     if not path.is_file():
         raise LayeredModelError(
             f"{path}: expected this file of a layered model, found none. Copy or fetch it again."
@@ -271,13 +272,14 @@ def _read(path: Path, limit: int) -> bytes:
 
 
 def _read_manifest(folder: Path) -> tuple[Manifest, int]:
-    """The manifest and its bytes."""
+    """Return the manifest and its bytes."""
     data = _read(folder / MANIFEST, MAX_MANIFEST_BYTES)
     return parse_manifest(data, str(folder / MANIFEST)), len(data)
 
 
 def _present(folder: Path, manifest: Manifest) -> int:
-    """The highest width that all files are there for; below the lowest: none."""
+    """Return the highest width for which all files exist; a number below the lowest width means
+    none."""
     bits = manifest.lowest - 1
     while bits < manifest.highest and (folder / name_file(bits + 1)).is_file():
         bits += 1
@@ -285,14 +287,14 @@ def _present(folder: Path, manifest: Manifest) -> int:
 
 
 def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable[[], int]) -> int:
-    """The width to load."""
+    """Return the width to load."""
     low, high = manifest.lowest, manifest.highest
     if bits is not None:
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= high:
             raise InputError(f"bits: expected {low} to {high} for {source}, got {shorten(bits)}.")
         return int(bits)
-    found = max(look(), low)  # without the lowest, reading it will say so
+    found = max(look(), low)  # if the lowest is missing, reading it gives the error
     if found < high:
         logger.warning(
             "%s: %s is missing; using %d bits of %d to %d",
@@ -306,7 +308,7 @@ def _chosen(manifest: Manifest, bits: int | None, source: object, look: Callable
 def _load(
     folder: Path, manifest: Manifest, size: int, bits: int, look: Callable[[], int]
 ) -> LayeredModel:
-    """Read the files of a width; `size` is the manifest's."""
+    """Read the files of a width; `size` is that of the manifest."""
     opened, layers = [(MANIFEST, size)], []
     content = compute_digest(manifest.structure())
     for name in manifest.names(bits):
@@ -325,7 +327,7 @@ def _load(
 
 
 def _read_verified(path: Path, entry: FileEntry) -> bytes:
-    """A file's bytes, read once and compared with the manifest."""
+    """Return a file's bytes, read once and compared with the manifest."""
 
     def differs(what: str, expected: object, got: object) -> LayeredModelError:
         return LayeredModelError(
@@ -362,14 +364,14 @@ def _load_url(remote: Remote, bits: int | None) -> LayeredModel:
         for name in manifest.names(bits):
             entry = manifest.files[name]
             remote.fetch(name, entry.bytes, entry.sha256)
-        # Last, so that the manifest in the cache is one whose files came.
+        # Last, so that the manifest in the cache is one whose files were downloaded.
         write_bytes(cached, data)
         remote.tidy({name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()})
         return _load(remote.folder, manifest, len(data), bits, look)
 
 
 def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> LayeredModel:
-    """What was fetched before, now that the server does not answer."""
+    """Use earlier downloads, because the server does not answer."""
     folder = next(
         (known for known in (remote.folder, remote.previous) if (known / MANIFEST).is_file()), None
     )
@@ -392,7 +394,7 @@ def _load_cached(remote: Remote, bits: int | None, error: UnreachableError) -> L
 
 
 def _served(remote: Remote, manifest: Manifest) -> int:
-    """`_present` of a server."""
+    """Like `_present`, but on a server."""
     bits = manifest.lowest - 1
     while bits < manifest.highest and remote.has(name_file(bits + 1)):
         bits += 1
@@ -404,7 +406,7 @@ def _served(remote: Remote, manifest: Manifest) -> int:
 
 @dataclass(frozen=True)
 class LayeredFile:
-    """A file: its name, bytes and sha256; `present`: whether it is there, None on a server."""
+    """A file: its name, bytes and sha256; `present`: whether it exists, None on a server."""
 
     name: str
     bytes: int
@@ -417,15 +419,15 @@ class LayeredDescription:
     """The content of a manifest. `pack --info` prints its `str()`.
 
     Attributes:
-        source: folder or address.
+        source: folder or URL.
         bits: trained widths, the highest first.
         files: the manifest, then each layer.
         precisions: bytes of the manifest and the files needed, for every width.
-        config: what the architecture is built from.
-        weights: how many weights (tensors) are quantised.
-        fixed: how many of them have one width only.
-        count: numbers in them.
-        activations: how many layers round their input.
+        config: the data from which the architecture is built.
+        weights: number of quantised weights (tensors).
+        fixed: number of them with only one width.
+        count: number of values in them.
+        activations: number of layers that round their input.
     """
 
     source: str

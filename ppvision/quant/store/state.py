@@ -1,7 +1,7 @@
-"""A model taken apart into what all its widths share and what each has of its own.
+"""A model split into the parts that all widths share and the parts of each width.
 
-`LayeredState` is what a file of layers stores and what packed layers are made of. It is plain
-arrays by name: no Paddle layer is needed to hold it.
+Files of layers store a `LayeredState`, and packed layers are made from it. It contains plain arrays
+by name and needs no Paddle layer.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,17 +24,17 @@ from ppvision.quant.train.quanters import LayeredActivationQuanterLayer
 
 @dataclass(frozen=True)
 class LayeredWeight:
-    """One weight as codes.
+    """The codes of one weight.
 
     Attributes:
         codes: int8, of the weight's shape, `held_bits` wide.
-        held_bits: what is there of the codes.
-        top_bits: of the widest codes, whose step `step` is.
-        low_bits: the layer's width at the model's lowest.
-        axis: of the channels.
+        held_bits: number of available bits of the codes.
+        top_bits: width of the widest codes, to which `step` belongs.
+        low_bits: the layer's width at the model's lowest width.
+        axis: axis of the channels.
         step: float32 `[channels]`; 0 for a weight of zeros.
-        widths: at which the layer was trained, the highest first.
-        scales: float32 `[widths, channels]`, what the centres are multiplied with; None for 1.
+        widths: trained widths of the layer, the highest first.
+        scales: float32 `[widths, channels]`, factors of the centres; None for 1.
     """
 
     codes: np.ndarray
@@ -51,10 +51,10 @@ class LayeredWeight:
         return min(max(bits, self.low_bits), self.top_bits)
 
     def at(self, bits: int) -> "LayeredWeight":
-        """The same with no more codes than the model needs at `bits`.
+        """Return the same weight with only the codes that the model needs at `bits`.
 
         Raises:
-            ValueError: fewer are there.
+            ValueError: fewer bits are available.
         """
         width = self.width(bits)
         if width > self.held_bits:
@@ -62,12 +62,12 @@ class LayeredWeight:
         return self.at_width(width)
 
     def at_width(self, width: int) -> "LayeredWeight":
-        """The same with the first `width` bits of its codes."""
+        """Return the same weight with the first `width` bits of its codes."""
         codes = downsample_codes(self.codes, self.held_bits, width)
         return replace(self, codes=codes, held_bits=width)
 
     def cell(self) -> np.ndarray:
-        """float32 `[channels]`: step of the codes held, times their scale."""
+        """Return float32 `[channels]`: step of the available codes, times their scale."""
         step = self.step * np.float32(2.0 ** (self.top_bits - self.held_bits))
         if self.scales is None:
             return step
@@ -75,22 +75,22 @@ class LayeredWeight:
         return step * self.scales[above[-1]]
 
     def dequantize(self) -> np.ndarray:
-        """float32, of the weight's shape: the middle of every cell."""
+        """Return float32 of the weight's shape: the centre of every cell."""
         return dequantize_codes(self.codes, self.cell(), self.held_bits, self.held_bits, self.axis)
 
     def pack(self) -> np.ndarray:
-        """uint8 `[held_bits, ceil(count / 8)]`: the planes of the codes."""
+        """Return uint8 `[held_bits, ceil(count / 8)]`: the planes of the codes."""
         return pack_codes(self.codes, self.held_bits)
 
 
 @dataclass(frozen=True)
 class LayeredActivation:
-    """How the input of a layer is rounded.
+    """The rounding of a layer's input.
 
     Attributes:
         steps: float32 `[widths]`.
-        widths: trained ones, the highest first.
-        low_bits, top_bits: the layer stays within them.
+        widths: trained widths, the highest first.
+        low_bits, top_bits: limits of the layer's width.
         signed: whether codes have a sign.
     """
 
@@ -101,8 +101,8 @@ class LayeredActivation:
     signed: bool
 
     def at(self, bits: int) -> tuple[float, int]:
-        """Step and width while the model is at `bits`. An untrained width covers the range of the
-        next trained one above with fewer steps."""
+        """Return step and width if the model is at `bits`. An untrained width covers the range of
+        the next higher trained width with fewer steps."""
         width = min(max(bits, self.low_bits), self.top_bits)
         row = max((i for i, known in enumerate(self.widths) if known >= width), default=0)
         return float(self.steps[row]) * 2.0 ** max(0, self.widths[row] - width), width
@@ -113,12 +113,12 @@ class LayeredState:
     """A model at all widths up to `held_bits`.
 
     Attributes:
-        bits: widths that it was trained at, the highest first.
-        held_bits: the highest that is there.
+        bits: trained widths, the highest first.
+        held_bits: the highest available width.
         weights: by the path of their layer.
-        floats: every other tensor, by the float model's names.
-        statistics: of BatchNorm, for each trained width, by the float model's names.
-        activations: by the path of the layer whose input it is.
+        floats: all other tensors, by the float model's names.
+        statistics: statistics of BatchNorm for each trained width, by the float model's names.
+        activations: roundings, by the path of the layer that has the input.
     """
 
     bits: tuple[int, ...]
@@ -129,21 +129,21 @@ class LayeredState:
     activations: Mapping[str, LayeredActivation] = field(default_factory=dict)
 
     def check_bits(self, bits: int) -> None:
-        """Raise `ValueError` for a width that is not there."""
+        """Raise `ValueError` for a width that is not available."""
         low = min(self.bits)
         whole = isinstance(bits, (int, np.integer)) and not isinstance(bits, bool)
         if not whole or not low <= bits <= self.held_bits:
             raise InputError(f"bits: expected {low} to {self.held_bits}, got {shorten(bits)}.")
 
     def statistics_at(self, bits: int) -> Mapping[str, np.ndarray]:
-        """BatchNorm's, of the width or of the next trained one above."""
+        """Return BatchNorm's statistics of the width, or of the next higher trained width."""
         return self.statistics.get(min(k for k in self.bits if k >= bits), {})
 
     def state_dict(self, bits: int) -> dict[str, np.ndarray]:
-        """The float model's tensors at a width.
+        """Return the float model's tensors at a width.
 
         Raises:
-            ValueError: a width that is not there.
+            ValueError: the width is not available.
         """
         self.check_bits(bits)
         weights = {
@@ -153,14 +153,14 @@ class LayeredState:
 
 
 def extract_state(model: nn.Layer, bits: tuple[int, ...]) -> LayeredState:
-    """Take a model with layered quanters apart.
+    """Split a model with layered quanters.
 
     Args:
-        model: what `LayeredQAT.quantize` made; of a `OnceQAT` its `model`.
-        bits: widths that it was trained at, the highest first.
+        model: the result of `LayeredQAT.quantize`; for a `OnceQAT`, its `model`.
+        bits: trained widths, the highest first.
 
     Raises:
-        ValueError: activations whose steps are not set, weights that are not finite.
+        ValueError: steps of activations are not set, or weights are not finite.
     """
     weights, activations = {}, {}
     statistics: dict[int, dict[str, np.ndarray]] = {k: {} for k in bits}
@@ -196,7 +196,7 @@ def _layered_weight(path: str, layer: LayeredLayer, bits: tuple[int, ...]) -> La
     shape = [1] * weight.ndim
     shape[quanter.axis] = -1
     aligned = step.reshape(shape)
-    # Divided in float32, as in training: else a weight on a border may fall into the next cell.
+    # Divided in float32, as in training; otherwise a weight on a border may be in the next cell.
     cells = np.divide(weight, aligned, out=np.zeros_like(weight), where=aligned > 0)
     try:
         codes = quantize_codes(cells, 1.0, quanter.top_bits)
@@ -228,8 +228,8 @@ def _layered_activation(path: str, layer: LayeredActivationQuanterLayer) -> Laye
 
 
 def walk_layers(model: nn.Layer, prefix: str = "") -> Iterator[tuple[str, nn.Layer, str, nn.Layer]]:
-    """Of every sublayer: its path, its parent, its name there, itself. A layer that is in two
-    places comes twice."""
+    """Yield for every sublayer its path, its parent, its name there, and the layer. A layer in two
+    places is yielded twice."""
     for name, layer in list(model._sub_layers.items()):
         if layer is not None:
             yield f"{prefix}{name}", model, name, layer

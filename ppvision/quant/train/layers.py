@@ -1,9 +1,9 @@
-"""Layers that run at the width of the moment: what quanters are put into.
+"""Layers that run at the current width, into which quanters are put.
 
-A layered layer is the layer that it replaces, of a subclass: the same parameters under the same
-names, the same options, the same forward pass. Only `weight` is another: whoever reads it gets the
-quantised one. So a checkpoint of the float model fits, and every layer that reads `self.weight` can
-be quantised by two lines below.
+A layered layer is of a subclass of the layer that it replaces, with the same parameters and names,
+the same options and the same forward pass. Only `weight` differs: it gives the quantised weight. So
+a checkpoint of the float model fits, and two lines below can quantise every layer that reads
+`self.weight`.
 """
 
 import copy
@@ -22,7 +22,7 @@ from ppvision.quant.train.quanters import (
     LayeredWeightQuanterLayer,
 )
 
-# The parts that come before a class of Paddle's; for a type checker they are layers.
+# The parts before a class of Paddle; a type checker sees them as layers.
 if TYPE_CHECKING:
     from paddle.nn import Layer as _Mixin
 else:
@@ -30,22 +30,23 @@ else:
 
 
 def become(new: nn.Layer, layer: nn.Layer) -> None:
-    """Give `new`, whose class is one of `layer`'s subclasses, all that `layer` holds."""
+    """Give `new`, of a subclass of `layer`'s class, all attributes of `layer`."""
     held = {"_parameters", "_buffers", "_sub_layers", "_non_persistable_buffer_names_set"}
     for name, value in vars(layer).items():
         vars(new)[name] = copy.copy(value) if name in held else value
 
 
 class LayeredLayer(_Mixin):
-    """The part of a layered layer that is the same for all; comes before the class that it changes.
+    """The common part of layered layers; it comes before the class that it changes.
 
     Args:
-        layer: to be replaced.
-        q_config: with `weight` and `activation`, factories or None, as PaddleSlim hands them on.
+        layer: the layer to replace.
+        q_config: an object with `weight` and `activation`, factories or None, from PaddleSlim.
 
     Raises:
-        ValueError: quanters of another kind, which have one width; an activation's without the
-            weight's; a layer whose weight is computed from others (`weight_norm`).
+        ValueError: the quanters are of another kind, with only one width; there is a quanter for
+            activations but none for the weight; or the weight is computed from other parameters
+            (`weight_norm`).
     """
 
     def __init__(self, layer: nn.Layer, q_config: SingleLayerConfig) -> None:
@@ -62,10 +63,10 @@ class LayeredLayer(_Mixin):
             return weight
         try:
             return self.weight_quanter(weight)
-        except AttributeError as error:  # else Paddle's Layer would look for a float `weight`
+        except AttributeError as error:  # otherwise Paddle's Layer would look for a float `weight`
             raise EngineError(f"{self.full_name()}: {error}") from error
 
-    @paddle.jit.not_to_static  # which takes `super()` for that of the object's own class
+    @paddle.jit.not_to_static  # it would replace `super()` by that of the object's own class
     def forward(self, x: Tensor, *others: object, **named: object) -> Tensor:
         if self.activation_quanter is not None:
             x = self.activation_quanter(x)
@@ -90,11 +91,11 @@ def _check_quanters(layer: nn.Layer, q_config: SingleLayerConfig) -> None:
 
 
 class LayeredConv2D(LayeredLayer, nn.Conv2D):
-    """Conv2D, grouped and depthwise as well."""
+    """Conv2D, also grouped and depthwise."""
 
 
 class LayeredConv2DTranspose(LayeredLayer, nn.Conv2DTranspose):
-    """Conv2DTranspose; a step for each output channel of a group."""
+    """Conv2DTranspose, with one step per output channel of a group."""
 
 
 class LayeredLinear(LayeredLayer, nn.Linear):
@@ -102,18 +103,18 @@ class LayeredLinear(LayeredLayer, nn.Linear):
 
 
 class LayeredSemanticDifferenceConv2D(LayeredLayer, SemanticDifferenceConv2D):
-    """SDN's operator; its activation quanter is that of u."""
+    """SDN's operator; its quanter for activations is for u."""
 
 
 class LayeredNorm(_Mixin):
-    """BatchNorm with statistics for each trained width; its weight and bias serve all.
+    """BatchNorm with statistics for each trained width; its weight and bias are shared.
 
-    Those of the highest width keep their names, `_mean` and `_variance`; the others are buffers,
-    `w4_mean` and so on. An untrained width takes those of the next trained one above.
+    The statistics of the highest width keep their names, `_mean` and `_variance`; the others are
+    buffers, `w4_mean` and so on. An untrained width uses those of the next higher trained width.
 
     Args:
-        layer: to be replaced.
-        q_config: its `weight`, a `LayeredWeightQuanter`, tells the widths.
+        layer: the layer to replace.
+        q_config: its `weight`, a `LayeredWeightQuanter`, has the widths.
     """
 
     def __init__(self, layer: nn.Layer, q_config: SingleLayerConfig) -> None:
@@ -130,7 +131,7 @@ class LayeredNorm(_Mixin):
         self.bits = min((k for k in self.trained if k >= bits), default=self.trained[0])
 
     def statistics(self, name: str) -> Tensor:
-        """`_mean` or `_variance` of the width of the moment, `[channels]`."""
+        """Return `_mean` or `_variance` of the current width, `[channels]`."""
         if self.bits == self.trained[0]:
             return self._parameters[name]
         return self._buffers[f"w{self.bits}{name}"]
@@ -170,7 +171,7 @@ NORMS: dict[type[nn.Layer], type[nn.Layer]] = {
 
 
 def set_bits(model: nn.Layer, bits: int) -> None:
-    """Let all quanters and norms of a model work at a width from now on."""
+    """Set the width of all quanters and norms of a model."""
     with_widths = LayeredNorm | LayeredWeightQuanterLayer | LayeredActivationQuanterLayer
     for layer in model.sublayers(include_self=True):
         if isinstance(layer, with_widths):

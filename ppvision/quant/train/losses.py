@@ -1,7 +1,7 @@
-"""What becomes of the losses of each width when all are trained together.
+"""Combine the losses of all widths in a training of all widths.
 
-`OnceQAT` takes any function for it. An equal mean is our choice; so is the distillation from the
-highest width.
+`OnceQAT` accepts any function for it. We chose an equal mean, and distillation from the highest
+width.
 """
 
 import math
@@ -14,8 +14,8 @@ from paddle import Tensor
 from ppvision.errors import InputError, shorten
 from ppvision.quant.train.quanters import check_widths
 
-# From a width, its losses and its logits `[B, K, ...]` (None where a model gives losses only) to
-# the losses that count. In a step the widths come one after another, the highest first.
+# Maps a width, its losses and its logits `[B, K, ...]` (None if a model gives only losses) to the
+# losses to minimise. In a step the widths come one after another, the highest first.
 WeighLosses = Callable[[int, list[Tensor], Tensor | None], list[Tensor]]
 
 
@@ -33,7 +33,7 @@ class WeightedLosses:
         ValueError: a value is out of its range.
 
     Attributes:
-        weights: by width.
+        weights: weight by width.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class WeightedLosses:
 
 
 def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's prediction, the mean over pictures and pixels.
+    """Return the Kullback-Leibler divergence from the teacher's prediction, the mean over images
+    and pixels.
 
     Shapes: `[B, K, ...]` both.
     """

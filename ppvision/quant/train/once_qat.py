@@ -1,7 +1,7 @@
 """One training for every width.
 
 Source: arXiv 2212.05326 (see `ppvision.quant.codes`): the source weights are trained for all
-precisions together. All widths at every step is our choice; so is its alternative, the sandwich
+precisions together. We chose to train all widths at every step, and as an alternative the sandwich
 rule (Yu and Huang, ICCV 2019).
 """
 
@@ -50,7 +50,7 @@ class OnceQAT(nn.Layer):
             range, or `weigh` is used with `weights` or `distillation`.
     """
 
-    # The default of `losses`; `ppvision.plugins.paddleseg` puts it here. PaddleSeg's users build
+    # The default of `losses`; `ppvision.plugins.paddleseg` sets it. PaddleSeg's users build
     # `OnceQAT(model, bits)` and train it with PaddleSeg's own trainer.
     stock_losses: Losses | None = None
 
@@ -85,14 +85,14 @@ class OnceQAT(nn.Layer):
         self._alone: int | None = None
         self._ran: tuple[int, ...] = ()  # widths of the last forward pass in training
         self._draws = random.Random(0)
-        self.drawn = self.widths  # of the step
+        self.drawn = self.widths  # widths of the step
         self.draw(self._draws)
         set_bits(model, self.bits)
 
     def set_bits(self, bits: int) -> None:
-        """The width to work at in evaluation; any from the lowest of the widths to the highest.
+        """Set the width for evaluation; it may be any from the lowest to the highest width.
 
-        An untrained width in between takes the statistics of the next trained one above.
+        An untrained width uses the statistics of the next higher trained width.
         """
         low, high = self.widths[-1], self.widths[0]
         if isinstance(bits, bool) or not isinstance(bits, int) or not low <= bits <= high:
@@ -106,9 +106,9 @@ class OnceQAT(nn.Layer):
             self.drawn = self.widths[0], chance.choice(self.widths[1:-1]), self.widths[-1]
 
     def train_at(self, bits: int | None) -> None:
-        """Let forward passes in training run one width only, until told otherwise; None: all.
+        """Let forward passes in training run only one width, until the next call; None: all widths.
 
-        A backward pass that computes layers again (recompute) has to happen before the next call.
+        A backward pass that computes layers again (recompute) must run before the next call.
         """
         self._alone = bits
         if bits is not None:
@@ -116,7 +116,7 @@ class OnceQAT(nn.Layer):
 
     @contextlib.contextmanager
     def alone(self, bits: int) -> Iterator[None]:
-        """`train_at` inside; afterwards as before."""
+        """Apply `train_at` in the block, and restore the earlier setting."""
         before = self.bits
         self.train_at(bits)
         try:
@@ -126,10 +126,10 @@ class OnceQAT(nn.Layer):
             self.set_bits(before)
 
     def forward(self, *inputs: object, **named: object) -> object:
-        """In evaluation what the model gives at the present width; in training a list of outputs,
-        those of the highest width first, then of the next. Of a model that gives its losses by
-        name, as PaddleDetection's do, one dictionary: `loss`, the mean over the widths of what
-        `weigh` makes of each, and `loss_w8`, `loss_w4`, ..."""
+        """In evaluation, return the model's output at the current width. In training, return a list
+        of outputs, the highest width first. If the model gives its losses by name, like
+        PaddleDetection's, return one dictionary: `loss`, the mean over the widths of the results of
+        `weigh`, and `loss_w8`, `loss_w4`, ..."""
         if not self.training:
             return self.model(*inputs, **named)
         if self._alone is not None:
@@ -146,7 +146,8 @@ class OnceQAT(nn.Layer):
         return self._one_dict(outputs) if isinstance(outputs[0], dict) else outputs
 
     def _one_dict(self, outputs: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What PaddleDetection's trainer takes: `loss`, the mean, then each width's."""
+        """Return the losses for PaddleDetection's trainer: `loss`, the mean, then that of each
+        width."""
         losses = [found["loss"] for found in outputs]
         pairs = zip(self._ran, losses, strict=True)
         total = sum(sum(self.weigh(k, [loss], None)) for k, loss in pairs) / len(losses)
@@ -155,24 +156,26 @@ class OnceQAT(nn.Layer):
 
     @property
     def names(self) -> list[str]:
-        """Of the widths of a step, the same at every step: `w8`, `w4`, ...; `random` for one that
-        is drawn."""
+        """Return names of the widths of a step, equal at every step: `w8`, `w4`, ...; `random` for
+        a drawn width."""
         if self.objective == "mean" or len(self.widths) < 3:
             return [f"w{k}" for k in self.drawn]
         return [f"w{self.widths[0]}", "random", f"w{self.widths[-1]}"]
 
     def load_meanstd(self, transforms: Sequence[dict]) -> None:
-        """PaddleDetection's trainer tells its architectures so what normalises a picture."""
+        """Accept the normalisation of images, which PaddleDetection's trainer gives to
+        architectures."""
         self.model.load_meanstd(transforms)
 
     def loss_computation(
         self, logits_list: Sequence[Tensor], losses: dict, data: dict
     ) -> list[Tensor]:
-        """The losses of all widths in the outputs of a training pass, whose sum counts.
+        """Return the losses of all widths from the outputs of a training pass; their sum is
+        minimised.
 
         Args:
-            logits_list: what `forward` gave.
-            losses: PaddleSeg's, with `types` and `coef`.
+            logits_list: the output of `forward`.
+            losses: PaddleSeg's losses, with `types` and `coef`.
             data: the batch.
         """
         size = len(logits_list) // len(self._ran)

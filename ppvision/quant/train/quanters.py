@@ -1,11 +1,11 @@
 """Quanters for layered models, as factories of `paddle.quantization`.
 
 Source: layered codes, arXiv 2212.05326 (see `ppvision.quant.codes`); learned steps and their
-gradient: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153. Cells instead
-of rounding, the initial step and learning it by its logarithm are our choice.
+gradient: Esser et al., "Learned Step Size Quantization", ICLR 2020, arXiv 1902.08153. We chose
+    cells instead of rounding, the initial step, and learning the logarithm of the step.
 
-A quanter serves every width: `set_bits` says which one counts now. A layer can stay within
-`min_bits` and `max_bits`; a layer with both at 8 keeps 8 bits at every width of the model.
+A quanter works at every width: `set_bits` sets the current one. `min_bits` and `max_bits` limit the
+width of a layer; a layer with both at 8 keeps 8 bits at every width of the model.
 """
 
 import math
@@ -28,11 +28,11 @@ DEFAULT_BITS = (8, 6, 4, 3, 2)
 
 
 class _Range:
-    """The widths of one layer, while the model goes through those that it is trained at.
+    """The widths of one layer for the trained widths of the model.
 
     Attributes:
-        trained: the model's widths, the highest first.
-        widths: the layer's own at those, the highest first, each once.
+        trained: trained widths of the model, the highest first.
+        widths: the layer's widths at those, the highest first, each once.
     """
 
     def __init__(self, bits: Sequence[int], min_bits: int, max_bits: int) -> None:
@@ -45,32 +45,34 @@ class _Range:
         self.widths = tuple(sorted({self.width(k) for k in self.trained}, reverse=True))
 
     def width(self, bits: int) -> int:
-        """The layer's width while the model is at `bits`."""
+        """Return the layer's width if the model is at `bits`."""
         return min(max(bits, self.low), self.high)
 
     def row(self, bits: int) -> int:
-        """The place in `widths` of a width; an untrained one goes with the next trained above."""
+        """Return the place of a width in `widths`; an untrained width has the place of the next
+        higher trained one."""
         return max((i for i, width in enumerate(self.widths) if width >= bits), default=0)
 
 
 # -- steps to start from ---------------------------------------------------------------------------
 
-# Steps that are tried, as shares of the largest magnitude over half the codes: 1 clips nothing.
+# Steps that are tried, as fractions of the largest magnitude divided by half of the codes: 1 clips
+# nothing.
 _SHARES = np.geomspace(0.04, 1.1, 40).astype(np.float32)
-_BLOCK = 1 << 22  # weights looked at together
-_MUCH_CLIPPED = 0.03  # share of weights beyond their codes' reach
+_BLOCK = 1 << 22  # number of weights per block
+_MUCH_CLIPPED = 0.03  # fraction of weights beyond the range of their codes
 
 
 def find_initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """Steps of the widest codes that serve all widths alike.
+    """Find steps of the widest codes that are good for all widths.
 
-    Minimises, for each channel, the sum over the widths of the squared error, each relative to the
-    lowest that this width could have with a step of its own. (The best step at 8 bits alone would
+    For each channel this minimises the sum over the widths of the squared error, divided by the
+    lowest error that this width could have with its own step. (The best step for 8 bits only would
     leave most 2-bit codes unused.)
 
     Args:
         weight: float `[channels, N]`.
-        widths: to be served. The step is that of the widest.
+        widths: the widths. The step is that of the widest.
 
     Returns:
         float32 `[channels]`. A channel of zeros has the median of the others; all zeros give 0.
@@ -89,7 +91,7 @@ def find_initial_steps(weight: np.ndarray, widths: Sequence[int]) -> np.ndarray:
 
 
 def _best_steps(weight: np.ndarray, whole: np.ndarray, widths: Sequence[int]) -> np.ndarray:
-    """`find_initial_steps` of a few channels; `whole` are the steps that clip nothing."""
+    """Apply `find_initial_steps` to a few channels; `whole` are the steps without clipping."""
     top = max(widths)
     weight = weight.astype(np.float32)
     unit = np.where(whole > 0, whole, 1.0).astype(np.float32)
@@ -107,7 +109,7 @@ def _best_steps(weight: np.ndarray, whole: np.ndarray, widths: Sequence[int]) ->
 
 
 def find_rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
-    """The step with the lowest squared error for values that are rounded to `bits` bits.
+    """Find the step with the lowest squared error for values that are rounded to `bits` bits.
 
     Args:
         values: floats of any shape.
@@ -115,7 +117,7 @@ def find_rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
         signed: whether the codes are -2^(bits-1) to 2^(bits-1) - 1, or 0 to 2^bits - 1.
 
     Returns:
-        The step; 1 where all values are zero.
+        The step; 1 if all values are zero.
     """
     values = values.astype(np.float32).reshape(-1)
     largest = np.abs(values).max(initial=0.0)
@@ -131,7 +133,7 @@ def find_rounding_step(values: np.ndarray, bits: int, signed: bool) -> float:
 
 
 def rounding_range(bits: int, signed: bool) -> tuple[int, int]:
-    """The lowest and highest code that activations are rounded to."""
+    """Return the lowest and highest code of activations."""
     return code_range(bits) if signed else (0, (1 << bits) - 1)
 
 
@@ -139,24 +141,24 @@ def rounding_range(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def find_channel_axis(layer: nn.Layer) -> int:
-    """The axis of a layer's weight that counts its output channels (of a group, if transposed)."""
+    """Return the axis of a layer's weight for its output channels (of a group, if transposed)."""
     return 1 if isinstance(layer, (nn.Linear, nn.Conv2DTranspose)) else 0
 
 
 class _CellCentres(PyLayer):
-    """Weights -> the centres of their cells; straight through backwards.
+    """Map weights to the centres of their cells; the backward pass is straight-through.
 
-    With u = w / s and q = clip(floor(u)), the result is `r s (q + 1/2)`. Inside of the range the
-    weight's gradient passes; the step's is that of LSQ, `q + 1/2 - u` inside and `q + 1/2` outside.
-    Keeps nothing but its inputs.
+    With u = w / s and q = clip(floor(u)), the result is `r s (q + 1/2)`. Inside the range the
+    gradient of the weight passes. The gradient of the step is that of LSQ: `q + 1/2 - u` inside and
+    `q + 1/2` outside. It stores only its inputs.
     """
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, step: Tensor, scale: Tensor, learning: Tensor, bits: int
     ) -> Tensor:
-        """`step`, `scale` and `learning`, a factor of the gradients of both, have the weight's
-        axes."""
+        """`step`, `scale` and `learning` (a factor of the gradients of both) have the axes of the
+        weight."""
         ctx.save_for_backward(weight, step, scale, learning)
         ctx.bits = bits
         return step * scale * (_cells(weight, step, bits)[1] + 0.5)
@@ -184,13 +186,13 @@ class _CellCentres(PyLayer):
 def _of_trained(
     inputs: tuple[Tensor, ...], gradients: tuple[Tensor, ...]
 ) -> tuple[Tensor | None, ...]:
-    """As PyLayer wants them: None for an input without gradient."""
+    """Return gradients in the form for PyLayer: None for an input without gradient."""
     pairs = zip(inputs, gradients, strict=True)
     return tuple(None if x.stop_gradient else gradient for x, gradient in pairs)
 
 
 def _cells(weight: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """`w / s` and the codes, as floats; zeros where the step is 0."""
+    """Return `w / s` and the codes, as floats; zeros if the step is 0."""
     low, high = code_range(bits)
     alive = step > 0
     u = paddle.where(
@@ -206,11 +208,12 @@ def _step_name(widths: tuple[int, ...]) -> str:
 class LayeredWeightQuanterLayer(BaseQuanter):
     """Weights at the current width; their codes are the first bits of the widest codes.
 
-    See `LayeredWeightQuanter` for the arguments; `layer` is the one whose `weight` is quantised.
+    See `LayeredWeightQuanter` for the arguments; `layer` is the layer with the quantised `weight`.
 
     Attributes:
-        initial_step: `[channels]`, of the widest codes, where training began. 0: a layer of zeros.
-        settling: `[1]`, 1 for a layer that began at zero: its steps follow its weights.
+        initial_step: `[channels]`, step of the widest codes at the start of the training. 0: a
+            layer of zeros.
+        settling: `[1]`, 1 for a layer that started at zero: its steps follow its weights.
         log_scale: `[channels]`, learned: the step is `initial_step * exp(log_scale)`. So it is
             always positive. An optimiser that normalises gradients (Adam) changes a step in
             proportion to its size, and weight decay pulls it back to its initial value.
@@ -248,13 +251,13 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         self.register_buffer("settling", paddle.full([1], float(self._starts_at_zero)))
 
     def _set_initial(self, weight: np.ndarray) -> None:
-        """Steps for a weight `[channels, N]`."""
+        """Set the initial steps for a weight `[channels, N]`."""
         steps = find_initial_steps(weight, self.widths)
         self.initial_step.set_value(steps)
         if not hasattr(self, "log_widths"):
             return
         factors = []
-        for bits in self.widths:  # the factor with the least squared error, close to 1
+        for bits in self.widths:  # the factor with the lowest squared error, close to 1
             cell = steps[:, None] * 2.0 ** (self.top_bits - bits)
             low, high = code_range(bits)
             codes = np.clip(np.floor(weight / np.where(cell > 0, cell, 1)), low, high)
@@ -266,20 +269,21 @@ class LayeredWeightQuanterLayer(BaseQuanter):
 
     @property
     def initial_step(self) -> Tensor:
-        """`[channels]`; in a state dict the layer's widths stand in its name, so that a checkpoint
-        of other widths, whose steps mean other cells, does not fit."""
+        """Return `[channels]`. In a state dict its name contains the layer's widths, so that a
+        checkpoint with other widths does not fit, because its steps mean other cells."""
         return self._buffers[self._step_name]
 
     @property
     def not_averaged(self) -> tuple[str, ...]:
-        """Tensors that an average of weights copies: set, not learned."""
+        """Return tensors that an average of weights copies, because they are set and not
+        learned."""
         return self._step_name, "settling"
 
     def _settle(self, weight: np.ndarray) -> None:
-        """Let the steps of a layer that began at zero follow its weights `[channels, N]`.
+        """Let the steps of a layer that started at zero follow its weights `[channels, N]`.
 
-        Those grow a thousandfold; steps taken once, from the first of them, would clip them all,
-        and what is clipped has no gradient.
+        The weights grow by a factor of a thousand. Steps from the first weights would clip all
+        later ones, and clipped weights have no gradient.
         """
         reach = self.steps() * np.float32(2 ** (self.top_bits - 1))
         if (np.abs(weight) > reach[:, None]).mean() > _MUCH_CLIPPED:
@@ -290,7 +294,7 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         self.bits = bits
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The weight at the present width, of its own shape."""
+        """Return the weight at the current width, in its own shape."""
         if self._starts_at_zero and self.training and float(self.settling):
             self._settle(_rows(weight, self.axis))
         bits = self.range.width(self.bits)
@@ -304,13 +308,14 @@ class LayeredWeightQuanterLayer(BaseQuanter):
             return _CellCentres.apply(weight.astype("float32"), *factors, bits)
 
     def _learning(self, step: Tensor, cell: float, size: int, bits: int) -> Tensor:
-        """`[channels]`: the factor of a step's gradient, `1 / (sqrt(N) (2^(bits-1) s)^2)`.
+        """Return `[channels]`: the factor of a step's gradient, `1 / (sqrt(N) (2^(bits-1) s)^2)`.
 
-        What a channel's N weights feel under SGD when they are scaled together is 1 / |w|^2; the
-        codes' range stands for their size, and the factor is of that order at every width. LSQ's
-        own, 1 / (sqrt(N 2^(bits-1)) s^2) for a logarithm, is 1000 times as much at 8 bits: there
-        the steps ran away under SGD with momentum. Not less than the initial step counts, or steps
-        that shrink would shrink ever faster.
+        Under SGD, the corresponding factor for scaling a channel's N weights together is 1 / |w|^2.
+        The range of the codes represents the size of the weights, so this factor has the same order
+        at every width. LSQ's own factor, 1 / (sqrt(N 2^(bits-1)) s^2) for a logarithm, is 1000
+        times larger at 8 bits: with it the steps diverged under SGD with momentum. A step below the
+        initial one counts as the initial one; otherwise shrinking steps would shrink faster and
+        faster.
         """
         per_channel = size // len(step)
         largest = paddle.maximum(step, self.initial_step * cell) * 2.0 ** (bits - 1)
@@ -318,18 +323,18 @@ class LayeredWeightQuanterLayer(BaseQuanter):
         return alive / paddle.clip(largest, min=1e-15).square()
 
     def _scale(self, bits: int) -> Tensor:
-        """`[channels]`: what the width multiplies its centres with."""
+        """Return `[channels]`: the width's factor of the centres."""
         if not hasattr(self, "log_widths"):
             return paddle.ones_like(self.initial_step)
         rows = self.log_widths.reshape([len(self.widths), -1])
         return paddle.exp(rows[self.range.row(bits)])
 
     def steps(self) -> np.ndarray:
-        """float32 `[channels]`: the steps of the widest codes."""
+        """Return float32 `[channels]`: the steps of the widest codes."""
         return (paddle.exp(self.log_scale) * self.initial_step).numpy()
 
     def width_scales(self) -> np.ndarray | None:
-        """float32 `[widths, channels]` with `steps="per_width"`, else None."""
+        """Return float32 `[widths, channels]` with `steps="per_width"`, otherwise None."""
         if not hasattr(self, "log_widths"):
             return None
         return paddle.exp(self.log_widths).numpy().reshape(len(self.widths), -1)
@@ -376,27 +381,29 @@ class LayeredWeightQuanter(QuanterFactory):
 
 
 def _rows(weight: Tensor, axis: int) -> np.ndarray:
-    """`[channels, N]`, float32."""
+    """Return the weight as `[channels, N]`, float32."""
     array = np.moveaxis(weight.astype("float32").numpy(), axis, 0)
     return array.reshape(len(array), -1)
 
 
 # -- activations -----------------------------------------------------------------------------------
 
-_KEPT_VALUES = 1 << 16  # of each batch, for the initial steps
-_KEPT_IN_ALL = 1 << 20  # of all batches: 4 MiB
+_KEPT_VALUES = 1 << 16  # values per batch, for the initial steps
+_KEPT_IN_ALL = 1 << 20  # values of all batches: 4 MiB
 
 
 def round_to_nearest(x: Tensor) -> Tensor:
-    """The nearest whole number, halves upwards; of any shape.
+    """Round to the nearest whole number, halves upwards; any shape.
 
-    Not `paddle.round`, whose oneDNN kernel would take most of an exported model's time.
+    `paddle.round` is not used, because its oneDNN kernel would take most of the time of an exported
+    model.
     """
     return paddle.floor(x + 0.5)
 
 
 class _Rounding(PyLayer):
-    """Rounded to whole steps; straight through backwards, with LSQ's gradient of the step."""
+    """Round to whole steps; the backward pass is straight-through, with LSQ's gradient of the
+    step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, learning: Tensor, low: int, high: int) -> Tensor:
@@ -417,14 +424,14 @@ class _Rounding(PyLayer):
 
 
 class LayeredActivationQuanterLayer(BaseQuanter):
-    """Activations rounded at the current width, with a learned step per width.
+    """Rounds activations at the current width, with a learned step per width.
 
     The first training batch, or `calibrate`, sets the initial steps and whether codes have a sign.
 
     Attributes:
         initial_step: `[widths]`, 0 until they are set.
-        log_scale: `[widths]`, learned, as of `LayeredWeightQuanterLayer`.
-        signed: `[1]`, 1 when a negative value was seen.
+        log_scale: `[widths]`, learned, as in `LayeredWeightQuanterLayer`.
+        signed: `[1]`, 1 if a negative value was seen.
     """
 
     def __init__(
@@ -445,21 +452,22 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         self.register_buffer("signed", paddle.zeros([1]))
         self.calibrating = False
         self._seen, self._thinned = np.zeros(0, np.float32), 1
-        self._is_set: bool | None = None  # not known
+        self._is_set: bool | None = None  # not known yet
 
     @property
     def initial_step(self) -> Tensor:
-        """`[widths]`; named in a state dict as that of `LayeredWeightQuanterLayer`."""
+        """Return `[widths]`; its name in a state dict is as in `LayeredWeightQuanterLayer`."""
         return self._buffers[self._step_name]
 
     @property
     def not_averaged(self) -> tuple[str, ...]:
-        """Tensors that an average of weights copies: set once, not learned."""
+        """Return tensors that an average of weights copies, because they are set once and not
+        learned."""
         return self._step_name, "signed"
 
     @property
     def saw_nothing(self) -> bool:
-        """Whether calibration has not reached this quanter."""
+        """Whether no image of the calibration reached this quanter."""
         return self.calibrating and not len(self._seen)
 
     def set_bits(self, bits: int) -> None:
@@ -484,7 +492,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             step = step * 2.0 ** max(0, self.range.widths[row] - bits)  # an untrained width
             low, high = rounding_range(bits, bool(self.signed))
             largest = max(high, 1) * paddle.maximum(step.detach(), self.initial_step[row])
-            learning = 1.0 / (math.sqrt(x.size) * largest.square())  # as with weights
+            learning = 1.0 / (math.sqrt(x.size) * largest.square())  # as for weights
             return _Rounding.apply(x.astype("float32"), step, learning, low, high).astype(x.dtype)
 
     def _has_steps(self) -> bool:
@@ -496,14 +504,14 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         values = x.detach().astype("float32").numpy().reshape(-1)
         stride = self._thinned * max(1, len(values) // _KEPT_VALUES)
         self._seen = np.concatenate([self._seen, values[::stride]])
-        if len(self._seen) > _KEPT_IN_ALL:  # of each picture less, so that all count alike
+        if len(self._seen) > _KEPT_IN_ALL:  # fewer per image, so that all count equally
             self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
 
     def finish_calibration(self) -> None:
-        """Set the steps by what was seen since; the same on every rank (rank 0's).
+        """Set the steps from the values seen since the start; every rank gets those of rank 0.
 
         Raises:
-            ValueError: nothing was seen.
+            ValueError: no values were seen.
         """
         self.calibrating = False
         if not len(self._seen):
@@ -521,7 +529,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         self._is_set = True
 
     def steps(self) -> np.ndarray:
-        """float32 `[widths]`."""
+        """Return float32 `[widths]`."""
         return (paddle.exp(self.log_scale) * self.initial_step).numpy()
 
     # What `BaseQuanter` asks for.
@@ -562,10 +570,10 @@ class LayeredActivationQuanter(QuanterFactory):
 
 
 def check_widths(bits: Sequence[int]) -> tuple[int, ...]:
-    """Widths, the highest first.
+    """Return widths, the highest first.
 
     Raises:
-        ValueError: none, one twice, or one that is not 1 to 8.
+        ValueError: there is none, one occurs twice, or one is not from 1 to 8.
     """
     widths = tuple(bits) if isinstance(bits, (list, tuple)) else None
     if not widths:

@@ -92,15 +92,15 @@ from ppvision.tasks.multibit.slim_config import check_slim_config
 from ppvision.zoo import list_models
 from ppvision.zoo.factory import FEATURE_OPTIONS, list_model_options
 
-# A teacher is not trained, and `weights` must fit it as they are.
+# A teacher is not trained, and `weights` must fit it exactly.
 _NOT_OF_A_TEACHER = (*FEATURE_OPTIONS, "pretrained", "frozen_stages", "norm_eval")
 OPTIMIZERS = {
     name: getattr(paddle.optimizer, name) for name in ("AdamW", "Adam", "Momentum", "SGD")
 }
 
-# Of Paddle those that draw from `random` and NumPy alone, which the engine seeds for every sample.
-# Sizes, Normalize and what users registered are deployment's, so that an exported model sees what
-# was trained on.
+# From Paddle: transforms that draw only from `random` and NumPy, which the engine seeds for every
+# sample. Sizes, Normalize and registered transforms are those of deployment, so that an exported
+# model gets the same input as in training.
 _OF_PADDLE = (
     "ColorJitter",
     "Pad",
@@ -112,14 +112,14 @@ _OF_PADDLE = (
     "RandomVerticalFlip",
 )
 TRAIN_TRANSFORMS: Mapping[str, Callable] = ChainMap(
-    deployed.KNOWN,  # grows when a transform is registered
+    deployed.KNOWN,  # a registered transform is added here
     {name: getattr(vision, name) for name in _OF_PADDLE},
     {"RandAugment": RandAugment, "RandomCrop": FittingCrop, "RandomErasing": RandomErasing},
 )
 
 
 class _Deployed:
-    """A transform of deployment among those of training: without what undoing it would need."""
+    """Wrap a transform of deployment for training, without the record for undoing it."""
 
     def __init__(self, transform: Callable) -> None:
         self.transform = transform
@@ -129,14 +129,14 @@ class _Deployed:
 
 
 def build_transform(spec: dict) -> Any:
-    """A transform from `{type: NAME, ...}`: `[H, W, 3]` -> `[H', W', 3]`."""
+    """Build a transform from `{type: NAME, ...}`: `[H, W, 3]` -> `[H', W', 3]`."""
     options = {key: value for key, value in spec.items() if key != "type"}
     transform = TRAIN_TRANSFORMS[spec["type"]](**options)
     return _Deployed(transform) if spec["type"] in deployed.KNOWN else transform
 
 
 def build_taught_transform(spec: dict) -> Any:
-    """`build_transform` for pictures that a teacher has answered for as a whole."""
+    """Like `build_transform`, for images whose teacher's answer is for the whole image."""
     options = {key: value for key, value in spec.items() if key != "type"}
     name = spec["type"]
     if name == "RandomHorizontalFlip":
@@ -153,7 +153,8 @@ def build_taught_transform(spec: dict) -> Any:
 
 
 # -- what the config may be ------------------------------------------------------------------------
-# A default of None is a key that was left out; null in a file is refused unless the type has it.
+# A default of None means that the key was omitted; null in a file is refused unless the type allows
+# it.
 
 
 def _below_one(value: Any, place: Place) -> float:
@@ -220,7 +221,7 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """What of an optimizer's arguments a config may set; the task passes the rest."""
+    """The arguments of an optimizer that a config may set; the task passes the others."""
 
     type: Annotated[str, one_of(*OPTIMIZERS)] = "AdamW"
     weight_decay: Annotated[float, number(0)] | None = None
@@ -242,7 +243,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """All keys of a teacher but the options of a model of the zoo; see `_check_teacher`."""
+    """All keys of a teacher except the options of a model of the zoo; see `_check_teacher`."""
 
     type: str = LEFT_OUT
     model_dir: str = LEFT_OUT
@@ -259,15 +260,15 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig:
-    """The whole config; the text of this module says what each key means."""
+    """The whole config; the docstring of this module explains each key."""
 
     model: dict[str, Any]  # see `_check_model`
     train_dataset: DatasetConfig
     batch_size: Annotated[int, ENGINE_CHECKS["batch_size"]]
     lr_scheduler: ScheduleConfig
     task: Literal["classification"] = "classification"
-    imports: Any = ()  # imported before
-    run: Any = None  # in a run folder's config.yml, how it was run; not read
+    imports: Any = ()  # imported earlier
+    run: Any = None  # in a run folder's config.yml: the options of the run; not read
     iters: Annotated[int, ENGINE_CHECKS["iters"]] = LEFT_OUT
     epochs: Annotated[int, whole(1)] = LEFT_OUT
     seed: Annotated[int, ENGINE_CHECKS["seed"]] = 0
@@ -283,10 +284,10 @@ class ClassificationConfig:
 
 
 def check_config(content: Located) -> ClassificationConfig:
-    """The config with its defaults.
+    """Return the config with its defaults.
 
     Raises:
-        ConfigError: a key, type or value that the task does not take, with its place.
+        ConfigError: a key, type or value is not valid for the task; the message has its place.
     """
     config = build_config(ClassificationConfig, content)
     if (config.iters is None) == (config.epochs is None):
@@ -305,7 +306,7 @@ def check_config(content: Located) -> ClassificationConfig:
 
 
 def _check_optimizer(options: Located) -> None:
-    """What the optimizer of that name takes."""
+    """Check the arguments of the optimizer with that name."""
     passed = Located({"type": "AdamW"} | options, options.where)
     passed.pop("layer_decay", None)
     check_components(passed, OPTIMIZERS, "optimizer")
@@ -321,7 +322,7 @@ def _check_transforms(transforms: list, part: str) -> None:
                 f"config: {where}: expected {{type: NAME, ...}}, got {shorten(transform)}."
             )
         name = transform["type"]
-        named = isinstance(name, str)  # else the check of components says so
+        named = isinstance(name, str)  # otherwise the check of components reports it
         if named and part == "val_dataset" and name in TRAIN_TRANSFORMS and name not in known:
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: {name} is for training; expected "
@@ -335,7 +336,7 @@ def _check_transforms(transforms: list, part: str) -> None:
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: {name}: {text}"
             ) from error
-        before = name not in deployed.KNOWN and name != "RandomErasing"  # these take 0 to 255
+        before = name not in deployed.KNOWN and name != "RandomErasing"  # these expect 0 to 255
         if (normalized and before) or (name == "RandomErasing" and not normalized):
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: expected {name} "
@@ -384,7 +385,7 @@ def _check_teacher(options: Located) -> None:
             f"config{options.place('file')}: teacher.file: expected FILE.py:FUNCTION, got "
             f"{shorten(options['file'])}."
         )
-    for key in options:  # a key that another kind of teacher takes deserves to be told so
+    for key in options:  # a key of another kind of teacher gets its own message
         if key in KEYS and key not in known:
             raise ConfigError(
                 f"config{options.place(key)}: teacher: {key} cannot be used with {source}"
@@ -404,7 +405,7 @@ def _check_teacher(options: Located) -> None:
 def _check_input(options: Located) -> None:
     if "size" not in options:
         raise ConfigError(
-            "config: teacher: expected size, the size of the pictures that it sees; got none."
+            "config: teacher: expected size, the size of the images that it sees; got none."
         )
     try:
         for transform in make_teacher_transforms(options):
@@ -414,13 +415,13 @@ def _check_input(options: Located) -> None:
 
 
 def _check_augmentation(content: Located) -> None:
-    """What the pictures of a teacher may go through."""
+    """Check the transforms and losses that a teacher allows."""
     loss = content.get("loss", Located({}, {}))
     if loss.get("cutmix", 0) > 0:
         raise ConfigError(
             f"config{loss.place('cutmix')}: loss.cutmix: expected 0 with a teacher, got "
-            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole picture, and a part "
-            "of the picture may not show it. Use mixup."
+            f"{shorten(loss['cutmix'])}. The teacher's answer is for the whole image, and a part "
+            "of the image may not show it. Use mixup."
         )
     for index, transform in enumerate(content["train_dataset"].get("transforms", [])):
         where = f"train_dataset.transforms.{index}"
@@ -428,12 +429,12 @@ def _check_augmentation(content: Located) -> None:
         if name == "RandomVerticalFlip":
             raise ConfigError(
                 f"config{place_of(transform, 'type')}: {where}: {name} cannot be used with a "
-                "teacher, whose answers are for the picture and its left-right mirror. Remove it."
+                "teacher, whose answers are for the image and its left-right mirror. Remove it."
             )
         low = build_transform(transform).scale[0] if name == "RandomResizedCrop" else 1
         if low < KEPT_AREA:
             raise ConfigError(
                 f"config{place_of(transform, 'scale')}: {where}: with a teacher, random crops "
                 f"must keep at least {KEPT_AREA} of the area, because its answer is for the whole "
-                f"picture; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
+                f"image; got scale from {low}. Write scale: [{KEPT_AREA}, 1.0]."
             )

@@ -51,32 +51,32 @@ from ppvision.zoo import create_model
 
 logger = logging.getLogger("ppvision")
 
-EXAMPLE_SIDE = 224  # pixels of a picture that stands for those of a data set
+EXAMPLE_SIDE = 224  # pixels of an image that represents those of a data set
 PICTURES = 8  # validation samples shown in the dashboard
 PICTURES_A_ROW = 4
-PICTURE_SIDE = 160  # pixels of a shown sample
+PICTURE_SIDE = 160  # side in pixels of a shown sample
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found."""
+    """The result of an evaluation."""
 
     top1: float
-    top5: float | None  # the true class among the five likeliest; 1 with five classes or fewer
+    top5: float | None  # 1 with five classes or fewer
     loss: float | None  # cross entropy, without label smoothing
     confusion: np.ndarray  # [K, K]: true class, predicted class
 
     def by_tag(self) -> dict[str, float]:
-        """`Evaluate/top1`, ...; what is not known is left out."""
+        """Return `Evaluate/top1`, ...; unknown scores are omitted."""
         found = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {f"Evaluate/{name}": value for name, value in found.items() if value is not None}
 
     def as_dict(self, names: list[str]) -> dict[str, object]:
-        """`scores` by name and `classes`, each with its `name`, `pictures`, `recall` and
-        `precision`; None for what is not known. `names` may be empty."""
+        """Return `scores` by name and `classes`, each with its `name`, `pictures`, `recall` and
+        `precision`; None for unknown values. `names` may be empty."""
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         hits = np.diag(self.confusion)
-        with np.errstate(invalid="ignore"):  # a class that does not occur: nan
+        with np.errstate(invalid="ignore"):  # nan for a class that does not occur
             rows = make_class_rows({"recall": hits / true, "precision": hits / predicted}, names)
         means = {"top1": self.top1, "top5": self.top5, "loss": self.loss}
         return {
@@ -88,7 +88,7 @@ class Scores:
         }
 
     def table(self, names: list[str]) -> str:
-        """The scores as text; `names` of the classes, or empty for numbers."""
+        """Format the scores as text; `names` are those of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.confusion))]
         true, predicted = self.confusion.sum(1), self.confusion.sum(0)
         rows: list[tuple[object, ...]] = [("class", "pictures", "recall", "precision")]
@@ -112,8 +112,8 @@ class Classification(Job):
 
     Args:
         content: the config, read, merged and overridden (`ppvision.tasks.open_job`).
-        name: of the config.
-        allow_download: has no effect: weights are files and names of the zoo.
+        name: name of the config.
+        allow_download: no effect, because weights are files and names of the zoo.
 
     Raises:
         ConfigError: an unknown key, type or argument, with the nearest valid name and its place.
@@ -157,8 +157,8 @@ class Classification(Job):
 
     @property
     def example(self) -> Tensor:
-        """The first picture of the val split, or grey where there is none on disk: its size is
-        the model's."""
+        """Return the first image of the val split (grey if it is not on disk), in the size of the
+        model's input."""
         picture = np.full((EXAMPLE_SIDE, EXAMPLE_SIDE, 3), 128, np.uint8)
         known = self.content.get("val_dataset")
         if known is not None and has_root(known["root"]):
@@ -193,35 +193,36 @@ class Classification(Job):
         )
 
     def _side_at(self, epoch: int) -> int:
-        """The side of the pictures of an epoch: of the last entry of `sizes` that has begun by the
-        epoch's first step. It depends on the config alone, so that a resumed run has the same."""
+        """Return the side of the images of an epoch: that of the last entry of `sizes` that has
+        begun by the epoch's first step. It depends only on the config, so that a resumed run has
+        the same."""
         share = epoch / self._epochs
-        # Shares such as 1/3 are written rounded.
+        # Fractions such as 1/3 are rounded in a config.
         return [side for begin, side in self.content["sizes"] if begin <= share + 1e-6][-1]
 
     @cached_property
     def _epochs(self) -> float:
-        """Passes over the training set in the whole run."""
+        """Return the number of passes over the training set in the whole run."""
         ranks = paddle.distributed.get_world_size()
         batches = max(1, len(self.train_dataset) // (self.batch_size * ranks))
         return self.iters * self.content.get("accumulate", 1) / batches
 
     @cached_property
     def teacher(self) -> Teacher | None:
-        """The config's teacher, opened and compared with the classes of the training set."""
+        """Return the config's teacher, opened and compared with the classes of the training set."""
         if "teacher" not in self.content:
             return None
         data = self.train_dataset
         return Teacher(self.content["teacher"], data.classes, data.folders)
 
     def prepare_training(self) -> None:
-        """Let the teacher answer for every training picture, unless it has done so before."""
+        """Let the teacher answer for every training image, unless the answers exist."""
         if self.teacher is not None:
             self.train_dataset.answers = self.teacher.answers(self.train_dataset)
 
     @cached_property
     def val_dataset(self) -> ClassFolders:
-        """Pictures as deployment sees them: read and transformed by the same code."""
+        """Return images as in deployment: read and transformed by the same code."""
         options = self._options("val_dataset")
         transforms = [_float, *(build_transform(t) for t in options.pop("transforms", []))]
         return ClassFolders(transforms=transforms, num_classes=self.num_classes, **options)
@@ -233,8 +234,8 @@ class Classification(Job):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Of the validation classes, or of the training ones, one for every output; empty where
-        they are not on disk."""
+        """Return the names of the validation or training classes, one per output; empty if the data
+        are not on disk."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         if not has_root(self.content[part]["root"]):
             logger.warning(
@@ -246,22 +247,23 @@ class Classification(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Return the `max_value` of the data set for images of more than 8 bits per channel; see
+        `read_picture`."""
         part = "val_dataset" if "val_dataset" in self.content else "train_dataset"
         return self.content[part].get("max_value")
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Decode every picture of `train_dataset` / `val_dataset`.
+        """Decode every image of `train_dataset` / `val_dataset`.
 
         Returns:
-            What is in each part.
+            The contents of each part.
 
         Raises:
-            DataError: one report of everything that is wrong, or classes that differ.
-            ConfigError: a teacher that does not fit; see `Teacher`.
+            DataError: there are problems (one report of all), or the classes differ.
+            ConfigError: the teacher does not fit; see `Teacher`.
         """
         if "train_dataset" in parts:
-            _ = self.teacher  # says what is wrong with it before anything else takes time
+            _ = self.teacher  # reports its problems before anything else takes time
         found = {}
         for part in parts:
             dataset = getattr(self, part)
@@ -304,12 +306,12 @@ class Classification(Job):
         return network(batch[0])
 
     def losses_of(self, model: nn.Layer, outputs: Tensor, batch: list[Tensor]) -> list[Tensor]:
-        """Cross entropy with the targets `[B, K]` that `MixBatch` made; with a teacher its share,
-        and the divergence from the teacher's answers `[B, K]`."""
+        """Return the cross entropy with the targets `[B, K]` of `MixBatch`; with a teacher, its
+        weighted part and the divergence from the teacher's answers `[B, K]`."""
         _, targets, *answers = batch
         losses = [F.cross_entropy(outputs, targets, soft_label=True)]
         if answers:
-            assert self.teacher is not None  # whose answers these are
+            assert self.teacher is not None  # the answers are from the teacher
             weight = self.teacher.weight
             (answer,) = answers
             distilled = distillation_loss(outputs, answer, self.teacher.temperature)
@@ -317,7 +319,7 @@ class Classification(Job):
         return losses
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
-        """One panel: fixed validation samples with their class and the predicted one."""
+        """Return one panel: fixed validation samples with their class and the predicted class."""
         chosen = np.linspace(0, len(self.val_dataset) - 1, min(PICTURES, len(self.val_dataset)))
         names = self.val_dataset.classes
         tiles = []
@@ -338,20 +340,20 @@ class Classification(Job):
 
     @paddle.no_grad()
     def evaluate(self, model: nn.Layer, *, num_workers: int = 0) -> Scores:
-        """Score a model on the val split; several ranks share the pictures and add up.
+        """Score a model on the val split; several ranks share the images and sum the results.
 
         Args:
             model: gives logits `[B, K]`.
-            num_workers: processes that read pictures; 0 reads in this one.
+            num_workers: processes that read images; 0 reads in this one.
 
         Raises:
-            ConfigError: pictures of different sizes in one batch.
+            ConfigError: images of different sizes in one batch.
         """
         model.eval()
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
         mine = range(rank, len(self.val_dataset), world)
         totals = _Totals(self.num_classes)
-        # Not Paddle's loader, which hangs when a sample raises.
+        # Not Paddle's loader, because it hangs when a sample raises.
         starts = range(0, len(mine), self.batch_size)
         with read_in_order(self.val_dataset.__getitem__, mine, num_workers) as samples:
             for _ in track(starts, "eval", unit="batch", hidden=rank > 0):
@@ -359,7 +361,7 @@ class Classification(Job):
                 shapes = {image.shape for image, _ in batch}
                 if len(shapes) > 1:
                     raise ConfigError(
-                        "config: val_dataset.transforms: expected pictures of one size, got "
+                        "config: val_dataset.transforms: expected images of one size, got "
                         f"{' and '.join(f'{s[2]}x{s[1]}' for s in sorted(shapes)[:2])} (width x "
                         "height). End with Resize, or ResizeByShort and CenterCrop."
                     )
@@ -376,9 +378,9 @@ class Classification(Job):
         """Score an exported model on the val split, through Paddle Inference.
 
         Raises:
-            ConfigError: an export of another task or number of classes.
+            ConfigError: the export has another task or number of classes.
 
-        An "argmax" export gives the class alone: then only top1 is known.
+        An "argmax" export gives only the class: then only top1 is known.
         """
         predictor = Predictor(
             model_dir, threads=count_usable_cpus(), device=device, precision=precision
@@ -406,14 +408,14 @@ class Classification(Job):
 
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, picture: Picture) -> Predicted:
-        """The class of one picture, by the transforms that `evaluate` uses.
+        """Return the class of one image, with the transforms of `evaluate`.
 
         Args:
             model: gives logits `[B, K]`.
             picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a file that does not read.
+            DataError: the file cannot be read.
         """
         image, _ = self._deployed(read_pixels(picture, self.max_value))  # [3, H, W]
         model.eval()
@@ -460,10 +462,10 @@ class Classification(Job):
 
 
 class _Totals:
-    """Sums over the pictures of an evaluation.
+    """The sums over the images of an evaluation.
 
     Args:
-        num_classes: K.
+        num_classes: number of classes K.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -472,14 +474,14 @@ class _Totals:
         self.loss = 0.0
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """`[B, K]` and `[B]`."""
+        """Add a batch: `[B, K]` and `[B]`."""
         ranked = logits.topk(min(5, logits.shape[1]), axis=1)[1]  # [B, 5]
         self.in_top5 += float((ranked == labels.unsqueeze(1)).astype("int64").sum())
         self.loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         np.add.at(self.confusion, (labels.numpy(), ranked[:, 0].numpy()), 1)
 
     def over_ranks(self) -> "_Totals":
-        """The sums of all ranks together."""
+        """Sum over all ranks."""
         if paddle.distributed.get_world_size() > 1:
             flat = paddle.to_tensor([self.in_top5, self.loss, *self.confusion.ravel()], "float64")
             paddle.distributed.all_reduce(flat)
@@ -498,5 +500,5 @@ class _Totals:
 
 
 def _float(image: np.ndarray) -> np.ndarray:
-    """As deployment begins: float32 from the first transform on."""
+    """Convert to float32 before the first transform, as in deployment."""
     return image.astype(np.float32)

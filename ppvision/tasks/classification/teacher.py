@@ -1,10 +1,10 @@
-"""Distillation for classification: a trained network answers for every picture, once.
+"""Distillation for classification: a trained network answers once for every image.
 
-The teacher sees each whole picture of the training set and its left-right mirror, at a size and
-normalisation of its own. Its answers, over our classes, are kept on disk: training then costs
-nothing more than without a teacher. A student learns most where it sees what the teacher saw (Beyer
-et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR 2022). Answers that
-are computed once cannot follow a small crop, so random crops keep at least 0.7 of the area.
+The teacher gets each whole image of the training set and its left-right mirror, with its own size
+and normalisation. Its answers for our classes are kept on disk, so that training takes no more time
+than without a teacher. A student learns most if it gets the same view as the teacher (Beyer et al.,
+"Knowledge distillation: A good teacher is patient and consistent", CVPR 2022). Answers that are
+computed once cannot fit a small crop, so random crops keep at least 0.7 of the area.
 
 Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv
 1503.02531.
@@ -44,52 +44,52 @@ from ppvision.zoo import create_model, load_weights
 
 logger = logging.getLogger("ppvision")
 
-TEMPERATURE, WEIGHT = 1.0, 0.5  # of the config's keys that are left out
+TEMPERATURE, WEIGHT = 1.0, 0.5  # defaults of the config's keys
 SOURCES = ("type", "model_dir", "file")
-INPUT_KEYS = ("size", "mean", "std", "interpolation")  # an exported folder knows them itself
+INPUT_KEYS = ("size", "mean", "std", "interpolation")  # an exported folder contains them
 KEYS = (*SOURCES, "weights", *INPUT_KEYS, "classes", "temperature", "weight")
 
 ANSWERS_VERSION = 1  # raise it when answers change for the same teacher, data and mapping
-BATCH = 32  # rows that the teacher sees at once: 16 pictures and their mirrors
-PART = 512  # pictures per file of unfinished work: at most a few minutes are lost
-WAIT_SECONDS = 5  # between two looks at whether another process has finished
+BATCH = 32  # rows per batch of the teacher: 16 images and their mirrors
+PART = 512  # images per file of unfinished work: at most a few minutes are lost
+WAIT_SECONDS = 5  # between two checks whether another process has finished
 
-Answer = Callable[[list[np.ndarray]], np.ndarray]  # pictures [H, W, 3] uint8 -> shares [B, T]
+Answer = Callable[[list[np.ndarray]], np.ndarray]  # images [H, W, 3] uint8 -> probabilities [B, T]
 
 
 def distillation_loss(logits: Tensor, answers: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence from the teacher's answers, the mean over the pictures.
+    """Return the Kullback-Leibler divergence from the teacher's answers, the mean over the images.
 
-    Times the square of the temperature, so that its gradient keeps its size (section 2.1 of Hinton
-    et al.).
+    It is multiplied by the square of the temperature, so that its gradient keeps its size (section
+    2.1 of Hinton et al.).
 
     Args:
-        logits: of the student, `[B, K]`.
-        answers: shares of the classes at that temperature, `[B, K]`.
+        logits: logits of the student, `[B, K]`.
+        answers: probabilities of the classes at that temperature, `[B, K]`.
         temperature: above 0.
     """
     with paddle.amp.auto_cast(enable=False):
         student = F.log_softmax(logits.astype("float32") / temperature, axis=1)
-        # log 0 would give NaN where the share is 0 as well; 0 times a finite number is 0.
+        # log 0 would give NaN if the probability is also 0; 0 times a finite number is 0.
         known = paddle.log(paddle.clip(answers, min=float(np.finfo(np.float32).tiny)))
         return (answers * (known - student)).sum(axis=1).mean() * temperature**2
 
 
 class Teacher:
-    """A config's `teacher`, opened: files are read, and everything that it names fits.
+    """A config's `teacher` after opening: files are read and checked.
 
     Args:
-        options: of the config, checked.
-        classes: names of our classes, in their order.
-        folders: names of their folders where they differ; or empty.
+        options: checked options of the config.
+        classes: names of our classes, in order.
+        folders: names of their folders if they differ; or empty.
 
     Attributes:
-        temperature: by which logits are divided.
-        weight: of the distillation in the loss; the labels have the rest.
+        temperature: divisor of the logits.
+        weight: weight of the distillation in the loss; the labels have the rest.
 
     Raises:
-        ConfigError: a teacher that is no classifier, or whose classes do not fit ours.
-        FileNotFoundError, WeightsError, ManifestError: its files.
+        ConfigError: the teacher is not a classifier, or its classes do not fit ours.
+        FileNotFoundError, WeightsError, ManifestError: its files are missing or damaged.
     """
 
     def __init__(
@@ -109,9 +109,11 @@ class Teacher:
                     f"task {manifest.task} and output {manifest.output_op} in "
                     f"{options['model_dir']}. Export it with --output_op softmax."
                 )
-            assert manifest.num_classes is not None  # of a classifier
+            assert manifest.num_classes is not None  # because it is a classifier
             outputs, names = manifest.num_classes, manifest.classes
-            described = (Path(options["model_dir"]) / "deploy.yaml").read_bytes()  # has sha256s
+            described = (
+                Path(options["model_dir"]) / "deploy.yaml"
+            ).read_bytes()  # has sha256s of files
             self._identity = hashlib.sha256(described).hexdigest()
         else:
             self.name = f"{'type' if 'type' in options else 'file'} {self._model_name}"
@@ -148,9 +150,9 @@ class Teacher:
         width, height = self._transforms[0]["target_size"]
         try:
             out = _first(layer(paddle.zeros([1, 3, height, width])))
-        except Exception as error:  # whatever a layer of the user's may raise
+        except Exception as error:  # a layer of the user may raise anything
             raise ConfigError(
-                f"config: teacher: {self.name}: does not run on a picture of {width} x {height} "
+                f"config: teacher: {self.name}: does not run on an image of {width} x {height} "
                 f"({type(error).__name__}: {shorten_text(str(error))}). Check size."
             ) from error
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != 1:
@@ -161,7 +163,7 @@ class Teacher:
         return out.shape[1]
 
     def _fingerprint(self, layer: nn.Layer) -> str:
-        """Of what the answers depend on: the code where it is the user's, weights, transforms."""
+        """Return a digest of what the answers depend on: the user's code, weights, transforms."""
         digest = hashlib.sha256(json.dumps([self._model_name, self._transforms]).encode())
         if "file" in self._options:
             digest.update(_split_file(self._options["file"])[0].read_bytes())
@@ -175,16 +177,16 @@ class Teacher:
     # -- answers -------------------------------------------------------------------------------
 
     def answers(self, dataset: ClassFolders) -> np.ndarray:
-        """The answers for every picture of a data set and its mirror, computed if need be.
+        """Return the answers for every image of a data set and its mirror; compute them if needed.
 
-        What an interrupted computation has finished is used. A second process waits for the first.
+        Finished parts of an interrupted computation are used. A second process waits for the first.
 
         Returns:
-            `[N, 2, K]` float16 in a file: logarithms of the shares of our classes, of the picture
-            and of its left-right mirror.
+            `[N, 2, K]` float16 in a file: logarithms of the probabilities of our classes, for the
+            image and its left-right mirror.
 
         Raises:
-            DataError: a picture that does not decode.
+            DataError: an image does not decode.
         """
         folder = find_cache_folder() / "teacher" / self._key(dataset)
         path, shape = folder / "answers.npy", (len(dataset), 2, len(self._columns))
@@ -192,7 +194,7 @@ class Teacher:
         while (found := _read_answers(path, shape)) is None:
             try:
                 with lock_folder(folder, f"teacher: another process is computing {folder}"):
-                    if _read_answers(path, shape) is None:  # finished by another one just now
+                    if _read_answers(path, shape) is None:  # another process may have finished
                         self._compute(dataset, folder, path, shape)
             except FolderInUseError:
                 if not waited:
@@ -203,11 +205,12 @@ class Teacher:
         return found
 
     def _key(self, dataset: ClassFolders) -> str:
-        """Of teacher, mapping and pictures; another one of any gives another cache."""
+        """Return a digest of teacher, mapping and images; a change of any gives another cache
+        folder."""
         parts = [ANSWERS_VERSION, self._identity, self._columns, dataset.max_value]
         digest = hashlib.sha256(json.dumps(parts).encode())
         for path, _ in dataset.samples:
-            if isinstance(path, ZipPath):  # by content, wherever the zip lies
+            if isinstance(path, ZipPath):  # by content, wherever the zip is
                 entry = path.archive.entries.get(path.name)
                 mark = f"{(path.name, entry and (entry.crc, entry.bytes))}\n"
             else:
@@ -219,8 +222,8 @@ class Teacher:
     def _compute(
         self, dataset: ClassFolders, folder: Path, path: Path, shape: tuple[int, int, int]
     ) -> None:
-        """Compute part after part, each in a file; then all of them become one."""
-        logger.info(f"teacher: {self.name} answers for {shape[0]} pictures, once: {folder}")
+        """Compute the parts one after another, each in a file; then join them."""
+        logger.info(f"teacher: {self.name} answers for {shape[0]} images, once: {folder}")
         parts = folder / "parts"
         parts.mkdir(exist_ok=True)
         starts = range(0, shape[0], PART)
@@ -261,8 +264,9 @@ class Teacher:
         return np.concatenate(rows).reshape(stop - start, 2, -1).astype(np.float16)
 
     def _open(self, work: Path) -> Answer:
-        """The teacher in the quickest engine that runs it: Paddle Inference, or eager mode."""
-        # One thread where the user has said so, as for everything else of Paddle.
+        """Return the teacher in the fastest engine that runs it: Paddle Inference, or eager
+        mode."""
+        # One thread if the user has set so, as for Paddle in general.
         threads = int(os.environ.get("OMP_NUM_THREADS") or count_usable_cpus())
         folder: Any = self._options.get("model_dir")
         if self._layer is not None:
@@ -277,7 +281,7 @@ class Teacher:
                     task="classification",
                     transforms=self._transforms,
                 )
-            except Exception as error:  # whatever a layer of the user's may raise when traced
+            except Exception as error:  # tracing a layer of the user may raise anything
                 logger.warning(
                     f"teacher: {self.name} cannot be exported ({type(error).__name__}: "
                     f"{str(error)[:200]}); it runs in eager mode, which is slower"
@@ -293,14 +297,15 @@ class Teacher:
     @paddle.no_grad()
     def _answer_eagerly(self, pictures: list[np.ndarray]) -> np.ndarray:
         layer = self._layer
-        assert layer is not None  # else the answers come from a folder
+        assert layer is not None  # otherwise the answers come from an exported folder
         transform = Transforms(self._transforms)
         batch = np.stack([transform(picture)[0] for picture in pictures])
         logits = _first(layer(paddle.to_tensor(batch)))
         return F.softmax(logits.astype("float64"), axis=1).numpy()
 
     def _report(self, dataset: ClassFolders, answers: np.ndarray, folder: Path) -> None:
-        """Tell how often the teacher is right: a wrong mapping or normalisation shows here."""
+        """Log how often the teacher is correct: a wrong mapping or normalisation gives a low
+        number."""
         labels = np.array([label for _, label in dataset.samples])
         found = np.concatenate(
             [answers[start : start + 4096, 0].argmax(1) for start in range(0, len(labels), 4096)]
@@ -308,7 +313,7 @@ class Teacher:
         share = float((found == labels).mean())
         logger.info(
             f"teacher: {self.name}: the class of the label is its first of {answers.shape[2]} for "
-            f"{share:.1%} of {len(labels)} pictures ({folder})"
+            f"{share:.1%} of {len(labels)} images ({folder})"
         )
         if share < 2 / answers.shape[2]:
             logger.warning(
@@ -317,15 +322,15 @@ class Teacher:
 
 
 def _first(output: Any) -> Any:
-    """Of several outputs the first, as exports take it."""
+    """Return the first of several outputs, like an export."""
     return output[0] if isinstance(output, list | tuple) else output
 
 
 def _read_answers(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """An array in its file, or None where it is not there or another one."""
+    """Return an array in its file, or None if it is missing or another one."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):  # absent, or cut short by a failing disk: computed again
+    except (OSError, ValueError):  # missing, or incomplete after a disk error: computed again
         return None
     return found if found.shape == shape and found.dtype == np.float16 else None
 
@@ -339,7 +344,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 
 def make_teacher_transforms(options: Mapping[str, Any]) -> list[dict]:
-    """What happens to a picture before the teacher: resized as a whole, then normalised."""
+    """Transform an image for the teacher: resize the whole image, then normalise."""
     size = options["size"]
     resize = {"type": "Resize", "target_size": [size, size] if isinstance(size, int) else size}
     resize["interp"] = options.get("interpolation", "CUBIC")
@@ -348,19 +353,19 @@ def make_teacher_transforms(options: Mapping[str, Any]) -> list[dict]:
 
 
 def _split_file(file: str) -> tuple[Path, str]:
-    """Path and function of `teachers.py:build`."""
+    """Return path and function of `teachers.py:build`."""
     path, _, function = file.rpartition(":")
     return Path(path), function
 
 
 def load_layer(file: str) -> nn.Layer:
-    """The layer that a function without arguments of the user's Python file returns.
+    """Return the layer from a function without arguments in the user's Python file.
 
     Args:
         file: `path/to/file.py:function`.
 
     Raises:
-        ConfigError: no such file or function, one that raises, or no layer.
+        ConfigError: the file or function does not exist, raises, or returns no layer.
     """
     path, function = _split_file(file)
     where = f"config: teacher.file: {file}"
@@ -398,19 +403,19 @@ def map_classes(
     names: Sequence[str],
     teacher: str,
 ) -> list[list[int]]:
-    """For each of our classes the teacher's outputs that mean it.
+    """Return the teacher's outputs for each of our classes.
 
     Args:
-        mapping: of the config: a list in the order of our classes, or a dictionary by their names,
-            or a YAML file with either. A value is a number or name of the teacher's, or a list of
-            them. None: the teacher has our classes.
-        classes, folders: names of ours; either may be used.
-        outputs: how many the teacher has.
-        names: of the teacher's classes, where it knows them.
-        teacher: for messages.
+        mapping: mapping of the config: a list in the order of our classes, a dictionary by their
+            names, or a YAML file with either. A value is a number or name of a teacher's class, or
+            a list of them. None: the teacher has our classes.
+        classes, folders: names of our classes and folders; either may be used.
+        outputs: number of the teacher's outputs.
+        names: names of the teacher's classes, if it has them.
+        teacher: name of the teacher for messages.
 
     Raises:
-        ConfigError: a class that does not exist, or is assigned twice.
+        ConfigError: a class does not exist, or is assigned twice.
     """
     where = "config: teacher.classes"
     if isinstance(mapping, str):
@@ -457,7 +462,7 @@ def map_classes(
 
 
 def _read_mapping(path: str) -> object:
-    """The mapping of a YAML file; a list is under its key `classes`."""
+    """Read the mapping of a YAML file; a list is under the key `classes`."""
     content = dict(read_yaml(path))
     return content["classes"] if list(content) == ["classes"] else content
 
@@ -505,12 +510,13 @@ def _column(item: object, outputs: int, names: Sequence[str], where: str, teache
 
 
 def merge_shares(shares: np.ndarray, columns: Sequence[Sequence[int]]) -> np.ndarray:
-    """Logarithms of the shares of our classes alone, from those of all the teacher's.
+    """Return logarithms of the probabilities of our classes only, from those of all the teacher's
+    classes.
 
-    Shapes: `[B, T]` -> `[B, K]` float64; several of the teacher's classes that mean one of ours add
-    up.
+    Shapes: `[B, T]` -> `[B, K]` float64; probabilities of several teacher's classes for one of ours
+        are added.
     """
-    # A share of 0 is one that was too small for float32.
+    # A probability of 0 was too small for float32.
     shares = np.maximum(shares.astype(np.float64), np.finfo(np.float32).tiny)
     ours = np.stack([shares[:, group].sum(axis=1) for group in columns], axis=1)
     return np.log(ours / ours.sum(axis=1, keepdims=True))

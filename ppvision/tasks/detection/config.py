@@ -1,7 +1,8 @@
-"""The configuration of a detector: PaddleDetection's YAML, checked before anything is built.
+"""The configuration of a detector: PaddleDetection's YAML, which is checked before anything is
+built.
 
-PaddleDetection takes a misspelt key without a word. Here every component, tag, transform and
-argument is looked up first, and the message has the file and line of what is wrong.
+PaddleDetection silently accepts a misspelt key. Here every component, tag, transform and argument
+is looked up first, and the message has the file and line of the error.
 """
 
 import inspect
@@ -30,7 +31,8 @@ logger = logging.getLogger("ppvision")
 
 OURS = ("task", "imports", "slim_config", "seed", "accumulate", "clip_norm", "ema_decay", "run")
 METRICS = ("COCO", "VOC")
-# What PaddleDetection's Trainer reads, beside components and what these share.
+# Keys that PaddleDetection's Trainer reads, in addition to components and the keys that these
+# share.
 _FRAMEWORK = (
     *("architecture", "metric", "map_type", "classwise", "IouType", "bias", "epoch", "log_iter"),
     *("snapshot_epoch", "worker_num", "use_gpu", "use_ema", "ema_decay", "ema_decay_type"),
@@ -54,28 +56,28 @@ _NAMES = (
     *("backbone", "neck", "head", "rpn_head", "bbox_head", "mask_head", "fcos_head"),
     *("yolo_head", "bbox_post_process", "mask_post_process", "post_process"),
 )
-# Arguments that are themselves made of the arguments which stand as their default.
+# Arguments that are objects; their defaults are the arguments of these objects.
 _PARTS = (
     *("anchor_generator", "rpn_target_assign", "train_proposal", "test_proposal"),
     *("roi_extractor", "loss_weight"),
 )
-# What every reader takes beside its own arguments.
+# Arguments that every reader takes in addition to its own.
 _READER_KEYS = (
     *("inputs_def", "use_shared_memory", "mixup_epoch", "cutmix_epoch", "mosaic_epoch"),
     "pre_img_epoch",
 )
-_GIVEN = ("learning_rate", "parameters", "grad_clip", "name")  # to optimizers, not by the config
-_OWN_RULES = "AdamWDL"  # PaddleDetection's own optimizer: rates that fall from layer to layer
+_GIVEN = ("learning_rate", "parameters", "grad_clip", "name")  # from the task, not the config
+_OWN_RULES = "AdamWDL"  # PaddleDetection's own optimizer, with lower rates for earlier layers
 
 
 _registered: dict[str, SchemaDict] = {}
 
 
 def list_components() -> dict[str, SchemaDict]:
-    """Everything that is registered, by name.
+    """Return all registered components by name.
 
-    PaddleDetection registers in its one global config, where a job's own data sets take the places
-    of their schemas.
+    PaddleDetection registers components in its global config, where a job's data sets replace their
+    schemas.
     """
     found = {k: v for k, v in workspace.global_config.items() if isinstance(v, SchemaDict)}
     _registered.update(found)
@@ -165,7 +167,7 @@ def _check_component(content: Located, name: str, known: dict[str, SchemaDict]) 
 
 
 def _check_dataset(content: Located, part: str) -> None:
-    """That it says what it is, and names fields that there are."""
+    """Check that a data set has a tag and names existing fields."""
     options = content[part]
     if not isinstance(options, Tagged) and "name" not in (options or {}):
         raise ConfigError(
@@ -195,7 +197,7 @@ def _check_mapping(node: Located, key: str, where: str) -> None:
 
 
 def _check_optimizer(builder: Located) -> None:
-    """Names and arguments that PaddleDetection looks up when training begins."""
+    """Check names and arguments that PaddleDetection looks up only when the training begins."""
     where = "OptimizerBuilder"
     for key in ("clip_grad_by_norm", "clip_grad_by_value"):
         if builder.get(key) is not None:
@@ -262,7 +264,7 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
             )
         if name == "DecodeCache":
             raise ConfigError(
-                f"config{entry.place(name)}: {place}: DecodeCache keeps pictures as pickles, which "
+                f"config{entry.place(name)}: {place}: DecodeCache keeps images as pickles, which "
                 "run what they name, in a folder that others may write to. Use Decode."
             )
         if not isinstance(options, dict):
@@ -274,10 +276,10 @@ def _check_transforms(reader: Located, part: str, where: str) -> None:
 
 
 def _check_tags(node: object) -> None:
-    """Tags of PaddleDetection's, and their arguments."""
+    """Check PaddleDetection's tags and their arguments."""
     if isinstance(node, Tagged):
         known = {k[1:]: v for k, v in yaml.Loader.yaml_constructors.items() if k and k[0] == "!"}
-        known.pop("Callable", None)  # calls any function by its name
+        known.pop("Callable", None)  # it calls any function by name
         if node.tag not in known:
             raise ConfigError(
                 f"config ({node.place_of_tag}): got !{node.tag}. "
@@ -303,20 +305,20 @@ def _check_arguments(made: Callable, options: dict, where: str) -> None:
 
 
 def activate(content: Located, name: str) -> workspace.AttrDict:
-    """Make a config the one that PaddleDetection builds from, by its own `load_config`.
+    """Activate a config in PaddleDetection, by its own `load_config`.
 
-    PaddleDetection keeps one config in a global; what an earlier one left there is removed.
+    PaddleDetection keeps one config in a global variable; entries of an earlier config are removed.
 
     Args:
-        content: checked; the keys that are ours alone are left out.
+        content: the checked config; our own keys are omitted.
         name: of the config.
     """
     pristine = {key: schema.copy() for key, schema in list_components().items()}
     for schema in pristine.values():
-        schema.clear()  # defaults stand elsewhere
+        schema.clear()  # defaults are stored elsewhere
     workspace.global_config.clear()
     workspace.global_config.update(pristine)
-    left_out = (*OURS, "classwise")  # which would draw curves into the present folder
+    left_out = (*OURS, "classwise")  # it would draw curves into the current folder
     theirs = Located({k: v for k, v in content.items() if k not in left_out}, content.where)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.yml"

@@ -1,6 +1,6 @@
-"""Evaluation of a detector by PaddleDetection's `Trainer`, which scores it with its own metrics.
+"""Evaluate a detector by PaddleDetection's `Trainer`, with its own metrics.
 
-The `Trainer` brings the metrics; batches are ours, because its loader hangs when a sample raises.
+The `Trainer` has the metrics. The batches are ours, because its loader hangs when a sample raises.
 """
 
 import contextlib
@@ -40,35 +40,35 @@ def evaluate_by_trainer(
     """Score a detector on a data set.
 
     Args:
-        cfg: PaddleDetection's global config, activated for this job.
+        cfg: PaddleDetection's global config, active for this job.
         model: an architecture, or a replacement (`ExportedDetector`).
-        dataset: parsed, with the reader's transforms.
+        dataset: parsed data set with the reader's transforms.
         reader: PaddleDetection's EvalReader.
-        kinds: of what is scored: "bbox", "mask".
-        num_workers: processes that read pictures; 0 reads in this one.
+        kinds: kinds of scores: "bbox", "mask".
+        num_workers: processes that read images; 0 reads in this one.
 
     Raises:
-        DataError: samples that do not form a batch.
+        DataError: samples do not form a batch.
     """
     with tempfile.TemporaryDirectory() as folder:
         cfg["output_eval"] = folder
         cfg["model"], cfg["TestDataset"] = _Nothing(), ImageFolder()
-        trainer = Trainer(cfg, "test")  # which starts no loader
+        trainer = Trainer(cfg, "test")  # in this mode it starts no loader
         reader._batch_transforms.collate_batch &= cfg["metric"] != "VOC"
         trainer.mode, trainer.dataset, trainer.model = "eval", dataset, model
         trainer._init_callbacks()
         trainer._init_metrics()
-        trainer._nranks = 1  # each rank by itself: no gradients are to be exchanged
+        trainer._nranks = 1  # each rank separately, because no gradients are exchanged
         found = _Found(trainer, kinds, Path(folder))
         trainer.register_callbacks([found])
         batches = _Batches(dataset, reader)
         with (
             read_in_order(batches.read, range(len(batches)), num_workers) as batches.found,
-            contextlib.redirect_stdout(io.StringIO()),  # pycocotools' own table
+            contextlib.redirect_stdout(io.StringIO()),  # pycocotools prints its own table
         ):
             trainer.loader = batches
             trainer.evaluate()
-    assert found.scores is not None  # noted when the evaluation ends
+    assert found.scores is not None  # set at the end of the evaluation
     return found.scores
 
 
@@ -76,8 +76,8 @@ class ExportedDetector(nn.Layer):
     """An exported detector instead of an architecture.
 
     Args:
-        predictor: of the export.
-        dataset: parsed; has the files of the pictures.
+        predictor: predictor of the export.
+        dataset: parsed data set with the files of the images.
     """
 
     def __init__(self, predictor: Predictor, dataset: paddle.io.Dataset) -> None:
@@ -86,14 +86,15 @@ class ExportedDetector(nn.Layer):
         self.files = {int(roidb["im_id"][0]): roidb["im_file"] for roidb in dataset.roidbs}
 
     def forward(self, batch: dict) -> dict[str, np.ndarray]:
-        """What PaddleDetection's metrics take: rows `[N, 6]`, counts `[B]`, masks `[N, H, W]`."""
+        """Return the input of PaddleDetection's metrics: rows `[N, 6]`, counts `[B]`, masks `[N, H,
+        W]`."""
         found = [self.predictor(self.files[int(k)]) for k in batch["im_id"].numpy().reshape(-1)]
         rows = [np.column_stack([d.class_ids, d.scores, d.boxes]).astype(np.float32) for d in found]
         counts = np.array([len(d) for d in found], np.int32)
         outputs = {"bbox": np.concatenate(rows), "bbox_num": counts}
         if found[0].masks is not None:
             height, width = (max(d.masks.shape[axis] for d in found) for axis in (1, 2))
-            # PaddleDetection cuts off what is -1, beyond a picture's edge.
+            # PaddleDetection cuts off values of -1, beyond an image's edge.
             masks = np.full((counts.sum(), height, width), -1, np.int32)
             for end, d in zip(np.cumsum(counts), found, strict=True):
                 masks[end - len(d) : end, : d.masks.shape[1], : d.masks.shape[2]] = d.masks
@@ -105,20 +106,20 @@ class _Batches:
     """The batches of an evaluation, in order.
 
     Args:
-        dataset: with a reader's transforms.
+        dataset: data set with a reader's transforms.
         reader: PaddleDetection's.
     """
 
     def __init__(self, dataset: paddle.io.Dataset, reader: Any) -> None:
         self.dataset, self.batched = dataset, reader._batch_transforms
         self.batch_size = reader.batch_size
-        self.found: Iterator[dict] = iter(())  # what `read` gives, one batch after another
+        self.found: Iterator[dict] = iter(())  # results of `read`, one batch after another
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
     def read(self, number: int) -> dict:
-        """One batch, as arrays."""
+        """Read one batch as arrays."""
         start = number * self.batch_size
         places = range(start, min(start + self.batch_size, len(self.dataset)))
         try:
@@ -138,26 +139,26 @@ class _Batches:
 
 
 def _as_tensors(value: object) -> object:
-    """Arrays as tensors, also those in a list."""
+    """Convert arrays to tensors, also arrays in a list."""
     if isinstance(value, list):
         return [_as_tensors(item) for item in value]
     return paddle.to_tensor(value) if isinstance(value, np.ndarray) else value
 
 
 class _Nothing(nn.Layer):
-    """Stands for a model while PaddleDetection's `Trainer` is built."""
+    """Represents a model while PaddleDetection's `Trainer` is built."""
 
     def load_meanstd(self, transforms: list) -> None:
-        """PaddleDetection tells its architectures so what normalises a picture."""
+        """Accept the normalisation of images, which PaddleDetection gives to architectures."""
 
 
 class _Found(Callback):
-    """Takes the scores of an evaluation before PaddleDetection's `Trainer` forgets them.
+    """Takes the scores of an evaluation before PaddleDetection's `Trainer` deletes them.
 
     Args:
-        trainer: with one metric.
-        kinds: of what is scored: "bbox", "mask".
-        folder: where the metric leaves what it found as JSON.
+        trainer: a trainer with one metric.
+        kinds: kinds of scores: "bbox", "mask".
+        folder: folder with the metric's results as JSON.
     """
 
     def __init__(self, trainer: Trainer, kinds: Sequence[str], folder: Path) -> None:
@@ -176,7 +177,7 @@ class _Found(Callback):
         means, by_class = {}, {}
         for kind in self.kinds:
             found = self.folder / f"{kind}.json"
-            if not found.exists():  # nothing was found in any picture
+            if not found.exists():  # nothing was found in any image
                 means[kind] = dict.fromkeys(("AP", "AP50", "AP75"), 0.0)
                 counted = [truth.getAnnIds(catIds=[k], iscrowd=False) for k in truth.getCatIds()]
                 by_class[kind] = np.array([0.0 if objects else np.nan for objects in counted])
@@ -191,7 +192,7 @@ class _Found(Callback):
 
 def _voc_scores(metric: VOCMetric) -> Scores:
     found = metric.detection_map
-    # In the order of the classes; the names beside them are off after a class without objects.
+    # In the order of the classes; the printed names are wrong after a class without objects.
     results = iter(found.eval_results)
     by_class = []
     for scored, count in zip(found.class_score_poss, found.class_gt_counts, strict=True):

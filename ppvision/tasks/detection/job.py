@@ -1,7 +1,8 @@
 """Detection: PaddleDetection's architectures, data, losses and metrics under our engine.
 
-Configs are PaddleDetection's (`ppvision.tasks.detection.config`). Training takes its data set, its
-readers' transforms, its learning rate, optimizer and losses; scores are those of its `Trainer`.
+Configs are PaddleDetection's (`ppvision.tasks.detection.config`). Training uses its data set, the
+transforms of its readers, its learning rate, optimizer and losses. Scores are those of its
+`Trainer`.
 """
 
 import fnmatch
@@ -53,31 +54,31 @@ from ppdet.data.source.voc import VOCDataSet
 
 logger = logging.getLogger("ppvision")
 
-EXAMPLE_SIDE = 128  # pixels of the picture that shows which layers run
-EPOCH = "epoch_id"  # what PaddleDetection calls it in a batch
+EXAMPLE_SIDE = 128  # pixels of the image that shows which layers run
+EPOCH = "epoch_id"  # PaddleDetection's name for it in a batch
 PICTURES = 4  # validation samples shown in the dashboard
-SHOWN_SCORE = 0.3  # lowest of a box that is drawn in the dashboard
-# Layers whose outputs are classes and boxes, in PaddleDetection's heads.
+SHOWN_SCORE = 0.3  # lowest score of a box that is drawn in the dashboard
+# Layers in PaddleDetection's heads whose outputs are classes and boxes.
 RESULT_LAYERS = (
     *("*pred_cls*", "*pred_reg*", "*bbox_score*", "*bbox_delta*", "*rpn_rois_*"),
     *("*mask_fcn_logits", "*retina_cls", "*retina_reg", "*fcos_head_cls"),
     *("*fcos_head_reg", "*fcos_head_centerness"),
 )
-# Steps of a TestReader that read the file; `_decoded` stands for them.
+# Steps of a TestReader that read the file; `_decoded` replaces them.
 READING = (["Decode"], ["DecodeCache"])
 TWO_STAGES = ("FasterRCNN", "MaskRCNN", "CascadeRCNN")
-# These go through pictures one by one, in a loop that a graph unrolls when it is written.
+# These process images in a loop, which is unrolled when a graph is written.
 ONE_BY_ONE = (*TWO_STAGES, "RetinaNet")
 
 
 class Samples(paddle.io.Dataset):
-    """A data set of PaddleDetection's, read and transformed, whose files have names.
+    """A data set of PaddleDetection, read and transformed, with names of its files.
 
     Args:
-        dataset: parsed, with its transforms.
+        dataset: parsed data set with its transforms.
 
     Attributes:
-        samples: `(path,)` of each.
+        samples: `(path,)` of each sample.
     """
 
     def __init__(self, dataset: paddle.io.Dataset) -> None:
@@ -87,7 +88,7 @@ class Samples(paddle.io.Dataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Some transforms end after so many epochs."""
+        """Set the epoch, because some transforms end after a number of epochs."""
         self.epoch = epoch
         self.dataset.set_epoch(epoch)
 
@@ -103,10 +104,9 @@ class Detection(Job):
 
     Args:
         content: the config, read, merged and overridden (`ppvision.tasks.open_job`).
-        name: of the config.
-        iters: ends training early; the learning rate is that of the config's epochs. Default None.
-        allow_download: fetch the `pretrained` weights of PaddleDetection's components from an
-            address.
+        name: name of the config.
+        iters: ends the training early; the learning rate follows the config's epochs. Default None.
+        allow_download: download `pretrained` weights of PaddleDetection's components from a URL.
 
     Raises:
         ConfigError: an unknown key, component, transform or argument, with the nearest valid name
@@ -121,7 +121,7 @@ class Detection(Job):
         "epochs": "epoch",
         "learning_rate": "LearningRate.base_lr",
     }
-    has_logits = False  # PaddleDetection's architectures give their losses
+    has_logits = False  # PaddleDetection's architectures return their losses
 
     def __init__(
         self,
@@ -152,11 +152,11 @@ class Detection(Job):
 
     @property
     def config_text(self) -> str:
-        """The resolved config as PaddleDetection reads it, tags and all."""
+        """Return the resolved config for PaddleDetection, with its tags."""
         return format_yaml(self.located)
 
     def _activated(self) -> dict:
-        """PaddleDetection's global config, ours from now on."""
+        """Return PaddleDetection's global config, activated for this job."""
         cfg = activate(self.located, self.name)
         cfg.setdefault("worker_num", 0)
         cfg.setdefault("log_iter", 50)
@@ -172,7 +172,7 @@ class Detection(Job):
 
     @cached_property
     def steps_per_epoch(self) -> int:
-        """Optimiser steps."""
+        """Return the number of optimiser steps."""
         batching = {
             "batch_size": self.batch_size,
             "accumulate": self.content.get("accumulate", 1),
@@ -190,10 +190,10 @@ class Detection(Job):
         return model
 
     def _create(self, name: str, *arguments: object) -> Any:
-        """What PaddleDetection builds of a component in the config, given `arguments` if any.
+        """Build a component of the config by PaddleDetection, with `arguments` if there are any.
 
-        Its config is a global, in which an earlier build or another job leaves traces. So ours is
-        set anew before each build.
+        Its config is a global variable, which an earlier build or another job may have changed. So
+        ours is set again before each build.
         """
         self._activated()
         with load_safely(self.allow_download), wrap_errors(f"config: {name}"):
@@ -213,14 +213,14 @@ class Detection(Job):
         return Samples(self._read_by(self._train_reader, "TrainDataset"))
 
     def _read_by(self, reader: Any, part: str) -> paddle.io.Dataset:
-        """One of the config's data sets, with a reader's transforms.
+        """Make one of the config's data sets, with a reader's transforms.
 
-        PaddleDetection's readers have a loader of their own as well. It is not started: it would
-        take random numbers beside our engine's, and hangs when a sample raises.
+        PaddleDetection's readers also have their own loader. It is not started, because it would
+        draw random numbers in addition to our engine's, and hangs when a sample raises.
         """
         dataset = self._dataset(part)
         if part == "EvalDataset":
-            dataset.allow_empty = True  # what is found where nothing is counts as well
+            dataset.allow_empty = True  # objects that are found in images without objects count too
         with wrap_errors(f"config: {part}"):
             dataset.parse_dataset()
         dataset.set_transform(reader._sample_transforms)
@@ -229,7 +229,7 @@ class Detection(Job):
 
     @property
     def example(self) -> dict[str, Tensor]:
-        """A picture as the architectures take it."""
+        """Return an image in the form for the architectures."""
         sizes = paddle.full([1, 2], float(EXAMPLE_SIDE))
         image = make_example_input(3, EXAMPLE_SIDE)
         return {"image": image, "im_shape": sizes, "scale_factor": paddle.ones([1, 2])}
@@ -243,8 +243,8 @@ class Detection(Job):
 
     @property
     def constant_layers(self) -> Sequence[str]:
-        """Layers that PaddleDetection marks as not to be quantised, where they do not learn:
-        PP-YOLOE's `proj_conv` holds the numbers 0 to 16."""
+        """Return layers that PaddleDetection marks as not to be quantised and that do not learn:
+        PP-YOLOE's `proj_conv` contains the numbers 0 to 16."""
         return [
             name
             for name, layer in self.float_model.named_sublayers()
@@ -269,12 +269,14 @@ class Detection(Job):
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
-        """Also weights of the same model without SDN, which then starts as nothing."""
+        """Read weights, also those of the same model without SDN; SDN then starts without
+        effect."""
         return rename_for_sdn(self.float_model, arrays)
 
     @cached_property
     def class_names(self) -> list[str]:
-        """Of the data set that evaluates, or that trains; empty where its file is not there."""
+        """Return the class names of the evaluation or training set; empty if its file does not
+        exist."""
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         dataset = self._dataset(part)
         voc = isinstance(dataset, VOCDataSet)
@@ -287,7 +289,8 @@ class Detection(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Return the `max_value` of the data set for images of more than 8 bits per channel; see
+        `read_picture`."""
         part = "EvalDataset" if "EvalDataset" in self.content else "TrainDataset"
         return self.content[part].get("max_value")
 
@@ -297,18 +300,19 @@ class Detection(Job):
         self._activated()
         with wrap_errors(f"config: {part}"):
             dataset = create(part)()
-        # Objects without a mask go from training and evaluation alike (`plugins.paddledet_data`).
+        # Objects without a mask are omitted from training and evaluation
+        # (`plugins.paddledet_data`).
         dataset.needs_masks = self._has_masks or "gt_poly" in dataset.data_fields
         return dataset
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Check annotations and pictures of `train_dataset` / `val_dataset`.
+        """Check annotations and images of `train_dataset` / `val_dataset`.
 
         Returns:
-            What is in each part in COCO's or Pascal VOC's form; others are not looked at.
+            The contents of each part in COCO's or Pascal VOC's format; others are not checked.
 
         Raises:
-            DataError: one report of everything that is wrong.
+            DataError: one report of all problems.
         """
         known: dict[str, Sequence[str]] = {}
         found = {}
@@ -370,7 +374,7 @@ class Detection(Job):
             return network(batch)
 
     def losses_of(self, model: nn.Layer, outputs: dict[str, Tensor], batch: dict) -> list[Tensor]:
-        """PaddleDetection's sum of all losses."""
+        """Return PaddleDetection's sum of all losses."""
         return [outputs["loss"]]
 
     # -- evaluate ------------------------------------------------------------------------------
@@ -379,11 +383,11 @@ class Detection(Job):
         """Score a model on the EvalDataset by PaddleDetection's `Trainer`; each rank scores all.
 
         Args:
-            model: of this job's architecture.
-            num_workers: processes that read pictures; 0 reads in this one.
+            model: model of this job's architecture.
+            num_workers: processes that read images; 0 reads in this one.
 
         Raises:
-            ConfigError: no EvalDataset or EvalReader.
+            ConfigError: there is no EvalDataset or EvalReader.
         """
         return self._scored(lambda dataset: model, num_workers)
 
@@ -396,8 +400,8 @@ class Detection(Job):
         """Score an exported model on the EvalDataset, through Paddle Inference.
 
         Raises:
-            ConfigError: no EvalDataset or EvalReader, or an export of another task or number of
-                classes.
+            ConfigError: there is no EvalDataset or EvalReader, or the export has another task or
+                number of classes.
         """
         predictor = Predictor(
             model_dir, threads=count_usable_cpus(), device=device, precision=precision
@@ -435,13 +439,13 @@ class Detection(Job):
     # -- predict -------------------------------------------------------------------------------
 
     def _transforms(self) -> list[dict]:
-        """Of a picture to be predicted, PaddleDetection's."""
+        """Return PaddleDetection's transforms for prediction."""
         reader = self.content["TestReader"]
         return [*reader.get("sample_transforms", []), *reader.get("batch_transforms", [])]
 
     @cached_property
     def _reading(self) -> tuple[Compose, BatchCompose]:
-        """How pixels and a batch are made ready, as the TestReader says; the picture is read."""
+        """Return the TestReader's transforms for pixels and batches, without reading the image."""
         self._activated()
         reader, classes = self.content["TestReader"], self.content["num_classes"]
         transforms = reader.get("sample_transforms", [])
@@ -452,14 +456,15 @@ class Detection(Job):
 
     @paddle.no_grad()
     def predict_image(self, model: nn.Layer, picture: Picture) -> Detections:
-        """What a model finds in one picture, transformed as the TestReader says.
+        """Return the objects that a model finds in one image, with the transforms of the
+        TestReader.
 
         Args:
             model: PaddleDetection's architecture.
             picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a file that does not read, or a picture too narrow to be resized.
+            DataError: the file cannot be read, or the image is too narrow to be resized.
         """
         image = read_pixels(picture, self.max_value)
         transform, batched = self._reading
@@ -483,7 +488,7 @@ class Detection(Job):
         return detect_to_folder
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
-        """Panels `objects | found` of fixed validation samples, by name."""
+        """Return panels `objects | found` of fixed validation samples, by name."""
         dataset = self._dataset("EvalDataset")
         dataset.data_fields = ["image", "gt_bbox", "gt_class"]
         dataset.parse_dataset()
@@ -522,12 +527,12 @@ class Detection(Job):
         integers: IntegerOptions | None = None,
         paddlex_name: str | None = None,
     ) -> Path:
-        """Write the detector for deployment, NMS inside; see
+        """Write the detector with its NMS for deployment; see
         `ppvision.deploy.write.detection_export.export_detector`.
 
         Raises:
-            ConfigError: an `output_op`, which is for logits; two stages, or more than one class,
-                as ONNX; two stages in integers.
+            ConfigError: there is an `output_op`, which is for logits; or a two-stage detector, or
+                more than one class, is exported as ONNX; or a two-stage detector in integers.
         """
         if output_op is not None:
             raise ConfigError(
@@ -554,11 +559,11 @@ class Detection(Job):
         if architecture in ONE_BY_ONE and input_shape[0] not in (None, 1):
             raise ConfigError(
                 f"export --input_shape: expected a batch of 1, got {input_shape[0]}: "
-                f"{architecture} takes one picture at a time."
+                f"{architecture} takes one image at a time."
             )
         one_by_one = architecture in ONE_BY_ONE or model_format == "onnx" or integers is not None
         if input_shape[0] is None and one_by_one:
-            logger.info(f"export: {architecture} takes one picture at a time: batch 1")
+            logger.info(f"export: {architecture} takes one image at a time: batch 1")
             input_shape = [1, *input_shape[1:]]
         if integers is not None and not has_integers(model):
             keep_float = (*integers.keep_float, *self.constant_layers)
@@ -586,9 +591,9 @@ class Detection(Job):
 
 
 def _decoded(image: np.ndarray) -> dict[str, object]:
-    """What PaddleDetection's Decode leaves of a file in a sample.
+    """Return the entries of a sample after PaddleDetection's Decode.
 
-    Decode itself is not given pixels: it would look in their bytes for a file first.
+    Decode itself does not get pixels, because it would try to decode their bytes as a file.
     """
     height, width = image.shape[:2]
     return {

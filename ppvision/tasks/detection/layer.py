@@ -1,4 +1,4 @@
-"""A PaddleDetection architecture as a layer of tensors, for export."""
+"""Wrap a PaddleDetection architecture as a layer of tensors, for export."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,17 +16,17 @@ from ppdet.modeling.proposal_generator.rpn_head import RPNHead
 
 
 class DetectorLayer(nn.Layer):
-    """A detector that gives what it found, and what NMS chose from.
+    """A detector that returns its result, and the input of NMS.
 
     Args:
-        model: an architecture of PaddleDetection's whose boxes go through one NMS.
+        model: an architecture of PaddleDetection whose boxes pass through one NMS.
 
     Attributes:
-        model: the same.
-        bounds: of its NMS.
+        model: the argument.
+        bounds: limits of its NMS.
 
     Raises:
-        ConfigError: no NMS, or several.
+        ConfigError: there is no NMS, or several.
     """
 
     def __init__(self, model: nn.Layer) -> None:
@@ -38,7 +38,7 @@ class DetectorLayer(nn.Layer):
                 f"export: expected an architecture with one NMS, found {len(owners)} in "
                 f"{type(model).__name__}."
             )
-        self._owner = [owners[0]]  # in a list: a layer would become a sublayer a second time
+        self._owner = [owners[0]]  # in a list, so that it is not a sublayer twice
         nms = owners[0].nms
         self.bounds = Bounds(
             score=max(nms.score_threshold, getattr(nms, "post_threshold", 0.0)),
@@ -47,18 +47,18 @@ class DetectorLayer(nn.Layer):
         )
 
     def with_model(self, model: nn.Layer) -> "DetectorLayer":
-        """The same around another model of the architecture."""
+        """Return the same layer around another model of the architecture."""
         return DetectorLayer(model)
 
     @paddle.no_grad()
     def choose(self, boxes: np.ndarray, scores: np.ndarray) -> list[np.ndarray]:
-        """What its NMS keeps of boxes and scores: rows `[N, 6]` and counts `[B]`."""
+        """Apply its NMS to boxes and scores; return rows `[N, 6]` and counts `[B]`."""
         rows, counts, *_ = self._owner[0].nms(paddle.to_tensor(boxes), paddle.to_tensor(scores))
         return [rows.numpy(), counts.numpy()]
 
     def forward(self, image: Tensor, im_shape: Tensor, scale_factor: Tensor) -> list[Tensor]:
-        """Rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` where there are
-        any; then boxes and scores before NMS (`ppvision.deploy.verify.detection_parity`)."""
+        """Return rows `[N, 6]` of class, score and box, counts `[B]`, masks `[N, H, W]` if there
+        are any; then boxes and scores before NMS (`ppvision.deploy.verify.detection_parity`)."""
         with _Listening(self._owner[0]) as seen:
             found = self.model({"image": image, "im_shape": im_shape, "scale_factor": scale_factor})
         kept = [found[key] for key in ("bbox", "bbox_num", "mask") if key in found]
@@ -67,8 +67,8 @@ class DetectorLayer(nn.Layer):
 
     @contextmanager
     def in_graphs(self) -> Iterator[None]:
-        """Inside, detectors of two stages take the way that PaddleDetection has for ONNX: one
-        picture, without a loop over pictures, and a box of score 0 after those that were found."""
+        """In the block, two-stage detectors use PaddleDetection's code for ONNX: one image, without
+        a loop over images, and a box of score 0 after the found boxes."""
         parts = [
             part
             for layer in self.model.sublayers(include_self=True)
@@ -89,7 +89,7 @@ class DetectorLayer(nn.Layer):
 
 
 def _plain_parts(layer: nn.Layer) -> Iterator[Any]:
-    """What a layer holds that is no layer, such as NMS, and what that holds."""
+    """Yield attributes of a layer that are not layers, such as NMS, and their attributes."""
     for part in vars(layer).values():
         if type(part).__module__.startswith("ppdet."):
             yield part
@@ -97,13 +97,13 @@ def _plain_parts(layer: nn.Layer) -> Iterator[Any]:
 
 
 def _one_count(head: nn.Layer, inputs: object, outputs: tuple) -> tuple:
-    """The number of proposals `[1]`, which that way leaves as a single number `[]`."""
+    """Return the number of proposals as `[1]`; the code for ONNX gives `[]`."""
     rois, count, losses = outputs
     return rois, count.reshape([1]), losses
 
 
 class _Listener:
-    """NMS that notes what it is given."""
+    """NMS that records its inputs."""
 
     def __init__(self, nms: Any) -> None:
         self.nms = nms
@@ -111,14 +111,14 @@ class _Listener:
 
     @paddle.jit.not_to_static
     def __call__(self, boxes: Tensor | Sequence[Tensor], scores: Tensor, *others: object) -> object:
-        # Detectors of two stages give the boxes with their numbers by picture.
+        # Two-stage detectors give the boxes with their numbers per image.
         self.seen += [boxes[0] if isinstance(boxes, tuple) else boxes, scores]
         return self.nms(boxes, scores, *others)
 
 
 class _Listening:
-    """Inside, the owner's NMS notes its boxes and scores in the list that this gives. (A class:
-    Paddle's tracing warns of `contextmanager`.)"""
+    """In the block, the owner's NMS records its boxes and scores in the yielded list. (This is a
+    class, because Paddle's tracing warns of `contextmanager`.)"""
 
     def __init__(self, owner: Any) -> None:
         self.owner, self.nms = owner, owner.nms

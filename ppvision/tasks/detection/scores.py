@@ -1,4 +1,4 @@
-"""What an evaluation of a detector found."""
+"""The scores of a detector."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from pycocotools.cocoeval import COCOeval
 from ppvision.tables import format_table
 from ppvision.tasks.scores import make_class_rows
 
-# Of pycocotools' list of twelve, in its order.
+# Names of pycocotools' list of twelve, in its order.
 _COCO = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         means: by kind ("bbox", "mask") and name: COCO's average precisions ("AP": the mean over
-            overlaps of 0.50 to 0.95), or VOC's "mAP". Those that the set does not define (of sizes
-            that do not occur) are missing.
-        by_class: average precision by kind, a number a class; nan for a class without objects.
+            overlaps of 0.50 to 0.95), or VOC's "mAP". Undefined values (for sizes that do not
+            occur) are missing.
+        by_class: average precision by kind, one number per class; nan for a class without objects.
     """
 
     means: dict[str, dict[str, float]]
     by_class: dict[str, np.ndarray]
 
     def by_tag(self) -> dict[str, float]:
-        """`Evaluate/bbox_AP`, ...; the first decides which model is the best."""
+        """Return `Evaluate/bbox_AP`, ...; the first score decides which model is the best."""
         return {
             f"Evaluate/{kind}_{name}": value
             for kind, found in self.means.items()
@@ -36,13 +36,13 @@ class Scores:
         }
 
     def as_dict(self, names: Sequence[str]) -> dict[str, object]:
-        """`scores` by name (`bbox_AP`, ...) and `classes`, each with its `name` and the average
-        precision by kind; None for a class without objects. `names` may be empty."""
+        """Return `scores` by name (`bbox_AP`, ...) and `classes`, each with its `name` and the
+        average precision by kind; None for a class without objects. `names` may be empty."""
         means = {tag.partition("/")[2]: float(value) for tag, value in self.by_tag().items()}
         return {"scores": means, "classes": make_class_rows(self.by_class, names)}
 
     def table(self, names: Sequence[str]) -> str:
-        """The scores as text; `names` of the classes, or empty for numbers."""
+        """Format the scores as text; `names` are those of the classes, or empty for numbers."""
         count = len(next(iter(self.by_class.values())))
         names = list(names) or [str(index) for index in range(count)]
         rows = zip(names, *self.by_class.values(), strict=False)
@@ -55,15 +55,15 @@ class Scores:
 
 
 def name_coco_means(stats: Sequence[float]) -> dict[str, float]:
-    """pycocotools' `stats` by name; -1 means that the set does not define it."""
+    """Return pycocotools' `stats` by name; -1 means that the set does not define a value."""
     return {n: float(v) for n, v in zip(_COCO, stats, strict=False) if v > -1}
 
 
 def average_coco_by_class(evaluated: COCOeval) -> np.ndarray:
-    """Average precision of every class, over overlaps of 0.50 to 0.95 and all sizes.
+    """Return the average precision of every class, over overlaps of 0.50 to 0.95 and all sizes.
 
     Args:
-        evaluated: after `accumulate`.
+        evaluated: pycocotools' evaluation after `accumulate`.
     """
     precision = evaluated.eval["precision"][:, :, :, 0, -1]  # [overlap, recall, class]
     known = precision > -1

@@ -1,4 +1,4 @@
-"""One exported folder for every width, and the table that compares them."""
+"""Export one folder per width, and a table that compares them."""
 
 import csv
 import io
@@ -41,31 +41,31 @@ def export_widths(
     integers: bool = False,
     paddlex_name: str | None = None,
 ) -> list[dict[str, object]]:
-    """Export a model at several widths, and compare what was exported.
+    """Export a model at several widths, and compare the exports.
 
     Args:
-        job: of the model.
+        job: job of the model.
         model_path: a checkpoint of once-QAT, a layered model, or float weights with a slim_config.
-        folder: gets `w8`, `w4`, ... (see `export_model`), `widths.csv`, and a VisualDL record for
-            each width under `vdl`, whose page of settings shows the same table.
-        bits: widths. An earlier export is replaced as a whole once the new one is complete, widths
-            that are not among them too: they may be of another model.
+        folder: folder that gets `w8`, `w4`, ... (see `export_model`), `widths.csv`, and a VisualDL
+            record per width under `vdl`; VisualDL's page of settings shows the same table.
+        bits: widths. When the new export is complete, it replaces the whole earlier export, also
+            other widths, because they may be of another model.
         input_shape, output_op, model_format: see `export_model`.
         evaluate: whether to score each export on the val split.
-        integers: whether products are of 8-bit integers; needs a layered model with steps of
+        integers: whether products run in 8-bit integers; this needs a layered model with steps of
             activations. Default False.
         paddlex_name: see `Job.export`.
 
     Returns:
-        A row for each width, the highest first: bits, bytes in all and of the weights, the task's
-        first score, the largest error to eager mode, latency and load time. With `integers` two
-        rows for each, of the same folder in float and in integers, whose latencies are those that
-        the export measured on one thread.
+        One row per width, the highest first: bits, total bytes and bytes of the weights, the task's
+        first score, the largest error compared with eager mode, latency and load time. With
+        `integers` there are two rows per width, for the same folder in float and in integers; their
+        latencies are those of the export, on one thread.
 
     Raises:
-        ConfigError, ValueError: a model in float, a width that is not there.
+        ConfigError, ValueError: the model is in float, or does not have the width.
         ParityError: an export gives other numbers than the model at its width.
-        FileExistsError: the folder holds other files.
+        FileExistsError: the folder contains other files.
     """
     folder, widths = Path(folder).resolve(), sorted(set(bits), reverse=True)
     if other := _other_files(folder):
@@ -74,10 +74,10 @@ def export_widths(
             f"{folder}, which holds {', '.join(other[:5])}. Name another one with --save_dir."
         )
     is_earlier = lambda path: path.is_dir() and not _other_files(path)  # noqa: E731
-    # All widths, the table and the record take their place together: an export that fails or is
-    # killed leaves the earlier one as it was.
+    # All widths, the table and the record are put into place together: if an export fails or is
+    # killed, the earlier one does not change.
     replacing = replace_folder(folder, is_earlier, "an earlier export at widths", "save_dir")
-    # Each width is exported, then measured.
+    # Two steps per width: export and measurement.
     with replacing as work, ProgressLine("export", 2 * len(widths), "step") as line:
         final = work / "final"
         rows = _export_all(
@@ -116,7 +116,7 @@ def _export_all(
     paddlex_name: str | None,
     line: ProgressLine,
 ) -> list[dict[str, object]]:
-    """Write the folder of each width; a row for each."""
+    """Write the folder of each width; return one row per width."""
     state = job.state(model_path, widths[0])
     for k in widths:
         state.check_bits(k)
@@ -155,9 +155,10 @@ def _export_all(
 def _rows_of_integers(
     job: Job, bits: int, exported: Path, evaluate: bool
 ) -> list[dict[str, object]]:
-    """Of a folder in float and in integers; writes both scores into its `deploy.yaml`."""
+    """Return the rows of a folder in float and in integers; write both scores into its
+    `deploy.yaml`."""
     checked = read_manifest(exported).int8
-    assert checked is not None  # of an export in integers
+    assert checked is not None  # because the export is in integers
     kinds = ("float32", "int8") if checked.engine else ("float32",)  # no engine ran the integers
     found = {}
     if evaluate:
@@ -180,7 +181,7 @@ def _rows_of_integers(
 
 
 def _first(scores: Scores) -> dict[str, float]:
-    """The first score, by its name."""
+    """Return the first score by name."""
     tag, value = next(iter(scores.by_tag().items()))
     return {tag.rsplit("/", 1)[-1]: value}
 
@@ -189,7 +190,7 @@ def _sizes(exported: Path) -> dict[str, int]:
     manifest = read_manifest(exported)
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     found = {"bytes": sum(sizes.values())}
-    if manifest.weights is not None:  # ONNX keeps both in one file
+    if manifest.weights is not None:  # ONNX has both in one file
         found["weights_bytes"] = sizes[manifest.weights]
     return found
 
@@ -205,7 +206,7 @@ def _error_and_times(
 
 
 def _by_name(rows: Sequence[Mapping[str, object]]) -> dict[str, dict[str, object]]:
-    """Rows of numbers alone, by a name that tells them apart."""
+    """Return rows with numbers only, by unique names."""
     found = {}
     for row in rows:
         arithmetic = f"-{row['arithmetic']}" if "arithmetic" in row else ""
@@ -218,12 +219,12 @@ def _exports(folder: Path) -> list[Path]:
     return [path for k in range(1, MAX_BITS + 1) if (path := folder / f"w{k}").exists()]
 
 
-# What earlier versions left when they were killed.
+# Files that earlier versions left when they were killed.
 _LEFTOVER = re.compile(r"\.w[1-8]\.ppvision-partial|widths\.csv(\..*)?\.partial")
 
 
 def _other_files(folder: Path) -> list[str]:
-    """Names of what is not of an earlier export at widths."""
+    """Return names of files that are not from an earlier export at widths."""
     ours = {folder / TABLE, folder / "vdl", *(p for p in _exports(folder) if may_be_replaced(p))}
     present = sorted(folder.iterdir()) if folder.is_dir() else []
     others = [path.name for path in present if path not in ours and not is_leftover(path.name)]

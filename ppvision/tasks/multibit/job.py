@@ -1,4 +1,4 @@
-"""A job at several widths: a wrapper of any task's job."""
+"""A job at several widths: it wraps the job of any task."""
 
 import copy
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger("ppvision")
 
 
 class _Wrapped:
-    """An attribute or a method of the wrapped job, unchanged."""
+    """Delegate an attribute or a method to the wrapped job."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -38,14 +38,14 @@ class _Wrapped:
 class MultiBitJob(Job):
     """A job whose model is trained, scored and exported at several widths.
 
-    What widths do not change is the wrapped job's.
+    Everything that does not depend on widths is delegated to the wrapped job.
 
     Args:
         float_job: the task's job, in float.
-        options: of `slim_config`, checked; {} takes every default.
+        options: checked options of `slim_config`; {} means all defaults.
 
     Attributes:
-        float_job, options: the same.
+        float_job, options: the arguments.
     """
 
     def __init__(self, float_job: Job, options: Mapping[str, Any]) -> None:
@@ -58,14 +58,14 @@ class MultiBitJob(Job):
 
     @property
     def model(self) -> OnceQAT:
-        """The float model's layers with quanters, ready to be trained at all widths; the same
+        """Return the float model's layers with quanters, for training at all widths. It is the same
         object at every call, until other float weights are opened.
 
-        Quanters take their first steps from the weights that the float model has. So float weights
-        that are given later make another model, and another optimiser for it.
+        Quanters compute their initial steps from the weights of the float model. So other float
+        weights give another model and another optimiser.
 
         Raises:
-            ConfigError: options that do not fit the model.
+            ConfigError: the options do not fit the model.
         """
         if self._once is None:
             self._once = self._quantised()
@@ -83,7 +83,8 @@ class MultiBitJob(Job):
 
     @property
     def ends(self) -> Sequence[str]:
-        """Paths of the layers that read the picture or give the result, which stay at 8 bits."""
+        """Return paths of the layers that read the image or give the result. They stay at 8
+        bits."""
         from ppvision.plugins.paddleslim import end_layers
 
         found = end_layers(self.float_model, self.example)
@@ -93,12 +94,13 @@ class MultiBitJob(Job):
     # -- train ---------------------------------------------------------------------------------
 
     def make_optimizer(self, model: nn.Layer) -> paddle.optimizer.Optimizer:
-        """The config's optimiser over all parameters of a once-QAT, those of quanters too."""
+        """Make the config's optimiser for all parameters of a once-QAT, including those of
+        quanters."""
         return self.float_job.make_optimizer(model.model)
 
     def losses(self, network: nn.Layer, batch: object) -> list[Tensor]:
-        """The losses of one forward pass at the width of the moment, with that width's weight, and
-        its distillation from the highest width."""
+        """Return the losses of one forward pass at the current width, with the weight of the width,
+        and its distillation from the highest width."""
         once = unwrap_parallel(network)
         outputs = self.forward(network, batch)
         losses = self.losses_of(once.model, outputs, batch)
@@ -108,23 +110,23 @@ class MultiBitJob(Job):
         return once.weigh(once.bits, list(losses), logits)
 
     def make_passes(self) -> dict[str, ForwardPass]:
-        """One forward pass per width, so that memory holds one width at a time."""
+        """Return one forward pass per width, so that memory contains one width at a time."""
         return make_passes(self.model, self.losses)
 
     def begin_step(self, seed: int, step: int) -> None:
-        """Draw the step's widths."""
+        """Draw the widths of the step."""
         draw_widths(self.model, seed, step)
 
     # -- evaluate ------------------------------------------------------------------------------
 
     def scores(self, model: nn.Layer, *, num_workers: int = 0) -> dict[str, float]:
-        """`evaluate` by tag, at every width; see `score_by_width`."""
+        """Return the scores of `evaluate` by tag at every width; see `score_by_width`."""
         return score_by_width(
             model, lambda at_width: self.float_job.scores(at_width, num_workers=num_workers)
         )
 
     def pictures(self, model: nn.Layer) -> dict[str, np.ndarray]:
-        """The task's panels, of a once-QAT at its highest width."""
+        """Return the task's panels; a once-QAT is used at its highest width."""
         if isinstance(model, OnceQAT):
             model.set_bits(model.widths[0])
         return self.float_job.pictures(model)
@@ -132,8 +134,8 @@ class MultiBitJob(Job):
     # -- open weights --------------------------------------------------------------------------
 
     def start_from(self, model_path: str | Path) -> None:
-        """Give the model weights to train from: a float model's, from which quanters take their
-        first steps, or those of a once-QAT that was trained before.
+        """Give the model initial weights: those of a float model, from which quanters compute their
+        initial steps, or those of a trained once-QAT.
 
         Raises:
             WeightsError: they do not fit.
@@ -148,8 +150,8 @@ class MultiBitJob(Job):
     def models(
         self, model_path: str | Path, bits: Sequence[int] | None = None
     ) -> Iterator[tuple[int, nn.Layer]]:
-        """As `Job.models`; also of a checkpoint of once-QAT, and of float weights, which are
-        quantised as they are, without any training."""
+        """Like `Job.models`. It also accepts a checkpoint of once-QAT, and float weights, which are
+        quantised without training."""
         if is_layered(model_path):
             yield from super().models(model_path, bits)
             return
@@ -159,7 +161,7 @@ class MultiBitJob(Job):
             yield k, self.model
 
     def state(self, model_path: str | Path, bits: int | None = None) -> LayeredState:
-        """The model taken apart into layers of bits; arguments as of `load`."""
+        """Return the model split into layers of bits; arguments as in `load`."""
         if is_layered(model_path):
             return super().state(model_path, bits)
         self._open(model_path)
@@ -170,7 +172,7 @@ class MultiBitJob(Job):
         return pack_model(self.structure(), state, state.held_bits, codes=False)
 
     def _open(self, model_path: str | Path) -> None:
-        """Give the model the weights of a file or of the zoo."""
+        """Load weights of a file or of the zoo into the model."""
         arrays = read_weights(model_path)
         if has_quanters(arrays):
             assign_weights(self.model, arrays, str(model_path))
@@ -180,7 +182,8 @@ class MultiBitJob(Job):
         logger.info(f"quantization: {model_path} is in float: quantised without any training")
 
     def _forget_model(self) -> None:
-        """Before other float weights: the steps of quanters come from those of before."""
+        """Discard the model before other float weights are loaded, because the steps of its
+        quanters come from the earlier ones."""
         self._once = None
         self.__dict__.pop("optimizer", None)
 
@@ -218,10 +221,10 @@ class MultiBitJob(Job):
 
 
 def _copy_of_layers(model: nn.Layer) -> nn.Layer:
-    """A copy of a model's layers around the same tensors.
+    """Copy a model's layers around the same tensors.
 
-    So the float model stays as it is when quanters are put into the copy, the weights exist once,
-    and parameters keep the names that an optimiser may go by.
+    So the float model does not change when quanters are put into the copy, the weights exist only
+    once, and parameters keep their names, which an optimiser may use.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})

@@ -1,4 +1,4 @@
-"""`pack`: a trained model, or a float one as it is, as a layered model."""
+"""`pack`: write a trained model, or a float model without training, as a layered model."""
 
 import logging
 from functools import partial
@@ -24,7 +24,7 @@ from ppvision.zoo.weights import read_weights
 
 logger = logging.getLogger("ppvision")
 
-CALIBRATION_PICTURES = 256  # that are used of a folder, at most
+CALIBRATION_PICTURES = 256  # largest number of images that are used
 
 
 def pack_checkpoint(
@@ -39,23 +39,24 @@ def pack_checkpoint(
     """Write a layered model.
 
     Args:
-        job: of the model. With `ptq` its slim_config may be missing: then all widths, weights only.
+        job: job of the model. With `ptq` its slim_config may be missing: then all widths are made,
+            for weights only.
         model_path: a checkpoint of once-QAT, or with `ptq` float weights.
         output: folder of the layered model.
-        ptq: quantise float weights as they are, without any training.
-        calibration: pictures, as `predict` takes them, for the steps of activations and for
-            BatchNorm's statistics at every width but the highest. Default None: activations cannot
-            be quantised, and the float model's statistics serve all widths.
-        activations: with `ptq`: quantise the inputs of layers as well, to 8 bits at every width,
+        ptq: quantise float weights without training.
+        calibration: images, as for `predict`, for the steps of activations and for BatchNorm's
+            statistics at every width except the highest. Default None: activations cannot be
+            quantised, and all widths use the float model's statistics.
+        activations: with `ptq`: also quantise the inputs of layers, to 8 bits at every width,
             whatever slim_config says.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: float weights without `ptq`, weights of once-QAT with it, activations without
-            calibration.
-        FileExistsError: the folder holds something else than a layered model.
+        ConfigError: `ptq` is missing for float weights or used for weights of once-QAT, or
+            activations are quantised without calibration.
+        FileExistsError: the folder contains other files than a layered model.
     """
     check_output(output)
     quanters = has_quanters(read_weights(model_path))
@@ -84,14 +85,14 @@ def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
     if pictures is None:
         if activations:
             raise ConfigError(
-                "--calibration: expected a folder of pictures: slim_config quantises activations, "
+                "--calibration: expected a folder of images: slim_config quantises activations, "
                 "whose steps come from them."
             )
         return
     chosen = [path for path, _ in list_images(pictures, "--calibration")]
     places = np.linspace(0, len(chosen) - 1, min(len(chosen), CALIBRATION_PICTURES)).astype(int)
     chosen = [chosen[place] for place in places]
-    logger.info(f"calibration: {len(chosen)} pictures of {pictures}")
+    logger.info(f"calibration: {len(chosen)} images of {pictures}")
     once.set_bits(once.widths[0])
     for quanter in activations:
         quanter.calibrating = True
@@ -115,8 +116,8 @@ def _set_activations(once: OnceQAT) -> None:
         quanter = getattr(layer, "activation_quanter", None)
         if not isinstance(quanter, LayeredActivationQuanterLayer):
             continue
-        if quanter.saw_nothing:  # an auxiliary head
-            logger.info(f"calibration: {path} does not run in prediction; its input stays as it is")
+        if quanter.saw_nothing:  # for example an auxiliary head
+            logger.info(f"calibration: {path} does not run in prediction; its input is not rounded")
             layer.activation_quanter = None
         else:
             quanter.finish_calibration()

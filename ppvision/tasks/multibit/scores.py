@@ -11,15 +11,15 @@ from ppvision.quant import OnceQAT
 def score_by_width(
     model: nn.Layer, scores: Callable[[nn.Layer], dict[str, float]]
 ) -> dict[str, float]:
-    """An evaluation; of a once-QAT at every width.
+    """Evaluate a model; a once-QAT is evaluated at every width.
 
     Args:
-        model: a once-QAT, which afterwards has the width that it had, or a model at one width.
-        scores: of the model at its width, by tag.
+        model: a once-QAT, whose width is restored afterwards, or a model at one width.
+        scores: function that gives the scores of the model at its width, by tag.
 
     Returns:
-        Scores by tag. Of a once-QAT the mean over the widths under each tag (the first decides
-        which model is the best), then every width's own: `Evaluate/mIoU_w4`.
+        Scores by tag. For a once-QAT, each tag has the mean over the widths (the first tag decides
+        which model is the best); then come the scores of each width: `Evaluate/mIoU_w4`.
     """
     if not isinstance(model, OnceQAT):
         return scores(model)

@@ -1,4 +1,4 @@
-"""The keys of `slim_config`, which says how a model is quantised in layers of bits.
+"""The keys of `slim_config`, which describes the quantisation of a model in layers of bits.
 
 This is the `slim_config` of a config (or the file of `--slim_config`) with all keys and defaults:
 
@@ -49,16 +49,16 @@ Activations = Annotated[bool | int, _activations]
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How some layers differ from the rest.
+    """A rule for some layers.
 
     Attributes:
-        bits: at every width of the model.
-        min_bits, max_bits: the same as bounds.
+        bits: width of these layers at every width of the model.
+        min_bits, max_bits: limits of the width of these layers.
         activations: whether the inputs of these layers are quantised; 8: to 8 bits at every width.
-        float: leave these layers as they are.
+        float: keep these layers in float.
     """
 
-    # None is a key that was left out.
+    # None means that the key was omitted.
     bits: Width = LEFT_OUT
     min_bits: Width = LEFT_OUT
     max_bits: Width = LEFT_OUT
@@ -74,7 +74,7 @@ Rules = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SlimConfig:
-    """What a config's `slim_config` may be; see this module's text."""
+    """The keys of a config's `slim_config`; see this module's docstring."""
 
     bits: Annotated[list[Width], Count(1, described="a list of widths such as [8, 4, 2]")] = field(
         default_factory=lambda: list(DEFAULT_BITS)
@@ -92,10 +92,11 @@ class SlimConfig:
 
 
 def read_slim_config(path: str | Path) -> Located:
-    """The file of `--slim_config`: the keys above, at its top or under `slim_config`.
+    """Read the file of `--slim_config`: it has the keys above, at its top level or under
+    `slim_config`.
 
     Raises:
-        ConfigError: it does not read, or names something unknown.
+        ConfigError: the file cannot be read, or names something unknown.
     """
     content = read_yaml(path)
     options = content.get("slim_config", content)
@@ -104,7 +105,7 @@ def read_slim_config(path: str | Path) -> Located:
 
 
 def check_slim_config(options: object) -> None:
-    """Raise `ConfigError` for a key, type or value that is not known, with its place."""
+    """Raise `ConfigError` for an unknown key, type or value, with its place."""
     if not isinstance(options, dict):
         raise ConfigError(
             "config: slim_config: expected keys and values (slim_config: {} takes every default), "
@@ -114,15 +115,15 @@ def check_slim_config(options: object) -> None:
 
 
 def build_once_qat(model: nn.Layer, options: Mapping, ends: Sequence[str]) -> OnceQAT:
-    """A model with quanters, ready to be trained at all widths.
+    """Put quanters into a model, for training at all widths.
 
     Args:
-        model: in float, with the weights to start from; quantised in place.
-        options: of `slim_config`, checked.
-        ends: paths of the layers that read the picture or give the result, which stay at 8 bits.
+        model: a model in float with its initial weights; it is quantised in place.
+        options: checked options of `slim_config`.
+        ends: paths of the layers that read the image or give the result, which stay at 8 bits.
 
     Raises:
-        ConfigError: a rule that matches nothing, widths out of range.
+        ConfigError: a rule matches nothing, or widths are out of range.
     """
     from ppvision.plugins.paddleslim import LayeredQAT, slim_quant_config
 

@@ -12,11 +12,11 @@ from ppvision.quant import OnceQAT
 def make_passes(
     once: OnceQAT, losses: Callable[[nn.Layer, object], Sequence[Tensor]]
 ) -> dict[str, Callable[[nn.Layer, object], Sequence[Tensor]]]:
-    """The forward passes of a training step, one per width, the highest first.
+    """Return the forward passes of a training step, one per width, the highest first.
 
     Args:
         once: the model.
-        losses: of one forward pass of it, already weighted.
+        losses: function that gives the weighted losses of one forward pass.
     """
 
     def run(place: int, network: nn.Layer, batch: object) -> Sequence[Tensor]:
@@ -27,5 +27,6 @@ def make_passes(
 
 
 def draw_widths(once: OnceQAT, seed: int, step: int) -> None:
-    """Draw the widths of a step from seed and step alone: alike on all ranks and in a resume."""
+    """Draw the widths of a step only from seed and step, so that they are equal on all ranks and
+    after a resume."""
     once.draw(random.Random(f"{seed}/{step}"))

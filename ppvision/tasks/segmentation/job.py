@@ -1,4 +1,4 @@
-"""Segmentation: PaddleSeg's builder, data, losses and metrics under our engine."""
+"""Segmentation: PaddleSeg's builder, data, losses and metrics in our engine."""
 
 import inspect
 import logging
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import paddle
 
-# Registers and repairs; says when PaddleSeg is missing.
+# This import registers components and applies repairs; it reports a missing PaddleSeg.
 from ppvision.console import track
 from ppvision.environment import count_usable_cpus
 from ppvision.forms.paddle_private import collate_samples
@@ -56,7 +56,7 @@ from ppvision.zoo.weights import rename_for_sdn
 
 logger = logging.getLogger("ppvision")
 
-# What a config may hold at its top: what the engine reads, and PaddleSeg's own.
+# Keys at the top level of a config: those of the engine, and PaddleSeg's own.
 TOP_LEVEL_KEYS = (
     *ENGINE_KEYS,
     "train_dataset",
@@ -68,14 +68,14 @@ TOP_LEVEL_KEYS = (
     "test_config",
 )
 PICTURES = 4  # validation samples shown in the dashboard
-# How an evaluation may predict, of what PaddleSeg's `evaluate` takes.
-EXAMPLE_SIDE = 128  # pixels of the picture that shows which layers run
+# Options for the prediction in an evaluation, from PaddleSeg's `evaluate`.
+EXAMPLE_SIDE = 128  # pixels of the image that shows which layers run
 _WINDOW = ("is_slide", "crop_size", "stride")
 _AUGMENTED = ("aug_eval", "scales", "flip_horizontal", "flip_vertical")
 
 
 class _CheckedConfig(Config):
-    """PaddleSeg's Config around a dictionary that is read and checked already."""
+    """PaddleSeg's Config around a dictionary that was read and checked already."""
 
     def __init__(self, content: dict) -> None:
         self.dic = content
@@ -89,14 +89,14 @@ class Segmentation(Job):
     """One configured job.
 
     Args:
-        content: a config in PaddleSeg's terms, read, merged and overridden
+        content: a config in PaddleSeg's format, read, merged and overridden
             (`ppvision.tasks.open_job`).
-        name: of the config.
-        epochs: passes over the training data, in place of the config's `iters`. Default None.
-        allow_download: fetch the `pretrained` weights of PaddleSeg's components from an address.
+        name: name of the config.
+        epochs: passes over the training data, instead of the config's `iters`. Default None.
+        allow_download: download `pretrained` weights of PaddleSeg's components from a URL.
 
     Raises:
-        ConfigError: something that PaddleSeg does not know, with the nearest valid name.
+        ConfigError: PaddleSeg does not know a name; the message has the nearest valid one.
     """
 
     task = "segmentation"
@@ -127,7 +127,8 @@ class Segmentation(Job):
 
     @cached_property
     def content(self) -> dict:
-        """The resolved config, plain; with `epochs`, its `iters` are the steps in so many."""
+        """Return the resolved config in plain values; with `epochs`, its `iters` are the steps of
+        these epochs."""
         if self._epochs is None:
             return self.config.dic
         return self.config.dic | {"iters": self.iters}
@@ -177,10 +178,11 @@ class Segmentation(Job):
 
     @cached_property
     def class_names(self) -> list[str]:
-        """From `classes.txt` in the data set's folder, one name a line; empty where there is none.
+        """Return names from `classes.txt` in the data set's folder, one per line; empty if there is
+        none.
 
         Raises:
-            ConfigError: another number of names than classes.
+            ConfigError: the number of names differs from that of the classes.
         """
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         path = Path(cfg.get("dataset_root", "")) / "classes.txt"
@@ -195,18 +197,19 @@ class Segmentation(Job):
 
     @property
     def max_value(self) -> int | None:
-        """Of pictures of more than 8 bits per channel, as the data set says; see `read_picture`."""
+        """Return the `max_value` of the data set for images of more than 8 bits per channel; see
+        `read_picture`."""
         cfg = self.config.val_dataset_cfg or self.config.train_dataset_cfg
         return cfg.get("max_value")
 
     def check_data(self, *parts: str) -> dict[str, DataSummary]:
-        """Look at every picture and label of `train_dataset` / `val_dataset` before using them.
+        """Check every image and label of `train_dataset` / `val_dataset` before their use.
 
         Returns:
-            What is in each part.
+            The contents of each part.
 
         Raises:
-            DataError: one report of everything that is wrong.
+            DataError: one report of all problems.
         """
         found = {}
         for part in parts:
@@ -233,7 +236,7 @@ class Segmentation(Job):
         return found
 
     def _check_place(self, part: str) -> dict:
-        """What the config says of `train_dataset` or `val_dataset`, which must name its files."""
+        """Return the config of `train_dataset` or `val_dataset`, which must name its files."""
         cfg = getattr(self.config, f"{part}_cfg")
         if not cfg:
             raise ConfigError(f"config: expected a {part}, got none.")
@@ -245,7 +248,7 @@ class Segmentation(Job):
                     f"(train_path, ...), got mode {shorten(mode)}."
                 )
             return cfg
-        # PaddleSeg's own data sets would start a download for a folder that is not there.
+        # PaddleSeg's own data sets would start a download if the folder does not exist.
         root = cfg.get("dataset_root")
         if root is None or not Path(root).is_dir():
             raise ConfigError(
@@ -255,7 +258,7 @@ class Segmentation(Job):
         return cfg
 
     def _built(self, part: str) -> Any:
-        """What PaddleSeg's builder makes of a part of the config; the same at every call."""
+        """Build a part of the config by PaddleSeg's builder; the same object at every call."""
         with load_safely(self.allow_download), wrap_errors(f"config: {part}"):
             return getattr(self.builder, part)
 
@@ -273,7 +276,8 @@ class Segmentation(Job):
     def fitting(
         self, arrays: Mapping[str, np.ndarray]
     ) -> tuple[Mapping[str, np.ndarray], list[str]]:
-        """Also weights of the same model without SDN, which then starts as nothing."""
+        """Read weights, also those of the same model without SDN; SDN then starts without
+        effect."""
         return rename_for_sdn(self.float_model, arrays)
 
     # -- train ---------------------------------------------------------------------------------
@@ -290,8 +294,8 @@ class Segmentation(Job):
         return self.config.batch_size
 
     def make_optimizer(self, model: paddle.nn.Layer) -> paddle.optimizer.Optimizer:
-        # A builder of its own: PaddleSeg's takes the parameters of its own model, and the steps of
-        # the schedule from its config.
+        # A separate builder, because PaddleSeg's uses the parameters of its own model, and the
+        # steps of the schedule in its config.
         builder = SegBuilder(_CheckedConfig(self.content))
         vars(builder)["model"] = model
         with wrap_errors("config: optimizer"):
@@ -315,7 +319,8 @@ class Segmentation(Job):
     def losses_of(
         self, model: paddle.nn.Layer, outputs: list[paddle.Tensor], batch: dict
     ) -> list[paddle.Tensor]:
-        """As in PaddleSeg's train(): the model's own losses, or the config's on its logits."""
+        """Return the losses as in PaddleSeg's train(): the model's own, or those of the config on
+        its logits."""
         losses = self._built("loss")
         with wrap_errors("training step"):
             if hasattr(model, "loss_computation"):
@@ -325,13 +330,13 @@ class Segmentation(Job):
     # -- evaluate ------------------------------------------------------------------------------
 
     def evaluate(self, model: paddle.nn.Layer, *, num_workers: int = 0, **how: object) -> Scores:
-        """Score a model on the val split as PaddleSeg's own evaluation does, and along boundaries.
+        """Score a model on the val split like PaddleSeg's own evaluation, and along boundaries.
 
         Args:
-            model: with PaddleSeg's interface: a list of logits.
-            num_workers: processes that read pictures; 0 reads in this one.
+            model: a model with PaddleSeg's interface: it returns a list of logits.
+            num_workers: processes that read images; 0 reads in this one.
             **how: `aug_eval, scales, flip_horizontal, flip_vertical, is_slide, crop_size, stride`;
-                they go over the config's `test_config`.
+                they have priority over the config's `test_config`.
         """
         options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
         self._check_test_config(options)
@@ -360,8 +365,8 @@ class Segmentation(Job):
         predict: Callable[[Any], tuple[np.ndarray, np.ndarray]],
         num_workers: int = 0,
     ) -> Scores:
-        """The scores of `predict(read(index)) -> prediction, label` on the val split, over all
-        ranks; `num_workers` processes read."""
+        """Return the scores of `predict(read(index)) -> prediction, label` on the val split, over
+        all ranks; `num_workers` processes read."""
         dataset = self._built("val_dataset")
         scoring = Scoring(dataset.num_classes, dataset.ignore_index)
         rank, world = paddle.distributed.get_rank(), paddle.distributed.get_world_size()
@@ -381,13 +386,13 @@ class Segmentation(Job):
         """Score an exported model on the val split, through Paddle Inference.
 
         Raises:
-            ConfigError: sliding window or several scales, which an export cannot do, or an export
-                of another task or number of classes.
+            ConfigError: a sliding window or several scales are requested, which an export cannot
+                do, or the export has another task or number of classes.
         """
         options = self.config.test_config | {k: v for k, v in how.items() if v is not None}
         if options.get("aug_eval") or options.get("is_slide"):
             raise ConfigError(
-                "eval --model_dir: an exported model predicts whole pictures as deploy.yaml says; "
+                "eval --model_dir: an exported model predicts whole images as deploy.yaml says; "
                 "expected no aug_eval or is_slide (flags or test_config). Use --model_path."
             )
         predictor = Predictor(
@@ -407,26 +412,27 @@ class Segmentation(Job):
         return self._scored(lambda index: index, predict)
 
     def _label(self, index: int) -> np.ndarray:
-        """The label map `[H, W]` of a val sample, as its data set class numbers the classes."""
+        """Return the label map `[H, W]` of a val sample, with the class numbers of its data set
+        class."""
         return np.asarray(self._built("val_dataset")[index]["label"]).squeeze()
 
     # -- predict -------------------------------------------------------------------------------
 
     def predict_image(self, model: paddle.nn.Layer, picture: Picture) -> np.ndarray:
-        """The classes `[H, W]` of one picture, exactly as `evaluate` would score them.
+        """Return the classes `[H, W]` of one image, exactly those that `evaluate` would score.
 
         Args:
-            model: with PaddleSeg's interface: a list of logits.
+            model: a model with PaddleSeg's interface: it returns a list of logits.
             picture: a path, or pixels `[H, W, 3]` uint8 RGB.
 
         Raises:
-            DataError: a file that does not read.
+            DataError: the file cannot be read.
         """
         channels = self.config.val_dataset_cfg.get("img_channels", 3)
         image = read_pixels(picture, self.max_value)
         if channels == 1:
             image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-        # RGB already, and float32: as from a path, where Compose reads and converts.
+        # Already RGB and float32, as after reading and conversion of a path in Compose.
         transforms = Compose(self._built("val_transforms"), to_rgb=False, img_channels=channels)
         options = self.config.test_config
         window = {k: options[k] for k in _WINDOW if k in options}
@@ -464,15 +470,16 @@ class Segmentation(Job):
 
     @property
     def _ignore_index(self) -> int | None:
-        """Label of pixels that do not count; None where label files are not comparable."""
+        """Return the label of pixels that do not count; None if label files cannot be compared."""
         dataset = self.config.val_dataset_cfg
-        # Another type may number the classes of its label files anew (ADE20K).
+        # Another type may renumber the classes of its label files (ADE20K).
         if dataset.get("type", "Dataset") != "Dataset":
             return None
         return dataset.get("ignore_index", 255)
 
     def pictures(self, model: paddle.nn.Layer) -> dict[str, np.ndarray]:
-        """Panels `input | label | prediction | errors` of fixed validation samples, by name."""
+        """Return panels `input | label | prediction | errors` of fixed validation samples, by
+        name."""
         dataset = self._built("val_dataset")
         files = getattr(dataset, "file_list", [])
         chosen = np.linspace(0, len(files) - 1, min(PICTURES, len(files))).astype(int)
@@ -558,12 +565,13 @@ def _check_schedule(options: Located | None) -> None:
 
 
 def _name_optimizer(options: Located | None) -> None:
-    """Old names that PaddleSeg's builder takes as well: `sgd`, `adam`, SGD with `momentum`."""
+    """Convert old names that PaddleSeg's builder also accepts: `sgd`, `adam`, SGD with
+    `momentum`."""
     if not isinstance(options, dict):
         return
     old = options.get("type")
     if not isinstance(old, str):
-        return  # the check of components says so
+        return  # the check of components reports it
     name = {"sgd": "SGD", "adam": "Adam"}.get(old, old)
     if name == "SGD" and "momentum" in options:
         name = "Momentum"

@@ -1,4 +1,4 @@
-"""What an evaluation of a segmentation model counts, and the scores that come of it."""
+"""Counts of an evaluation of a segmentation model, and the scores from them."""
 
 import logging
 import re
@@ -23,11 +23,11 @@ BOUNDARY_SCORES = ("BoundaryIoU", "BoundaryF3", "BoundaryF5", "BoundaryF9", "Tri
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation found; classes in their order.
+    """The result of an evaluation, with the classes in order.
 
     Attributes:
         miou, accuracy, kappa, class_iou, class_precision: as PaddleSeg's `evaluate` defines them.
-        boundary: the means of `BOUNDARY_SCORES`; nan where the set has no boundary.
+        boundary: the means of `BOUNDARY_SCORES`; nan if the set has no boundary.
         class_boundary: the same per class, nan for classes that do not occur.
     """
 
@@ -40,7 +40,7 @@ class Scores:
     class_boundary: dict[str, np.ndarray] = field(default_factory=dict)
 
     def by_tag(self) -> dict[str, float]:
-        """`Evaluate/mIoU`, ...; scores that the set does not define are left out."""
+        """Return `Evaluate/mIoU`, ...; undefined scores are omitted."""
         found = {"mIoU": self.miou, "Acc": self.accuracy, **self.boundary}
         return {f"Evaluate/{name}": value for name, value in found.items() if np.isfinite(value)}
 
@@ -49,8 +49,8 @@ class Scores:
         return {"IoU": self.class_iou, "precision": self.class_precision, **self.class_boundary}
 
     def as_dict(self, names: list[str]) -> dict[str, object]:
-        """`scores` by name and `classes`, each with its `name` and scores; None for what the set
-        does not define. `names` of the classes, or empty for numbers."""
+        """Return `scores` by name and `classes`, each with its `name` and scores; None for
+        undefined values. `names` are those of the classes, or empty for numbers."""
         means = {"mIoU": self.miou, "Acc": self.accuracy, "Kappa": self.kappa, **self.boundary}
         return {
             "scores": {name: replace_non_finite(value) for name, value in means.items()},
@@ -58,7 +58,7 @@ class Scores:
         }
 
     def table(self, names: list[str]) -> str:
-        """The scores as text; `names` of the classes, or empty for numbers."""
+        """Format the scores as text; `names` are those of the classes, or empty for numbers."""
         names = names or [str(index) for index in range(len(self.class_iou))]
         columns = self._columns
         rows = zip(names, *columns.values(), strict=True)
@@ -73,23 +73,23 @@ class Scores:
 
 
 def _split_heads(names: list[str]) -> list[list[str]]:
-    """Names of columns in two rows, so that a table fits a terminal of 80 columns."""
+    """Split names of columns into two rows, so that a table fits a terminal of 80 columns."""
     parts = [re.fullmatch(r"((?:Boundary|Trimap)?)(.*)", name) for name in names]
     heads = [[part[1] for part in parts if part], [part[2] for part in parts if part]]
     return heads if any(heads[0]) else heads[1:]
 
 
 class Scoring:
-    """Counts pictures one by one; PaddleSeg's own areas, and ours along the boundaries.
+    """Counts images one by one: PaddleSeg's areas, and our metrics along the boundaries.
 
     Args:
-        num_classes: of the data set.
+        num_classes: number of classes of the data set.
         ignore_index: label of pixels that do not count.
     """
 
     def __init__(self, num_classes: int, ignore_index: int) -> None:
         self.num_classes, self.ignore_index = num_classes, ignore_index
-        self.areas = np.zeros((3, num_classes), np.int64)  # both, predicted, true
+        self.areas = np.zeros((3, num_classes), np.int64)  # in both, predicted, true
         self.f_score = BoundaryFScore(num_classes, ignore_index)
         self.boundaries = [
             BoundaryIoU(num_classes, ignore_index),
@@ -98,7 +98,7 @@ class Scoring:
         ]
 
     def update(self, prediction: np.ndarray, label: np.ndarray) -> None:
-        """Add one picture.
+        """Add one image.
 
         Args:
             prediction: classes `[H, W]`.
@@ -115,7 +115,7 @@ class Scoring:
             metric.update(prediction, label)
 
     def add_other_ranks(self) -> None:
-        """Add up what the processes of a data-parallel run have counted."""
+        """Sum the counts of the processes of a data-parallel run."""
         if paddle.distributed.get_world_size() < 2:
             return
         everything = [self.areas, *(metric.counts for metric in self.boundaries)]
@@ -126,7 +126,7 @@ class Scoring:
             counts[...] = summed.reshape(counts.shape)
 
     def scores(self) -> Scores:
-        """The scores of all pictures so far; warns where the labels hold no boundary."""
+        """Return the scores of all images so far; warn if the labels have no boundary."""
         _, true_boundary = self.f_score.counts[:, 0]
         classes = np.count_nonzero(self.areas[2])
         if classes > 1 and not true_boundary.any():
