@@ -3,10 +3,10 @@ reads.
 
 Paddle 3.2 moved some functions to C++ (`matmul`, `sigmoid`, `maximum` ...), where they no longer
 support this format. OpenVINO's reader of Paddle's programs also lacks operators (`prelu`, `unbind`
-...), and computes one of them wrongly in some cases. `STAND_INS` has a replacement for each of these
-functions, made of operators that OpenVINO knows. While a model is traced, they replace Paddle's
-functions wherever a module has them: Paddle itself, PaddleSeg, PaddleDetection, our modules and the
-user's. They also replace methods of a traced tensor.
+...), and computes one of them wrongly in some cases. `STAND_INS` has a replacement for each of
+these functions, made of operators that OpenVINO knows. While a model is traced, they replace
+Paddle's functions wherever a module has them: Paddle itself, PaddleSeg, PaddleDetection, our
+modules and the user's. They also replace methods of a traced tensor.
 """
 
 import functools
