@@ -13,7 +13,13 @@ from ppvision.quant.integers import (
     IntegerWeight,
     quantize_weight,
 )
-from ppvision.quant.packed import IntegerLayer, IntegerRounding, pack_model
+from ppvision.quant.packed import (
+    IntegerLayer,
+    IntegerRounding,
+    _Tables,
+    pack_fields,
+    pack_model,
+)
 from ppvision.quant.ptq.integers import RULES, Observed, quantize_to_integers
 from ppvision.quant.store.state import LayeredActivation, LayeredState, LayeredWeight
 from tests.helpers.configs import ROOT
@@ -315,3 +321,25 @@ def test_scores_of_integers_belong_to_an_export_with_integers():
     in_float = ROOT / "tests" / "compat" / "0.1.0" / "classification"
     with raises_naming(InputError, "record_scores:", "float,"):
         record_scores(in_float, "top1", 0.5, 0.5)
+
+
+def test_fields_of_five_bits():
+    """By hand: 10110 is -10, in fields of 4 bits (1011: -5 times 2) and 1 bit (0)."""
+    codes = np.int8([-10, 15, -16])  # 10110, 01111, 10000
+    fours, ones = pack_fields(codes, 5)
+    assert fours.tolist() == [0b10110111, 0b10000000]
+    assert ones.tolist() == [0b01000000]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [1, 7, 8, 1000])
+def test_bytes_of_fields_are_worth_their_codes(bits, count):
+    random = np.random.default_rng(bits)
+    codes = random.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), count).astype(np.int8)
+    fields, tables = pack_fields(codes, bits), _Tables().of(bits)
+    worth = [
+        table.numpy()[field].reshape(-1)[:count]
+        for field, table in zip(fields, tables, strict=True)
+    ]
+    assert np.array_equal(np.sum(worth, axis=0), codes)
+    assert sum(field.size for field in fields) <= -(-count * bits // 8) + len(fields) - 1
