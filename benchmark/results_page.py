@@ -286,7 +286,8 @@ HEAD = """# Results
 
 This page has all measurements. `python benchmark/results_page.py` writes it from the tables in
 `benchmark/results/`; do not edit it by hand. Times are medians on an otherwise idle machine.
-Compare times within one table only, because machines differ.
+Compare times within one table only, because machines differ. No test runs these commands: they take
+minutes to hours, and many need data sets or packages that you download.
 """
 
 
