@@ -108,9 +108,22 @@ END
             sed -i 's/^epoch: .*/epoch: 1/' configs/detection/*.yml
             make coco data/mine; make photos photos; make BCCD BCCD
             ppvision data bccd --source BCCD --output data/bccd
-            ppvision train -c ppyoloe_pale_nano_bccd --save_dir output/ppyoloe_pale_nano_bccd \
-                --do_eval
-            echo '_BASE_: [configs/detection/mine.yml]' >mine.yml
+            ppvision train -c configs/detection/ppyoloe_pale_nano_bccd.yml --do_eval \
+                --save_dir output/ppyoloe_pale_nano_bccd
+            # With what PaddleDetection's own runtime.yml has.
+            cat >mine.yml <<'END'
+_BASE_: [configs/detection/mine.yml]
+TestDataset: !ImageFolder {}
+use_gpu: false
+use_npu: false
+use_mlu: false
+use_xpu: false
+worker_num: 0
+log_iter: 1
+snapshot_epoch: 1
+save_dir: output
+filename: mine
+END
         """,
         files={"COCODataSet\n  dataset_dir: data/mine": ">>configs/detection/mine.yml"},
         changes=DASHBOARD,
@@ -225,7 +238,8 @@ TRANSFORMS = [{"type": "Resize", "target_size": [224, 224]}, {"type": "Normalize
         """,
         changes={
             "train.sh configs/classification/pale_nano_digits.yml": (
-                "train.sh configs/classification/pale_nano_digits.yml --iters 2"
+                "train.sh configs/classification/pale_nano_digits.yml --iters 2 "
+                "-o lr_scheduler.warmup_epochs=0"
             )
         }
         | DASHBOARD,
@@ -237,6 +251,7 @@ TRANSFORMS = [{"type": "Resize", "target_size": [224, 224]}, {"type": "Normalize
 # Before each bash block.
 PRELUDE = """
 set -euo pipefail
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 make() { python -m tests.helpers.page_data "$@"; }
 open_page() { # COMMAND...: until the page that it shows answers
     "$@" >page.txt 2>&1 &

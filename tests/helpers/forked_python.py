@@ -96,9 +96,12 @@ def _answer(client: socket.socket) -> None:
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(program)
-    while ended not in (ready := select.select([ended, client], [], [])[0]):
-        number = client.recv(1) if client in ready else b""
-        os.kill(program, number[0] if number else signal.SIGKILL)
+    watched = [ended, client]
+    while ended not in select.select(watched, [], [])[0]:
+        number = client.recv(1)
+        os.kill(program, number[0] if number else signal.SIGTERM)
+        if not number:
+            watched.remove(client)
     status = os.waitstatus_to_exitcode(os.waitpid(program, 0)[1])
     with contextlib.suppress(BrokenPipeError):
         client.send(bytes([status if status >= 0 else 128 - status]))
