@@ -264,7 +264,7 @@ open_page() { # COMMAND...: until the page that it shows answers
     wait $! || [ $? = 143 ]
 }
 """
-LIMIT = 1800  # seconds of a block: ten times what the longest took
+LIMIT = 3600  # seconds of a block; the longest took 900 while other programs ran
 
 
 # -- the rule --------------------------------------------------------------------------------------
