@@ -1,8 +1,8 @@
 """Commands and Python on the pages fit the programs: verbs and flags are known, scripts, configs
 and benchmarks are there, names can be imported. The Python of the README is run.
 
-Commands of this kind take minutes to hours, on data that a reader has; what each of them does is
-tested where the verb is. docs/zoo.md and docs/extending.md are run by tests of their own.
+This is quick, and of blocks with a mark (`tests/helpers/pages.py`) it is all that is tested.
+`tests/test_page_blocks.py` runs the others with `--all`.
 """
 
 import ast
@@ -17,13 +17,7 @@ import pytest
 from ppvision.cli import build_parser
 from ppvision.configs import find_config
 from tests.helpers.configs import ROOT
-
-PAGES = [
-    *sorted(ROOT.glob("*.md")),
-    *sorted(ROOT.glob("docs/**/*.md")),
-    ROOT / "benchmark/README.md",
-]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+from tests.helpers.pages import PAGES, blocks_of
 
 # What a script adds to the verb's words: its own arguments come first.
 SCRIPTS = {
@@ -33,19 +27,18 @@ SCRIPTS = {
     "predict": ["predict", "--model_dir", "--image_path"],
     "export_multibit": ["export", "--config", "--model_path"],
 }
-NOT_INSTALLED = {"wandb"}  # the page says that its example was not run
+NOT_INSTALLED = {"wandb", "openvino"}
 # Words that stand for the reader's own.
 YOURS = re.compile(r"CONFIG|WEIGHTS|MODEL|mine|output/|FOLDER|FILE|photo", re.IGNORECASE)
 
 
 def blocks(language: str) -> list:
-    found = []
-    for page in PAGES:
-        for number, (kind, text) in enumerate(BLOCK.findall(page.read_text(encoding="utf-8"))):
-            if kind == language:
-                name = f"{page.relative_to(ROOT).as_posix()}-{number}"
-                found.append(pytest.param(text, id=name))
-    return found
+    return [
+        pytest.param(block.text, id=str(block))
+        for page in PAGES
+        for block in blocks_of(page)
+        if block.language == language
+    ]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -136,7 +129,7 @@ def test_python_reads_and_its_imports_are_there(text):
 @pytest.mark.parametrize("page", ["README.md", "README_cn.md"])
 def test_the_python_of_the_readme_runs(page, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PPVISION_CACHE", str(tmp_path))
-    (text,) = (t for k, t in BLOCK.findall((ROOT / page).read_text("utf-8")) if k == "python")
+    (text,) = (block.text for block in blocks_of(page) if block.language == "python")
     assert len(text.splitlines()) <= 9
     exec(compile(text, page, "exec"), {})
     shown = capsys.readouterr().out
