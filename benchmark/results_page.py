@@ -320,8 +320,10 @@ HEAD = """# Results
 
 `python benchmark/results_page.py` writes this page from the tables in `benchmark/results/`; do not
 edit it by hand. The files may have more rows and columns than this page. Times are medians on an
-otherwise idle machine. Compare times within one table only, because machines differ. No test runs
-these commands: they take minutes to hours, and many need data sets or packages that you download.
+otherwise idle machine. Compare times within one table only, because machines differ.
+
+No test runs these commands: they take minutes to hours, and many need data sets or packages that
+you download.
 """
 
 
