@@ -223,6 +223,16 @@ GROUPS: dict[str, tuple[Table, ...]] = {
                 *("loss_points", "agreement", "standard_error", "pictures"),
             ),
         ),
+        Table(
+            "once_qat_seeds.csv",
+            "Once-QAT in integers over seeds",
+            "From the zoo's weights of digit scenes, the same steps in float and with once-QAT at "
+            "8, 4 and 2 bits with inputs of layers at 8 bits; every exported folder is scored on "
+            "the whole val split. The rows are mean and standard deviation over three seeds.",
+            "python benchmark/once_qat_seeds.py --work_dir output/once_qat_seeds",
+            ("training", "bits", "arithmetic", "seed", "miou"),
+            is_summary,
+        ),
     ),
     "Deployment": (
         Table(

@@ -1,6 +1,7 @@
 """Exports that multiply integers: what is written, what runs, and what is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,13 +19,20 @@ from ppvision.deploy import Predictor, export_model
 from ppvision.deploy.run import integer_probe, precision
 from ppvision.deploy.run.engines import has_openvino
 from ppvision.deploy.run.integer_probe import compute_expected_sums, find_integer_fault, probe_codes
-from ppvision.deploy.run.manifest import Manifest, read_manifest
-from ppvision.deploy.run.precision import choose_precision, find_integer_unit, find_usable_flags
+from ppvision.deploy.run.manifest import Manifest, PrecisionCheck, read_manifest
+from ppvision.deploy.run.precision import (
+    choose_precision,
+    find_integer_doubt,
+    find_integer_unit,
+    find_usable_flags,
+)
+from ppvision.deploy.write.integers import tell_engine
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
 from ppvision.models.pale_transformer import PaleTransformer
 from ppvision.quant import OnceQAT
 from ppvision.quant.packed import pack_model
+from ppvision.quant.ptq.integers import quantize_to_integers
 from ppvision.quant.store.state import extract_state
 from tests.helpers.messages import raises_naming
 from tests.helpers.small_pale import SMALL_PALE
@@ -100,6 +108,59 @@ def test_deploy_yaml_says_what_is_in_the_folder(exported):
     assert checked.equal_labels == 1.0
     assert checked.milliseconds > 0
     assert checked.float_milliseconds > 0
+
+
+class Doubled(nn.Conv2D):
+    """A layer of the user's, which integers do not know."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Odd(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Conv2D(3, 8, 3, padding="SAME", dilation=2)
+        self.doubled = Doubled(8, 8, 3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(nn.functional.relu(self.doubled(self.wide(x))).mean([2, 3]))
+
+
+@needs_integers
+def test_same_padding_with_dilation_and_layers_of_the_users(tmp_path, pictures, caplog):
+    """Paddle ignores the dilation there; OpenVINO does not, unless the graph says so."""
+    with caplog.at_level("INFO", "ppvision"):
+        folder = export(Odd(), tmp_path / "odd", calibration=pictures)
+    assert read_manifest(folder).int8.passed
+    assert read_manifest(folder).keep_float == ["doubled"]
+    assert "doubled" in caplog.text
+
+
+@needs_integers
+def test_integers_that_failed_their_check_run_with_a_warning(exported, tmp_path, caplog):
+    folder = shutil.copytree(exported, tmp_path / "failed")
+    described = (folder / "deploy.yaml").read_text()
+    assert described.count("passed: true") == 1
+    (folder / "deploy.yaml").write_text(described.replace("passed: true", "passed: false"))
+    with Predictor(folder, precision="int8", threads=1) as predictor:
+        assert predictor.precision == "int8"
+    assert "check of the integers failed" in caplog.text
+
+
+def test_integers_without_openvino_are_named(pictures):
+    model = Net()
+    assert "int8" not in tell_engine(model)
+    quantized = quantize_to_integers(model, [lambda m: m(paddle.ones([1, 3, SIDE, SIDE]))])
+    assert "int8" in tell_engine(quantized)
+
+
+def test_doubts_of_integers(manifest):
+    failed = replace(manifest, int8=PrecisionCheck(passed=False))
+    assert "check" in find_integer_doubt(failed, VNNI)
+    assert find_integer_doubt(replace(manifest, int8=PrecisionCheck(passed=True)), VNNI) is None
+    assert "VNNI" in find_integer_doubt(manifest, {"avx2"})
 
 
 @needs_integers
@@ -400,7 +461,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
         ({"calibration": "PICTURES", "keep_float": ["head", 1.5]}, "keep_float: paths, 1.5]"),
         ({"calibration": "PICTURES", "keep_float": 0}, "keep_float least 1"),
         ({"calibration": "PICTURES", "keep_float": 4}, "keep_float 1 3"),
-        ({"calibration": "PICTURES", "keep_float": LAYERS}, "model: layers weight none"),
+        ({"calibration": "PICTURES", "keep_float": LAYERS}, "keep_float: names all"),
         (
             {"calibration": "PICTURES", "input_shape": [1, 1, SIDE, SIDE]},
             "input_shape: transforms 3 channels, 1",
@@ -504,8 +565,6 @@ def test_auto_by_folder_and_processor(manifest):
 
 
 def test_bfloat16_is_never_taken_blindly(manifest):
-    from ppvision.deploy.run.manifest import PrecisionCheck
-
     checked = replace(manifest, openvino=True, bfloat16=PrecisionCheck(passed=True))
     assert choose_precision("auto", checked, {"amx_bf16"}, True)[0] == "bfloat16"
     assert choose_precision("auto", checked, VNNI, True)[0] == "float32"

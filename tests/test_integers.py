@@ -185,16 +185,22 @@ def test_a_convolution_sums_integers():
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def _paths_with_weights(model):
+    return [path for path, layer in model.named_sublayers() if hasattr(layer, "weight")]
+
+
 def test_layers_can_stay_in_float(caplog):
     model = Small()
     model.eval()
     with caplog.at_level("INFO", "ppvision"):
         quantized = quantize_to_integers(model, shows()[0], keep_float=["head", "stem"])
-    assert "as asked for: stem, head" in caplog.text
+    assert "which were named: stem, head" in caplog.text
     assert "no image reaches them: auxiliary" in caplog.text
     assert type(quantized.head) is nn.Linear
     assert type(quantized.stem) is nn.Conv2D
     assert isinstance(quantized.up, IntegerLayer)
+    with pytest.raises(InputError, match="names"):
+        quantize_to_integers(model, shows()[0], keep_float=_paths_with_weights(model))
     with pytest.raises(InputError, match="haed"):
         quantize_to_integers(model, shows()[0], keep_float=["haed"])
 

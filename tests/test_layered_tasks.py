@@ -358,9 +358,10 @@ def test_ptq_with_activations(tmp_path, crops, capsys):
     pack = ("pack", "-c", config, "--model_path", weights, "--output", out)
     assert ppvision(*pack) == 1
     assert "quantise them as they are with --ptq" in capsys.readouterr().err
-    assert ppvision(*pack, "--ptq") == 1
-    assert "expected a folder of images" in capsys.readouterr().err
     assert not out.exists()
+    assert ppvision(*pack, "--ptq") == 0
+    assert "images of the training set" in capsys.readouterr().err
+    assert load_layered(out).state.activations
     assert ppvision(*pack, "--ptq", "--calibration", crops / "val" / "digit 0") == 0
     state = load_layered(out).state
     assert state.activations

@@ -49,7 +49,7 @@ def calibrated(tmp_path, monkeypatch):
         path = tmp_path / f"{number}.png"
         path.touch()
         images[path] = image
-    monkeypatch.setattr(packing, "read_picture", lambda path, max_value: images[path])
+    monkeypatch.setattr(packing, "read_sample", lambda path, max_value: images[path])
 
     def predict(model: nn.Layer, image: np.ndarray) -> None:
         shown_to(model, [image])

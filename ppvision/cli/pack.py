@@ -32,7 +32,9 @@ def add(verbs: Verbs) -> None:
     verb.add_argument("--output", help="folder of the layered model")
     verb.add_argument("--ptq", action="store_true", help="quantise float weights without training")
     verb.add_argument(
-        "--calibration", help="with --ptq: folder of images, for the statistics and the activations"
+        "--calibration",
+        help="with --ptq: folder of images, for the statistics and the activations (default for "
+        "--activations: the training set)",
     )
     verb.add_argument(
         "--activations",

@@ -110,6 +110,15 @@ def choose_precision(
     return "float32", "the folder is in float"
 
 
+def find_integer_doubt(manifest: Manifest, flags: Collection[str]) -> str | None:
+    """Return why integers that were asked for may give wrong numbers; None: nothing is known."""
+    if manifest.int8 is not None and not manifest.int8.passed:
+        return "the export's check of the integers failed"
+    if find_integer_unit(flags) is None:
+        return "the processor has neither VNNI nor AMX, so that sums of 8-bit products can overflow"
+    return None
+
+
 def _auto_of_integers(
     manifest: Manifest, flags: Collection[str], can_integers: bool
 ) -> tuple[Precision, str]:

@@ -45,6 +45,7 @@ from ppvision.deploy.run.precision import (
     Precision,
     check_precision,
     choose_precision,
+    find_integer_doubt,
     find_usable_flags,
 )
 from ppvision.deploy.run.task_table import TASKS, Prediction
@@ -417,6 +418,10 @@ class Predictor(Generic[P]):
             fault = find_integer_fault(self._isolate)
         if fault is not None:
             chosen, why = "float32", f"{fault}: the same codes run in float"
+        if self._asked == "int8" and (doubt := find_integer_doubt(manifest, find_usable_flags())):
+            logger.warning(
+                f"{manifest.name}: int8 may give wrong numbers: {doubt}. Pass precision='auto'."
+            )
         if self._asked == "auto" and (manifest.activations is not None or chosen != "float32"):
             logger.info(f"{manifest.name}: {chosen}, since {why}")
         return chosen

@@ -55,7 +55,12 @@ from ppvision.deploy.write.export import (
 )
 from ppvision.deploy.write.graph import trace_detector, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
-from ppvision.deploy.write.integers import DEFAULT_RULE, IntegerModel, convert_to_integers
+from ppvision.deploy.write.integers import (
+    DEFAULT_RULE,
+    IntegerModel,
+    convert_to_integers,
+    tell_engine,
+)
 from ppvision.deploy.write.onnx_names import describe, finish_onnx
 from ppvision.deploy.write.openvino import write_float_detector, write_openvino_detector
 from ppvision.deploy.write.paddlex import (
@@ -150,7 +155,7 @@ def export_detector(
     if paddlex_name is not None:
         check_format(format, max_value)
     check_packed(model, bits)
-    check_integer_arguments(model, int8, format, calibration, keep_float)
+    check_integer_arguments(model, int8, format, calibration, keep_float, calibration_rule)
     if int8 and shape[0] != 1:
         raise InputError(
             f"int8: expected input_shape with a batch of 1, got {shape[0]}: a detector's graph for "
@@ -435,7 +440,7 @@ def _with_openvino(
         return _compare_openvino(probes, final, nms, rule), True, nms
     except RuntimeError as failure:  # a ParityError too
         warnings.warn(
-            f"{failure} The export runs with oneDNN instead of OpenVINO, which is slower.",
+            f"{failure} {tell_engine(model)}",
             stacklevel=3,
         )
     (final / manifests.FILES["paddle"].raw_program).unlink(missing_ok=True)

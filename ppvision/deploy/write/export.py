@@ -39,6 +39,7 @@ from ppvision.deploy.write.integers import (
     IntegerModel,
     convert_to_integers,
     has_integers,
+    tell_engine,
 )
 from ppvision.deploy.write.onnx_integers import write_integer_marks
 from ppvision.deploy.write.onnx_names import (
@@ -179,7 +180,7 @@ def export_model(
         check_format(format, max_value)
         _check_output_for_paddlex(task, output_op)
     check_packed(model, bits)
-    check_integer_arguments(model, int8, format, calibration, keep_float)
+    check_integer_arguments(model, int8, format, calibration, keep_float, calibration_rule)
     folder = check_folder(folder)
     replacing = replace_folder(folder, may_be_replaced, "an earlier export", "save_dir")
     line = ProgressLine("export", 5 if int8 else 4, "step")
@@ -337,8 +338,7 @@ def _with_openvino(
             "takes: padding without a mask, or parts changed since.)"
         )
         warnings.warn(
-            f"{failure}{why if changed else ''} The export runs with oneDNN instead of OpenVINO, "
-            "which is slower.",
+            f"{failure}{why if changed else ''} {tell_engine(model)}",
             stacklevel=3,
         )
     if error is None:
@@ -361,11 +361,13 @@ def check_integer_arguments(
     format: str,
     calibration: object,
     keep_float: object,
+    calibration_rule: str,
 ) -> None:
     """Raise `InputError` for arguments that exclude each other."""
     check_flag(int8, "int8")
-    if not int8 and (calibration is not None or keep_float):
-        raise InputError("calibration, keep_float: expected int8=True with them.")
+    ruled = calibration_rule != DEFAULT_RULE
+    if not int8 and (calibration is not None or keep_float or ruled):
+        raise InputError("calibration, calibration_rule, keep_float: expected int8=True with them.")
     if not int8 and has_integers(model):
         raise InputError("model: it has integer layers; expected int8=True.")
 

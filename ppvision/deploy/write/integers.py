@@ -21,7 +21,7 @@ from ppvision.deploy.run.manifest import Calibration
 from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.quant.packed import IntegerRounding
-from ppvision.quant.ptq.integers import RULES, quantize_to_integers
+from ppvision.quant.ptq.integers import RULES, find_other_weights, quantize_to_integers
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
 
@@ -88,6 +88,16 @@ class IntegerModel:
 def has_integers(model: nn.Layer) -> bool:
     """Whether products of a model can run in integers."""
     return any(isinstance(layer, IntegerRounding) for layer in model.sublayers())
+
+
+def tell_engine(model: nn.Layer) -> str:
+    """Return what it means for an export that OpenVINO does not run it."""
+    if has_integers(model):
+        return (
+            "Only OpenVINO runs integers, so this export computes with the same codes in float, "
+            "which is slower. Export without int8, or change the model."
+        )
+    return "The export runs with oneDNN instead of OpenVINO, which is slower."
 
 
 def convert_to_integers(
@@ -187,7 +197,8 @@ def _check_finite(model: nn.Layer) -> None:
 
 
 def _layers_in_float(model: nn.Layer) -> list[str]:
-    return [path for path, _, _, layer in walk_layers(model) if type(layer) in WITH_WEIGHT]
+    known = [path for path, _, _, layer in walk_layers(model) if type(layer) in WITH_WEIGHT]
+    return [*known, *find_other_weights(model)]
 
 
 def _read_pictures(

@@ -179,6 +179,8 @@ def write_products(
     products = Products(layers)
     with integer_form(products), earlier_format():
         paddle.jit.save(trace_products(products, shapes), str(folder / "model"))
+    program = folder / FILES["paddle"].earlier_program
+    program.write_bytes(slim_serialized_program(program.read_bytes()))
 
 
 def _reason(error: Exception) -> str:
@@ -284,7 +286,8 @@ def _undilate(op: Message) -> None:
     """Remove the dilation of convolutions with padding "same": Paddle ignores it there, OpenVINO
     does not."""
     attributes = {attribute.name: attribute for attribute in op.attrs}
-    if "dilations" in attributes and attributes["padding_algorithm"].s == "SAME":
+    padding = attributes.get("padding_algorithm")
+    if "dilations" in attributes and padding is not None and padding.s == "SAME":
         dilations = attributes["dilations"].ints
         dilations[:] = [1] * len(dilations)
 

@@ -22,7 +22,7 @@ from ppvision.quant.integers import (
     IntegerActivation,
     quantize_weight,
 )
-from ppvision.quant.packed import copy_with_integers
+from ppvision.quant.packed import PackedLayer, copy_with_integers
 from ppvision.quant.ptq.sensitivity import find_sensitive_layers
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
@@ -83,6 +83,11 @@ def quantize_to_integers(
     if not shows:
         raise InputError("calibration: expected at least one image, got none.")
     chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
+    if layers and not chosen:
+        raise InputError(
+            f"keep_float: names all {len(layers)} layers that can become integers. Name fewer, or "
+            "export without int8."
+        )
     seen = observe_inputs(chosen, model, shows)
     activations = {
         path: found.activation(rule, symmetric) for path, found in seen.items() if found.count
@@ -94,12 +99,24 @@ def quantize_to_integers(
     }
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
-    _tell_kept("as asked for", [path for path in layers if path in keep_float])
+    _tell_kept("which were named", [path for path in layers if path in keep_float])
+    _tell_kept("since integers know no such layer", find_other_weights(model))
     _tell_kept("since no image reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
         for path in find_sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
     return copy_with_integers(model, weights, activations)
+
+
+def find_other_weights(model: nn.Layer) -> list[str]:
+    """Return the paths of layers of other kinds, whose weights stay in float."""
+    return [
+        path
+        for path, _, _, layer in walk_layers(model)
+        if type(layer) not in WITH_WEIGHT
+        and not isinstance(layer, PackedLayer)
+        and any(weight is not None and weight.ndim > 1 for weight in layer._parameters.values())
+    ]
 
 
 def _tell_kept(why: str, paths: Sequence[str]) -> None:

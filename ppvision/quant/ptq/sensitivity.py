@@ -52,8 +52,8 @@ def find_sensitive_layers(
     """
     if not 1 <= count < len(weights):
         raise InputError(
-            f"keep_float: expected 1 to {len(weights) - 1} layers of the {len(weights)} that can "
-            f"become integers, got {count}."
+            f"keep_float: expected a number from 1 to {len(weights) - 1}, got {count}. At least "
+            f"one of the {len(weights)} layers has to become integers."
         )
     errors = measure_layer_errors(model, weights, activations, shows)
     ordered = sorted(errors, key=errors.get, reverse=True)

@@ -8,8 +8,8 @@ import numpy as np
 from paddle import nn
 
 from ppvision.console import ProgressLine
+from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
-from ppvision.data.pictures import read_picture
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.ptq.norm_statistics import estimate_statistics
@@ -45,8 +45,8 @@ def pack_checkpoint(
         output: folder of the layered model.
         ptq: quantise float weights without training.
         calibration: images, as for `predict`, for the steps of activations and for BatchNorm's
-            statistics at every width except the highest. Default None: activations cannot be
-            quantised, and all widths use the float model's statistics.
+            statistics at every width except the highest. Default None: the job's training images
+            if activations are quantised; otherwise all widths use the float model's statistics.
         activations: with `ptq`: also quantise the inputs of layers, to 8 bits at every width,
             whatever slim_config says.
 
@@ -54,8 +54,8 @@ def pack_checkpoint(
         The folder.
 
     Raises:
-        ConfigError: `ptq` is missing for float weights or used for weights of once-QAT, or
-            activations are quantised without calibration.
+        ConfigError: `ptq` is missing for float weights or used for weights of once-QAT; or
+            activations are quantised without `calibration`, and the task names no training images.
         FileExistsError: the folder contains other files than a layered model.
     """
     check_output(output)
@@ -82,14 +82,13 @@ def pack_checkpoint(
 
 def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
     activations = [q for q in once.sublayers() if isinstance(q, LayeredActivationQuanterLayer)]
-    if pictures is None:
-        if activations:
-            raise ConfigError(
-                "--calibration: expected a folder of images: slim_config quantises activations, "
-                "whose steps come from them."
-            )
+    chosen: list[Path | ZipPath]
+    if pictures is not None:
+        chosen = [path for path, _ in list_images(pictures, "--calibration")]
+    elif activations:
+        chosen, pictures = list(job.calibration_pictures()), "the training set"
+    else:
         return
-    chosen = [path for path, _ in list_images(pictures, "--calibration")]
     places = np.linspace(0, len(chosen) - 1, min(len(chosen), CALIBRATION_PICTURES)).astype(int)
     chosen = [chosen[place] for place in places]
     logger.info(f"calibration: {len(chosen)} images of {pictures}")
@@ -123,6 +122,6 @@ def _set_activations(once: OnceQAT) -> None:
             quanter.finish_calibration()
 
 
-def _show(job: Job, model: nn.Layer, path: Path, bar: ProgressLine) -> None:
-    job.predict_image(model, read_picture(path, max_value=job.max_value))
+def _show(job: Job, model: nn.Layer, path: Path | ZipPath, bar: ProgressLine) -> None:
+    job.predict_image(model, read_sample(path, max_value=job.max_value))
     bar.update()
