@@ -133,7 +133,7 @@ def test_onnx_by_verb(job_files, tmp_path, capsys):
         (("--calibration", "PICTURES"), "--int8"),
         (("--int8", "--keep_float", 0), "at least 1"),
         (("--int8", "--keep_float", "nothing"), "nothing"),
-        (("--int8", "--keep_float", 9999), "layers of the"),
+        (("--int8", "--keep_float", 9999), "from 1 to 24"),
         (("--int8", "--calibration", "gone"), "gone"),
         (("--int8", "--bits", 4, "--keep_float", 2), "--bits"),
     ],
