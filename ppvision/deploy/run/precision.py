@@ -36,11 +36,12 @@ def check_precision(value: str) -> str:
     Raises:
         InputError: another value.
     """
+    given = value
     value = LONG_SPELLINGS.get(value, value) if isinstance(value, str) else value
     if value not in PRECISIONS:
         raise InputError(
             f"precision: expected one of {', '.join(PRECISIONS)} (fp32 and bf16 are float32 and "
-            f"bfloat16), got {shorten(value)}."
+            f"bfloat16), got {shorten(given)}."
         )
     return value
 
