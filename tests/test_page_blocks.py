@@ -225,8 +225,7 @@ TRANSFORMS = [{"type": "Resize", "target_size": [224, 224]}, {"type": "Normalize
             make segmentation base.yml; make photos photos
             echo '_base_: base.yml' >CONFIG.yml
         """,
-        files={"target_size: [512, 384]": ">>CONFIG.yml"},
-        changes={"target_size: [512, 384]": "target_size: [112, 112]"},
+        files={"target_size: [112, 112]": ">>CONFIG.yml"},
         shows=("mIoU", "int8", "speed-up"),
     ),
     "docs/training.md": Story(
