@@ -41,11 +41,12 @@ def draw(table: Path, image: Path) -> None:
             label = row["name"] if ours else "ONNX Runtime"
             x, y = float(row[key]) / scale, float(row["mIoU"])
             axis.scatter(x, y, color=colour, s=45, label=None if label in seen else label, zorder=3)
-            axis.annotate(
-                row["bits"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
+            # Where dots are close, one number is above its dot and the other below.
+            place = (5, -11) if row["name"] == "packed, integers" else (-4, 6)
+            axis.annotate(row["bits"], (x, y), xytext=place, textcoords="offset points", fontsize=8)
             seen.add(label)
-        axis.set_xlim(left=0)
+        axis.set_xlim(0, 1.08 * max(float(row[key]) for row in rows) / scale)
+        axis.margins(y=0.12)
         axis.set_xlabel(unit)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("mIoU, 240 scenes")
