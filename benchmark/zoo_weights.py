@@ -2,7 +2,9 @@
 
     python benchmark/zoo_weights.py CONFIG WEIGHTS --card CARD.json --bits 8 6 4 \\
         [--opts val_dataset.dataset_root=...]
+    python benchmark/zoo_weights.py CONFIG ARCHITECTURE.TAG
 
+The second command makes only the graph of weights of the zoo anew, after a change of the exporter.
 CARD.json is a card without `file`, `sha256` and `config` (`ppvision.zoo.cards`), with the `licence`
 of the weights where it is not Apache-2.0. The weights are quantised as they are, without any
 training. The graph is that of an export without its parameters: of a classifier for pictures of its
@@ -67,32 +69,11 @@ def write_zoo_weights(
     with create_folder(output / f"{facts['architecture']}.{facts['tag']}") as folder:
         job = open_job(config, [*options, f"slim_config={{bits: {bits}}}"])
         layered = pack_checkpoint(job, weights, folder / "layered", ptq=True)
-        exported = Path(tempfile.mkdtemp(dir=folder))
         job = open_job(config, options)
-        classifies = job.task == "classification"
-        job.export(
-            job.load_float(layered),
-            exported / "model",
-            input_shape=_input_shape(job),
-            output_op="softmax" if classifies else None,
-            model_format="paddle",
-        )
-        graph = exported / "model"
-        manifest = read_manifest(graph)
-        constants = set(list_graph_parameters(graph / manifest.program)) - {*manifest.parameters}
-        if constants:
-            raise ValueError(f"expected a graph of named parameters only, found {constants}")
-        (graph / manifest.weights).unlink()
         name = f"{facts['architecture']}.{facts['tag']}"
-        manifest = replace(manifest, name=name, bits=32)
-        if manifest.model_files.own_for_openvino:
-            manifest = _without_earlier_format(graph, manifest)
-        manifest.write(graph)
-        pack_programs(graph)
-        graph.rename(folder / GRAPH)
+        manifest = write_graph(job, layered, folder / GRAPH, name)
         for path in layered.iterdir():
             path.rename(folder / path.name)
-        shutil.rmtree(exported)
         layered.rmdir()
         card = WeightsCard(
             **facts,
@@ -100,12 +81,44 @@ def write_zoo_weights(
             sha256=hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
             config=replace(
                 _feeding(manifest, side),
-                options=_own_options(job) if classifies else {},
+                options=_own_options(job) if job.task == "classification" else {},
                 licence=licence,
             ),
         )
         write_text(folder / CARD, json.dumps(asdict(card), indent=2) + "\n")
     return output / card.name
+
+
+def write_graph(job: Job, weights: str | Path, folder: Path, name: str) -> Manifest:
+    """Write the graph of a folder of the zoo, and return its manifest.
+
+    Args:
+        job: of the model.
+        weights: the layered model, or its name.
+        folder: the new one.
+        name: of the model in the manifest.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+        graph = Path(work) / "model"
+        job.export(
+            job.load_float(weights),
+            graph,
+            input_shape=_input_shape(job),
+            output_op="softmax" if job.task == "classification" else None,
+            model_format="paddle",
+        )
+        manifest = read_manifest(graph)
+        constants = set(list_graph_parameters(graph / manifest.program)) - {*manifest.parameters}
+        if constants:
+            raise ValueError(f"expected a graph of named parameters only, found {constants}")
+        (graph / manifest.weights).unlink()
+        manifest = replace(manifest, name=name, bits=32)
+        if manifest.model_files.own_for_openvino:
+            manifest = _without_earlier_format(graph, manifest)
+        manifest.write(graph)
+        pack_programs(graph)
+        graph.rename(folder)
+    return manifest
 
 
 def pack_programs(graph: Path) -> None:
@@ -187,13 +200,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", type=Path)
     parser.add_argument("weights")
-    parser.add_argument("--card", type=Path, required=True)
+    parser.add_argument("--card", type=Path, help="without it, only the graph is made anew")
     parser.add_argument("--bits", type=int, nargs="+", default=[8, 6, 4])
     parser.add_argument("--side", type=int, default=112, help="of training pictures")
     parser.add_argument("--opts", nargs="*", default=[])
     parser.add_argument("--output", type=Path, default=WEIGHTS_FOLDER)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    if args.card is None:
+        folder = args.output / args.weights
+        job, new = open_job(args.config, args.opts), folder / f"new-{GRAPH}"
+        write_graph(job, args.weights, new, args.weights)
+        shutil.rmtree(folder / GRAPH)
+        new.rename(folder / GRAPH)
+        return
     facts = json.loads(args.card.read_text(encoding="utf-8"))
     print(
         write_zoo_weights(

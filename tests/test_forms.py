@@ -12,9 +12,11 @@ from paddle import nn
 from ppvision.forms.cpu_training import cpu_training
 from ppvision.forms.differences import difference_form
 from ppvision.forms.pale import GraphPaleAttention, pale_form
+from ppvision.forms.segformer import head_form
 from ppvision.forms.tokens import token_form
 from ppvision.models.pale_transformer import PaleBlock
 from ppvision.nn import ChannelLayerNorm, PaleAttention, SemanticDifferenceConv2D
+from tests.helpers.segformer import make_segformer
 
 SIZES = [(7, 7), (14, 21), (9, 16), (3, 5), (1, 1)]
 
@@ -38,6 +40,17 @@ class Guided(nn.Layer):
 
     def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return self.inner(x, x.flip(1))
+
+
+class Segmenter(nn.Layer):
+    """SegFormer with a head of 12 channels."""
+
+    def __init__(self, align_corners: bool) -> None:
+        super().__init__()
+        self.inner = make_segformer(align_corners, in_channels=8)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.inner(x)[0]
 
 
 @dataclass(frozen=True)
@@ -64,12 +77,17 @@ CASES = {
     "tokens": Case(lambda: PaleBlock(8, 2, 7, 4, 0.0, True, None), token_form, 3e-5),
     "differences": Case(lambda: Guided("charbonnier"), difference_form),
     "differences, gaussian": Case(lambda: Guided("gaussian"), difference_form),
+    "SegFormer's head": Case(lambda: Segmenter(False), head_form),
+    "SegFormer's head, corners aligned": Case(lambda: Segmenter(True), head_form),
     "CPU training, convolutions": Case(
         lambda: nn.Sequential(
             nn.Conv2D(8, 12, 1), nn.Conv2D(12, 12, 3, padding=1, groups=12), nn.Conv2D(12, 4, 1)
         ),
         cpu_training,
         training=True,
+    ),
+    "CPU training, SegFormer's head": Case(
+        lambda: Segmenter(False), cpu_training, 5e-5, training=True
     ),
     "CPU training, norm": Case(lambda: ChannelLayerNorm(8), cpu_training, training=True),
     "CPU training, pale": Case(lambda: PaleAttention(8, 2), cpu_training, 5e-5, training=True),
@@ -102,8 +120,11 @@ def outcome(model: nn.Layer, x: np.ndarray, training: bool) -> list[np.ndarray]:
     return [y.numpy(), x.grad.numpy(), *(p.grad.numpy() for p in trained)]
 
 
-def layers_of(model: nn.Layer) -> list[tuple[str, int, type]]:
-    return [(name, id(layer), type(layer)) for name, layer in model.named_sublayers()]
+def layers_of(model: nn.Layer) -> list[tuple]:
+    return [
+        (name, id(layer), type(layer), vars(layer).get("forward"))
+        for name, layer in model.named_sublayers()
+    ]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

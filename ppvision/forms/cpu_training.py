@@ -16,6 +16,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from ppvision.forms.segformer import head_form
 from ppvision.nn import ChannelLayerNorm, PaleAttention
 from ppvision.nn.layers import is_depthwise, is_pointwise
 from ppvision.nn.pale_attention import SeparableConv
@@ -44,6 +45,7 @@ def cpu_training(model: nn.Layer, *others: nn.Layer) -> Iterator[None]:
             keep_freed_memory()
             stack.enter_context(contiguous_transpositions())
             for each in (model, *others):
+                stack.enter_context(quick_heads(each))  # before the classes of their layers change
                 stack.enter_context(quick_convolutions(each))
                 stack.enter_context(quick_norms(each))
                 stack.enter_context(shared_projections(each))
@@ -82,6 +84,11 @@ def quick_convolutions(model: nn.Layer) -> AbstractContextManager[None]:
     """Give a model's `nn.Conv2D` layers faster biases, pointwise kernels, and depthwise 3x3 kernels
     on small maps, in eager mode."""
     return _as_quicker(model, nn.Conv2D, _QuickConv2D)
+
+
+def quick_heads(model: nn.Layer) -> AbstractContextManager[None]:
+    """Compute the heads of PaddleSeg's SegFormer in a model in fewer products."""
+    return head_form(model, _pointwise)
 
 
 def quick_norms(model: nn.Layer) -> AbstractContextManager[None]:
@@ -166,8 +173,8 @@ def _convolve(
     small = x.dtype == paddle.float32 and x.shape[2] * x.shape[3] <= SMALL_MAP
     # Read `layer.weight` once, because a quantised layer computes it at each access.
     if is_pointwise(layer):
-        out = _pointwise(x, layer.weight)
-    elif small and is_depthwise(layer):
+        return _pointwise(x, layer.weight, layer.bias)
+    if small and is_depthwise(layer):
         out = _depthwise(x, layer.weight)
     elif layer.bias is None:
         return paddles(layer, x)
@@ -184,12 +191,13 @@ def _add_bias(x: Tensor, bias: Tensor) -> Tensor:
     return (x.reshape([batch, channels, -1]) + bias.reshape([-1, 1])).reshape(x.shape)
 
 
-def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute `[B, C, H, W]` -> `[B, out, H, W]`. Paddle copies the map, and its gradient, into
     columns."""
     batch, channels, height, width = x.shape
     out = paddle.matmul(weight.reshape([-1, channels]), x.reshape([batch, channels, -1]))
-    return out.reshape([batch, -1, height, width])
+    out = out.reshape([batch, -1, height, width])
+    return out if bias is None else _add_bias(out, bias)
 
 
 def _depthwise(x: Tensor, weight: Tensor) -> Tensor:

@@ -62,6 +62,7 @@ from ppvision.files import replace_file, replace_folder, resolve_new_folder, syn
 from ppvision.forms.differences import difference_form
 from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
+from ppvision.forms.segformer import head_form
 from ppvision.forms.tokens import count_changed_blocks
 from ppvision.quant.packed import FixedActivation, find_packed_bits
 
@@ -544,7 +545,8 @@ def use_graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
     ONNX Runtime runs attention in the trained form as fast as in the form for tokens, and a fifth
     faster than in the form for Paddle Inference (docs/performance.md).
     """
-    with pale_form(model) if format == "paddle" else nullcontext(), difference_form(model):
+    pale = pale_form(model) if format == "paddle" else nullcontext()
+    with pale, difference_form(model), head_form(model):
         yield
 
 

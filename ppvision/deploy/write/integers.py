@@ -20,6 +20,7 @@ from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.run.manifest import Calibration
 from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.forms.segformer import fold_head
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, find_other_weights, quantize_to_integers
 from ppvision.quant.store.state import walk_layers
@@ -156,6 +157,7 @@ def convert_to_integers(
             "a list file (calibration=..., --calibration), about 64 images like those to predict."
         )
     pictures = _read_pictures(calibration, shape, prepare, max_value)
+    model = fold_head(model, named)  # before its weights are rounded
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
     quantized = quantize_to_integers(
         model,

@@ -37,6 +37,7 @@ from ppvision.forms.differences import difference_form
 from ppvision.forms.earlier_format import earlier_format
 from ppvision.forms.integers import float_form, integer_form
 from ppvision.forms.paddle_private import parse_program
+from ppvision.forms.segformer import head_form
 from ppvision.forms.tokens import token_form
 from ppvision.quant.packed import FixedActivation
 
@@ -118,7 +119,7 @@ def write_openvino_detector(
 def _forms(model: nn.Layer) -> Iterator[None]:
     """Put our layers into the forms for this graph. The forms of integers come last, because the
     other forms contain integer layers too."""
-    with token_form(model), difference_form(model), integer_form(model):
+    with token_form(model), difference_form(model), head_form(model), integer_form(model):
         yield
 
 
@@ -157,7 +158,7 @@ def write_float_program(model: nn.Layer, input_shape: Sequence[int], folder: Pat
     """Write a graph of a model with integer layers, up to the logits, that computes in float. The
     time of the integers is compared with it. `folder` is made, with `model.pdmodel` and its own
     weights."""
-    with float_form(model), token_form(model), difference_form(model), earlier_format():
+    with float_form(model), _forms(model), earlier_format():
         graph = trace(model, input_shape, "none", every_output=True)
         paddle.jit.save(graph, str(folder / "model"))
 
@@ -165,7 +166,7 @@ def write_float_program(model: nn.Layer, input_shape: Sequence[int], folder: Pat
 def write_float_detector(model: nn.Layer, input_shape: Sequence[int], folder: Path) -> None:
     """Like `write_float_program` for a detector (see `export_detector`), up to its boxes and
     scores."""
-    with float_form(model), token_form(model), difference_form(model), earlier_format():
+    with float_form(model), _forms(model), earlier_format():
         graph = trace_detector(model, input_shape)
         *_, boxes, scores = graph.forward.concrete_program.outputs
         save_graph(graph, str(folder / "model"), [boxes, scores])
