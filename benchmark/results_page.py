@@ -71,6 +71,13 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "python benchmark/attention_scaling.py",
         ),
         Table(
+            "segformer_head.csv",
+            "SegFormer's head",
+            "`joined` is the head as PaddleSeg computes it, `folded` is our form. Exports are for "
+            "one image of 512 pixels, in OpenVINO; the training step is for 8 crops of 128 pixels.",
+            "python benchmark/segformer_head.py --work_dir output/segformer_head",
+        ),
+        Table(
             "training_step.csv",
             "A training step on a CPU",
             "`plain` is Paddle without changes. The next forms add changes one by one. `engine` is "
@@ -126,6 +133,13 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/forms "
             "--forms",
             ("data", "form", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "parameters"),
+        ),
+        Table(
+            "sdn_form_costs.csv",
+            "What these forms cost",
+            "Three classes, one image of 224 pixels, exported in float. The ratio is the time "
+            "divided by that of `none`.",
+            "python benchmark/transfer.py --work_dir ~/ppvision-runs/forms --costs",
         ),
         Table(
             "transfer_gpu.csv",

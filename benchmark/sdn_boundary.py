@@ -29,6 +29,7 @@ import itertools
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -318,36 +319,47 @@ def multiply_adds(model: nn.Layer, side: int) -> int:
 
 def costs(backbone: str, data_root: Path, work_dir: Path, repeats: int) -> list[dict]:
     """Parameters, multiply-adds and latency of each variant over a backbone, for three classes."""
-    rows, folders = [], {}
+    folders, sizes = {}, []
     for variant in VARIANTS:
         case = Case("dsb2018", backbone, variant, 0)
         job = open_case(case, data_root, work_dir, STEPS)
         paddle.seed(0)
         folders[variant] = export(job, work_dir / f"{case.name}_cost", [1, 3, CROP, CROP])
-        rows.append(
-            {
-                "backbone": backbone,
-                "variant": variant,
-                "parameters": trained_size(job.model),
-                "multiply_adds": multiply_adds(job.model, CROP),
-            }
-        )
+        sizes.append({"backbone": backbone, "variant": variant, **size_of(job.model, CROP)})
+    times = time_in_turn(folders, CROP, repeats)
+    return [{**row, **times[row["variant"]], "machine": machine()} for row in sizes]
+
+
+def size_of(model: nn.Layer, side: int) -> dict[str, int]:
+    """Trained parameters, and multiply-adds of a picture `side` x `side`."""
+    return {"parameters": trained_size(model), "multiply_adds": multiply_adds(model, side)}
+
+
+def time_in_turn(folders: Mapping[str, Path], side: int, repeats: int) -> dict[str, dict]:
+    """Time exported models of one picture `side` x `side`, in turn, on one and on two threads.
+
+    Returns:
+        For each name in `folders` the columns `engine`, and for both numbers of threads `ms` and
+        `ratio`, the median ratio to the first of them.
+    """
+    first, *_ = folders
+    columns: dict[str, dict] = {name: {} for name in folders}
     for threads in (1, 2):
         predictors = {v: Predictor(folder, threads=threads) for v, folder in folders.items()}
-        x = np.random.default_rng(0).normal(size=[1, 3, CROP, CROP]).astype(np.float32)
-        times = {variant: [] for variant in predictors}
+        x = np.random.default_rng(0).normal(size=[1, 3, side, side]).astype(np.float32)
+        times: dict[str, list[float]] = {name: [] for name in predictors}
         for number in range(5 + repeats):  # in turn, so that what else happens meets all alike
-            for variant, predictor in predictors.items():
+            for name, predictor in predictors.items():
                 start = time.perf_counter()
                 predictor.run(x)
                 if number >= 5:
-                    times[variant].append(1e3 * (time.perf_counter() - start))
-        for row in rows:
-            row["engine"] = predictors[row["variant"]].engine
-            mine, base = np.array(times[row["variant"]]), np.array(times["baseline"])
+                    times[name].append(1e3 * (time.perf_counter() - start))
+        for name, row in columns.items():
+            row["engine"] = predictors[name].engine
+            mine, base = np.array(times[name]), np.array(times[first])
             row[f"ms_{threads}_threads"] = f"{np.median(mine):.2f}"
             row[f"ratio_{threads}_threads"] = f"{np.median(mine / base):.3f}"
-    return [{**row, "machine": machine()} for row in rows]
+    return columns
 
 
 def main() -> None:

@@ -4,6 +4,7 @@
     ln -s "$PPVISION_DATA/facade" data/facade
     OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/transfer
     OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/forms --forms
+    python benchmark/transfer.py --work_dir ~/ppvision-runs/forms --costs
     python benchmark/plots/transfer.py
 
 The first command trains `pale_nano` under SegFormer's head from scratch and from
@@ -13,10 +14,11 @@ configs/segmentation/segformer_pale_nano_sdn_*.yml with crops of 128 pixels and 
 1,000 of 8 crops from scratch and from the weights, 2,000 of 4 crops for the forms, which is as much
 work. The classes weigh in the loss as they do there.
 
-Writes results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then means and
-standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are those of the
-last step, on the whole val split; on the way a quarter of it is scored. Stopped, the script goes on
-where it was; started twice, the two processes share the runs out.
+The third writes results/sdn_form_costs.csv: what each form costs, exported for a picture of 224 x
+224. The others write results/transfer.csv and results/sdn_forms.csv, a row per run as it ends, then
+means and standard deviations; and results/transfer_curves.csv, the scores on the way. Scores are
+those of the last step, on the whole val split; on the way a quarter of it is scored. Stopped, the
+script goes on where it was; started twice, the two processes share the runs out.
 """
 
 import argparse
@@ -29,9 +31,11 @@ from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
 
+import paddle
 import yaml
 
-from benchmark.runs import add_row, add_rows, claim_run, mean_and_spread, read_rows
+from benchmark.runs import add_row, add_rows, claim_run, mean_and_spread, read_rows, write_rows
+from benchmark.sdn_boundary import export, size_of, time_in_turn
 from benchmark.sdn_forms import COMPARED, FORMS
 from ppvision.engine.run_folder import RunFolder
 from ppvision.environment import machine
@@ -51,6 +55,7 @@ INITS = {"scratch": None, "pretrained": WEIGHTS}
 AUXILIARY = 0.4  # factor of the loss of a guidance's own head
 
 BEST = 3  # forms that get all seeds
+SIDE, REPEATS = 224, 60  # of pictures, and timed runs, for `--costs`
 
 
 @dataclass(frozen=True)
@@ -244,13 +249,33 @@ def work(args: argparse.Namespace, results: Path) -> None:
             return
 
 
+def form_costs(work_dir: Path, repeats: int) -> list[dict]:
+    """What each form costs: parameters, multiply-adds and latency, for three classes."""
+    folders, sizes = {}, []
+    for form in COMPARED:
+        work_dir.mkdir(parents=True, exist_ok=True)
+        config = work_dir / f"{form}_cost.yml"
+        content = content_of(Case("nuclei", "scratch", form, 0), LONGER, None)
+        write_text(config, yaml.safe_dump(content, sort_keys=False))
+        job = open_job(config)
+        paddle.seed(0)
+        folders[form] = export(job, work_dir / f"{form}_cost", [1, 3, SIDE, SIDE])
+        sizes.append({"form": form, **size_of(job.model, SIDE)})
+    times = time_in_turn(folders, SIDE, repeats)
+    return [{**row, **times[row["form"]], "machine": machine()} for row in sizes]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work_dir", type=Path, required=True, help="of runs; outside of git")
     parser.add_argument("--forms", action="store_true", help="the forms of SDN")
+    parser.add_argument("--costs", action="store_true", help="no training: what the forms cost")
     parser.add_argument("--steps", type=int, help="other than those of the recipe")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.costs:
+        write_rows(args.results / "sdn_form_costs.csv", form_costs(args.work_dir, REPEATS))
+        return
     work(args, args.results)
 
 

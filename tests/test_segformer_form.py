@@ -9,10 +9,12 @@ import paddle
 import pytest
 from paddle import nn
 
+from benchmark.integer_latency import Network, make_state
 from ppvision.data.writing import write_picture
 from ppvision.deploy import Predictor, export_model
 from ppvision.forms.cpu_training import cpu_training
 from ppvision.forms.segformer import FoldedSegFormer, fold_head, head_form
+from ppvision.quant.packed import pack_model
 from tests.helpers.segformer import make_segformer
 
 NORMALIZE = {"type": "Normalize", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -20,7 +22,7 @@ JOINED = 4 * 12  # channels of the tensor that the form saves
 SIZE = (32, 48)
 
 
-def make_model(training: bool = False) -> nn.Layer:
+def make_model(*, training: bool = False) -> nn.Layer:
     """With weights and statistics that all differ from their first values."""
     paddle.seed(0)
     model = make_segformer()
@@ -106,6 +108,19 @@ def test_another_head_is_exported_as_it_is(tmp_path):
     assert JOINED in channels_of(folder)
 
 
+def test_hooks_of_the_whole_model_run(tmp_path):
+    """Such as the one that adds the logits of SDN's guidance."""
+    model = make_model()
+    model.register_forward_post_hook(lambda layer, inputs, outputs: [2 * outputs[0]])
+    x = noise(1, 3, *SIZE)
+    expected = eager(model, x)
+    assert np.abs(eager(fold_head(model), x) - expected).max() <= 2e-5 * np.abs(expected).max()
+    folder = export_model(model, tmp_path / "m", input_shape=[1, 3, *SIZE], output_op="none")
+    assert JOINED not in channels_of(folder)
+    (found,) = Predictor(folder).run(x)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def test_a_folded_head_has_the_same_numbers():
     model = make_model()
     x = noise(2, 3, 31, 47)
@@ -132,6 +147,21 @@ def test_integers_have_a_folded_head_unless_its_layers_are_named(tmp_path, pictu
     for folder in (folded, kept):
         (found,) = Predictor(folder, precision="int8").run(x)
         assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("integers", [True, False], ids=["integers", "rounded"])
+def test_layered_models_that_round_keep_their_head(tmp_path, integers):
+    network = Network(make_model, SIZE, "segmentation")
+    state = make_state(network, make_model())
+    packed = pack_model(make_model(), state, 4, integers=integers)
+    how = {"input_shape": [1, 3, *SIZE], "output_op": "none", "bits": 4, "int8": integers}
+    folder = export_model(packed, tmp_path / "m", **how)
+    assert JOINED in channels_of(folder)
+    assert Predictor(folder).manifest.openvino
+    x = np.random.default_rng(3).uniform(-1, 1, (1, 3, *SIZE)).astype(np.float32)
+    expected = eager(packed, x)
+    (found,) = Predictor(folder, precision="int8" if integers else "float32").run(x)
+    assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["statistics of the batch", "frozen"])

@@ -16,9 +16,11 @@ The head then needs C * E multiplications per pixel of a map instead of C * E + 
 the finest map, and no tensor of 4E channels (`docs/performance.md` has the gain).
 
 In a graph in float, operations compute the weights from the trained ones, and the engines fold
-these operations once, when they load the graph. Integers cannot be multiplied beforehand, so
-`fold_head` makes a model with new weights before they are rounded. While a model trains, operations
-compute the weights too, and gradients reach the trained ones (`ppvision.forms.cpu_training`).
+these operations once, when they load the graph. For integers from a float model, `fold_head` folds
+before the weights are rounded. A layered model in integers keeps its head: its codes belong to the
+two layers, and rounding stands between them (docs/notes/engines.md). While a model trains,
+operations compute the weights too, and gradients reach the trained ones
+(`ppvision.forms.cpu_training`).
 """
 
 import sys
@@ -83,7 +85,7 @@ class FoldedSegFormer(nn.Layer):
     """PaddleSeg's SegFormer in evaluation mode, with a folded head.
 
     Args:
-        model: the SegFormer with the weights. The backbone and the last layer are shared.
+        model: the SegFormer with the weights. The backbone, the last layer and hooks are shared.
 
     Shapes: images `[B, 3, H, W]` -> a list of one tensor of scores, `[B, K, H, W]`.
     """
@@ -102,6 +104,8 @@ class FoldedSegFormer(nn.Layer):
             if finest:
                 layer.bias.set_value(bias)
             setattr(self, name, layer)
+        self._forward_pre_hooks = model._forward_pre_hooks
+        self._forward_post_hooks = model._forward_post_hooks
         self.eval()
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -200,7 +204,10 @@ def _fits(model: nn.Layer) -> bool:
     theirs, layers = (
         sys.modules.get(f"paddleseg.models.{name}") for name in ("segformer", "layers")
     )
-    if theirs is None or layers is None or not is_untouched(model, theirs.SegFormer):
+    if theirs is None or layers is None:
+        return False
+    # Hooks may be there, because they run around the other `forward` too.
+    if type(model) is not theirs.SegFormer or "forward" in vars(model):
         return False
     fuse = model.linear_fuse
     if not is_untouched(fuse, layers.ConvBNReLU):
