@@ -132,6 +132,23 @@ def test_a_folded_head_has_the_same_numbers():
     assert isinstance(fold_head(nn.Conv2D(3, 4, 1)), nn.Conv2D)
 
 
+def test_integers_for_onnx_have_a_folded_head(tmp_path, pictures):
+    pytest.importorskip("paddle2onnx")
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    model = make_model()
+    how = {"input_shape": [1, 3, *SIZE], "output_op": "none", "transforms": [NORMALIZE]}
+    how |= {"int8": True, "calibration": pictures, "format": "onnx"}
+    folder = export_model(model, tmp_path / "m", **how)
+    kinds = [node.op_type for node in onnx.load(folder / "model.onnx").graph.node]
+    assert "MatMul" not in kinds  # the Linear layers are in the convolutions
+    assert "QuantizeLinear" in kinds
+    x = np.random.default_rng(3).uniform(-1, 1, (1, 3, *SIZE)).astype(np.float32)
+    expected = eager(model, x)
+    (found,) = Predictor(folder, precision="int8").run(x)
+    assert np.abs(found - expected).max() <= 0.1 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("named", ["linear_fuse._conv", "linear_c2.proj"])
 def test_integers_have_a_folded_head_unless_its_layers_are_named(tmp_path, pictures, named):
     model = make_model()

@@ -32,7 +32,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from ppvision.forms.exchange import fold_norms, is_plain_conv, is_untouched
+from ppvision.forms.exchange import fold_norms, has_known_size, is_plain_conv, is_untouched
 
 # Names of the Linear layers, in the order in which the head joins their maps: the coarsest first.
 LEVELS = ("linear_c4", "linear_c3", "linear_c2", "linear_c1")
@@ -193,7 +193,7 @@ def _sum_of_levels(
 
 
 def _resized(z: Tensor, like: Tensor, align_corners: bool) -> Tensor:
-    size = paddle.shape(like)[2:]
+    size = like.shape[2:] if has_known_size(like) else paddle.shape(like)[2:]
     return F.interpolate(z, size=size, mode="bilinear", align_corners=align_corners)
 
 
