@@ -185,6 +185,7 @@ def test_norms_and_values_are_paddles():
 
 # Private attributes of other libraries; who uses them guards them.
 OF_OTHERS = {
+    "ppvision/forms/segformer.py": {"_batch_norm", "_conv", "_relu"},  # PaddleSeg's ConvBNReLU
     "ppvision/engine/dashboard.py": {"_get_file_writer"},  # VisualDL
     "ppvision/engine/vdl_records.py": {"_get_file_writer"},  # VisualDL
     "ppvision/plugins/paddleslim.py": {"_remove_call_hook"},
