@@ -12,8 +12,9 @@ bends a value:
 - Two linear layers in a row are one. Its weight `[E, C]` is their product, with the gain of the
   BatchNorm in it.
 
-The head then needs C * E multiplications per pixel of a map instead of C * E + E * E per pixel of
-the finest map, and no tensor of 4E channels (`docs/performance.md` has the gain).
+The head then needs C * E multiplications per pixel of each map. The 4E * E multiplications per
+pixel of the finest map, and its tensor of 4E channels, are gone (`docs/performance.md` has the
+gain).
 
 In a graph in float, operations compute the weights from the trained ones, and the engines fold
 these operations once, when they load the graph. For integers from a float model, `fold_head` folds
@@ -36,7 +37,6 @@ from ppvision.forms.exchange import fold_norms, has_known_size, is_plain_conv, i
 
 # Names of the Linear layers, in the order in which the head joins their maps: the coarsest first.
 LEVELS = ("linear_c4", "linear_c3", "linear_c2", "linear_c1")
-
 
 Convolve = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # map, 1x1 kernel, bias
 
@@ -187,7 +187,7 @@ def _sum_of_levels(
     """
     finest, *coarser = features
     total = projections[-1](finest)
-    for z, project in zip(coarser[::-1], projections, strict=False):
+    for z, project in zip(coarser[::-1], projections[:-1], strict=True):
         total = total + _resized(project(z), finest, align_corners)
     return total
 
