@@ -15,7 +15,7 @@ import paddle
 import pytest
 
 from ppvision.data.convert.digit_scenes import write_digit_scenes
-from ppvision.engine.reading import BatchReader, ReaderError, read_in_order
+from ppvision.engine.reading import BatchReader, ReaderError, _end_workers, read_in_order
 from ppvision.engine.seeding import SeededBatches, SeededDataset, collate, count_batches_per_epoch
 from ppvision.errors import DataError, PpvisionError
 from ppvision.tasks import open_job
@@ -82,6 +82,29 @@ def test_a_worker_that_ends_is_reported(number):
         with read_in_order(read, range(9), 2) as samples:
             list(samples)
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_is_known_to_have_ended_where_another_thread_asks_too(monkeypatch):
+    """The system tells one thread, here the other one, which needs a moment to go on."""
+    ask, told = os.waitpid, threading.Event()
+
+    def ask_slowly(pid, options):
+        found = ask(pid, options)
+        if found[0] and threading.current_thread() is not threading.main_thread():
+            told.set()
+            time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(os, "waitpid", ask_slowly)
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    thread = threading.Thread(target=worker.join)
+    thread.start()
+    worker.kill()
+    assert told.wait(30)
+    _end_workers([worker])
+    assert multiprocessing.active_children() == []
+    thread.join()
 
 
 class _Garbage:

@@ -312,8 +312,21 @@ def _end_workers(workers: Sequence[BaseProcess]) -> None:
         for worker in workers:
             worker.kill()
         for worker in workers:
-            worker.join()
+            _wait_for(worker)
             _free_shared_memory(worker.pid, _BEGAN)
+
+
+def _wait_for(worker: BaseProcess) -> None:
+    """Wait for the end of a worker, until `multiprocessing` knows of it.
+
+    A thread of the loader or of the pool may ask the system for the exit code at the same time. The
+    system gives it once, so `join` returns here while only that thread has it.
+    """
+    worker.join()
+    until = time.monotonic() + PATIENCE
+    while worker.exitcode is None and time.monotonic() < until:
+        time.sleep(0.01)
+    worker.join()
 
 
 def _code_of_ended(workers: Sequence[BaseProcess]) -> int:
