@@ -65,7 +65,7 @@ def _segmenter(sdn: bool) -> Callable[[], nn.Layer]:
 
         backbone = create_model("pale_nano", features_only=True)
         if sdn:
-            backbone = SemanticDiffusionBackbone(backbone)
+            backbone = SemanticDiffusionBackbone(backbone, similarity="gaussian")
         return SegFormer(num_classes=19, backbone=backbone, embedding_dim=256)
 
     return build

@@ -129,7 +129,7 @@ class PlainConvBackbone(SemanticDiffusionBackbone):
     """`SemanticDiffusionBackbone` with plain convolutions."""
 
     def __init__(self, backbone: nn.Layer, levels: list[int] | None = None) -> None:
-        super().__init__(backbone, levels)
+        super().__init__(backbone, levels, BEST)  # as large as SDN with it
         for diffusion in self.diffusion.diffusions:
             without_difference(diffusion)
 

@@ -4,7 +4,7 @@
 # is the backbone alone.
 FORMS: dict[str, dict | None] = {
     "none": None,
-    "convolution": {"operator": "convolution"},
+    "convolution": {"operator": "convolution", "similarity": "gaussian"},
     "central": {"similarity": "none"},
     "sdn": {"similarity": "gaussian"},
     "classes": {"guidance": "classes", "similarity": "product"},

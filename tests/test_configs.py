@@ -42,6 +42,14 @@ def test_an_unknown_name_gets_the_nearest(tmp_path, monkeypatch):
         open_job("pale_nano_digit")
 
 
+def test_configs_with_sdn_name_its_similarity():
+    """So they, and weights trained with them, stay the same when the default changes."""
+    texts = [path.read_text(encoding="utf-8") for path in list_configs().values()]
+    with_sdn = [text for text in texts if "SemanticDiffusionBackbone" in text]
+    assert len(with_sdn) == 8
+    assert all("\n    similarity: " in text or "\n  similarity: " in text for text in with_sdn)
+
+
 def test_a_copy_brings_what_it_builds_on_and_means_the_same(tmp_path):
     first, *bases = copy_config(NAME, tmp_path)
     assert first == tmp_path / f"{NAME}.yml"

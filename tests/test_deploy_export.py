@@ -262,7 +262,7 @@ class PaleWithDifferences(nn.Layer):
         super().__init__()
         model = PaleTransformer(SMALL_PALE, features_only=True)
         self.pale = model
-        self.diffusion = SemanticDiffusionPyramid(model.feat_channels)
+        self.diffusion = SemanticDiffusionPyramid(model.feat_channels, similarity="gaussian")
         for diffusion in self.diffusion.diffusions:  # they start at zero
             diffusion.fuse.weight.set_value(0.05 * paddle.randn(diffusion.fuse.weight.shape))
 

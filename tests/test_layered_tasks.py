@@ -38,7 +38,11 @@ BITS = (8, 4, 2)
 def all_three(config: dict) -> None:
     """Pale + SDN + once-QAT."""
     backbone = config["model"]["backbone"]
-    config["model"]["backbone"] = {"type": "SemanticDiffusionBackbone", "backbone": backbone}
+    config["model"]["backbone"] = {
+        "type": "SemanticDiffusionBackbone",
+        "similarity": "gaussian",
+        "backbone": backbone,
+    }
     config["slim_config"] = {"bits": list(BITS)}
 
 

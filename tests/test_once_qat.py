@@ -41,7 +41,7 @@ class Small(nn.Layer):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2D(3, 7, 3, padding=1), nn.BatchNorm2D(7), nn.ReLU())
         self.depthwise = nn.Conv2D(7, 7, 3, padding=1, groups=7)
-        self.sdn = SemanticDiffusion(7)
+        self.sdn = SemanticDiffusion(7, similarity="gaussian")
         self.up = nn.Conv2DTranspose(7, 6, 2, stride=2)
         self.grouped = nn.Conv2D(6, 8, 3, padding="SAME", groups=2, padding_mode="zeros")
         self.norm = nn.BatchNorm2D(8)
@@ -685,6 +685,10 @@ def test_packing_another_architecture_is_refused():
     other.hidden = nn.Linear(9, 5)
     with raises_naming(ValueError, "hidden:", "[8,", "5]"):
         pack_model(other, state, 8)
+    central = Small()
+    central.sdn = SemanticDiffusion(7)
+    with raises_naming(ValueError, "sdn.guide.0,", "similarity:", "gaussian"):
+        pack_model(central, state, 8)
     for bits in (1, 9):
         with raises_naming(ValueError, "bits:", "2", "8", str(bits)):
             pack_model(Small(), state, bits)

@@ -28,7 +28,8 @@ from ppvision.plugins.paddleseg import SemanticDiffusionBackbone, pale_nano
 
 
 def test_the_plain_convolution_has_as_many_parameters_and_starts_as_nothing():
-    sdn, plain = SemanticDiffusionBackbone(pale_nano()), PlainConvBackbone(pale_nano())
+    sdn = SemanticDiffusionBackbone(pale_nano(), similarity="gaussian")
+    plain = PlainConvBackbone(pale_nano())
     assert trained_size(plain) == pytest.approx(trained_size(sdn), rel=0.002)
     for enhanced in plain.diffusion.diffusions:
         assert isinstance(enhanced, SemanticDiffusion)
@@ -49,7 +50,7 @@ def test_multiply_adds_of_sdn_by_hand():
     class Net(paddle.nn.Layer):
         def __init__(self):
             super().__init__()
-            self.sdn = SemanticDiffusion(3)
+            self.sdn = SemanticDiffusion(3, similarity="gaussian")
 
         def forward(self, x):
             return self.sdn(x)

@@ -67,6 +67,7 @@ def model(head: str, backbone: dict) -> dict:
     if backbone["type"] == "STDC1":
         options["backbone_indices"], levels = [2, 3, 4], [2, 3, 4]
     wrapped = {"type": "SemanticDiffusionBackbone", "backbone": dict(backbone)}
+    wrapped["similarity"] = "gaussian"
     if levels is not None:
         wrapped["levels"] = levels
     return {"type": head, "num_classes": 11, **options, "backbone": wrapped}
@@ -186,7 +187,8 @@ def test_a_guidance_with_a_head_of_its_own(guidance, scenes, tmp_path):
     """The config's second loss trains the head; without training there are the model's logits
     alone, whose export has its parity check."""
     content = model("SegFormer", PALE)
-    content["backbone"] |= {"guidance": guidance, "similarity": "product", "levels": [0, 1]}
+    content["backbone"] |= {"guidance": guidance, "levels": [0, 1]}
+    del content["backbone"]["similarity"]
     path = write_config(tmp_path / "c.yml", scenes, content, 2)
     if guidance == "boundary":
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -307,6 +309,22 @@ def test_a_misspelt_similarity_is_found_in_the_config(value, hint, scenes, tmp_p
     place = f"{path.name}:{line}):"
     with raises_naming(ConfigError, place, "model.backbone.similarity:", str(value), hint):
         open_job(path)
+
+
+def test_without_a_similarity_there_are_central_differences(scenes, tmp_path):
+    """Weights that have a guidance say what to write then."""
+    content = model("SegFormer", PALE)
+    guided = open_job(write_config(tmp_path / "guided.yml", scenes, content, 1))
+    paddle.save(guided.model.state_dict(), str(tmp_path / "guided.pdparams"))
+    del content["backbone"]["similarity"]
+    job = open_job(write_config(tmp_path / "c.yml", scenes, content, 1))
+    for diffusion in job.model.backbone.diffusion.diffusions:
+        assert diffusion.difference.similarity == "none"
+        assert diffusion.guide is None
+    with raises_naming(WeightsError, "guide", "similarity:", "gaussian"):
+        job.start_from(tmp_path / "guided.pdparams")
+    content["backbone"]["similarity"] = None
+    open_job(write_config(tmp_path / "null.yml", scenes, content, 1))
 
 
 def test_it_is_registered():

@@ -549,7 +549,8 @@ def test_two_processes_train_as_one(kind, config_file, tmp_path):
             config["slim_config"] = {"bits": [8, 4, 3, 2], **options}
         if kind == "sdn":
             inner = config["model"]["backbone"]
-            config["model"]["backbone"] = {"type": "SemanticDiffusionBackbone", "backbone": inner}
+            sdn = {"type": "SemanticDiffusionBackbone", "similarity": "gaussian"}
+            config["model"]["backbone"] = sdn | {"backbone": inner}
 
     done = shell(
         *("bash", ROOT / "scripts" / "train.sh", config_file(change)),

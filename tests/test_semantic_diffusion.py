@@ -243,7 +243,7 @@ def test_wide_features_are_reduced_inside():
 
 
 def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
-    pyramid = SemanticDiffusionPyramid([4, 6, 8], [-1, 0])
+    pyramid = SemanticDiffusionPyramid([4, 6, 8], [-1, 0], similarity="gaussian")
     assert pyramid.levels == [0, 2]
     fine, last = pyramid.diffusions
     assert (fine.guidance_channels, last.guidance_channels) == (6, None)
@@ -256,6 +256,21 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
     np.testing.assert_array_equal(result[0].numpy(), fine(features[0], features[1]).numpy())
     np.testing.assert_array_equal(result[2].numpy(), last(features[2]).numpy())
     assert SemanticDiffusionPyramid([4, 6, 8]).levels == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: SemanticDiffusion(4), "none"),
+        (lambda: SemanticDiffusion(4, 6), "gaussian"),
+        (lambda: SemanticDiffusionPyramid([4, 6]).diffusions[0], "none"),
+        (lambda: SemanticDiffusionPyramid([4, 6], guidance="boundary").diffusions[0], "product"),
+    ],
+)
+def test_the_default_similarity_follows_from_the_guidance(make, expected):
+    layer = make()
+    assert layer.difference.similarity == expected
+    assert (layer.guide is not None) == (expected == "gaussian")
 
 
 @pytest.mark.parametrize(

@@ -474,10 +474,12 @@ class SemanticDiffusion(nn.Layer):
 
     Args:
         channels: channels of the feature u.
-        guidance_channels: channels of the guidance v. Default None: the feature is its own
-            guidance, after a 3x3 convolution of stride 2 (the paper's single-scale form).
+        guidance_channels: channels of the guidance v. Default None: no v is passed. The feature is
+            then its own guidance, after a 3x3 convolution of stride 2 (the paper's single-scale
+            form), if the similarity needs one.
         similarity: see `SemanticDifferenceConv2D`. With `none` there is no guidance. With `product`
-            the guidance is used without a projection.
+            the guidance is used without a projection. Default None: `gaussian` with
+            `guidance_channels`, `none` without.
         groups: groups of the semantic difference convolution. Default 1.
         width: channels inside the semantic difference convolution. If they differ from `channels`,
             a 1x1 convolution comes first. Default None: as many as u, but at most 512. We chose
@@ -505,7 +507,7 @@ class SemanticDiffusion(nn.Layer):
         channels: int,
         guidance_channels: int | None = None,
         *,
-        similarity: str = "gaussian",
+        similarity: str | None = None,
         groups: int = 1,
         width: int | None = None,
         operator: str = "difference",
@@ -522,6 +524,8 @@ class SemanticDiffusion(nn.Layer):
             raise InputError(
                 f"operator: expected one of {', '.join(OPERATORS)}, got {shorten(operator)}."
             )
+        if similarity is None:
+            similarity = "none" if guidance_channels is None else "gaussian"
         self.channels, self.guidance_channels = channels, guidance_channels
         self.steps, self.detach_guidance = steps, bool(detach_guidance)
         self.difference = SemanticDifferenceConv2D(
@@ -649,7 +653,10 @@ class SemanticDiffusionPyramid(nn.Layer):
             probability of such a head that a pixel is not a boundary. A head needs its own loss, on
             `logits`.
         num_classes: number of classes for the guidance `classes`.
-        similarity, groups, width, operator, steps, detach_guidance: see `SemanticDiffusion`.
+        similarity: see `SemanticDifferenceConv2D`. Default None: with a guidance by a head
+            `product`, otherwise `none` (central differences), since the guidance by the next level
+            gave no gain over it (`docs/sdn.md`).
+        groups, width, operator, steps, detach_guidance: see `SemanticDiffusion`.
 
     Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> the same; levels not chosen pass through.
 
@@ -671,7 +678,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         *,
         guidance: str = "next_level",
         num_classes: int | None = None,
-        similarity: str = "gaussian",
+        similarity: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -713,6 +720,8 @@ class SemanticDiffusionPyramid(nn.Layer):
             assert outputs is not None  # refused by the check
             self.guidance_head = GuidanceHead(feat_channels, outputs)
             channels = [outputs] * count
+        if similarity is None:
+            similarity = "none" if guidance == "next_level" else "product"
         self.diffusions = nn.LayerList(
             SemanticDiffusion(
                 feat_channels[level], channels[level], similarity=similarity, **options
@@ -741,3 +750,17 @@ class SemanticDiffusionPyramid(nn.Layer):
     @paddle.jit.not_to_static
     def _keep(self, logits: Tensor) -> None:
         self.logits = [logits] if self.training else []
+
+
+def advise_on_guidance(unexpected: Sequence[str]) -> str:
+    """Return advice for weights that contain SDN's guidance while the model has none, or "".
+
+    Args:
+        unexpected: names of layers or tensors that the model does not have.
+    """
+    if not any(".guide." in name or name.endswith(".raw_lambda") for name in unexpected):
+        return ""
+    return (
+        " The file has the guidance of SDN, the model has none: write `similarity` in the config "
+        "as in training (`similarity: gaussian` if that config has none: it was the default)."
+    )

@@ -187,7 +187,8 @@ class SemanticDiffusionBackbone(nn.Layer):
         backbone: a registered backbone; a config gives its name.
         levels: numbers of the feature maps to enhance, among those that the backbone returns;
             negative numbers count from the coarsest. Default None: all.
-        similarity: see `ppvision.nn.SemanticDifferenceConv2D`.
+        similarity: see `ppvision.nn.SemanticDifferenceConv2D`. Default None: `none` (central
+            differences).
         groups: groups of the semantic difference convolutions. Default 1.
         width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
 
@@ -206,7 +207,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         self,
         backbone: nn.Layer,
         levels: Sequence[int] | None = None,
-        similarity: str = "gaussian",
+        similarity: str | None = None,
         groups: int = 1,
         width: int | None = None,
     ) -> None:

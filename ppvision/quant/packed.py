@@ -20,6 +20,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from ppvision.errors import InputError
+from ppvision.nn.semantic_diffusion import advise_on_guidance
 from ppvision.quant.codes import FLOAT_BITS, MAX_BITS, check_codes
 from ppvision.quant.integers import (
     CODES,
@@ -353,6 +354,7 @@ def pack_model(
         raise InputError(
             f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it does not "
             "have. The layered model belongs to another architecture."
+            f"{advise_on_guidance([*waiting])}"
         )
     _assign(model, {**state.floats, **statistics})
     model.eval()

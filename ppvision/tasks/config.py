@@ -304,16 +304,26 @@ def check_texts(component: Callable, options: dict, where: str) -> None:
             )
 
 
+def _find_choices(annotation: object) -> list[object]:
+    """Return the values of `Literal[...]` or of `Literal[...] | None`; none for other types."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    parts = get_args(annotation)
+    if len(parts) == 2 and parts[1] is type(None) and get_origin(parts[0]) is Literal:
+        return [*get_args(parts[0]), None]
+    return []
+
+
 def _check_arguments(component: Any, node: dict, where: str) -> None:
     parameters = inspect.signature(component).parameters.values()
     for parameter in parameters:
-        choices = get_args(parameter.annotation)
-        if get_origin(parameter.annotation) is Literal and parameter.name in node:
+        if (choices := _find_choices(parameter.annotation)) and parameter.name in node:
             value = node[parameter.name]
             if value not in choices:
+                names = [choice for choice in choices if choice is not None]
                 raise ConfigError(
                     f"config{place_of(node, parameter.name)}: {where}.{parameter.name}: got "
-                    f"{shorten(value)}. {suggest_nearest(str(value), list(choices))}"
+                    f"{shorten(value)}. {suggest_nearest(str(value), names)}"
                 )
     check_texts(component, node, where)
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):

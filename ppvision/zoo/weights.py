@@ -19,6 +19,7 @@ from ppvision.errors import MissingFileError, WeightsError, shorten, shorten_tex
 from ppvision.files import name_read_errors, write_bytes
 from ppvision.models.base import ZooModel
 from ppvision.nn import SemanticDiffusionPyramid
+from ppvision.nn.semantic_diffusion import advise_on_guidance
 from ppvision.safe_tensors import header_fits
 from ppvision.zoo.cards import find_card, list_weights_names
 from ppvision.zoo.pdparams import load_pdparams
@@ -276,7 +277,7 @@ def assign_weights(
                 " If only the number of classes differs, give only the backbone these weights: "
                 "`model: {backbone: {pretrained: NAME}}` in a segmentation config."
             )
-        lines.append(advice)
+        lines.append(advice + advise_on_guidance(unexpected))
         raise WeightsError("\n".join(lines))
     for name, array in fitting.items():
         own[name].set_value(array)

@@ -112,7 +112,7 @@ def small_detector(scenes: Path, architecture: str, *, sdn: bool = False) -> dic
     if architecture.endswith("RCNN"):
         config["FPN"] = {"out_channel": 32}
     if sdn:
-        config["SemanticDiffusionBackbone"] = {"backbone": "two_blocks"}
+        config["SemanticDiffusionBackbone"] = {"backbone": "two_blocks", "similarity": "gaussian"}
     return config
 
 
