@@ -264,13 +264,15 @@ def test_a_pyramid_guides_each_level_by_the_next_and_the_last_by_itself():
         (lambda: SemanticDiffusion(4), "none"),
         (lambda: SemanticDiffusion(4, 6), "gaussian"),
         (lambda: SemanticDiffusionPyramid([4, 6]).diffusions[0], "none"),
-        (lambda: SemanticDiffusionPyramid([4, 6], guidance="boundary").diffusions[0], "product"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="boundary").diffusions[0], "product"),
+        (lambda: SemanticDiffusionPyramid([4], guidance="next_level").diffusions[0], "gaussian"),
+        (lambda: SemanticDiffusionPyramid([4], similarity="cosine").diffusions[0], "cosine"),
     ],
 )
 def test_the_default_similarity_follows_from_the_guidance(make, expected):
     layer = make()
     assert layer.difference.similarity == expected
-    assert (layer.guide is not None) == (expected == "gaussian")
+    assert (layer.guide is not None) == (expected in ("gaussian", "cosine"))
 
 
 @pytest.mark.parametrize(
@@ -323,6 +325,8 @@ def test_the_default_similarity_follows_from_the_guidance(make, expected):
         (lambda: SemanticDiffusion(2, steps=0), "steps: whole number"),
         (lambda: SemanticDiffusion(2, similarity="product"), "product: guidance_channels"),
         (lambda: SemanticDiffusionPyramid([4], guidance="edges"), "guidance: next_level"),
+        (lambda: SemanticDiffusionPyramid([4], guidance=["classes"]), "guidance: ['classes']"),
+        (lambda: SemanticDiffusionPyramid([4], detach_guidance=True), "detach_guidance: none"),
         (lambda: SemanticDiffusionPyramid([4], guidance="classes"), "num_classes:"),
         (
             lambda: SemanticDiffusion(2)(paddle.rand([1, 2, 3, 3]), paddle.rand([1, 2, 3, 3])),

@@ -496,8 +496,8 @@ class SemanticDiffusion(nn.Layer):
 
     Raises:
         ValueError: see `SemanticDifferenceConv2D`; the operator is unknown; similarity `product`
-            needs `guidance_channels`; a guidance was passed to a layer without `guidance_channels`,
-            or not passed to a layer with them.
+            needs `guidance_channels`; `detach_guidance` without a guidance; a guidance was passed
+            to a layer without `guidance_channels`, or not passed to a layer with them.
 
     Source: SDN, NeurIPS 2022 (see the module).
     """
@@ -526,6 +526,11 @@ class SemanticDiffusion(nn.Layer):
             )
         if similarity is None:
             similarity = "none" if guidance_channels is None else "gaussian"
+        if detach_guidance and similarity == "none":
+            raise InputError(
+                "detach_guidance: expected a similarity with a guidance, got none. Write a "
+                "similarity such as gaussian, or leave detach_guidance out."
+            )
         self.channels, self.guidance_channels = channels, guidance_channels
         self.steps, self.detach_guidance = steps, bool(detach_guidance)
         self.difference = SemanticDifferenceConv2D(
@@ -604,6 +609,7 @@ class SemanticDiffusion(nn.Layer):
 # -- guidance by a head of its own -----------------------------------------------------------------
 
 GUIDANCES = ("next_level", "classes", "boundary")
+_SIMILARITY_OF = {"next_level": "gaussian", "classes": "product", "boundary": "product"}
 
 
 class GuidanceHead(nn.Layer):
@@ -648,14 +654,15 @@ class SemanticDiffusionPyramid(nn.Layer):
         feat_channels: channels of the levels, from fine to coarse.
         levels: levels to enhance; negative numbers count from the coarsest. Default None: all. For
             a decoder that reads only one level, choose only that level.
-        guidance: `next_level` (default): level i + 1 of the backbone; the coarsest level guides
-            itself. `classes`: class scores of a `GuidanceHead` over all levels. `boundary`: the
-            probability of such a head that a pixel is not a boundary. A head needs its own loss, on
-            `logits`.
+        guidance: `next_level`: level i + 1 of the backbone; the coarsest level guides itself.
+            `classes`: class scores of a `GuidanceHead` over all levels. `boundary`: the probability
+            of such a head that a pixel is not a boundary. A head needs its own loss, on `logits`.
+            Default None: `next_level` if `similarity` is given and is not `none`, otherwise no
+            guidance.
         num_classes: number of classes for the guidance `classes`.
-        similarity: see `SemanticDifferenceConv2D`. Default None: with a guidance by a head
-            `product`, otherwise `none` (central differences), since the guidance by the next level
-            gave no gain over it (`docs/sdn.md`).
+        similarity: see `SemanticDifferenceConv2D`. Default None: `none` (central differences)
+            without a guidance, because no guidance had a higher score in our runs (`docs/sdn.md`);
+            `gaussian` for the guidance `next_level`, `product` for the others.
         groups, width, operator, steps, detach_guidance: see `SemanticDiffusion`.
 
     Shapes: a list of `[B, feat_channels[i], H_i, W_i]` -> the same; levels not chosen pass through.
@@ -676,7 +683,7 @@ class SemanticDiffusionPyramid(nn.Layer):
         feat_channels: Sequence[int],
         levels: Sequence[int] | None = None,
         *,
-        guidance: str = "next_level",
+        guidance: str | None = None,
         num_classes: int | None = None,
         similarity: str | None = None,
         **options: Any,
@@ -705,23 +712,24 @@ class SemanticDiffusionPyramid(nn.Layer):
                 f"levels: expected each once, got {shorten(levels)}, which is {chosen} of {count} "
                 "feature maps."
             )
+        if guidance not in (None, *GUIDANCES):
+            raise InputError(
+                f"guidance: expected one of {', '.join(GUIDANCES)}, got {shorten(guidance)}."
+            )
+        if similarity is None:
+            similarity = "none" if guidance is None else _SIMILARITY_OF[guidance]
+        guidance = guidance or "next_level"
         self.levels = sorted(chosen)
         self.feat_channels = list(feat_channels)
         self.guidance = guidance
         self.logits: list[Tensor] = []
         channels = [*feat_channels[1:], None]  # channels of the guidance of each level
-        if guidance not in GUIDANCES:
-            raise InputError(
-                f"guidance: expected one of {', '.join(GUIDANCES)}, got {shorten(guidance)}."
-            )
         if guidance != "next_level":
             outputs = num_classes if guidance == "classes" else 1
             _check_counts(num_classes=outputs)
             assert outputs is not None  # refused by the check
             self.guidance_head = GuidanceHead(feat_channels, outputs)
             channels = [outputs] * count
-        if similarity is None:
-            similarity = "none" if guidance == "next_level" else "product"
         self.diffusions = nn.LayerList(
             SemanticDiffusion(
                 feat_channels[level], channels[level], similarity=similarity, **options

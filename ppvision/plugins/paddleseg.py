@@ -91,8 +91,8 @@ class SemanticDiffusionBackbone(nn.Layer):
         levels: numbers of the feature maps to enhance; negative numbers count from the coarsest.
             Default None: all. Choose only levels that the head reads: others cost time without
             effect, and in data-parallel training Paddle waits for their gradients.
-        similarity: see `ppvision.nn.SemanticDifferenceConv2D`. Default None: `none` (central
-            differences), or `product` with a guidance by a head.
+        similarity: see `ppvision.nn.SemanticDiffusionPyramid`. Default None: `none` (central
+            differences) unless `guidance` is given.
         groups: groups of the semantic difference convolutions. Default 1.
         width: channels inside them; see `ppvision.nn.SemanticDiffusion`.
         in_channels: channels of the image; PaddleSeg's builder passes them to the backbone.
@@ -120,7 +120,7 @@ class SemanticDiffusionBackbone(nn.Layer):
         groups: int = 1,
         width: int | None = None,
         in_channels: int | None = None,
-        guidance: Literal[tuple(GUIDANCES)] = "next_level",
+        guidance: Literal[tuple(GUIDANCES)] | None = None,
         num_classes: int | None = None,
         operator: Literal[tuple(OPERATORS)] = "difference",
         steps: int = 1,
