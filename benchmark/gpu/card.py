@@ -28,6 +28,8 @@ def fill_card(draft: dict, record: dict, score: str) -> dict:
     """
     known = {**record, "score": score}
     card = {k: v.format(**known) if isinstance(v, str) else v for k, v in draft.items()}
+    if "seed" in draft:
+        card["seed"] = record["seed"]  # a number
     if draft.get("hours") == SECONDS:
         card["hours"] = round(record["given_seconds"] / 3600, 3)
     return card

@@ -87,7 +87,10 @@ class WeightsCard:
             of the card, or a file of `package`.
         sha256: sha256 of that file.
         parts: content of the weights.
-        data: training data.
+        data: training data and its terms.
+        initialised_from: weights from which the training started, and their terms. Empty: from
+            scratch.
+        seed: seed of the training; None if not known.
         command: the command that made them.
         hours: duration of the command on `machine`; None if not known.
         machine: processor and core count.
@@ -113,6 +116,8 @@ class WeightsCard:
     machine: str
     score: str
     short_score: str = ""
+    initialised_from: str = ""
+    seed: int | None = None
     package: str = ""
     default: bool = False
     aliases: tuple[str, ...] = ()
