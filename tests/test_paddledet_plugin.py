@@ -45,6 +45,13 @@ def config(tmp_path):
         before[key].update(content)
 
 
+def test_sdn_without_options_has_central_differences(config):
+    config()
+    for diffusion in create("SemanticDiffusionBackbone").diffusion.diffusions:
+        assert diffusion.difference.similarity == "none"
+        assert diffusion.guide is None
+
+
 def test_sdn_behind_a_stock_backbone_and_in_front_of_a_stock_neck(config):
     config("  levels: [0, -1]\n  similarity: gaussian\n")
     backbone = create("SemanticDiffusionBackbone")

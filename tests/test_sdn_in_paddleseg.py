@@ -102,29 +102,26 @@ def write_config(path, scenes, model: dict, losses: int):
     return path
 
 
+# By default SegFormer and FCN over Pale, and BiseNetV1 over a backbone of PaddleSeg; the others
+# with `--all`: SDN wraps each backbone in one way, and SegFormer's head is there over Pale.
+BY_DEFAULT = {
+    ("BiseNetV1", "ResNet18_vd", "gaussian"): (),
+    ("FCN", "two_blocks", None): (),
+    ("SegFormer", "two_blocks", "gaussian"): pytest.mark.openvino,
+}
 CASES = [
-    # By default SegFormer and FCN over Pale, and BiseNetV1 over a backbone of PaddleSeg. The others
-    # with `--all`: SDN wraps each backbone in one way, and SegFormer's head is there over Pale.
-    *(
-        pytest.param(
-            head,
-            STOCK[head],
-            id=f"{head}-{STOCK[head]['type']}",
-            marks=() if head == "BiseNetV1" else pytest.mark.all,
-        )
-        for head in HEADS
-    ),
+    pytest.param(
+        head,
+        backbone,
+        similarity,
+        id=f"{head}-{backbone['type']}-{similarity or 'default'}",
+        marks=BY_DEFAULT.get((head, backbone["type"], similarity), pytest.mark.all),
+    )
+    for similarity in ("gaussian", None)
+    for head in HEADS
+    for backbone in (STOCK[head], PALE)
     # BiseNetV1 wants the widths of ResNet18 and stride 8: not over Pale.
-    *(
-        pytest.param(
-            head,
-            PALE,
-            id=f"{head}-pale",
-            marks={"FCN": (), "SegFormer": pytest.mark.openvino}.get(head, pytest.mark.all),
-        )
-        for head in HEADS
-        if head != "BiseNetV1"
-    ),
+    if (head, backbone) != ("BiseNetV1", PALE)
 ]
 
 
@@ -141,11 +138,13 @@ def say_something(net: paddle.nn.Layer) -> None:
 @pytest.mark.filterwarnings(r"ignore:\s*Non compatible API")  # PP-LiteSeg's own calls
 @pytest.mark.filterwarnings("ignore:Paddle Inference with oneDNN")
 @pytest.mark.filterwarnings(r"ignore:The model has no graph for OpenVINO .* logical_and\(\)")
-@pytest.mark.parametrize(("head", "backbone"), CASES)
-def test_trains_a_step_and_exports(head, backbone, scenes, tmp_path):
+@pytest.mark.parametrize(("head", "backbone", "similarity"), CASES)
+def test_trains_a_step_and_exports(head, backbone, similarity, scenes, tmp_path):
     """Forward, backward with a gradient in SDN and behind it, export with its parity check."""
     losses = HEADS[head][2]
-    job = open_job(write_config(tmp_path / "c.yml", scenes, model(head, backbone), losses))
+    content = model(head, backbone)
+    content["backbone"]["similarity"] = similarity
+    job = open_job(write_config(tmp_path / "c.yml", scenes, content, losses))
     paddle.seed(0)
     net = job.model
     assert isinstance(net.backbone, SemanticDiffusionBackbone)
@@ -323,6 +322,9 @@ def test_without_a_similarity_there_are_central_differences(scenes, tmp_path):
         assert diffusion.guide is None
     with raises_naming(WeightsError, "guide", "similarity:", "gaussian"):
         job.start_from(tmp_path / "guided.pdparams")
+    paddle.save(job.model.state_dict(), str(tmp_path / "central.pdparams"))
+    with raises_naming(WeightsError, "guide", "similarity:", "none"):
+        guided.start_from(tmp_path / "central.pdparams")
     content["backbone"]["similarity"] = None
     open_job(write_config(tmp_path / "null.yml", scenes, content, 1))
 

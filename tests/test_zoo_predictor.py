@@ -69,6 +69,36 @@ def test_predicts_what_the_eager_model_predicts(cache):
     assert predictor.manifest.classes == list(cards.ZOO_WEIGHTS[NAME].config.classes)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("segformer_pale_nano_sdn.nuclei", "segmentation/segformer_pale_nano_sdn_nuclei"),
+        ("pale_nano.tiny_imagenet_100", "classification/pale_nano_tiny_imagenet_100"),
+    ],
+)
+def test_predicts_what_the_model_of_the_config_predicts(name, config, cache):
+    pytest.importorskip("paddleseg", reason="the eager model is PaddleSeg's")
+    import paddle
+
+    from ppvision.deploy.run.transforms import Transforms
+    from ppvision.tasks import open_job
+
+    predictor = ppvision.Predictor(name)
+    picture = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
+    x, _ = Transforms(predictor.manifest.transforms)(picture)
+    net = open_job(ROOT / "configs" / f"{config}.yml").load_float(name)
+    with paddle.no_grad():
+        found = net(paddle.to_tensor(x[None]))
+    predicted = predictor(picture)
+    if predictor.manifest.task == "classification":
+        expected = paddle.nn.functional.softmax(found)[0].numpy()
+        np.testing.assert_allclose(predicted.probabilities, expected, atol=1e-4)
+    else:
+        expected = found[0].numpy().argmax(1)[0]
+        assert (predicted == expected).mean() > 0.999
+        assert len(np.unique(expected)) > 1
+
+
 def test_aliases_name_one_folder_that_is_made_once(cache):
     folder = compose_zoo_folder(NAME)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}

@@ -760,15 +760,26 @@ class SemanticDiffusionPyramid(nn.Layer):
         self.logits = [logits] if self.training else []
 
 
-def advise_on_guidance(unexpected: Sequence[str]) -> str:
-    """Return advice for weights that contain SDN's guidance while the model has none, or "".
+def advise_on_guidance(missing: Sequence[str], unexpected: Sequence[str]) -> str:
+    """Return advice if only one of a model and its weights has SDN's guidance, or "".
 
     Args:
-        unexpected: names of layers or tensors that the model does not have.
+        missing: names of layers or tensors that only the model has.
+        unexpected: names that only the weights have.
     """
-    if not any(".guide." in name or name.endswith(".raw_lambda") for name in unexpected):
-        return ""
-    return (
-        " The file has the guidance of SDN, the model has none: write `similarity` in the config "
-        "as in training (`similarity: gaussian` if that config has none: it was the default)."
-    )
+    if any(map(_is_of_guidance, unexpected)):
+        return (
+            " The weights have the guidance of SDN, the model has none: write `similarity` in the "
+            "config as in training (`similarity: gaussian` if that config has none: it was the "
+            "default)."
+        )
+    if missing and all(map(_is_of_guidance, missing)):
+        return (
+            " The model has the guidance of SDN, the weights have none: write `similarity` in the "
+            "config as in training (`similarity: none` if that config has none)."
+        )
+    return ""
+
+
+def _is_of_guidance(name: str) -> bool:
+    return ".guide." in name or name.endswith(".raw_lambda")

@@ -354,7 +354,7 @@ def pack_model(
         raise InputError(
             f"model: expected layers {', '.join([*waiting, *activations][:5])}, which it does not "
             "have. The layered model belongs to another architecture."
-            f"{advise_on_guidance([*waiting])}"
+            f"{advise_on_guidance([], [*waiting])}"
         )
     _assign(model, {**state.floats, **statistics})
     model.eval()

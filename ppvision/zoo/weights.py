@@ -277,7 +277,7 @@ def assign_weights(
                 " If only the number of classes differs, give only the backbone these weights: "
                 "`model: {backbone: {pretrained: NAME}}` in a segmentation config."
             )
-        lines.append(advice + advise_on_guidance(unexpected))
+        lines.append(advice + advise_on_guidance(missing, unexpected))
         raise WeightsError("\n".join(lines))
     for name, array in fitting.items():
         own[name].set_value(array)
