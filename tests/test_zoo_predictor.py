@@ -87,6 +87,7 @@ def test_predicts_what_the_model_of_the_config_predicts(name, config, cache):
     picture = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
     x, _ = Transforms(predictor.manifest.transforms)(picture)
     net = open_job(ROOT / "configs" / f"{config}.yml").load_float(name)
+    net.eval()
     with paddle.no_grad():
         found = net(paddle.to_tensor(x[None]))
     predicted = predictor(picture)
