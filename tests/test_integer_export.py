@@ -526,11 +526,13 @@ def test_pictures_that_are_gone_are_named(tmp_path):
         export(Net(), tmp_path / "net", calibration=tmp_path / "list.txt")
 
 
-def test_pictures_of_one_shade_are_warned_of(tmp_path, caplog):
+@pytest.mark.parametrize("mean", [[0.5, 0.5, 0.5], [0.485, 0.456, 0.406]])
+def test_pictures_of_one_shade_are_warned_of(mean, tmp_path, caplog):
+    transforms = [{"type": "Normalize", "mean": mean, "std": [0.229, 0.224, 0.225]}]
     path = tmp_path / "grey.png"
     cv2.imwrite(str(path), np.full((SIDE, SIDE, 3), 128, np.uint8))
     with caplog.at_level("WARNING", "ppvision"):
-        export(Net(), tmp_path / "net", calibration=[path])
+        export(Net(), tmp_path / "net", calibration=[path], transforms=transforms)
     assert "one single shade" in caplog.text
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 
+import cv2
 import numpy as np
 import paddle
 import pytest
@@ -380,6 +381,32 @@ def test_ptq_with_activations(tmp_path, crops, capsys):
     for k in (8, 4):
         manifest = read_manifest(tmp_path / "widths" / f"w{k}")
         assert manifest.max_error_to_eager < 0.5
+
+
+def test_ptq_with_images_or_weights_that_calibrate_nothing(tmp_path, crops, capsys):
+    content = classification_config(crops)
+    content["model"] = {"type": "resnet20", "num_classes": 3}
+    config = tmp_path / "job.yml"
+    config.write_text(yaml.safe_dump(content))
+    state = open_job(config).float_model.state_dict()
+    paddle.save(state, str(tmp_path / "float.pdparams"))
+    state["stem.weight"].set_value(state["stem.weight"] * 1e38)
+    state["norm.weight"].set_value(state["norm.weight"] * 1e38)
+    paddle.save(state, str(tmp_path / "huge.pdparams"))
+    grey = tmp_path / "grey"
+    grey.mkdir()
+    cv2.imwrite(str(grey / "0.png"), np.full((24, 24, 3), 128, np.uint8))
+
+    def pack(weights: str) -> int:
+        out = tmp_path / weights.removesuffix(".pdparams")
+        how = ("--ptq", "--activations", 8, "--calibration", grey, "--output", out)
+        return ppvision("pack", "-c", config, "--model_path", tmp_path / weights, *how)
+
+    assert pack("float.pdparams") == 0
+    assert "one single shade" in capsys.readouterr().err
+    assert pack("huge.pdparams") == 1
+    assert "infinity" in capsys.readouterr().err
+    assert not (tmp_path / "huge").exists()
 
 
 def test_float_weights_start_quanters_anew(config_file, tmp_path):

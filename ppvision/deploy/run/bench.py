@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -95,15 +95,8 @@ def bench_exported(
                 return (out[0] if isinstance(out, (list, tuple)) else out).numpy()
 
         runs = {"eager": run_eager, **runs}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for number in track(range(WARM_UP + repeats), "bench", unit="round"):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if number >= WARM_UP:
-                times[name].append(1e3 * (time.perf_counter() - start))
     rows = []
-    for name, values in times.items():
+    for name, values in _time_in_turn(runs, repeats).items():
         low, median, high = np.percentile(values, [10, 50, 90])
         manifest = predictors[name].manifest if name in predictors else None
         rows.append(
@@ -118,6 +111,41 @@ def bench_exported(
             )
         )
     return rows
+
+
+def time_arithmetic(
+    exported: Sequence[tuple[str | Path, str]], *, threads: int = 1, repeats: int = 20
+) -> list[float]:
+    """Time exported models in given arithmetic, in turn, each with images of its own size.
+
+    Args:
+        exported: folders with their `precision` for `Predictor`.
+        threads: CPU threads of each.
+        repeats: timed runs of each.
+
+    Returns:
+        The medians in milliseconds per batch.
+    """
+    runs = {}
+    for number, (folder, precision) in enumerate(exported):
+        predictor = Predictor(folder, threads=threads, precision=precision)
+        batch, channels, *sides = predictor.manifest.input_shape
+        shape = [batch or 1, channels, *(side or DEFAULT_SIZE for side in sides)]
+        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        runs[str(number)] = partial(predictor.run, x)
+    return [float(np.median(values)) for values in _time_in_turn(runs, repeats).values()]
+
+
+def _time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Return milliseconds of each run, by name; other load affects all runs equally."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in track(range(WARM_UP + repeats), "bench", unit="round"):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if number >= WARM_UP:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    return times
 
 
 def format_latencies(rows: Sequence[Latency]) -> str:

@@ -234,13 +234,18 @@ def _read_pictures(
                 "(Resize, or ResizeByShort and CenterCrop), or take images of that size."
             )
         pictures.append(batch)
-        spread = max(spread, float(np.ptp(image)))
+        spread = max(spread, float(np.ptp(image, axis=(2, 3)).max()))  # of each channel
     if spread < _FEW_VALUES:
-        logger.warning(
-            "calibration: every image is one single shade: the steps of activations will fit no "
-            "real image. Use images like those to predict."
-        )
+        warn_of_one_shade()
     return pictures
+
+
+def warn_of_one_shade() -> None:
+    """Warn of a calibration whose images have one value per channel."""
+    logger.warning(
+        "calibration: every image is one single shade: the steps of activations will fit no real "
+        "image. Use images like those to predict."
+    )
 
 
 def _checked_paths(calibration: Any) -> list[Path | ZipPath]:

@@ -502,6 +502,11 @@ class LayeredActivationQuanterLayer(BaseQuanter):
 
     def _see(self, x: Tensor) -> None:
         values = x.detach().astype("float32").numpy().reshape(-1)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.full_name()}: expected finite activations, got nan or infinity. Check the "
+                "weights and the images."
+            )
         stride = self._thinned * max(1, len(values) // _KEPT_VALUES)
         self._seen = np.concatenate([self._seen, values[::stride]])
         if len(self._seen) > _KEPT_IN_ALL:  # fewer per image, so that all count equally

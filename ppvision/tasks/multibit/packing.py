@@ -10,6 +10,7 @@ from paddle import nn
 from ppvision.console import ProgressLine
 from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.listing import list_images
+from ppvision.deploy.write.integers import warn_of_one_shade
 from ppvision.quant import OnceQAT, save_layered
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.ptq.norm_statistics import estimate_statistics
@@ -97,8 +98,9 @@ def _calibrate(job: Job, once: OnceQAT, pictures: str | Path | None) -> None:
         quanter.calibrating = True
     if activations:
         with ProgressLine("activations", len(chosen)) as bar:
-            for path in chosen:
-                _show(job, once, path, bar)
+            shaded = [_show(job, once, path, bar) for path in chosen]
+        if not any(shaded):
+            warn_of_one_shade()
     _set_activations(once)
     norms = [norm for norm in once.sublayers() if isinstance(norm, LayeredNorm)]
     if not norms:
@@ -122,6 +124,9 @@ def _set_activations(once: OnceQAT) -> None:
             quanter.finish_calibration()
 
 
-def _show(job: Job, model: nn.Layer, path: Path | ZipPath, bar: ProgressLine) -> None:
-    job.predict_image(model, read_sample(path, max_value=job.max_value))
+def _show(job: Job, model: nn.Layer, path: Path | ZipPath, bar: ProgressLine) -> bool:
+    """Return whether the image has more than one shade."""
+    picture = read_sample(path, max_value=job.max_value)
+    job.predict_image(model, picture)
     bar.update()
+    return bool(np.ptp(picture, axis=(0, 1)).any())
