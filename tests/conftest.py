@@ -46,7 +46,7 @@ OPENVINO_FILES = {"test_compat", "test_face", "test_integer_export", "test_integ
 OPENVINO_FILES |= {"test_integer_verbs", "test_precision_verbs", "test_openvino"}
 OPENVINO_FILES |= {"test_openvino_networks", "test_predictor_threads", "test_integer_detection"}
 OPENVINO_FILES |= {"test_isolated", "test_zoo_predictor", "test_segmentation", "test_resnet"}
-OPENVINO_FILES |= {"test_integer_latency", "test_segformer_form"}
+OPENVINO_FILES |= {"test_integer_latency", "test_segformer_form", "test_integer_differences"}
 # Files whose exports get a graph for the clients of PaddleSeg and PaddleDetection by default; it
 # takes as long.
 CLIENT_FILES = {"test_clients", "test_compat", "test_face"}
@@ -56,7 +56,7 @@ CLIENT_FILES = {"test_clients", "test_compat", "test_face"}
 FOLDING_FILES = {"test_compat", "test_deploy_export", "test_deploy_predictor", "test_face"}
 FOLDING_FILES |= {"test_integer_export", "test_isolated", "test_openvino", "test_pale_form"}
 FOLDING_FILES |= {"test_openvino_networks", "test_predictor_threads", "test_zoo_predictor"}
-FOLDING_FILES |= {"test_segformer_form"}
+FOLDING_FILES |= {"test_segformer_form", "test_integer_differences"}
 EXPORTERS = ("ppvision.deploy.write.export", "ppvision.deploy.write.detection_export")
 CLIENT_WRITERS = ("write_client_program", "write_client_detector")
 

@@ -694,6 +694,12 @@ def test_packing_another_architecture_is_refused():
             pack_model(Small(), state, bits)
 
 
+def test_the_input_of_differences_is_not_rounded():
+    layers = dict(once(activations=True).model.named_sublayers())
+    assert layers["sdn.difference"].activation_quanter is None
+    assert layers["sdn.fuse"].activation_quanter is not None
+
+
 def test_activations_that_saw_nothing_are_not_packed():
     with raises_naming(ValueError, "stem.0", "set"):
         extract_state(once(activations=True).model, BITS)

@@ -6,9 +6,13 @@ number costs time. Here one depthwise convolution with -1 and 1 gives the differ
 neighbour, for both maps at once, and one convolution uses a map of edges in both of its places
 (`docs/performance.md` has the gain). On the diagonals half of its kernel is zeros, which cost less
 than operations.
+
+Without a guidance the layer is one convolution. For 8-bit integers `central_form` makes it one
+before its weights are rounded. Products of a guided layer are of differences, which are computed
+in float, so they stay in float too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -21,10 +25,12 @@ from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.nn.semantic_diffusion import (
     DIRECTIONS,
     OF_DIFFERENCES,
+    central_kernel,
     ends_of_edges,
     replicate,
     taps,
 )
+from ppvision.quant.store.state import walk_layers
 
 
 def difference_form(model: nn.Layer) -> AbstractContextManager[None]:
@@ -45,6 +51,50 @@ def _form(layer: nn.Layer) -> "GraphSemanticDifference | None":
     known = (*OF_DIFFERENCES, "product")
     replaced = is_untouched(layer, SemanticDifferenceConv2D) and layer.similarity in known
     return GraphSemanticDifference(layer) if replaced else None
+
+
+def central_form(model: nn.Layer, named: Sequence[str] = ()) -> AbstractContextManager[None]:
+    """Replace `SemanticDifferenceConv2D` without a guidance by `CentralDifference` during the
+    block.
+
+    Args:
+        model: in evaluation mode.
+        named: paths of layers that must remain.
+    """
+    kept = {id(layer) for path, _, _, layer in walk_layers(model) if path in named}
+
+    def form(layer: nn.Layer) -> nn.Layer | None:
+        central = is_untouched(layer, SemanticDifferenceConv2D) and layer.similarity == "none"
+        return CentralDifference(layer) if central and id(layer) not in kept else None
+
+    return use_form(model, form)
+
+
+class CentralDifference(nn.Layer):
+    """`SemanticDifferenceConv2D` without a guidance, as one convolution.
+
+    Args:
+        layer: the layer with the weights.
+
+    Shapes: those of the layer.
+    """
+
+    def __init__(self, layer: SemanticDifferenceConv2D) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(
+            layer.in_channels,
+            layer.out_channels,
+            3,
+            padding=1,
+            padding_mode="replicate",
+            groups=layer.groups,
+            bias_attr=False,
+        )
+        self.conv.weight.set_value(central_kernel(layer.weight))
+        self.eval()
+
+    def forward(self, u: Tensor, v: Tensor | None = None) -> Tensor:
+        return self.conv(u)
 
 
 class GraphSemanticDifference(nn.Layer):

@@ -204,12 +204,17 @@ def _central_difference(u: Tensor, weight: Tensor, groups: int) -> Tensor:
 
     The result is the same except for rounding: a constant u gives nearly zero, not exactly zero.
     """
+    return F.conv2d(replicate(u), central_kernel(weight), groups=groups)
+
+
+def central_kernel(weight: Tensor) -> Tensor:
+    """Return the kernel `[O, C/groups, 3, 3]` of the convolution that computes the differences to
+    the centre, each times its weight."""
     centre = np.zeros([1, 1, 3, 3], np.float32)
     centre[..., 1, 1] = 1.0
     centre = paddle.to_tensor(centre).astype(weight.dtype)
     others = weight * (1.0 - centre)
-    kernel = others - centre * others.sum(axis=[2, 3], keepdim=True)  # [O, C/groups, 3, 3]
-    return F.conv2d(replicate(u), kernel, groups=groups)
+    return others - centre * others.sum(axis=[2, 3], keepdim=True)
 
 
 def _bordered(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ except ImportError as error:
 
 from ppvision.errors import InputError
 from ppvision.forms.paddle_private import find_private
-from ppvision.nn import SemanticDiffusion
+from ppvision.nn import SemanticDifferenceConv2D, SemanticDiffusion
 from ppvision.quant.codes import MAX_BITS
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import NORMS, WITH_WEIGHT, LayeredLayer, LayeredNorm
@@ -240,6 +240,9 @@ def slim_quant_config(
         if path in fusions or path in ends:
             rule = {"bits": MAX_BITS}
         rule = _most_specific(layers, path, rule)
+        if type(layer) is SemanticDifferenceConv2D:
+            # It multiplies differences of its input, so a rounded input would not give integers.
+            rule = {"activations": False, **rule}
         factories = _factories_of(rule, widths, activations, steps, path)
         if factories is None:
             continue

@@ -20,6 +20,7 @@ from ppvision.deploy.run.engines import Batch
 from ppvision.deploy.run.manifest import Calibration
 from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
+from ppvision.forms.differences import central_form
 from ppvision.forms.segformer import fold_head
 from ppvision.quant.packed import IntegerRounding
 from ppvision.quant.ptq.integers import RULES, find_other_weights, quantize_to_integers
@@ -159,14 +160,15 @@ def convert_to_integers(
     pictures = _read_pictures(calibration, shape, prepare, max_value)
     model = fold_head(model, named)  # before its weights are rounded
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
-    quantized = quantize_to_integers(
-        model,
-        shows,
-        rule=rule,
-        keep_float=named,
-        most_sensitive=most_sensitive,
-        symmetric=symmetric,
-    )
+    with central_form(model, named):
+        quantized = quantize_to_integers(
+            model,
+            shows,
+            rule=rule,
+            keep_float=named,
+            most_sensitive=most_sensitive,
+            symmetric=symmetric,
+        )
     kept = _layers_in_float(quantized)
     return IntegerModel(
         quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures

@@ -15,6 +15,7 @@ from paddle import Tensor, nn
 
 from ppvision.console import ProgressLine
 from ppvision.errors import InputError
+from ppvision.nn import SemanticDifferenceConv2D
 from ppvision.quant.integers import (
     CODES,
     INT8_LOW,
@@ -64,7 +65,9 @@ def quantize_to_integers(
             is 0. Maps without negative values then have half of the codes.
 
     Returns:
-        The copy. Layers that no image reached (auxiliary heads) stay in float.
+        The copy. Layers that no image reached (auxiliary heads) stay in float, and so do SDN's
+        semantic difference convolutions: their products are of differences, not of the rounded
+        input.
 
     Raises:
         ValueError: there is no image; the model has no layers that can be quantised; values are not
@@ -82,7 +85,8 @@ def quantize_to_integers(
         )
     if not shows:
         raise InputError("calibration: expected at least one image, got none.")
-    chosen = {path: layer for path, layer in layers.items() if path not in keep_float}
+    guided = [path for path, layer in layers.items() if type(layer) is SemanticDifferenceConv2D]
+    chosen = {path: layer for path, layer in layers.items() if path not in (*keep_float, *guided)}
     if layers and not chosen:
         raise InputError(
             f"keep_float: names all {len(layers)} layers that can become integers. Name fewer, or "
@@ -100,6 +104,7 @@ def quantize_to_integers(
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
     _tell_kept("which were named", [path for path in layers if path in keep_float])
+    _tell_kept("since they multiply differences, which are floats", guided)
     _tell_kept("since integers know no such layer", find_other_weights(model))
     _tell_kept("since no image reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
