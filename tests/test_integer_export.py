@@ -26,6 +26,7 @@ from ppvision.deploy.run.precision import (
     find_integer_unit,
     find_usable_flags,
 )
+from ppvision.deploy.write import bfloat16_check
 from ppvision.deploy.write.integers import tell_engine
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
@@ -572,6 +573,38 @@ def test_bfloat16_is_never_taken_blindly(manifest):
     assert choose_precision("auto", checked, VNNI, True)[0] == "float32"
     unchecked = replace(checked, bfloat16=None)
     assert choose_precision("auto", unchecked, {"amx_bf16"}, True)[0] == "float32"
+
+
+@needs_integers
+@pytest.mark.parametrize("quicker", [True, False])
+def test_bfloat16_is_checked_where_the_processor_has_it(quicker, tmp_path, monkeypatch, caplog):
+    """As on a processor with `amx_bf16`; without it OpenVINO computes the same, more slowly."""
+    folder = tmp_path / "net"
+    assert read_manifest(export(Net(), folder, int8=False)).bfloat16 is None
+    monkeypatch.setattr("ppvision.deploy.write.export.find_usable_flags", lambda: {"amx_bf16"})
+    times = [1.0, 2.0] if quicker else [2.0, 1.0]
+    monkeypatch.setattr(bfloat16_check, "time_in_openvino", lambda *_, **__: times)
+    with caplog.at_level("INFO", "ppvision"):
+        checked = read_manifest(export(Net(), folder, int8=False)).bfloat16
+    assert checked.passed is quicker
+    assert 1e-5 < checked.max_error < 0.05
+    assert checked.equal_labels >= 0.995
+    assert (checked.milliseconds, checked.float_milliseconds) == tuple(times)
+    assert "labels" in caplog.text
+    with caplog.at_level("WARNING", "ppvision"):
+        predictor = Predictor(folder, precision="bfloat16")
+    assert predictor.precision == "bfloat16"
+    assert ("amx_bf16" in caplog.text) == ("amx_bf16" not in find_usable_flags())
+
+
+def test_other_labels_in_bfloat16_do_not_pass(tmp_path, monkeypatch):
+    outputs = [np.float32([[0.0, 1.0]])]
+    monkeypatch.setattr(bfloat16_check, "run_in_openvino", lambda *_, **__: [[outputs] * 16])
+    monkeypatch.setattr(bfloat16_check, "time_in_openvino", lambda *_, **__: [1.0, 2.0])
+    eager = iter([[np.float32([[1.0, 0.0]])]] + [outputs] * 15)
+    found = bfloat16_check.check_in_bfloat16(tmp_path, [1, 3, 4, 4], lambda x: next(eager), 1e-3)
+    assert not found.passed
+    assert found.equal_labels == 15 / 16
 
 
 def test_flags_are_cut_by_the_limit(monkeypatch):

@@ -29,6 +29,7 @@ class Latency:
         median, low, high: milliseconds per batch: the median and the 10th and 90th percentile.
         engine: "openvino", "onednn" or "native" of Paddle Inference; None for the eager model and
             ONNX Runtime.
+        precision: "float32", "bfloat16" or "int8"; None for the eager model.
         bytes: size of the weights and the graph; None for the eager model.
         load_seconds: time to open the model; None for the eager model.
     """
@@ -38,6 +39,7 @@ class Latency:
     low: float
     high: float
     engine: Engine | None
+    precision: str | None
     bytes: int | None
     load_seconds: float | None = None
 
@@ -98,15 +100,17 @@ def bench_exported(
     rows = []
     for name, values in _time_in_turn(runs, repeats).items():
         low, median, high = np.percentile(values, [10, 50, 90])
-        manifest = predictors[name].manifest if name in predictors else None
+        predictor = predictors.get(name)
+        files = [] if predictor is None else predictor.manifest.files.values()
         rows.append(
             Latency(
                 name,
                 median,
                 low,
                 high,
-                predictors[name].engine if name in predictors else None,
-                None if manifest is None else sum(f.bytes for f in manifest.files.values()),
+                None if predictor is None else predictor.engine,
+                None if predictor is None else predictor.precision,
+                None if predictor is None else sum(entry.bytes for entry in files),
                 load_seconds.get(name),
             )
         )
@@ -130,7 +134,7 @@ def time_arithmetic(
     for number, (folder, precision) in enumerate(exported):
         predictor = Predictor(folder, threads=threads, precision=precision)
         batch, channels, *sides = predictor.manifest.input_shape
-        shape = [batch or 1, channels, *(side or DEFAULT_SIZE for side in sides)]
+        shape = [batch or 1, channels or 3, *(side or DEFAULT_SIZE for side in sides)]
         x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         runs[str(number)] = partial(predictor.run, x)
     return [float(np.median(values)) for values in _time_in_turn(runs, repeats).values()]
@@ -157,14 +161,15 @@ def format_latencies(rows: Sequence[Latency]) -> str:
             f"{row.median:.2f}",
             f"{row.low:.2f}..{row.high:.2f}",
             row.engine,
+            row.precision,
             None if row.bytes is None else f"{row.bytes:,}",
             f"{rows[0].median / row.median:.2f}",
         )
         for row in rows
     ]
-    names = ("model", "median ms", "10..90 %", "engine", "bytes", "speed-up")
+    names = ("model", "median ms", "10..90 %", "engine", "precision", "bytes", "speed-up")
     peak = f"peak memory of this process {measure_peak_memory():,.0f} MiB"
-    return f"{format_table([names, *cells], '<><<<<')}\n{peak}"
+    return f"{format_table([names, *cells], '<><<<<<')}\n{peak}"
 
 
 def measure_peak_memory() -> float:

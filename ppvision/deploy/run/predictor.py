@@ -422,6 +422,11 @@ class Predictor(Generic[P]):
             logger.warning(
                 f"{manifest.name}: int8 may give wrong numbers: {doubt}. Pass precision='auto'."
             )
+        if chosen == "bfloat16" and "amx_bf16" not in find_usable_flags():
+            logger.warning(
+                f"{manifest.name}: bfloat16 is slower than float32 here, since the processor has "
+                "no amx_bf16. Pass precision='auto'."
+            )
         if self._asked == "auto" and (manifest.activations is not None or chosen != "float32"):
             logger.info(f"{manifest.name}: {chosen}, since {why}")
         return chosen

@@ -43,7 +43,12 @@ def run_eagerly(model: nn.Layer, batch: Batch) -> Any:
 
 
 def run_graphs(
-    folders: Sequence[Path], format: str, inputs: Sequence[Batch], engine: Engine
+    folders: Sequence[Path],
+    format: str,
+    inputs: Sequence[Batch],
+    engine: Engine,
+    *,
+    bfloat16: bool = False,
 ) -> Outputs:
     """Run graphs on the same inputs.
 
@@ -52,13 +57,16 @@ def run_graphs(
         format: "paddle" or "onnx".
         inputs: see `PaddleRuntime.run`.
         engine: engine for format "paddle".
+        bfloat16: whether OpenVINO computes in bfloat16.
 
     Raises:
         EngineError: a graph does not load or does not run.
     """
     name = name_engine(format, engine)
     with fail_as(f"{name} does not load the exported graph"):
-        runtimes = [open_runtime(folder, format, engine=engine) for folder in folders]
+        runtimes = [
+            open_runtime(folder, format, engine=engine, bfloat16=bfloat16) for folder in folders
+        ]
     found: Outputs = [[] for _ in folders]
     for x in inputs:
         with fail_as(f"{name}, input {_shape_of(x)}: the exported graph does not run"):
@@ -85,7 +93,11 @@ os._exit(0)
 
 
 def run_in_openvino(
-    folders: Sequence[Path], inputs: Sequence[Batch], limit: float = TIME_LIMIT
+    folders: Sequence[Path],
+    inputs: Sequence[Batch],
+    limit: float = TIME_LIMIT,
+    *,
+    bfloat16: bool = False,
 ) -> Outputs:
     """`run_graphs` in OpenVINO, in a separate process.
 
@@ -94,13 +106,15 @@ def run_in_openvino(
 
     Args:
         limit: time limit in seconds.
+        bfloat16: see `run_graphs`.
 
     Raises:
         EngineError: a graph does not load or run; the process cannot be started, crashed or took
             longer than `limit`.
         OSError: there is no space for its temporary folder next to the graphs.
     """
-    answer = _ask_child(folders, {f"{i}": x for i, x in enumerate(inputs)}, limit)
+    question = {f"{i}": x for i, x in enumerate(inputs)}
+    answer = _ask_child(folders, question | {"bfloat16": np.array([bfloat16])}, limit)
     return [
         [
             [answer[f"{folder}.{place}.{k}"] for k in range(int(answer[f"{folder}.{place}"]))]
@@ -141,15 +155,29 @@ def _ask_child(
 
 
 def time_in_openvino(
-    folders: Sequence[Path], x: Batch, rounds: int, limit: float = TIME_LIMIT
+    folders: Sequence[Path],
+    x: Batch,
+    rounds: int,
+    limit: float = TIME_LIMIT,
+    *,
+    bfloat16: Sequence[bool] = (),
 ) -> list[float]:
     """Return the milliseconds of a run of each graph on one thread: the median of `rounds`, run in
     turn.
 
+    Args:
+        folders: folders with the graphs.
+        x: the input of all.
+        rounds: timed runs of each.
+        limit: time limit in seconds.
+        bfloat16: whether OpenVINO computes each in bfloat16. Default: none.
+
     Raises:
         EngineError, OSError: see `run_in_openvino`.
     """
-    answer = _ask_child(folders, {"0": x, "rounds": np.array(rounds)}, limit)
+    flags = np.array(bfloat16 or [False] * len(folders))
+    question = {"0": x, "rounds": np.array(rounds), "bfloat16": flags}
+    answer = _ask_child(folders, question, limit)
     return answer["milliseconds"].tolist()
 
 
@@ -157,7 +185,7 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     """Answer in the child of `run_in_openvino`: return packed outputs for packed inputs, or an
     error."""
     given = _unpack(packed)
-    rounds = given.pop("rounds", None)
+    rounds, bfloat16 = given.pop("rounds", None), given.pop("bfloat16").tolist()
     inputs: list[Batch] = []
     for place in range(len({key.partition(".")[0] for key in given})):
         prefix = f"{place}."
@@ -165,12 +193,14 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
         inputs.append(named or given[f"{place}"])
     if rounds is not None:
         try:
-            taken = time_graphs([Path(f) for f in folders], "paddle", inputs[0], int(rounds))
+            paths = [Path(folder) for folder in folders]
+            taken = time_graphs(paths, "paddle", inputs[0], int(rounds), bfloat16)
         except PpvisionError as error:
             return _pack({"error": np.array(str(error))})
         return _pack({"milliseconds": np.array(taken)})
     try:
-        outputs = run_graphs([Path(folder) for folder in folders], "paddle", inputs, "openvino")
+        paths = [Path(folder) for folder in folders]
+        outputs = run_graphs(paths, "paddle", inputs, "openvino", bfloat16=bfloat16[0])
     except PpvisionError as error:
         return _pack({"error": np.array(str(error))})
     answer: dict[str, Batch] = {}
@@ -181,11 +211,16 @@ def answer_parent(packed: bytes, folders: Sequence[str]) -> bytes:
     return _pack(answer)
 
 
-def time_graphs(folders: Sequence[Path], format: str, x: Batch, rounds: int) -> list[float]:
+def time_graphs(
+    folders: Sequence[Path], format: str, x: Batch, rounds: int, bfloat16: Sequence[bool] = ()
+) -> list[float]:
     """Like `time_in_openvino`, but in this process: format "paddle" in OpenVINO, "onnx" in ONNX
     Runtime."""
     with fail_as(f"{name_engine(format, 'openvino')} does not run the exported graph"):
-        runtimes = [open_runtime(f, format, engine="openvino", threads=1) for f in folders]
+        runtimes = [
+            open_runtime(folder, format, engine="openvino", threads=1, bfloat16=flag)
+            for folder, flag in zip(folders, bfloat16 or [False] * len(folders), strict=True)
+        ]
         taken: list[list[float]] = [[] for _ in folders]
         for number in range(rounds + 1):
             for own, runtime in zip(taken, runtimes, strict=True):

@@ -19,6 +19,7 @@ from ppvision.data.listing import holds_only
 from ppvision.deploy.run import manifest as manifests
 from ppvision.deploy.run.composition import list_graph_parameters
 from ppvision.deploy.run.engines import has_openvino
+from ppvision.deploy.run.precision import find_usable_flags
 from ppvision.deploy.run.task_table import TENSOR_TASKS
 from ppvision.deploy.verify import parity
 from ppvision.deploy.verify.clients import check_in_paddlex
@@ -31,6 +32,7 @@ from ppvision.deploy.verify.comparison import (
     measure_rounding_error,
 )
 from ppvision.deploy.verify.running import run_eagerly
+from ppvision.deploy.write.bfloat16_check import check_in_bfloat16
 from ppvision.deploy.write.clients import make_deploy_entry, write_client_program
 from ppvision.deploy.write.graph import trace, write_graphs
 from ppvision.deploy.write.integer_check import check_in_integers
@@ -244,9 +246,16 @@ def export_model(
             of_openvino, openvino = _with_openvino(
                 model, probes, raw, final, shape, output_op, task, tolerance
             )
-        checked = None
+        checked = bfloat16 = None
         if integers is not None:
             checked = _check_in_integers(integers, probes, raw, task, tolerance, openvino, format)
+        elif openvino and kind.has_classes and "amx_bf16" in find_usable_flags():
+            bfloat16 = check_in_bfloat16(
+                raw,
+                probes[0][0].shape,
+                lambda x: convert_to_arrays(run_eagerly(model, x), task, x.shape),
+                tolerance,
+            )
 
         parameters = name_parameters(model, final, format, bits)
         files, deploy = manifests.FILES[format], None
@@ -288,6 +297,7 @@ def export_model(
             paddlex_name=paddlex_name,
             activations=None if integers is None else 8,
             int8=checked,
+            bfloat16=bfloat16,
             calibration=None if integers is None else integers.calibration,
             keep_float=[] if integers is None else integers.kept,
         ).write(final)

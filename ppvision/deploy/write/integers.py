@@ -22,7 +22,7 @@ from ppvision.deploy.verify.running import run_eagerly
 from ppvision.errors import InputError, InputTypeError, shorten
 from ppvision.forms.differences import central_form
 from ppvision.forms.segformer import fold_head
-from ppvision.quant.packed import IntegerRounding
+from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.ptq.integers import RULES, find_other_weights, quantize_to_integers
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
@@ -149,7 +149,8 @@ def convert_to_integers(
             raise InputError(
                 "calibration, keep_float: are for models in float; this one holds integers."
             )
-        kept = _layers_in_float(model)
+        if kept := _layers_in_float(model):
+            logger.info(f"int8: {len(kept)} layers stay in float: {', '.join(kept)}")
         return IntegerModel(model, Calibration(method="learned", pictures=0), kept, [])
     _check_finite(model)
     if calibration is None:
@@ -201,7 +202,12 @@ def _check_finite(model: nn.Layer) -> None:
 
 
 def _layers_in_float(model: nn.Layer) -> list[str]:
-    known = [path for path, _, _, layer in walk_layers(model) if type(layer) in WITH_WEIGHT]
+    known = [
+        path
+        for path, _, _, layer in walk_layers(model)
+        if type(layer) in WITH_WEIGHT
+        or (isinstance(layer, PackedLayer) and not isinstance(layer.activation, IntegerRounding))
+    ]
     return [*known, *find_other_weights(model)]
 
 
