@@ -76,8 +76,8 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
             "The semantic guidance gives a larger gain than pixel differences only.",
             "not confirmed here",
             "Central differences without guidance have the same score within the spread of "
-            "the seeds.",
-            "sdn_runs.csv",
+            "the seeds, for guidance by the next level and by class scores (also in sdn_runs.csv).",
+            "sdn_forms.csv",
         ),
         Claim(
             "It fits any segmentation network with one or several scales.",

@@ -128,8 +128,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
         Table(
             "sdn_forms.csv",
             "Forms of SDN, from these weights",
-            "The same recipe with 2,000 steps of 4 crops. Each form was run with one seed. Two "
-            "more seeds of `none` and of the best three forms are planned.",
+            "The same recipe with 2,000 steps of 4 crops. Each form was run with one seed, "
+            "`none` and the best three forms of the first seed with three.",
             "OMP_NUM_THREADS=1 python benchmark/transfer.py --work_dir ~/ppvision-runs/forms "
             "--forms",
             ("data", "form", "seed", "mIoU", "BoundaryIoU", "BoundaryF3", "parameters"),
