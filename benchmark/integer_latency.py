@@ -6,9 +6,10 @@
 Each network is exported in float, in integers, and with packed codes of 4 and 2 bits in integers
 (random weights, calibrated on noise: time does not depend on them) and opened in processes of its
 own, one for each folder and arithmetic. The processes run in turn, one picture or batch each, so
-that whatever else the machine does meets all of them alike; a row is the median of many. `ratio` is
-the median of a round's time over float32's in the same engine, OpenVINO. Detectors take one picture
-at a time, their NMS included. Rows go to benchmark/results/integer_latency.csv.
+that whatever else the machine does meets all of them alike; with more than one thread each waits
+until the threads of the one before sleep. A row is the median of many. `ratio` is the median of a
+round's time over float32's in the same engine, OpenVINO. Detectors take one picture at a time,
+their NMS included. Rows go to benchmark/results/integer_latency.csv.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from paddle import nn
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.runs import replace_rows
+from benchmark.turns import PAUSE
 from ppvision import create_model, export_model
 from ppvision.data.writing import write_picture
 from ppvision.deploy.run.precision import find_usable_flags
@@ -56,7 +58,9 @@ def _classifier(name: str) -> Callable[[], nn.Layer]:
     return lambda: create_model(name, num_classes=1000)
 
 
-def _segmenter(sdn: bool) -> Callable[[], nn.Layer]:
+def _segmenter(similarity: str | None = None) -> Callable[[], nn.Layer]:
+    """Of SegFormer, with SDN of this similarity; None: without."""
+
     def build() -> nn.Layer:
         from paddleseg.models import SegFormer
 
@@ -64,8 +68,8 @@ def _segmenter(sdn: bool) -> Callable[[], nn.Layer]:
         from ppvision.plugins.paddleseg import SemanticDiffusionBackbone
 
         backbone = create_model("pale_nano", features_only=True)
-        if sdn:
-            backbone = SemanticDiffusionBackbone(backbone, similarity="gaussian")
+        if similarity is not None:
+            backbone = SemanticDiffusionBackbone(backbone, similarity=similarity)
         return SegFormer(num_classes=19, backbone=backbone, embedding_dim=256)
 
     return build
@@ -99,8 +103,9 @@ NETWORKS = {
     "pale_nano": Network(_classifier("pale_nano")),
     "pale_tiny": Network(_classifier("pale_tiny")),
     "resnet50": Network(_classifier("resnet50")),
-    "segformer_pale_nano": Network(_segmenter(False), (512, 512), "segmentation"),
-    "segformer_pale_nano_sdn": Network(_segmenter(True), (512, 512), "segmentation"),
+    "segformer_pale_nano": Network(_segmenter(), (512, 512), "segmentation"),
+    "segformer_pale_nano_central": Network(_segmenter("none"), (512, 512), "segmentation"),
+    "segformer_pale_nano_sdn": Network(_segmenter("gaussian"), (512, 512), "segmentation"),
     "ppyoloe_pale_nano": Network(_detector, (256, 320), "detection"),
 }
 
@@ -229,6 +234,7 @@ class Worker:
     """A process that holds one predictor and runs it when asked."""
 
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
+        self._pause = PAUSE if threads > 1 else 0.0
         self._process = subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", _CHILD, str(folder), precision, str(threads)],
             stdin=subprocess.PIPE,
@@ -246,6 +252,7 @@ class Worker:
 
     def run(self) -> float:
         """Seconds of one run."""
+        time.sleep(self._pause)
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return float(self._answer())
