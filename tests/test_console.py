@@ -195,7 +195,8 @@ def test_bench_as_json(outputs):
     assert found["peak_memory_mib"] > 0
     (model,) = found["models"]
     times = {"median", "low", "high", "load_seconds", "speed_up"}
-    assert set(model) == {"name", "engine", "bytes", *times}
+    assert set(model) == {"name", "engine", "precision", "bytes", *times}
+    assert model["precision"] == "float32"
     assert model["load_seconds"] > 0
     assert model["speed_up"] == 1
 

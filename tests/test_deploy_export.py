@@ -404,8 +404,8 @@ def test_a_wrong_output_op_behind_right_logits(
 def _lie(monkeypatch, liar: str) -> None:
     """Paddle Inference gives other numbers with oneDNN only, or without it only."""
 
-    def open_liar(folder, format, *, engine):
-        runtime = open_runtime(folder, format, engine=engine)
+    def open_liar(folder, format, *, engine, **how):
+        runtime = open_runtime(folder, format, engine=engine, **how)
         run = runtime.run
         runtime.run = lambda x: [(1.25 if engine == liar else 1) * out for out in run(x)]
         return runtime

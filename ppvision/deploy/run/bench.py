@@ -160,16 +160,15 @@ def format_latencies(rows: Sequence[Latency]) -> str:
             row.name,
             f"{row.median:.2f}",
             f"{row.low:.2f}..{row.high:.2f}",
-            row.engine,
-            row.precision,
+            " ".join(filter(None, (row.engine, row.precision))) or None,
             None if row.bytes is None else f"{row.bytes:,}",
             f"{rows[0].median / row.median:.2f}",
         )
         for row in rows
     ]
-    names = ("model", "median ms", "10..90 %", "engine", "precision", "bytes", "speed-up")
+    names = ("model", "median ms", "10..90 %", "engine", "bytes", "speed-up")
     peak = f"peak memory of this process {measure_peak_memory():,.0f} MiB"
-    return f"{format_table([names, *cells], '<><<<<<')}\n{peak}"
+    return f"{format_table([names, *cells], '<><<<<')}\n{peak}"
 
 
 def measure_peak_memory() -> float:
