@@ -91,7 +91,11 @@ def test_central_differences_multiply_integers():
 def test_products_of_guided_differences_stay_in_float(similarity, caplog):
     with caplog.at_level("INFO", "ppvision"):
         _, integers, _ = quantised(similarity)
-    assert type(integers.sdn.difference) is SemanticDifferenceConv2D
+    difference = integers.sdn.difference
+    assert isinstance(difference, PackedLayer)
+    assert difference.kind is SemanticDifferenceConv2D
+    assert difference.activation is None
+    assert difference.codes.dtype == paddle.int8
     assert isinstance(integers.sdn.guide[0], PackedLayer)
     assert isinstance(integers.sdn.fuse, PackedLayer)
     assert "differences" in caplog.text

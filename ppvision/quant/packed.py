@@ -400,7 +400,8 @@ def copy_with_integers(
     Args:
         model: a model in float.
         weights: weights by the path of their layer.
-        activations: roundings of the layers' inputs, by the same paths.
+        activations: roundings of the layers' inputs, by the same paths. The products of a layer
+            without one stay in float.
 
     Returns:
         The copy, in evaluation mode.
@@ -410,7 +411,7 @@ def copy_with_integers(
     roundings = {activation: IntegerRounding(activation) for activation in activations.values()}
     for path, parent, name, layer in walk_layers(copied):
         if path in weights and not isinstance(layer, PackedLayer):
-            rounding = roundings[activations[path]]
+            rounding = roundings[activations[path]] if path in activations else None
             form = _packed(type(layer), IntegerLayer)
             parent._sub_layers[name] = form(layer, weights[path], rounding, tables)
             parent._sub_layers[name].model_bits = MAX_BITS

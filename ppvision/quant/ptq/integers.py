@@ -65,9 +65,9 @@ def quantize_to_integers(
             is 0. Maps without negative values then have half of the codes.
 
     Returns:
-        The copy. Layers that no image reached (auxiliary heads) stay in float, and so do SDN's
-        semantic difference convolutions: their products are of differences, not of the rounded
-        input.
+        The copy. Layers that no image reached (auxiliary heads) stay in float. The products of
+        SDN's semantic difference convolutions do too, because they are of differences and not of
+        the rounded input; their weights get 8 bits.
 
     Raises:
         ValueError: there is no image; the model has no layers that can be quantised; values are not
@@ -104,12 +104,16 @@ def quantize_to_integers(
     if not weights:
         raise InputError("model: expected layers with a weight that run, got none.")
     _tell_kept("which were named", [path for path in layers if path in keep_float])
-    _tell_kept("since they multiply differences, which are floats", guided)
+    _tell_kept("but for their weights, since they multiply differences, which are floats", guided)
     _tell_kept("since integers know no such layer", find_other_weights(model))
     _tell_kept("since no image reaches them", [path for path in chosen if path not in weights])
     if most_sensitive:
         for path in find_sensitive_layers(model, weights, activations, shows, most_sensitive):
             del weights[path], activations[path]
+    for path in guided:
+        if path not in keep_float:
+            layer = layers[path]
+            weights[path] = quantize_weight(layer.weight.numpy(), find_channel_axis(layer))
     return copy_with_integers(model, weights, activations)
 
 
