@@ -1,7 +1,7 @@
 """Make integer layers from a trained float model, without training.
 
-The steps of the layers' inputs come from images that pass through the float model (calibration). We
-chose the rule by measurement (`docs/integers.md`).
+The steps of the layers' inputs come from images that pass through the float model (calibration).
+`docs/integers.md` compares the rules.
 """
 
 import logging
