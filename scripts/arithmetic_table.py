@@ -17,15 +17,23 @@ from ppvision.tables import format_records
 
 
 def make_rows(as_float: Path, as_int8: Path, widths: list[Path]) -> list[dict]:
-    """Return one row for the float export, one for the same model in integers, two per width."""
+    """Return one row for the float export, one for the same model in integers, two per width; rows
+    in integers only if an engine ran them when they were exported."""
     kinds = [(as_float, "float32"), (as_int8, "int8")]
     kinds += [(folder, kind) for folder in widths for kind in ("float32", "int8")]
+    # Without OpenVINO no engine ran the integers when they were exported, and none runs them now.
+    kinds = [(folder, kind) for folder, kind in kinds if kind == "float32" or _ran(folder)]
     of_float = read_manifest(as_int8).int8  # the check of the integers has float's score too
     rows = []
     for (folder, kind), taken in zip(kinds, time_arithmetic(kinds), strict=True):
         manifest = read_manifest(folder)
         rows.append(_row(manifest, kind, manifest.int8 or of_float) | {"ms": f"{taken:.2f}"})
     return rows
+
+
+def _ran(folder: Path) -> bool:
+    checked = read_manifest(folder).int8
+    return checked is not None and checked.engine is not None
 
 
 def _row(manifest: Manifest, arithmetic: str, checked: PrecisionCheck) -> dict[str, object]:

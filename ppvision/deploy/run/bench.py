@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -131,13 +132,15 @@ def time_arithmetic(
         The medians in milliseconds per batch.
     """
     runs = {}
-    for number, (folder, precision) in enumerate(exported):
-        predictor = Predictor(folder, threads=threads, precision=precision)
-        batch, channels, *sides = predictor.manifest.input_shape
-        shape = [batch or 1, channels or 3, *(side or DEFAULT_SIZE for side in sides)]
-        x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        runs[str(number)] = partial(predictor.run, x)
-    return [float(np.median(values)) for values in _time_in_turn(runs, repeats).values()]
+    with ExitStack() as opened:
+        for number, (folder, precision) in enumerate(exported):
+            predictor = Predictor(folder, threads=threads, precision=precision)
+            opened.enter_context(predictor)
+            batch, channels, *sides = predictor.manifest.input_shape
+            shape = [batch or 1, channels or 3, *(side or DEFAULT_SIZE for side in sides)]
+            x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+            runs[str(number)] = partial(predictor.run, x)
+        return [float(np.median(values)) for values in _time_in_turn(runs, repeats).values()]
 
 
 def _time_in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
