@@ -43,7 +43,7 @@ TABLE = ROOT / "benchmark" / "results" / "openvino_networks.csv"
 FIELDS = ("network", "traced", "runs", "error", "reason", "machine")
 TIME_LIMIT = 600.0  # seconds for one network, on a machine with other work
 # Pixels of the picture; LeNet takes one grey channel.
-SIDES = {"seg": 64, "sdn": 64, "vision": 128, "zoo": 64, "det": 64}
+SIDES = {"seg": 64, "sdn": 64, "vision": 128, "zoo": 64, "det": 64, "trunk": 64}
 SIDES |= {"vision:LeNet": 28, "vision:alexnet": 224, "vision:googlenet": 224}
 
 VISION = (
@@ -65,6 +65,7 @@ ZOO = ("efficientnet_lite0", "efficientnet_lite2", "pale_nano", "pale_tiny", "re
 # Of SegFormer over pale_nano; each has its own arithmetic.
 SDN = ("charbonnier", "cosine", "gaussian", "increasing", "none", "perona_malik")
 DETECTORS = ("FCOS", "RetinaNet", "YOLOv3", "FasterRCNN", "MaskRCNN", "CascadeRCNN")
+TRUNKS = ("FasterRCNN",)  # backbone and neck of a detector that does not run whole
 # The same heads over convolutions, and backbones of PaddleSeg's.
 OTHER_BACKBONES = {
     **{
@@ -90,6 +91,7 @@ def networks() -> list[str]:
         *(f"seg:{name}" for name in OTHER_BACKBONES),
         *(f"sdn:{name}" for name in SDN),
         *(f"det:{name}" for name in DETECTORS),
+        *(f"trunk:{name}" for name in TRUNKS),
     ]
 
 
@@ -105,7 +107,11 @@ def build(name: str):
 
         return getattr(paddle.vision.models, title)(num_classes=5)
     if kind == "det":
-        return _detector(title)
+        from ppvision.tasks.detection.layer import DetectorLayer
+
+        return DetectorLayer(_detector(title))
+    if kind == "trunk":
+        return _trunk(_detector(title))
     import ppvision.plugins.paddleseg  # backbones, and repairs
 
     if kind == "sdn":
@@ -131,7 +137,6 @@ def _with_diffusion(similarity: str):
 def _detector(architecture: str):
     from ppvision.data.convert.digit_scenes import write_digit_scenes
     from ppvision.tasks import open_job
-    from ppvision.tasks.detection.layer import DetectorLayer
     from tests.helpers.small_detectors import small_detector, write_detector
 
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +144,22 @@ def _detector(architecture: str):
         config = write_detector(
             Path(folder) / "job.yml", small_detector(Path(folder), architecture)
         )
-        return DetectorLayer(open_job(config).float_model)
+        return open_job(config).float_model
+
+
+def _trunk(detector):
+    """The layers of a PaddleDetection model before its heads."""
+    from paddle import nn
+
+    class Trunk(nn.Layer):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.neck = detector.backbone, detector.neck
+
+        def forward(self, x):
+            return self.neck(self.backbone({"image": x}))
+
+    return Trunk()
 
 
 def try_network(name: str, say: Callable[[dict[str, object]], None]) -> None:

@@ -52,6 +52,17 @@ def is_summary(row: Row) -> bool:
 
 
 GROUPS: dict[str, tuple[Table, ...]] = {
+    "Zoo": (
+        Table(
+            "zoo_scores.csv",
+            "Weights of the zoo",
+            "Scores on the whole val splits, which were not used for training, at the widths in "
+            "the package, as `ppvision eval -c CONFIG --model_path NAME --bits K` gives them. "
+            "`bytes` are those of the codes, without the graph.",
+            "python benchmark/zoo_scores.py",
+            ("weights", "bits", "metric", "score", "bytes"),
+        ),
+    ),
     "Pale Transformer": (
         Table(
             "attention_cifar10.csv",
@@ -69,6 +80,15 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "the time divided by the time at half the side. `formula_growth` is the same for the "
             "multiply-adds.",
             "python benchmark/attention_scaling.py",
+        ),
+        Table(
+            "picture_sizes.csv",
+            "Sizes of pictures and pales on Tiny-ImageNet-100",
+            "Short trainings of `pale_nano` from scratch, 200 steps of 64, without a teacher. "
+            "`picture` is the side that the network sees, in pixels; the pictures have 64. "
+            "`cpu_minutes` is the processor's time, beside other programs.",
+            "python benchmark/picture_sizes.py --work_dir ~/ppvision-runs/sizes",
+            ("picture", "pale_size", "steps", "top1", "loss", "cpu_minutes"),
         ),
         Table(
             "segformer_head.csv",
@@ -382,7 +402,7 @@ def section(table: Table, results: Path) -> str:
             f"{table.file}: expected columns {columns} and rows to show; missing: {missing}, "
             f"{len(shown)} rows."
         )
-    machines = dict.fromkeys(machine for row in rows if (machine := machine_of(row)))
+    machines = dict.fromkeys(machine for row in shown if (machine := machine_of(row)))
     lines = [
         f"### {table.title}\n",
         textwrap.fill(table.says, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n",

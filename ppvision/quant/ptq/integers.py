@@ -6,7 +6,6 @@ The steps of the layers' inputs come from images that pass through the float mod
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -25,6 +24,7 @@ from ppvision.quant.integers import (
 )
 from ppvision.quant.packed import PackedLayer, copy_with_integers
 from ppvision.quant.ptq.sensitivity import find_sensitive_layers
+from ppvision.quant.sampling import ValueSample
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
 from ppvision.quant.train.quanters import find_channel_axis
@@ -35,7 +35,9 @@ Rule = Literal["error", "percentile", "maximum"]
 RULES: tuple[Rule, ...] = ("error", "percentile", "maximum")
 PERCENTILE = 99.99  # percentage of the values that "percentile" does not clip
 
-_KEPT_VALUES = 4096  # values kept per layer and image, spread evenly
+# Values kept per layer: of one image, and of all.
+_KEPT_OF_IMAGE = 4096
+_KEPT_IN_ALL = 1 << 20
 # In a very small range OpenVINO 2025.0 forgets a zero point that is neither 0 nor an end of the
 # codes: sums were wrong with steps of up to 3e-8, and right from 1e-7 on.
 _LEAST_STEP = 1e-6
@@ -133,21 +135,11 @@ def _tell_kept(why: str, paths: Sequence[str]) -> None:
         logger.info(f"int8: {len(paths)} layers stay in float, {why}: {', '.join(paths)}")
 
 
-@dataclass
-class Observed:
+class Observed(ValueSample):
     """The observed values of a layer's input."""
 
-    low: float = 0.0
-    high: float = 0.0
-    count: int = 0
-    values: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, x: np.ndarray) -> None:
-        flat = x.reshape(-1)
-        self.low = min(self.low, float(flat.min(initial=0.0)))
-        self.high = max(self.high, float(flat.max(initial=0.0)))
-        self.count += flat.size
-        self.values.append(flat[:: max(1, flat.size // _KEPT_VALUES)].copy())
+    def __init__(self) -> None:
+        super().__init__(_KEPT_OF_IMAGE, _KEPT_IN_ALL)
 
     def activation(self, rule: Rule, symmetric: bool = False) -> IntegerActivation:
         """Return the step and the lowest code by a rule."""
@@ -157,7 +149,7 @@ class Observed:
             return IntegerActivation(1.0, INT8_LOW if symmetric else 0)
         if rule == "maximum":
             return window(self.low, self.high)
-        values = np.concatenate(self.values).astype(np.float64)  # squares do not overflow
+        values = self.values.astype(np.float64)  # squares do not overflow
         if rule == "percentile":
             low, high = np.percentile(values, [100 - PERCENTILE, PERCENTILE])
             if low < 0 or high > 0:  # not if all but a few are 0

@@ -21,6 +21,7 @@ from paddle.quantization.factory import QuanterFactory
 
 from ppvision.errors import InputError, shorten
 from ppvision.quant.codes import MAX_BITS, check_bits, code_range
+from ppvision.quant.sampling import ValueSample
 
 DEFAULT_BITS = (8, 6, 4, 3, 2)
 
@@ -388,8 +389,9 @@ def _rows(weight: Tensor, axis: int) -> np.ndarray:
 
 # -- activations -----------------------------------------------------------------------------------
 
-_KEPT_VALUES = 1 << 16  # values per batch, for the initial steps
-_KEPT_IN_ALL = 1 << 20  # values of all batches: 4 MiB
+# Values kept for the initial steps: of one batch, and of all (4 MiB).
+_KEPT_OF_BATCH = 1 << 16
+_KEPT_IN_ALL = 1 << 20
 
 
 def round_to_nearest(x: Tensor) -> Tensor:
@@ -451,7 +453,7 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         self.register_buffer(self._step_name, paddle.zeros([count]))
         self.register_buffer("signed", paddle.zeros([1]))
         self.calibrating = False
-        self._seen, self._thinned = np.zeros(0, np.float32), 1
+        self._seen = ValueSample(_KEPT_OF_BATCH, _KEPT_IN_ALL)
         self._is_set: bool | None = None  # not known yet
 
     @property
@@ -501,16 +503,13 @@ class LayeredActivationQuanterLayer(BaseQuanter):
         return self._is_set
 
     def _see(self, x: Tensor) -> None:
-        values = x.detach().astype("float32").numpy().reshape(-1)
+        values = x.detach().astype("float32").numpy()
         if not np.isfinite(values).all():
             raise InputError(
                 f"{self.full_name()}: expected finite activations, got nan or infinity. Check the "
                 "weights and the images."
             )
-        stride = self._thinned * max(1, len(values) // _KEPT_VALUES)
-        self._seen = np.concatenate([self._seen, values[::stride]])
-        if len(self._seen) > _KEPT_IN_ALL:  # fewer per image, so that all count equally
-            self._seen, self._thinned = self._seen[::2].copy(), 2 * self._thinned
+        self._seen.add(values)
 
     def finish_calibration(self) -> None:
         """Set the steps from the values seen since the start; every rank gets those of rank 0.
@@ -523,9 +522,9 @@ class LayeredActivationQuanterLayer(BaseQuanter):
             raise InputError(
                 f"{self.full_name()}: expected activations to calibrate with, got none."
             )
-        values, self._seen, self._thinned = self._seen, np.zeros(0, np.float32), 1
-        signed = bool((values < 0).any())
-        steps = [find_rounding_step(values, bits, signed) for bits in self.range.widths]
+        seen, self._seen = self._seen, ValueSample(_KEPT_OF_BATCH, _KEPT_IN_ALL)
+        signed = seen.low < 0
+        steps = [find_rounding_step(seen.values, bits, signed) for bits in self.range.widths]
         self.signed.set_value(np.array([signed], np.float32))
         self.initial_step.set_value(np.array(steps, np.float32))
         if paddle.distributed.get_world_size() > 1:
