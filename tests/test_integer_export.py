@@ -1,6 +1,7 @@
 """Exports that multiply integers: what is written, what runs, and what is refused."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from ppvision.deploy.run.precision import (
     find_integer_unit,
     find_usable_flags,
 )
-from ppvision.deploy.write import bfloat16_check
+from ppvision.deploy.write import bfloat16_check, integer_check
 from ppvision.deploy.write.integers import tell_engine
 from ppvision.errors import EngineError, InputError, MissingFileError, PpvisionError
 from ppvision.forms.paddle_private import parse_program
@@ -109,6 +110,20 @@ def test_deploy_yaml_says_what_is_in_the_folder(exported):
     assert checked.equal_labels == 1.0
     assert checked.milliseconds > 0
     assert checked.float_milliseconds > 0
+
+
+@needs_integers
+@pytest.mark.parametrize("integers_ms", [1.0, 3.0])
+def test_the_log_says_what_integers_change_and_whether_they_pay(
+    tmp_path, pictures, caplog, monkeypatch, integers_ms
+):
+    monkeypatch.setattr(integer_check, "time_in_openvino", lambda *arguments: [integers_ms, 2.0])
+    with caplog.at_level("INFO", "ppvision"):
+        export(Net(), tmp_path / "net", calibration=pictures)
+    (change,) = re.findall(r"6 calibration images .* in float by (\S+)%", caplog.text)
+    assert 0 < float(change) < 5
+    assert "loses least" not in caplog.text
+    assert ("use a float export" in caplog.text) == (integers_ms > 2)
 
 
 class Doubled(nn.Conv2D):
@@ -454,7 +469,7 @@ def test_once_qat_scores_in_integers_as_in_eager_mode(bits, trained, tmp_path):
             {"calibration": "PICTURES", "calibration_rule": "mean"},
             "calibration_rule: percentile, 'mean'",
         ),
-        ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float: haed. depthwise"),
+        ({"calibration": "PICTURES", "keep_float": ["haed"]}, "keep_float: haed. head?"),
         ({"calibration": "PICTURES", "int8": False}, "int8=True"),
         ({"calibration": "PICTURES", "int8": "yes"}, "int8: True False, 'yes'"),
         ({"calibration": "PICTURES", "keep_float": "head"}, "keep_float: paths, 'head'"),

@@ -280,3 +280,43 @@ def test_a_mark_in_another_operator_is_refused(tmp_path):
     marks = Marks(roundings={"mark": MarkedRounding(np.float32(0.1), 0, None)})
     with pytest.raises(EngineError, match="Div"):
         quantize_onnx(tmp_path / "model.onnx", marks)
+
+
+class Same(nn.Layer):
+    def __init__(self):
+        super().__init__()
+        paddle.seed(2)
+        self.wide = nn.Conv2D(3, 8, 3, padding="SAME", dilation=2)
+        self.even = nn.Conv2D(8, 8, 4, padding="same", stride=2, dilation=3)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(nn.functional.relu(self.even(self.wide(x))).mean([2, 3]))
+
+
+@pytest.mark.parametrize("integers", [False, True], ids=["float", "int8"])
+def test_same_padding_with_dilation(tmp_path, pictures, integers):
+    """Paddle ignores the dilation; the graph has to say so. The export compares the two."""
+    model = Same()
+    model.eval()
+    kept = [list(model.wide._dilation), list(model.even._dilation)]
+    more = {"int8": True, "calibration": pictures} if integers else {}
+    folder = export_model(
+        model,
+        tmp_path / "same",
+        input_shape=[1, 3, SIDE, SIDE],
+        task="classification",
+        format="onnx",
+        transforms=TRANSFORMS,
+        **more,
+    )
+    assert [list(model.wide._dilation), list(model.even._dilation)] == kept
+    convolutions = [
+        node for node in onnx.load(folder / "model.onnx").graph.node if node.op_type == "Conv"
+    ]
+    assert len(convolutions) == 2
+    for node in convolutions:
+        (dilations,) = [list(a.ints) for a in node.attribute if a.name == "dilations"] or [[1, 1]]
+        assert dilations == [1, 1]
+    if integers:
+        assert read_manifest(folder).int8.passed

@@ -5,9 +5,11 @@ import paddle
 import pytest
 from paddle import nn
 
+from ppvision.deploy.write.integers import _tell_change
 from ppvision.errors import InputError
 from ppvision.quant.packed import IntegerLayer
 from ppvision.quant.ptq.integers import quantize_to_integers
+from ppvision.quant.ptq.sensitivity import measure_change
 from tests.helpers.messages import raises_naming
 
 LAYERS = ("first", "middle", "last")
@@ -96,3 +98,51 @@ def test_outputs_that_change_their_size_are_refused(pictures):
     model.eval()
     with pytest.raises(InputError, match="keep_float"):
         quantize_to_integers(model, shows_of(pictures), most_sensitive=1)
+
+
+def test_a_number_that_leaves_no_layer_is_refused_before_the_work(pictures):
+    model = Chain("middle")
+    model.eval()
+
+    def show(shown):
+        raise AssertionError("no image was to be run")
+
+    with raises_naming(InputError, "keep_float", "1", "2", "got", "3"):
+        quantize_to_integers(model, [show], most_sensitive=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("midle", "middle?"), ("model.middle", "middle?"), ("zzz", "The 3 layers are: first, middle")],
+)
+def test_an_unknown_layer_gets_names_that_may_be_meant(pictures, name, meant):
+    model = Chain("middle")
+    model.eval()
+    with pytest.raises(InputError) as caught:
+        quantize_to_integers(model, shows_of(pictures), keep_float=[name])
+    assert meant in str(caught.value)
+
+
+class Scaled(nn.Layer):
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return {"a": x, "b": [self.factor * x]}
+
+
+def test_the_change_of_outputs_is_a_share_of_them(pictures):
+    shows = shows_of(pictures)
+    # Of two equal parts one is 1.5 times as large: sqrt(0.25 / 2).
+    assert measure_change(Scaled(1), Scaled(1.5), shows) == pytest.approx(0.125**0.5)
+    assert measure_change(Scaled(1), Scaled(1), shows) == 0
+    assert measure_change(Scaled(1), Scaled(1), [lambda model: None]) is None
+    other = [lambda model, k=k: paddle.ones([k + model.factor]) for k in (1, 2)]
+    assert measure_change(Scaled(1), Scaled(2), other) is None  # boxes after NMS
+
+
+@pytest.mark.parametrize(("change", "warns"), [(None, False), (0.02, False), (0.5, True)])
+def test_a_large_change_is_a_warning(change, warns, caplog):
+    _tell_change(change, 64)
+    assert ("50%" in caplog.text and "keep_float" in caplog.text) == warns

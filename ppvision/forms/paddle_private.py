@@ -64,6 +64,7 @@ ATTRIBUTES = {
         "_kernel_size",
         "_out_channels",
         "_padding",
+        "_padding_algorithm",
         "_padding_mode",
         "_stride",
         "_updated_padding",

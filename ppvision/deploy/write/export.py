@@ -4,7 +4,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -64,6 +64,7 @@ from ppvision.files import replace_file, replace_folder, resolve_new_folder, syn
 from ppvision.forms.differences import difference_form
 from ppvision.forms.integers import float_form
 from ppvision.forms.pale import pale_form
+from ppvision.forms.same_padding import same_padding_form
 from ppvision.forms.segformer import head_form
 from ppvision.forms.tokens import count_changed_blocks
 from ppvision.quant.packed import FixedActivation, find_packed_bits
@@ -555,8 +556,8 @@ def use_graph_forms(model: nn.Layer, format: str) -> Iterator[None]:
     ONNX Runtime runs attention in the trained form as fast as in the form for tokens, and a fifth
     faster than in the form for Paddle Inference (docs/performance.md).
     """
-    pale = pale_form(model) if format == "paddle" else nullcontext()
-    with pale, difference_form(model), head_form(model):
+    own = pale_form(model) if format == "paddle" else same_padding_form(model)
+    with own, difference_form(model), head_form(model):
         yield
 
 

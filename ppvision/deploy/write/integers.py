@@ -24,6 +24,7 @@ from ppvision.forms.differences import central_form
 from ppvision.forms.segformer import fold_head
 from ppvision.quant.packed import IntegerRounding, PackedLayer
 from ppvision.quant.ptq.integers import RULES, find_other_weights, quantize_to_integers
+from ppvision.quant.ptq.sensitivity import PICTURES, measure_change
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
 
@@ -38,6 +39,7 @@ _METHODS: dict[str, Any] = {
     "percentile": "percentile",
     "maximum": "maximum",
 }
+_MUCH_CHANGED = 0.2  # change of the outputs, as a fraction, that is worth a warning
 _FEW_VALUES = 1e-6  # a calibration image whose values vary less has only one shade
 
 
@@ -170,10 +172,28 @@ def convert_to_integers(
             most_sensitive=most_sensitive,
             symmetric=symmetric,
         )
+        _tell_change(measure_change(model, quantized, shows), len(pictures))
     kept = _layers_in_float(quantized)
     return IntegerModel(
         quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures
     )
+
+
+def _tell_change(change: float | None, pictures: int) -> None:
+    """Say how far integers move the outputs, and warn if it is much."""
+    if change is None:
+        return
+    logger.info(
+        f"int8: on {min(pictures, PICTURES)} calibration images the outputs differ from those in "
+        f"float by {100 * change:.3g}% (root of the mean square)"
+    )
+    if change > _MUCH_CHANGED:
+        logger.warning(
+            f"int8: integers change the outputs by {100 * change:.3g}%, so the score will be "
+            "lower. Are the calibration images like those to predict? `keep_float` (--keep_float "
+            "5) keeps the 5 layers that lose most in float; training with activations (docs/"
+            "integers.md) loses least."
+        )
 
 
 def _split(keep_float: Sequence[str | int] | int) -> tuple[list[str], int]:

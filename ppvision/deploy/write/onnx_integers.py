@@ -21,6 +21,7 @@ from ppvision.deploy.write.graph import Products, save_graph, trace_products
 from ppvision.deploy.write.onnx import convert_folders
 from ppvision.errors import EngineError
 from ppvision.forms.marked_integers import MarkedRounding, Marks, marked_form
+from ppvision.forms.same_padding import same_padding_form
 from ppvision.quant.integers import IntegerWeight
 
 if TYPE_CHECKING:  # installed with paddle2onnx, and not needed for other formats
@@ -183,6 +184,6 @@ def write_onnx_products(
 ) -> None:
     """Like `ppvision.deploy.write.openvino.write_products`, but for ONNX."""
     products = Products(layers)
-    with write_integer_marks(products, "onnx", [folder]):
+    with same_padding_form(products), write_integer_marks(products, "onnx", [folder]):
         save_graph(trace_products(products, shapes), str(folder / "model"), None)
         convert_folders([folder], any_size=False)

@@ -4,6 +4,7 @@ The steps of the layers' inputs come from images that pass through the float mod
 `docs/integers.md` compares the rules.
 """
 
+import difflib
 import logging
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -23,7 +24,7 @@ from ppvision.quant.integers import (
     quantize_weight,
 )
 from ppvision.quant.packed import PackedLayer, copy_with_integers
-from ppvision.quant.ptq.sensitivity import find_sensitive_layers
+from ppvision.quant.ptq.sensitivity import check_count, find_sensitive_layers
 from ppvision.quant.sampling import ValueSample
 from ppvision.quant.store.state import walk_layers
 from ppvision.quant.train.layers import WITH_WEIGHT
@@ -83,7 +84,7 @@ def quantize_to_integers(
     if unknown := [path for path in keep_float if path not in layers]:
         raise InputError(
             f"keep_float: expected paths of layers with a weight, got {unknown[0]}. "
-            f"Known: {', '.join(list(layers)[:8])}, ..."
+            f"{_suggest_paths(unknown[0], list(layers))}"
         )
     if not shows:
         raise InputError("calibration: expected at least one image, got none.")
@@ -94,6 +95,8 @@ def quantize_to_integers(
             f"keep_float: names all {len(layers)} layers that can become integers. Name fewer, or "
             "export without int8."
         )
+    if most_sensitive:
+        check_count(most_sensitive, len(chosen))  # before the work
     seen = observe_inputs(chosen, model, shows)
     activations = {
         path: found.activation(rule, symmetric) for path, found in seen.items() if found.count
@@ -117,6 +120,17 @@ def quantize_to_integers(
             layer = layers[path]
             weights[path] = quantize_weight(layer.weight.numpy(), find_channel_axis(layer))
     return copy_with_integers(model, weights, activations)
+
+
+def _suggest_paths(unknown: str, known: Sequence[str]) -> str:
+    """Return a sentence with the paths that may be meant: those that contain the last part of the
+    unknown one, and those that are spelled alike; or else all."""
+    end = unknown.rpartition(".")[2]
+    inside = [path for path in known if path.startswith(f"{unknown}.") or end in path.split(".")]
+    alike = inside or difflib.get_close_matches(unknown, known, n=3)
+    if alike:
+        return f"Did you mean {', '.join(alike[:8])}?"
+    return f"The {len(known)} layers are: {', '.join(known)}."
 
 
 def find_other_weights(model: nn.Layer) -> list[str]:

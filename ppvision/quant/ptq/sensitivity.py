@@ -50,11 +50,7 @@ def find_sensitive_layers(
     Raises:
         ValueError: `count` is below 1 or leaves no layer; or the outputs cannot be compared.
     """
-    if not 1 <= count < len(weights):
-        raise InputError(
-            f"keep_float: expected a number from 1 to {len(weights) - 1}, got {count}. At least "
-            f"one of the {len(weights)} layers has to become integers."
-        )
+    check_count(count, len(weights))
     errors = measure_layer_errors(model, weights, activations, shows)
     ordered = sorted(errors, key=errors.get, reverse=True)
     worst = [f"{path} ({100 * errors[path]:.3g}%)" for path in ordered[:count]]
@@ -64,6 +60,45 @@ def find_sensitive_layers(
         f"({100 * errors[ordered[count]]:.3g}%)."
     )
     return ordered[:count]
+
+
+def check_count(count: int, layers: int) -> None:
+    """Raise `InputError` if not 1 to `layers` - 1 layers are to stay in float."""
+    if not 1 <= count < layers:
+        raise InputError(
+            f"keep_float: expected a number from 1 to {layers - 1}, got {count}. At least one of "
+            f"the {layers} layers has to become integers."
+        )
+
+
+def measure_change(
+    model: nn.Layer, other: nn.Layer, shows: Sequence[Callable[[nn.Layer], object]]
+) -> float | None:
+    """Measure how far the outputs of another model are from those of a model: root of the mean
+    square, as a fraction of that of the model's outputs.
+
+    Args:
+        model, other: in evaluation mode.
+        shows: see `find_sensitive_layers`; at most `PICTURES` are used.
+
+    Returns:
+        The change; None if it is not known, because `shows` returns no outputs, the outputs are
+        zeros, or the two have other sizes (the boxes of a detector after NMS).
+    """
+    moved = size = 0.0
+    for show in _spread(shows):
+        a, b = _outputs(show, model), _outputs(show, other)
+        if a.shape != b.shape:
+            return None
+        moved += float(np.square(a - b).sum())
+        size += float(np.square(a).sum())
+    return (moved / size) ** 0.5 if size else None
+
+
+def _spread(shows: Sequence[Callable[[nn.Layer], object]]) -> list[Callable[[nn.Layer], object]]:
+    """Return at most `PICTURES` of them, spread evenly."""
+    places = np.linspace(0, len(shows) - 1, min(len(shows), PICTURES)).astype(int)
+    return [shows[place] for place in dict.fromkeys(places.tolist())]
 
 
 def measure_layer_errors(
@@ -81,8 +116,7 @@ def measure_layer_errors(
     Returns:
         The error by path.
     """
-    places = np.linspace(0, len(shows) - 1, min(len(shows), PICTURES)).astype(int)
-    shows = [shows[place] for place in dict.fromkeys(places.tolist())]
+    shows = _spread(shows)
     # In the copy every layer is the model's own, except the tested one.
     copied = copy_with_integers(model, weights, activations)
     in_float = {path: layer for path, _, _, layer in walk_layers(model)}
@@ -117,8 +151,8 @@ def measure_layer_errors(
 @paddle.no_grad()
 def _outputs(show: Callable[[nn.Layer], object], model: nn.Layer) -> np.ndarray:
     """Return all output numbers of a model in one row, in float64."""
-    tensors = _tensors(show(model))
-    return np.concatenate([t.numpy().astype(np.float64).reshape(-1) for t in tensors])
+    arrays = [t.numpy().astype(np.float64).reshape(-1) for t in _tensors(show(model))]
+    return np.concatenate(arrays) if arrays else np.zeros(0)
 
 
 def _tensors(output: object) -> list[Tensor]:
