@@ -325,7 +325,7 @@ def pack_model(
     if integers and not state.activations:
         raise InputError(
             "integers: expected steps of activations in the layered model, got none. Train or pack "
-            "it with `activations: true` (pack --ptq --activations 8 --calibration DIR)."
+            "it with `activations: 8` (without training: pack --ptq --activations 8)."
         )
     statistics = state.statistics_at(bits)
     tables, waiting = _Tables() if codes else None, dict(state.weights)

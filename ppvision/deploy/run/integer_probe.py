@@ -61,9 +61,11 @@ def find_integer_fault(isolate: bool = False) -> str | None:
             engine="openvino",
             bfloat16=False,
         )
-        (found,) = runtime.run(x)
-        if isinstance(runtime, IsolatedRuntime):
-            runtime.close()
+        try:
+            (found,) = runtime.run(x)
+        finally:
+            if isinstance(runtime, IsolatedRuntime):
+                runtime.close()
     except Exception as error:  # Paddle raises many types of errors here
         return f"OpenVINO does not run a small product of integers ({join_error_lines(error)})"
     wrong = int((found.astype(np.float64) != compute_expected_sums() * SCALE**2).sum())
