@@ -55,11 +55,16 @@ from ppvision.data.class_zip import ZipPath, read_sample
 from ppvision.data.writing import write_lines, write_picture
 from ppvision.deploy import Predictor
 from ppvision.deploy.run.predictor import Classification
-from ppvision.deploy.write.integers import CALIBRATION_PICTURES, DEFAULT_RULE, IntegerOptions
+from ppvision.deploy.write.integers import (
+    CALIBRATION_PICTURES,
+    DEFAULT_RULE,
+    IntegerOptions,
+    make_integer_layers,
+)
 from ppvision.environment import machine
 from ppvision.quant.codes import FLOAT_BITS
 from ppvision.quant.packed import pack_model
-from ppvision.quant.ptq.integers import RULES, quantize_to_integers
+from ppvision.quant.ptq.integers import RULES
 from ppvision.quant.store.state import LayeredState
 from ppvision.tasks import open_job
 from ppvision.tasks.job import Job
@@ -311,7 +316,7 @@ class Measured:
             lambda model, path=path: self.job.predict_image(model, self._read(path))
             for path in self.calibration
         ]
-        return quantize_to_integers(self.model, shows, rule=rule, symmetric=codes == SYMMETRIC)
+        return make_integer_layers(self.model, shows, rule=rule, symmetric=codes == SYMMETRIC)
 
     def _layered(self, kind: str) -> LayeredState:
         """The layered model of a kind, made once."""

@@ -161,22 +161,40 @@ def convert_to_integers(
             "a list file (calibration=..., --calibration), about 64 images like those to predict."
         )
     pictures = _read_pictures(calibration, shape, prepare, max_value)
-    model = fold_head(model, named)  # before its weights are rounded
     shows = [lambda shown, picture=picture: run(shown, picture) for picture in pictures]
-    with central_form(model, named):
-        quantized = quantize_to_integers(
-            model,
-            shows,
-            rule=rule,
-            keep_float=named,
-            most_sensitive=most_sensitive,
-            symmetric=symmetric,
-        )
-        _tell_change(measure_change(model, quantized, shows), len(pictures))
+    quantized = make_integer_layers(
+        model,
+        shows,
+        rule=rule,
+        keep_float=named,
+        most_sensitive=most_sensitive,
+        symmetric=symmetric,
+    )
     kept = _layers_in_float(quantized)
     return IntegerModel(
         quantized, Calibration(method=_METHODS[rule], pictures=len(pictures)), kept, pictures
     )
+
+
+def make_integer_layers(
+    model: nn.Layer, shows: Sequence[Callable[[nn.Layer], object]], **options: Any
+) -> nn.Layer:
+    """Return the copy of a float model in integers that an export writes: with a folded SegFormer
+    head, and with SDN's central differences as one convolution. The log says how far it is from
+    float.
+
+    Args:
+        model, shows, options: those of `quantize_to_integers`.
+
+    Raises:
+        ValueError: see `quantize_to_integers`.
+    """
+    named = options.get("keep_float", ())
+    model = fold_head(model, named)  # before its weights are rounded
+    with central_form(model, named):
+        quantized = quantize_to_integers(model, shows, **options)
+        _tell_change(measure_change(model, quantized, shows), len(shows))
+    return quantized
 
 
 def _tell_change(change: float | None, pictures: int) -> None:
