@@ -173,7 +173,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "digit_errors.csv",
             "Where the digit model loses its score",
             "`stroke_iou` takes all digits for one class; `class_share` is the share of the pixels "
-            "found on strokes that have the right digit. 240 scenes.",
+            "found on strokes that have the right digit. 240 scenes. The second row are the labels "
+            "themselves, averaged over 4 x 4 pixels: the best that this stride leaves.",
             "python benchmark/digit_errors.py --data_root data/digit_scenes",
         ),
         Table(

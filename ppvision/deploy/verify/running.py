@@ -28,7 +28,7 @@ from ppvision.errors import EngineError, PpvisionError
 
 # Seconds for OpenVINO's comparison, including loading Paddle. The largest networks of
 # benchmark/openvino_networks.py compile in a tenth of this.
-TIME_LIMIT = 300
+TIME_LIMIT = 900
 
 Outputs = list[list[list[np.ndarray]]]  # per folder, per input
 
