@@ -28,6 +28,7 @@ from ppvision.environment import machine
 
 RESULTS = Path(__file__).with_name("results") / "once_qat_seeds.csv"
 FIELDS = ["training", "bits", "arithmetic", "seed", "miou", "steps", "machine"]
+RATE = 5e-5  # of both; few bits need more than the config's
 CONFIG = ROOT / "configs" / "segmentation" / "segformer_pale_nano_digit_scenes.yml"
 SLIM = ROOT / "configs" / "quantization" / "once_qat_8_4_2_integers.yml"
 WEIGHTS = "segformer_pale_nano.digit_scenes"
@@ -50,6 +51,7 @@ def train(folder: Path, seed: int, steps: int, data: list[str], *, once: bool) -
     """The weights after the last step."""
     run_command(
         "train", "-c", CONFIG, "--model_path", WEIGHTS, "--save_dir", folder, "--seed", seed,
+        "--learning_rate", RATE,
         "--iters", steps, "--save_interval", steps, "--resume", "auto",
         *(["--slim_config", SLIM] if once else []), "--opts", *data,
     )  # fmt: skip
