@@ -1,7 +1,8 @@
 """Our 8-bit integers against those of ONNX Runtime and of OpenVINO with NNCF, on the same CPU.
 
     python -m venv output/rivals-venv
-    output/rivals-venv/bin/pip install nncf==3.4.0 openvino==2026.4.1 onnxruntime==1.32.0
+    output/rivals-venv/bin/pip install nncf==3.4.0 openvino==2026.4.1 onnxruntime==1.32.0 \\
+        onnx==1.23.2
     python benchmark/integer_rivals.py --work_dir output/rivals --pictures PHOTOGRAPHS \\
         --rivals_python output/rivals-venv/bin/python
     python benchmark/integer_rivals.py --work_dir output/rivals --time \\

@@ -237,12 +237,13 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "8-bit integers of other programs",
             "One network and the same calibration pictures; all take turns on one picture. The "
             "ratios are to our integers and to the same program in float; labels and error are "
-            "against our float.",
+            "against our float. Labels and errors of the AMD EPYC are from before the steps of "
+            "activations came from all channels (CHANGELOG.md).",
             "python benchmark/integer_rivals.py --work_dir output/rivals --time --rivals_python "
             "output/rivals-venv/bin/python",
             (
                 *("model", "program", "arithmetic", "threads", "ms", "over_our_int8"),
-                *("over_float", "bytes", "same_labels", "error"),
+                *("over_float", "bytes", "same_labels", "error", "machine"),
             ),
         ),
         Table(
@@ -252,12 +253,14 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "--int8`; both without training. `once_qat`: codes that were learned. Whole val "
             "splits; `loss_points` is the score lost against float, times 100. Of the photographs "
             "only the agreement with float counts: 64 others calibrated. Float weights of the "
-            "zoo are those of its 8-bit codes.",
+            "zoo are those of its 8-bit codes. Rows of the AMD EPYC with calibration or codes are "
+            "from before the steps of activations came from all channels (CHANGELOG.md), and "
+            "those of digit scenes are of earlier weights; rows of the Intel Xeon are newer.",
             "PYTHONPATH=output/imagenet python benchmark/integer_scores.py --work_dir "
             "output/integer_scores",
             (
                 *("name", "kind", "bits", "arithmetic", "runs_in", "metric", "score"),
-                *("loss_points", "agreement", "standard_error", "pictures"),
+                *("loss_points", "agreement", "standard_error", "pictures", "machine"),
             ),
         ),
         Table(
@@ -265,7 +268,8 @@ GROUPS: dict[str, tuple[Table, ...]] = {
             "Once-QAT in integers over seeds",
             "From the zoo's weights of digit scenes, the same steps in float and with once-QAT at "
             "8, 4 and 2 bits with inputs of layers at 8 bits; every exported folder is scored on "
-            "the whole val split. The rows are mean and standard deviation over three seeds.",
+            "the whole val split. The rows are mean and standard deviation over three seeds, from "
+            "the earlier weights (mIoU 0.529).",
             "python benchmark/once_qat_seeds.py --work_dir output/once_qat_seeds",
             ("training", "bits", "arithmetic", "seed", "miou"),
             is_summary,
