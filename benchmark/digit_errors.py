@@ -9,12 +9,16 @@ results/digit_errors.csv.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 import ppvision
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 from benchmark.runs import write_rows
 from ppvision.data.pictures import read_label
 from ppvision.environment import machine

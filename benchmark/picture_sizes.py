@@ -13,6 +13,7 @@ it says what learns faster at the start, not what is better in the end.
 """
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from ppvision.environment import prefer_fast_mkl
 prefer_fast_mkl()  # before Paddle starts
 
 import yaml
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.runs import ProcessorClock, add_row, claim_run, read_rows, spent
 from ppvision.engine.run_folder import RunFolder

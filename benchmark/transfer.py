@@ -23,6 +23,7 @@ script goes on where it was; started twice, the two processes share the runs out
 
 import argparse
 import csv
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -33,6 +34,8 @@ prefer_fast_mkl()  # before Paddle starts
 
 import paddle
 import yaml
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.runs import add_row, add_rows, claim_run, mean_and_spread, read_rows, write_rows
 from benchmark.sdn_boundary import export, size_of, time_in_turn

@@ -13,12 +13,15 @@ already stay; remove the rows of weights that have changed.
 
 import argparse
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from ppvision.environment import prefer_fast_mkl
 
 prefer_fast_mkl()  # before Paddle starts
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmark.runs import add_rows, read_rows
 from ppvision.environment import machine

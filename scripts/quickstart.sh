@@ -6,7 +6,7 @@
 # on a real photograph; exported in 8-bit integers. Then a short once-QAT of that model, packed as
 # layers of bits and exported at 8, 4 and 2 bits, with products in float and in integers. FOLDER
 # (default output/quickstart) has all results; a second run continues with them. The script fails if
-# the mIoU is below 0.53: the zoo's weights have 0.567.
+# the mIoU is below 0.535: the zoo's weights have 0.567.
 #
 # It shows the steps, one progress line per step, and the result. The output of the verbs is in
 # FOLDER/*.txt, and that of libraries during the training is in FOLDER/run/log.txt; --verbose shows
@@ -108,7 +108,7 @@ mIoU            $before before, $after after, $exported exported
 Score, bytes and milliseconds on one thread, by bits of the weights and arithmetic:
 $(python -W ignore scripts/arithmetic_table.py "$model-112" "$model-int8" "$model-bits"/w{8,4,2})
 END
-awk -v miou="$after" 'BEGIN { exit !(miou >= 0.53) }' || {
-    echo "quickstart: expected at least 0.53 mIoU, got $after. Look at the loss in VisualDL." >&2
+awk -v miou="$after" 'BEGIN { exit !(miou >= 0.535) }' || {
+    echo "quickstart: expected at least 0.535 mIoU, got $after. Look at the loss in VisualDL." >&2
     exit 1
 }

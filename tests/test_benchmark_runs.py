@@ -3,6 +3,8 @@
 import multiprocessing
 from pathlib import Path
 
+import pytest
+
 from benchmark.runs import add_row, add_rows, read_rows, write_rows
 
 FIELDS = ("kind", "seed", "score")
@@ -46,3 +48,19 @@ def test_a_table_is_written_whole_or_not_at_all(tmp_path):
         raise AssertionError("a column that the table has not")
     assert path.read_text().splitlines()[-1] == ",mean,"
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+SCRIPTS = [
+    path
+    for path in sorted((Path(__file__).resolve().parents[1] / "benchmark").glob("*.py"))
+    if "\nfrom benchmark" in path.read_text(encoding="utf-8")
+]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_finds_the_others_from_any_folder(path):
+    """`python benchmark/NAME.py` has its own folder on the path, not the one above."""
+    text = path.read_text(encoding="utf-8")
+    assert 0 < text.find("\nsys.path.") < text.index("\nfrom benchmark") or (
+        0 < text.find("    sys.path.") < text.index("\nfrom benchmark")
+    )

@@ -748,6 +748,21 @@ def test_a_teacher_is_looked_at_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_crop_that_is_too_small_is_refused_before_the_teacher_answers(
+    crops, tmp_path, five_classes, counted, capsys
+):
+    config = taught_config(crops, five_classes)
+    del config["sizes"]
+    config["train_dataset"]["transforms"][0] = {"type": "RandomCrop", "size": 8}
+    path = tmp_path / "taught.yml"
+    path.write_text(yaml.safe_dump(config))
+    assert ppvision("train", "-c", path, "--save_dir", tmp_path / "run") == 1
+    said = capsys.readouterr().err
+    assert "train_dataset.transforms: RandomCrop: keeps" in said
+    assert "could not be read" not in said
+    assert not counted
+
+
 # -- the run --------------------------------------------------------------------------------------
 
 

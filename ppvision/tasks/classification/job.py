@@ -32,6 +32,7 @@ from ppvision.deploy.write.paddlex import choose_default_name
 from ppvision.engine.optimization import make_cosine_schedule, make_parameter_groups
 from ppvision.engine.reading import read_in_order
 from ppvision.environment import count_usable_cpus
+from ppvision.errors import DataError, InputError
 from ppvision.safe_yaml import Located, drop_places
 from ppvision.tables import format_table
 from ppvision.tasks.classification.config import (
@@ -213,12 +214,23 @@ class Classification(Job):
         if "teacher" not in self.content:
             return None
         data = self.train_dataset
+        self._try_transforms()
         return Teacher(self.content["teacher"], data.classes, data.folders)
 
     def prepare_training(self) -> None:
         """Let the teacher answer for every training image, unless the answers exist."""
         if self.teacher is not None:
             self.train_dataset.answers = self.teacher.answers(self.train_dataset)
+
+    def _try_transforms(self) -> None:
+        """Transform the first training image: a crop that the teacher does not allow is an error
+        before it answers for hours."""
+        try:
+            self.train_dataset[0]
+        except InputError as error:
+            raise ConfigError(f"config: train_dataset.transforms: {error}") from error
+        except DataError:
+            pass  # the check of the data names every image that cannot be read
 
     @cached_property
     def val_dataset(self) -> ClassFolders:
