@@ -763,6 +763,12 @@ def test_a_crop_that_is_too_small_is_refused_before_the_teacher_answers(
     assert not counted
 
 
+def test_a_missing_class_gets_the_names_of_the_mapping():
+    mapping = {"goldfish": 0, "bullfrog": 1}
+    with raises_naming(ConfigError, "'alligator'", "bullfrog,", "goldfish."):
+        map_classes(mapping, ["goldfish", "bullfrog", "alligator"], [], 5, (), "teacher")
+
+
 # -- the run --------------------------------------------------------------------------------------
 
 

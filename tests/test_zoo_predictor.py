@@ -186,3 +186,10 @@ def test_a_name_has_the_widths_of_its_layered_model():
     stored = read_weights("segformer_pale_nano.digit_scenes")
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), stored[name])
+
+
+def test_predict_without_a_config_suggests_names(tmp_path, capsys):
+    from tests.helpers.verbs import ppvision as run_verb
+
+    assert run_verb("predict", "--model_path", "pale_nano.nuclei", "--image_path", tmp_path) == 1
+    assert "segformer_pale_nano_sdn.nuclei" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from ppvision.cli.options import (
 )
 from ppvision.console import show, tell, tell_last
 from ppvision.environment import count_usable_cpus
-from ppvision.errors import InputError, shorten
+from ppvision.errors import InputError, shorten, suggest_nearest
 
 
 def add(verbs: Verbs) -> None:
@@ -91,13 +91,15 @@ def _exported(args: argparse.Namespace) -> dict[str, object]:
         if args.bits is not None:
             raise InputError("--bits: an exported folder has one width. Pass --model_path.")
         return {"folder": args.model_dir}
-    from ppvision.zoo.cards import find_card
+    from ppvision.zoo.cards import ZOO_WEIGHTS, find_card
 
     card = find_card(args.model_path)
     if card is None:
+        whole = [name for name, found in ZOO_WEIGHTS.items() if not found.package]
         raise InputError(
             "predict: --model_path without --config: expected the name of a whole model in the "
-            f"zoo, got {shorten(args.model_path)}. Pass --config as well, or --model_dir instead."
+            f"zoo, got {shorten(args.model_path)}. {suggest_nearest(args.model_path, whole)} Pass "
+            "--config as well, or --model_dir instead."
         )
     if args.bits is None:
         return {"folder": card.name}

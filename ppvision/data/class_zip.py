@@ -210,7 +210,8 @@ class ZipPath:
                 f"none. The zip has at its top: {shown}."
             )
         if left_out:
-            logger.info(f"{self}: {left_out} files omitted that are not images")
+            where = str(self).removesuffix(": ")  # at the top of the zip
+            logger.info(f"{where}: {left_out} files omitted that are not images")
         return {
             make_printable(name): [ZipPath(self.archive, str(path)) for path in sorted(found[name])]
             for name in sorted(found)

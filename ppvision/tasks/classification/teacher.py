@@ -477,7 +477,7 @@ def _values_by_class(
         if not found:
             raise ConfigError(
                 f"{where}: expected every class, found none for {shorten(name)}. "
-                f"{suggest_nearest(name, list(by_name))}"
+                f"{suggest_nearest(name, mapping)}"
             )
         values.append(by_name.pop(found[0]))
     if by_name:
