@@ -407,12 +407,18 @@ def section(table: Table, results: Path) -> str:
             f"{table.file}: expected columns {columns} and rows to show; missing: {missing}, "
             f"{len(shown)} rows."
         )
-    machines = dict.fromkeys(machine for row in shown if (machine := machine_of(row)))
+    machines = dict.fromkeys(machine for row in rows if (machine := machine_of(row)))
     lines = [
         f"### {table.title}\n",
         textwrap.fill(table.says, WIDTH, break_on_hyphens=False, break_long_words=False) + "\n",
         f"```bash\n{table.command}\n```\n",
-        f"`benchmark/results/{table.file}`; {' and '.join(machines) or 'machine not noted'}.\n",
+        textwrap.fill(
+            f"`benchmark/results/{table.file}`; {' and '.join(machines) or 'machine not noted'}.",
+            WIDTH,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        + "\n",
         f"| {' | '.join(columns)} |",
         f"|{'---|' * len(columns)}",
         *(f"| {' | '.join(row[name] or '-' for name in columns)} |" for row in shown),
