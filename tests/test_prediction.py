@@ -764,7 +764,10 @@ def killed(exported, source, out, number, after) -> dict[str, object]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_with_a_complete_report(number, exported, sixty, tmp_path):
-    report = killed(exported, sixty, tmp_path / "out", number, after=5)
+    for attempt in range(5):  # on a busy machine a signal may come after the last picture
+        report = killed(exported, sixty, tmp_path / f"out{attempt}", number, after=5)
+        if len(report) < 60:
+            break
     assert 5 <= len(report) < 60
 
 
@@ -790,10 +793,20 @@ def test_a_killed_run_leaves_nothing_that_blocks_or_misleads(exported, sixty, tm
 
 def test_a_terminal_that_is_closed(exported, sixty, tmp_path):
     """SIGHUP, and then every write to the terminal fails."""
-    out = tmp_path / "out"
+    for attempt in range(5):  # on a busy machine the signal may come after the last picture
+        out = tmp_path / f"out{attempt}"
+        code = _hang_up(exported, sixty, out)
+        if len(check_consistent(out)) < 60:
+            break
+    assert code == 128 + signal.SIGHUP
+    assert 5 <= len(check_consistent(out)) < 60
+
+
+def _hang_up(exported, pictures, out) -> int:
+    """Close the terminal of a prediction after five pictures; its exit status."""
     leader, terminal = pty.openpty()
     how = {"stdin": terminal, "stdout": terminal, "stderr": terminal, "start_new_session": True}
-    with start(exported, sixty, out, **how) as process:
+    with start(exported, pictures, out, **how) as process:
         os.close(terminal)
         reader = threading.Thread(target=_read_all, args=(leader,), daemon=True)
         reader.start()
@@ -801,8 +814,7 @@ def test_a_terminal_that_is_closed(exported, sixty, tmp_path):
         process.send_signal(signal.SIGHUP)
         os.close(leader)
         process.wait(timeout=60)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert 5 <= len(check_consistent(out)) < 60
+    return process.returncode
 
 
 def _read_all(descriptor: int) -> None:
