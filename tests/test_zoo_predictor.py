@@ -189,7 +189,11 @@ def test_a_name_has_the_widths_of_its_layered_model():
 
 
 def test_predict_without_a_config_suggests_names(tmp_path, capsys):
+    from ppvision.data.writing import write_picture
     from tests.helpers.verbs import ppvision as run_verb
 
-    assert run_verb("predict", "--model_path", "pale_nano.nuclei", "--image_path", tmp_path) == 1
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    write_picture(pictures / "a.png", np.zeros((8, 8, 3), np.uint8))
+    assert run_verb("predict", "--model_path", "pale_nano.nuclei", "--image_path", pictures) == 1
     assert "segformer_pale_nano_sdn.nuclei" in capsys.readouterr().err
