@@ -195,5 +195,5 @@ def test_predict_without_a_config_suggests_names(tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     write_picture(pictures / "a.png", np.zeros((8, 8, 3), np.uint8))
-    assert run_verb("predict", "--model_path", "pale_nano.nuclei", "--image_path", pictures) == 1
+    assert run_verb("predict", "--model_path", "pale_nano.nucleus", "--image_path", pictures) == 1
     assert "segformer_pale_nano_sdn.nuclei" in capsys.readouterr().err
