@@ -223,14 +223,15 @@ class Classification(Job):
             self.train_dataset.answers = self.teacher.answers(self.train_dataset)
 
     def _try_transforms(self) -> None:
-        """Transform the first training image: a crop that the teacher does not allow is an error
-        before it answers for hours."""
+        """Transform the first training image, so that a crop which the teacher does not allow is an
+        error before it answers for hours."""
         try:
             self.train_dataset[0]
-        except InputError as error:
-            raise ConfigError(f"config: train_dataset.transforms: {error}") from error
         except DataError:
             pass  # the check of the data names every image that cannot be read
+        except Exception as error:  # a transform may raise anything
+            said = error if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            raise ConfigError(f"config: train_dataset.transforms: {said}") from error
 
     @cached_property
     def val_dataset(self) -> ClassFolders:
